@@ -1,0 +1,365 @@
+"""The bridge between modules and matrices: find layers, read their stored weight, write it back.
+
+The *stored* weight is the tensor whose singular values are controlled. For a plain layer it is the
+parameter; under spectral normalization (torch's parametrization, torch's legacy hook, or specreg's own
+parametrization) the weight before its division by s1; under torch's weight normalization (new and
+legacy) the weight g·v/|v| that the network uses. Reading never evaluates a parametrization in training
+mode, for that would move spectral normalization's power iteration.
+"""
+
+import copy
+import fnmatch
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
+
+from specreg.spectra.decompose import svd
+from specreg.spectra.matrices import from_matrix, to_matrix
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+DEFAULT_KINDS: tuple[type[nn.Module], ...] = (*CONVOLUTIONS, nn.Linear)
+ALL_KINDS: tuple[type[nn.Module], ...] = (*DEFAULT_KINDS, nn.Embedding)
+
+Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+Selection = Selector | Iterable[Selector] | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight matrix of a model and the module (or modules, where it is shared) that use it.
+
+    Attributes:
+        name: the module's qualified name, "" for the root itself.
+        modules: the modules that share the weight, the named one first.
+        shared_with: the names of the others.
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...] = field(repr=False)
+    shared_with: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> nn.Module:
+        return self.modules[0]
+
+    @property
+    def kind(self) -> str:
+        """The layer's class, without the prefix that torch's parametrization gives it."""
+        return next(kind.__name__ for kind in type(self.module).__mro__ if kind in ALL_KINDS)
+
+    @property
+    def output_dim(self) -> int:
+        return 1 if isinstance(self.module, TRANSPOSED) else 0
+
+    @property
+    def groups(self) -> int:
+        return int(getattr(self.module, "groups", 1))
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(out, in·kernel) of one group's matrix."""
+        rows, columns = to_matrix(self._tensor(), output_dim=self.output_dim, groups=self.groups).shape[-2:]
+        return rows, columns
+
+    @property
+    def rank(self) -> int:
+        """r, the number of singular values of one group's matrix."""
+        return min(self.matrix_shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._tensor().dtype
+
+    def matrix(self) -> Tensor:
+        """Read the stored weight as a matrix, detached, shape (out, in·kernel), one leading dimension if grouped."""
+        return to_matrix(stored_weight(self.module, self.name), output_dim=self.output_dim, groups=self.groups)
+
+    def write(self, matrix: Tensor, u1: Tensor | None = None, v1: Tensor | None = None) -> None:
+        """Store a matrix in place and refresh what was derived from the old one.
+
+        Args:
+            matrix: shape as :meth:`matrix` returns it, any dtype.
+            u1, v1: its first singular vectors, (out,) and (in·kernel,), given to spectral normalization's
+                power iteration; computed anew where they do not fit.
+        """
+        weight = from_matrix(matrix, self._tensor().shape, output_dim=self.output_dim, groups=self.groups)
+        write_weight(self.module, weight)
+        for module in self.modules:
+            _refresh(module, weight, u1 if self.groups == 1 else None, v1)
+
+    def _tensor(self) -> Tensor:
+        return _storage(self.module)[-1]
+
+
+class Layers(Mapping[str, Layer]):
+    """The layers that a verb touched: a mapping from name to :class:`Layer` that prints as a table."""
+
+    def __init__(self, layers: Iterable[Layer], title: str = "layers") -> None:
+        self._layers = {layer.name: layer for layer in layers}
+        self._title = title
+
+    def __getitem__(self, name: str) -> Layer:
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __repr__(self) -> str:
+        return f"<{self._title}: {', '.join(map(shown, self)) or 'none'}>"
+
+    def __str__(self) -> str:
+        rows = [(shown(name), layer.kind, *_describe(layer)) for name, layer in self.items()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([f"{self._title}: {len(self)} layer{'s' if len(self) != 1 else ''}", *lines])
+
+
+def shown(name: str) -> str:
+    """Return a layer's name as messages show it."""
+    return name or "(the module itself)"
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the module inside torch.compile's and data parallelism's wrappers, so that names do not change."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
+
+
+def find(
+    module: nn.Module,
+    *,
+    kinds: tuple[type[nn.Module], ...] = DEFAULT_KINDS,
+    only: Selection = None,
+    skip: Selection = None,
+    title: str = "layers",
+) -> Layers:
+    """Find the layers to work on; a weight shared by several modules is one layer.
+
+    Args:
+        module: searched with all its children.
+        kinds: layer classes taken when ``only`` is not given.
+        only: take just these, of every kind in ``ALL_KINDS``: a name, a glob on names, a class, a predicate
+            ``(name, module) -> bool``, or several of them. A name stands for everything below it too.
+        skip: leave these out; the same forms.
+        title: heads the printed report.
+
+    Raises:
+        TypeError: ``module`` is no module.
+        ValueError: nothing matched, or a name in ``only`` or ``skip`` matches no layer.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
+    module = unwrap(module)
+    there = [(name, child) for name, child in module.named_modules() if _has_weight(child)]
+    wanted = _selectors("only", only, there) if only is not None else [kinds]
+    unwanted = _selectors("skip", skip, there)
+    matched = [
+        (name, child)
+        for name, child in there
+        if any(_selects(one, name, child) for one in wanted)
+        and not any(_selects(one, name, child) for one in unwanted)
+    ]
+    if not matched:
+        raise ValueError(f"no layer matched{_filters(only, skip)}: {_inventory(module, there)}")
+    users: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, child in matched:
+        if isinstance(_storage(child)[-1], nn.UninitializedParameter):
+            raise ValueError(f"layer {shown(name)!r} has no weight yet (lazy module): run one forward pass first")
+        users.setdefault(id(_storage(child)[-1]), []).append((name, child))
+    return Layers(
+        (
+            Layer(shared[0][0], tuple(child for _, child in shared), tuple(name for name, _ in shared[1:]))
+            for shared in users.values()
+        ),
+        title,
+    )
+
+
+def stored_weight(module: nn.Module, name: str = "") -> Tensor:
+    """Return the stored weight (see the module's docstring), detached; nothing is changed."""
+    with torch.no_grad():
+        storage = _storage(module)
+        if len(storage) == 2:
+            return torch._weight_norm(storage[1], storage[0], _weight_norm_dim(module))
+        foreign = _foreign(module)
+        if foreign is None:
+            return storage[0].detach()
+        # An unknown parametrization: evaluate a copy, in eval mode, so that no state of the original moves.
+        return copy.deepcopy(foreign).eval()().detach()
+
+
+def write_weight(module: nn.Module, weight: Tensor) -> None:
+    """Overwrite the stored weight in place, its dtype and memory format kept; g and v under weight normalization."""
+    with torch.no_grad():
+        storage = _storage(module)
+        storage[-1].copy_(weight)
+        if len(storage) == 2:
+            storage[0].copy_(torch.norm_except_dim(storage[1], 2, _weight_norm_dim(module)))
+
+
+def require_writable(layers: Layers) -> None:
+    """Raise ValueError for the first layer whose weight comes from a parametrization that specreg does not know."""
+    for name, layer in layers.items():
+        for module in layer.modules:
+            if (foreign := _foreign(module)) is not None:
+                raise ValueError(
+                    f"layer {shown(name)!r} is under {', '.join(type(p).__name__ for p in foreign)}, "
+                    f"which specreg cannot write through: leave it out with skip={name!r}"
+                )
+
+
+def require_finite(layers: Layers) -> None:
+    """Raise ValueError naming the first layer whose stored weight holds NaN or inf."""
+    for name, layer in layers.items():
+        if not bool(torch.isfinite(layer.matrix()).all()):
+            raise ValueError(f"layer {shown(name)!r}: the weight holds NaN or inf; stop and go back to a checkpoint")
+
+
+def normalizers(module: nn.Module) -> list[nn.Module | LegacySpectralNorm]:
+    """Return torch's spectral normalizations of the module's weight, parametrizations and legacy hooks."""
+    return [p for p in _parametrizations(module) if isinstance(p, _SpectralNorm)] + [
+        hook for hook in _legacy_hooks(module) if isinstance(hook, LegacySpectralNorm)
+    ]
+
+
+class SpectrumPreserving(nn.Module):
+    """Base of parametrizations whose matrix keeps the singular vectors, so that the original may be edited."""
+
+
+def _parametrizations(module: nn.Module) -> list[nn.Module]:
+    lists = getattr(module, "parametrizations", None)
+    return list(lists["weight"]) if isinstance(lists, nn.ModuleDict) and "weight" in lists else []
+
+
+def _legacy_hooks(module: nn.Module) -> list[LegacySpectralNorm | LegacyWeightNorm]:
+    return [
+        hook
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)) and hook.name == "weight"
+    ]
+
+
+def _storage(module: nn.Module) -> tuple[Tensor, ...]:
+    """Return the parameters behind the weight: (weight,), or (g, v) under weight normalization."""
+    for hook in _legacy_hooks(module):
+        if isinstance(hook, LegacyWeightNorm):
+            return module.weight_g, module.weight_v  # type: ignore[return-value]
+        return (module.weight_orig,)  # type: ignore[return-value]
+    if chain := _parametrizations(module):
+        held = module.parametrizations["weight"]  # type: ignore[index,union-attr]
+        if isinstance(chain[0], _WeightNorm):
+            return held.original0, held.original1
+        if not hasattr(held, "original"):
+            return (module.weight.detach(),)  # type: ignore[union-attr,operator]
+        return (held.original,)
+    return (module._parameters["weight"],)  # type: ignore[return-value]
+
+
+def _weight_norm_dim(module: nn.Module) -> int:
+    owner = next((h for h in _legacy_hooks(module) if isinstance(h, LegacyWeightNorm)), None)
+    dim = owner.dim if owner is not None else _parametrizations(module)[0].dim
+    return -1 if dim is None else int(dim)  # type: ignore[arg-type]
+
+
+def _foreign(module: nn.Module) -> ParametrizationList | None:
+    chain = _parametrizations(module)
+    known = (_SpectralNorm, SpectrumPreserving)
+    after = chain[1:] if chain and isinstance(chain[0], _WeightNorm) else chain
+    if all(isinstance(p, known) for p in after):
+        return None
+    return module.parametrizations["weight"]  # type: ignore[index,union-attr,return-value]
+
+
+def _refresh(module: nn.Module, weight: Tensor, u1: Tensor | None, v1: Tensor | None) -> None:
+    """Point spectral normalization's vectors at the new weight, and the legacy hooks' `weight` at the new value.
+
+    Power iteration that starts from vectors of another matrix under-estimates s1, and the network would
+    use a weight of norm above 1 for some steps.
+    """
+    with torch.no_grad():
+        for normalizer in normalizers(module):
+            legacy = isinstance(normalizer, LegacySpectralNorm)
+            u: Tensor = module.weight_u if legacy else normalizer._u  # type: ignore[assignment]
+            v: Tensor = module.weight_v if legacy else normalizer._v  # type: ignore[assignment]
+            if u1 is None or v1 is None or u.shape != u1.shape or v.shape != v1.shape:
+                flat = normalizer.dim if normalizer.dim < weight.ndim else 0
+                factors = svd(weight.movedim(int(flat), 0).flatten(1))  # type: ignore[arg-type]
+                first_u, first_v = factors.U[:, 0], factors.Vh[0].conj()
+            else:
+                first_u, first_v = u1, v1
+            if bool(torch.any(weight != 0)):
+                u.copy_(first_u)
+                v.copy_(first_v)
+        for hook in _legacy_hooks(module):
+            if isinstance(hook, LegacyWeightNorm):
+                module.weight = hook.compute_weight(module)
+            else:
+                module.weight = hook.compute_weight(module, do_power_iteration=False)
+
+
+def _has_weight(module: nn.Module) -> bool:
+    if not isinstance(module, ALL_KINDS):
+        return False
+    return (
+        module._parameters.get("weight") is not None or bool(_parametrizations(module)) or bool(_legacy_hooks(module))
+    )
+
+
+def _selectors(option: str, selection: Selection, there: list[tuple[str, nn.Module]]) -> list[Selector | tuple[type, ...]]:
+    if selection is None:
+        return []
+    selectors: list[Selector] = (
+        list(selection)
+        if isinstance(selection, Iterable) and not isinstance(selection, (str, type))
+        else [selection]  # type: ignore[list-item]
+    )
+    for one in selectors:
+        if not isinstance(one, (str, type)) and not callable(one):
+            raise TypeError(f"{option}: expected a name, a glob, a layer class or a predicate, got {one!r}")
+        if isinstance(one, str) and not any(_selects(one, name, child) for name, child in there):
+            names = ", ".join(shown(name) for name, _ in there) or "none"
+            raise ValueError(f"{option}={one!r} names no layer; the layers are: {names}")
+    return list(selectors)
+
+
+def _selects(selector: Selector | tuple[type, ...], name: str, module: nn.Module) -> bool:
+    if isinstance(selector, str):
+        return fnmatch.fnmatchcase(name, selector) or name.startswith(f"{selector}.")
+    if isinstance(selector, (type, tuple)):
+        return isinstance(module, selector)
+    return bool(selector(name, module))
+
+
+def _filters(only: Selection, skip: Selection) -> str:
+    given = [f"{option}={value!r}" for option, value in (("only", only), ("skip", skip)) if value is not None]
+    return f" ({', '.join(given)})" if given else ""
+
+
+def _inventory(module: nn.Module, there: list[tuple[str, nn.Module]]) -> str:
+    if there:
+        return "the layers are " + ", ".join(f"{shown(name)} ({type(child).__name__})" for name, child in there)
+    leaves = Counter(type(child).__name__ for child in module.modules() if not list(child.children()))
+    found = ", ".join(f"{count} x {kind}" for kind, count in sorted(leaves.items()))
+    return f"the module holds {found or 'nothing'}, specreg takes {', '.join(kind.__name__ for kind in ALL_KINDS)}"
+
+
+def _describe(layer: Layer) -> tuple[str, str]:
+    rows, columns = layer.matrix_shape
+    size = f"{rows} x {columns}" if layer.groups == 1 else f"{layer.groups} groups of {rows} x {columns}"
+    return size, f"shared with {', '.join(layer.shared_with)}" if layer.shared_with else ""

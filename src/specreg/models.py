@@ -1,0 +1,193 @@
+"""ResNet generator and discriminator of SN-GAN for every resolution, and nothing about regularization.
+
+Structure, initialization and channel counts follow Miyato et al. 2018 (appendix B, tables 3 to 6) and the
+authors' code of Liu et al. 2019; resolutions that neither has (8, 16) shorten the 32x32 network.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Stages:
+    """How one resolution is built.
+
+    Attributes:
+        bottom: side of the generator's first feature map; each of its blocks doubles it.
+        generator: channel multiplier at the start and after each block.
+        discriminator: channel multiplier and "halves the side" of each block.
+    """
+
+    bottom: int
+    generator: tuple[int, ...]
+    discriminator: tuple[tuple[int, bool], ...]
+
+
+_PLAIN = ((1, True), (1, True), (1, False), (1, False))
+STAGES = {
+    8: Stages(4, (1, 1), _PLAIN),
+    16: Stages(4, (1, 1, 1), _PLAIN),
+    32: Stages(4, (1, 1, 1, 1), _PLAIN),
+    48: Stages(6, (1, 1, 1, 1), _PLAIN),
+    64: Stages(4, (16, 8, 4, 2, 1), ((1, True), (2, True), (4, True), (8, True), (16, False))),
+    128: Stages(4, (16, 16, 8, 4, 2, 1), ((1, True), (2, True), (4, True), (8, True), (16, True), (16, False))),
+}
+
+
+class Generator(nn.Module):
+    """Map latent vectors to images in [-1, 1].
+
+    Args:
+        resolution: side of the images, a key of ``STAGES``.
+        channels: base width, multiplied by the stage's multiplier (256 for 32x32 in the paper).
+        latent: dimension of z.
+        image_channels: 1 or 3.
+        num_classes: 0, or the number of classes for class-conditional batch normalization.
+
+    Raises:
+        ValueError: there is no network for the resolution.
+    """
+
+    def __init__(
+        self, resolution: int, channels: int, *, latent: int = 128, image_channels: int = 3, num_classes: int = 0
+    ) -> None:
+        super().__init__()
+        stages = stages_for(resolution)
+        widths = [channels * multiplier for multiplier in stages.generator]
+        self.latent = latent
+        self.num_classes = num_classes
+        self.start = nn.Linear(latent, widths[0] * stages.bottom**2)
+        self.bottom = stages.bottom
+        self.blocks = nn.ModuleList(
+            _GeneratorBlock(before, after, num_classes) for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.to_image = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
+        _glorot(self)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return images (N, image_channels, side, side) for z (N, latent) and, if conditional, labels (N,)."""
+        hidden = self.start(z).unflatten(1, (-1, self.bottom, self.bottom))
+        for block in self.blocks:
+            hidden = block(hidden, labels)
+        return torch.tanh(self.to_image(F.relu(self.norm(hidden))))
+
+
+class Discriminator(nn.Module):
+    """Map images to one real number each; class-conditional by projection (Miyato and Koyama 2018).
+
+    Args:
+        resolution: side of the images, a key of ``STAGES``.
+        channels: base width, the "ch" of the paper's settings (128 for 32x32 in SN-GAN).
+        image_channels: 1 or 3.
+        num_classes: 0, or the number of classes.
+
+    Raises:
+        ValueError: there is no network for the resolution.
+    """
+
+    def __init__(self, resolution: int, channels: int, *, image_channels: int = 3, num_classes: int = 0) -> None:
+        super().__init__()
+        widths = [(channels * multiplier, halves) for multiplier, halves in stages_for(resolution).discriminator]
+        befores = [image_channels] + [width for width, _ in widths]
+        self.blocks = nn.ModuleList(
+            _DiscriminatorBlock(before, width, halves=halves, first=index == 0)
+            for index, (before, (width, halves)) in enumerate(zip(befores, widths, strict=False))
+        )
+        self.score = nn.Linear(befores[-1], 1, bias=False)
+        self.embedding = nn.Embedding(num_classes, befores[-1]) if num_classes else None
+        _glorot(self)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return scores (N,) for images (N, image_channels, side, side) and, if conditional, labels (N,)."""
+        hidden = images
+        for block in self.blocks:
+            hidden = block(hidden)
+        features = F.relu(hidden).sum((2, 3))
+        score = self.score(features)[:, 0]
+        if self.embedding is not None:
+            score = score + (self.embedding(labels) * features).sum(1)
+        return score
+
+
+def stages_for(resolution: int) -> Stages:
+    """Return the stages of a resolution, or raise ValueError naming those that there are."""
+    if resolution not in STAGES:
+        raise ValueError(f"no network for {resolution}x{resolution} images: the sides are {', '.join(map(str, STAGES))}")
+    return STAGES[resolution]
+
+
+class _GeneratorBlock(nn.Module):
+    def __init__(self, before: int, after: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(before, num_classes)
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
+        self.norm2 = _norm(after, num_classes)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        self.shortcut = nn.Conv2d(before, after, 1)
+
+    def forward(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
+        residual = _double(F.relu(self.norm1(hidden, labels)))
+        residual = self.conv2(F.relu(self.norm2(self.conv1(residual), labels)))
+        # A 1x1 convolution and nearest-neighbour doubling commute: on the small side it costs a quarter.
+        return residual + _double(self.shortcut(hidden))
+
+
+class _DiscriminatorBlock(nn.Module):
+    def __init__(self, before: int, after: int, *, halves: bool, first: bool) -> None:
+        super().__init__()
+        middle = after if first else before
+        self.conv1 = nn.Conv2d(before, middle, 3, padding=1)
+        self.conv2 = nn.Conv2d(middle, after, 3, padding=1)
+        self.shortcut = nn.Conv2d(before, after, 1) if first or halves or before != after else None
+        self.halves = halves
+        self.first = first
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        # The first block sees pixels: an activation there would throw away half of them.
+        residual = self.conv1(hidden if self.first else F.relu(hidden))
+        residual = self.conv2(F.relu(residual))
+        # A 1x1 convolution and average pooling commute, so both are pooled before the shortcut's product.
+        if self.halves:
+            residual, hidden = F.avg_pool2d(residual, 2), F.avg_pool2d(hidden, 2)
+        return residual + (hidden if self.shortcut is None else self.shortcut(hidden))
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        return super().forward(hidden)
+
+
+class _ClassBatchNorm(nn.Module):
+    """Batch normalization with one gain and bias for each class (de Vries et al. 2017)."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.gain = nn.Parameter(torch.ones(num_classes, channels))
+        self.bias = nn.Parameter(torch.zeros(num_classes, channels))
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        gain, bias = F.embedding(labels, self.gain), F.embedding(labels, self.bias)
+        return torch.addcmul(bias[:, :, None, None], self.norm(hidden), gain[:, :, None, None])
+
+
+def _norm(channels: int, num_classes: int) -> nn.Module:
+    return _ClassBatchNorm(channels, num_classes) if num_classes else _BatchNorm(channels)
+
+
+def _double(hidden: Tensor) -> Tensor:
+    return F.interpolate(hidden, scale_factor=2.0, mode="nearest")
+
+
+def _glorot(network: nn.Module) -> None:
+    """Glorot-uniform weights, gain sqrt(2) in the residual 3x3 convolutions, 1 elsewhere; biases zero."""
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
+            nn.init.xavier_uniform_(module.weight, gain=math.sqrt(2) if name.endswith(("conv1", "conv2")) else 1.0)
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,44 @@
+"""Read-only views of a module's spectra."""
+
+import torch
+from torch import Tensor, nn
+
+from specreg.layers import ALL_KINDS, Selection, find, require_finite
+from specreg.spectra.decompose import singular_values
+from specreg.spectra.maps import ratios
+
+
+def spectra(
+    module: nn.Module, *, normalized: bool = False, only: Selection = None, skip: Selection = None
+) -> dict[str, Tensor]:
+    r"""Return the singular values of every layer's stored weight; the module is not changed, not one buffer.
+
+    The stored weight is the one before spectral normalization divides it by :math:`s_1`, and g·v/\|v\| under weight
+    normalization (see ``specreg.layers``).
+
+    Args:
+        module: any module, plain, normalized or compensated.
+        normalized: return the spectral distribution :math:`s_k / s_1` instead.
+        only: take just these layers: a name, a glob on names, a layer class, a predicate
+            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too), linear
+            layers and embeddings.
+        skip: leave these out; the same forms.
+
+    Returns:
+        Layer name -> singular values, descending, shape (r,), or (groups, r) for a grouped convolution; a
+        weight shared by several layers stands under the first one's name. Real, float64 where the device has it.
+
+    Raises:
+        ValueError: no layer matched, or a weight holds NaN or inf.
+
+    Example:
+        >>> layer = nn.Linear(3, 2, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 0, 0], [0, 2, 0]]))
+        >>> spectra(layer)[""]
+        tensor([3., 2.], dtype=torch.float64)
+    """
+    layers = find(module, kinds=ALL_KINDS, only=only, skip=skip, title="spectra")
+    with torch.no_grad():
+        require_finite(layers)
+        values = {name: singular_values(layer.matrix()) for name, layer in layers.items()}
+    return {name: ratios(s) for name, s in values.items()} if normalized else values

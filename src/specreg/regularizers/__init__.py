@@ -1,0 +1,1 @@
+"""The verbs: normalize, compensate and regularize the spectra of a module's layers."""

@@ -1,0 +1,297 @@
+r"""Static and dynamic compensation: edit the stored weights in place after the discriminator's optimizer step.
+
+Both lift singular values, :math:`W \leftarrow W + \sum_k (\hat s_k - s_k)\, u_k v_k^H`, and differ in the target
+:math:`\hat s_k`. On top of :func:`specreg.spectral_norm` this is spectral regularization as published.
+"""
+
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from specreg.layers import Layer, Layers, Selection, find, require_finite, require_writable, shown
+from specreg.spectra.decompose import SVD, singular_values, svd
+from specreg.spectra.maps import raise_head, raise_to_record, ratios, update_record
+
+Scale = Literal["keep", "unit"]
+
+# A stored singular value is exact to about half an eps of s1 (rounding each entry of the weight to its dtype
+# perturbs the matrix by at most that in the spectral norm for random signs); 16 leaves room for g·v/|v|.
+SATISFIED_EPS = 16
+
+
+def static_compensation(
+    module: nn.Module,
+    *,
+    keep: float | int = 0.5,
+    every: int = 5,
+    strength: float = 1.0,
+    scale: Scale = "keep",
+    only: Selection = None,
+    skip: Selection = None,
+) -> "StaticCompensation":
+    r"""Raise the first i singular values of every matching layer to the largest, :math:`\hat s_k = s_1` for k <= i.
+
+    Call ``step()`` on what this returns after each step of the discriminator's optimizer.
+
+    Args:
+        module: the discriminator, usually after :func:`specreg.spectral_norm`.
+        keep: a float in (0, 1] is a fraction of r, i = max(1, floor(keep·r)); an integer is i itself
+            (a layer with fewer singular values raises all of them). The paper finds 0.5 good and 1.0 to
+            overfit; i = 1 changes nothing.
+        every: act on the first call of ``step()`` and on every ``every``-th after it.
+        strength: in [0, 1], moves :math:`s_k` by this part of the way to its target; 1 is the paper.
+        scale: "keep" leaves :math:`s_1` of the stored weight, "unit" makes it 1 as the authors' static code does.
+        only: take just these layers: a name, a glob on names, a layer class, a predicate
+            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
+            layers. The authors compensate convolutions only.
+        skip: leave these out; the same forms.
+
+    Returns:
+        A compensator.
+
+    Raises:
+        ValueError: a bad option, no layer matched, or a layer under a parametrization that specreg does not know.
+
+    Example:
+        >>> discriminator = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> _ = spectral_norm(discriminator)
+        >>> compensator = static_compensation(discriminator, keep=0.5, every=1)
+        >>> compensator.step()
+        True
+        >>> compensator.satisfied()
+        True
+
+    Reference:
+        Liu et al. 2019, *Spectral Regularization for Combating Mode Collapse in GANs*, section 3.2.
+    """
+    layers = find(module, only=only, skip=skip, title="static_compensation")
+    return StaticCompensation(layers, every=every, strength=strength, scale=scale, keep=keep)
+
+
+def dynamic_compensation(
+    module: nn.Module,
+    *,
+    every: int = 5,
+    start: int = 0,
+    strength: float = 1.0,
+    scale: Scale = "keep",
+    only: Selection = None,
+    skip: Selection = None,
+) -> "DynamicCompensation":
+    r"""Keep every ratio :math:`s_k / s_1` at the highest it ever had, :math:`\hat s_k = \gamma_k s_1`.
+
+    Call ``step()`` on what this returns after each step of the discriminator's optimizer. The first acting
+    call only records :math:`\gamma`.
+
+    Args:
+        module: the discriminator, usually after :func:`specreg.spectral_norm`.
+        every: act on the first call of ``step()`` that is not delayed and on every ``every``-th after it.
+        start: the number of calls before the record begins. A random initialization has a nearly flat
+            spectrum; recorded from there, the running maximum pins every later spectrum to it.
+        strength: in [0, 1], moves :math:`s_k` by this part of the way to its target; 1 is the paper.
+        scale: "keep" leaves :math:`s_1` of the stored weight as the authors' dynamic code does, "unit" makes it 1.
+        only: take just these layers: a name, a glob on names, a layer class, a predicate
+            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
+            layers. The authors compensate convolutions only.
+        skip: leave these out; the same forms.
+
+    Returns:
+        A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
+
+    Raises:
+        ValueError: a bad option, no layer matched, or a layer under a parametrization that specreg does not know.
+
+    Reference:
+        Liu et al. 2019, section 3.2; Obukhov et al. 2021 (``scale="unit"`` without spectral normalization).
+    """
+    layers = find(module, only=only, skip=skip, title="dynamic_compensation")
+    return DynamicCompensation(layers, every=every, strength=strength, scale=scale, start=start)
+
+
+class Compensator:
+    """What static and dynamic compensation share: the cadence, the layers, the state.
+
+    Attributes:
+        layers: what it touches, a mapping from name to layer that prints as a table.
+        calls: how often ``step()`` was called.
+    """
+
+    def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, start: int = 0) -> None:
+        self.every = _integer("every", every, at_least=1)
+        self.start = _integer("start", start, at_least=0)
+        if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
+            raise ValueError(f"strength must lie in [0, 1], got {strength!r}")
+        if scale not in ("keep", "unit"):
+            raise ValueError(f'scale must be "keep" or "unit", got {scale!r}')
+        require_writable(layers)
+        self.strength = float(strength)
+        self.scale = scale
+        self.layers = layers
+        self.calls = 0
+
+    def step(self) -> bool:
+        """Count the call and, when it is due, compensate every layer in place.
+
+        Returns:
+            Whether this call acted.
+
+        Raises:
+            ValueError: a weight holds NaN or inf (named by its layer); no layer was changed.
+        """
+        call, self.calls = self.calls, self.calls + 1
+        if call < self.start or (call - self.start) % self.every != 0 or not self.layers:
+            return False
+        with torch.no_grad():
+            require_finite(self.layers)
+            for layer in self.layers.values():
+                self._compensate(layer)
+        return True
+
+    def satisfied(self) -> bool:
+        """Tell whether every layer's spectrum is at its target (of strength 1), within rounding of the weight's dtype."""
+        with torch.no_grad():
+            return all(self._holds(layer) for layer in self.layers.values())
+
+    def remove(self) -> None:
+        """Let go of the layers: later calls of ``step()`` do nothing. The weights stay as they are."""
+        self.layers = Layers((), title=type(self).__name__)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of calls and each layer's record: plain numbers and tensors, copies."""
+        return {"calls": self.calls, "record": {name: r.clone() for name, r in self._records().items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: the state belongs to other layers or to another scheme; nothing is changed.
+        """
+        if set(state) != {"calls", "record"}:
+            raise ValueError(f"not a compensator's state: it has the keys {sorted(map(str, state))}")
+        self._load_records(state["record"])
+        self.calls = int(state["calls"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(shown, self.layers))})"
+
+    def _compensate(self, layer: Layer) -> None:
+        matrix = layer.matrix()
+        factors = svd(matrix)
+        if (target := self._target(layer, factors.S)) is None:
+            return
+        layer.write(_with_spectrum(matrix, factors, target, self.scale), *_first_vectors(factors))
+
+    def _holds(self, layer: Layer) -> bool:
+        s = singular_values(layer.matrix())
+        tolerance = SATISFIED_EPS * torch.finfo(layer.dtype).eps
+        if self.scale == "unit" and bool(((s[..., 0] - 1).abs() > tolerance).logical_and(s[..., 0] > 0).any()):
+            return False
+        return bool((ratios(s) >= self._least_ratios(layer, s) - tolerance).logical_or(s[..., :1] == 0).all())
+
+    def _target(self, layer: Layer, s: Tensor) -> Tensor | None:
+        """Return the new singular values, or None where the weight is left alone."""
+        raise NotImplementedError
+
+    def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
+        """Return the ratios s_k/s_1 that the scheme asks for at least."""
+        raise NotImplementedError
+
+    def _records(self) -> dict[str, Tensor]:
+        return {}
+
+    def _load_records(self, records: Mapping[str, Tensor]) -> None:
+        if records:
+            raise ValueError(f"{type(self).__name__} keeps no record, the state has one for {', '.join(records)}")
+
+
+class StaticCompensation(Compensator):
+    """See :func:`static_compensation`."""
+
+    def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, keep: float | int) -> None:
+        super().__init__(layers, every=every, strength=strength, scale=scale)
+        self.keep = checked_keep(keep)
+
+    def _target(self, layer: Layer, s: Tensor) -> Tensor:
+        return raise_head(s, head_count(self.keep, s.shape[-1]), self.strength)
+
+    def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
+        return (torch.arange(s.shape[-1], device=s.device) < head_count(self.keep, s.shape[-1])).to(s.dtype)
+
+
+class DynamicCompensation(Compensator):
+    """See :func:`dynamic_compensation`."""
+
+    def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, start: int) -> None:
+        super().__init__(layers, every=every, strength=strength, scale=scale, start=start)
+        self._record: dict[str, Tensor] = {}
+
+    def _target(self, layer: Layer, s: Tensor) -> Tensor | None:
+        before = self._record.get(layer.name)
+        self._record[layer.name] = update_record(None if before is None else before.to(s), s)
+        if before is None:
+            return None  # the first acting call only records
+        return raise_to_record(s, self._record[layer.name], self.strength)
+
+    def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
+        record = self._record.get(layer.name)
+        return torch.zeros_like(s) if record is None else record.to(s)
+
+    def _records(self) -> dict[str, Tensor]:
+        return self._record
+
+    def _load_records(self, records: Mapping[str, Tensor]) -> None:
+        if records and set(records) != set(self.layers):
+            raise ValueError(
+                f"the state holds records for the layers {', '.join(map(shown, records))}, "
+                f"this compensator has {', '.join(map(shown, self.layers))}"
+            )
+        for name, record in records.items():
+            expected = singular_values(self.layers[name].matrix()).shape
+            if record.shape != expected:
+                raise ValueError(
+                    f"layer {shown(name)!r}: the state's record has shape {tuple(record.shape)}, "
+                    f"the layer's spectrum {tuple(expected)}"
+                )
+        self._record = {name: record.clone() for name, record in records.items()}
+
+
+def checked_keep(keep: float | int) -> float | int:
+    """Return ``keep``, an integer i >= 1 or a fraction in (0, 1], or raise ValueError."""
+    if isinstance(keep, numbers.Integral) and not isinstance(keep, bool):
+        if keep >= 1:
+            return int(keep)
+    elif isinstance(keep, numbers.Real) and not isinstance(keep, bool) and 0 < keep <= 1:
+        return float(keep)
+    raise ValueError(f"keep must be a fraction of r in (0, 1] or an integer i >= 1, got {keep!r}")
+
+
+def head_count(keep: float | int, rank: int) -> int:
+    """Return i for a matrix of ``rank`` singular values: min(keep, r) for an integer, max(1, floor(keep·r)) else."""
+    return min(keep, rank) if isinstance(keep, int) else max(1, math.floor(keep * rank))
+
+
+def _with_spectrum(matrix: Tensor, factors: SVD, target: Tensor, scale: Scale) -> Tensor:
+    r"""Return the matrix with its singular values replaced: :math:`W + U \operatorname{diag}(\hat s - s) V^H`.
+
+    With ``scale="unit"`` the result is divided by :math:`\hat s_1` (a zero matrix stays zero).
+    """
+    U, S, Vh = factors
+    lifted = matrix.to(U.dtype) + (U * (target - S)[..., None, :]) @ Vh
+    if scale == "keep":
+        return lifted
+    s1 = target[..., :1, None]
+    return lifted / torch.where(s1 > 0, s1, torch.ones_like(s1))
+
+
+def _first_vectors(factors: SVD) -> tuple[Tensor, Tensor]:
+    return factors.U[..., 0], factors.Vh[..., 0, :].conj()
+
+
+def _integer(option: str, value: int, *, at_least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
+        raise ValueError(f"{option} must be an integer >= {at_least}, got {value!r}")
+    return int(value)

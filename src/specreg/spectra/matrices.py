@@ -1,0 +1,42 @@
+"""The one rule that reads a weight tensor as a matrix, and its inverse."""
+
+import torch
+from torch import Tensor
+
+
+def to_matrix(weight: Tensor, *, output_dim: int = 0, groups: int = 1) -> Tensor:
+    r"""Read a weight as a matrix whose rows are outputs.
+
+    Dimension ``output_dim`` becomes the rows, everything else is flattened into columns, so that a
+    convolution's weight of shape (out, in, kh, kw) is the matrix :math:`W` of shape (out, in·kh·kw) and
+    a transposed convolution's (in, out, kh, kw), with ``output_dim=1``, likewise.
+
+    A grouped convolution is block diagonal; each group's block is a matrix of its own and the result
+    has one leading dimension for them.
+
+    Args:
+        weight: shape (out, in/groups, \*kernel), or (in, out/groups, \*kernel) with ``output_dim=1``.
+        output_dim: 0 or 1, the dimension that counts outputs.
+        groups: number of blocks.
+
+    Returns:
+        Shape (out, in·kernel) for one group, (groups, out/groups, in/groups·kernel) for more. A view
+        wherever strides allow.
+
+    Reference:
+        Miyato et al. 2018, section 2.1 (flattening); Liu et al. 2019, section 3.
+    """
+    blocks = weight.unflatten(0, (groups, -1))  # (groups, a, b, *kernel)
+    if output_dim == 1:
+        blocks = blocks.transpose(1, 2)
+    matrix = blocks.flatten(2)
+    return matrix if groups > 1 else matrix[0]
+
+
+def from_matrix(matrix: Tensor, shape: torch.Size, *, output_dim: int = 0, groups: int = 1) -> Tensor:
+    """Undo :func:`to_matrix`: ``from_matrix(to_matrix(w, ...), w.shape, ...)`` equals ``w``."""
+    rows, columns = shape[0] // groups, shape[1]
+    blocks = matrix if groups > 1 else matrix[None]
+    if output_dim == 1:
+        blocks = blocks.reshape(groups, columns, rows, *shape[2:]).transpose(1, 2)
+    return blocks.reshape(shape)
