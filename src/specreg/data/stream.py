@@ -1,0 +1,37 @@
+"""A seeded, resumable stream of training batches."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specreg.data.arrays import ImageSource, dequantize
+
+
+class BatchStream:
+    """Draw dequantized batches with replacement from a source, for ever.
+
+    The stream's whole position is the state of its generator: restored, it goes on with the same batches.
+    (The authors shuffle epochs instead; with replacement nothing else has to be stored.)
+
+    Args:
+        source: the images.
+        batch_size: images a batch.
+        seed: where the stream begins.
+    """
+
+    def __init__(self, source: ImageSource, batch_size: int, seed: int) -> None:
+        self.source = source
+        self.batch_size = batch_size
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Return images (N, C, H, W) in [-1, 1) and labels (N,)."""
+        images, labels = self.source.draw(self.batch_size, self.generator)
+        return dequantize(images, self.generator), labels
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])

@@ -1,0 +1,106 @@
+r"""Distances between two sets of features, real and generated: features -> statistics -> metric.
+
+Every function takes features of shape (N, d) and (M, d), real first. Fréchet and kernel distance come from
+torchmetrics, the neighbourhood metrics are here because no maintained package has them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Neighbourhoods:
+    """Precision, recall, density and coverage, each at best about 1 (density has no upper bound)."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    r"""Return :math:`\|\mu_r-\mu_f\|^2 + \operatorname{tr}(C_r + C_f - 2 (C_r C_f)^{1/2})`, in float64.
+
+    "FID" is this number on Inception features only.
+
+    Reference:
+        Heusel et al. 2017, equation 6.
+    """
+    metric = FrechetInceptionDistance(feature=_Features(real.shape[1])).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> float:
+    """Return the unbiased squared MMD with the cubic polynomial kernel, averaged over random subsets.
+
+    Reference:
+        Binkowski et al. 2018, section 4.
+    """
+    size = min(subset_size, len(real), len(fake))
+    metric = KernelInceptionDistance(feature=_Features(real.shape[1]), subsets=subsets, subset_size=size)
+    metric.set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets from the global generator
+        torch.manual_seed(seed)
+        return float(metric.compute()[0])
+
+
+def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> Neighbourhoods:
+    r"""Return precision, recall, density and coverage from k-nearest-neighbour balls.
+
+    With :math:`B_k(x)` the ball around x that reaches its k-th nearest neighbour in its own set (x itself
+    not counted):
+
+    - precision: the share of generated points inside some real point's ball;
+    - recall: the share of real points inside some generated point's ball;
+    - density: the mean number of real balls around a generated point, divided by k;
+    - coverage: the share of real balls that hold a generated point.
+
+    Args:
+        real, fake: features (N, d), (M, d), more than ``neighbours`` of each.
+        neighbours: k.
+
+    Raises:
+        ValueError: too few points.
+
+    Reference:
+        Kynkäänniemi et al. 2019, equations 1 and 2; Naeem et al. 2020, equations 3 and 4.
+    """
+    if min(len(real), len(fake)) <= neighbours:
+        raise ValueError(f"{neighbours} neighbours need more points than {min(len(real), len(fake))}")
+    real_radius, fake_radius = _radii(real, neighbours), _radii(fake, neighbours)
+    distance = torch.cdist(real, fake)  # (N, M)
+    in_real_ball = distance <= real_radius[:, None]
+    in_fake_ball = distance <= fake_radius[None, :]
+    return Neighbourhoods(
+        precision=in_real_ball.any(0).double().mean().item(),
+        recall=in_fake_ball.any(1).double().mean().item(),
+        density=in_real_ball.sum(0).double().mean().item() / neighbours,
+        coverage=in_real_ball.any(1).double().mean().item(),
+    )
+
+
+def _radii(points: Tensor, neighbours: int) -> Tensor:
+    # The nearest "neighbour" of a point is itself, at distance zero: take one more.
+    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.kthvalue(neighbours + 1, dim=1).values
+
+
+class _Features(nn.Module):
+    """Hand torchmetrics features in the place of images: its extractor, here, is the identity."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features

@@ -1,0 +1,47 @@
+"""Mode coverage where the modes are known."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def modes_covered(modes: Tensor, num_modes: int) -> int:
+    """Return how many of the modes 0 .. num_modes - 1 occur at least once in ``modes`` (N,), int64.
+
+    A perfect sampler of N images reaches K·(1 - (1 - 1/K)^N) of K modes on average: 993 of 1000 with
+    5,000 images.
+    """
+    return int((torch.bincount(modes, minlength=num_modes) > 0).sum())
+
+
+def reverse_kl(modes: Tensor, num_modes: int) -> float:
+    r"""Return :math:`\sum_k p_k \log(p_k K)` in nats, p the share of each of the K modes in ``modes`` (N,).
+
+    Zero for the uniform distribution, log K if one mode is left. Even a perfect sampler stays above zero,
+    see :func:`reverse_kl_floor`.
+
+    Reference:
+        Lin et al. 2018 (PacGAN), section 4; natural logarithm.
+    """
+    share = torch.bincount(modes, minlength=num_modes).double() / len(modes)
+    share = share[share > 0]
+    return float((share * (share * num_modes).log()).sum())
+
+
+def reverse_kl_floor(num_modes: int, count: int) -> float:
+    r"""Return the expected :func:`reverse_kl` of a perfect sampler, :math:`\mathbb{E} \sum_k \hat p_k \log(\hat p_k K)`.
+
+    Each mode's count is binomial with ``count`` trials and probability 1/K; the sum is exact, not the usual
+    approximation (K - 1) / (2·count), which is 7% off at five images a mode.
+    """
+    log_p, log_q = -math.log(num_modes), math.log1p(-1 / num_modes)
+    mean = 0.0
+    for hits in range(1, count + 1):
+        log_weight = (
+            math.lgamma(count + 1) - math.lgamma(hits + 1) - math.lgamma(count - hits + 1)
+            + hits * log_p + (count - hits) * log_q
+        )  # fmt: skip
+        share = hits / count
+        mean += math.exp(log_weight) * share * math.log(share * num_modes)
+    return num_modes * mean

@@ -1,0 +1,192 @@
+"""A run's full configuration: frozen dataclasses, JSON in and out, unknown keys refused."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from specreg.losses import LOSSES
+from specreg.regularizers.compensation import checked_keep
+from specreg.training.loop import TrainingConfig
+
+Method = Literal["sn", "static", "dynamic"]
+METHODS: tuple[Method, ...] = typing.get_args(Method)
+
+
+@dataclass(frozen=True)
+class RegularizationConfig:
+    """How the discriminator's spectra are controlled; every method has spectral normalization."""
+
+    keep: int | float = 0.5
+    """static: i as a fraction of r, or i itself as an integer."""
+    start: int = 0
+    """dynamic: discriminator steps before the record begins."""
+    every: int = 5
+    """Compensate after every so many discriminator steps."""
+    strength: float = 1.0
+    """How far singular values move to their target; 1 is the paper."""
+    scale: Literal["keep", "unit"] = "keep"
+    """keep: leave s1 of the stored weight; unit: make it 1."""
+    compensate: Literal["convolutions", "all"] = "convolutions"
+    """Layers to compensate: convolutions as the authors do, or linear layers too."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the networks are trained on."""
+
+    data: str = "digits"
+    """digits, or a folder or zip of images with classes as folders, or an npz file."""
+    image_size: int | None = None
+    """Crop to the central square and resize to this side."""
+    conditional: bool = False
+    """Use the classes: class-conditional batch normalization and projection."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two networks."""
+
+    d_channels: int = 8
+    """Base width of the discriminator (the paper's "ch")."""
+    g_channels: int = 32
+    """Base width of the generator."""
+    latent: int = 128
+    """Dimension of the latent vector z."""
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What is written down, and how often, in generator steps."""
+
+    log_every: int = 50
+    """Losses."""
+    spectra_every: int = 100
+    """Singular values of every layer of the discriminator."""
+    evaluate_every: int = 500
+    """Metrics during training; 0 is only at the end."""
+    checkpoint_every: int = 500
+    """Checkpoints."""
+    samples: int = 5000
+    """Generated images in an evaluation."""
+    reference: int = 10000
+    """Real images in an evaluation."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What runs that are compared with each other have in common."""
+
+    regularization: Annotated[RegularizationConfig, tyro.conf.arg(name="")] = field(
+        default_factory=RegularizationConfig
+    )
+    data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
+    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
+    records: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 computes the networks in mixed precision; weights and spectra stay float32."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run."""
+
+    method: Method = "static"
+    """sn: spectral normalization alone; static, dynamic: with that compensation."""
+    seed: int = 0
+    """Initialization, data and latent vectors; runs of several methods with one seed start alike."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}")
+
+
+T = TypeVar("T", RunConfig, Settings)
+
+
+def to_dict(config: RunConfig | Settings) -> dict[str, Any]:
+    """Return the configuration as nested plain values, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Rebuild a configuration from :func:`to_dict`.
+
+    Raises:
+        ValueError: an unknown key, or a value out of range; names it.
+    """
+    return typing.cast(T, _build(kind, values, ""))
+
+
+def differences(before: T, after: T) -> list[str]:
+    """Return "key old -> new" for every key in which two configurations differ."""
+    old, new = _flat(to_dict(before)), _flat(to_dict(after))
+    return [f"{key} {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key]]
+
+
+def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ValueError(f"unknown key {prefix + unknown[0]!r}; the keys are {', '.join(prefix + key for key in hints)}")
+    return kind(
+        **{
+            key: _build(hints[key], value, f"{prefix}{key}.") if dataclasses.is_dataclass(hints[key]) else value
+            for key, value in values.items()
+        }
+    )
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
+_AT_LEAST_ONE = {
+    "regularization": ("every",),
+    "model": ("d_channels", "g_channels", "latent"),
+    "training": ("steps", "batch_size", "generator_batch", "accumulate", "d_steps"),
+    "records": ("log_every", "spectra_every", "checkpoint_every", "samples", "reference"),
+}
+
+
+def _check(settings: Settings) -> None:
+    for part, names in _AT_LEAST_ONE.items():
+        for name in names:
+            check_integer(name, getattr(getattr(settings, part), name), at_least=1)
+    check_integer("start", settings.regularization.start, at_least=0)
+    check_integer("evaluate_every", settings.records.evaluate_every, at_least=0)
+    check_choice("scale", settings.regularization.scale, ("keep", "unit"))
+    check_choice("compensate", settings.regularization.compensate, ("convolutions", "all"))
+    check_choice("loss", settings.training.loss, tuple(LOSSES))
+    check_choice("lr_decay", settings.training.lr_decay, ("linear", "none"))
+    check_choice("precision", settings.precision, ("float32", "bf16"))
+    checked_keep(settings.regularization.keep)
+    for name in ("d_lr", "g_lr"):
+        if not 0 < getattr(settings.training, name) < float("inf"):
+            raise ValueError(f"{name} must be positive, got {getattr(settings.training, name)!r}")
+    for name in ("beta1", "beta2", "ema_decay"):
+        if not 0 <= getattr(settings.training, name) < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {getattr(settings.training, name)!r}")
+    if not 0 <= settings.regularization.strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], got {settings.regularization.strength!r}")
+
+
+def check_integer(name: str, value: Any, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,128 @@
+"""The run directory: which files it holds and how they are written. Standard library only.
+
+A run directory holds
+
+- ``config.json``: the full configuration, written once;
+- ``environment.json``: versions and machine, written at each start;
+- ``metrics.jsonl``: losses, one line every few steps;
+- ``evaluations.jsonl``: metrics during training;
+- ``spectra.jsonl``: every layer's singular values;
+- ``checkpoint.pt``: everything needed to go on;
+- ``result.json``: the final evaluation, written last: a run that has it is complete;
+- ``samples.png``, ``data.png``: generated and real images;
+- ``timing.json``: seconds spent. Apart from this file and the environment, a resumed run's records are those of an
+  uninterrupted one.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SERIES = ("metrics", "evaluations", "spectra")
+
+
+class RunDirectory:
+    """Read and write one run's files; nothing is created before the first write."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def complete(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def image(self, name: str) -> Path:
+        return self.path / f"{name}.png"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON file's object, or None where there is no such file.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self.path / f"{name}.json"
+        return read_json(path) if path.exists() else None
+
+    def write(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file atomically."""
+        write_json(self.path / f"{name}.json", dict(value))
+
+    def append(self, series: str, record: Mapping[str, Any]) -> None:
+        """Append a line to a series; records carry the ``step`` they belong to."""
+        with open(self.path / f"{series}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def series(self, name: str) -> list[dict[str, Any]]:
+        """Return a series' records; a last line torn by a crash is left out."""
+        return list(_lines(self.path / f"{name}.jsonl"))
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded after ``step``: the checkpoint that a run goes on from does not know it."""
+        for name in SERIES:
+            path = self.path / f"{name}.jsonl"
+            if path.exists():
+                kept = [json.dumps(record) + "\n" for record in _lines(path) if record["step"] <= step]
+                _write_atomically(path, "".join(kept))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; ValueError names it where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it or restore it") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically: readers see the old one or the whole new one."""
+    _write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def prepare_directory(path: Path) -> None:
+    """Create a directory and make sure that it can be written to.
+
+    Raises:
+        ValueError: it is a file, or cannot be created or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to {path} ({error.strerror or error}): choose another output folder") from error
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # mkstemp makes private files; a shared results folder has to be readable
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise

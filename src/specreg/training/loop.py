@@ -1,0 +1,143 @@
+"""The training loop: n_dis discriminator steps, a compensation after each, one generator step, and again."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from specreg.losses import LOSSES
+from specreg.training.state import TrainingState, update_ema
+from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step
+
+# What a callback is told after each step: the state, and the losses of that step by name.
+Callback = Callable[[TrainingState, dict[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the two networks are trained."""
+
+    steps: int = 2000
+    """Generator updates."""
+    batch_size: int = 16
+    """Real (and generated) images in a discriminator step."""
+    generator_batch: int = 2
+    """Generated images in a generator step, as a multiple of the batch size (2 in the authors' code)."""
+    accumulate: int = 1
+    """Micro-batches whose gradients are averaged before each update."""
+    d_steps: int = 5
+    """Discriminator steps for each generator step (n_dis)."""
+    loss: Literal["hinge", "non-saturating", "wasserstein-gp"] = "hinge"
+    """Adversarial loss."""
+    d_lr: float = 1e-3
+    """Adam's learning rate for the discriminator."""
+    g_lr: float = 1e-3
+    """Adam's learning rate for the generator."""
+    beta1: float = 0.0
+    """Adam's first moment decay."""
+    beta2: float = 0.9
+    """Adam's second moment decay."""
+    lr_decay: Literal["linear", "none"] = "none"
+    """Decay of both learning rates, linear to 0 over all steps, or none."""
+    ema_decay: float = 0.0
+    """Decay of the generator's running average, from which samples are then drawn; 0 is without."""
+
+
+def train(
+    state: TrainingState,
+    config: TrainingConfig,
+    *,
+    accelerator: Accelerator,
+    num_classes: int = 0,
+    callbacks: Sequence[Callback] = (),
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train from ``state.step`` to ``config.steps``.
+
+    Args:
+        state: updated in place.
+        num_classes: 0, or the number of classes that a conditional generator is asked for.
+        callbacks: called after every step, in order.
+        stop: asked after every step; True ends the training early.
+
+    Returns:
+        Whether all steps were made.
+
+    Raises:
+        NonFiniteError: a loss or gradient was NaN or infinite; the update was not made. Names the step.
+        ValueError: a weight was NaN or infinite when it was to be compensated.
+    """
+    loss = LOSSES[config.loss]
+    optimizers = (state.discriminator_optimizer, config.d_lr), (state.generator_optimizer, config.g_lr)
+    while state.step < config.steps:
+        for optimizer, lr in optimizers:
+            optimizer.param_groups[0]["lr"] = lr * decay_factor(config, state.step)
+        try:
+            for _ in range(config.d_steps):
+                d_loss = discriminator_step(
+                    state.generator,
+                    state.discriminator,
+                    state.discriminator_optimizer,
+                    loss,
+                    _real_batches(state, config, num_classes, accelerator),
+                    _latent_batches(state, config.accumulate, config.batch_size, num_classes, accelerator),
+                    accelerator=accelerator,
+                    random=state.random,
+                )
+                if state.compensator is not None:
+                    state.compensator.step()
+            g_loss = generator_step(
+                state.generator,
+                state.discriminator,
+                state.generator_optimizer,
+                loss,
+                _latent_batches(
+                    state, config.accumulate, config.batch_size * config.generator_batch, num_classes, accelerator
+                ),
+                accelerator=accelerator,
+            )
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {state.step + 1}: {error}; the update was not made") from error
+        if state.ema is not None:
+            update_ema(state.ema, accelerator.unwrap_model(state.generator), config.ema_decay)
+        state.step += 1
+        for callback in callbacks:
+            callback(state, {"d_loss": d_loss, "g_loss": g_loss})
+        if stop():
+            break
+    return state.step >= config.steps
+
+
+def decay_factor(config: TrainingConfig, step: int) -> float:
+    """Return what the learning rates are multiplied by at a step: 1 - step / steps if they decay."""
+    return 1 - step / config.steps if config.lr_decay == "linear" else 1.0
+
+
+def _real_batches(
+    state: TrainingState, config: TrainingConfig, num_classes: int, accelerator: Accelerator
+) -> list[Batch]:
+    batches: list[Batch] = []
+    for _ in range(config.accumulate):
+        images, labels = state.stream.next()
+        images = images.to(accelerator.device, memory_format=torch.channels_last)
+        batches.append((images, labels.to(accelerator.device) if num_classes else None))
+    return batches
+
+
+def _latent_batches(
+    state: TrainingState, count: int, size: int, num_classes: int, accelerator: Accelerator
+) -> list[Batch]:
+    return [draw_latent(accelerator.unwrap_model(state.generator), size, state.random) for _ in range(count)]
+
+
+def draw_latent(generator: torch.nn.Module, size: int, random: torch.Generator) -> Batch:
+    """Draw z ~ N(0, I), shape (size, latent), and uniform labels if the generator is conditional, on its device."""
+    device = next(generator.parameters()).device
+    z = torch.randn(size, generator.latent, generator=random).to(device)  # type: ignore[arg-type]
+    if not generator.num_classes:
+        return z, None
+    labels = torch.randint(generator.num_classes, (size,), generator=random)  # type: ignore[call-overload]
+    return z, labels.to(device)

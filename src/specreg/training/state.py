@@ -1,0 +1,154 @@
+"""Everything that a run has to remember, and the file that it is kept in."""
+
+import contextlib
+import os
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from specreg.regularizers.compensation import Compensator
+
+SCHEMA = 1
+
+
+class Stream(Protocol):
+    """Where training images come from."""
+
+    def next(self) -> tuple[Tensor, Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class TrainingState:
+    """The networks, what trains them, and the position of every stream of randomness.
+
+    Attributes:
+        step: generator updates made.
+        random: source of latent vectors and labels.
+        ema: the generator's running average, or None.
+        compensator: or None for plain spectral normalization.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+    stream: Stream
+    random: torch.Generator
+    compensator: Compensator | None = None
+    ema: nn.Module | None = None
+    step: int = 0
+
+    @property
+    def sampler(self) -> nn.Module:
+        """The network that samples are drawn from: the running average where there is one."""
+        return self.generator if self.ema is None else self.ema
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain tensors, numbers and strings only, so that ``weights_only=True`` can load them."""
+        return {
+            "schema": SCHEMA,
+            "step": self.step,
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+            "compensator": None if self.compensator is None else self.compensator.state_dict(),
+            "stream": self.stream.state_dict(),
+            "random": self.random.get_state(),
+            "global_random": _global_random(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError: another version of specreg wrote it.
+        """
+        if state.get("schema") != SCHEMA:
+            raise ValueError(f"the checkpoint has schema {state.get('schema')}, this version of specreg reads {SCHEMA}")
+        self.generator.load_state_dict(state["generator"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        if self.compensator is not None:
+            self.compensator.load_state_dict(state["compensator"])
+        self.stream.load_state_dict(state["stream"])
+        self.random.set_state(state["random"])
+        _set_global_random(state["global_random"])
+        self.step = state["step"]
+
+
+def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move parameters towards the network's, average <- decay·average + (1 - decay)·network; copy buffers.
+
+    Buffers are copied because an average of unit vectors (spectral normalization's u and v) is shorter than
+    1, which under-estimates s1 and makes the averaged network's output explode.
+    """
+    with torch.no_grad():
+        for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
+            mean.lerp_(parameter, 1 - decay)
+        for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
+            kept.copy_(buffer)
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write a state so that the file is either the old one or the whole new one, whatever happens."""
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a state; nothing in the file is executed.
+
+    Raises:
+        ValueError: the file is damaged or holds something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
+    if not isinstance(state, dict) or "schema" not in state:
+        raise ValueError(f"{path} is not a checkpoint of specreg")
+    return state
+
+
+def _global_random() -> dict[str, Any]:
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
+    }
+
+
+def _set_global_random(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

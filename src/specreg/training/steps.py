@@ -1,0 +1,103 @@
+"""The two steps of adversarial training: the scientific core of the lab, to be read beside the paper.
+
+Both take what they need as arguments, update one network and return its loss.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from specreg.losses import Loss, gradient_penalty
+
+# A micro-batch: images or latent vectors, and labels if conditional.
+Batch = tuple[Tensor, Tensor | None]
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is NaN or infinite; the update was not made."""
+
+
+def discriminator_step(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    real: Sequence[Batch],
+    latent: Sequence[Batch],
+    *,
+    accelerator: Accelerator,
+    random: torch.Generator,
+) -> Tensor:
+    """Update the discriminator once.
+
+    Args:
+        real: micro-batches of images (N, C, H, W) and labels; their gradients are averaged.
+        latent: as many micro-batches of z (N, latent) and labels.
+        random: source of the gradient penalty's interpolation.
+
+    Returns:
+        The mean loss, a scalar.
+
+    Raises:
+        NonFiniteError: before the update.
+    """
+    optimizer.zero_grad()
+    total = torch.zeros((), device=real[0][0].device)
+    for (images, labels), (z, fake_labels) in zip(real, latent, strict=True):
+        with torch.no_grad(), accelerator.autocast():
+            fake = _call(generator, z, fake_labels)
+        with accelerator.autocast():
+            # Real and generated images in one pass: one power iteration, and both see the same weights.
+            both = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
+            scores = _call(discriminator, torch.cat([images, fake]), both)
+            objective = loss.discriminator(*scores.float().split([len(images), len(fake)]))
+            if loss.gradient_penalty:
+                penalty = gradient_penalty(discriminator, images, fake, labels, generator=random)
+                objective = objective + loss.gradient_penalty * penalty
+        accelerator.backward(objective / len(real))
+        total += objective.detach() / len(real)
+    _update(optimizer, discriminator, total, "discriminator")
+    return total
+
+
+def generator_step(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    latent: Sequence[Batch],
+    *,
+    accelerator: Accelerator,
+) -> Tensor:
+    """Update the generator once; arguments, return and errors as :func:`discriminator_step`."""
+    optimizer.zero_grad()
+    total = torch.zeros((), device=latent[0][0].device)
+    discriminator.requires_grad_(False)
+    try:
+        for z, labels in latent:
+            with accelerator.autocast():
+                scores = _call(discriminator, _call(generator, z, labels), labels)
+                objective = loss.generator(scores.float())
+            accelerator.backward(objective / len(latent))
+            total += objective.detach() / len(latent)
+    finally:
+        discriminator.requires_grad_(True)
+    _update(optimizer, generator, total, "generator")
+    return total
+
+
+def _call(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None) -> Tensor:
+    return network(inputs) if labels is None else network(inputs, labels)
+
+
+def _update(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor, which: str) -> None:
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    size = torch.stack([*torch._foreach_norm(gradients), loss.abs()])
+    if not bool(torch.isfinite(size).all()):
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(f"the {which}'s loss is {loss.item()}")
+        name = next(n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
+        raise NonFiniteError(f"the {which}'s gradient of {name} holds NaN or inf")
+    optimizer.step()
