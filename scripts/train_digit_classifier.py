@@ -9,7 +9,7 @@ Takes about a minute on one core:
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 from specreg.data.digits import load_split
 from specreg.evaluation.classifier import WEIGHTS, DigitClassifier
@@ -48,7 +48,9 @@ def main() -> None:
     with torch.no_grad():
         correct = (classifier(held_out[:, None].float() / 255).argmax(1) == held_out_labels).sum().item()
         fitted = (classifier(images).argmax(1) == labels).float().mean().item()
-    print(f"training accuracy {fitted:.4f}, held-out accuracy {correct}/{len(held_out)} = {correct / len(held_out):.4f}")
+    print(
+        f"training accuracy {fitted:.4f}, held-out accuracy {correct}/{len(held_out)} = {correct / len(held_out):.4f}"
+    )
     with torch.no_grad():
         # Give the features a mean square of 1, which fixes the unit of the distances. ReLU commutes with it.
         scale = classifier.features(images).square().mean().sqrt()

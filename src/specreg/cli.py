@@ -292,9 +292,7 @@ def _training_display(config: Any, quiet: bool) -> Any:
     )  # fmt: skip
     shown: dict[str, Any] = {}
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(
-            f"{config.method} seed {config.seed}", total=config.settings.training.steps, metrics=""
-        )
+        task = bars.add_task(f"{config.method} seed {config.seed}", total=config.settings.training.steps, metrics="")
 
         def progress(step: int, metrics: dict[str, Any]) -> None:
             shown.update({key: value for key, value in metrics.items() if key != "step"})

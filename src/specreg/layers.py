@@ -12,6 +12,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class Layer:
 
     def matrix(self) -> Tensor:
         """Read the stored weight as a matrix, detached, shape (out, in·kernel), one leading dimension if grouped."""
-        return to_matrix(stored_weight(self.module, self.name), output_dim=self.output_dim, groups=self.groups)
+        return to_matrix(stored_weight(self.module), output_dim=self.output_dim, groups=self.groups)
 
     def write(self, matrix: Tensor, u1: Tensor | None = None, v1: Tensor | None = None) -> None:
         """Store a matrix in place and refresh what was derived from the old one.
@@ -172,8 +173,7 @@ def find(
     matched = [
         (name, child)
         for name, child in there
-        if any(_selects(one, name, child) for one in wanted)
-        and not any(_selects(one, name, child) for one in unwanted)
+        if any(_selects(one, name, child) for one in wanted) and not any(_selects(one, name, child) for one in unwanted)
     ]
     if not matched:
         raise ValueError(f"no layer matched{_filters(only, skip)}: {_inventory(module, there)}")
@@ -191,17 +191,17 @@ def find(
     )
 
 
-def stored_weight(module: nn.Module, name: str = "") -> Tensor:
+def stored_weight(module: nn.Module) -> Tensor:
     """Return the stored weight (see the module's docstring), detached; nothing is changed."""
     with torch.no_grad():
+        if (foreign := _foreign(module)) is not None:
+            # An unknown parametrization: evaluate a copy, in eval mode, so that no state of the original moves.
+            evaluated: Tensor = copy.deepcopy(foreign).eval()().detach()
+            return evaluated
         storage = _storage(module)
         if len(storage) == 2:
             return torch._weight_norm(storage[1], storage[0], _weight_norm_dim(module))
-        foreign = _foreign(module)
-        if foreign is None:
-            return storage[0].detach()
-        # An unknown parametrization: evaluate a copy, in eval mode, so that no state of the original moves.
-        return copy.deepcopy(foreign).eval()().detach()
+        return storage[0].detach()
 
 
 def write_weight(module: nn.Module, weight: Tensor) -> None:
@@ -231,11 +231,10 @@ def require_finite(layers: Layers) -> None:
             raise ValueError(f"layer {shown(name)!r}: the weight holds NaN or inf; stop and go back to a checkpoint")
 
 
-def normalizers(module: nn.Module) -> list[nn.Module | LegacySpectralNorm]:
+def normalizers(module: nn.Module) -> list[_SpectralNorm | LegacySpectralNorm]:
     """Return torch's spectral normalizations of the module's weight, parametrizations and legacy hooks."""
-    return [p for p in _parametrizations(module) if isinstance(p, _SpectralNorm)] + [
-        hook for hook in _legacy_hooks(module) if isinstance(hook, LegacySpectralNorm)
-    ]
+    everything = [*_parametrizations(module), *_legacy_hooks(module)]
+    return [one for one in everything if isinstance(one, (_SpectralNorm, LegacySpectralNorm))]
 
 
 class SpectrumPreserving(nn.Module):
@@ -243,8 +242,12 @@ class SpectrumPreserving(nn.Module):
 
 
 def _parametrizations(module: nn.Module) -> list[nn.Module]:
+    return list(_parametrization_list(module) or ())
+
+
+def _parametrization_list(module: nn.Module) -> Any:
     lists = getattr(module, "parametrizations", None)
-    return list(lists["weight"]) if isinstance(lists, nn.ModuleDict) and "weight" in lists else []
+    return lists["weight"] if isinstance(lists, nn.ModuleDict) and "weight" in lists else None
 
 
 def _legacy_hooks(module: nn.Module) -> list[LegacySpectralNorm | LegacyWeightNorm]:
@@ -256,34 +259,29 @@ def _legacy_hooks(module: nn.Module) -> list[LegacySpectralNorm | LegacyWeightNo
 
 
 def _storage(module: nn.Module) -> tuple[Tensor, ...]:
-    """Return the parameters behind the weight: (weight,), or (g, v) under weight normalization."""
+    """Return the tensors behind the weight: (weight,), or (g, v) under weight normalization."""
+    owner: Any = module
     for hook in _legacy_hooks(module):
-        if isinstance(hook, LegacyWeightNorm):
-            return module.weight_g, module.weight_v  # type: ignore[return-value]
-        return (module.weight_orig,)  # type: ignore[return-value]
-    if chain := _parametrizations(module):
-        held = module.parametrizations["weight"]  # type: ignore[index,union-attr]
-        if isinstance(chain[0], _WeightNorm):
-            return held.original0, held.original1
-        if not hasattr(held, "original"):
-            return (module.weight.detach(),)  # type: ignore[union-attr,operator]
-        return (held.original,)
-    return (module._parameters["weight"],)  # type: ignore[return-value]
+        return (owner.weight_g, owner.weight_v) if isinstance(hook, LegacyWeightNorm) else (owner.weight_orig,)
+    if _foreign(module) is not None:
+        return (stored_weight(module),)
+    if (held := _parametrization_list(module)) is not None:
+        return (held.original0, held.original1) if isinstance(held[0], _WeightNorm) else (held.original,)
+    return (owner.weight,)
 
 
 def _weight_norm_dim(module: nn.Module) -> int:
-    owner = next((h for h in _legacy_hooks(module) if isinstance(h, LegacyWeightNorm)), None)
-    dim = owner.dim if owner is not None else _parametrizations(module)[0].dim
-    return -1 if dim is None else int(dim)  # type: ignore[arg-type]
+    candidates: list[Any] = [*_legacy_hooks(module), *_parametrizations(module)]
+    dim = next(one.dim for one in candidates if isinstance(one, (LegacyWeightNorm, _WeightNorm)))
+    return -1 if dim is None else int(dim)
 
 
 def _foreign(module: nn.Module) -> ParametrizationList | None:
+    """Return the weight's parametrizations where one of them is unknown to specreg."""
     chain = _parametrizations(module)
-    known = (_SpectralNorm, SpectrumPreserving)
     after = chain[1:] if chain and isinstance(chain[0], _WeightNorm) else chain
-    if all(isinstance(p, known) for p in after):
-        return None
-    return module.parametrizations["weight"]  # type: ignore[index,union-attr,return-value]
+    known = all(isinstance(p, (_SpectralNorm, SpectrumPreserving)) for p in after)
+    return None if known else _parametrization_list(module)
 
 
 def _refresh(module: nn.Module, weight: Tensor, u1: Tensor | None, v1: Tensor | None) -> None:
@@ -293,24 +291,23 @@ def _refresh(module: nn.Module, weight: Tensor, u1: Tensor | None, v1: Tensor | 
     use a weight of norm above 1 for some steps.
     """
     with torch.no_grad():
+        owner: Any = module
         for normalizer in normalizers(module):
-            legacy = isinstance(normalizer, LegacySpectralNorm)
-            u: Tensor = module.weight_u if legacy else normalizer._u  # type: ignore[assignment]
-            v: Tensor = module.weight_v if legacy else normalizer._v  # type: ignore[assignment]
-            if u1 is None or v1 is None or u.shape != u1.shape or v.shape != v1.shape:
-                flat = normalizer.dim if normalizer.dim < weight.ndim else 0
-                factors = svd(weight.movedim(int(flat), 0).flatten(1))  # type: ignore[arg-type]
-                first_u, first_v = factors.U[:, 0], factors.Vh[0].conj()
+            if isinstance(normalizer, LegacySpectralNorm):
+                u, v = owner.weight_u, owner.weight_v
             else:
-                first_u, first_v = u1, v1
-            if bool(torch.any(weight != 0)):
-                u.copy_(first_u)
-                v.copy_(first_v)
+                u, v = normalizer._u, normalizer._v
+            first_u, first_v = u1, v1
+            if first_u is None or first_v is None or u.shape != first_u.shape or v.shape != first_v.shape:
+                factors = svd(weight.movedim(normalizer.dim, 0).flatten(1))
+                first_u, first_v = factors.U[:, 0], factors.Vh[0].conj()
+            u.copy_(first_u)
+            v.copy_(first_v)
         for hook in _legacy_hooks(module):
             if isinstance(hook, LegacyWeightNorm):
-                module.weight = hook.compute_weight(module)
+                owner.weight = hook.compute_weight(module)
             else:
-                module.weight = hook.compute_weight(module, do_power_iteration=False)
+                owner.weight = hook.compute_weight(module, do_power_iteration=False)
 
 
 def _has_weight(module: nn.Module) -> bool:
@@ -321,21 +318,20 @@ def _has_weight(module: nn.Module) -> bool:
     )
 
 
-def _selectors(option: str, selection: Selection, there: list[tuple[str, nn.Module]]) -> list[Selector | tuple[type, ...]]:
+def _selectors(
+    option: str, selection: Selection, there: list[tuple[str, nn.Module]]
+) -> list[Selector | tuple[type, ...]]:
     if selection is None:
         return []
-    selectors: list[Selector] = (
-        list(selection)
-        if isinstance(selection, Iterable) and not isinstance(selection, (str, type))
-        else [selection]  # type: ignore[list-item]
-    )
+    several = isinstance(selection, Iterable) and not isinstance(selection, (str, type))
+    selectors: list[Any] = list(selection) if several else [selection]  # type: ignore[arg-type]
     for one in selectors:
         if not isinstance(one, (str, type)) and not callable(one):
             raise TypeError(f"{option}: expected a name, a glob, a layer class or a predicate, got {one!r}")
         if isinstance(one, str) and not any(_selects(one, name, child) for name, child in there):
             names = ", ".join(shown(name) for name, _ in there) or "none"
             raise ValueError(f"{option}={one!r} names no layer; the layers are: {names}")
-    return list(selectors)
+    return selectors
 
 
 def _selects(selector: Selector | tuple[type, ...], name: str, module: nn.Module) -> bool:

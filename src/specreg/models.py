@@ -4,12 +4,13 @@ Structure, initialization and channel counts follow Miyato et al. 2018 (appendix
 authors' code of Liu et al. 2019; resolutions that neither has (8, 16) shorten the 32x32 network.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Generator(nn.Module):
         self.start = nn.Linear(latent, widths[0] * stages.bottom**2)
         self.bottom = stages.bottom
         self.blocks = nn.ModuleList(
-            _GeneratorBlock(before, after, num_classes) for before, after in zip(widths, widths[1:], strict=False)
+            _GeneratorBlock(before, after, num_classes) for before, after in itertools.pairwise(widths)
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.to_image = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
@@ -108,7 +109,7 @@ class Discriminator(nn.Module):
         for block in self.blocks:
             hidden = block(hidden)
         features = F.relu(hidden).sum((2, 3))
-        score = self.score(features)[:, 0]
+        score: Tensor = self.score(features)[:, 0]
         if self.embedding is not None:
             score = score + (self.embedding(labels) * features).sum(1)
         return score
@@ -117,7 +118,9 @@ class Discriminator(nn.Module):
 def stages_for(resolution: int) -> Stages:
     """Return the stages of a resolution, or raise ValueError naming those that there are."""
     if resolution not in STAGES:
-        raise ValueError(f"no network for {resolution}x{resolution} images: the sides are {', '.join(map(str, STAGES))}")
+        raise ValueError(
+            f"no network for {resolution}x{resolution} images: the sides are {', '.join(map(str, STAGES))}"
+        )
     return STAGES[resolution]
 
 
@@ -134,7 +137,8 @@ class _GeneratorBlock(nn.Module):
         residual = _double(F.relu(self.norm1(hidden, labels)))
         residual = self.conv2(F.relu(self.norm2(self.conv1(residual), labels)))
         # A 1x1 convolution and nearest-neighbour doubling commute: on the small side it costs a quarter.
-        return residual + _double(self.shortcut(hidden))
+        doubled: Tensor = residual + _double(self.shortcut(hidden))
+        return doubled
 
 
 class _DiscriminatorBlock(nn.Module):
@@ -154,7 +158,8 @@ class _DiscriminatorBlock(nn.Module):
         # A 1x1 convolution and average pooling commute, so both are pooled before the shortcut's product.
         if self.halves:
             residual, hidden = F.avg_pool2d(residual, 2), F.avg_pool2d(hidden, 2)
-        return residual + (hidden if self.shortcut is None else self.shortcut(hidden))
+        out: Tensor = residual + (hidden if self.shortcut is None else self.shortcut(hidden))
+        return out
 
 
 class _BatchNorm(nn.BatchNorm2d):
@@ -171,7 +176,7 @@ class _ClassBatchNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(num_classes, channels))
         self.bias = nn.Parameter(torch.zeros(num_classes, channels))
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
         gain, bias = F.embedding(labels, self.gain), F.embedding(labels, self.bias)
         return torch.addcmul(bias[:, :, None, None], self.norm(hidden), gain[:, :, None, None])
 

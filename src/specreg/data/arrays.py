@@ -10,10 +10,20 @@ from torch import Tensor
 class ImageSource(Protocol):
     """What a stream needs of a data set."""
 
-    name: str
-    resolution: int
-    channels: int
-    num_classes: int
+    @property
+    def resolution(self) -> int:
+        """Side of the images."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels tell apart."""
+        ...
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw images (count, C, H, W), uint8, and labels (count,), int64, with replacement."""

@@ -33,7 +33,6 @@ class StackedDigits:
     section 3.3.1; Srivastava et al. 2017) on smaller digits.
     """
 
-    name = "digits"
     resolution = 8
     channels = 3
     num_classes = NUM_MODES

@@ -1,5 +1,6 @@
 """Images from a folder, a zip file (classes as folders in both) or an npz array, as uint8 arrays."""
 
+import functools
 import io
 import zipfile
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ def _in_zip(archive: zipfile.ZipFile) -> Iterator[_Entry]:
     for name in sorted(archive.namelist()):
         parts = Path(name).parts
         if Path(name).suffix.lower() in SUFFIXES and "__MACOSX" not in parts:
-            yield name, parts[-2] if len(parts) > 1 else "", lambda name=name: archive.read(name)
+            yield name, parts[-2] if len(parts) > 1 else "", functools.partial(archive.read, name)
 
 
 def _from_entries(path: Path, entries: Iterator[_Entry], image_size: int | None) -> ImageArrays:

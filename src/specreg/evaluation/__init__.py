@@ -1,0 +1,1 @@
+"""Judge generated images: images and a sampler in, a dataclass of metrics out."""

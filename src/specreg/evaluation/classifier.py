@@ -61,7 +61,7 @@ def classify_stacked(images: Tensor, classifier: DigitClassifier, *, batch: int 
         Modes (N,), 100·red + 10·green + blue, and features (N, 96), the channels' features side by side.
     """
     modes, features = [], []
-    for chunk in images.split(batch):
+    for chunk in torch.split(images, batch):
         hidden = classifier.features(chunk.flatten(0, 1)[:, None].float() / 255)
         digits = classifier.head(hidden).argmax(1).view(-1, 3)
         modes.append(digits @ torch.tensor([100, 10, 1]))

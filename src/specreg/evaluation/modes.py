@@ -30,7 +30,7 @@ def reverse_kl(modes: Tensor, num_modes: int) -> float:
 
 
 def reverse_kl_floor(num_modes: int, count: int) -> float:
-    r"""Return the expected :func:`reverse_kl` of a perfect sampler, :math:`\mathbb{E} \sum_k \hat p_k \log(\hat p_k K)`.
+    r"""Return the expected :func:`reverse_kl` of ``count`` images from a perfect sampler.
 
     Each mode's count is binomial with ``count`` trials and probability 1/K; the sum is exact, not the usual
     approximation (K - 1) / (2·count), which is 7% off at five images a mode.

@@ -1,0 +1,1 @@
+"""The composition root: configurations become objects, objects become runs and comparisons."""

@@ -136,7 +136,9 @@ def differences(before: T, after: T) -> list[str]:
 def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     if unknown := sorted(set(values) - set(hints)):
-        raise ValueError(f"unknown key {prefix + unknown[0]!r}; the keys are {', '.join(prefix + key for key in hints)}")
+        raise ValueError(
+            f"unknown key {prefix + unknown[0]!r}; the keys are {', '.join(prefix + key for key in hints)}"
+        )
     return kind(
         **{
             key: _build(hints[key], value, f"{prefix}{key}.") if dataclasses.is_dataclass(hints[key]) else value
@@ -183,10 +185,12 @@ def _check(settings: Settings) -> None:
 
 
 def check_integer(name: str, value: Any, *, at_least: int) -> None:
+    """Raise ValueError naming ``name`` unless ``value`` is an integer of at least ``at_least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError naming ``name`` unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -68,12 +68,11 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
     Raises:
         ValueError: another configuration is there, or the directory cannot be written; nothing is changed.
     """
-    if (saved := saved_config(run)) is not None:
-        if changed := differences(saved, config):
-            raise ValueError(
-                f"{run.path} holds a run with another configuration ({'; '.join(changed)}): "
-                f"repeat the old one to go on with it, or choose another folder"
-            )
+    if (saved := saved_config(run)) is not None and (changed := differences(saved, config)):
+        raise ValueError(
+            f"{run.path} holds a run with another configuration ({'; '.join(changed)}): "
+            f"repeat the old one to go on with it, or choose another folder"
+        )
     prepare_directory(run.path)
     if saved is None:
         run.write("config", to_dict(config))
@@ -245,7 +244,7 @@ def evaluate_run(run: RunDirectory, *, samples: int | None = None) -> Evaluation
 def save_grid(images: Tensor, path: Path, *, side: int = _GRID, scale: int = 4) -> None:
     """Write the first side·side images (N, C, H, W), uint8, as one PNG, each pixel ``scale`` times as large."""
     images = images[: side * side]
-    rows = images.split(side)
+    rows = torch.split(images, side)
     if len(rows[-1]) < side:
         rows = (*rows[:-1], torch.cat([rows[-1], rows[-1].new_full((side - len(rows[-1]), *images.shape[1:]), 255)]))
     separated = [torch.nn.functional.pad(torch.cat(list(nn.functional.pad(row, (1, 0))), 2), (0, 1)) for row in rows]

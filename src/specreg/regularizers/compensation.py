@@ -121,6 +121,10 @@ class Compensator:
     """
 
     def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, start: int = 0) -> None:
+        self.layers = layers
+        self.calls = 0
+        self.scale: Scale = scale
+        self.strength = strength
         self.every = _integer("every", every, at_least=1)
         self.start = _integer("start", start, at_least=0)
         if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
@@ -128,10 +132,6 @@ class Compensator:
         if scale not in ("keep", "unit"):
             raise ValueError(f'scale must be "keep" or "unit", got {scale!r}')
         require_writable(layers)
-        self.strength = float(strength)
-        self.scale = scale
-        self.layers = layers
-        self.calls = 0
 
     def step(self) -> bool:
         """Count the call and, when it is due, compensate every layer in place.
@@ -152,7 +152,7 @@ class Compensator:
         return True
 
     def satisfied(self) -> bool:
-        """Tell whether every layer's spectrum is at its target (of strength 1), within rounding of the weight's dtype."""
+        """Tell whether every layer's spectrum is at its target of strength 1, within rounding of the weight's dtype."""
         with torch.no_grad():
             return all(self._holds(layer) for layer in self.layers.values())
 

@@ -88,8 +88,8 @@ def remove(module: nn.Module) -> list[str]:
         prefix = f"{name}." if name else ""
         if parametrize.is_parametrized(child):
             # Reading a weight under spectral normalization in training mode would move its power iteration.
-            child.parametrizations.eval()  # type: ignore[union-attr,operator]
-            for tensor in list(child.parametrizations):  # type: ignore[union-attr,arg-type]
+            child.parametrizations.eval()
+            for tensor in list(child.parametrizations):
                 parametrize.remove_parametrizations(child, tensor, leave_parametrized=True)
                 undone.append(prefix + tensor)
         for key, hook in list(child._forward_pre_hooks.items()):

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from specreg.layers import Layers, Selection, SpectrumPreserving, find, normalizers, require_finite, require_writable, shown
+from specreg.layers import (
+    Layers,
+    Selection,
+    SpectrumPreserving,
+    find,
+    normalizers,
+    require_finite,
+    require_writable,
+    shown,
+)
 from specreg.regularizers.compensation import checked_keep, head_count
 from specreg.spectra.decompose import SVD, svd
 from specreg.spectra.matrices import from_matrix, to_matrix
@@ -57,7 +66,7 @@ def spectral_regularization(
         for child in layer.modules:
             regularized_already = parametrize.is_parametrized(child, "weight") and any(
                 isinstance(p, SpectralRegularization)
-                for p in child.parametrizations["weight"]  # type: ignore[index,union-attr]
+                for p in child.parametrizations["weight"]  # type: ignore[index]
             )
             if normalizers(child) or regularized_already or not isinstance(child.weight, Tensor):
                 raise ValueError(
@@ -84,7 +93,7 @@ class SpectralRegularization(SpectrumPreserving):
     def forward(self, weight: Tensor) -> Tensor:
         matrix = to_matrix(weight, output_dim=self.output_dim, groups=self.groups)
         count = head_count(self.keep, min(matrix.shape[-2:]))
-        result: Tensor = _Regularize.apply(matrix, count, self.gradient == "exact")  # type: ignore[no-untyped-call]
+        result: Tensor = _Regularize.apply(matrix, count, self.gradient == "exact")
         return from_matrix(result, weight.shape, output_dim=self.output_dim, groups=self.groups)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -104,7 +113,7 @@ class _Regularize(torch.autograd.Function):
         return regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         matrix, *saved = ctx.saved_tensors
         factors = SVD(*saved)
         pull_back = exact_gradient if ctx.exact else paper_gradient

@@ -48,4 +48,5 @@ def svd(matrix: Tensor) -> SVD:
 
 def singular_values(matrix: Tensor) -> Tensor:
     r"""Return the singular values, descending, shape (\*, min(m, n)), in the real working dtype."""
-    return torch.linalg.svdvals(matrix.to(working_dtype(matrix)))
+    values: Tensor = torch.linalg.svdvals(matrix.to(working_dtype(matrix)))
+    return values

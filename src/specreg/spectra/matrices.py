@@ -26,11 +26,11 @@ def to_matrix(weight: Tensor, *, output_dim: int = 0, groups: int = 1) -> Tensor
     Reference:
         Miyato et al. 2018, section 2.1 (flattening); Liu et al. 2019, section 3.
     """
-    blocks = weight.unflatten(0, (groups, -1))  # (groups, a, b, *kernel)
+    blocks = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, a, b, *kernel)
     if output_dim == 1:
         blocks = blocks.transpose(1, 2)
     matrix = blocks.flatten(2)
-    return matrix if groups > 1 else matrix[0]
+    return matrix if groups > 1 else matrix.squeeze(0)
 
 
 def from_matrix(matrix: Tensor, shape: torch.Size, *, output_dim: int = 0, groups: int = 1) -> Tensor:

@@ -26,10 +26,11 @@ def regularized(matrix: Tensor, svd: SVD, count: int) -> Tensor:
 def paper_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int) -> Tensor:
     r"""Pull a gradient back through :func:`regularized` with the singular vectors held constant.
 
-    With :math:`Y` the upstream gradient and :math:`\langle A, B\rangle = \operatorname{Re} \operatorname{tr} A^H B`, the four
-    terms of the paper contracted with Y are
+    With Y the upstream gradient and :math:`\langle A, B\rangle = \operatorname{Re} \operatorname{tr} A^H B`, the
+    four terms of the paper contracted with Y are
 
-    .. math:: \frac{1}{s_1}\Big\{ Y - \langle W_{SN}, Y\rangle u_1 v_1^H - \frac{1}{s_1}\langle \Delta W, Y\rangle u_1 v_1^H
+    .. math:: \frac{1}{s_1}\Big\{ Y - \langle W_{SN}, Y\rangle u_1 v_1^H
+              - \frac{1}{s_1}\langle \Delta W, Y\rangle u_1 v_1^H
               + \sum_{k=2}^{i} \langle u_k v_k^H, Y\rangle\, (u_1 v_1^H - u_k v_k^H) \Big\}.
 
     Args:
@@ -63,8 +64,8 @@ def exact_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int) -> Te
                       + \frac{f_j + f_k}{s_j + s_k}\, \frac{M_{jk} - \bar M_{kj}}{2}, \qquad
               dF_\perp = \frac{f_k}{s_k} M_\perp,
 
-    with :math:`\sum_l (\partial f_k / \partial s_l) \operatorname{Re} M_{ll}` on the diagonal. Inside the head all f are equal,
-    so the first quotient is 0 there and repeated singular values do no harm; in the tail both are
+    with :math:`\sum_l (\partial f_k / \partial s_l) \operatorname{Re} M_{ll}` on the diagonal. Inside the head all
+    f are equal, so the first quotient is 0 there and repeated singular values do no harm; in the tail both are
     :math:`1 / s_1`. The map itself is not smooth in three places, where a finite value is chosen: at
     :math:`s_i = s_{i+1} < s_1` (it jumps; the tail's :math:`1/s_1` is used), for a singular value 0 inside the head
     (the direction is arbitrary; 0 is used), and at a repeated :math:`s_1` with a tail (the maximum has a

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -133,11 +133,10 @@ def _latent_batches(
     return [draw_latent(accelerator.unwrap_model(state.generator), size, state.random) for _ in range(count)]
 
 
-def draw_latent(generator: torch.nn.Module, size: int, random: torch.Generator) -> Batch:
+def draw_latent(generator: Any, size: int, random: torch.Generator) -> Batch:
     """Draw z ~ N(0, I), shape (size, latent), and uniform labels if the generator is conditional, on its device."""
     device = next(generator.parameters()).device
-    z = torch.randn(size, generator.latent, generator=random).to(device)  # type: ignore[arg-type]
+    z = torch.randn(size, generator.latent, generator=random).to(device)
     if not generator.num_classes:
         return z, None
-    labels = torch.randint(generator.num_classes, (size,), generator=random)  # type: ignore[call-overload]
-    return z, labels.to(device)
+    return z, torch.randint(generator.num_classes, (size,), generator=random).to(device)

@@ -52,7 +52,7 @@ def discriminator_step(
             # Real and generated images in one pass: one power iteration, and both see the same weights.
             both = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
             scores = _call(discriminator, torch.cat([images, fake]), both)
-            objective = loss.discriminator(*scores.float().split([len(images), len(fake)]))
+            objective = loss.discriminator(*torch.split(scores.float(), [len(images), len(fake)]))
             if loss.gradient_penalty:
                 penalty = gradient_penalty(discriminator, images, fake, labels, generator=random)
                 objective = objective + loss.gradient_penalty * penalty
