@@ -93,7 +93,7 @@ class SpectralRegularization(SpectrumPreserving):
     def forward(self, weight: Tensor) -> Tensor:
         matrix = to_matrix(weight, output_dim=self.output_dim, groups=self.groups)
         count = head_count(self.keep, min(matrix.shape[-2:]))
-        result: Tensor = _Regularize.apply(matrix, count, self.gradient == "exact")
+        result: Tensor = _Regularize.apply(matrix, count, self.gradient == "exact")  # type: ignore[no-untyped-call]
         return from_matrix(result, weight.shape, output_dim=self.output_dim, groups=self.groups)
 
     def right_inverse(self, weight: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ def regularized(matrix: Tensor, svd: SVD, count: int) -> Tensor:
         svd: its thin decomposition.
         count: i, the length of the head; 1 is spectral normalization.
     """
-    s1 = _scale(svd)
-    head = svd.U[..., :count] * (s1 - svd.S[..., :count])[..., None, :]
-    return (matrix + head @ svd.Vh[..., :count, :]) / s1[..., None]
+    raised = svd.S[..., :1] - svd.S[..., :count]
+    head = (svd.U[..., :count] * raised[..., None, :]) @ svd.Vh[..., :count, :]
+    return (matrix + head) / _scale(svd)[..., None]
 
 
 def paper_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int) -> Tensor:

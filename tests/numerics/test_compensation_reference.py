@@ -1,0 +1,93 @@
+"""Compensation equals an independent float64 numpy reference, for every layer kind, dtype and hard spectrum."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from kinds import LAYERS, SPECTRA, set_spectrum, to_numpy
+from torch import nn
+
+import specreg
+
+RELATIVE = 1e-5  # Frobenius, float32 weights
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+def expected_weight(layer: nn.Module, change) -> np.ndarray:
+    weight = to_numpy(layer.weight)
+    return reference.from_matrices([change(m) for m in reference.as_matrices(weight, layer)], weight, layer)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("keep", "strength", "scale"), [(0.5, 1.0, "keep"), (0.5, 1.0, "unit"), (2, 0.3, "keep")])
+def test_static_equals_the_reference(kind, spectrum, keep, strength, scale):
+    layer = LAYERS[kind]()
+    set_spectrum(layer, SPECTRA[spectrum])
+    expected = expected_weight(layer, lambda m: reference.static(m, keep, strength, unit=scale == "unit"))
+    specreg.static_compensation(layer, keep=keep, strength=strength, scale=scale, only="").step()
+    assert relative_error(to_numpy(layer.weight), expected) < RELATIVE
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_unit_scale_equals_the_authors_static_code(kind):
+    layer = LAYERS[kind]()
+    set_spectrum(layer, SPECTRA["random"])
+    if min(reference.as_matrices(to_numpy(layer.weight), layer)[0].shape) < 2:
+        pytest.skip("the authors' code sets no singular value of a vector")
+    expected = expected_weight(layer, reference.authors_static)
+    specreg.static_compensation(layer, scale="unit", only="").step()
+    assert relative_error(to_numpy(layer.weight), expected) < RELATIVE
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("strength", "scale"), [(1.0, "keep"), (0.5, "keep"), (1.0, "unit")])
+def test_dynamic_equals_the_reference_over_a_training(kind, spectrum, strength, scale):
+    layer = LAYERS[kind]()
+    set_spectrum(layer, SPECTRA[spectrum])
+    weight = to_numpy(layer.weight)
+    schemes = [reference.Dynamic(strength, unit=scale == "unit") for _ in reference.as_matrices(weight, layer)]
+    compensator = specreg.dynamic_compensation(layer, every=1, strength=strength, scale=scale, only="")
+    for step in range(4):
+        weight = to_numpy(layer.weight)
+        matrices = reference.as_matrices(weight, layer)
+        lifted = [scheme(matrix) for scheme, matrix in zip(schemes, matrices, strict=True)]
+        expected = reference.from_matrices(lifted, weight, layer)
+        compensator.step()
+        assert relative_error(to_numpy(layer.weight), expected) < RELATIVE
+        with torch.no_grad():  # an "optimizer step" that changes the spectrum
+            layer.weight += 0.05 * torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(step))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128])
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "conv2d-transposed-grouped", "embedding"])
+def test_every_dtype_is_computed_in_at_least_float32(kind, dtype):
+    layer = LAYERS[kind]().to(dtype)
+    expected = expected_weight(layer, lambda m: reference.static(m, 0.5))
+    compensator = specreg.static_compensation(layer, only="")
+    compensator.step()
+    assert layer.weight.dtype == dtype
+    assert compensator.satisfied()
+    # What is left is the rounding of each entry to the weight's dtype, and LAPACK's own few eps in double precision.
+    assert relative_error(to_numpy(layer.weight), expected) < max(torch.finfo(dtype).eps, 1e-14)
+
+
+def test_scale_keep_leaves_s1_and_the_tail():
+    layer = LAYERS["conv2d"]()
+    before = specreg.spectra(layer)[""]
+    specreg.static_compensation(layer, keep=3).step()
+    after = specreg.spectra(layer)[""]
+    torch.testing.assert_close(after[:3], before[:1].expand(3), rtol=1e-6, atol=0)
+    torch.testing.assert_close(after[3:], before[3:], rtol=1e-6, atol=0)
+
+
+def test_rank_deficient_head_is_raised_into_the_null_space():
+    layer = nn.Linear(6, 6, bias=False)
+    set_spectrum(layer, lambda r: torch.tensor([2.0, 1, 0, 0, 0, 0]))
+    specreg.static_compensation(layer, keep=5).step()
+    after = specreg.spectra(layer)[""]
+    torch.testing.assert_close(after, torch.tensor([2.0, 2, 2, 2, 2, 0]).double(), rtol=1e-6, atol=1e-6)

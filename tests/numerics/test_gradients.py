@@ -1,0 +1,117 @@
+"""The parametrization's value and its two gradients."""
+
+import pytest
+import reference
+import torch
+from kinds import LAYERS, layout, matrix_with_spectrum, set_spectrum, to_numpy
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import specreg
+from specreg.regularizers.regularization import SpectralRegularization
+from specreg.spectra.decompose import svd
+from specreg.spectra.matrices import to_matrix
+from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized
+
+SHAPES = [(4, 7), (7, 4), (5, 5), (1, 6), (6, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_paper_gradient_equals_the_four_terms(shape, count):
+    count = min(count, *shape)
+    matrix = torch.randn(shape, dtype=torch.float64)
+    upstream = torch.randn(shape, dtype=torch.float64)
+    actual = paper_gradient(upstream, matrix, svd(matrix), count)
+    expected = reference.paper_gradient(matrix.numpy(), upstream.numpy(), count)
+    torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=1e-9, atol=1e-11)
+
+
+def test_paper_gradient_through_the_parametrization():
+    layer = nn.Conv2d(3, 6, 3, bias=False).double()
+    matrix = to_numpy(layer.weight).reshape(6, -1)
+    specreg.spectral_regularization(layer, keep=0.5)
+    upstream = torch.randn(6, 3, 3, 3, dtype=torch.float64)
+    layer.weight.backward(upstream)
+    expected = reference.paper_gradient(matrix, upstream.numpy().reshape(6, -1), 3)
+    gradient = layer.parametrizations.weight.original.grad.reshape(6, -1)
+    torch.testing.assert_close(gradient, torch.from_numpy(expected), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("keep", [1, 2, 0.5, 1.0])
+def test_exact_gradient_passes_gradcheck(shape, keep, dtype):
+    weight = torch.randn(shape, dtype=dtype, requires_grad=True)
+    assert torch.autograd.gradcheck(SpectralRegularization(keep, "exact", 0, 1), weight)
+
+
+@pytest.mark.parametrize(
+    ("values", "keep"),
+    [
+        ([3, 2, 2, 2, 1], 4),  # inside the head
+        ([3, 2, 1, 1, 1], 2),  # inside the tail
+        ([2, 2, 2, 2, 2], 1.0),  # all of them, the polar factor
+        ([3, 3, 2, 1, 1], 2),  # the largest, twice
+        ([2, 2, 1, 1, 0.5], 1),  # the largest, twice, under spectral normalization
+        ([3, 2, 1, 0, 0], 2),  # a null space
+    ],
+)
+@pytest.mark.parametrize("shape", [(5, 5), (5, 8), (8, 5)])
+def test_exact_gradient_passes_gradcheck_where_singular_values_repeat(shape, values, keep):
+    weight = matrix_with_spectrum(torch.tensor(values, dtype=torch.float64), *shape).requires_grad_()
+    assert torch.autograd.gradcheck(SpectralRegularization(keep, "exact", 0, 1), weight)
+
+
+@pytest.mark.parametrize("gradient", [paper_gradient, exact_gradient])
+@pytest.mark.parametrize("values", [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [2, 1, 1, 0], [1, 1 - 1e-15, 1e-17, 0]])
+def test_gradients_are_finite_where_the_map_is_not_smooth(gradient, values):
+    matrix = matrix_with_spectrum(torch.tensor(values, dtype=torch.float64), 4, 6)
+    for count in (1, 2, 3, 4):
+        assert gradient(torch.randn(4, 6, dtype=torch.float64), matrix, svd(matrix), count).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_keep_1_equals_torchs_converged_spectral_norm(kind):
+    ours, theirs = LAYERS[kind](), LAYERS[kind]()
+    theirs.load_state_dict(ours.state_dict())
+    specreg.spectral_regularization(ours, keep=1, only="")
+    parametrizations.spectral_norm(theirs, n_power_iterations=200)
+    if layout(ours)["groups"] > 1:
+        # Torch stacks the groups; here each has norm 1 on its own.
+        norms = torch.linalg.matrix_norm(to_matrix(ours.weight, **layout(ours)), ord=2)
+        torch.testing.assert_close(norms, torch.ones(layout(ours)["groups"]))
+        return
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-6)
+    upstream = torch.randn_like(ours.weight)
+    gradients = []
+    for layer in (ours, theirs):
+        layer.weight.backward(upstream)
+        gradients.append(layer.parametrizations.weight.original.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("keep", [0.5, 1.0, 3])
+def test_value_equals_the_reference(kind, keep):
+    layer = LAYERS[kind]()
+    weight = to_numpy(layer.weight)
+    matrices = [reference.static(m, keep, unit=True) for m in reference.as_matrices(weight, layer)]
+    expected = reference.from_matrices(matrices, weight, layer)
+    specreg.spectral_regularization(layer, keep=keep, only="")
+    torch.testing.assert_close(layer.weight.detach().double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_regularized_keeps_a_zero_matrix():
+    zero = torch.zeros(3, 5, dtype=torch.float64)
+    assert torch.equal(regularized(zero, svd(zero), 2), zero)
+
+
+def test_hard_spectra_stay_finite_in_float32():
+    for values in ([0.0, 0, 0, 0], [1e-30, 0, 0, 0], [1e4, 1, 1e-4, 0]):
+        layer = nn.Linear(6, 4, bias=False)
+        set_spectrum(layer, lambda r, values=values: torch.tensor(values))
+        specreg.spectral_regularization(layer, keep=0.5, gradient="exact")
+        layer(torch.randn(2, 6)).sum().backward()
+        assert layer.weight.isfinite().all()
+        assert layer.parametrizations.weight.original.grad.isfinite().all()

@@ -1,0 +1,574 @@
+"""The verbs on modules as people build them."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from kinds import LAYERS, example_input, layout, set_spectrum
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+import specreg
+from specreg.layers import find
+from specreg.spectra.matrices import to_matrix
+
+VERBS = {
+    "spectral_norm": specreg.spectral_norm,
+    "static": lambda module, **given: specreg.static_compensation(module, **given).step(),
+    "dynamic": lambda module, **given: specreg.dynamic_compensation(module, **given).step(),
+    "regularization": specreg.spectral_regularization,
+}
+
+
+def discriminator() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 1)
+    )
+
+
+def images(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, 6, 6)
+
+
+def buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def assert_same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def spectrum_used(layer: nn.Module) -> torch.Tensor:
+    """Singular values of the weight that the layer uses in eval mode, of its first group."""
+    layer.eval()
+    matrix = to_matrix(layer.weight.detach(), **layout(layer)).double()
+    return torch.linalg.svdvals(matrix if matrix.ndim == 2 else matrix[0])
+
+
+# --- which layers -----------------------------------------------------------------------------------------------
+
+
+def test_the_report_prints_what_was_touched():
+    report = specreg.spectral_norm(discriminator())
+    assert list(report) == ["0", "2", "5"]
+    assert str(report).splitlines() == [
+        "spectral_norm: 3 layers",
+        "0  Conv2d  8 x 27",
+        "2  Conv2d  8 x 72",
+        "5  Linear  1 x 128",
+    ]
+
+
+def test_only_and_skip_take_names_globs_classes_and_predicates():
+    module = nn.ModuleDict({"body": nn.Sequential(nn.Conv1d(1, 2, 3), nn.Linear(2, 2)), "head": nn.Linear(2, 1)})
+    names = lambda **given: list(find(module, **given))  # noqa: E731
+    assert names() == ["body.0", "body.1", "head"]
+    assert names(only="head") == ["head"]
+    assert names(only="body") == ["body.0", "body.1"]
+    assert names(only="*.1") == ["body.1"]
+    assert names(only=nn.Linear) == ["body.1", "head"]
+    assert names(only=[nn.Conv1d, "head"]) == ["body.0", "head"]
+    assert names(only=lambda name, layer: layer.weight.shape[0] == 1) == ["head"]
+    assert names(skip=[nn.Linear]) == ["body.0"]
+    assert names(only=nn.Linear, skip="body") == ["head"]
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_no_match_is_an_error_that_lists_what_is_there(verb):
+    with pytest.raises(ValueError, match=r"no layer matched .*Conv1d.*: the layers are 0 \(Linear\)"):
+        verb(nn.Sequential(nn.Linear(2, 2)), only=nn.Conv1d)
+    with pytest.raises(ValueError, match=r"2 x ReLU.*specreg takes Conv1d"):
+        verb(nn.Sequential(nn.ReLU(), nn.ReLU()))
+    with pytest.raises(ValueError, match=r"skip='haed' names no layer; the layers are: 0"):
+        verb(nn.Sequential(nn.Linear(2, 2)), skip="haed")
+    with pytest.raises(TypeError, match="expected a torch.nn.Module, got int"):
+        verb(3)
+
+
+def test_embeddings_are_normalized_but_not_compensated_by_default():
+    module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
+    assert list(specreg.spectral_norm(module)) == ["0", "1"]
+    assert list(specreg.static_compensation(module).layers) == ["1"]
+    assert list(specreg.static_compensation(module, only=nn.Embedding).layers) == ["0"]
+
+
+def test_names_do_not_change_under_wrappers():
+    module = discriminator()
+    assert list(find(nn.DataParallel(module))) == list(find(module))
+    assert list(find(torch.compile(module))) == list(find(module))
+
+
+def test_a_lazy_layer_is_named():
+    with pytest.raises(ValueError, match=r"layer '0' has no weight yet \(lazy module\)"):
+        specreg.spectra(nn.Sequential(nn.LazyLinear(3)))
+
+
+# --- spectral normalization -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_spectral_norm_is_torchs_parametrization(kind):
+    ours, theirs = LAYERS[kind](), LAYERS[kind]()
+    theirs.load_state_dict(ours.state_dict())
+    torch.manual_seed(1)
+    specreg.spectral_norm(ours)
+    torch.manual_seed(1)
+    parametrizations.spectral_norm(theirs)
+    assert_same(dict(theirs.state_dict()), dict(ours.state_dict()))
+    x = example_input(ours)
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_spectral_norm_twice_changes_nothing():
+    module = discriminator()
+    specreg.spectral_norm(module)
+    keys = list(module.state_dict())
+    assert list(specreg.spectral_norm(module)) == ["0", "2", "5"]
+    assert list(module.state_dict()) == keys
+
+
+def test_spectral_norm_of_a_legacy_weight_norm_layer_says_what_to_do():
+    module = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(3, 3)))
+    with pytest.raises(ValueError, match="layer '0' is under the legacy weight_norm.*remove_weight_norm"):
+        specreg.spectral_norm(module)
+
+
+def test_a_weight_that_starts_at_zero_is_normalized_once_it_moves():
+    layer = nn.Linear(6, 4, bias=False)
+    nn.init.zeros_(layer.weight)
+    specreg.spectral_norm(layer)
+    x = torch.randn(8, 6)
+    assert torch.equal(layer(x), torch.zeros(8, 4))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    (layer(x) - torch.randn(8, 4)).square().sum().backward()
+    optimizer.step()
+    for _ in range(100):
+        layer(x)
+    torch.testing.assert_close(spectrum_used(layer)[0].item(), 1.0, rtol=1e-4, atol=0)
+
+
+# --- compensation -----------------------------------------------------------------------------------------------
+
+
+def test_step_counts_calls_and_acts_on_every_fifth_the_first_included():
+    compensator = specreg.static_compensation(discriminator())
+    assert [compensator.step() for _ in range(11)] == [n % 5 == 0 for n in range(11)]
+    assert compensator.calls == 11
+
+
+def test_start_delays_the_dynamic_record():
+    layer = nn.Linear(4, 4)
+    compensator = specreg.dynamic_compensation(layer, every=2, start=3)
+    acted = [compensator.step() for _ in range(8)]
+    assert acted == [False, False, False, True, False, True, False, True]
+
+
+def test_the_first_acting_call_of_the_dynamic_scheme_only_records():
+    module = discriminator()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    compensator = specreg.dynamic_compensation(module, every=1)
+    assert compensator.state_dict()["record"] == {}
+    assert compensator.satisfied()
+    compensator.step()
+    assert_same(before, {name: p.detach() for name, p in module.named_parameters()})
+    assert list(compensator.state_dict()["record"]) == ["0", "2", "5"]
+
+
+def test_satisfied_tells_before_from_after():
+    module = discriminator()
+    compensator = specreg.static_compensation(module)
+    assert not compensator.satisfied()
+    compensator.step()
+    assert compensator.satisfied()
+    with torch.no_grad():
+        module[0].weight.mul_(2)
+    assert compensator.satisfied()  # a scheme about ratios
+    unit = specreg.static_compensation(module, scale="unit")
+    assert not unit.satisfied()
+    unit.step()
+    assert unit.satisfied()
+
+
+def test_dynamic_is_unsatisfied_after_a_collapse_and_undoes_it():
+    layer = nn.Linear(4, 4)
+    set_spectrum(layer, lambda r: torch.tensor([2.0, 1.8, 1.6, 1.4]))
+    compensator = specreg.dynamic_compensation(layer, every=1)
+    compensator.step()
+    set_spectrum(layer, lambda r: torch.tensor([3.0, 0.3, 0.2, 0.1]))
+    assert not compensator.satisfied()
+    compensator.step()
+    assert compensator.satisfied()
+    expected = 3 * torch.tensor([1.0, 0.9, 0.8, 0.7], dtype=torch.float64)
+    torch.testing.assert_close(specreg.spectra(layer)[""], expected, rtol=1e-6, atol=0)
+
+
+def test_strength_zero_changes_nothing_and_half_goes_half_the_way():
+    layer = nn.Linear(4, 4, bias=False)
+    set_spectrum(layer, lambda r: torch.tensor([4.0, 2, 1, 0.5]))
+    before = layer.weight.detach().clone()
+    specreg.static_compensation(layer, strength=0).step()
+    torch.testing.assert_close(layer.weight.detach(), before)
+    specreg.static_compensation(layer, strength=0.5, keep=3).step()
+    expected = torch.tensor([4.0, 3, 2.5, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(specreg.spectra(layer)[""], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("keep", "raised"), [(1, 1), (3, 3), (99, 8), (0.5, 4), (0.49, 3), (0.01, 1), (1.0, 8)]
+)
+def test_keep_is_a_fraction_or_an_integer(keep, raised):
+    layer = nn.Linear(8, 8)
+    set_spectrum(layer, lambda r: torch.linspace(2, 1, r).double())
+    specreg.static_compensation(layer, keep=keep).step()
+    ratios = specreg.spectra(layer, normalized=True)[""]
+    assert int((ratios > 1 - 1e-6).sum()) == raised
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("keep", -1), ("keep", 0), ("keep", 1.5), ("keep", True), ("keep", "0.5"), ("keep", float("nan")),
+     ("every", 0), ("every", 2.5), ("strength", 1.1), ("strength", -0.1), ("strength", None), ("scale", "half")],
+)  # fmt: skip
+def test_bad_options_are_named_with_their_value(option, value):
+    with pytest.raises(ValueError, match=rf"{option} must .*got {value!r}"):
+        specreg.static_compensation(nn.Linear(2, 2), **{option: value})
+
+
+def test_bad_start_and_gradient_are_named():
+    with pytest.raises(ValueError, match="start must be an integer >= 0, got -1"):
+        specreg.dynamic_compensation(nn.Linear(2, 2), start=-1)
+    with pytest.raises(ValueError, match='gradient must be "paper" or "exact", got \'true\''):
+        specreg.spectral_regularization(nn.Linear(2, 2), gradient="true")
+
+
+def test_compensation_keeps_spectral_normalization_converged():
+    module = discriminator()
+    specreg.spectral_norm(module)
+    compensator = specreg.static_compensation(module, every=1)
+    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        module(images()).sum().backward()
+        optimizer.step()
+        compensator.step()
+        for name in ("0", "2", "5"):
+            layer = module.get_submodule(name)
+            torch.testing.assert_close(spectrum_used(layer)[0].item(), 1.0, rtol=1e-5, atol=0)
+            layer.train()
+
+
+@pytest.mark.parametrize("kind", ["conv2d-grouped", "conv2d-transposed-grouped", "conv2d-transposed"])
+def test_spectral_norm_of_grouped_and_transposed_layers_stays_torchs_after_compensation(kind):
+    layer = LAYERS[kind]()
+    specreg.spectral_norm(layer)
+    specreg.static_compensation(layer).step()
+    layer.eval()
+    dim = layout(layer)["output_dim"]
+    stacked = layer.weight.detach().movedim(dim, 0).flatten(1)
+    torch.testing.assert_close(torch.linalg.matrix_norm(stacked, ord=2).item(), 1.0, rtol=1e-5, atol=0)
+
+
+WEIGHT_NORMS = {"new": parametrizations.weight_norm, "legacy": torch.nn.utils.weight_norm}
+
+
+@pytest.mark.parametrize("version", WEIGHT_NORMS)
+@pytest.mark.parametrize("dim", [0, None])
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv1d-transposed", "conv2d-grouped"])
+def test_weight_norm_uses_the_compensated_weight(kind, dim, version):
+    layer = LAYERS[kind]()
+    plain = copy.deepcopy(layer)
+    layer = WEIGHT_NORMS[version](layer, dim=dim)
+    with torch.no_grad():  # a training has moved g
+        getattr(layer, "weight_g", None) if version == "legacy" else None
+        for name, parameter in layer.named_parameters():
+            if name.endswith(("weight_g", "original0")):
+                parameter.mul_(1.3)
+    plain.weight.data.mul_(1.3)
+    for module in (layer, plain):
+        specreg.static_compensation(module, keep=2).step()
+    torch.testing.assert_close(layer.weight, plain.weight, rtol=1e-5, atol=1e-6)
+    x = example_input(plain)
+    torch.testing.assert_close(layer(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
+def test_spectra_under_weight_norm_are_those_of_the_weight_used():
+    layer = parametrizations.weight_norm(nn.Linear(5, 4))
+    layer.parametrizations.weight.original0.data.mul_(2)
+    expected = torch.linalg.svdvals(layer.weight.detach().double())
+    torch.testing.assert_close(specreg.spectra(layer)[""], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv1d-transposed", "conv2d-grouped"])
+def test_the_legacy_spectral_norm_hook_uses_the_compensated_weight(kind):
+    layer = torch.nn.utils.spectral_norm(LAYERS[kind]())
+    layer(example_input(layer))
+    compensator = specreg.static_compensation(layer, keep=2, every=1)
+    compensator.step()
+    assert compensator.satisfied()
+    for when in ("at once", "after a forward pass"):
+        ratios = spectrum_used(layer)
+        torch.testing.assert_close(ratios[1].item(), ratios[0].item(), rtol=1e-5, atol=0, msg=when)
+        layer(example_input(layer))
+    stacked = layer.weight.detach().movedim(layout(layer)["output_dim"], 0).flatten(1)
+    torch.testing.assert_close(torch.linalg.matrix_norm(stacked, ord=2).item(), 1.0, rtol=1e-5, atol=0)
+
+
+def test_an_unknown_parametrization_is_read_but_not_written():
+    module = nn.Sequential(parametrizations.orthogonal(nn.Linear(4, 4)))
+    torch.testing.assert_close(specreg.spectra(module)["0"], torch.ones(4).double(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"layer '0' is under _Orthogonal.*skip='0'"):
+        specreg.static_compensation(module)
+
+
+def test_a_shared_weight_is_handled_once():
+    module = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 4)})
+    module["b"].weight = module["a"].weight
+    assert list(specreg.spectra(module)) == ["a", "c"]
+    assert list(specreg.spectral_norm(module)) == ["a", "c"]
+    assert parametrize.is_parametrized(module["b"])
+    compensator = specreg.static_compensation(module, strength=0.5, every=1)
+    assert list(compensator.layers) == ["a", "c"]
+    assert "shared with b" in str(compensator.layers)
+    before = specreg.spectra(module)["a"]
+    compensator.step()
+    after = specreg.spectra(module)["a"]
+    torch.testing.assert_close(after[1], (before[0] + before[1]) / 2)  # half the way once, not twice
+    for name in ("a", "b"):
+        torch.testing.assert_close(spectrum_used(module[name])[0].item(), 1.0, rtol=1e-5, atol=0)
+
+
+def test_channels_last_is_kept():
+    module = discriminator().to(memory_format=torch.channels_last)
+    specreg.spectral_norm(module)
+    specreg.static_compensation(module).step()
+    weight = module[2].parametrizations.weight.original
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("fill", ["zero", "rank-one"])
+def test_degenerate_weights_stay_finite(kind, verb, fill):
+    layer = LAYERS[kind]()
+    nn.init.zeros_(layer.weight) if fill == "zero" else nn.init.ones_(layer.weight)
+    VERBS[verb](layer, only="")
+    layer(example_input(layer)).sum().backward()
+    assert layer.weight.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None)
+    assert all(s.isfinite().all() for s in specreg.spectra(layer, normalized=True).values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_nan_and_inf_are_named_by_layer_and_nothing_is_changed(verb, value):
+    module = discriminator()
+    with torch.no_grad():
+        module[2].weight[0, 0] = value
+    before = module[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="layer '2': the weight holds NaN or inf"):
+        verb(module)
+    assert torch.equal(module[0].weight, before)
+    with pytest.raises(ValueError, match="layer '2'"):
+        specreg.spectra(module)
+
+
+def test_the_state_goes_through_a_checkpoint(tmp_path):
+    module = discriminator()
+    compensator = specreg.dynamic_compensation(module, every=2)
+    for _ in range(3):
+        compensator.step()
+        with torch.no_grad():
+            module[0].weight.add_(0.1 * torch.randn_like(module[0].weight))
+    torch.save({"d": module.state_dict(), "c": compensator.state_dict()}, tmp_path / "checkpoint.pt")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    other = discriminator()
+    other.load_state_dict(saved["d"])
+    resumed = specreg.dynamic_compensation(other, every=2)
+    resumed.load_state_dict(saved["c"])
+    for _ in range(2):
+        assert compensator.step() == resumed.step()
+    assert_same(dict(module.state_dict()), dict(other.state_dict()))
+
+
+def test_a_state_of_other_layers_is_refused():
+    compensator = specreg.dynamic_compensation(nn.Linear(4, 4))
+    compensator.step()
+    state = compensator.state_dict()
+    with pytest.raises(ValueError, match=r"records for the layers \(the module itself\).*has 0, 2, 5"):
+        specreg.dynamic_compensation(discriminator()).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"shape \(4,\).*spectrum \(3,\)"):
+        specreg.dynamic_compensation(nn.Linear(3, 3)).load_state_dict(state)
+    with pytest.raises(ValueError, match="StaticCompensation keeps no record"):
+        specreg.static_compensation(nn.Linear(4, 4)).load_state_dict(state)
+    with pytest.raises(ValueError, match="not a compensator's state: it has the keys"):
+        compensator.load_state_dict({"gamma": 1})
+
+
+def test_remove_lets_go_of_the_layers():
+    module = discriminator()
+    compensator = specreg.static_compensation(module, every=1)
+    compensator.remove()
+    before = module[0].weight.detach().clone()
+    assert compensator.step() is False
+    assert len(compensator.layers) == 0
+    assert torch.equal(module[0].weight, before)
+
+
+# --- the parametrization ----------------------------------------------------------------------------------------
+
+
+def test_regularization_refuses_layers_that_are_normalized():
+    for normalize in (specreg.spectral_norm, specreg.spectral_regularization):
+        module = discriminator()
+        normalize(module)
+        with pytest.raises(ValueError, match="layer '0' is normalized already.*specreg.remove"):
+            specreg.spectral_regularization(module)
+    with pytest.raises(ValueError, match="layer '0' is normalized already"):
+        specreg.spectral_regularization(nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(3, 3))))
+
+
+# --- everything that a training does with a discriminator -------------------------------------------------------
+
+PARAMETRIZED = {"spectral_norm": specreg.spectral_norm, "regularization": specreg.spectral_regularization}
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_spectra_change_nothing(verb, normalized):
+    module = discriminator().train()
+    verb(module)
+    before = buffers(module)
+    generator_state = torch.get_rng_state()
+    spectra = specreg.spectra(module, normalized=normalized)
+    assert_same(before, buffers(module))
+    assert torch.equal(generator_state, torch.get_rng_state())
+    assert all((s.diff() <= 0).all() for s in spectra.values())
+    assert all((s[0] == 1) == normalized for s in spectra.values())
+
+
+@pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_eval_moves_no_buffer(verb):
+    module = discriminator()
+    verb(module)
+    module.eval()
+    before = buffers(module)
+    first = module(images())
+    assert first.isfinite().all()
+    assert_same(before, buffers(module))
+
+
+@pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_two_forwards_before_one_backward(verb):
+    module = discriminator()
+    verb(module)
+    compensator = specreg.static_compensation(module, every=1)
+    (module(images()) - module(images())).sum().backward()
+    compensator.step()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_deepcopy_and_state_dict_round_trip(verb):
+    module = discriminator()
+    verb(module)
+    module(images())
+    twin = copy.deepcopy(module)
+    other = discriminator()
+    verb(other)
+    other.load_state_dict(module.state_dict())
+    x = images()
+    for each in (module, twin, other):
+        each.eval()
+    assert torch.equal(module(x), twin(x))
+    assert torch.equal(module(x), other(x))
+
+
+def test_deepcopy_leaves_the_compensator_with_the_original():
+    module = discriminator()
+    compensator = specreg.static_compensation(module)
+    twin = copy.deepcopy(module)
+    before = twin[0].weight.detach().clone()
+    compensator.step()
+    assert torch.equal(twin[0].weight, before)
+
+
+@pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_an_average_of_the_weights_stays_normalized(verb):
+    module = discriminator()
+    verb(module)
+    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    optimizer = torch.optim.SGD(module.parameters(), 0.005)
+    compensator = specreg.static_compensation(module, every=1)
+    for _ in range(10):
+        optimizer.zero_grad()
+        module(images()).sum().backward()
+        optimizer.step()
+        compensator.step()
+        average.update_parameters(module)  # averages parameters, copies buffers
+    for layer in ("0", "2", "5"):
+        largest = spectrum_used(average.module.get_submodule(layer))[0].item()
+        assert 0.9 < largest < 1.1  # u and v are those of the copy, at most a few steps behind
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_torch_compile_of_the_discriminator(verb):
+    module = discriminator()
+    verb(module)
+    plain = copy.deepcopy(module)
+    compiled = torch.compile(module, backend="aot_eager")
+    pairs = []
+    for each, inner in ((compiled, module), (plain, plain)):
+        torch.manual_seed(3)
+        compensator = specreg.static_compensation(each, every=1)
+        optimizer = torch.optim.SGD(inner.parameters(), 0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            each(images()).sum().backward()
+            optimizer.step()
+            compensator.step()
+        pairs.append(dict(inner.state_dict()))
+    for name, value in pairs[0].items():
+        torch.testing.assert_close(value, pairs[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        specreg.spectral_norm,
+        specreg.spectral_regularization,
+        lambda m: [parametrizations.weight_norm(m[i]) for i in (0, 2, 5)],
+        lambda m: [torch.nn.utils.weight_norm(m[i]) for i in (0, 2, 5)],
+        lambda m: [torch.nn.utils.spectral_norm(m[i]) for i in (0, 2, 5)],
+    ],
+    ids=["sn", "sr", "weight_norm", "legacy weight_norm", "legacy sn"],
+)
+def test_remove_leaves_plain_weights_and_the_same_function(wrap, mode):
+    module = discriminator()
+    keys = list(module.state_dict())
+    wrap(module)
+    x = images()
+    module.train()
+    module(x)
+    module.eval()
+    expected = module(x)
+    module.train(mode == "train")
+    assert specreg.remove(module) == ["0.weight", "2.weight", "5.weight"]
+    assert sorted(module.state_dict()) == sorted(keys)
+    assert all(layer.training == (mode == "train") for layer in module.modules())
+    assert not any(layer._forward_pre_hooks for layer in module.modules())
+    torch.testing.assert_close(module(x), expected)
+    module.load_state_dict(module.state_dict())
+    assert specreg.remove(module) == []
+
+
+def test_a_removed_module_can_be_pickled_again(tmp_path):
+    module = discriminator()
+    specreg.spectral_norm(module)
+    specreg.remove(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(module, tmp_path / "module.pt")
