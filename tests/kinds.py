@@ -68,7 +68,9 @@ def set_spectrum(layer: nn.Module, spectrum: Callable[[int], Tensor], seed: int 
 
 
 SPECTRA: dict[str, Callable[[int], Tensor]] = {
-    "random": lambda r: torch.rand(r, generator=torch.Generator().manual_seed(r)).double().sort(descending=True)[0] + 0.1,
+    "random": lambda r: (
+        torch.rand(r, generator=torch.Generator().manual_seed(r)).double().sort(descending=True)[0] + 0.1
+    ),
     "repeated": lambda r: torch.tensor([3.0, 3.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5])[:r].double(),
     "rank-deficient": lambda r: torch.cat([torch.linspace(2, 1, r - r // 2), torch.zeros(r // 2)]).double(),
     "condition-1e4": lambda r: torch.logspace(0, -4, r, dtype=torch.float64),

@@ -1,4 +1,4 @@
-"""The command line: parsing, display and exit codes. What a command does is in ``specreg.experiments``.
+"""The command line: parsing and exit codes. What a command does is in ``specreg.experiments``.
 
 Exit codes: 0 done, 1 a run of a comparison failed, 2 bad input, 3 training diverged, 130 interrupted.
 """
@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a run of a comparison failed, 2 bad input, 3 training dive
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import logging
 import os
@@ -13,13 +14,18 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from specreg import __version__
 
-_LAB = ("tyro", "rich", "accelerate", "torchmetrics", "safetensors", "sklearn", "matplotlib", "PIL")
+if TYPE_CHECKING:
+    from specreg.experiments.config import Method
+
+_LAB = ("accelerate", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "torchmetrics", "tyro")
 _BOX = re.compile("[─│╭╮╰╯]+")
+_INTERRUPTED = "specreg: interrupted; the same command again goes on\n"
 T = TypeVar("T")
 
 _HELP = """\
@@ -34,7 +40,8 @@ commands:
   evaluate   evaluate a trained run anew
   sample     draw images from a trained run into a PNG
 
-specreg COMMAND --help lists a command's options. The library itself needs none of this:
+specreg COMMAND --help lists a command's options. The library needs no command:
+
   import specreg
   specreg.spectral_norm(discriminator)
   compensator = specreg.static_compensation(discriminator)
@@ -45,27 +52,30 @@ specreg COMMAND --help lists a command's options. The library itself needs none 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_HELP)
         return 0
     if arguments[0] == "--version":
         sys.stdout.write(f"specreg {__version__}\n")
         return 0
-    command, rest = arguments[0], arguments[1:]
     try:
-        _require_lab()
-        if command not in _COMMANDS:
-            raise ValueError(f"unknown command {command!r}: the commands are {', '.join(_COMMANDS)}")
-        return _COMMANDS[command](rest)
-    except (ValueError, OSError) as error:
-        return _fail(str(error), 2)
+        if missing := [name for name in _LAB if find_spec(name) is None]:
+            raise ValueError(f"the command line needs {', '.join(missing)}: pip install 'specreg[lab]'")
+        if arguments[0] not in _COMMANDS:
+            raise ValueError(f"unknown command {arguments[0]!r}: the commands are {', '.join(_COMMANDS)}")
+        return _COMMANDS[arguments[0]](arguments[1:])
     except ArithmeticError as error:
         return _fail(f"training diverged: {error}; the last checkpoint is kept", 3)
+    except (ValueError, OSError) as error:
+        return _fail(str(error), 2)
 
 
 def _compare(arguments: list[str]) -> int:
+    import tyro
+
+    from specreg import display
     from specreg.experiments import compare
-    from specreg.experiments.config import METHODS, Settings, check_choice
+    from specreg.experiments.config import METHODS, Settings, check_choice, check_integer
     from specreg.report import write_report
 
     @dataclass
@@ -75,71 +85,80 @@ def _compare(arguments: list[str]) -> int:
         Writes results.json, table.md, spectra.png, curves.png and samples.png into the output folder.
         """
 
-        out: Path
+        out: Path = Path("runs/compare")
         """Output folder."""
         methods: tuple[str, ...] = METHODS
         """Any of sn, static, dynamic."""
         seeds: tuple[str, ...] = ("0",)
-        """Seeds; each method is run with each."""
+        """Each method is run with each seed."""
         jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
-        """Runs at the same time."""
-        settings: Annotated[Settings, _flat()] = field(default_factory=Settings)
+        """Runs at the same time; the cores are divided among them."""
+        settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
-    out = _output(arguments)
-    saved = compare.saved_settings(out) if out is not None else None
-    given = _parse(Compare, "compare", arguments, {"settings": saved} if saved else {})
-    methods: list[Any] = _split(given.methods)
+    saved = compare.saved_settings(_output(arguments, Compare.out))
+    given = _parse(Compare() if saved is None else Compare(settings=saved), "compare", arguments)
+    methods: list[Method] = _split(given.methods)  # type: ignore[assignment]
     for method in methods:
         check_choice("methods", method, METHODS)
-    seeds = [_seed(value) for value in _split(given.seeds)]
-    if given.jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {given.jobs}")
-    jobs = compare.plan(given.out, methods, seeds, given.settings)
-    with _comparison_display(jobs) as watch:
+    check_integer("jobs", given.jobs, at_least=1)
+    jobs = compare.plan(given.out, methods, [_integer("seeds", seed) for seed in _split(given.seeds)], given.settings)
+    with display.comparison(jobs) as watch:
         compare.execute_all(jobs, min(given.jobs, len(jobs)), watch)
-    paths = write_report(given.out, [job.run for job in jobs])
-    _print_table(paths)
-    failed = [job for job in jobs if job.state == "failed"]
-    for job in failed:
-        sys.stderr.write(f"specreg: {job.run.name} failed: {job.error}\n")
+    rows, paths = write_report(given.out, [job.run for job in jobs])
+    display.results(rows, paths)
+    for job in jobs:
+        if job.state == "failed":
+            sys.stderr.write(f"specreg: {job.run.name} failed: {job.error}\n")
     if any(job.state in ("waiting", "stopped") for job in jobs):
-        sys.stderr.write("specreg: interrupted; the same command again goes on\n")
+        sys.stderr.write(_INTERRUPTED)
         return 130
-    return 1 if failed else 0
+    return int(any(job.state == "failed" for job in jobs))
 
 
 def _train(arguments: list[str]) -> int:
+    import tyro
+
+    from specreg import display
     from specreg.experiments.compare import interruptible
     from specreg.experiments.config import RunConfig
-    from specreg.experiments.run import execute, saved_config
+    from specreg.experiments.run import execute, open_source, prepare_run, saved_config
     from specreg.records import RunDirectory
 
     @dataclass
     class Train:
         """Train one GAN. The same command again goes on from the last checkpoint; a complete run stays as it is."""
 
-        out: Path
+        out: Path = Path("runs/train")
         """Run directory."""
         quiet: bool = False
         """Show no progress."""
-        config: Annotated[RunConfig, _flat()] = field(default_factory=RunConfig)
+        config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
-    out = _output(arguments)
-    saved = saved_config(RunDirectory(out)) if out is not None else None
-    given = _parse(Train, "train", arguments, {"config": saved} if saved else {})
-    run = RunDirectory(given.out)
-    _configure_logging(given.quiet)
-    with interruptible() as interrupted, _training_display(given.config, given.quiet) as progress:
-        finished = execute(given.config, run, stop=interrupted, progress=progress)
+    saved = saved_config(RunDirectory(_output(arguments, Train.out)))
+    given = _parse(Train() if saved is None else Train(config=saved), "train", arguments)
+    run, config = RunDirectory(given.out), given.config
+    source = open_source(config.settings)
+    prepare_run(config, run)
+    logging.basicConfig(level=logging.WARNING if given.quiet else logging.INFO, format="%(message)s")
+    with interruptible() as interrupted, contextlib.ExitStack() as shown:
+        progress: Any = lambda step, metrics: None  # noqa: E731
+        if not given.quiet:
+            label = f"{config.method}, seed {config.seed}"
+            progress = shown.enter_context(display.training(label, config.settings.training.steps))
+        finished = execute(config, run, source, stop=interrupted, progress=progress)
     if not finished:
-        sys.stderr.write("specreg: interrupted; the same command again goes on\n")
+        sys.stderr.write(_INTERRUPTED)
         return 130
     if not given.quiet:
-        _print_metrics(run.read("result") or {})
+        display.metrics(run.read("result") or {})
     return 0
 
 
 def _evaluate(arguments: list[str]) -> int:
+    import tyro
+
+    from specreg import display
+    from specreg.experiments.config import check_integer
     from specreg.experiments.run import evaluate_run
     from specreg.records import RunDirectory
 
@@ -147,25 +166,28 @@ def _evaluate(arguments: list[str]) -> int:
     class Evaluate:
         """Evaluate a run's newest checkpoint; nothing is written."""
 
-        run: Annotated[Path, _positional()]
+        run: tyro.conf.Positional[Path] = Path("runs/train")
         """Run directory."""
         samples: int | None = None
         """Generated images; the run's own number by default."""
         json: bool = False
         """Print JSON."""
 
-    given = _parse(Evaluate, "evaluate", arguments)
-    if given.samples is not None and given.samples <= 5:
-        raise ValueError(f"samples must be more than 5, the neighbours that some metrics use, got {given.samples}")
-    metrics = dataclasses.asdict(evaluate_run(RunDirectory(given.run), samples=given.samples))
+    given = _parse(Evaluate(), "evaluate", arguments)
+    if given.samples is not None:
+        check_integer("samples", given.samples, at_least=10)
+    values = dataclasses.asdict(evaluate_run(RunDirectory(given.run), samples=given.samples))
     if given.json:
-        sys.stdout.write(json.dumps(metrics, indent=2) + "\n")
+        sys.stdout.write(json.dumps(values, indent=2) + "\n")
     else:
-        _print_metrics(metrics)
+        display.metrics(values)
     return 0
 
 
 def _sample(arguments: list[str]) -> int:
+    import tyro
+
+    from specreg.experiments.config import check_integer
     from specreg.experiments.run import load_sampler, sample_images, save_grid
     from specreg.records import RunDirectory
 
@@ -173,7 +195,7 @@ def _sample(arguments: list[str]) -> int:
     class Sample:
         """Draw images from a run's newest checkpoint into a square PNG."""
 
-        run: Annotated[Path, _positional()]
+        run: tyro.conf.Positional[Path] = Path("runs/train")
         """Run directory."""
         out: Path = Path("samples.png")
         """The picture to write; an existing file is not overwritten."""
@@ -182,9 +204,9 @@ def _sample(arguments: list[str]) -> int:
         seed: int = 0
         """Latent vectors."""
 
-    given = _parse(Sample, "sample", arguments)
-    if given.side < 1:
-        raise ValueError(f"side must be at least 1, got {given.side}")
+    given = _parse(Sample(), "sample", arguments)
+    check_integer("side", given.side, at_least=1)
+    check_integer("seed", given.seed, at_least=0)
     if given.out.exists():
         raise ValueError(f"{given.out} exists: choose another name with --out")
     if given.out.suffix.lower() != ".png" or not given.out.absolute().parent.is_dir():
@@ -203,168 +225,44 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _require_lab() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in _LAB if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"the command line needs {', '.join(missing)}: pip install 'specreg[lab]'")
-
-
-def _flat() -> Any:
-    import tyro
-
-    return tyro.conf.arg(name="")
-
-
-def _positional() -> Any:
-    import tyro
-
-    return tyro.conf.Positional
-
-
-def _parse(kind: type[T], command: str, arguments: list[str], defaults: dict[str, Any] | None = None) -> T:
+def _parse(defaults: T, command: str, arguments: list[str]) -> T:
     """Parse with tyro; what is wrong becomes one line (ValueError), help goes through."""
     import tyro
 
-    if defaults:
-        kind = dataclasses.make_dataclass(  # the saved configuration takes the place of the defaults
-            kind.__name__,
-            [
-                (f.name, f.type, field(default=defaults[f.name])) if f.name in defaults else (f.name, f.type, f)
-                for f in dataclasses.fields(kind)  # type: ignore[arg-type]
-            ],
-            namespace={"__doc__": kind.__doc__},
-        )
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, prog=f"specreg {command}", args=arguments)
+            return tyro.cli(type(defaults), default=defaults, prog=f"specreg {command}", args=arguments)
     except SystemExit as end:
-        if end.code in (0, None):
+        if not end.code:
             raise
         lines = [_BOX.sub("", line).strip() for line in complaint.getvalue().splitlines()]
-        text = " ".join(line for line in lines[1:] if line and not line.startswith("For full helptext"))
-        raise ValueError(f"{text}; see specreg {command} --help") from None
+        # tyro frames its message: a title, the message, hints below a rule.
+        message = " ".join(itertools.takewhile(bool, lines[1:]))
+        raise ValueError(f"{message}; see specreg {command} --help") from None
 
 
-def _output(arguments: Sequence[str]) -> Path | None:
+def _output(arguments: Sequence[str], default: Path) -> Path:
     """Return what --out names, before the arguments are parsed: it may hold the configuration to go on with."""
     for position, argument in enumerate(arguments):
         if argument == "--out" and position + 1 < len(arguments):
             return Path(arguments[position + 1])
         if argument.startswith("--out="):
             return Path(argument.removeprefix("--out="))
-    return None
+    return default
 
 
 def _split(values: Sequence[str]) -> list[str]:
     return [part for value in values for part in value.split(",") if part]
 
 
-def _seed(value: str) -> int:
+def _integer(option: str, value: str) -> int:
     try:
         return int(value)
     except ValueError:
-        raise ValueError(f"seeds must be integers, got {value!r}") from None
+        raise ValueError(f"{option} must be integers, got {value!r}") from None
 
 
 def _fail(message: str, code: int) -> int:
     sys.stderr.write(f"specreg: error: {' '.join(message.split())}\n")
     return code
-
-
-def _configure_logging(quiet: bool) -> None:
-    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
-
-
-@contextlib.contextmanager
-def _training_display(config: Any, quiet: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    if quiet:
-        yield lambda step, metrics: None
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[metrics]}"),
-    )  # fmt: skip
-    shown: dict[str, Any] = {}
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(f"{config.method} seed {config.seed}", total=config.settings.training.steps, metrics="")
-
-        def progress(step: int, metrics: dict[str, Any]) -> None:
-            shown.update({key: value for key, value in metrics.items() if key != "step"})
-            bars.update(task, completed=step, metrics="  ".join(f"{k} {v:.4g}" for k, v in shown.items()))
-
-        yield progress
-
-
-@contextlib.contextmanager
-def _comparison_display(jobs: Sequence[Any]) -> Any:
-    from rich.console import Console
-    from rich.live import Live
-
-    with Live(console=Console(stderr=True), auto_refresh=False) as live:
-        yield lambda: live.update(_jobs_table(jobs), refresh=True)
-
-
-def _jobs_table(jobs: Sequence[Any]) -> Any:
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1))
-    for heading in ("run", "", "step", "modes", "KL", "FD", "loss D", "loss G", ""):
-        table.add_column(heading, justify="right" if heading not in ("run", "") else "left")
-    for job in jobs:
-        steps = job.config.settings.training.steps
-        metrics, evaluations = job.run.series("metrics")[-1:], job.run.series("evaluations")[-1:]
-        latest = {key: value for record in [*metrics, *evaluations] for key, value in record.items()}
-        step = steps if job.state == "done" else max([0, *(record["step"] for record in [*metrics, *evaluations])])
-        numbers = [
-            f"{latest[key]:.{digits}f}" if key in latest else "-"
-            for key, digits in (("modes", 0), ("kl", 2), ("fd", 2), ("d_loss", 2), ("g_loss", 2))
-        ]
-        state = {"failed": "[red]failed[/]", "running": ""}.get(job.state, job.state)
-        table.add_row(
-            job.run.name, ProgressBar(total=steps, completed=step, width=24), f"{step}/{steps}", *numbers, state
-        )
-    return table
-
-
-def _print_table(paths: Sequence[Path]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from specreg.records import read_json
-    from specreg.report import table as summarize
-
-    rows = read_json(paths[0])
-    console = Console()
-    if rows:
-        headings, cells = summarize(rows)
-        shown = Table(title="mean ± standard deviation over the seeds" if int(cells[0][1]) > 1 else None)
-        for heading in headings:
-            shown.add_column(heading, justify="left" if heading == "method" else "right")
-        for line in cells:
-            shown.add_row(*line)
-        console.print(shown)
-        console.print(
-            f"{rows[0]['num_fake']} generated against {rows[0]['num_real']} real images, "
-            f"features: {rows[0]['features']}",
-            highlight=False,
-        )
-    for path in paths:
-        console.print(str(path), highlight=False)
-
-
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for key, value in metrics.items():
-        if not isinstance(value, dict) and value is not None:
-            table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)

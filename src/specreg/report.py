@@ -66,14 +66,14 @@ def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def write_report(out: Path, runs: Sequence[RunDirectory]) -> list[Path]:
-    """Write results.json, table.md and the three pictures into ``out``; returns their paths."""
+def write_report(out: Path, runs: Sequence[RunDirectory]) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Write results.json, table.md and the three pictures into ``out``; returns the results and the paths."""
     rows = results(runs)
     complete = [run for run in runs if run.complete]
     write_json(out / "results.json", rows)
     paths = [out / "results.json"]
     if not rows:
-        return paths
+        return rows, paths
     paths.append(out / "table.md")
     paths[-1].write_text(markdown(*table(rows)), encoding="utf-8")
     for name, draw in (("spectra", draw_spectra), ("curves", draw_curves), ("samples", draw_samples)):
@@ -81,7 +81,7 @@ def write_report(out: Path, runs: Sequence[RunDirectory]) -> list[Path]:
         figure = draw(complete)
         figure.savefig(paths[-1], dpi=130)
         plt.close(figure)
-    return paths
+    return rows, paths
 
 
 def draw_spectra(runs: Sequence[RunDirectory]) -> Figure:

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
-from kinds import LAYERS, SPECTRA, set_spectrum, to_numpy
 from torch import nn
 
+import reference
 import specreg
+from kinds import LAYERS, SPECTRA, set_spectrum, to_numpy
 
 RELATIVE = 1e-5  # Frobenius, float32 weights
 

@@ -1,13 +1,13 @@
 """The parametrization's value and its two gradients."""
 
 import pytest
-import reference
 import torch
-from kinds import LAYERS, layout, matrix_with_spectrum, set_spectrum, to_numpy
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import reference
 import specreg
+from kinds import LAYERS, layout, matrix_with_spectrum, set_spectrum, to_numpy
 from specreg.regularizers.regularization import SpectralRegularization
 from specreg.spectra.decompose import svd
 from specreg.spectra.matrices import to_matrix

@@ -92,6 +92,7 @@ def saved_config(run: RunDirectory) -> RunConfig | None:
 def execute(
     config: RunConfig,
     run: RunDirectory,
+    source: ImageSource,
     *,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda step, metrics: None,
@@ -100,7 +101,8 @@ def execute(
 
     Args:
         config: the whole configuration.
-        run: where everything is written.
+        run: where everything is written, after :func:`prepare_run`.
+        source: the training images, from :func:`open_source`.
         stop: asked after every step; True leaves a resumable run.
         progress: told the step and what was recorded at it.
 
@@ -108,11 +110,9 @@ def execute(
         Whether the run is complete.
 
     Raises:
-        ValueError: the configuration or the data is unusable; nothing was written.
+        ValueError: the checkpoint is damaged; nothing was written.
         NonFiniteError: the training diverged; the last checkpoint is kept.
     """
-    source = open_source(config.settings)
-    prepare_run(config, run)
     if run.complete:
         return True
     accelerator = Accelerator(mixed_precision="bf16" if config.settings.precision == "bf16" else "no")
