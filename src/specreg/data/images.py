@@ -105,12 +105,13 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 
 def _from_npz(path: Path, image_size: int | None) -> ImageArrays:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here because numpy leaves a damaged file open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             if "images" not in archive:
-                raise ValueError(f"{path} has no array 'images' (it has {', '.join(archive) or 'none'})")
+                raise ValueError(f"no array 'images', it has {', '.join(archive) or 'none'}")
             images = archive["images"]
             labels = archive["labels"] if "labels" in archive else np.zeros(len(images), dtype=np.int64)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable npz file ({error}): make it again") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise ValueError(

@@ -4,6 +4,7 @@ Every function takes features of shape (N, d) and (M, d), real first. Fréchet a
 torchmetrics, the neighbourhood metrics are here because no maintained package has them.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,9 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_si
         Binkowski et al. 2018, section 4.
     """
     size = min(subset_size, len(real), len(fake))
-    metric = KernelInceptionDistance(feature=_Features(real.shape[1]), subsets=subsets, subset_size=size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about memory: what it stores are these features, once
+        metric = KernelInceptionDistance(feature=_Features(real.shape[1]), subsets=subsets, subset_size=size)
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)

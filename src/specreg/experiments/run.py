@@ -115,7 +115,7 @@ def execute(
     """
     if run.complete:
         return True
-    accelerator = Accelerator(mixed_precision="bf16" if config.settings.precision == "bf16" else "no")
+    accelerator = _accelerator(config.settings)
     state = build_state(config, source, accelerator)
     if run.checkpoint.exists():
         state.load_state_dict(load_checkpoint(run.checkpoint))
@@ -227,7 +227,7 @@ def load_sampler(run: RunDirectory) -> tuple[RunConfig, ImageSource, nn.Module]:
     if not run.checkpoint.exists():
         raise ValueError(f"{run.path} has no checkpoint yet: train it first")
     source = open_source(config.settings)
-    state = build_state(config, source, Accelerator())
+    state = build_state(config, source, _accelerator(config.settings))
     state.load_state_dict(load_checkpoint(run.checkpoint))
     return config, source, state.sampler
 
@@ -242,13 +242,15 @@ def evaluate_run(run: RunDirectory, *, samples: int | None = None) -> Evaluation
 
 
 def save_grid(images: Tensor, path: Path, *, side: int = _GRID, scale: int = 4) -> None:
-    """Write the first side·side images (N, C, H, W), uint8, as one PNG, each pixel ``scale`` times as large."""
+    """Write side x side images (N, C, H, W), uint8, as one PNG with lines between, each pixel ``scale`` times as large.
+
+    Missing images are left black.
+    """
     images = images[: side * side]
-    rows = torch.split(images, side)
-    if len(rows[-1]) < side:
-        rows = (*rows[:-1], torch.cat([rows[-1], rows[-1].new_full((side - len(rows[-1]), *images.shape[1:]), 255)]))
-    separated = [torch.nn.functional.pad(torch.cat(list(nn.functional.pad(row, (1, 0))), 2), (0, 1)) for row in rows]
-    picture = torch.cat([nn.functional.pad(row, (0, 0, 1, 0)) for row in separated], 1)
+    missing = images.new_zeros((side * side - len(images), *images.shape[1:]))
+    framed = nn.functional.pad(torch.cat([images, missing]), (1, 0, 1, 0))
+    rows = framed.reshape(side, side, *framed.shape[1:]).permute(2, 0, 3, 1, 4)  # (C, side, H, side, W)
+    picture = nn.functional.pad(rows.flatten(3).flatten(1, 2), (0, 1, 0, 1))
     picture = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     array = picture.permute(1, 2, 0).numpy()
     Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
@@ -317,6 +319,10 @@ def _finish(
             "config": to_dict(config),
         },
     )
+
+
+def _accelerator(settings: Settings) -> Accelerator:
+    return Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
 
 
 def _environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""What the command line promises: help, version, and for bad input one line, exit code 2 and nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import specreg
+from specreg.cli import main
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_names_every_command_and_version_the_version(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for command in ("compare", "train", "evaluate", "sample"):
+        assert f"\n  {command} " in out
+    assert run(capsys)[1] == out
+    assert run(capsys, "--version")[1] == f"specreg {specreg.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "sample"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: specreg {command}" in capsys.readouterr().out
+
+
+def test_compare_has_the_promised_flags(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    out = capsys.readouterr().out
+    for flag in ("--out", "--methods", "--seeds", "--steps", "--data", "--batch-size", "--d-channels"):
+        assert f"{flag} " in out
+
+
+def test_python_m_specreg_is_the_same_command():
+    printed = subprocess.run([sys.executable, "-m", "specreg", "--version"], capture_output=True, text=True, check=True)
+    assert printed.stdout == f"specreg {specreg.__version__}\n"
+
+
+def mixed_folder(tmp_path: Path) -> str:
+    for side in (8, 16):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
+    return str(tmp_path)
+
+
+def corrupt_zip(tmp_path: Path) -> str:
+    (tmp_path / "images.zip").write_bytes(b"PK not really")
+    return str(tmp_path / "images.zip")
+
+
+def odd_size(tmp_path: Path) -> str:
+    Image.new("L", (28, 28)).save(tmp_path / "28.png")
+    return str(tmp_path)
+
+
+OUT = "<out>"
+BAD = {
+    "unknown command": (["trian"], "unknown command 'trian'"),
+    "unknown flag": (["compare", "--out", OUT, "--stepz", "5"], "--stepz"),
+    "value of a wrong type": (["compare", "--out", OUT, "--steps", "many"], "--steps"),
+    "no steps": (["compare", "--out", OUT, "--steps", "0"], "steps must be an integer of at least 1, got 0"),
+    "unknown method": (["compare", "--out", OUT, "--methods", "magic"], "methods must be one of sn, static, dynamic"),
+    "no methods": (["compare", "--out", OUT, "--methods", ","], "methods must not be empty"),
+    "bad seed": (["compare", "--out", OUT, "--seeds", "one"], "seeds must be integers, got 'one'"),
+    "negative seed": (["compare", "--out", OUT, "--seeds", "-1"], "-1"),
+    "no jobs": (["compare", "--out", OUT, "--jobs", "0"], "jobs must be an integer of at least 1"),
+    "negative keep": (["train", "--out", OUT, "--keep", "-0.5"], "keep must be a fraction of r in (0, 1]"),
+    "zero layers": (["train", "--out", OUT, "--d-channels", "0"], "d_channels must be an integer of at least 1"),
+    "missing data": (["train", "--out", OUT, "--data", "nowhere.zip"], "no data at nowhere.zip"),
+    "corrupt zip": (["train", "--out", OUT, "--data", corrupt_zip], "images.zip is not a readable zip file"),
+    "mixed sizes": (["train", "--out", OUT, "--data", mixed_folder], "give an image size"),
+    "no network": (["train", "--out", OUT, "--data", odd_size], "no network for 28x28 images"),
+    "conditional on nothing": (["train", "--out", OUT, "--data", odd_size, "--image-size", "32", "--conditional"],
+                               "has no classes to be conditional on"),
+    "resized digits": (["train", "--out", OUT, "--image-size", "32"], "digits are 8x8"),
+    "unwritable output": (["compare", "--out", "/proc/specreg"], "cannot write to /proc/specreg"),
+    "no run": (["evaluate", OUT], "holds no run"),
+    "no run to sample": (["sample", OUT, "--out", "new.png"], "holds no run"),
+    "picture of a wrong kind": (["sample", OUT, "--out", "new.gif"], "has to be a .png file"),
+    "too few samples": (["evaluate", OUT, "--samples", "2"], "samples must be an integer of at least 10"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(case, tmp_path, monkeypatch, capsys):
+    arguments, message = BAD[case]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    given = [str(tmp_path / "out") if a is OUT else a(tmp_path / "data") if callable(a) else a for a in arguments]
+    code, out, error = run(capsys, *given)
+    assert code == 2
+    assert out == ""
+    assert error.startswith("specreg: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_an_unknown_key_in_a_saved_configuration_is_named(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"method": "sn", "colour": "red"}')
+    code, _, error = run(capsys, "train", "--out", str(tmp_path))
+    assert code == 2
+    assert "unknown key 'colour'" in error
+    assert error.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_without_the_lab_the_command_line_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr("specreg.cli.find_spec", lambda name: None)
+    code, _, error = run(capsys, "compare")
+    assert code == 2
+    assert "pip install 'specreg[lab]'" in error

@@ -1,0 +1,94 @@
+"""The public surface: names, signatures, documentation, light imports, the example, the README's commands."""
+
+import doctest
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import specreg
+import specreg.monitor
+import specreg.regularizers.compensation
+import specreg.regularizers.normalization
+
+ROOT = Path(__file__).parents[2]
+SIGNATURES = {
+    "spectral_norm": "(module, *, only=None, skip=None)",
+    "static_compensation": "(module, *, keep=0.5, every=5, strength=1.0, scale='keep', only=None, skip=None)",
+    "dynamic_compensation": "(module, *, every=5, start=0, strength=1.0, scale='keep', only=None, skip=None)",
+    "spectral_regularization": "(module, *, keep=0.5, gradient='paper', only=None, skip=None)",
+    "spectra": "(module, *, normalized=False, only=None, skip=None)",
+    "remove": "(module)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_are_the_published_ones(name):
+    signature = inspect.signature(getattr(specreg, name))
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    stripped = signature.replace(parameters=bare, return_annotation=inspect.Signature.empty)
+    assert str(stripped) == SIGNATURES[name]
+
+
+def test_every_public_name_is_documented():
+    assert sorted(SIGNATURES) == sorted(specreg.__all__)
+    for name in specreg.__all__:
+        documentation = inspect.getdoc(getattr(specreg, name))
+        assert documentation is not None
+        for section in ("Args:", "Returns:"):
+            assert section in documentation, (name, section)
+
+
+@pytest.mark.parametrize(
+    "module", [specreg.monitor, specreg.regularizers.compensation, specreg.regularizers.normalization]
+)
+def test_examples_in_docstrings_run(module):
+    failures, tried = doctest.testmod(module)
+    assert tried > 0
+    assert failures == 0
+
+
+def test_the_library_imports_nothing_of_the_lab():
+    lab = "{'accelerate', 'matplotlib', 'PIL', 'rich', 'safetensors', 'sklearn', 'torchmetrics', 'tyro'}"
+    code = f"import torch, sys; seen = set(sys.modules); import specreg; print(sorted({lab} & set(sys.modules) - seen))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "[]\n"
+
+
+@pytest.mark.slow
+def test_the_example_runs_and_keeps_the_spectra_up():
+    command = [sys.executable, str(ROOT / "examples" / "conv1d_discriminator.py"), "--steps", "60"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "spectral_norm: 4 layers" in printed
+    assert "2  Conv1d  4 groups of 4 x 36" in printed
+    last = re.search(r"step 60: .*least s2/s1 (\S+)", printed)
+    assert last is not None
+    assert float(last[1]) > 0.9
+
+
+def test_the_readmes_library_lines_work():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_readme_is_short_and_its_commands_are_the_projects():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) < 200
+    targets = re.findall(r"^make (\w+)", readme, flags=re.M)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {"demo", "test"} <= set(targets)
+    assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in targets)
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_relative_links_in_the_documentation_lead_somewhere():
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"):
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), (page.name, link)

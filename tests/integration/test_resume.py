@@ -1,0 +1,124 @@
+"""A run killed with SIGKILL and resumed equals an uninterrupted one bit for bit, records included."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from specreg.cli import main
+
+OPTIONS = [
+    "--steps", "24", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "2",
+    "--log-every", "1", "--spectra-every", "2", "--evaluate-every", "6", "--checkpoint-every", "4",
+    "--samples", "64", "--reference", "128", "--ema-decay", "0.9", "--lr-decay", "linear", "--start", "4",
+]  # fmt: skip
+SERIES = ("metrics.jsonl", "evaluations.jsonl", "spectra.jsonl")
+
+
+def command(out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "specreg", "train", "--quiet", "--out", str(out), *options]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    states = [torch.load(run / "checkpoint.pt", weights_only=True) for run in (one, other)]
+    assert_same_value(*states)
+    for name in (*SERIES, "result.json"):
+        assert (one / name).read_text() == (other / name).read_text(), name
+
+
+def assert_same_value(one, other, where: str = "state") -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same_value(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same_value(*pair, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(scope="module", params=["static", "dynamic"])
+def uninterrupted(request, tmp_path_factory) -> tuple[str, Path]:
+    out = tmp_path_factory.mktemp("runs") / request.param
+    subprocess.run(command(out, "--method", request.param, *OPTIONS), check=True, env=environment())
+    return request.param, out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_at", [3, 17])  # before the first checkpoint, and between two
+def test_killed_and_resumed_equals_uninterrupted(uninterrupted, killed_at, tmp_path):
+    method, reference = uninterrupted
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(out, "--method", method, *OPTIONS), env=environment())
+    metrics = out / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < killed_at:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "result.json").exists()
+    subprocess.run(command(out), check=True, env=environment())  # the configuration is the run's own
+    assert_same_run(reference, out)
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    options = [*OPTIONS, "--checkpoint-every", "100000"]
+    options[options.index("--steps") + 1] = "100000"
+    process = subprocess.Popen(command(out, *options), env=environment(), stderr=subprocess.PIPE, text=True)
+    while not (out / "metrics.jsonl").exists():
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip() == "specreg: interrupted; the same command again goes on"
+    step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+    assert step == json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+
+@pytest.mark.slow
+def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(uninterrupted, capsys):
+    _, out = uninterrupted
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert main(["train", "--out", str(out), "--batch-size", "8", "--d-lr", "0.5"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "batch_size 4 -> 8; d_lr 0.001 -> 0.5" in error
+    assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_complete_run_is_not_made_again(uninterrupted):
+    _, out = uninterrupted
+    before = (out / "checkpoint.pt").stat().st_mtime_ns
+    assert main(["train", "--quiet", "--out", str(out)]) == 0
+    assert (out / "checkpoint.pt").stat().st_mtime_ns == before
+
+
+def test_divergence_stops_before_the_update_and_keeps_the_checkpoint(tmp_path, capsys):
+    out = tmp_path / "run"
+    options = [*OPTIONS, "--d-lr", "1e30", "--loss", "wasserstein-gp", "--steps", "50", "--checkpoint-every", "1"]
+    assert main(["train", "--quiet", "--out", str(out), "--method", "sn", *options]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("specreg: error: training diverged: step ")
+    assert error.count("\n") == 1
+    state = torch.load(out / "checkpoint.pt", weights_only=True) if (out / "checkpoint.pt").exists() else None
+    if state is not None:
+        assert all(value.isfinite().all() for value in state["generator"].values())

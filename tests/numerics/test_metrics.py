@@ -1,0 +1,128 @@
+"""Metrics against closed forms, second implementations and one-sided cases."""
+
+import math
+
+import pytest
+import torch
+from scipy import linalg
+
+from specreg.data.digits import NUM_HELD_OUT, StackedDigits, load_split
+from specreg.evaluation.classifier import HELD_OUT_CORRECT, load_digit_classifier
+from specreg.evaluation.metrics import frechet_distance, kernel_distance, neighbourhoods
+from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
+from specreg.evaluation.protocol import Evaluator
+
+
+def draw(count: int, seed: int, mean: float = 0.0, scale: float = 1.0, dimensions: int = 6) -> torch.Tensor:
+    return mean + scale * torch.randn(count, dimensions, generator=torch.Generator().manual_seed(seed))
+
+
+def test_frechet_distance_equals_scipys_square_root():
+    real, fake = draw(500, 1), draw(400, 2, mean=0.5, scale=1.5) @ torch.randn(6, 6)
+    means = [x.double().mean(0) for x in (real, fake)]
+    covariances = [x.double().T.cov().numpy() for x in (real, fake)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = (means[0] - means[1]).square().sum().item() + (covariances[0] + covariances[1] - 2 * root).trace()
+    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-4)
+
+
+def test_frechet_distance_of_shifted_and_scaled_sets_is_exact():
+    points = draw(300, 3)
+    assert frechet_distance(points, points) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(points, points + 2) == pytest.approx(6 * 4, rel=1e-4)
+    variance = points.double().var(0).sum().item()
+    centred = points - points.mean(0)
+    assert frechet_distance(centred, 3 * centred) == pytest.approx(variance * (3 - 1) ** 2, rel=1e-4)
+
+
+def test_kernel_distance_equals_the_double_sum():
+    real, fake = draw(40, 1).double(), draw(40, 2, mean=1).double()
+    kernel = lambda x, y: (x @ y.T / 6 + 1) ** 3  # noqa: E731
+    within = sum((kernel(x, x).sum() - kernel(x, x).diagonal().sum()) / (40 * 39) for x in (real, fake))
+    expected = float(within - 2 * kernel(real, fake).mean())
+    # One subset of all points: whatever their order, the estimate is the same.
+    assert kernel_distance(real, fake, subsets=1, subset_size=40) == pytest.approx(expected, rel=1e-4)
+
+
+def test_metrics_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    kernel_distance(draw(50, 1), draw(50, 2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_neighbourhoods_equal_the_loops_of_the_definition():
+    real, fake, k = draw(40, 1, dimensions=3), draw(30, 2, mean=0.7, dimensions=3), 5
+    radius = lambda points, x: sorted((points - x).norm(dim=1).tolist())[k]  # noqa: E731, position 0 is x itself
+    inside = [[(r - f).norm().item() <= radius(real, r) for r in real] for f in fake]
+    recalled = [any((r - f).norm().item() <= radius(fake, f) for f in fake) for r in real]
+    found = neighbourhoods(real, fake, neighbours=k)
+    assert found.precision == pytest.approx(sum(any(row) for row in inside) / 30)
+    assert found.recall == pytest.approx(sum(recalled) / 40)
+    assert found.density == pytest.approx(sum(sum(row) for row in inside) / (k * 30))
+    assert found.coverage == pytest.approx(sum(any(row[i] for row in inside) for i in range(40)) / 40)
+
+
+def test_precision_is_not_recall():
+    both = torch.cat([draw(200, 1), draw(200, 2, mean=50)])
+    collapsed = draw(400, 3)  # good images of half of the data
+    found = neighbourhoods(both, collapsed)
+    assert found.precision > 0.9
+    assert found.recall < 0.6
+    assert found.coverage < 0.6
+    found = neighbourhoods(collapsed, both)  # everything covered, half of the images bad
+    assert found.precision < 0.6
+    assert found.recall > 0.9
+
+
+def test_too_few_points_are_an_error():
+    with pytest.raises(ValueError, match="5 neighbours need more points than 5"):
+        neighbourhoods(draw(5, 1), draw(9, 2))
+
+
+def test_modes_and_kl_have_their_closed_forms():
+    assert modes_covered(torch.tensor([0, 0, 3]), 4) == 2
+    assert reverse_kl(torch.tensor([0, 1, 2, 3]), 4) == pytest.approx(0)
+    assert reverse_kl(torch.zeros(10, dtype=torch.long), 1000) == pytest.approx(math.log(1000))  # nats
+    assert reverse_kl(torch.tensor([0, 0, 1, 1]), 4) == pytest.approx(math.log(2))
+
+
+def test_kl_floor_is_the_mean_of_a_perfect_sampler():
+    generator = torch.Generator().manual_seed(0)
+    draws = [reverse_kl(torch.randint(1000, (5000,), generator=generator), 1000) for _ in range(500)]
+    assert reverse_kl_floor(1000, 5000) == pytest.approx(sum(draws) / 500, rel=0.01)
+    assert reverse_kl_floor(1000, 26000) == pytest.approx(0.0195, abs=2e-4)
+
+
+def test_the_classifier_reaches_its_stated_accuracy_on_held_out_digits():
+    _, _, images, labels = load_split()
+    correct = (load_digit_classifier()(images[:, None].float() / 255).argmax(1) == labels).sum().item()
+    assert correct == HELD_OUT_CORRECT
+    assert correct / NUM_HELD_OUT >= 0.97
+
+
+def test_a_perfect_sampler_reaches_the_stated_floors():
+    digits = StackedDigits()
+    real, _ = digits.draw(6000, torch.Generator().manual_seed(1))
+    evaluator = Evaluator(real, num_samples=5000, digits=True)
+    evaluation = evaluator.evaluate(lambda count: digits.draw(count, torch.Generator().manual_seed(2))[0])
+    assert abs(evaluation.modes - 1000 * (1 - (1 - 1 / 1000) ** 5000)) < 10
+    assert evaluation.kl == pytest.approx(reverse_kl_floor(1000, 5000), abs=0.02)
+    assert evaluation.fd < 0.2
+    assert abs(evaluation.kid) < 0.002
+    assert evaluation.precision > 0.97
+    assert evaluation.recall > 0.97
+    assert evaluation.coverage > 0.94
+    assert evaluation.density == pytest.approx(1, abs=0.05)
+
+
+def test_a_collapsed_sampler_is_seen_by_every_metric():
+    digits = StackedDigits()
+    real, _ = digits.draw(3000, torch.Generator().manual_seed(1))
+    few, _ = digits.draw(20, torch.Generator().manual_seed(3))
+    evaluator = Evaluator(real, num_samples=2000, digits=True)
+    evaluation = evaluator.evaluate(lambda count: few.repeat(count // 20, 1, 1, 1))
+    assert evaluation.modes <= 20
+    assert evaluation.kl > 3.8
+    assert evaluation.fd > 2
+    assert evaluation.recall < 0.1
+    assert evaluation.coverage < 0.1

@@ -1,0 +1,195 @@
+"""Networks, losses, configuration, records, checkpoints: small pieces of the lab."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
+from specreg.losses import LOSSES, gradient_penalty
+from specreg.models import STAGES, Discriminator, Generator
+from specreg.records import RunDirectory, prepare_directory
+from specreg.training.loop import TrainingConfig, decay_factor
+from specreg.training.state import load_checkpoint, save_checkpoint, update_ema
+
+
+@pytest.mark.parametrize("resolution", STAGES)
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_networks_of_every_resolution(resolution, num_classes):
+    labels = torch.tensor([0, 2]) if num_classes else None
+    generator = Generator(resolution, 2, latent=5, num_classes=num_classes)
+    discriminator = Discriminator(resolution, 2, num_classes=num_classes)
+    images = generator(torch.randn(2, 5), labels)
+    assert images.shape == (2, 3, resolution, resolution)
+    assert images.abs().max() <= 1
+    assert discriminator(images, labels).shape == (2,)
+
+
+@pytest.mark.parametrize(("resolution", "convolutions"), [(32, 10), (128, 17)])
+def test_discriminators_have_the_papers_number_of_convolutions(resolution, convolutions):
+    network = Discriminator(resolution, 64)
+    found = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert len(found) == convolutions
+    if resolution == 128:
+        assert max(m.weight.flatten(1).shape for m in found) == (1024, 9216)
+
+
+def test_an_unknown_resolution_names_those_there_are():
+    with pytest.raises(ValueError, match="no network for 28x28 images: the sides are 8, 16, 32, 48, 64, 128"):
+        Discriminator(28, 4)
+
+
+def test_labels_change_a_conditional_networks_output():
+    discriminator = Discriminator(8, 4, num_classes=2)
+    generator = Generator(8, 4, num_classes=2)
+    z = torch.randn(4, 128)
+    with torch.no_grad():
+        generator.blocks[0].norm1.gain[1] *= 2
+    one, other = (torch.full((4,), label) for label in (0, 1))
+    assert not torch.equal(generator(z, one), generator(z, other))
+    images = generator(z, one)
+    assert not torch.equal(discriminator(images, one), discriminator(images, other))
+
+
+def test_initialization_is_glorot_uniform():
+    network = Discriminator(32, 64)
+    weight = network.blocks[1].conv1.weight
+    bound = math.sqrt(2) * math.sqrt(6 / (2 * 64 * 9))
+    assert bound * 0.98 < weight.abs().max() <= bound
+    shortcut = network.blocks[1].shortcut.weight
+    assert math.sqrt(6 / 128) * 0.98 < shortcut.abs().max() <= math.sqrt(6 / 128)
+
+
+def test_losses_have_their_closed_forms():
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])
+    hinge, saturating, wasserstein = (LOSSES[name] for name in ("hinge", "non-saturating", "wasserstein-gp"))
+    assert hinge.discriminator(real, fake).item() == pytest.approx(0.5 + 1.0)
+    assert hinge.generator(fake).item() == pytest.approx(1.0)
+    softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
+    expected = (softplus(-2) + softplus(0)) / 2 + (softplus(-3) + softplus(1)) / 2
+    assert saturating.discriminator(real, fake).item() == pytest.approx(expected)
+    assert saturating.generator(fake).item() == pytest.approx((softplus(3) + softplus(-1)) / 2)
+    assert wasserstein.discriminator(real, fake).item() == pytest.approx(-1 - 1)
+
+
+def test_gradient_penalty_of_a_linear_discriminator():
+    weight = torch.randn(3 * 4, dtype=torch.float64)
+    score = lambda images: images.flatten(1) @ weight  # noqa: E731
+    images = torch.randn(5, 3, 2, 2, dtype=torch.float64)
+    penalty = gradient_penalty(score, images, torch.randn_like(images))
+    assert penalty.item() == pytest.approx((weight.norm().item() - 1) ** 2)
+
+
+def test_learning_rates_decay_linearly_to_zero_or_not():
+    linear = TrainingConfig(steps=4, lr_decay="linear")
+    assert [decay_factor(linear, step) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert decay_factor(TrainingConfig(steps=4, lr_decay="none"), 3) == 1.0
+
+
+def test_ema_moves_parameters_and_copies_buffers():
+    network, average = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    network.weight.data.fill_(3.0)
+    network.running_mean.fill_(5.0)
+    update_ema(average, network, 0.9)
+    torch.testing.assert_close(average.weight.data, torch.full((2,), 1.2))
+    torch.testing.assert_close(average.running_mean, torch.full((2,), 5.0))
+
+
+def test_configuration_goes_through_json():
+    config = RunConfig("dynamic", 3, Settings(precision="bf16"))
+    assert from_dict(RunConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_keep_stays_an_integer_or_a_fraction_through_json():
+    for keep in (1, 1.0):
+        values = to_dict(RunConfig())
+        values["settings"]["regularization"]["keep"] = keep
+        loaded = from_dict(RunConfig, json.loads(json.dumps(values))).settings.regularization.keep
+        assert type(loaded) is type(keep)
+
+
+def test_unknown_keys_are_refused_by_name():
+    values = to_dict(RunConfig())
+    values["settings"]["training"]["stepz"] = 5
+    with pytest.raises(ValueError, match=r"unknown key 'settings\.training\.stepz'; the keys are .*training\.steps"):
+        from_dict(RunConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("training", "steps", 0),
+        ("training", "batch_size", -1),
+        ("training", "d_lr", 0.0),
+        ("training", "beta2", 1.0),
+        ("training", "loss", "mse"),
+        ("training", "lr_decay", "cosine"),
+        ("regularization", "keep", -0.5),
+        ("regularization", "every", 0),
+        ("regularization", "strength", 2.0),
+        ("records", "samples", 0),
+        ("records", "evaluate_every", -1),
+        ("model", "d_channels", 0),
+        ("model", "d_channels", 2.5),
+    ],
+)
+def test_bad_values_are_named(part, key, value):
+    values = to_dict(RunConfig())
+    values["settings"][part][key] = value
+    with pytest.raises(ValueError, match=rf"{key} must .*got {value!r}"):
+        from_dict(RunConfig, values)
+
+
+def test_differences_name_the_key_and_both_values():
+    settings = Settings()
+    other = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=7))
+    assert differences(settings, other) == [f"batch_size {settings.training.batch_size} -> 7"]
+    assert differences(settings, settings) == []
+
+
+def test_series_leave_out_a_torn_line_and_rewind(tmp_path):
+    run = RunDirectory(tmp_path)
+    for step in (1, 2, 3):
+        run.append("metrics", {"step": step})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "d_lo')
+    assert [record["step"] for record in run.series("metrics")] == [1, 2, 3]
+    run.rewind(2)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_damaged_record_names_the_file(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        RunDirectory(tmp_path).read("config")
+
+
+def test_a_file_is_no_output_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write to .*file"):
+        prepare_directory(tmp_path / "file")
+
+
+def test_a_failed_checkpoint_leaves_the_old_one(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint({"schema": 1, "step": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint({"schema": 1, "step": lambda: None}, path)
+    assert load_checkpoint(path)["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable checkpoint"):
+        load_checkpoint(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="not a checkpoint of specreg"):
+        load_checkpoint(path)
+    torch.save(nn.Linear(1, 1), path)  # needs unpickling of a class: never executed
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(path)
