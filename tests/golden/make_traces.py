@@ -1,6 +1,6 @@
 """Make the golden traces: losses and spectra of a short training of each method.
 
-    .venv/bin/python tests/golden/make_traces.py
+.venv/bin/python tests/golden/make_traces.py
 """
 
 import json

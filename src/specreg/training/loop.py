@@ -71,6 +71,10 @@ def train(
         ValueError: a weight was NaN or infinite when it was to be compensated.
     """
     loss = LOSSES[config.loss]
+    generator = accelerator.unwrap_model(state.generator)
+    latent: Callable[[int], list[Batch]] = lambda size: [  # noqa: E731
+        draw_latent(generator, size, state.random) for _ in range(config.accumulate)
+    ]
     optimizers = (state.discriminator_optimizer, config.d_lr), (state.generator_optimizer, config.g_lr)
     while state.step < config.steps:
         for optimizer, lr in optimizers:
@@ -83,7 +87,7 @@ def train(
                     state.discriminator_optimizer,
                     loss,
                     _real_batches(state, config, num_classes, accelerator),
-                    _latent_batches(state, config.accumulate, config.batch_size, num_classes, accelerator),
+                    latent(config.batch_size),
                     accelerator=accelerator,
                     random=state.random,
                 )
@@ -94,15 +98,13 @@ def train(
                 state.discriminator,
                 state.generator_optimizer,
                 loss,
-                _latent_batches(
-                    state, config.accumulate, config.batch_size * config.generator_batch, num_classes, accelerator
-                ),
+                latent(config.batch_size * config.generator_batch),
                 accelerator=accelerator,
             )
         except NonFiniteError as error:
             raise NonFiniteError(f"step {state.step + 1}: {error}; the update was not made") from error
         if state.ema is not None:
-            update_ema(state.ema, accelerator.unwrap_model(state.generator), config.ema_decay)
+            update_ema(state.ema, generator, config.ema_decay)
         state.step += 1
         for callback in callbacks:
             callback(state, {"d_loss": d_loss, "g_loss": g_loss})
@@ -125,12 +127,6 @@ def _real_batches(
         images = images.to(accelerator.device, memory_format=torch.channels_last)
         batches.append((images, labels.to(accelerator.device) if num_classes else None))
     return batches
-
-
-def _latent_batches(
-    state: TrainingState, count: int, size: int, num_classes: int, accelerator: Accelerator
-) -> list[Batch]:
-    return [draw_latent(accelerator.unwrap_model(state.generator), size, state.random) for _ in range(count)]
 
 
 def draw_latent(generator: Any, size: int, random: torch.Generator) -> Batch:

@@ -43,19 +43,17 @@ def discriminator_step(
     Raises:
         NonFiniteError: before the update.
     """
-    optimizer.zero_grad()
     total = torch.zeros((), device=real[0][0].device)
     for (images, labels), (z, fake_labels) in zip(real, latent, strict=True):
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad():
             fake = _call(generator, z, fake_labels)
-        with accelerator.autocast():
-            # Real and generated images in one pass: one power iteration, and both see the same weights.
-            both = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
-            scores = _call(discriminator, torch.cat([images, fake]), both)
-            objective = loss.discriminator(*torch.split(scores.float(), [len(images), len(fake)]))
-            if loss.gradient_penalty:
-                penalty = gradient_penalty(discriminator, images, fake, labels, generator=random)
-                objective = objective + loss.gradient_penalty * penalty
+        # Real and generated images in one pass: one power iteration, and both see the same weights.
+        both = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
+        scores = _call(discriminator, torch.cat([images, fake]), both)
+        objective = loss.discriminator(*torch.split(scores, [len(images), len(fake)]))
+        if loss.gradient_penalty:
+            penalty = gradient_penalty(discriminator, images, fake, labels, generator=random)
+            objective = objective + loss.gradient_penalty * penalty
         accelerator.backward(objective / len(real))
         total += objective.detach() / len(real)
     _update(optimizer, discriminator, total, "discriminator")
@@ -72,18 +70,19 @@ def generator_step(
     accelerator: Accelerator,
 ) -> Tensor:
     """Update the generator once; arguments, return and errors as :func:`discriminator_step`."""
-    optimizer.zero_grad()
     total = torch.zeros((), device=latent[0][0].device)
-    discriminator.requires_grad_(False)
+    frozen = list(discriminator.parameters())
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     try:
         for z, labels in latent:
-            with accelerator.autocast():
-                scores = _call(discriminator, _call(generator, z, labels), labels)
-                objective = loss.generator(scores.float())
+            scores = _call(discriminator, _call(generator, z, labels), labels)
+            objective = loss.generator(scores)
             accelerator.backward(objective / len(latent))
             total += objective.detach() / len(latent)
     finally:
-        discriminator.requires_grad_(True)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
     _update(optimizer, generator, total, "generator")
     return total
 
@@ -93,11 +92,13 @@ def _call(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None)
 
 
 def _update(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor, which: str) -> None:
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    size = torch.stack([*torch._foreach_norm(gradients), loss.abs()])
-    if not bool(torch.isfinite(size).all()):
+    """Apply the gradients, if they and the loss are finite, and clear them."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if not bool(torch.isfinite(torch.stack([*norms, loss])).all()):
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(f"the {which}'s loss is {loss.item()}")
         name = next(n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
         raise NonFiniteError(f"the {which}'s gradient of {name} holds NaN or inf")
     optimizer.step()
+    optimizer.zero_grad()
