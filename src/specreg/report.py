@@ -97,12 +97,13 @@ def draw_spectra(runs: Sequence[RunDirectory]) -> Figure:
     )  # fmt: skip
     for row, (method, run) in enumerate(firsts.items()):
         records = run.series("spectra")
-        moments = [records[round(i * (len(records) - 1) / (_MOMENTS - 1))] for i in range(_MOMENTS)]
+        positions = dict.fromkeys(round(i * (len(records) - 1) / (_MOMENTS - 1)) for i in range(_MOMENTS))
+        moments = [records[position] for position in positions]
         for column, name in enumerate(names):
             axis = axes[row][column]
             for index, record in enumerate(moments):
                 ratios = _ratios(record["layers"][name])
-                shade = plt.get_cmap("viridis_r")(0.08 + 0.9 * index / (_MOMENTS - 1))
+                shade = plt.get_cmap("viridis_r")(0.08 + 0.9 * index / max(1, len(moments) - 1))
                 axis.plot(range(1, len(ratios) + 1), ratios, marker="o", ms=3, color=shade, label=f"{record['step']}")
             axis.set_ylim(0, 1.05)
             axis.grid(alpha=0.25)

@@ -100,7 +100,7 @@ def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(uninterru
     assert main(["train", "--out", str(out), "--batch-size", "8", "--d-lr", "0.5"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "batch_size 4 -> 8; d_lr 0.001 -> 0.5" in error
+    assert "batch_size 4 -> 8; d_lr 0.0002 -> 0.5" in error
     assert before == {file.name: file.read_bytes() for file in out.iterdir()}
 
 

@@ -22,14 +22,14 @@ class RegularizationConfig:
 
     keep: int | float = 0.5
     """static: i as a fraction of r, or i itself as an integer."""
-    start: int = 0
+    start: int = 2000
     """dynamic: discriminator steps before the record begins."""
     every: int = 5
     """Compensate after every so many discriminator steps."""
     strength: float = 1.0
     """How far singular values move to their target; 1 is the paper."""
-    scale: Literal["keep", "unit"] = "keep"
-    """keep: leave s1 of the stored weight; unit: make it 1."""
+    scale: Literal["authors", "keep", "unit"] = "authors"
+    """keep: leave s1 of the stored weight; unit: make it 1; authors: unit for static, keep for dynamic."""
     compensate: Literal["convolutions", "all"] = "convolutions"
     """Layers to compensate: convolutions as the authors do, or linear layers too."""
 
@@ -168,7 +168,7 @@ def _check(settings: Settings) -> None:
             check_integer(name, getattr(getattr(settings, part), name), at_least=1)
     check_integer("start", settings.regularization.start, at_least=0)
     check_integer("evaluate_every", settings.records.evaluate_every, at_least=0)
-    check_choice("scale", settings.regularization.scale, ("keep", "unit"))
+    check_choice("scale", settings.regularization.scale, ("authors", "keep", "unit"))
     check_choice("compensate", settings.regularization.compensate, ("convolutions", "all"))
     check_choice("loss", settings.training.loss, tuple(LOSSES))
     check_choice("lr_decay", settings.training.lr_decay, ("linear", "none"))

@@ -182,9 +182,11 @@ def build_state(config: RunConfig, source: ImageSource, accelerator: Accelerator
 def build_compensator(config: RunConfig, discriminator: nn.Module) -> Compensator | None:
     """Attach the method's compensation to a discriminator under spectral normalization."""
     chosen = config.settings.regularization
+    authors = {"static": "unit", "dynamic": "keep"}
+    scale = authors.get(config.method) if chosen.scale == "authors" else chosen.scale
     only = list(CONVOLUTIONS if chosen.compensate == "convolutions" else DEFAULT_KINDS)
     common: dict[str, Any] = {
-        "every": chosen.every, "strength": chosen.strength, "scale": chosen.scale, "only": only,
+        "every": chosen.every, "strength": chosen.strength, "scale": scale, "only": only,
     }  # fmt: skip
     if config.method == "static":
         return static_compensation(discriminator, keep=chosen.keep, **common)

@@ -32,7 +32,7 @@ class TrainingConfig:
     """Discriminator steps for each generator step (n_dis)."""
     loss: Literal["hinge", "non-saturating", "wasserstein-gp"] = "hinge"
     """Adversarial loss."""
-    d_lr: float = 1e-3
+    d_lr: float = 2e-4
     """Adam's learning rate for the discriminator."""
     g_lr: float = 1e-3
     """Adam's learning rate for the generator."""
