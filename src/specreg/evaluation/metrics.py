@@ -81,7 +81,7 @@ def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) 
     if min(len(real), len(fake)) <= neighbours:
         raise ValueError(f"{neighbours} neighbours need more points than {min(len(real), len(fake))}")
     real_radius, fake_radius = _radii(real, neighbours), _radii(fake, neighbours)
-    distance = torch.cdist(real, fake)  # (N, M)
+    distance = _distances(real, fake)  # (N, M)
     in_real_ball = distance <= real_radius[:, None]
     in_fake_ball = distance <= fake_radius[None, :]
     return Neighbourhoods(
@@ -94,8 +94,12 @@ def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:
     # The nearest "neighbour" of a point is itself, at distance zero: take one more.
-    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance.kthvalue(neighbours + 1, dim=1).values
+    return _distances(points, points).topk(neighbours + 1, dim=1, largest=False).values[:, -1]
+
+
+def _distances(one: Tensor, other: Tensor) -> Tensor:
+    # By a matrix product, ten times as fast as the sum of squares; in float64 its cancellation does not matter.
+    return torch.cdist(one.double(), other.double(), compute_mode="use_mm_for_euclid_dist")
 
 
 class _Features(nn.Module):
