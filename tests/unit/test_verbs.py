@@ -570,3 +570,24 @@ def test_a_removed_module_can_be_pickled_again(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.save(module, tmp_path / "module.pt")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128], ids=str
+)
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d-grouped", "conv2d-transposed"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_on_every_dtype(verb, kind, dtype):
+    layer = LAYERS[kind]().to(dtype)
+    VERBS[verb](layer)
+    out = layer(example_input(layer, dtype))
+    assert out.dtype == dtype
+    assert torch.view_as_real(out).isfinite().all() if dtype.is_complex else out.isfinite().all()
+    if verb in PARAMETRIZED:
+        layer.eval()
+        matrix = to_matrix(layer.weight.detach(), **layout(layer))
+        double = matrix.to(torch.complex128 if dtype.is_complex else torch.float64)
+        stacked = layer.weight.detach().movedim(layout(layer)["output_dim"], 0).flatten(1).to(double.dtype)
+        largest = torch.linalg.matrix_norm(stacked if verb == "spectral_norm" else double, ord=2)
+        # Power iteration starts with 15 steps; half precision adds its rounding.
+        torch.testing.assert_close(largest, torch.ones_like(largest), rtol=0.05, atol=0)
