@@ -119,8 +119,8 @@ def _train(arguments: list[str]) -> int:
     import tyro
 
     from specreg import display
-    from specreg.experiments.compare import interruptible
     from specreg.experiments.config import RunConfig
+    from specreg.experiments.interrupts import interruptible
     from specreg.experiments.run import execute, open_source, prepare_run, saved_config
     from specreg.records import RunDirectory
 

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from specreg.experiments.config import Method, RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.interrupts import interruptible
 from specreg.experiments.run import open_source, prepare_run
 from specreg.records import RunDirectory, prepare_directory, read_json, write_json
 
@@ -129,17 +130,3 @@ def _signal(job: Job) -> None:
     if job.process is not None:
         with contextlib.suppress(ProcessLookupError):
             job.process.send_signal(signal.SIGINT)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a flag that is asked for."""
-    received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda signum, _: received.append(signum))
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
