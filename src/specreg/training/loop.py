@@ -20,7 +20,7 @@ Callback = Callable[[TrainingState, dict[str, Tensor]], None]
 class TrainingConfig:
     """How the two networks are trained."""
 
-    steps: int = 2000
+    steps: int = 2500
     """Generator updates."""
     batch_size: int = 16
     """Real (and generated) images in a discriminator step."""
