@@ -181,7 +181,8 @@ def find(
     for name, child in matched:
         if isinstance(_storage(child)[-1], nn.UninitializedParameter):
             raise ValueError(f"layer {shown(name)!r} has no weight yet (lazy module): run one forward pass first")
-        users.setdefault(id(_storage(child)[-1]), []).append((name, child))
+        # A foreign parametrization makes a new tensor at each reading: it stands for itself.
+        users.setdefault(id(_foreign(child) or _storage(child)[-1]), []).append((name, child))
     return Layers(
         (
             Layer(shared[0][0], tuple(child for _, child in shared), tuple(name for name, _ in shared[1:]))

@@ -320,6 +320,20 @@ def test_an_unknown_parametrization_is_read_but_not_written():
         specreg.static_compensation(module)
 
 
+def test_several_unknown_parametrizations_stay_several_layers():
+    module = nn.Sequential(*(parametrizations.orthogonal(nn.Linear(4, 4)) for _ in range(3)))
+    assert list(specreg.spectra(module)) == ["0", "1", "2"]
+
+
+def test_spectral_norm_and_compensation_over_weight_norm():
+    layer = parametrizations.weight_norm(nn.Conv1d(3, 6, 5))
+    specreg.spectral_norm(layer)
+    compensator = specreg.static_compensation(layer, keep=3)
+    compensator.step()
+    assert compensator.satisfied()
+    torch.testing.assert_close(spectrum_used(layer)[:3], torch.ones(3).double(), rtol=1e-5, atol=0)
+
+
 def test_a_shared_weight_is_handled_once():
     module = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 4)})
     module["b"].weight = module["a"].weight

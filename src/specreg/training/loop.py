@@ -20,7 +20,7 @@ Callback = Callable[[TrainingState, dict[str, Tensor]], None]
 class TrainingConfig:
     """How the two networks are trained."""
 
-    steps: int = 2500
+    steps: int = 3000
     """Generator updates."""
     batch_size: int = 16
     """Real (and generated) images in a discriminator step."""
@@ -28,12 +28,12 @@ class TrainingConfig:
     """Generated images in a generator step, as a multiple of the batch size (2 in the authors' code)."""
     accumulate: int = 1
     """Micro-batches whose gradients are averaged before each update."""
-    d_steps: int = 5
-    """Discriminator steps for each generator step (n_dis)."""
+    d_steps: int = 3
+    """Discriminator steps for each generator step (n_dis; 5 in the paper)."""
     loss: Literal["hinge", "non-saturating", "wasserstein-gp"] = "hinge"
     """Adversarial loss."""
     d_lr: float = 2e-4
-    """Adam's learning rate for the discriminator."""
+    """Adam's learning rate for the discriminator (the paper's)."""
     g_lr: float = 1e-3
     """Adam's learning rate for the generator."""
     beta1: float = 0.0
