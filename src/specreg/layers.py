@@ -93,19 +93,26 @@ class Layer:
         """
         weight = from_matrix(matrix, self._tensor().shape, output_dim=self.output_dim, groups=self.groups)
         write_weight(self.module, weight)
+        first = None if u1 is None or v1 is None or self.groups > 1 else (u1, v1)
         for module in self.modules:
-            _refresh(module, weight, u1 if self.groups == 1 else None, v1)
+            _refresh(module, weight, first, self.output_dim)
 
     def _tensor(self) -> Tensor:
         return _storage(self.module)[-1]
 
 
 class Layers(Mapping[str, Layer]):
-    """The layers that a verb touched: a mapping from name to :class:`Layer` that prints as a table."""
+    """The layers that a verb touched: a mapping from name to :class:`Layer` that prints as a table.
 
-    def __init__(self, layers: Iterable[Layer], title: str = "layers") -> None:
+    Attributes:
+        not_covered: weight matrices of layer kinds that specreg does not take (attention's input projection, a
+            recurrent layer), by qualified name.
+    """
+
+    def __init__(self, layers: Iterable[Layer], title: str = "layers", not_covered: Iterable[str] = ()) -> None:
         self._layers = {layer.name: layer for layer in layers}
         self._title = title
+        self.not_covered = tuple(not_covered)
 
     def __getitem__(self, name: str) -> Layer:
         return self._layers[name]
@@ -123,6 +130,8 @@ class Layers(Mapping[str, Layer]):
         rows = [(shown(name), layer.kind, *_describe(layer)) for name, layer in self.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        if self.not_covered:
+            lines.append(f"not covered: {', '.join(self.not_covered)}")
         return "\n".join([f"{self._title}: {len(self)} layer{'s' if len(self) != 1 else ''}", *lines])
 
 
@@ -167,7 +176,7 @@ def find(
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     module = unwrap(module)
-    there = [(name, child) for name, child in module.named_modules() if _has_weight(child)]
+    there = [(_plain(name), child) for name, child in module.named_modules() if _has_weight(child)]
     wanted = _selectors("only", only, there) if only is not None else [kinds]
     unwanted = _selectors("skip", skip, there)
     matched = [
@@ -189,6 +198,7 @@ def find(
             for shared in users.values()
         ),
         title,
+        _not_covered(module),
     )
 
 
@@ -209,20 +219,49 @@ def write_weight(module: nn.Module, weight: Tensor) -> None:
     """Overwrite the stored weight in place, its dtype and memory format kept; g and v under weight normalization."""
     with torch.no_grad():
         storage = _storage(module)
-        storage[-1].copy_(weight)
-        if len(storage) == 2:
-            storage[0].copy_(torch.norm_except_dim(storage[1], 2, _weight_norm_dim(module)))
+        if len(storage) == 1:
+            storage[0].copy_(weight)
+            return
+        g, v = storage
+        norms = torch.norm_except_dim(weight.to(v.dtype), 2, _weight_norm_dim(module))
+        # A row of norm 0 keeps its direction in v: g alone makes it zero, and 0/0 would make it NaN.
+        v.copy_(torch.where(norms > 0, weight.to(v.dtype), v))
+        g.copy_(norms)
 
 
 def require_writable(layers: Layers) -> None:
-    """Raise ValueError for the first layer whose weight comes from a parametrization that specreg does not know."""
+    """Raise ValueError for the first layer whose weight is computed from others in a way that specreg does not know."""
     for name, layer in layers.items():
         for module in layer.modules:
             if (foreign := _foreign(module)) is not None:
-                raise ValueError(
-                    f"layer {shown(name)!r} is under {', '.join(type(p).__name__ for p in foreign)}, "
-                    f"which specreg cannot write through: leave it out with skip={name!r}"
-                )
+                cause = ", ".join(type(p).__name__ for p in foreign)
+            elif not isinstance(_storage(module)[-1], nn.Parameter):
+                cause = "a hook that derives its weight (pruning, say)"
+            else:
+                continue
+            raise ValueError(
+                f"layer {shown(name)!r} is under {cause}, which specreg cannot write through: "
+                f"leave it out with skip={name!r}"
+            )
+
+
+def require_parametrizable(layers: Layers) -> None:
+    """Raise ValueError for the first layer under the legacy weight_norm, whose hook overwrites the weight."""
+    for name, layer in layers.items():
+        if any(isinstance(hook, LegacyWeightNorm) for child in layer.modules for hook in _legacy_hooks(child)):
+            raise ValueError(
+                f"layer {shown(name)!r} is under the legacy weight_norm, whose hook would undo a parametrization: "
+                f"call torch.nn.utils.remove_weight_norm on it, or use "
+                f"torch.nn.utils.parametrizations.weight_norm instead"
+            )
+
+
+def memory_format(weight: Tensor) -> torch.memory_format:
+    """Return the memory format of a weight: channels_last where it is one."""
+    for dimensions, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if weight.ndim == dimensions and weight.is_contiguous(memory_format=form) and not weight.is_contiguous():
+            return form
+    return torch.contiguous_format
 
 
 def require_finite(layers: Layers) -> None:
@@ -285,7 +324,7 @@ def _foreign(module: nn.Module) -> ParametrizationList | None:
     return None if known else _parametrization_list(module)
 
 
-def _refresh(module: nn.Module, weight: Tensor, u1: Tensor | None, v1: Tensor | None) -> None:
+def _refresh(module: nn.Module, weight: Tensor, first: tuple[Tensor, Tensor] | None, output_dim: int) -> None:
     """Point spectral normalization's vectors at the new weight, and the legacy hooks' `weight` at the new value.
 
     Power iteration that starts from vectors of another matrix under-estimates s1, and the network would
@@ -298,17 +337,35 @@ def _refresh(module: nn.Module, weight: Tensor, u1: Tensor | None, v1: Tensor | 
                 u, v = owner.weight_u, owner.weight_v
             else:
                 u, v = normalizer._u, normalizer._v
-            first_u, first_v = u1, v1
-            if first_u is None or first_v is None or u.shape != first_u.shape or v.shape != first_v.shape:
-                factors = svd(weight.movedim(normalizer.dim, 0).flatten(1))
-                first_u, first_v = factors.U[:, 0], factors.Vh[0].conj()
-            u.copy_(first_u)
-            v.copy_(first_v)
+            # The normalizer reads the weight as a matrix of its own: groups stacked, perhaps another dimension first.
+            dim = normalizer.dim % weight.ndim
+            if first is None or dim != output_dim:
+                factors = svd(weight.movedim(dim, 0).flatten(1))
+                u.copy_(factors.U[:, 0])
+                v.copy_(factors.Vh[0].conj())
+            else:
+                u.copy_(first[0])
+                v.copy_(first[1])
         for hook in _legacy_hooks(module):
             if isinstance(hook, LegacyWeightNorm):
                 owner.weight = hook.compute_weight(module)
             else:
                 owner.weight = hook.compute_weight(module, do_power_iteration=False)
+
+
+def _plain(name: str) -> str:
+    """Return a name without torch.compile's part, so that compiling a submodule renames nothing."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _not_covered(module: nn.Module) -> list[str]:
+    return [
+        _plain(f"{name}.{parameter}" if name else parameter)
+        for name, child in module.named_modules()
+        if not _has_weight(child) and not isinstance(child, ParametrizationList)
+        for parameter, value in child.named_parameters(recurse=False)
+        if not isinstance(value, nn.UninitializedParameter) and value.ndim > 1
+    ]
 
 
 def _has_weight(module: nn.Module) -> bool:

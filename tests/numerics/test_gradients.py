@@ -115,3 +115,15 @@ def test_hard_spectra_stay_finite_in_float32():
         layer(torch.randn(2, 6)).sum().backward()
         assert layer.weight.isfinite().all()
         assert layer.parametrizations.weight.original.grad.isfinite().all()
+
+
+def test_exact_gradient_of_a_rank_deficient_float32_weight_is_of_the_size_of_the_papers():
+    product = torch.randn(16, 4) @ torch.randn(4, 16)  # its null singular values are rounding, not zero
+    norms = {}
+    for gradient in ("paper", "exact"):
+        layer = nn.Linear(16, 16, bias=False)
+        layer.weight.data.copy_(product)
+        specreg.spectral_regularization(layer, keep=0.5, gradient=gradient)
+        layer.weight.backward(torch.ones(16, 16))
+        norms[gradient] = layer.parametrizations.weight.original.grad.norm()
+    assert norms["exact"] < 100 * norms["paper"]

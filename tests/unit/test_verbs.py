@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import specreg
 from kinds import LAYERS, example_input, layout, set_spectrum
@@ -118,7 +118,10 @@ def test_spectral_norm_is_torchs_parametrization(kind):
     parametrizations.spectral_norm(theirs)
     assert_same(dict(theirs.state_dict()), dict(ours.state_dict()))
     x = example_input(ours)
+    for layer in (ours, theirs):
+        layer(x).sum().backward()
     assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(ours.parametrizations.weight.original.grad, theirs.parametrizations.weight.original.grad)
 
 
 def test_spectral_norm_twice_changes_nothing():
@@ -149,7 +152,88 @@ def test_a_weight_that_starts_at_zero_is_normalized_once_it_moves():
     torch.testing.assert_close(spectrum_used(layer)[0].item(), 1.0, rtol=1e-4, atol=0)
 
 
+def test_a_weight_that_becomes_zero_later_stays_finite():
+    layer = nn.Linear(6, 4, bias=False)
+    specreg.spectral_norm(layer)
+    before = buffers(layer)
+    layer.parametrizations.weight.original.data.zero_()
+    x = torch.randn(2, 6)
+    assert torch.equal(layer(x), torch.zeros(2, 4))
+    assert_same(before, buffers(layer))
+
+
+def test_weights_of_kinds_that_are_not_taken_are_reported():
+    module = nn.ModuleDict(
+        {"attention": nn.MultiheadAttention(4, 2), "recurrent": nn.LSTM(4, 4), "head": nn.Linear(4, 1)}
+    )
+    report = specreg.spectral_norm(module)
+    assert list(report) == ["attention.out_proj", "head"]
+    assert report.not_covered == ("attention.in_proj_weight", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0")
+    assert str(report).splitlines()[-1].startswith("not covered: attention.in_proj_weight, ")
+
+
+def test_compiling_a_submodule_renames_nothing():
+    module = discriminator()
+    module[0] = torch.compile(module[0])
+    assert list(find(module)) == ["0", "2", "5"]
+
+
+@pytest.mark.parametrize("verb", [specreg.spectral_norm, specreg.spectral_regularization])
+def test_a_refused_layer_leaves_the_others_untouched(verb):
+    module = nn.Sequential(nn.Linear(3, 3), torch.nn.utils.weight_norm(nn.Linear(3, 3)))
+    with pytest.raises(ValueError, match="layer '1' is under the legacy weight_norm"):
+        verb(module)
+    assert not parametrize.is_parametrized(module[0])
+
+
 # --- compensation -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["new", "legacy"])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_weight_norm_with_zero_rows_stays_finite(version, rows):
+    layer = WEIGHT_NORMS[version](nn.Linear(6, 6))
+    g = layer.weight_g if version == "legacy" else layer.parametrizations.weight.original0
+    g.data[:rows] = 0
+    compensator = specreg.static_compensation(layer, every=1)
+    for _ in range(2):
+        compensator.step()
+        assert layer(torch.randn(2, 6)).isfinite().all()
+    assert rows == 6 or compensator.satisfied()
+
+
+@pytest.mark.parametrize("apply", [parametrizations.spectral_norm, torch.nn.utils.spectral_norm])
+def test_spectral_norm_over_another_dimension_stays_converged(apply):
+    layer = nn.Conv1d(8, 8, 1)
+    apply(layer, dim=1)
+    specreg.static_compensation(layer, keep=4).step()
+    torch.testing.assert_close(spectrum_used(layer)[0].item(), 1.0, rtol=1e-5, atol=0)
+
+
+def test_what_is_put_on_a_layer_later_is_noticed():
+    module = discriminator()
+    compensator = specreg.static_compensation(module, every=1)
+    prune.random_unstructured(module[2], "weight", amount=0.5)
+    with pytest.raises(ValueError, match="layer '2' is under a hook that derives its weight"):
+        compensator.step()
+    assert compensator.calls == 0
+    prune.remove(module[2], "weight")
+    parametrizations.orthogonal(module[2])
+    with pytest.raises(ValueError, match="layer '2' is under _Orthogonal"):
+        compensator.step()
+
+
+def test_a_failed_step_does_not_count():
+    module = discriminator()
+    compensator = specreg.static_compensation(module)
+    good = module[0].weight.detach().clone()
+    module[0].weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="layer '0'"):
+        compensator.step()
+    with pytest.raises(ValueError, match="layer '0'"):
+        compensator.satisfied()
+    module[0].weight.data.copy_(good)
+    assert compensator.step()
 
 
 def test_step_counts_calls_and_acts_on_every_fifth_the_first_included():
@@ -410,10 +494,13 @@ def test_a_state_of_other_layers_is_refused():
     state = compensator.state_dict()
     with pytest.raises(ValueError, match=r"records for the layers \(the module itself\).*has 0, 2, 5"):
         specreg.dynamic_compensation(discriminator()).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"shape \(4,\).*spectrum \(3,\)"):
+    with pytest.raises(ValueError, match=r"shape \(4,\) and has to be finite of shape \(3,\)"):
         specreg.dynamic_compensation(nn.Linear(3, 3)).load_state_dict(state)
-    with pytest.raises(ValueError, match="StaticCompensation keeps no record"):
+    with pytest.raises(ValueError, match="of a DynamicCompensation, this is a StaticCompensation"):
         specreg.static_compensation(nn.Linear(4, 4)).load_state_dict(state)
+    state["record"][""][0] = float("nan")
+    with pytest.raises(ValueError, match="has to be finite"):
+        specreg.dynamic_compensation(nn.Linear(4, 4)).load_state_dict(state)
     with pytest.raises(ValueError, match="not a compensator's state: it has the keys"):
         compensator.load_state_dict({"gamma": 1})
 
@@ -439,6 +526,39 @@ def test_regularization_refuses_layers_that_are_normalized():
             specreg.spectral_regularization(module)
     with pytest.raises(ValueError, match="layer '0' is normalized already"):
         specreg.spectral_regularization(nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(3, 3))))
+
+
+def test_a_regularized_weight_with_nan_is_named():
+    module = discriminator()
+    specreg.spectral_regularization(module)
+    module[2].parametrizations.weight.original.data[0] = float("nan")
+    with pytest.raises(ValueError, match="layer '2': the weight holds NaN or inf"):
+        module(images())
+
+
+def test_a_regularized_weight_keeps_channels_last():
+    layer = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    specreg.spectral_regularization(layer)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_second_derivative_by_the_weight_raises():
+    layer = nn.Linear(4, 4)
+    specreg.spectral_regularization(layer)
+    original = layer.parametrizations.weight.original
+    (gradient,) = torch.autograd.grad(layer.weight.square().sum(), original, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("gradient", ["paper", "exact"])
+def test_a_gradient_penalty_on_the_inputs_works(gradient):
+    module = discriminator()
+    specreg.spectral_regularization(module, gradient=gradient)
+    x = images().requires_grad_()
+    (slope,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
 
 
 # --- everything that a training does with a discriminator -------------------------------------------------------
@@ -575,6 +695,28 @@ def test_remove_leaves_plain_weights_and_the_same_function(wrap, mode):
     torch.testing.assert_close(module(x), expected)
     module.load_state_dict(module.state_dict())
     assert specreg.remove(module) == []
+
+
+def test_remove_keeps_a_shared_weight_shared_and_what_the_first_used():
+    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    module[1].weight = module[0].weight
+    specreg.spectral_norm(module)
+    module[0].parametrizations.weight.original.data.normal_()  # the vectors lag behind
+    module.eval()
+    x = torch.randn(2, 8)
+    expected = module[0](x)
+    specreg.remove(module)
+    assert module[0].weight is module[1].weight
+    torch.testing.assert_close(module[0](x), expected)
+
+
+@pytest.mark.parametrize(
+    "wrap", [torch.nn.utils.spectral_norm, torch.nn.utils.weight_norm, parametrizations.weight_norm]
+)
+def test_remove_keeps_a_frozen_layer_frozen(wrap):
+    layer = wrap(nn.Linear(4, 4)).requires_grad_(False)
+    specreg.remove(layer)
+    assert not layer.weight.requires_grad
 
 
 def test_a_removed_module_can_be_pickled_again(tmp_path):

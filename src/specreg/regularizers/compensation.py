@@ -124,11 +124,11 @@ class Compensator:
         self.layers = layers
         self.calls = 0
         self.scale: Scale = scale
-        self.strength = strength
         self.every = _integer("every", every, at_least=1)
         self.start = _integer("start", start, at_least=0)
         if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
             raise ValueError(f"strength must lie in [0, 1], got {strength!r}")
+        self.strength: float = float(strength)
         if scale not in ("keep", "unit"):
             raise ValueError(f'scale must be "keep" or "unit", got {scale!r}')
         require_writable(layers)
@@ -140,20 +140,27 @@ class Compensator:
             Whether this call acted.
 
         Raises:
-            ValueError: a weight holds NaN or inf (named by its layer); no layer was changed.
+            ValueError: a weight holds NaN or inf, or can no longer be written (named by its layer); no layer was
+                changed and the call was not counted.
         """
-        call, self.calls = self.calls, self.calls + 1
-        if call < self.start or (call - self.start) % self.every != 0 or not self.layers:
-            return False
-        with torch.no_grad():
-            require_finite(self.layers)
-            for layer in self.layers.values():
-                self._compensate(layer)
-        return True
+        acts = self.calls >= self.start and (self.calls - self.start) % self.every == 0 and len(self.layers) > 0
+        if acts:
+            require_writable(self.layers)  # something may have been put on a layer since
+            with torch.no_grad():
+                require_finite(self.layers)
+                for layer in self.layers.values():
+                    self._compensate(layer)
+        self.calls += 1
+        return acts
 
     def satisfied(self) -> bool:
-        """Tell whether every layer's spectrum is at its target of strength 1, within rounding of the weight's dtype."""
+        """Tell whether every layer's spectrum is at its target of strength 1, within rounding of the weight's dtype.
+
+        Before a dynamic scheme has recorded, its ratios ask for nothing; with ``scale="unit"`` it is satisfied from the
+        second acting call on. A removed compensator has no layers, and nothing to satisfy.
+        """
         with torch.no_grad():
+            require_finite(self.layers)
             return all(self._holds(layer) for layer in self.layers.values())
 
     def remove(self) -> None:
@@ -161,8 +168,9 @@ class Compensator:
         self.layers = Layers((), title=type(self).__name__)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of calls and each layer's record: plain numbers and tensors, copies."""
-        return {"calls": self.calls, "record": {name: r.clone() for name, r in self._records().items()}}
+        """Return the scheme, the number of calls and each layer's record: plain values and tensors, copies."""
+        record = {name: ratios.clone() for name, ratios in self._records().items()}
+        return {"scheme": type(self).__name__, "calls": self.calls, "record": record}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -170,8 +178,10 @@ class Compensator:
         Raises:
             ValueError: the state belongs to other layers or to another scheme; nothing is changed.
         """
-        if set(state) != {"calls", "record"}:
+        if set(state) != {"scheme", "calls", "record"}:
             raise ValueError(f"not a compensator's state: it has the keys {sorted(map(str, state))}")
+        if state["scheme"] != type(self).__name__:
+            raise ValueError(f"the state is of a {state['scheme']}, this is a {type(self).__name__}")
         self._load_records(state["record"])
         self.calls = int(state["calls"])
 
@@ -204,8 +214,7 @@ class Compensator:
         return {}
 
     def _load_records(self, records: Mapping[str, Tensor]) -> None:
-        if records:
-            raise ValueError(f"{type(self).__name__} keeps no record, the state has one for {', '.join(records)}")
+        """Take over the records; a scheme without memory has none."""
 
 
 class StaticCompensation(Compensator):
@@ -250,11 +259,12 @@ class DynamicCompensation(Compensator):
                 f"this compensator has {', '.join(map(shown, self.layers))}"
             )
         for name, record in records.items():
-            expected = singular_values(self.layers[name].matrix()).shape
-            if record.shape != expected:
+            layer = self.layers[name]
+            expected = (layer.rank,) if layer.groups == 1 else (layer.groups, layer.rank)
+            if tuple(record.shape) != expected or not bool(torch.isfinite(record).all()):
                 raise ValueError(
-                    f"layer {shown(name)!r}: the state's record has shape {tuple(record.shape)}, "
-                    f"the layer's spectrum {tuple(expected)}"
+                    f"layer {shown(name)!r}: the state's record has shape {tuple(record.shape)} and has to be finite "
+                    f"of shape {expected}"
                 )
         self._record = {name: record.clone() for name, record in records.items()}
 
@@ -271,7 +281,8 @@ def checked_keep(keep: float | int) -> float | int:
 
 def head_count(keep: float | int, rank: int) -> int:
     """Return i for a matrix of ``rank`` singular values: min(keep, r) for an integer, max(1, floor(keep·r)) else."""
-    return min(keep, rank) if isinstance(keep, int) else max(1, math.floor(keep * rank))
+    # The product's rounding must not cost a singular value: 0.57 of 100 is 57, not 56.
+    return min(keep, rank) if isinstance(keep, int) else max(1, math.floor(keep * rank + 1e-9))
 
 
 def _with_spectrum(matrix: Tensor, factors: SVD, target: Tensor, scale: Scale) -> Tensor:

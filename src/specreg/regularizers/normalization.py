@@ -1,8 +1,10 @@
 """Spectral normalization through torch's own parametrization, and the removal of any parametrization."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
@@ -14,7 +16,7 @@ from specreg.layers import (
     find,
     normalizers,
     require_finite,
-    shown,
+    require_parametrizable,
     stored_weight,
     unwrap,
 )
@@ -23,11 +25,11 @@ from specreg.layers import (
 def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection = None) -> Layers:
     r"""Normalize the largest singular value of every matching layer: :math:`W_{SN} = W / s_1`.
 
-    Applies ``torch.nn.utils.parametrizations.spectral_norm``: one step of power iteration a forward pass
-    in training mode, singular vectors held constant in the gradient. The matrix is the weight with its output
-    dimension as rows; torch stacks the groups of a grouped convolution into one matrix, and so does this
-    verb (the compensators treat each group on its own). A layer already under spectral normalization, new
-    or legacy, stays as it is.
+    Through torch's own parametrization, ``torch.nn.utils.parametrizations.spectral_norm``: one step of power
+    iteration a forward pass in training mode, singular vectors held constant in the gradient. The matrix is the
+    weight with its output dimension as rows; torch stacks the groups of a grouped convolution into one matrix, and
+    so does this verb (the compensators treat each group on its own). A layer already under spectral normalization,
+    new or legacy, stays as it is.
 
     Args:
         module: the discriminator, or any module. Changed in place.
@@ -54,20 +56,13 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
         Miyato et al. 2018, *Spectral Normalization for Generative Adversarial Networks*, equations 8 and 9.
     """
     layers = find(module, kinds=ALL_KINDS, only=only, skip=skip, title="spectral_norm")
+    require_parametrizable(layers)
     require_finite(layers)
-    for name, layer in layers.items():
+    for layer in layers.values():
         for child in layer.modules:
-            if normalizers(child):
-                continue
-            if not isinstance(getattr(child, "weight", None), nn.Parameter) and not parametrize.is_parametrized(child):
-                raise ValueError(
-                    f"layer {shown(name)!r} is under the legacy weight_norm, whose hook would undo spectral "
-                    f"normalization: call torch.nn.utils.remove_weight_norm on it first"
-                )
-            if bool(torch.any(stored_weight(child) != 0)):
-                parametrizations.spectral_norm(child)
-            else:
-                parametrize.register_parametrization(child, "weight", _SpectralNormFromZero(child, layer.output_dim))
+            if not normalizers(child):
+                normalizer = _SpectralNormOfAnyWeight(stored_weight(child), dim=layer.output_dim)
+                parametrize.register_parametrization(child, "weight", normalizer)
     return layers
 
 
@@ -80,25 +75,46 @@ def remove(module: nn.Module) -> list[str]:
     Args:
         module: changed in place; without parametrizations it stays as it is.
 
+    A weight that several modules share stays shared and becomes the one that the first of them used.
+
     Returns:
         The qualified names of the tensors that are plain again.
     """
+    parametrized = [(name, child) for name, child in unwrap(module).named_modules() if _is_undone(child)]
+    values: dict[int, Tensor] = {}  # of shared originals: removing the first one's parametrization changes them
     undone = []
-    for name, child in unwrap(module).named_modules():
-        prefix = f"{name}." if name else ""
-        if parametrize.is_parametrized(child):
+    for name, child in parametrized:
+        lists: Any = child.parametrizations if parametrize.is_parametrized(child) else {}
+        for tensor in list(lists):
             # Reading a weight under spectral normalization in training mode would move its power iteration.
-            child.parametrizations.eval()
-            for tensor in list(child.parametrizations):
-                parametrize.remove_parametrizations(child, tensor, leave_parametrized=True)
-                undone.append(prefix + tensor)
+            lists[tensor].eval()
+            key = id(getattr(lists[tensor], "original", lists[tensor]))
+            value = values.setdefault(key, getattr(child, tensor).detach().clone())
+            parametrize.remove_parametrizations(child, tensor, leave_parametrized=True)
+            with torch.no_grad():
+                getattr(child, tensor).copy_(value)
+            undone.append(f"{name}.{tensor}" if name else tensor)
         for key, hook in list(child._forward_pre_hooks.items()):
             if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)):
+                frozen = not any(parameter.requires_grad for parameter in _behind(child, hook))
                 hook.remove(child)
+                getattr(child, hook.name).requires_grad_(not frozen)
                 del child._forward_pre_hooks[key]
-                undone.append(prefix + hook.name)
                 _forget_state_dict_hooks(child, hook)
+                undone.append(f"{name}.{hook.name}" if name else hook.name)
     return undone
+
+
+def _is_undone(module: nn.Module) -> bool:
+    legacy = (LegacySpectralNorm, LegacyWeightNorm)
+    return parametrize.is_parametrized(module) or any(
+        isinstance(hook, legacy) for hook in module._forward_pre_hooks.values()
+    )
+
+
+def _behind(module: nn.Module, hook: LegacySpectralNorm | LegacyWeightNorm) -> list[Tensor]:
+    suffixes = ("_g", "_v") if isinstance(hook, LegacyWeightNorm) else ("_orig",)
+    return [getattr(module, hook.name + suffix) for suffix in suffixes]
 
 
 def _forget_state_dict_hooks(module: nn.Module, hook: LegacySpectralNorm | LegacyWeightNorm) -> None:
@@ -109,23 +125,27 @@ def _forget_state_dict_hooks(module: nn.Module, hook: LegacySpectralNorm | Legac
                 del hooks[key]
 
 
-class _SpectralNormFromZero(_SpectralNorm):
-    """Torch's spectral normalization for a weight that starts at zero (a zero-initialized last layer, say).
+class _SpectralNormOfAnyWeight(_SpectralNorm):
+    """Torch's spectral normalization, and the same for a weight that is zero at some time.
 
-    Torch divides by s1 = 0 there, and its vectors, once zero, stay zero for ever. Here they keep their
-    direction while the weight is zero, and a zero weight maps to itself.
+    Torch divides by s1 = 0 there, and its vectors, once zero, stay zero for ever. Here a zero weight maps to itself
+    and leaves the vectors as they were. Without branches, so that compiled graphs stay whole.
     """
-
-    def __init__(self, module: nn.Module, output_dim: int) -> None:
-        super().__init__(torch.ones_like(stored_weight(module)), dim=output_dim)
-        # A random start: the vectors of a constant matrix would be a special case of their own.
-        for vector in (self._u, self._v):
-            vector.copy_(torch.nn.functional.normalize(torch.randn_like(vector), dim=0))
 
     @torch.no_grad()
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
-        if hasattr(self, "_v") and bool(torch.any(weight_mat != 0)):
-            super()._power_method(weight_mat, n_power_iterations)
+        before = self._u.clone(), self._v.clone()
+        super()._power_method(weight_mat, n_power_iterations)
+        moved = torch.any(self._u != 0)
+        for vector, old in zip((self._u, self._v), before, strict=True):
+            vector.copy_(torch.where(moved, vector, old))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return super().forward(weight) if bool(torch.any(weight != 0)) else weight
+        matrix = self._reshape_weight_to_matrix(weight)
+        if self.training:
+            self._power_method(matrix, self.n_power_iterations)
+        # Cloned for the reason that torch gives: a second forward pass moves the vectors that the first one's
+        # backward pass needs.
+        u, v = self._u.clone(), self._v.clone()
+        s1 = torch.vdot(u, torch.mv(matrix, v))
+        return weight / torch.where(s1 == 0, torch.ones_like(s1), s1)
