@@ -16,7 +16,8 @@ from specreg.experiments.compare import Job
 from specreg.report import TITLES, table
 
 # key in the records, heading, decimals
-_LIVE = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2), ("d_loss", "loss D", 2), ("g_loss", "loss G", 2))
+_METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2))
+_LIVE = (*_METRICS, ("d_loss", "loss D", 2), ("g_loss", "loss G", 2))
 
 
 @contextlib.contextmanager
@@ -82,8 +83,8 @@ def metrics(values: Mapping[str, Any]) -> None:
 def _jobs(jobs: Sequence[Job]) -> Table:
     shown = Table(box=None, padding=(0, 1))
     shown.add_column("run", no_wrap=True)
-    shown.add_column("", width=20)
-    for heading in ("step", *(heading for _, heading, _ in _LIVE), ""):
+    shown.add_column("", width=16)
+    for heading in ("step", *(heading for _, heading, _ in _METRICS), ""):
         shown.add_column(heading, justify="right", no_wrap=True)
     for job in jobs:
         steps = job.config.settings.training.steps
@@ -95,7 +96,7 @@ def _jobs(jobs: Sequence[Job]) -> Table:
             f"{TITLES[job.config.method]}, seed {job.config.seed}",
             ProgressBar(total=steps, completed=done),
             f"{done}/{steps}",
-            *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _LIVE),
+            *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),
             "[red]failed[/]" if job.state == "failed" else "" if job.state == "running" else job.state,
         )
     return shown
