@@ -76,6 +76,7 @@ def _compare(arguments: list[str]) -> int:
     from specreg import display
     from specreg.experiments import compare
     from specreg.experiments.config import METHODS, Settings, check_choice, check_integer
+    from specreg.experiments.run import warn_about
     from specreg.report import write_report
 
     @dataclass
@@ -102,6 +103,9 @@ def _compare(arguments: list[str]) -> int:
         check_choice("methods", method, METHODS)
     check_integer("jobs", given.jobs, at_least=1)
     jobs = compare.plan(given.out, methods, [_integer("seeds", seed) for seed in _split(given.seeds)], given.settings)
+    _show_log(quiet=False)
+    for job in {job.config.method: job for job in jobs}.values():
+        warn_about(job.config)
     with display.comparison(jobs) as watch:
         compare.execute_all(jobs, min(given.jobs, len(jobs)), watch)
     rows, paths = write_report(given.out, [job.run for job in jobs])
@@ -121,7 +125,7 @@ def _train(arguments: list[str]) -> int:
     from specreg import display
     from specreg.experiments.config import RunConfig
     from specreg.experiments.interrupts import interruptible
-    from specreg.experiments.run import execute, open_source, prepare_run, saved_config
+    from specreg.experiments.run import execute, open_source, prepare_run, saved_config, warn_about
     from specreg.records import RunDirectory
 
     @dataclass
@@ -139,7 +143,8 @@ def _train(arguments: list[str]) -> int:
     run, config = RunDirectory(given.out), given.config
     source = open_source(config.settings)
     prepare_run(config, run)
-    logging.basicConfig(level=logging.WARNING if given.quiet else logging.INFO, format="%(message)s")
+    _show_log(given.quiet)
+    warn_about(config)
     with interruptible() as interrupted, contextlib.ExitStack() as shown:
         progress: Any = lambda step, metrics: None  # noqa: E731
         if not given.quiet:
@@ -250,6 +255,11 @@ def _output(arguments: Sequence[str], default: Path) -> Path:
         if argument.startswith("--out="):
             return Path(argument.removeprefix("--out="))
     return default
+
+
+def _show_log(quiet: bool) -> None:
+    logging.basicConfig(level=logging.WARNING, format="specreg: %(message)s")
+    logging.getLogger("specreg").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def _split(values: Sequence[str]) -> list[str]:

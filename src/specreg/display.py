@@ -45,8 +45,10 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
 @contextlib.contextmanager
 def comparison(jobs: Sequence[Job]) -> Iterator[Callable[[], None]]:
     """Show every run's progress in one table; yields what is to be called now and then."""
-    with Live(console=Console(stderr=True), auto_refresh=False) as live:
+    console = Console(stderr=True)
+    with Live(console=console, auto_refresh=False) as live:
         yield lambda: live.update(_jobs(jobs), refresh=True)
+    console.print()
 
 
 def results(rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:

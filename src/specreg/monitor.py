@@ -32,9 +32,10 @@ def spectra(
         ValueError: no layer matched, or a weight holds NaN or inf.
 
     Example:
+        >>> import specreg
         >>> layer = nn.Linear(3, 2, bias=False)
         >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 0, 0], [0, 2, 0]]))
-        >>> spectra(layer)[""]
+        >>> specreg.spectra(layer)[""].round(decimals=4)
         tensor([3., 2.], dtype=torch.float64)
     """
     layers = find(module, kinds=ALL_KINDS, only=only, skip=skip, title="spectra")

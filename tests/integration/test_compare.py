@@ -69,6 +69,7 @@ def test_what_is_done_is_skipped_and_more_can_be_asked_for(done):
     stamps = {run: (run / "result.json").stat().st_mtime_ns for run in (out / "runs").iterdir()}
     finished = compare(out, "--methods", "sn", "static", "dynamic", "--seeds", "0")  # settings are the folder's own
     assert finished.returncode == 0, finished.stderr
+    assert "the record would begin after 2000 discriminator steps, the run has 6" in finished.stderr
     assert len(json.loads((out / "results.json").read_text())) == 3
     assert all((run / "result.json").stat().st_mtime_ns == stamp for run, stamp in stamps.items())
 

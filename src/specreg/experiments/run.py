@@ -195,6 +195,17 @@ def build_compensator(config: RunConfig, discriminator: nn.Module) -> Compensato
     return None
 
 
+def warn_about(config: RunConfig) -> None:
+    """Log what is allowed but hardly meant."""
+    training, start = config.settings.training, config.settings.regularization.start
+    if config.method == "dynamic" and start >= training.steps * training.d_steps:
+        logger.warning(
+            "dynamic: the record would begin after %d discriminator steps, the run has %d: it equals sn; lower --start",
+            start,
+            training.steps * training.d_steps,
+        )
+
+
 def make_evaluator(settings: Settings, source: ImageSource) -> Evaluator:
     """Return the evaluator against real images of the training data, the same for every run."""
     real, _ = source.draw(settings.records.reference, torch.Generator().manual_seed(_REFERENCE_SEED))

@@ -57,9 +57,10 @@ def static_compensation(
         ValueError: a bad option, no layer matched, or a layer under a parametrization that specreg does not know.
 
     Example:
+        >>> import specreg
         >>> discriminator = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
-        >>> _ = spectral_norm(discriminator)
-        >>> compensator = static_compensation(discriminator, keep=0.5, every=1)
+        >>> _ = specreg.spectral_norm(discriminator)
+        >>> compensator = specreg.static_compensation(discriminator, keep=0.5)
         >>> compensator.step()
         True
         >>> compensator.satisfied()

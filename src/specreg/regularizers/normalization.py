@@ -45,9 +45,9 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
         ValueError: no layer matched, a name matches nothing, or a weight holds NaN or inf.
 
     Example:
-        >>> discriminator = nn.Sequential(nn.Conv1d(1, 8, 5), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1))
-        >>> _ = discriminator(torch.zeros(1, 1, 16))
-        >>> print(spectral_norm(discriminator))
+        >>> import specreg
+        >>> discriminator = nn.Sequential(nn.Conv1d(1, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(96, 1))
+        >>> print(specreg.spectral_norm(discriminator))
         spectral_norm: 2 layers
         0  Conv1d  8 x 5
         3  Linear  1 x 96
