@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor, nn
 
@@ -116,6 +117,8 @@ def execute(
     if run.complete:
         return True
     accelerator = _accelerator(config.settings)
+    # Before the state: making its networks draws from the global generator, which the state's restores.
+    evaluator = make_evaluator(config.settings, source)
     state = build_state(config, source, accelerator)
     if run.checkpoint.exists():
         state.load_state_dict(load_checkpoint(run.checkpoint))
@@ -124,7 +127,6 @@ def execute(
     else:
         run.rewind(-1)
     run.write("environment", _environment(accelerator))
-    evaluator = make_evaluator(config.settings, source)
     recorder = _Recorder(config, run, state, evaluator, progress)
     finished = train(
         state,
@@ -144,7 +146,7 @@ def build_state(config: RunConfig, source: ImageSource, accelerator: Accelerator
     """Turn a configuration into networks, optimizers, a compensator and streams, all from its seed."""
     settings = config.settings
     num_classes = source.num_classes if settings.data.conditional else 0
-    torch.manual_seed(config.seed)
+    set_seed(config.seed)  # Python's, numpy's and torch's global generators
     shape: dict[str, Any] = {"image_channels": source.channels, "num_classes": num_classes}
     generator: nn.Module = Generator(
         source.resolution, settings.model.g_channels, latent=settings.model.latent, **shape
