@@ -6,14 +6,18 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
-from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
+from specreg.data.digits import StackedDigits
+from specreg.experiments.config import ModelConfig, RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.run import build_state
 from specreg.losses import LOSSES, gradient_penalty
 from specreg.models import STAGES, Discriminator, Generator
 from specreg.records import RunDirectory, prepare_directory
-from specreg.training.loop import TrainingConfig, decay_factor
+from specreg.training.loop import TrainingConfig, decay_factor, train
 from specreg.training.state import load_checkpoint, save_checkpoint, update_ema
+from specreg.training.steps import NonFiniteError, discriminator_step
 
 
 @pytest.mark.parametrize("resolution", STAGES)
@@ -193,3 +197,46 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     torch.save(nn.Linear(1, 1), path)  # needs unpickling of a class: never executed
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("loss", "loss is nan"), ("weight", "layer '.*' the weight holds NaN")]
+)
+def test_divergence_is_named_with_its_step_before_the_update(damage, message):
+    config = RunConfig(
+        "static", 0, Settings(model=ModelConfig(4, 4, 8), training=TrainingConfig(steps=3, batch_size=4))
+    )
+    accelerator = Accelerator()
+    state = build_state(config, StackedDigits(), accelerator)
+    weights = {name: p.detach().clone() for name, p in state.generator.named_parameters()}
+    if damage == "loss":
+        state.discriminator.score.parametrizations.weight.original.data.fill_(math.nan)
+    else:
+        step = state.discriminator_optimizer.step
+        convolution = state.discriminator.blocks[0].conv1.parametrizations.weight.original
+        state.discriminator_optimizer.step = lambda: (step(), convolution.data.fill_(math.inf))
+    with pytest.raises(NonFiniteError, match=f"step 1: .*{message}".replace("' the", "': the")):
+        train(state, config.settings.training, accelerator=accelerator)
+    assert all(torch.equal(weights[name], p) for name, p in state.generator.named_parameters())
+
+
+def test_accumulated_micro_batches_equal_one_large_batch_without_normalization():
+    real, latent = torch.randn(8, 3, 8, 8), torch.randn(8, 5)
+    gradients = []
+    for parts in (1, 4):
+        torch.manual_seed(0)
+        generator, discriminator = Generator(8, 2, latent=5).eval(), Discriminator(8, 4)
+        optimizer = torch.optim.SGD(discriminator.parameters(), 1.0)
+        before = discriminator.score.weight.detach().clone()
+        discriminator_step(
+            generator,
+            discriminator,
+            optimizer,
+            LOSSES["non-saturating"],
+            [(part, None) for part in real.chunk(parts)],
+            [(part, None) for part in latent.chunk(parts)],
+            accelerator=Accelerator(),
+            random=torch.Generator(),
+        )
+        gradients.append(before - discriminator.score.weight.detach())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)

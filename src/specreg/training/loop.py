@@ -67,8 +67,8 @@ def train(
         Whether all steps were made.
 
     Raises:
-        NonFiniteError: a loss or gradient was NaN or infinite; the update was not made. Names the step.
-        ValueError: a weight was NaN or infinite when it was to be compensated.
+        NonFiniteError: a loss, a gradient or a weight to be compensated was NaN or infinite; names the step. The
+            update was not made.
     """
     loss = LOSSES[config.loss]
     generator = accelerator.unwrap_model(state.generator)
@@ -91,8 +91,7 @@ def train(
                     accelerator=accelerator,
                     random=state.random,
                 )
-                if state.compensator is not None:
-                    state.compensator.step()
+                _compensate(state)
             g_loss = generator_step(
                 state.generator,
                 state.discriminator,
@@ -111,6 +110,14 @@ def train(
         if stop():
             break
     return state.step >= config.steps
+
+
+def _compensate(state: TrainingState) -> None:
+    if state.compensator is not None:
+        try:
+            state.compensator.step()
+        except ValueError as error:  # NaN or inf in a weight: for a training, divergence and not bad input
+            raise NonFiniteError(str(error)) from error
 
 
 def decay_factor(config: TrainingConfig, step: int) -> float:
