@@ -200,12 +200,12 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"), [("loss", "loss is nan"), ("weight", "layer '.*' the weight holds NaN")]
+    ("damage", "message"),
+    [("loss", "the discriminator's loss is nan"), ("weight", r"layer 'blocks\.0\.conv1': the weight holds NaN or inf")],
 )
 def test_divergence_is_named_with_its_step_before_the_update(damage, message):
-    config = RunConfig(
-        "static", 0, Settings(model=ModelConfig(4, 4, 8), training=TrainingConfig(steps=3, batch_size=4))
-    )
+    training = TrainingConfig(steps=3, batch_size=4)
+    config = RunConfig("static", 0, Settings(model=ModelConfig(4, 4, 8), training=training))
     accelerator = Accelerator()
     state = build_state(config, StackedDigits(), accelerator)
     weights = {name: p.detach().clone() for name, p in state.generator.named_parameters()}
@@ -215,7 +215,7 @@ def test_divergence_is_named_with_its_step_before_the_update(damage, message):
         step = state.discriminator_optimizer.step
         convolution = state.discriminator.blocks[0].conv1.parametrizations.weight.original
         state.discriminator_optimizer.step = lambda: (step(), convolution.data.fill_(math.inf))
-    with pytest.raises(NonFiniteError, match=f"step 1: .*{message}".replace("' the", "': the")):
+    with pytest.raises(NonFiniteError, match=f"step 1: {message}"):
         train(state, config.settings.training, accelerator=accelerator)
     assert all(torch.equal(weights[name], p) for name, p in state.generator.named_parameters())
 
