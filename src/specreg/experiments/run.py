@@ -105,7 +105,7 @@ def execute(
         run: where everything is written, after :func:`prepare_run`.
         source: the training images, from :func:`open_source`.
         stop: asked after every step; True leaves a resumable run.
-        progress: told the step and what was recorded at it.
+        progress: told every step, and what was recorded at it.
 
     Returns:
         Whether the run is complete.
@@ -286,6 +286,7 @@ class _Recorder:
             self._spectra()
 
     def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
+        self._progress(state.step, {})
         if state.step % self._every.log_every == 0:
             record = {"step": state.step} | {name: value.item() for name, value in losses.items()}
             self._run.append("metrics", record)
