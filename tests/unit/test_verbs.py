@@ -162,6 +162,18 @@ def test_a_weight_that_becomes_zero_later_stays_finite():
     assert_same(before, buffers(layer))
 
 
+@pytest.mark.parametrize("normalize", [specreg.spectral_norm, specreg.spectral_regularization])
+def test_under_autocast_s1_is_computed_in_the_weights_precision(normalize):
+    layer = nn.Linear(64, 32)
+    normalize(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(100):
+            weight = layer.weight
+        assert layer(torch.randn(2, 64)).dtype == torch.bfloat16
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(torch.linalg.matrix_norm(weight.detach(), 2).item(), 1.0, rtol=1e-5, atol=0)
+
+
 def test_weights_of_kinds_that_are_not_taken_are_reported():
     module = nn.ModuleDict(
         {"attention": nn.MultiheadAttention(4, 2), "recurrent": nn.LSTM(4, 4), "head": nn.Linear(4, 1)}

@@ -126,10 +126,11 @@ def _forget_state_dict_hooks(module: nn.Module, hook: LegacySpectralNorm | Legac
 
 
 class _SpectralNormOfAnyWeight(_SpectralNorm):
-    """Torch's spectral normalization, and the same for a weight that is zero at some time.
+    """Torch's spectral normalization, for a weight that is zero at some time and in mixed precision too.
 
-    Torch divides by s1 = 0 there, and its vectors, once zero, stay zero for ever. Here a zero weight maps to itself
-    and leaves the vectors as they were. Without branches, so that compiled graphs stay whole.
+    Torch divides by s1 = 0 for a zero weight, and its vectors, once zero, stay zero for ever. Here a zero weight maps
+    to itself and leaves the vectors as they were; without branches, so that compiled graphs stay whole. Under
+    autocast torch estimates s1 by products in half precision; here they are made in the weight's own.
     """
 
     @torch.no_grad()
@@ -141,11 +142,12 @@ class _SpectralNormOfAnyWeight(_SpectralNorm):
             vector.copy_(torch.where(moved, vector, old))
 
     def forward(self, weight: Tensor) -> Tensor:
-        matrix = self._reshape_weight_to_matrix(weight)
-        if self.training:
-            self._power_method(matrix, self.n_power_iterations)
-        # Cloned for the reason that torch gives: a second forward pass moves the vectors that the first one's
-        # backward pass needs.
-        u, v = self._u.clone(), self._v.clone()
-        s1 = torch.vdot(u, torch.mv(matrix, v))
-        return weight / torch.where(s1 == 0, torch.ones_like(s1), s1)
+        with torch.autocast(weight.device.type, enabled=False):
+            matrix = self._reshape_weight_to_matrix(weight)
+            if self.training:
+                self._power_method(matrix, self.n_power_iterations)
+            # Cloned for the reason that torch gives: a second forward pass moves the vectors that the first one's
+            # backward pass needs.
+            u, v = self._u.clone(), self._v.clone()
+            s1 = torch.vdot(u, torch.mv(matrix, v))
+            return weight / torch.where(s1 == 0, torch.ones_like(s1), s1)
