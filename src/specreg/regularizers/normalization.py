@@ -130,7 +130,7 @@ class _SpectralNormOfAnyWeight(_SpectralNorm):
 
     Torch divides by s1 = 0 for a zero weight, and its vectors, once zero, stay zero for ever. Here a zero weight maps
     to itself and leaves the vectors as they were; without branches, so that compiled graphs stay whole. Under
-    autocast torch estimates s1 by products in half precision; here they are made in the weight's own.
+    autocast on a GPU torch estimates s1 by products in half precision; here they are made in the weight's own.
     """
 
     @torch.no_grad()
