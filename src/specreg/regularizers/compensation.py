@@ -6,6 +6,7 @@ Both lift singular values, :math:`W \leftarrow W + \sum_k (\hat s_k - s_k)\, u_k
 
 import math
 import numbers
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -113,7 +114,7 @@ def dynamic_compensation(
     return DynamicCompensation(layers, every=every, strength=strength, scale=scale, start=start)
 
 
-class Compensator:
+class Compensator(ABC):
     """What static and dynamic compensation share: the cadence, the layers, the state.
 
     Attributes:
@@ -124,6 +125,7 @@ class Compensator:
     def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, start: int = 0) -> None:
         self.layers = layers
         self.calls = 0
+        self._record: dict[str, Tensor] = {}  # of schemes with a memory: layer name -> highest ratios so far
         self.scale: Scale = scale
         self.every = _integer("every", every, at_least=1)
         self.start = _integer("start", start, at_least=0)
@@ -170,7 +172,7 @@ class Compensator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheme, the number of calls and each layer's record: plain values and tensors, copies."""
-        record = {name: ratios.clone() for name, ratios in self._records().items()}
+        record = {name: ratios.clone() for name, ratios in self._record.items()}
         return {"scheme": type(self).__name__, "calls": self.calls, "record": record}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -185,6 +187,22 @@ class Compensator:
             raise ValueError(f"the state is of a {state['scheme']}, this is a {type(self).__name__}")
         self._load_records(state["record"])
         self.calls = int(state["calls"])
+
+    def _load_records(self, records: Mapping[str, Tensor]) -> None:
+        if records and set(records) != set(self.layers):
+            raise ValueError(
+                f"the state holds records for the layers {', '.join(map(shown, records))}, "
+                f"this compensator has {', '.join(map(shown, self.layers))}"
+            )
+        for name, record in records.items():
+            layer = self.layers[name]
+            expected = (layer.rank,) if layer.groups == 1 else (layer.groups, layer.rank)
+            if tuple(record.shape) != expected or not bool(torch.isfinite(record).all()):
+                raise ValueError(
+                    f"layer {shown(name)!r}: the state's record has shape {tuple(record.shape)} and has to be finite "
+                    f"of shape {expected}"
+                )
+        self._record = {name: record.clone() for name, record in records.items()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(shown, self.layers))})"
@@ -203,19 +221,13 @@ class Compensator:
             return False
         return bool((ratios(s) >= self._least_ratios(layer, s) - tolerance).logical_or(s[..., :1] == 0).all())
 
+    @abstractmethod
     def _target(self, layer: Layer, s: Tensor) -> Tensor | None:
         """Return the new singular values, or None where the weight is left alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
         """Return the ratios s_k/s_1 that the scheme asks for at least."""
-        raise NotImplementedError
-
-    def _records(self) -> dict[str, Tensor]:
-        return {}
-
-    def _load_records(self, records: Mapping[str, Tensor]) -> None:
-        """Take over the records; a scheme without memory has none."""
 
 
 class StaticCompensation(Compensator):
@@ -235,10 +247,6 @@ class StaticCompensation(Compensator):
 class DynamicCompensation(Compensator):
     """See :func:`dynamic_compensation`."""
 
-    def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, start: int) -> None:
-        super().__init__(layers, every=every, strength=strength, scale=scale, start=start)
-        self._record: dict[str, Tensor] = {}
-
     def _target(self, layer: Layer, s: Tensor) -> Tensor | None:
         before = self._record.get(layer.name)
         self._record[layer.name] = update_record(None if before is None else before.to(s), s)
@@ -249,25 +257,6 @@ class DynamicCompensation(Compensator):
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
         record = self._record.get(layer.name)
         return torch.zeros_like(s) if record is None else record.to(s)
-
-    def _records(self) -> dict[str, Tensor]:
-        return self._record
-
-    def _load_records(self, records: Mapping[str, Tensor]) -> None:
-        if records and set(records) != set(self.layers):
-            raise ValueError(
-                f"the state holds records for the layers {', '.join(map(shown, records))}, "
-                f"this compensator has {', '.join(map(shown, self.layers))}"
-            )
-        for name, record in records.items():
-            layer = self.layers[name]
-            expected = (layer.rank,) if layer.groups == 1 else (layer.groups, layer.rank)
-            if tuple(record.shape) != expected or not bool(torch.isfinite(record).all()):
-                raise ValueError(
-                    f"layer {shown(name)!r}: the state's record has shape {tuple(record.shape)} and has to be finite "
-                    f"of shape {expected}"
-                )
-        self._record = {name: record.clone() for name, record in records.items()}
 
 
 def checked_keep(keep: float | int) -> float | int:

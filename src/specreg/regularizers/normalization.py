@@ -70,12 +70,11 @@ def remove(module: nn.Module) -> list[str]:
     """Undo every parametrization: plain weights again, equal to those that the network used in eval mode.
 
     Takes off spectral normalization and regularization, torch's weight normalization and any other
-    parametrization of a submodule's tensor, and torch's legacy ``spectral_norm`` and ``weight_norm`` hooks.
+    parametrization of a submodule's tensor, and torch's legacy ``spectral_norm`` and ``weight_norm`` hooks. A weight
+    that several modules share stays shared and becomes the one that the first of them used.
 
     Args:
         module: changed in place; without parametrizations it stays as it is.
-
-    A weight that several modules share stays shared and becomes the one that the first of them used.
 
     Returns:
         The qualified names of the tensors that are plain again.
