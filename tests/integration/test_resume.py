@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,13 +113,26 @@ def test_a_complete_run_is_not_made_again(uninterrupted):
     assert (out / "checkpoint.pt").stat().st_mtime_ns == before
 
 
-def test_divergence_stops_before_the_update_and_keeps_the_checkpoint(tmp_path, capsys):
+def test_divergence_is_one_line_exit_code_3_and_no_result(tmp_path, capsys):
     out = tmp_path / "run"
-    options = [*OPTIONS, "--d-lr", "1e30", "--loss", "wasserstein-gp", "--steps", "50", "--checkpoint-every", "1"]
+    options = [*OPTIONS, "--d-lr", "1e30", "--loss", "wasserstein-gp"]
     assert main(["train", "--quiet", "--out", str(out), "--method", "sn", *options]) == 3
     error = capsys.readouterr().err
     assert error.startswith("specreg: error: training diverged: step ")
     assert error.count("\n") == 1
-    state = torch.load(out / "checkpoint.pt", weights_only=True) if (out / "checkpoint.pt").exists() else None
-    if state is not None:
-        assert all(value.isfinite().all() for value in state["generator"].values())
+    assert not (out / "result.json").exists()
+
+
+def test_divergence_keeps_the_last_checkpoint(uninterrupted, tmp_path, capsys):
+    _, reference = uninterrupted
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    (out / "result.json").unlink()
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    state["step"] = 20  # as if it had stopped there, with a weight that went bad later
+    state["discriminator"]["score.parametrizations.weight.original"].fill_(float("nan"))
+    torch.save(state, out / "checkpoint.pt")
+    before = (out / "checkpoint.pt").read_bytes()
+    assert main(["train", "--quiet", "--out", str(out)]) == 3
+    assert "step 21: the discriminator's loss is nan; the update was not made" in capsys.readouterr().err
+    assert (out / "checkpoint.pt").read_bytes() == before

@@ -67,8 +67,8 @@ def train(
         Whether all steps were made.
 
     Raises:
-        NonFiniteError: a loss, a gradient or a weight to be compensated was NaN or infinite; names the step. The
-            update was not made.
+        NonFiniteError: a loss or gradient was NaN or infinite, before its update was made, or a weight when it was to
+            be compensated; names the step.
     """
     loss = LOSSES[config.loss]
     generator = accelerator.unwrap_model(state.generator)
@@ -101,7 +101,7 @@ def train(
                 accelerator=accelerator,
             )
         except NonFiniteError as error:
-            raise NonFiniteError(f"step {state.step + 1}: {error}; the update was not made") from error
+            raise NonFiniteError(f"step {state.step + 1}: {error}") from error
         if state.ema is not None:
             update_ema(state.ema, generator, config.ema_decay)
         state.step += 1

@@ -97,8 +97,8 @@ def _update(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor, 
     norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if not bool(torch.isfinite(torch.stack([*norms, loss])).all()):
         if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"the {which}'s loss is {loss.item()}")
+            raise NonFiniteError(f"the {which}'s loss is {loss.item()}; the update was not made")
         name = next(n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
-        raise NonFiniteError(f"the {which}'s gradient of {name} holds NaN or inf")
+        raise NonFiniteError(f"the {which}'s gradient of {name} holds NaN or inf; the update was not made")
     optimizer.step()
     optimizer.zero_grad()
