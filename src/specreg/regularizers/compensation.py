@@ -14,14 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from specreg.layers import Layer, Layers, Selection, find, require_finite, require_writable, shown
-from specreg.spectra.decompose import SVD, singular_values, svd
+from specreg.spectra.decompose import singular_values
+from specreg.spectra.lifting import PROMISED, lift
 from specreg.spectra.maps import raise_head, raise_to_record, ratios, update_record
 
 Scale = Literal["keep", "unit"]
-
-# A stored singular value is exact to about half an eps of s1 (rounding each entry of the weight to its dtype
-# perturbs the matrix by at most that in the spectral norm for random signs); 16 leaves room for g·v/|v|.
-SATISFIED_EPS = 16
 
 
 def static_compensation(
@@ -122,6 +119,8 @@ class Compensator(ABC):
         calls: how often ``step()`` was called.
     """
 
+    _uses_all_values = True
+
     def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, start: int = 0) -> None:
         self.layers = layers
         self.calls = 0
@@ -208,22 +207,30 @@ class Compensator(ABC):
         return f"{type(self).__name__}({', '.join(map(shown, self.layers))})"
 
     def _compensate(self, layer: Layer) -> None:
-        matrix = layer.matrix()
-        factors = svd(matrix)
-        if (target := self._target(layer, factors.S)) is None:
-            return
-        layer.write(_with_spectrum(matrix, factors, target, self.scale), *_first_vectors(factors))
+        lifted = lift(
+            layer.matrix(),
+            lambda s: self._target(layer, s),
+            unit=self.scale == "unit",
+            all_values=self._uses_all_values,
+        )
+        self._remember(layer, lifted.before)
+        if lifted.matrix is not None:
+            layer.write(lifted.matrix, lifted.u1, lifted.v1)
 
     def _holds(self, layer: Layer) -> bool:
         s = singular_values(layer.matrix())
-        tolerance = SATISFIED_EPS * torch.finfo(layer.dtype).eps
+        tolerance = satisfied_tolerance(layer.dtype)
         if self.scale == "unit" and bool(((s[..., 0] - 1).abs() > tolerance).logical_and(s[..., 0] > 0).any()):
             return False
         return bool((ratios(s) >= self._least_ratios(layer, s) - tolerance).logical_or(s[..., :1] == 0).all())
 
     @abstractmethod
+    def _remember(self, layer: Layer, s: Tensor) -> None:
+        """Take note of the singular values that a layer had when it was compensated."""
+
+    @abstractmethod
     def _target(self, layer: Layer, s: Tensor) -> Tensor | None:
-        """Return the new singular values, or None where the weight is left alone."""
+        """Return the new singular values, or None where the weight is left alone; changes nothing."""
 
     @abstractmethod
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
@@ -233,12 +240,17 @@ class Compensator(ABC):
 class StaticCompensation(Compensator):
     """See :func:`static_compensation`."""
 
+    _uses_all_values = False  # the tail may be known badly: it is not changed
+
     def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, keep: float | int) -> None:
         super().__init__(layers, every=every, strength=strength, scale=scale)
         self.keep = checked_keep(keep)
 
     def _target(self, layer: Layer, s: Tensor) -> Tensor:
         return raise_head(s, head_count(self.keep, s.shape[-1]), self.strength)
+
+    def _remember(self, layer: Layer, s: Tensor) -> None:
+        pass
 
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
         return (torch.arange(s.shape[-1], device=s.device) < head_count(self.keep, s.shape[-1])).to(s.dtype)
@@ -248,11 +260,16 @@ class DynamicCompensation(Compensator):
     """See :func:`dynamic_compensation`."""
 
     def _target(self, layer: Layer, s: Tensor) -> Tensor | None:
-        before = self._record.get(layer.name)
-        self._record[layer.name] = update_record(None if before is None else before.to(s), s)
-        if before is None:
+        if layer.name not in self._record:
             return None  # the first acting call only records
-        return raise_to_record(s, self._record[layer.name], self.strength)
+        return raise_to_record(s, self._updated(layer, s), self.strength)
+
+    def _remember(self, layer: Layer, s: Tensor) -> None:
+        self._record[layer.name] = self._updated(layer, s)
+
+    def _updated(self, layer: Layer, s: Tensor) -> Tensor:
+        record = self._record.get(layer.name)
+        return update_record(None if record is None else record.to(s), s)
 
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
         record = self._record.get(layer.name)
@@ -275,21 +292,15 @@ def head_count(keep: float | int, rank: int) -> int:
     return min(keep, rank) if isinstance(keep, int) else max(1, math.floor(keep * rank + 1e-9))
 
 
-def _with_spectrum(matrix: Tensor, factors: SVD, target: Tensor, scale: Scale) -> Tensor:
-    r"""Return the matrix with its singular values replaced: :math:`W + U \operatorname{diag}(\hat s - s) V^H`.
+def satisfied_tolerance(dtype: torch.dtype) -> float:
+    """Return how far a ratio of stored singular values may be from its target.
 
-    With ``scale="unit"`` the result is divided by :math:`\hat s_1` (a zero matrix stays zero).
+    A stored singular value is exact to about half an eps of s1 (rounding each entry of the weight to its dtype perturbs
+    the matrix by at most that in the spectral norm for random signs); 16 leaves room for g·v/|v|. Weights below double
+    precision are lifted to an accuracy of ``PROMISED``.
     """
-    U, S, Vh = factors
-    lifted = matrix.to(U.dtype) + (U * (target - S)[..., None, :]) @ Vh
-    if scale == "keep":
-        return lifted
-    s1 = target[..., :1, None]
-    return lifted / torch.where(s1 > 0, s1, torch.ones_like(s1))
-
-
-def _first_vectors(factors: SVD) -> tuple[Tensor, Tensor]:
-    return factors.U[..., 0], factors.Vh[..., 0, :].conj()
+    rounded = 16 * torch.finfo(dtype).eps
+    return rounded if dtype in (torch.float64, torch.complex128) else rounded + PROMISED
 
 
 def _integer(option: str, value: int, *, at_least: int) -> int:

@@ -1,9 +1,25 @@
-"""Singular value decompositions, computed accurately enough for a map with a gap in its middle."""
+r"""How singular values and vectors are computed: the one place that decides, by dtype, device and conditioning.
 
+The singular values of a matrix W are the square roots of the eigenvalues of the Gram matrix of its smaller side,
+:math:`G = W W^H` or :math:`W^H W`, of r x r. A product and an eigendecomposition of r x r cost a tenth of a thin
+singular value decomposition and less. The price is accuracy: rounding G moves its eigenvalues by about
+:math:`\epsilon s_1^2`, and with them the small singular values. Hence a ladder. Weights in single precision or less
+are tried with G in single precision where the caller finds that accurate enough, then with G in double precision, and
+last with the thin decomposition in double precision, which is also the reference and the only path for weights in
+double precision. docs/performance.md has the measurements behind every rung.
+"""
+
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# A Gram matrix and its eigendecomposition err at most like a random symmetric matrix whose entries have the standard
+# deviation GRAM_ROUNDING·eps·s1²/sqrt(r): measured over spectra, shapes and maps (docs/performance.md, accuracy).
+GRAM_ROUNDING = 4.0
+# Singular values from a Gram matrix are taken if they are accurate to this part of s1.
+VALUES_TOLERANCE = 1e-6
 
 
 class SVD(NamedTuple):
@@ -18,35 +34,105 @@ class SVD(NamedTuple):
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype in which a tensor's spectrum is computed: double precision where there is any.
-
-    Raising the first i singular values rotates the result by about eps·s1/(s_i - s_{i+1}), so that
-    float32 loses three digits and more where the spectrum is dense (see docs/precision.md). Apple's
-    MPS has no float64; float32 and complex64 are used there.
-    """
+    """Return double precision, real or complex as the tensor is; single on Apple's MPS, which has no other."""
     double = tensor.device.type != "mps"
     if tensor.is_complex():
         return torch.complex128 if double else torch.complex64
     return torch.float64 if double else torch.float32
 
 
-def svd(matrix: Tensor) -> SVD:
-    r"""Decompose in :func:`working_dtype`.
+def gram_dtypes(matrix: Tensor) -> tuple[torch.dtype, ...]:
+    """Return the dtypes in which a Gram matrix may be tried, the fastest first; none where it is not accurate enough.
+
+    Not for weights in double precision, whose digits it would lose, nor on MPS, which has no eigendecomposition. On a
+    GPU double precision only: its products are fast enough there, and single precision may silently mean TF32.
+    """
+    if matrix.dtype in (torch.float64, torch.complex128) or matrix.device.type == "mps":
+        return ()
+    single = torch.complex64 if matrix.is_complex() else torch.float32
+    double = working_dtype(matrix)
+    return (single, double) if matrix.device.type == "cpu" and _single_is_single() else (double,)
+
+
+def gram(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""Return :math:`W W^H` for a wide matrix and :math:`W^H W` for a tall one, shape (\*, r, r).
+
+    Args:
+        matrix: shape (\*, m, n); converted to ``dtype`` in blocks, so that there is never a second copy of it.
+    """
+    rows, columns = matrix.shape[-2:]
+    wide = matrix if rows <= columns else matrix.mH
+    if matrix.dtype == dtype:
+        return wide @ wide.mH
+    blocks = (block.to(dtype) for block in torch.split(wide, block_size(matrix), -1))
+    first = next(blocks)
+    product: Tensor = first @ first.mH
+    for block in blocks:
+        product += block @ block.mH
+    return product
+
+
+def block_size(matrix: Tensor) -> int:
+    """Return how much of the long side is converted to another dtype at a time: a square, and not too small a one."""
+    return max(256, min(matrix.shape[-2:]))
+
+
+def eigenbasis(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    r"""Return the eigenvalues :math:`s_k^2` of the Gram matrix, descending, and its eigenvectors as columns.
+
+    These are the left singular vectors of a wide matrix and the right ones of a tall one. Shapes (\*, r), (\*, r, r).
+    """
+    eigenvalues, vectors = torch.linalg.eigh(gram(matrix, dtype))
+    return eigenvalues.flip(-1), vectors.flip(-1)
+
+
+def rounding(eigenvalues: Tensor) -> Tensor:
+    r"""Return the standard deviation of the error in an entry of a Gram matrix, shape (\*, 1)."""
+    size = GRAM_ROUNDING * torch.finfo(eigenvalues.dtype).eps / math.sqrt(eigenvalues.shape[-1])
+    return size * eigenvalues[..., :1]
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    r"""Return the singular values, descending, shape (\*, min(m, n)), in the real working dtype.
 
     Args:
         matrix: finite, shape (\*, m, n), any floating or complex dtype.
 
-    Returns:
-        The thin decomposition; factors in the working dtype.
+    Raises:
+        torch.linalg.LinAlgError: LAPACK did not converge, by any path.
+    """
+    double = working_dtype(matrix)
+    for dtype in gram_dtypes(matrix):
+        try:
+            eigenvalues = torch.linalg.eigvalsh(gram(matrix, dtype)).flip(-1)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            continue
+        squares = eigenvalues.to(double.to_real())
+        # An error of d in s² is one of at most d/(2s) in s.
+        smallest = squares[..., -1:].clamp(min=0).sqrt()
+        allowed = 2 * VALUES_TOLERANCE * smallest * squares[..., :1].clamp(min=0).sqrt()
+        if dtype == double or bool((rounding(eigenvalues) <= allowed).all()):
+            values: Tensor = squares.clamp(min=0).sqrt()
+            return values
+    return torch.linalg.svdvals(matrix.to(double))
+
+
+def svd(matrix: Tensor) -> SVD:
+    r"""Decompose; factors in the working dtype.
+
+    Args:
+        matrix: finite, shape (\*, m, n), any floating or complex dtype.
 
     Raises:
-        torch.linalg.LinAlgError: LAPACK did not converge.
+        torch.linalg.LinAlgError: LAPACK did not converge, by any path.
     """
     U, S, Vh = torch.linalg.svd(matrix.to(working_dtype(matrix)), full_matrices=False)
     return SVD(U, S, Vh)
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    r"""Return the singular values, descending, shape (\*, min(m, n)), in the real working dtype."""
-    values: Tensor = torch.linalg.svdvals(matrix.to(working_dtype(matrix)))
-    return values
+def _single_is_single() -> bool:
+    """Tell whether products of float32 are made in float32: a user may have allowed less."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by the newer interface, for one backend at least
+        return False
