@@ -287,11 +287,12 @@ class SpectrumPreserving(nn.Module):
 
 
 def _parametrizations(module: nn.Module) -> list[nn.Module]:
-    return list(_parametrization_list(module) or ())
+    held = _parametrization_list(module)
+    return [] if held is None else list(held._modules.values())
 
 
 def _parametrization_list(module: nn.Module) -> Any:
-    lists = getattr(module, "parametrizations", None)
+    lists = module._modules.get("parametrizations")
     return lists["weight"] if isinstance(lists, nn.ModuleDict) and "weight" in lists else None
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from specreg.layers import ALL_KINDS, Selection, find, require_finite
-from specreg.spectra.decompose import singular_values
+from specreg.spectra.decompose import singular_values_of
 from specreg.spectra.maps import ratios
 
 
@@ -40,6 +40,12 @@ def spectra(
     """
     layers = find(module, kinds=ALL_KINDS, only=only, skip=skip, title="spectra")
     with torch.no_grad():
-        require_finite(layers)
-        values = {name: singular_values(layer.matrix()) for name, layer in layers.items()}
+        try:
+            found = singular_values_of([layer.matrix() for layer in layers.values()])
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            require_finite(layers)  # LAPACK's usual reason, said with the layer's name
+            raise
+        if not bool(torch.isfinite(torch.stack([s[..., 0].sum().cpu() for s in found])).all()):
+            require_finite(layers)
+        values = dict(zip(layers, found, strict=True))
     return {name: ratios(s) for name, s in values.items()} if normalized else values

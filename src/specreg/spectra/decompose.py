@@ -10,7 +10,8 @@ double precision. docs/performance.md has the measurements behind every rung.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from torch import Tensor
 # deviation GRAM_ROUNDING·eps·s1²/sqrt(r): measured over spectra, shapes and maps (docs/performance.md, accuracy).
 GRAM_ROUNDING = 4.0
 # Singular values from a Gram matrix are taken if they are accurate to this part of s1.
-VALUES_TOLERANCE = 1e-6
+VALUES_TOLERANCE = 1e-5
+# On a CPU the thin decomposition of matrices up to this small is cheaper than the many steps around a Gram matrix.
+SMALL_RANK = 24
 
 
 class SVD(NamedTuple):
@@ -41,17 +44,26 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def gram_dtypes(matrix: Tensor) -> tuple[torch.dtype, ...]:
-    """Return the dtypes in which a Gram matrix may be tried, the fastest first; none where it is not accurate enough.
+def gram_dtypes(matrix: Tensor, *, values_only: bool = False) -> tuple[torch.dtype, ...]:
+    """Return the dtypes in which a Gram matrix may be tried, the fastest first.
 
-    Not for weights in double precision, whose digits it would lose, nor on MPS, which has no eigendecomposition. On a
-    GPU double precision only: its products are fast enough there, and single precision may silently mean TF32.
+    None for weights in double precision, whose digits it would lose, for small matrices on a CPU, and on MPS, which has
+    no eigendecomposition. On a GPU double precision only: single precision may silently mean TF32 there.
+
+    Args:
+        values_only: all singular values are wanted. Then none in single precision for a nearly square matrix, whose
+            smallest one is usually too small for it.
     """
     if matrix.dtype in (torch.float64, torch.complex128) or matrix.device.type == "mps":
         return ()
+    short, long = sorted(matrix.shape[-2:])
+    on_cpu = matrix.device.type == "cpu"
+    if on_cpu and short <= SMALL_RANK:
+        return ()
     single = torch.complex64 if matrix.is_complex() else torch.float32
     double = working_dtype(matrix)
-    return (single, double) if matrix.device.type == "cpu" and _single_is_single() else (double,)
+    single_serves = on_cpu and _single_is_single() and not (values_only and long < 1.5 * short)
+    return (single, double) if single_serves else (double,)
 
 
 def gram(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -88,33 +100,65 @@ def eigenbasis(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def rounding(eigenvalues: Tensor) -> Tensor:
     r"""Return the standard deviation of the error in an entry of a Gram matrix, shape (\*, 1)."""
-    size = GRAM_ROUNDING * torch.finfo(eigenvalues.dtype).eps / math.sqrt(eigenvalues.shape[-1])
-    return size * eigenvalues[..., :1]
+    return relative_rounding(eigenvalues) * eigenvalues[..., :1]
+
+
+def relative_rounding(eigenvalues: Tensor) -> float:
+    """Return :func:`rounding` relative to the largest eigenvalue."""
+    return GRAM_ROUNDING * torch.finfo(eigenvalues.dtype).eps / math.sqrt(eigenvalues.shape[-1])
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    r"""Return the singular values, descending, shape (\*, min(m, n)), in the real working dtype.
+    r"""Return the singular values of one matrix or of a stack; see :func:`singular_values_of`."""
+    return singular_values_of([matrix])[0]
+
+
+def singular_values_of(matrices: Sequence[Tensor]) -> list[Tensor]:
+    r"""Return the singular values of several matrices, descending, (\*, min(m, n)) each, in the real working dtype.
+
+    Those of weights below double precision are accurate to ``VALUES_TOLERANCE`` times s1 or better. Gram matrices of
+    equal size go through one call of the eigensolver.
 
     Args:
-        matrix: finite, shape (\*, m, n), any floating or complex dtype.
+        matrices: shapes (\*, m, n), any floating or complex dtype.
 
     Raises:
-        torch.linalg.LinAlgError: LAPACK did not converge, by any path.
+        torch.linalg.LinAlgError: a matrix holds NaN or inf, or LAPACK did not converge, by any path.
     """
-    double = working_dtype(matrix)
-    for dtype in gram_dtypes(matrix):
-        try:
-            eigenvalues = torch.linalg.eigvalsh(gram(matrix, dtype)).flip(-1)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            continue
-        squares = eigenvalues.to(double.to_real())
-        # An error of d in s² is one of at most d/(2s) in s.
-        smallest = squares[..., -1:].clamp(min=0).sqrt()
-        allowed = 2 * VALUES_TOLERANCE * smallest * squares[..., :1].clamp(min=0).sqrt()
-        if dtype == double or bool((rounding(eigenvalues) <= allowed).all()):
-            values: Tensor = squares.clamp(min=0).sqrt()
-            return values
-    return torch.linalg.svdvals(matrix.to(double))
+    found: dict[int, Tensor] = {}
+    for rung in range(2):
+        groups: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
+        for index, matrix in enumerate(matrices):
+            if index not in found and rung < len(dtypes := gram_dtypes(matrix, values_only=True)):
+                product = gram(matrix, dtypes[rung])
+                groups.setdefault((product.shape, product.dtype, product.device), []).append((index, product))
+        for members in groups.values():
+            found |= _from_gram([index for index, _ in members], torch.stack([product for _, product in members]))
+    return [
+        found[index] if index in found else _values_by_decomposition(matrix) for index, matrix in enumerate(matrices)
+    ]
+
+
+def _from_gram(indices: list[int], products: Tensor) -> dict[int, Tensor]:
+    """Return those of the matrices' singular values that their Gram matrices give accurately enough."""
+    try:
+        eigenvalues = torch.linalg.eigvalsh(products)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return {}
+    # An error of d in s² is one of d/(2s) in s; of a singular value 0 it is at most the root of d.
+    if eigenvalues.dtype == torch.float64:
+        accurate = torch.isfinite(eigenvalues[..., 0])
+    else:
+        least = (relative_rounding(eigenvalues) / (2 * VALUES_TOLERANCE)) ** 2
+        accurate = eigenvalues[..., 0] >= least * eigenvalues[..., -1]
+    values = eigenvalues.flip(-1).double().clamp_(min=0).sqrt_()
+    taken = accurate.reshape(len(indices), -1).all(1).tolist()
+    return {index: s for index, s, take in zip(indices, values, taken, strict=True) if take}
+
+
+def _values_by_decomposition(matrix: Tensor) -> Tensor:
+    values: Tensor = torch.linalg.svdvals(matrix.to(working_dtype(matrix)))
+    return values
 
 
 def svd(matrix: Tensor) -> SVD:

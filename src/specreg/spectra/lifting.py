@@ -62,7 +62,7 @@ def lift(matrix: Tensor, target: Target, *, unit: bool = False, all_values: bool
         wanted = target(s)
         gain = torch.ones_like(s) if wanted is None else torch.where(wanted == s, 1.0, wanted / s)
         if bool((expected_error(eigenvalues, gain, all_values=all_values) <= TOLERANCE).all()):
-            operator = None if wanted is None else _operator(vectors, gain, 1 / wanted[..., :1] if unit else None)
+            operator = None if wanted is None else _operator(vectors, gain, wanted[..., :1] if unit else None)
             return Lifted(None if operator is None else _applied(operator, matrix), s, *_first(matrix, vectors))
     return _by_decomposition(matrix, target, unit)
 
@@ -85,8 +85,9 @@ def expected_error(eigenvalues: Tensor, gain: Tensor, *, all_values: bool = True
         all_values: count the errors of singular values that are not changed too.
 
     Returns:
-        Shape (\*,): the larger of the relative error (Frobenius) and the largest error of a single singular value,
-        relative to s1. Not finite where the Gram matrix cannot serve: a zero matrix, a singular value 0 to be raised.
+        Shape (\*,): the larger of two errors, that of the turned vectors (Frobenius, relative) and that of the worst
+        singular value, relative to s1. Not finite where the Gram matrix cannot serve: a zero matrix, or a singular
+        value 0 that is to be raised.
 
     Reference:
         Daleckii and Krein 1965 (divided differences).
@@ -94,23 +95,32 @@ def expected_error(eigenvalues: Tensor, gain: Tensor, *, all_values: bool = True
     noise = rounding(eigenvalues)
     f, squares = gain.to(eigenvalues.dtype), eigenvalues.clamp(min=0)
     s = squares.sqrt()
-    distance = (squares[..., :, None] - squares[..., None, :]).abs_().clamp_(min=noise[..., None])
-    turned = distance.reciprocal_().mul_(f[..., :, None] - f[..., None, :]).mul_(s[..., None, :])
+    count = _num_raised(f)
+    rows, columns = squares[..., :count, None], squares[..., None, :]
+    distance = (rows - columns).abs_().clamp_(min=noise[..., None])
+    # Each pair once, with the weight of both its orders.
+    turned = (rows + columns).sqrt_().div_(distance).mul_(f[..., :count, None] - f[..., None, :])
     turned_error = torch.linalg.matrix_norm(turned) * noise[..., 0]
     value_error = noise / (2 * s)
     # Of a singular value 0 it is the square that is off by the noise.
     kept_error = value_error.clamp(max=noise.sqrt()) if all_values else torch.zeros_like(noise)
     value_errors = torch.where(f == 1, kept_error, f * value_error)
-    whole = torch.hypot(turned_error, torch.linalg.vector_norm(value_errors, dim=-1))
-    return torch.maximum(whole / torch.linalg.vector_norm(f * s, dim=-1), value_errors.amax(-1) / s[..., 0])
+    return torch.maximum(turned_error / torch.linalg.vector_norm(f * s, dim=-1), value_errors.amax(-1) / s[..., 0])
 
 
-def _operator(vectors: Tensor, gain: Tensor, scale: Tensor | None) -> Tensor:
-    r"""Return :math:`c\,(I + Q \operatorname{diag}(f - 1) Q^H)`, with c = 1 without a scale."""
-    change = (gain - 1).to(vectors.real.dtype if vectors.is_complex() else vectors.dtype)
-    operator = (vectors * change[..., None, :]) @ vectors.mH
+def _num_raised(gain: Tensor) -> int:
+    """Return the number of leading singular values that hold all those that are changed."""
+    raised = (gain != 1).reshape(-1, gain.shape[-1]).any(0).nonzero()
+    return int(raised[-1]) + 1 if len(raised) else 0
+
+
+def _operator(vectors: Tensor, gain: Tensor, divisor: Tensor | None) -> Tensor:
+    r"""Return :math:`I + Q \operatorname{diag}(f - 1) Q^H`, divided by the divisor if there is one."""
+    count = _num_raised(gain)
+    head, change = vectors[..., :count], (gain[..., None, :count] - 1).to(vectors.dtype)
+    operator = (head * change) @ head.mH
     operator.diagonal(dim1=-2, dim2=-1).add_(1)
-    return operator if scale is None else operator.mul_(scale[..., None])
+    return operator if divisor is None else operator.div_(divisor[..., None])
 
 
 def _applied(operator: Tensor, matrix: Tensor) -> Tensor:
