@@ -1,6 +1,6 @@
 r"""Spectral regularization as a differentiable parametrization, :math:`W_{SR} = (W + \Delta W) / s_1`."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from specreg.layers import (
     shown,
 )
 from specreg.regularizers.compensation import checked_keep, head_count
-from specreg.spectra.decompose import SVD, svd
+from specreg.spectra.decompose import SVD, full_precision, svd, thin_svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized
 
@@ -89,7 +89,11 @@ def _regularized(module: nn.Module) -> bool:
 
 
 class SpectralRegularization(SpectrumPreserving):
-    """The parametrization behind :func:`spectral_regularization`; it has no state of its own."""
+    """The parametrization behind :func:`spectral_regularization`; nothing of it belongs into a checkpoint.
+
+    The decomposition is made once for each value of the weight, which is once an optimizer step. What it was made for
+    is told by the weight's content: version counters do not see writes through ``.data``.
+    """
 
     def __init__(
         self, keep: float | int, gradient: Gradient, output_dim: int = 0, groups: int = 1, name: str = ""
@@ -100,19 +104,34 @@ class SpectralRegularization(SpectrumPreserving):
         self.output_dim = output_dim
         self.groups = groups
         self.name = name
+        self._known: _Known | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = to_matrix(weight, output_dim=self.output_dim, groups=self.groups)
         count = head_count(self.keep, min(matrix.shape[-2:]))
         try:
-            result: Tensor = _Regularize.apply(matrix, count, self.gradient == "exact")  # type: ignore[no-untyped-call]
+            known = self._look_up(matrix.detach(), count)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(
                 f"layer {shown(self.name)!r}: the weight holds NaN or inf, or its decomposition failed; "
                 f"stop and go back to a checkpoint"
             ) from error
+        result: Tensor = _Regularize.apply(  # type: ignore[no-untyped-call]
+            matrix, known.regularized, *known.factors, count, self.gradient == "exact"
+        )
         regularized_weight = from_matrix(result, weight.shape, output_dim=self.output_dim, groups=self.groups)
         return regularized_weight.contiguous(memory_format=memory_format(weight))
+
+    def _look_up(self, matrix: Tensor, count: int) -> "_Known":
+        if torch.compiler.is_compiling():  # a graph cannot branch on what it computes
+            return _known(matrix, count, thin_svd(matrix), matrix)
+        content = _fingerprint(matrix)
+        if self._known is not None and self._known.serves(content, count):
+            return self._known
+        known = _known(matrix, count, svd(matrix), content)
+        if not torch.is_inference_mode_enabled():  # autograd cannot save tensors that were made there
+            self._known = known
+        return known
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take an assigned weight as the stored one (it is regularized when read)."""
@@ -122,17 +141,38 @@ class SpectralRegularization(SpectrumPreserving):
         return f"keep={self.keep}, gradient={self.gradient!r}"
 
 
+class _Known(NamedTuple):
+    """What was computed for one value of a weight."""
+
+    content: Tensor
+    head: int
+    factors: SVD
+    regularized: Tensor
+
+    def serves(self, content: Tensor, count: int) -> bool:
+        same = self.head == count and self.content.device == content.device and self.content.dtype == content.dtype
+        return same and torch.equal(self.content, content)
+
+
+def _known(matrix: Tensor, count: int, factors: SVD, content: Tensor) -> _Known:
+    value = regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
+    return _Known(content, count, factors, value)
+
+
 class _Regularize(torch.autograd.Function):
+    """The regularized weight, computed before, with the gradient of having been computed from the matrix."""
+
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, count: int, exact: bool) -> Tensor:
-        factors = svd(matrix)
-        ctx.save_for_backward(matrix, *factors)
+    def forward(
+        ctx: Any, matrix: Tensor, value: Tensor, U: Tensor, S: Tensor, Vh: Tensor, count: int, exact: bool
+    ) -> Tensor:
+        ctx.save_for_backward(matrix, U, S, Vh)
         ctx.count, ctx.exact = count, exact
-        return regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
+        return value.clone()
 
     @staticmethod
     @once_differentiable  # the factors are saved as constants: a second derivative would be silently wrong
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         matrix, *saved = ctx.saved_tensors
         factors = SVD(*saved)
         weight, above = matrix.to(factors.U.dtype), upstream.to(factors.U.dtype)
@@ -140,4 +180,12 @@ class _Regularize(torch.autograd.Function):
             gradient = exact_gradient(above, weight, factors, ctx.count, eps=torch.finfo(matrix.dtype).eps)
         else:
             gradient = paper_gradient(above, weight, factors, ctx.count)
-        return gradient.to(matrix.dtype), None, None
+        return gradient.to(matrix.dtype), None, None, None, None, None, None
+
+
+def _fingerprint(matrix: Tensor) -> Tensor:
+    """Return W z for a fixed z without zeros or equal entries: it changes with every entry, up to rounding."""
+    single = matrix if matrix.dtype in (torch.float64, torch.complex128, torch.complex64) else matrix.float()
+    z = torch.arange(1, matrix.shape[-1] + 1, device=matrix.device).sqrt().to(single.dtype)
+    with full_precision(matrix):
+        return single @ z

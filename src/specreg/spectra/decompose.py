@@ -9,6 +9,7 @@ last with the thin decomposition in double precision, which is also the referenc
 double precision. docs/performance.md has the measurements behind every rung.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from torch import Tensor
 GRAM_ROUNDING = 4.0
 # Singular values from a Gram matrix are taken if they are accurate to this part of s1.
 VALUES_TOLERANCE = 1e-5
+# Singular vectors of the longer side are taken from a Gram matrix up to this condition number.
+MAX_CONDITION = 1e4
 # On a CPU the thin decomposition of matrices up to this small is cheaper than the many steps around a Gram matrix.
 SMALL_RANK = 24
 
@@ -130,7 +133,8 @@ def singular_values_of(matrices: Sequence[Tensor]) -> list[Tensor]:
         groups: dict[tuple[Any, ...], list[tuple[int, Tensor]]] = {}
         for index, matrix in enumerate(matrices):
             if index not in found and rung < len(dtypes := gram_dtypes(matrix, values_only=True)):
-                product = gram(matrix, dtypes[rung])
+                with full_precision(matrix):
+                    product = gram(matrix, dtypes[rung])
                 groups.setdefault((product.shape, product.dtype, product.device), []).append((index, product))
         for members in groups.values():
             found |= _from_gram([index for index, _ in members], torch.stack([product for _, product in members]))
@@ -162,16 +166,42 @@ def _values_by_decomposition(matrix: Tensor) -> Tensor:
 
 
 def svd(matrix: Tensor) -> SVD:
-    r"""Decompose; factors in the working dtype.
+    r"""Decompose through a Gram matrix in double precision where that is accurate, by :func:`thin_svd` elsewhere.
+
+    The singular vectors of the longer side, :math:`v_k = W^H u_k / s_k`, lose :math:`\epsilon\,(s_1 / s_k)^2`: with
+    condition numbers up to ``MAX_CONDITION``, for weights below double precision, nothing that matters.
 
     Args:
         matrix: finite, shape (\*, m, n), any floating or complex dtype.
 
+    Returns:
+        The thin decomposition; factors in the working dtype.
+
     Raises:
         torch.linalg.LinAlgError: LAPACK did not converge, by any path.
     """
+    double = working_dtype(matrix)
+    if double in gram_dtypes(matrix):
+        with contextlib.suppress(torch.linalg.LinAlgError), full_precision(matrix):  # type: ignore[attr-defined]
+            eigenvalues, vectors = eigenbasis(matrix, double)
+            if bool((eigenvalues[..., -1] > eigenvalues[..., 0] / MAX_CONDITION**2).all()):
+                S = eigenvalues.sqrt()
+                if matrix.shape[-2] <= matrix.shape[-1]:
+                    return SVD(vectors, S, vectors.mH @ matrix.to(double) / S[..., :, None])
+                return SVD(matrix.to(double) @ vectors / S[..., None, :], S, vectors.mH)
+    return thin_svd(matrix)
+
+
+def thin_svd(matrix: Tensor) -> SVD:
+    """Decompose by LAPACK in the working dtype: the reference. Arguments, return and errors as :func:`svd`."""
     U, S, Vh = torch.linalg.svd(matrix.to(working_dtype(matrix)), full_matrices=False)
     return SVD(U, S, Vh)
+
+
+def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which products are made in their factors' dtype, whatever autocast asks for outside."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 def _single_is_single() -> bool:

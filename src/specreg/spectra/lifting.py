@@ -9,13 +9,22 @@ for a wide W, and :math:`W + W (Q \operatorname{diag}(g)\, Q^H)` for a tall one:
 to apply, and r x r work between them. The singular vectors of the longer side are never formed.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from specreg.spectra.decompose import block_size, eigenbasis, gram_dtypes, rounding, svd, working_dtype
+from specreg.spectra.decompose import (
+    block_size,
+    eigenbasis,
+    full_precision,
+    gram_dtypes,
+    rounding,
+    thin_svd,
+    working_dtype,
+)
 
 Target = Callable[[Tensor], Tensor | None]
 
@@ -54,16 +63,14 @@ def lift(matrix: Tensor, target: Target, *, unit: bool = False, all_values: bool
         torch.linalg.LinAlgError: LAPACK did not converge, by any path.
     """
     for dtype in gram_dtypes(matrix):
-        try:
+        with contextlib.suppress(torch.linalg.LinAlgError), full_precision(matrix):  # type: ignore[attr-defined]
             eigenvalues, vectors = eigenbasis(matrix, dtype)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            continue
-        s = eigenvalues.to(working_dtype(matrix).to_real()).clamp(min=0).sqrt()
-        wanted = target(s)
-        gain = torch.ones_like(s) if wanted is None else torch.where(wanted == s, 1.0, wanted / s)
-        if bool((expected_error(eigenvalues, gain, all_values=all_values) <= TOLERANCE).all()):
-            operator = None if wanted is None else _operator(vectors, gain, wanted[..., :1] if unit else None)
-            return Lifted(None if operator is None else _applied(operator, matrix), s, *_first(matrix, vectors))
+            s = eigenvalues.to(working_dtype(matrix).to_real()).clamp(min=0).sqrt()
+            wanted = target(s)
+            gain = torch.ones_like(s) if wanted is None else torch.where(wanted == s, 1.0, wanted / s)
+            if bool((expected_error(eigenvalues, gain, all_values=all_values) <= TOLERANCE).all()):
+                operator = None if wanted is None else _operator(vectors, gain, wanted[..., :1] if unit else None)
+                return Lifted(None if operator is None else _applied(operator, matrix), s, *_first(matrix, vectors))
     return _by_decomposition(matrix, target, unit)
 
 
@@ -147,7 +154,7 @@ def _first(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_decomposition(matrix: Tensor, target: Target, unit: bool) -> Lifted:
-    U, S, Vh = svd(matrix)
+    U, S, Vh = thin_svd(matrix)
     first = U[..., 0], Vh[..., 0, :].conj()
     if (wanted := target(S)) is None:
         return Lifted(None, S, *first)
