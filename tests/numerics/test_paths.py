@@ -1,0 +1,189 @@
+"""Every path to a spectrum agrees with an independent float64 reference; estimated errors are not optimistic."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import reference
+import specreg
+from kinds import matrix_with_spectrum, to_numpy
+from specreg.spectra import decompose, lifting
+from specreg.spectra.decompose import singular_values, singular_values_of, svd
+from specreg.spectra.lifting import PROMISED, TOLERANCE, lift
+from specreg.spectra.maps import raise_head, raise_to_record
+
+SHAPES = [(40, 90), (90, 40), (64, 64), (128, 1152), (200, 27)]
+SPECTRA = {
+    "random": None,
+    "flat": lambda r: torch.linspace(1.3, 0.7, r),
+    "condition-1e4": lambda r: torch.logspace(0, -4, r),
+    "repeated": lambda r: torch.tensor([3.0, 2.0, 1.0]).repeat_interleave(math.ceil(r / 3))[:r],
+    "clustered": lambda r: torch.cat(
+        [torch.linspace(1.0, 1 - 1e-5, r // 2), torch.linspace(0.5, 0.5 - 1e-5, r - r // 2)]
+    ),
+    "rank-deficient": lambda r: torch.cat([torch.linspace(2, 1, r - r // 4), torch.zeros(r // 4)]),
+    "collapsed": lambda r: torch.cat([torch.ones(1), torch.linspace(0.1, 0.001, r - 1)]),
+}
+MAPS = {
+    "half": lambda s: raise_head(s, s.shape[-1] // 2),
+    "all": lambda s: raise_head(s, s.shape[-1]),
+    "soft": lambda s: raise_head(s, s.shape[-1] // 2, 0.3),
+    "dynamic": lambda s: raise_to_record(
+        s, torch.maximum(s / s[..., :1], torch.linspace(1, 0.3, s.shape[-1]).double())
+    ),
+}
+
+
+def make(shape, spectrum, seed=0):
+    rows, columns = shape
+    if SPECTRA[spectrum] is None:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / max(shape) ** 0.5
+    return matrix_with_spectrum(SPECTRA[spectrum](min(shape)).double(), rows, columns, seed).float()
+
+
+def expected_matrix(matrix, change):
+    u, s, vh = np.linalg.svd(to_numpy(matrix), full_matrices=False)
+    return u * change(torch.from_numpy(s)).numpy() @ vh
+
+
+def relative_error(actual, expected):
+    return float(np.linalg.norm(to_numpy(actual) - expected) / np.linalg.norm(expected))
+
+
+def well_posed(spectrum, change):
+    """Raising a singular value 0 leaves the direction open: only its spectrum can be compared."""
+    return not (spectrum == "rank-deficient" and change in ("all", "dynamic"))
+
+
+@pytest.mark.parametrize("change", MAPS)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lift_keeps_its_promise(shape, spectrum, change):
+    matrix = make(shape, spectrum)
+    lifted = lift(matrix, MAPS[change])
+    if well_posed(spectrum, change):
+        assert relative_error(lifted.matrix, expected_matrix(matrix, MAPS[change])) < PROMISED
+    wanted = MAPS[change](torch.linalg.svdvals(matrix.double()))
+    torch.testing.assert_close(
+        torch.linalg.svdvals(lifted.matrix.double()),
+        wanted.sort(descending=True)[0],
+        rtol=0,
+        atol=PROMISED * wanted.max(),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
+def test_lift_of_other_dtypes_equals_that_of_the_same_values_in_double(shape, dtype):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape, dtype=torch.complex64 if dtype.is_complex else torch.float32).to(dtype)
+    expected = lift(matrix.to(torch.complex128 if dtype.is_complex else torch.float64), MAPS["half"]).matrix
+    actual = lift(matrix, MAPS["half"]).matrix.to(expected.dtype)
+    assert float((actual - expected).norm() / expected.norm()) < torch.finfo(dtype).eps + PROMISED
+
+
+@pytest.mark.parametrize("change", MAPS)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_estimated_error_bounds_the_error_of_each_rung(monkeypatch, dtype, spectrum, change):
+    monkeypatch.setattr(lifting, "gram_dtypes", lambda matrix: (dtype,))
+    estimates = []
+
+    def taken_whatever_it_is(*args, **kwargs):
+        estimates.append(float(expected_error(*args, **kwargs)))
+        return torch.tensor(0.0)
+
+    expected_error = lifting.expected_error
+    monkeypatch.setattr(lifting, "expected_error", taken_whatever_it_is)
+    for seed in range(3):
+        matrix = make((128, 1152), spectrum, seed)
+        lifted = lift(matrix, MAPS[change])
+        if not estimates[-1] < 0.1 or not well_posed(spectrum, change):
+            continue  # no promise was made: another rung is taken
+        error = relative_error(lifted.matrix, expected_matrix(matrix, MAPS[change]))
+        assert error < 3 * estimates[-1] + 5e-7  # and the rounding of the application itself
+
+
+def test_an_estimate_sends_hard_matrices_up_the_ladder(monkeypatch):
+    tried = []
+    basis = lifting.eigenbasis
+    monkeypatch.setattr(lifting, "eigenbasis", lambda m, dtype: tried.append(dtype) or basis(m, dtype))
+    decomposed = []
+    thin = lifting.thin_svd
+    monkeypatch.setattr(lifting, "thin_svd", lambda m: decomposed.append(m) or thin(m))
+    single, double = torch.float32, torch.float64
+    lift(make((40, 90), "flat"), MAPS["half"])
+    assert (tried, decomposed) == ([single], [])
+    lift(make((40, 90), "condition-1e4"), MAPS["all"])
+    assert (tried[1:], decomposed) == ([single, double], [])
+    lift(make((40, 90), "rank-deficient"), MAPS["all"])
+    assert tried[3:] == [single, double]
+    assert len(decomposed) == 1
+
+
+def test_products_in_less_than_float32_are_not_relied_on():
+    matrix = make((40, 90), "flat")
+    assert decompose.gram_dtypes(matrix) == (torch.float32, torch.float64)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert decompose.gram_dtypes(matrix) == (torch.float64,)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = lift(matrix, MAPS["half"]).matrix, singular_values(matrix), *svd(matrix)
+    outside = lift(matrix, MAPS["half"]).matrix, singular_values(matrix), *svd(matrix)
+    for one, other in zip(inside, outside, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("solver", ["eigh", "eigvalsh"])
+def test_without_convergence_the_thin_decomposition_is_taken(monkeypatch, solver):
+    matrix = make((40, 90), "flat")
+    expected = lift(matrix, MAPS["half"]).matrix, singular_values(matrix), svd(matrix).S
+
+    def fails(*args, **kwargs):
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(torch.linalg, solver, fails)
+    actual = lift(matrix, MAPS["half"]).matrix, singular_values(matrix), svd(matrix).S
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=PROMISED, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_singular_values_of_many_matrices(spectrum):
+    matrices = [make(shape, spectrum, seed) for seed, shape in enumerate([*SHAPES, *SHAPES, (5, 70), (3, 2)])]
+    matrices += [matrices[0].double(), torch.stack([matrices[1], matrices[1] * 2]), torch.zeros(30, 40)]
+    for matrix, s in zip(matrices, singular_values_of(matrices), strict=True):
+        expected = torch.linalg.svdvals(matrix.double())
+        assert s.shape == expected.shape
+        torch.testing.assert_close(s, expected, rtol=0, atol=float(decompose.VALUES_TOLERANCE * expected.max()))
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_svd_is_one(shape, spectrum):
+    matrix = make(shape, spectrum)
+    U, S, Vh = svd(matrix)
+    eye = torch.eye(min(shape), dtype=torch.float64)
+    assert float(((U * S) @ Vh - matrix.double()).norm() / matrix.double().norm()) < 1e-12
+    assert float((U.T @ U - eye).abs().max()) < 1e-7
+    assert float((Vh @ Vh.T - eye).abs().max()) < 1e-7
+    assert bool((S[:-1] >= S[1:]).all())
+
+
+def test_authors_map_over_a_long_training_does_not_drift():
+    """A hundred steps of a moving weight: each compensation is held against the reference from the same weight."""
+    layer = torch.nn.Conv2d(32, 32, 3)
+    compensator = specreg.static_compensation(layer, every=1, scale="unit")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        with torch.no_grad():
+            layer.weight += 2e-3 * torch.randn(layer.weight.shape, generator=generator).sign()
+        (matrix,) = reference.as_matrices(to_numpy(layer.weight), layer)
+        expected = reference.from_matrices([reference.authors_static(matrix)], to_numpy(layer.weight), layer)
+        compensator.step()
+        assert relative_error(layer.weight, expected) < PROMISED
+        assert compensator.satisfied()
