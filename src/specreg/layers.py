@@ -79,9 +79,19 @@ class Layer:
     def dtype(self) -> torch.dtype:
         return self._tensor().dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self._tensor().device
+
     def matrix(self) -> Tensor:
         """Read the stored weight as a matrix, detached, shape (out, in·kernel), one leading dimension if grouped."""
         return to_matrix(stored_weight(self.module), output_dim=self.output_dim, groups=self.groups)
+
+    def reader(self) -> Callable[[], Tensor]:
+        """Return a function that reads the matrix: once, where that takes no memory, or anew each time."""
+        matrix = self.matrix()
+        in_place = matrix.untyped_storage().data_ptr() == self._tensor().untyped_storage().data_ptr()
+        return (lambda: matrix) if in_place else self.matrix
 
     def write(self, matrix: Tensor, u1: Tensor | None = None, v1: Tensor | None = None) -> None:
         """Store a matrix in place and refresh what was derived from the old one.
@@ -299,7 +309,7 @@ def _parametrization_list(module: nn.Module) -> Any:
 def _legacy_hooks(module: nn.Module) -> list[LegacySpectralNorm | LegacyWeightNorm]:
     return [
         hook
-        for hook in module._forward_pre_hooks.values()
+        for hook in list(module._forward_pre_hooks.values())
         if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)) and hook.name == "weight"
     ]
 
@@ -307,6 +317,8 @@ def _legacy_hooks(module: nn.Module) -> list[LegacySpectralNorm | LegacyWeightNo
 def _storage(module: nn.Module) -> tuple[Tensor, ...]:
     """Return the tensors behind the weight: (weight,), or (g, v) under weight normalization."""
     owner: Any = module
+    if not module._forward_pre_hooks and "parametrizations" not in module._modules:
+        return (owner.weight,)
     for hook in _legacy_hooks(module):
         return (owner.weight_g, owner.weight_v) if isinstance(hook, LegacyWeightNorm) else (owner.weight_orig,)
     if _foreign(module) is not None:

@@ -7,7 +7,7 @@ Both lift singular values, :math:`W \leftarrow W + \sum_k (\hat s_k - s_k)\, u_k
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,10 +15,15 @@ from torch import Tensor, nn
 
 from specreg.layers import Layer, Layers, Selection, find, require_finite, require_writable, shown
 from specreg.spectra.decompose import singular_values
-from specreg.spectra.lifting import PROMISED, lift
-from specreg.spectra.maps import raise_head, raise_to_record, ratios, update_record
+from specreg.spectra.lifting import PROMISED, Raising, Target, lift_all
+from specreg.spectra.maps import raise_to_record, ratios, update_record
+from specreg.spectra.subspace import Head
 
 Scale = Literal["keep", "unit"]
+
+# The Gram matrices of a batch of layers hold at most this part of the largest weight's entries: about eight tensors of
+# their size live at a time, beside one new weight.
+BATCH_SHARE = 2
 
 
 def static_compensation(
@@ -125,6 +130,7 @@ class Compensator(ABC):
         self.layers = layers
         self.calls = 0
         self._record: dict[str, Tensor] = {}  # of schemes with a memory: layer name -> highest ratios so far
+        self._heads: dict[str, Head] = {}  # of schemes that raise a head: where the last call left it
         self.scale: Scale = scale
         self.every = _integer("every", every, at_least=1)
         self.start = _integer("start", start, at_least=0)
@@ -150,8 +156,8 @@ class Compensator(ABC):
             require_writable(self.layers)  # something may have been put on a layer since
             with torch.no_grad():
                 require_finite(self.layers)
-                for layer in self.layers.values():
-                    self._compensate(layer)
+                for layers in _batches(self.layers):
+                    self._compensate(layers)
         self.calls += 1
         return acts
 
@@ -170,9 +176,16 @@ class Compensator(ABC):
         self.layers = Layers((), title=type(self).__name__)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheme, the number of calls and each layer's record: plain values and tensors, copies."""
+        """Return the scheme, the number of calls and what is remembered of each layer: plain values and tensors, copies.
+
+        The heads only make the next call cheaper, and are there so that a resumed run has the same rounding.
+        """
         record = {name: ratios.clone() for name, ratios in self._record.items()}
-        return {"scheme": type(self).__name__, "calls": self.calls, "record": record}
+        heads = {
+            name: {part: tensor.clone() for part, tensor in head._asdict().items()}
+            for name, head in self._heads.items()
+        }
+        return {"scheme": type(self).__name__, "calls": self.calls, "record": record, "heads": heads}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -180,11 +193,15 @@ class Compensator(ABC):
         Raises:
             ValueError: the state belongs to other layers or to another scheme; nothing is changed.
         """
-        if set(state) != {"scheme", "calls", "record"}:
+        if set(state) != {"scheme", "calls", "record", "heads"}:
             raise ValueError(f"not a compensator's state: it has the keys {sorted(map(str, state))}")
         if state["scheme"] != type(self).__name__:
             raise ValueError(f"the state is of a {state['scheme']}, this is a {type(self).__name__}")
         self._load_records(state["record"])
+        self._heads = {
+            name: Head(**{part: tensor.clone() for part, tensor in head.items()})
+            for name, head in state["heads"].items()
+        }
         self.calls = int(state["calls"])
 
     def _load_records(self, records: Mapping[str, Tensor]) -> None:
@@ -206,16 +223,16 @@ class Compensator(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(shown, self.layers))})"
 
-    def _compensate(self, layer: Layer) -> None:
-        lifted = lift(
-            layer.matrix(),
-            lambda s: self._target(layer, s),
-            unit=self.scale == "unit",
-            all_values=self._uses_all_values,
+    def _compensate(self, layers: Sequence[Layer]) -> None:
+        matrices = {layer.name: layer.reader() for layer in layers}
+        results = lift_all(
+            matrices, self._target(layers[0].rank), unit=self.scale == "unit", all_values=self._uses_all_values
         )
-        self._remember(layer, lifted.before)
-        if lifted.matrix is not None:
-            layer.write(lifted.matrix, lifted.u1, lifted.v1)
+        for name, lifted in results:
+            if lifted.before is not None:
+                self._remember(name, lifted.before)
+            if lifted.matrix is not None:
+                self.layers[name].write(lifted.matrix, lifted.u1, lifted.v1)
 
     def _holds(self, layer: Layer) -> bool:
         s = singular_values(layer.matrix())
@@ -225,12 +242,12 @@ class Compensator(ABC):
         return bool((ratios(s) >= self._least_ratios(layer, s) - tolerance).logical_or(s[..., :1] == 0).all())
 
     @abstractmethod
-    def _remember(self, layer: Layer, s: Tensor) -> None:
+    def _remember(self, name: str, s: Tensor) -> None:
         """Take note of the singular values that a layer had when it was compensated."""
 
     @abstractmethod
-    def _target(self, layer: Layer, s: Tensor) -> Tensor | None:
-        """Return the new singular values, or None where the weight is left alone; changes nothing."""
+    def _target(self, rank: int) -> Target | Raising:
+        """Return what new singular values the layers of a rank are to have."""
 
     @abstractmethod
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
@@ -246,10 +263,10 @@ class StaticCompensation(Compensator):
         super().__init__(layers, every=every, strength=strength, scale=scale)
         self.keep = checked_keep(keep)
 
-    def _target(self, layer: Layer, s: Tensor) -> Tensor:
-        return raise_head(s, head_count(self.keep, s.shape[-1]), self.strength)
+    def _target(self, rank: int) -> Raising:
+        return Raising(head_count(self.keep, rank), self.strength, self._heads)
 
-    def _remember(self, layer: Layer, s: Tensor) -> None:
+    def _remember(self, name: str, s: Tensor) -> None:
         pass
 
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
@@ -259,16 +276,20 @@ class StaticCompensation(Compensator):
 class DynamicCompensation(Compensator):
     """See :func:`dynamic_compensation`."""
 
-    def _target(self, layer: Layer, s: Tensor) -> Tensor | None:
-        if layer.name not in self._record:
+    def _target(self, rank: int) -> Target:
+        return self._raised
+
+    def _raised(self, names: Sequence[str], s: Tensor) -> Tensor | None:
+        if any(name not in self._record for name in names):
             return None  # the first acting call only records
-        return raise_to_record(s, self._updated(layer, s), self.strength)
+        records = torch.stack([self._updated(name, one) for name, one in zip(names, s, strict=True)])
+        return raise_to_record(s, records, self.strength)
 
-    def _remember(self, layer: Layer, s: Tensor) -> None:
-        self._record[layer.name] = self._updated(layer, s)
+    def _remember(self, name: str, s: Tensor) -> None:
+        self._record[name] = self._updated(name, s)
 
-    def _updated(self, layer: Layer, s: Tensor) -> Tensor:
-        record = self._record.get(layer.name)
+    def _updated(self, name: str, s: Tensor) -> Tensor:
+        record = self._record.get(name)
         return update_record(None if record is None else record.to(s), s)
 
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
@@ -290,6 +311,20 @@ def head_count(keep: float | int, rank: int) -> int:
     """Return i for a matrix of ``rank`` singular values: min(keep, r) for an integer, max(1, floor(keep·r)) else."""
     # The product's rounding must not cost a singular value: 0.57 of 100 is 57, not 56.
     return min(keep, rank) if isinstance(keep, int) else max(1, math.floor(keep * rank + 1e-9))
+
+
+def _batches(layers: Layers) -> Iterator[list[Layer]]:
+    """Yield the layers in lists of equal rank, short enough for their Gram matrices to take little memory."""
+    equal: dict[tuple[Any, ...], list[Layer]] = {}
+    largest = 0
+    for layer in layers.values():
+        rows, columns = layer.matrix_shape
+        largest = max(largest, layer.groups * rows * columns)
+        key = layer.groups, min(rows, columns), layer.dtype, layer.device, min(rows, columns) == rows
+        equal.setdefault(key, []).append(layer)
+    for (groups, rank, *_), members in equal.items():
+        size = max(1, largest // (BATCH_SHARE * groups * rank**2))
+        yield from (members[begin : begin + size] for begin in range(0, len(members), size))
 
 
 def satisfied_tolerance(dtype: torch.dtype) -> float:

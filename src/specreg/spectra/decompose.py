@@ -25,7 +25,7 @@ VALUES_TOLERANCE = 1e-5
 # Singular vectors of the longer side are taken from a Gram matrix up to this condition number.
 MAX_CONDITION = 1e4
 # On a CPU the thin decomposition of matrices up to this small is cheaper than the many steps around a Gram matrix.
-SMALL_RANK = 24
+SMALL_RANK = 32
 
 
 class SVD(NamedTuple):
@@ -92,12 +92,12 @@ def block_size(matrix: Tensor) -> int:
     return max(256, min(matrix.shape[-2:]))
 
 
-def eigenbasis(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    r"""Return the eigenvalues :math:`s_k^2` of the Gram matrix, descending, and its eigenvectors as columns.
+def eigenbasis(product: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the eigenvalues :math:`s_k^2` of a Gram matrix, descending, and its eigenvectors as columns.
 
     These are the left singular vectors of a wide matrix and the right ones of a tall one. Shapes (\*, r), (\*, r, r).
     """
-    eigenvalues, vectors = torch.linalg.eigh(gram(matrix, dtype))
+    eigenvalues, vectors = torch.linalg.eigh(product)
     return eigenvalues.flip(-1), vectors.flip(-1)
 
 
@@ -183,7 +183,7 @@ def svd(matrix: Tensor) -> SVD:
     double = working_dtype(matrix)
     if double in gram_dtypes(matrix):
         with contextlib.suppress(torch.linalg.LinAlgError), full_precision(matrix):  # type: ignore[attr-defined]
-            eigenvalues, vectors = eigenbasis(matrix, double)
+            eigenvalues, vectors = eigenbasis(gram(matrix, double))
             if bool((eigenvalues[..., -1] > eigenvalues[..., 0] / MAX_CONDITION**2).all()):
                 S = eigenvalues.sqrt()
                 if matrix.shape[-2] <= matrix.shape[-1]:

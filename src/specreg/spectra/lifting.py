@@ -10,7 +10,9 @@ to apply, and r x r work between them. The singular vectors of the longer side a
 """
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -20,18 +22,22 @@ from specreg.spectra.decompose import (
     block_size,
     eigenbasis,
     full_precision,
+    gram,
     gram_dtypes,
     rounding,
     thin_svd,
     working_dtype,
 )
-
-Target = Callable[[Tensor], Tensor | None]
+from specreg.spectra.maps import raise_head
+from specreg.spectra.subspace import Head, follow, remember
 
 # The relative error (Frobenius) of a lifted weight in single precision or less: what is promised, and what a path may
 # be expected to make and is still taken.
 PROMISED = 1e-5
 TOLERANCE = 2e-6
+# Heads of these ranks are followed. The eigendecomposition of a smaller matrix is as cheap; that of a larger one costs
+# as little beside its two products, and the bound on its tail is looser.
+FOLLOWED_RANKS = range(48, 385)
 
 
 class Lifted(NamedTuple):
@@ -39,39 +45,152 @@ class Lifted(NamedTuple):
 
     Attributes:
         matrix: shape (\*, m, n), or None where it is left as it was.
-        before: the singular values that it had, (\*, r), in the real working dtype.
-        u1, v1: its first singular vectors, (\*, m) and (\*, n).
+        before: the singular values that it had, (\*, r), in the real working dtype; None if only the head was followed.
+        u1, v1: first singular vectors of the new matrix, (\*, m) and (\*, n).
     """
 
     matrix: Tensor | None
-    before: Tensor
+    before: Tensor | None
     u1: Tensor
     v1: Tensor
 
 
-def lift(matrix: Tensor, target: Target, *, unit: bool = False, all_values: bool = True) -> Lifted:
-    r"""Replace the singular values of a matrix, :math:`\hat W = U \operatorname{diag}(\hat s) V^H`.
+@dataclass(frozen=True)
+class Raising:
+    """The static scheme as a target, and the heads that it has raised before, by the matrices' keys."""
+
+    count: int
+    strength: float = 1.0
+    heads: MutableMapping[str, Head] = field(default_factory=dict)
+
+    def __call__(self, keys: Sequence[str], s: Tensor) -> Tensor:
+        return raise_head(s, self.count, self.strength)
+
+
+# Maps the singular values (b, *, r) of the matrices of some keys, descending, in the real working dtype, to new ones,
+# or to None to leave the matrices as they are. It may be called several times, with values of growing accuracy.
+Target = Callable[[Sequence[str], Tensor], Tensor | None]
+Read = Callable[[], Tensor]
+
+
+def lift(
+    matrix: Tensor, target: Callable[[Tensor], Tensor | None], *, unit: bool = False, all_values: bool = True
+) -> Lifted:
+    """Replace the singular values of one matrix; see :func:`lift_all`."""
+    found = lift_all({"": lambda: matrix}, lambda keys, s: _stacked(target, s), unit=unit, all_values=all_values)
+    return next(found)[1]
+
+
+def lift_all(
+    matrices: dict[str, Read], target: Target | Raising, *, unit: bool = False, all_values: bool = True
+) -> Iterator[tuple[str, Lifted]]:
+    r"""Replace the singular values of matrices, :math:`\hat W = U \operatorname{diag}(\hat s) V^H`, one by one.
 
     Args:
-        matrix: W, finite, shape (\*, m, n), any floating or complex dtype.
-        target: maps singular values (\*, r), descending, in the real working dtype, to :math:`\hat s`, or to None to
-            leave the matrix as it is. It may be called several times, with values of growing accuracy.
+        matrices: key -> a function that returns W, finite, shape (\*, m, n), any floating or complex dtype. All of
+            equal rank, dtype, device and leading dimensions. It may be called several times.
+        target: the new singular values; with a :class:`Raising` the heads that it remembers are followed.
         unit: divide the result by :math:`\hat s_1`. A zero matrix stays zero.
         all_values: all singular values have to be accurate, also those that are not changed.
+
+    Yields:
+        Key and result; no more than one new matrix exists at a time.
 
     Raises:
         torch.linalg.LinAlgError: LAPACK did not converge, by any path.
     """
-    for dtype in gram_dtypes(matrix):
-        with contextlib.suppress(torch.linalg.LinAlgError), full_precision(matrix):  # type: ignore[attr-defined]
-            eigenvalues, vectors = eigenbasis(matrix, dtype)
-            s = eigenvalues.to(working_dtype(matrix).to_real()).clamp(min=0).sqrt()
-            wanted = target(s)
-            gain = torch.ones_like(s) if wanted is None else torch.where(wanted == s, 1.0, wanted / s)
-            if bool((expected_error(eigenvalues, gain, all_values=all_values) <= TOLERANCE).all()):
-                operator = None if wanted is None else _operator(vectors, gain, wanted[..., :1] if unit else None)
-                return Lifted(None if operator is None else _applied(operator, matrix), s, *_first(matrix, vectors))
-    return _by_decomposition(matrix, target, unit)
+    waiting = list(matrices)
+    some = matrices[waiting[0]]()
+    rungs = gram_dtypes(some)
+    if isinstance(target, Raising) and rungs and (known := [key for key in waiting if _is_known(key, some, target)]):
+        operators = _followed({key: matrices[key] for key in known}, target, rungs[0], unit)
+        yield from _apply(operators, matrices)
+        waiting = [key for key in waiting if key not in operators]
+    for key in waiting:
+        # One after the other: LAPACK gains nothing from a stack, and its temporaries would be as large.
+        operators = {}
+        for dtype in rungs:
+            if not operators:
+                operators = _decomposed(key, matrices[key](), target, dtype, unit, all_values)
+        yield from _apply(operators, matrices)
+        if not operators:
+            yield key, _by_decomposition(matrices[key](), functools.partial(_member, target, key), unit)
+
+
+class _Operator(NamedTuple):
+    """What lifts a matrix, on its smaller side: None where it is left; and the head's first singular vector there."""
+
+    operator: Tensor | None
+    first: Tensor
+    before: Tensor | None
+
+
+def _followed(matrices: dict[str, Read], target: Raising, dtype: torch.dtype, unit: bool) -> dict[str, _Operator]:
+    """Return operators for those matrices whose head was found where it was remembered."""
+    heads = [target.heads.pop(key) for key in matrices]
+    with contextlib.suppress(torch.linalg.LinAlgError), full_precision(heads[0].basis):  # type: ignore[attr-defined]
+        grams = torch.stack([gram(read(), dtype) for read in matrices.values()])
+        found = follow(grams, Head(*(torch.stack(parts).to(grams) for parts in zip(*heads, strict=True))))
+        operators = found.change
+        operators.diagonal(dim1=-2, dim2=-1).add_(1)
+        if unit:
+            operators.div_(found.s1[:, None, None])
+        taken = (found.error <= TOLERANCE).tolist()
+        for index, key in enumerate(matrices):
+            if taken[index]:
+                target.heads[key] = Head(*(part[index].clone() for part in found.head))
+        return {
+            key: _Operator(operators[index], found.head.basis[index, :, 0], None)
+            for index, key in enumerate(matrices)
+            if taken[index]
+        }
+    return {}
+
+
+def _decomposed(
+    key: str, matrix: Tensor, target: Target | Raising, dtype: torch.dtype, unit: bool, all_values: bool
+) -> dict[str, _Operator]:
+    """Return the operator for a matrix if an eigendecomposition in a dtype is accurate enough for it."""
+    with contextlib.suppress(torch.linalg.LinAlgError), full_precision(matrix):  # type: ignore[attr-defined]
+        eigenvalues, vectors = eigenbasis(gram(matrix, dtype))
+        s = eigenvalues.to(working_dtype(matrix).to_real()).clamp(min=0).sqrt()
+        wanted = _member(target, key, s)
+        gain = torch.ones_like(s) if wanted is None else torch.where(wanted == s, 1.0, wanted / s)
+        if bool((expected_error(eigenvalues, gain, all_values=all_values) <= TOLERANCE).all()):
+            operator = None if wanted is None else _operator(vectors, gain, wanted[..., :1] if unit else None)
+            if isinstance(target, Raising) and s.ndim == 1 and _can_be_followed(len(s), target):
+                target.heads[key] = remember(eigenvalues, vectors, target.count)
+            return {key: _Operator(operator, vectors[..., 0], s)}
+    return {}
+
+
+def _is_known(key: str, matrix: Tensor, target: Raising) -> bool:
+    head = target.heads.get(key)
+    return head is not None and head.basis.shape == (min(matrix.shape[-2:]), target.count) and target.strength == 1
+
+
+def _can_be_followed(rank: int, target: Raising) -> bool:
+    # Raised in part only, the head is not of equal singular values, and its first singular vector has to be known.
+    return rank in FOLLOWED_RANKS and 1 < target.count < rank and target.strength == 1
+
+
+def _apply(operators: dict[str, _Operator], matrices: dict[str, Read]) -> Iterator[tuple[str, Lifted]]:
+    for key, (operator, first, before) in operators.items():
+        matrix = matrices[key]()
+        with full_precision(matrix):
+            lifted = None if operator is None else _applied(operator, matrix)
+            vectors = _first(matrix if lifted is None else lifted, first)
+        yield key, Lifted(lifted, before, *vectors)
+
+
+def _stacked(target: Callable[[Tensor], Tensor | None], s: Tensor) -> Tensor | None:
+    wanted = target(s[0])
+    return None if wanted is None else wanted[None]
+
+
+def _member(target: Target | Raising, key: str, s: Tensor) -> Tensor | None:
+    wanted = target([key], s[None])
+    return None if wanted is None else wanted[0]
 
 
 def expected_error(eigenvalues: Tensor, gain: Tensor, *, all_values: bool = True) -> Tensor:
@@ -144,16 +263,16 @@ def _applied(operator: Tensor, matrix: Tensor) -> Tensor:
     return result
 
 
-def _first(matrix: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return u1 and v1: one of them is an eigenvector, the other is the matrix times it."""
-    known = vectors[..., :1].to(matrix.dtype)
-    wide = matrix.shape[-2] <= matrix.shape[-1]
-    other = torch.nn.functional.normalize((matrix.mH if wide else matrix) @ known, dim=-2)
-    u1, v1 = (known, other) if wide else (other, known)
-    return u1[..., 0], v1[..., 0]
+def _first(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Return u1 and v1: one of them is given, the other is the matrix times it."""
+    known = vector.to(matrix.dtype)
+    if matrix.shape[-2] <= matrix.shape[-1]:
+        other = (known[..., None, :].conj() @ matrix)[..., 0, :].conj()
+        return known, torch.nn.functional.normalize(other, dim=-1)
+    return torch.nn.functional.normalize((matrix @ known[..., None])[..., 0], dim=-1), known
 
 
-def _by_decomposition(matrix: Tensor, target: Target, unit: bool) -> Lifted:
+def _by_decomposition(matrix: Tensor, target: Callable[[Tensor], Tensor | None], unit: bool) -> Lifted:
     U, S, Vh = thin_svd(matrix)
     first = U[..., 0], Vh[..., 0, :].conj()
     if (wanted := target(S)) is None:

@@ -1,0 +1,167 @@
+"""What one compensation of a whole discriminator costs, against the authors' algorithm, an SVD for each layer, and the
+limit.
+
+    python benchmarks/compensation.py [--device cuda] [--out FILE.json] [--sttp PATH]
+
+The weights are as in a training: compensated once, then moved by 2e-4 an entry, one percent of their norm, as Adam at
+the paper's learning rate was seen to move them between two calls. All contenders get the same weights, put back before
+each call and followed by a forward and backward pass, and are timed in turn within one run. Baselines:
+
+  (a) authors   numpy's SVD on the CPU with the copies there and back, convolution by convolution
+  (b) svd       torch.linalg.svd of each convolution on its device, and the product of its factors
+  (c) limit     the two products that cannot be avoided: a Gram matrix of the smaller side, and one product with it
+
+--sttp names a checkout of https://github.com/toshas/sttp, whose dynamic compensation then runs beside ours.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import environment, interleaved, print_table, ratio, summary, write
+from torch import nn
+
+import specreg
+from specreg.models import Discriminator
+
+CASES = {
+    "cifar-32": lambda: Discriminator(32, 32),
+    "cifar-64": lambda: Discriminator(32, 64),
+    "cifar-128": lambda: Discriminator(32, 128),
+    "cifar-256": lambda: Discriminator(32, 256),
+    "1024x9216": lambda: nn.Sequential(nn.Conv2d(1024, 1024, 3)),
+    "imagenet-64": lambda: Discriminator(128, 64),
+}
+INPUTS = {"1024x9216": (1024, 4, 4), "imagenet-64": (3, 128, 128)}
+ROUNDS = {"cifar-32": 41, "cifar-64": 31, "cifar-128": 21, "cifar-256": 7, "1024x9216": 3, "imagenet-64": 3}
+STEP = 2e-4
+
+
+def convolutions(network: nn.Module) -> list[nn.Parameter]:
+    found = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return [getattr(getattr(one, "parametrizations", one).weight, "original", one.weight) for one in found]
+
+
+def authors(weights: list[nn.Parameter]) -> Callable[[], None]:
+    def run() -> None:
+        for weight in weights:
+            matrix = weight.detach().cpu().numpy().copy().reshape(len(weight), -1)
+            u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+            s = s / s[0]
+            s[: len(s) // 2] = 1
+            weight.data.copy_(torch.from_numpy((u @ np.diag(s) @ vh).reshape(weight.shape)))
+
+    return run
+
+
+def svd_each(weights: list[nn.Parameter]) -> Callable[[], None]:
+    @torch.no_grad()
+    def run() -> None:
+        for weight in weights:
+            u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+            s = torch.cat([s[:1].expand(len(s) // 2), s[len(s) // 2 :]]) / s[0]
+            weight.copy_(((u * s) @ vh).view_as(weight))
+
+    return run
+
+
+def limit(weights: list[nn.Parameter]) -> Callable[[], None]:
+    @torch.no_grad()
+    def run() -> None:
+        for weight in weights:
+            matrix = weight.flatten(1)
+            wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+            _ = (wide @ wide.T) @ wide
+
+    return run
+
+
+def sttp(path: Path, network: nn.Module) -> Callable[[], None]:
+    """Return the peer's dynamic compensation after its first call, which only records."""
+    sys.path.insert(0, str(path))
+    compensation = importlib.import_module("src.utils.spectral_compensation").spectral_compensation_stateful
+    state = compensation(network, classes=[nn.Conv2d])
+
+    def run() -> None:
+        compensation(network, state=dict(state), classes=[nn.Conv2d])
+
+    return run
+
+
+def measure(case: str, device: torch.device, sttp_path: Path | None) -> dict[str, object]:
+    torch.manual_seed(0)
+    network = CASES[case]().to(device)
+    plain = CASES[case]().to(device)  # without spectral normalization, for the peer
+    specreg.spectral_norm(network)
+    weights, plain_weights = convolutions(network), convolutions(plain)
+    static = specreg.static_compensation(network, every=1, scale="unit", only=nn.Conv2d)
+    dynamic = specreg.dynamic_compensation(network, every=1, only=nn.Conv2d)
+    static.step()
+    dynamic.step()
+    moved = [(w + STEP * torch.randn_like(w).sign()).detach() for w in weights]
+
+    images = torch.randn(4, *INPUTS.get(case, (3, 32, 32)), device=device)
+
+    remembered = static.state_dict()
+
+    def put_back() -> None:
+        static.load_state_dict(remembered)  # what it knew before the weights moved
+        network(images).sum().backward()  # caches and threads as a training step leaves them
+        with torch.no_grad():
+            for weight, other, start in zip(weights, plain_weights, moved, strict=True):
+                weight.copy_(start)
+                other.copy_(start)
+
+    contenders: dict[str, Callable[[], object]] = {
+        "static": static.step,
+        "dynamic": dynamic.step,
+        "authors": authors(weights),
+        "svd": svd_each(weights),
+        "limit": limit(weights),
+    }
+    put_back()
+    if sttp_path is not None:
+        contenders["sttp"] = sttp(sttp_path, plain)
+    times = interleaved(contenders, rounds=ROUNDS[case], prepare=put_back, device=device)
+    ratios = {
+        "authors / static": ratio(times, "authors", "static"),
+        "svd / static": ratio(times, "svd", "static"),
+        "svd / dynamic": ratio(times, "svd", "dynamic"),
+        "static / limit": ratio(times, "static", "limit"),
+        "dynamic / limit": ratio(times, "dynamic", "limit"),
+    }
+    if sttp_path is not None:
+        ratios["sttp / dynamic"] = ratio(times, "sttp", "dynamic")
+    return {"layers": [tuple(w.flatten(1).shape) for w in weights], "ms": summary(times), "ratios": ratios}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--sttp", type=Path)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    results = {}
+    for case in options.cases:
+        results[case] = measure(case, device, options.sttp)
+        print(f"{case}: done", flush=True)
+    names = list(next(iter(results.values()))["ms"])
+    print_table(
+        "milliseconds, median",
+        [{"case": case} | {name: result["ms"][name]["median"] for name in names} for case, result in results.items()],
+    )
+    print_table("ratios, of the same run", [{"case": case} | result["ratios"] for case, result in results.items()])
+    write(options.out, {"environment": environment(device), "results": results})
+
+
+if __name__ == "__main__":
+    main()
