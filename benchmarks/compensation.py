@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import environment, interleaved, print_table, ratio, summary, write
 from torch import nn
 
 import specreg
+from measure import environment, interleaved, print_table, ratio, summary, write
 from specreg.models import Discriminator
 
 CASES = {

@@ -89,6 +89,8 @@ class Settings:
     records: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 computes the networks in mixed precision; weights and spectra stay float32."""
+    compile: bool = False
+    """Compile both networks (torch.compile); pays off in long runs."""
 
     def __post_init__(self) -> None:
         _check(self)

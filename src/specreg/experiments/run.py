@@ -116,7 +116,7 @@ def execute(
     """
     if run.complete:
         return True
-    accelerator = _accelerator(config.settings)
+    accelerator = make_accelerator(config.settings)
     # Before the state: making its networks draws from the global generator, which the state's restores.
     evaluator = make_evaluator(config.settings, source)
     state = build_state(config, source, accelerator)
@@ -162,6 +162,9 @@ def build_state(config: RunConfig, source: ImageSource, accelerator: Accelerator
         ema.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema.load_state_dict(generator.state_dict())
         ema.eval().requires_grad_(False)
+    if settings.compile:  # in place, so that names and state_dicts stay as they are
+        generator.compile()
+        discriminator.compile()
     betas = (settings.training.beta1, settings.training.beta2)
     # fused: one kernel for all parameters, which matters most for small networks on a CPU.
     g_optimizer = torch.optim.Adam(generator.parameters(), settings.training.g_lr, betas=betas, fused=True)
@@ -242,7 +245,7 @@ def load_sampler(run: RunDirectory) -> tuple[RunConfig, ImageSource, nn.Module]:
     if not run.checkpoint.exists():
         raise ValueError(f"{run.path} has no checkpoint yet: train it first")
     source = open_source(config.settings)
-    state = build_state(config, source, _accelerator(config.settings))
+    state = build_state(config, source, make_accelerator(config.settings))
     state.load_state_dict(load_checkpoint(run.checkpoint))
     return config, source, state.sampler
 
@@ -337,7 +340,8 @@ def _finish(
     )
 
 
-def _accelerator(settings: Settings) -> Accelerator:
+def make_accelerator(settings: Settings) -> Accelerator:
+    """Return what places networks and data, in a configuration's precision."""
     return Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
 
 

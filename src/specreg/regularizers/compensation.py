@@ -23,7 +23,7 @@ Scale = Literal["keep", "unit"]
 
 # The Gram matrices of a batch of layers hold at most this part of the largest weight's entries: about eight tensors of
 # their size live at a time, beside one new weight.
-BATCH_SHARE = 2
+BATCH_SHARE = 3
 
 
 def static_compensation(
@@ -176,7 +176,7 @@ class Compensator(ABC):
         self.layers = Layers((), title=type(self).__name__)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheme, the number of calls and what is remembered of each layer: plain values and tensors, copies.
+        """Return the scheme, the number of calls and what is remembered of each layer: plain values, copied tensors.
 
         The heads only make the next call cheaper, and are there so that a resumed run has the same rounding.
         """

@@ -25,7 +25,7 @@ VALUES_TOLERANCE = 1e-5
 # Singular vectors of the longer side are taken from a Gram matrix up to this condition number.
 MAX_CONDITION = 1e4
 # On a CPU the thin decomposition of matrices up to this small is cheaper than the many steps around a Gram matrix.
-SMALL_RANK = 32
+SMALL_RANK = 24
 
 
 class SVD(NamedTuple):

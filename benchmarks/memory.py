@@ -1,0 +1,80 @@
+"""How much memory a compensation takes beside the weights, at its peak, in multiples of the largest weight.
+
+    python benchmarks/memory.py [--device cuda] [--out FILE.json]
+
+On a CPU every allocation of torch is counted (by its profiler, so buffers that LAPACK makes itself are not in it); on a
+GPU the allocator's own peak is read. One forward pass of spectral normalization's weights stands beside it.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+import specreg
+from compensation import CASES, STEP
+from measure import environment, print_table, write
+
+
+def peak(run: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes that are allocated at a time beyond those from before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    assert profiled.profiler is not None
+    assert profiled.profiler.kineto_results is not None
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def measure(case: str, device: torch.device) -> dict[str, float]:
+    torch.manual_seed(0)
+    network = CASES[case]().to(device)
+    specreg.spectral_norm(network)
+    weights = [p for name, p in network.named_parameters() if name.endswith("original")]
+    largest = max(p.numel() * p.element_size() for p in weights)
+    normalized = [module for module in network.modules() if hasattr(module, "parametrizations")]
+    rows = {"largest weight, MiB": largest / 2**20, "sn's weights": 0.0}
+    rows["sn's weights"] = peak(lambda: [module.weight for module in normalized], device) / largest
+    methods = {
+        "static": specreg.static_compensation(network, every=1, scale="unit", only=nn.Conv2d),
+        "dynamic": specreg.dynamic_compensation(network, every=1, only=nn.Conv2d),
+    }
+    for name, compensator in methods.items():
+        compensator.step()
+        worst = 0
+        for _ in range(3):  # the first as from a checkpoint, then followed
+            with torch.no_grad():
+                for weight in weights:
+                    weight.add_(STEP * torch.randn_like(weight).sign())
+            worst = max(worst, peak(compensator.step, device))
+        rows[name] = worst / largest
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    results = {case: measure(case, device) for case in CASES}
+    print_table("peak memory, multiples of the largest weight", [{"case": case} | row for case, row in results.items()])
+    write(options.out, {"environment": environment(device), "results": results})
+
+
+if __name__ == "__main__":
+    main()
