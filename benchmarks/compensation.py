@@ -11,22 +11,33 @@ each call and followed by a forward and backward pass, and are timed in turn wit
   (b) svd       torch.linalg.svd of each convolution on its device, and the product of its factors
   (c) limit     the two products that cannot be avoided: a Gram matrix of the smaller side, and one product with it
 
---sttp names a checkout of https://github.com/toshas/sttp, whose dynamic compensation then runs beside ours.
+--sttp names a checkout of https://github.com/toshas/sttp, whose dynamic compensation then runs beside ours. --stages
+adds where the time of a static compensation goes.
 """
 
 import argparse
+import contextlib
+import copy
 import importlib
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import nn
 
 import specreg
-from measure import environment, interleaved, print_table, ratio, summary, write
+from measure import environment, interleaved, print_table, ratio, summary, synchronize, write
+from specreg.layers import Layer
 from specreg.models import Discriminator
+from specreg.regularizers import compensation
+from specreg.regularizers.compensation import Compensator
+from specreg.spectra import lifting
 
 CASES = {
     "cifar-32": lambda: Discriminator(32, 32),
@@ -83,38 +94,53 @@ def limit(weights: list[nn.Parameter]) -> Callable[[], None]:
 def sttp(path: Path, network: nn.Module) -> Callable[[], None]:
     """Return the peer's dynamic compensation after its first call, which only records."""
     sys.path.insert(0, str(path))
-    compensation = importlib.import_module("src.utils.spectral_compensation").spectral_compensation_stateful
-    state = compensation(network, classes=[nn.Conv2d])
+    module = importlib.import_module("src.utils.spectral_compensation")
+    compensate = module.spectral_compensation_stateful
+    state = compensate(network, classes=[nn.Conv2d])
 
     def run() -> None:
-        compensation(network, state=dict(state), classes=[nn.Conv2d])
+        compensate(network, state=dict(state), classes=[nn.Conv2d])
 
     return run
 
 
-def measure(case: str, device: torch.device, sttp_path: Path | None) -> dict[str, object]:
+def prepared(case: str, device: torch.device) -> tuple[nn.Module, Compensator, Callable[[], None]]:
+    """Return a discriminator that was compensated once, its compensator, and what puts the moved weights back."""
     torch.manual_seed(0)
     network = CASES[case]().to(device)
-    plain = CASES[case]().to(device)  # without spectral normalization, for the peer
     specreg.spectral_norm(network)
-    weights, plain_weights = convolutions(network), convolutions(plain)
+    weights = convolutions(network)
     static = specreg.static_compensation(network, every=1, scale="unit", only=nn.Conv2d)
-    dynamic = specreg.dynamic_compensation(network, every=1, only=nn.Conv2d)
     static.step()
-    dynamic.step()
     moved = [(w + STEP * torch.randn_like(w).sign()).detach() for w in weights]
-
     images = torch.randn(4, *INPUTS.get(case, (3, 32, 32)), device=device)
-
     remembered = static.state_dict()
 
     def put_back() -> None:
         static.load_state_dict(remembered)  # what it knew before the weights moved
         network(images).sum().backward()  # caches and threads as a training step leaves them
         with torch.no_grad():
-            for weight, other, start in zip(weights, plain_weights, moved, strict=True):
+            for weight, start in zip(weights, moved, strict=True):
                 weight.copy_(start)
-                other.copy_(start)
+
+    return network, static, put_back
+
+
+def plain_copy(network: nn.Module) -> nn.Module:
+    """Return a copy without spectral normalization whose weights are the same tensors, for the peer to edit."""
+    weights = convolutions(network)
+    plain = copy.deepcopy(network)
+    specreg.remove(plain)
+    for module, weight in zip((one for one in plain.modules() if isinstance(one, nn.Conv2d)), weights, strict=True):
+        module.weight = weight
+    return plain
+
+
+def measure(case: str, device: torch.device, sttp_path: Path | None) -> dict[str, object]:
+    network, static, put_back = prepared(case, device)
+    weights = convolutions(network)
+    dynamic = specreg.dynamic_compensation(network, every=1, only=nn.Conv2d)
+    dynamic.step()
 
     contenders: dict[str, Callable[[], object]] = {
         "static": static.step,
@@ -123,9 +149,8 @@ def measure(case: str, device: torch.device, sttp_path: Path | None) -> dict[str
         "svd": svd_each(weights),
         "limit": limit(weights),
     }
-    put_back()
     if sttp_path is not None:
-        contenders["sttp"] = sttp(sttp_path, plain)
+        contenders["sttp"] = sttp(sttp_path, plain_copy(network))
     times = interleaved(contenders, rounds=ROUNDS[case], prepare=put_back, device=device)
     ratios = {
         "authors / static": ratio(times, "authors", "static"),
@@ -139,12 +164,55 @@ def measure(case: str, device: torch.device, sttp_path: Path | None) -> dict[str
     return {"layers": [tuple(w.flatten(1).shape) for w in weights], "ms": summary(times), "ratios": ratios}
 
 
+STAGES = {
+    "Gram matrices": (lifting, "gram"),
+    "following the heads": (lifting, "follow"),
+    "eigendecompositions": (lifting, "eigenbasis"),
+    "application": (lifting, "_applied"),
+    "first singular vectors": (lifting, "_first"),
+    "thin decompositions": (lifting, "_by_decomposition"),
+    "looking for NaN": (compensation, "require_finite"),
+    "writing weights, u and v": (Layer, "write"),
+}
+
+
+def stages(case: str, device: torch.device) -> list[dict[str, object]]:
+    """Return the median time of each stage of a static compensation; what they leave is bookkeeping."""
+    _, static, put_back = prepared(case, device)
+    spent: dict[str, list[float]] = {name: [] for name in ("all", *STAGES)}
+    with contextlib.ExitStack() as patches:
+        for name, (owner, attribute) in STAGES.items():
+            timed = _timed(getattr(owner, attribute), spent[name], device)
+            patches.enter_context(mock.patch.object(owner, attribute, timed))
+        whole = _timed(static.step, spent["all"], device)
+        for _ in range(ROUNDS[case] + 1):
+            put_back()
+            for times in spent.values():
+                times.append(0.0)
+            whole()
+    medians = {name: statistics.median(times[1:]) for name, times in spent.items()}
+    medians["bookkeeping"] = medians["all"] - sum(medians[name] for name in STAGES)
+    return [{"stage": name, "ms": ms, "%": 100 * ms / medians["all"]} for name, ms in medians.items()]
+
+
+def _timed(run: Callable[..., Any], times: list[float], device: torch.device) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        result = run(*arguments, **options)
+        synchronize(device)
+        times[-1] += 1e3 * (time.perf_counter() - began)
+        return result
+
+    return wrapped
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--sttp", type=Path)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--stages", action="store_true", help="where the time goes, too")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
     options = parser.parse_args()
     if options.threads:
@@ -160,7 +228,10 @@ def main() -> None:
         [{"case": case} | {name: result["ms"][name]["median"] for name in names} for case, result in results.items()],
     )
     print_table("ratios, of the same run", [{"case": case} | result["ratios"] for case, result in results.items()])
-    write(options.out, {"environment": environment(device), "results": results})
+    where = {case: stages(case, device) for case in options.cases} if options.stages else {}
+    for case, rows in where.items():
+        print_table(f"a static compensation of {case}", rows)
+    write(options.out, {"environment": environment(device), "results": results, "stages": where})
 
 
 if __name__ == "__main__":

@@ -69,9 +69,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
     device = torch.device(options.device)
-    results = {case: measure(case, device) for case in CASES}
+    results = {case: measure(case, device) for case in options.cases}
     print_table("peak memory, multiples of the largest weight", [{"case": case} | row for case, row in results.items()])
     write(options.out, {"environment": environment(device), "results": results})
 

@@ -1,6 +1,7 @@
 """What spectral regularization costs in a whole training, and how fast the trainer is beside another.
 
-    python benchmarks/training.py [--device cuda] [--out FILE.json] [--mimicry PATH] [--part overhead|trainer]
+    python benchmarks/training.py [--device cuda] [--out FILE.json] [--mimicry PATH]
+                                   [--part overhead|trainer|profile]
 
 One iteration is five discriminator steps and one generator step of the 32x32 SN-GAN on uint8 images that are already in
 memory. `overhead` times spectral normalization alone against static and dynamic compensation, at the published cadence
@@ -8,7 +9,8 @@ memory. `overhead` times spectral normalization alone against static and dynamic
 smaller than a machine's own from one iteration to the next, the time spent inside the compensation too. `trainer` times
 the options of the trainer with spectral normalization alone, and with --mimicry, a checkout of
 https://github.com/kwotsin/mimicry, its two training steps in its trainer's order on the same architecture and batch
-(its logging and its metrics, and the modules that only they need, are replaced by empty ones).
+(its logging and its metrics, and the modules that only they need, are replaced by empty ones). `profile` lists where the
+time of one iteration goes, operation by operation.
 """
 
 import argparse
@@ -150,10 +152,30 @@ def mimicry(
     return run
 
 
+def profiled(options: argparse.Namespace, source: ImageArrays, device: torch.device) -> dict[str, Any]:
+    contender = Contender("static", settings_of(options, generator_batch=1), source)
+    contender()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        contender()
+    column = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    spent = {event.key: getattr(event, column) / 1e3 for event in profile.key_averages()}
+    calls = {event.key: event.count for event in profile.key_averages()}
+    whole = sum(spent.values())
+    rows = [
+        {"operation": name, "ms": ms, "%": 100 * ms / whole, "calls": calls[name]}
+        for name, ms in sorted(spent.items(), key=lambda item: -item[1])[:15]
+    ]
+    print_table(f"one iteration, {whole:.0f} ms", rows)
+    return {"ms": whole, "table": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--part", choices=["overhead", "trainer", "both"], default="both")
+    parser.add_argument("--part", choices=["overhead", "trainer", "profile"], required=True)
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--g-channels", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
@@ -171,10 +193,8 @@ def main() -> None:
     source = ImageArrays("noise", pixels, torch.zeros(len(pixels), dtype=torch.long), ("all",))
     given = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     results: dict[str, Any] = {"environment": environment(device), "options": given}
-    if options.part in ("overhead", "both"):
-        results["overhead"] = overhead(options, source, device)
-    if options.part in ("trainer", "both"):
-        results["trainer"] = trainer(options, source, device)
+    parts = {"overhead": overhead, "trainer": trainer, "profile": profiled}
+    results[options.part] = parts[options.part](options, source, device)
     write(options.out, results)
 
 

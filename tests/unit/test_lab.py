@@ -11,7 +11,7 @@ from torch import nn
 
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RunConfig, Settings, differences, from_dict, to_dict
-from specreg.experiments.run import build_state
+from specreg.experiments.run import build_state, make_accelerator
 from specreg.losses import LOSSES, gradient_penalty
 from specreg.models import STAGES, Discriminator, Generator
 from specreg.records import RunDirectory, prepare_directory
@@ -240,3 +240,16 @@ def test_accumulated_micro_batches_equal_one_large_batch_without_normalization()
         )
         gradients.append(before - discriminator.score.weight.detach())
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_compiling_the_networks_renames_nothing(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    source = StackedDigits()
+    states = []
+    for compile_ in (False, True):
+        config = RunConfig(settings=Settings(compile=compile_))
+        states.append(build_state(config, source, make_accelerator(config.settings)).state_dict())
+    assert compiled == ["Generator", "Discriminator"]
+    for network in ("generator", "discriminator"):
+        assert list(states[0][network]) == list(states[1][network])

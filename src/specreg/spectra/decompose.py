@@ -24,8 +24,9 @@ GRAM_ROUNDING = 4.0
 VALUES_TOLERANCE = 1e-5
 # Singular vectors of the longer side are taken from a Gram matrix up to this condition number.
 MAX_CONDITION = 1e4
-# On a CPU the thin decomposition of matrices up to this small is cheaper than the many steps around a Gram matrix.
-SMALL_RANK = 24
+# On a CPU the thin decomposition of matrices up to this rank (that of a 3x3 convolution of RGB) costs no more than the
+# many small steps around a Gram matrix.
+SMALL_RANK = 27
 
 
 class SVD(NamedTuple):
