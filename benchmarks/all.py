@@ -26,6 +26,7 @@ def main() -> None:
     device = ["--device", options.device]
     runs: dict[str, list[object]] = {
         "compensation": ["compensation.py", "--stages", *device, *sttp],
+        "paths": ["paths.py", *device],
         "memory": ["memory.py", *device],
         "monitor": ["monitor.py", *device],
         "trainer": ["training.py", "--part", "trainer", *device, *mimicry],

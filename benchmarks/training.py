@@ -9,8 +9,8 @@ memory. `overhead` times spectral normalization alone against static and dynamic
 smaller than a machine's own from one iteration to the next, the time spent inside the compensation too. `trainer` times
 the options of the trainer with spectral normalization alone, and with --mimicry, a checkout of
 https://github.com/kwotsin/mimicry, its two training steps in its trainer's order on the same architecture and batch
-(its logging and its metrics, and the modules that only they need, are replaced by empty ones). `profile` lists where the
-time of one iteration goes, operation by operation.
+(its logging and its metrics, and the modules that only they need, are replaced by empty ones). `profile` lists where
+the time of one iteration goes, operation by operation.
 """
 
 import argparse

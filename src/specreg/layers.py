@@ -278,8 +278,8 @@ def require_finite(layers: Layers) -> None:
     """Raise ValueError naming the first layer whose stored weight holds NaN or inf."""
     weights = {name: stored_weight(layer.module) for name, layer in layers.items()}
     # NaN and inf survive a sum, which costs a twentieth of looking at every entry; finite entries may overflow it.
-    sums = torch.stack([weight.sum().to(torch.complex64).cpu() for weight in weights.values()])
-    if bool(torch.isfinite(sums).all()):
+    sums = [weight.sum().to(torch.complex64) for weight in weights.values()]
+    if bool(torch.isfinite(torch.stack([one.to(sums[0].device) for one in sums])).all()):
         return
     for name, weight in weights.items():
         if not bool(torch.isfinite(weight).all()):

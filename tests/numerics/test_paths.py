@@ -247,3 +247,32 @@ def test_a_remembered_head_of_another_size_is_not_used():
     before = to_numpy(layer.weight)
     compensator.step()
     assert relative_error(layer.weight, reference.static(before, 0.25)) < PROMISED
+
+
+def test_a_resumed_compensator_goes_on_bit_for_bit():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(300, 128)
+    compensator = specreg.static_compensation(layer, every=1)
+    moves = [1e-3 * torch.randn_like(layer.weight) for _ in range(3)]
+
+    def go_on(module, one, change):
+        with torch.no_grad():
+            module.weight += change
+        one.step()
+
+    go_on(layer, compensator, moves[0])
+    go_on(layer, compensator, moves[1])
+    twin = torch.nn.Linear(300, 128)
+    twin.load_state_dict(layer.state_dict())
+    resumed = specreg.static_compensation(twin, every=1)
+    resumed.load_state_dict(compensator.state_dict())
+    assert set(compensator.state_dict()["heads"]) == {""}
+    go_on(layer, compensator, moves[2])
+    go_on(twin, resumed, moves[2])
+    assert torch.equal(twin.weight, layer.weight)
+
+    without = {key: value for key, value in compensator.state_dict().items() if key != "heads"}
+    resumed.load_state_dict(without)  # as versions before wrote it: the next call finds the head anew
+    before = to_numpy(twin.weight)
+    resumed.step()
+    assert relative_error(twin.weight, reference.static(before, 0.5)) < PROMISED

@@ -193,14 +193,14 @@ class Compensator(ABC):
         Raises:
             ValueError: the state belongs to other layers or to another scheme; nothing is changed.
         """
-        if set(state) != {"scheme", "calls", "record", "heads"}:
+        if set(state) | {"heads"} != {"scheme", "calls", "record", "heads"}:
             raise ValueError(f"not a compensator's state: it has the keys {sorted(map(str, state))}")
         if state["scheme"] != type(self).__name__:
             raise ValueError(f"the state is of a {state['scheme']}, this is a {type(self).__name__}")
         self._load_records(state["record"])
         self._heads = {
             name: Head(**{part: tensor.clone() for part, tensor in head.items()})
-            for name, head in state["heads"].items()
+            for name, head in state.get("heads", {}).items()
         }
         self.calls = int(state["calls"])
 
