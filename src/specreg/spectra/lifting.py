@@ -35,9 +35,9 @@ from specreg.spectra.subspace import Head, follow, remember
 # be expected to make and is still taken.
 PROMISED = 1e-5
 TOLERANCE = 2e-6
-# Heads of these ranks are followed. The eigendecomposition of a smaller matrix is as cheap; that of a larger one costs
-# as little beside its two products, and the bound on its tail is looser.
-FOLLOWED_RANKS = range(48, 385)
+# Heads of these ranks are followed: of smaller ones the thin decomposition is as cheap, of larger ones the whole
+# eigendecomposition (benchmarks/paths.py), and the bound on the tail is looser.
+FOLLOWED_RANKS = range(28, 257)
 
 
 class Lifted(NamedTuple):
