@@ -279,11 +279,10 @@ class DynamicCompensation(Compensator):
     def _target(self, rank: int) -> Target:
         return self._raised
 
-    def _raised(self, names: Sequence[str], s: Tensor) -> Tensor | None:
-        if any(name not in self._record for name in names):
+    def _raised(self, name: str, s: Tensor) -> Tensor | None:
+        if name not in self._record:
             return None  # the first acting call only records
-        records = torch.stack([self._updated(name, one) for name, one in zip(names, s, strict=True)])
-        return raise_to_record(s, records, self.strength)
+        return raise_to_record(s, self._updated(name, s), self.strength)
 
     def _remember(self, name: str, s: Tensor) -> None:
         self._record[name] = self._updated(name, s)

@@ -84,6 +84,8 @@ def remove(module: nn.Module) -> list[str]:
     undone = []
     for name, child in parametrized:
         lists: Any = child.parametrizations if parametrize.is_parametrized(child) else {}
+        if lists:
+            _own_class(child)
         for tensor in list(lists):
             # Reading a weight under spectral normalization in training mode would move its power iteration.
             lists[tensor].eval()
@@ -102,6 +104,13 @@ def remove(module: nn.Module) -> list[str]:
                 _forget_state_dict_hooks(child, hook)
                 undone.append(f"{name}.{hook.name}" if name else hook.name)
     return undone
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own: torch takes the property off one that deep copies share."""
+    shared = type(module)
+    members = {name: member for name, member in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, members)
 
 
 def _is_undone(module: nn.Module) -> bool:

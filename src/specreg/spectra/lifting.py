@@ -10,8 +10,7 @@ to apply, and r x r work between them. The singular vectors of the longer side a
 """
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -63,13 +62,13 @@ class Raising:
     strength: float = 1.0
     heads: MutableMapping[str, Head] = field(default_factory=dict)
 
-    def __call__(self, keys: Sequence[str], s: Tensor) -> Tensor:
+    def __call__(self, key: str, s: Tensor) -> Tensor:
         return raise_head(s, self.count, self.strength)
 
 
-# Maps the singular values (b, *, r) of the matrices of some keys, descending, in the real working dtype, to new ones,
-# or to None to leave the matrices as they are. It may be called several times, with values of growing accuracy.
-Target = Callable[[Sequence[str], Tensor], Tensor | None]
+# Maps the singular values (*, r) of a key's matrix, descending, in the real working dtype, to new ones, or to None to
+# leave the matrix as it is. It may be called several times, with values of growing accuracy.
+Target = Callable[[str, Tensor], Tensor | None]
 Read = Callable[[], Tensor]
 
 
@@ -77,8 +76,7 @@ def lift(
     matrix: Tensor, target: Callable[[Tensor], Tensor | None], *, unit: bool = False, all_values: bool = True
 ) -> Lifted:
     """Replace the singular values of one matrix; see :func:`lift_all`."""
-    found = lift_all({"": lambda: matrix}, lambda keys, s: _stacked(target, s), unit=unit, all_values=all_values)
-    return next(found)[1]
+    return next(lift_all({"": lambda: matrix}, lambda _, s: target(s), unit=unit, all_values=all_values))[1]
 
 
 def lift_all(
@@ -99,22 +97,21 @@ def lift_all(
     Raises:
         torch.linalg.LinAlgError: LAPACK did not converge, by any path.
     """
-    waiting = list(matrices)
-    some = matrices[waiting[0]]()
+    some = next(iter(matrices.values()))()
     rungs = gram_dtypes(some)
-    if isinstance(target, Raising) and rungs and (known := [key for key in waiting if _is_known(key, some, target)]):
-        operators = _followed({key: matrices[key] for key in known}, target, rungs[0], unit)
-        yield from _apply(operators, matrices)
-        waiting = [key for key in waiting if key not in operators]
-    for key in waiting:
-        # One after the other: LAPACK gains nothing from a stack, and its temporaries would be as large.
-        operators = {}
-        for dtype in rungs:
-            if not operators:
-                operators = _decomposed(key, matrices[key](), target, dtype, unit, all_values)
-        yield from _apply(operators, matrices)
-        if not operators:
-            yield key, _by_decomposition(matrices[key](), functools.partial(_member, target, key), unit)
+    followed: dict[str, _Operator] = {}
+    if isinstance(target, Raising) and rungs:
+        known = {key: read for key, read in matrices.items() if _is_known(key, some, target)}
+        followed = _followed(known, target, rungs[0], unit) if known else {}
+    for key, operator in followed.items():
+        yield key, _lifted(operator, matrices[key]())
+    # One after the other: LAPACK gains nothing from a stack, and its temporaries would be as large.
+    for key, read in matrices.items():
+        if key not in followed:
+            matrix = read()
+            found = (_decomposed(key, matrix, target, dtype, unit, all_values) for dtype in rungs)
+            best = next(filter(None, found), None)
+            yield key, _by_decomposition(key, matrix, target, unit) if best is None else _lifted(best, matrix)
 
 
 class _Operator(NamedTuple):
@@ -149,19 +146,19 @@ def _followed(matrices: dict[str, Read], target: Raising, dtype: torch.dtype, un
 
 def _decomposed(
     key: str, matrix: Tensor, target: Target | Raising, dtype: torch.dtype, unit: bool, all_values: bool
-) -> dict[str, _Operator]:
+) -> _Operator | None:
     """Return the operator for a matrix if an eigendecomposition in a dtype is accurate enough for it."""
     with contextlib.suppress(torch.linalg.LinAlgError), full_precision(matrix):  # type: ignore[attr-defined]
         eigenvalues, vectors = eigenbasis(gram(matrix, dtype))
         s = eigenvalues.to(working_dtype(matrix).to_real()).clamp(min=0).sqrt()
-        wanted = _member(target, key, s)
+        wanted = target(key, s)
         gain = torch.ones_like(s) if wanted is None else torch.where(wanted == s, 1.0, wanted / s)
         if bool((expected_error(eigenvalues, gain, all_values=all_values) <= TOLERANCE).all()):
             operator = None if wanted is None else _operator(vectors, gain, wanted[..., :1] if unit else None)
             if isinstance(target, Raising) and s.ndim == 1 and _can_be_followed(len(s), target):
                 target.heads[key] = remember(eigenvalues, vectors, target.count)
-            return {key: _Operator(operator, vectors[..., 0], s)}
-    return {}
+            return _Operator(operator, vectors[..., 0], s)
+    return None
 
 
 def _is_known(key: str, matrix: Tensor, target: Raising) -> bool:
@@ -174,23 +171,10 @@ def _can_be_followed(rank: int, target: Raising) -> bool:
     return rank in FOLLOWED_RANKS and 1 < target.count < rank and target.strength == 1
 
 
-def _apply(operators: dict[str, _Operator], matrices: dict[str, Read]) -> Iterator[tuple[str, Lifted]]:
-    for key, (operator, first, before) in operators.items():
-        matrix = matrices[key]()
-        with full_precision(matrix):
-            lifted = None if operator is None else _applied(operator, matrix)
-            vectors = _first(matrix if lifted is None else lifted, first)
-        yield key, Lifted(lifted, before, *vectors)
-
-
-def _stacked(target: Callable[[Tensor], Tensor | None], s: Tensor) -> Tensor | None:
-    wanted = target(s[0])
-    return None if wanted is None else wanted[None]
-
-
-def _member(target: Target | Raising, key: str, s: Tensor) -> Tensor | None:
-    wanted = target([key], s[None])
-    return None if wanted is None else wanted[0]
+def _lifted(found: _Operator, matrix: Tensor) -> Lifted:
+    with full_precision(matrix):
+        lifted = None if found.operator is None else _applied(found.operator, matrix)
+        return Lifted(lifted, found.before, *_first(matrix if lifted is None else lifted, found.first))
 
 
 def expected_error(eigenvalues: Tensor, gain: Tensor, *, all_values: bool = True) -> Tensor:
@@ -272,10 +256,10 @@ def _first(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.normalize((matrix @ known[..., None])[..., 0], dim=-1), known
 
 
-def _by_decomposition(matrix: Tensor, target: Callable[[Tensor], Tensor | None], unit: bool) -> Lifted:
+def _by_decomposition(key: str, matrix: Tensor, target: Target | Raising, unit: bool) -> Lifted:
     U, S, Vh = thin_svd(matrix)
     first = U[..., 0], Vh[..., 0, :].conj()
-    if (wanted := target(S)) is None:
+    if (wanted := target(key, S)) is None:
         return Lifted(None, S, *first)
     lifted = matrix.to(U.dtype) + (U * (wanted - S)[..., None, :]) @ Vh
     if unit:
