@@ -238,6 +238,40 @@ def test_a_followed_head_is_the_head_wherever_the_weight_went(move, shape, unit)
         assert relative_error(layer.weight, expected) < PROMISED
 
 
+FOLLOWED = {
+    "wide": lambda: torch.nn.Linear(300, 128),
+    "tall": lambda: torch.nn.Linear(32, 500),
+    "complex": lambda: torch.nn.Linear(300, 128, dtype=torch.complex64),
+    "complex-tall": lambda: torch.nn.Linear(64, 200, dtype=torch.complex64),
+    "bfloat16": lambda: torch.nn.Linear(300, 64, dtype=torch.bfloat16),
+    "channels-last": lambda: torch.nn.Conv2d(32, 64, 3).to(memory_format=torch.channels_last),
+    "transposed": lambda: torch.nn.ConvTranspose2d(64, 32, 3),
+    "embedding": lambda: torch.nn.Embedding(500, 64),
+}
+
+
+@pytest.mark.parametrize("kind", FOLLOWED)
+def test_heads_of_every_kind_of_layer_are_followed(monkeypatch, kind):
+    taken = []
+    followed = lifting._followed
+    monkeypatch.setattr(lifting, "_followed", lambda *a: taken.append(followed(*a)) or taken[-1])
+    torch.manual_seed(0)
+    layer = FOLLOWED[kind]()
+    compensator = specreg.static_compensation(layer, every=1, only="")
+    compensator.step()
+    size = 0.005 * float(to_numpy(layer.weight).std())
+    for _ in range(3):
+        with torch.no_grad():
+            layer.weight += size * torch.randn_like(layer.weight)
+        before = to_numpy(layer.weight)
+        (matrix,) = reference.as_matrices(before, layer)
+        compensator.step()
+        expected = reference.from_matrices([reference.static(matrix, 0.5)], before, layer)
+        assert relative_error(layer.weight, expected) < PROMISED + (torch.finfo(layer.weight.dtype).eps > 1e-3) * 4e-3
+        assert compensator.satisfied()
+    assert [len(one) for one in taken] == [1, 1, 1]
+
+
 def test_a_remembered_head_of_another_size_is_not_used():
     torch.manual_seed(0)
     layer = torch.nn.Linear(300, 128)

@@ -102,7 +102,7 @@ def _turned(gram: Tensor, head: Head) -> Tensor:
     image = gram @ basis
     inner = basis.mH @ image
     residual = torch.baddbmm(image, basis, inner, alpha=-1)
-    level = inner.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    level = inner.diagonal(dim1=-2, dim2=-1).real.mean(-1)[:, None, None]
     # The spectrum of Z -> Z M - G Z, from the gap to the whole.
     low = level * (1 - head.tail.clamp(0.05, 0.9))[:, None, None]
     centre, radius = (level + low) / 2, (level - low) / 2
