@@ -79,10 +79,6 @@ class Layer:
     def dtype(self) -> torch.dtype:
         return self._tensor().dtype
 
-    @property
-    def device(self) -> torch.device:
-        return self._tensor().device
-
     def matrix(self) -> Tensor:
         """Read the stored weight as a matrix, detached, shape (out, in·kernel), one leading dimension if grouped."""
         return to_matrix(stored_weight(self.module), output_dim=self.output_dim, groups=self.groups)
@@ -307,9 +303,11 @@ def _parametrization_list(module: nn.Module) -> Any:
 
 
 def _legacy_hooks(module: nn.Module) -> list[LegacySpectralNorm | LegacyWeightNorm]:
+    if not module._forward_pre_hooks:
+        return []
     return [
         hook
-        for hook in list(module._forward_pre_hooks.values())
+        for hook in module._forward_pre_hooks.values()
         if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)) and hook.name == "weight"
     ]
 
@@ -317,15 +315,13 @@ def _legacy_hooks(module: nn.Module) -> list[LegacySpectralNorm | LegacyWeightNo
 def _storage(module: nn.Module) -> tuple[Tensor, ...]:
     """Return the tensors behind the weight: (weight,), or (g, v) under weight normalization."""
     owner: Any = module
-    if not module._forward_pre_hooks and "parametrizations" not in module._modules:
-        return (owner.weight,)
     for hook in _legacy_hooks(module):
         return (owner.weight_g, owner.weight_v) if isinstance(hook, LegacyWeightNorm) else (owner.weight_orig,)
+    if (held := _parametrization_list(module)) is None:
+        return (owner.weight,)
     if _foreign(module) is not None:
         return (stored_weight(module),)
-    if (held := _parametrization_list(module)) is not None:
-        return (held.original0, held.original1) if isinstance(held[0], _WeightNorm) else (held.original,)
-    return (owner.weight,)
+    return (held.original,) if held.is_tensor else (held.original0, held.original1)
 
 
 def _weight_norm_dim(module: nn.Module) -> int:

@@ -7,7 +7,7 @@ Both lift singular values, :math:`W \leftarrow W + \sum_k (\hat s_k - s_k)\, u_k
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from specreg.layers import Layer, Layers, Selection, find, require_finite, require_writable, shown
 from specreg.spectra.decompose import singular_values
-from specreg.spectra.lifting import PROMISED, Raising, Target, lift_all
+from specreg.spectra.lifting import PROMISED, Raising, Read, Target, lift_all
 from specreg.spectra.maps import raise_to_record, ratios, update_record
 from specreg.spectra.subspace import Head
 
@@ -156,8 +156,8 @@ class Compensator(ABC):
             require_writable(self.layers)  # something may have been put on a layer since
             with torch.no_grad():
                 require_finite(self.layers)
-                for layers in _batches(self.layers):
-                    self._compensate(layers)
+                for rank, matrices in _batches(self.layers):
+                    self._compensate(rank, matrices)
         self.calls += 1
         return acts
 
@@ -223,11 +223,8 @@ class Compensator(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(shown, self.layers))})"
 
-    def _compensate(self, layers: Sequence[Layer]) -> None:
-        matrices = {layer.name: layer.reader() for layer in layers}
-        results = lift_all(
-            matrices, self._target(layers[0].rank), unit=self.scale == "unit", all_values=self._uses_all_values
-        )
+    def _compensate(self, rank: int, matrices: dict[str, Read]) -> None:
+        results = lift_all(matrices, self._target(rank), unit=self.scale == "unit", all_values=self._uses_all_values)
         for name, lifted in results:
             if lifted.before is not None:
                 self._remember(name, lifted.before)
@@ -312,18 +309,19 @@ def head_count(keep: float | int, rank: int) -> int:
     return min(keep, rank) if isinstance(keep, int) else max(1, math.floor(keep * rank + 1e-9))
 
 
-def _batches(layers: Layers) -> Iterator[list[Layer]]:
-    """Yield the layers in lists of equal rank, short enough for their Gram matrices to take little memory."""
-    equal: dict[tuple[Any, ...], list[Layer]] = {}
+def _batches(layers: Layers) -> Iterator[tuple[int, dict[str, Read]]]:
+    """Yield a rank and readers of matrices that have it, few enough for their Gram matrices to take little memory."""
+    equal: dict[tuple[Any, ...], list[tuple[str, Read]]] = {}
     largest = 0
-    for layer in layers.values():
-        rows, columns = layer.matrix_shape
-        largest = max(largest, layer.groups * rows * columns)
-        key = layer.groups, min(rows, columns), layer.dtype, layer.device, min(rows, columns) == rows
-        equal.setdefault(key, []).append(layer)
-    for (groups, rank, *_), members in equal.items():
-        size = max(1, largest // (BATCH_SHARE * groups * rank**2))
-        yield from (members[begin : begin + size] for begin in range(0, len(members), size))
+    for name, layer in layers.items():
+        read = layer.reader()
+        matrix = read()
+        largest = max(largest, matrix.numel())
+        key = min(matrix.shape[-2:]), matrix.shape[:-2], matrix.dtype, matrix.device
+        equal.setdefault(key, []).append((name, read))
+    for (rank, leading, *_), members in equal.items():
+        size = max(1, largest // (BATCH_SHARE * math.prod(leading) * rank**2))
+        yield from ((rank, dict(members[begin : begin + size])) for begin in range(0, len(members), size))
 
 
 def satisfied_tolerance(dtype: torch.dtype) -> float:
