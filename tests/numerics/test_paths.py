@@ -272,6 +272,23 @@ def test_heads_of_every_kind_of_layer_are_followed(monkeypatch, kind):
     assert [len(one) for one in taken] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_a_head_remembered_in_double_precision_is_followed_in_single(monkeypatch, dtype):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(300, 128, dtype=dtype)
+    compensator = specreg.static_compensation(layer, every=1)
+    rungs = lifting.gram_dtypes
+    monkeypatch.setattr(lifting, "gram_dtypes", lambda matrix: rungs(matrix)[1:])
+    compensator.step()
+    monkeypatch.setattr(lifting, "gram_dtypes", rungs)
+    monkeypatch.setattr(lifting, "eigenbasis", None)  # nothing but following is left
+    with torch.no_grad():
+        layer.weight += 1e-4 * torch.randn_like(layer.weight)
+    before = to_numpy(layer.weight)
+    compensator.step()
+    assert relative_error(layer.weight, reference.static(before, 0.5)) < PROMISED
+
+
 def test_a_remembered_head_of_another_size_is_not_used():
     torch.manual_seed(0)
     layer = torch.nn.Linear(300, 128)

@@ -128,7 +128,7 @@ def _followed(matrices: dict[str, Read], target: Raising, dtype: torch.dtype, un
     with contextlib.suppress(torch.linalg.LinAlgError), full_precision(heads[0].basis):  # type: ignore[attr-defined]
         grams = torch.stack([gram(read(), dtype) for read in matrices.values()])
         basis, tail = (torch.stack(parts) for parts in zip(*heads, strict=True))
-        found = follow(grams, Head(basis.to(grams), tail.to(grams.device)))
+        found = follow(grams, Head(basis.to(grams), tail.to(grams.real)))
         operators = found.change
         operators.diagonal(dim1=-2, dim2=-1).add_(1)
         if unit:
