@@ -9,7 +9,7 @@ import torch
 import reference
 import specreg
 from kinds import matrix_with_spectrum, to_numpy
-from specreg.spectra import decompose, lifting
+from specreg.spectra import decompose, lifting, subspace
 from specreg.spectra.decompose import singular_values, singular_values_of, svd
 from specreg.spectra.lifting import PROMISED, TOLERANCE, lift
 from specreg.spectra.maps import raise_head, raise_to_record
@@ -270,6 +270,26 @@ def test_heads_of_every_kind_of_layer_are_followed(monkeypatch, kind):
         assert relative_error(layer.weight, expected) < PROMISED + (torch.finfo(layer.weight.dtype).eps > 1e-3) * 4e-3
         assert compensator.satisfied()
     assert [len(one) for one in taken] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("angle", [1e-3, 1e-2, 3e-2, 0.1, 0.2, 0.3])
+def test_the_error_of_following_is_not_underestimated(angle):
+    """A head that turns as a whole, without a change of its singular values, and one that is raised a little too."""
+    for spread in (0.0, 0.02):
+        torch.manual_seed(0)
+        r, i = 128, 64
+        vectors, _ = torch.linalg.qr(torch.randn(r, r, dtype=torch.float64))
+        values = torch.cat([torch.linspace(1, 1 - spread, i), torch.linspace(0.2, 0.01, r - i)]).double()
+        kept = subspace.remember(values, vectors, i)
+        skew = torch.zeros(r, r, dtype=torch.float64)
+        skew[range(i), range(i, r)] = angle
+        vectors = vectors @ torch.linalg.matrix_exp(skew - skew.T)
+        gram = (vectors * values) @ vectors.T
+        found = subspace.follow(gram[None], subspace.Head(kept.basis[None], kept.tail[None]))
+        exact = (vectors[:, :i] * ((values[0] / values[:i]).sqrt() - 1)) @ vectors[:, :i].T
+        root = (vectors * values.sqrt()) @ vectors.T
+        wrong = float((root @ (found.change[0] - exact)).norm() / i**0.5)
+        assert wrong < 2 * float(found.error) + 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])

@@ -8,7 +8,7 @@ With Q (r, i) an orthonormal basis of the last head, :math:`M = Q^H G Q` and the
 head is spanned by Q + Z with :math:`Z M - G Z = R` to first order. The operator on the left has its spectrum in
 :math:`[s_i^2 - s_{i+1}^2, s_1^2]`, so a few sweeps of Chebyshev's semi-iteration solve it.
 
-Nothing is taken on trust. The residual of the new basis and the remainder of the series make an estimated error, and
+Nothing is taken on trust. The residual of the new basis and the remainders of the series make an estimated error, and
 the distance to the tail is bounded by power sums, :math:`s_{i+1}^{16} \le \operatorname{tr} G^8 - \operatorname{tr}
 H^8` with :math:`H = V^H G V` on the new basis V, so that no singular value can grow unseen outside the head. Whoever
 calls compares the estimate with what is allowed and falls back on an eigendecomposition.
@@ -67,7 +67,7 @@ def remember(eigenvalues: Tensor, vectors: Tensor, count: int) -> Head:
 
 def follow(gram: Tensor, head: Head) -> Followed:
     """Find the head of Gram matrices (b, r, r) near to where it was."""
-    basis = _turned(gram, head)
+    basis, crooked = _turned(gram, head)
     image = gram @ basis
     inner = basis.mH @ image  # H
     residual = torch.linalg.matrix_norm(torch.baddbmm(image, basis, inner, alpha=-1))
@@ -83,7 +83,7 @@ def follow(gram: Tensor, head: Head) -> Followed:
     gap = smallest / largest - beyond
     turned = ((largest / smallest).sqrt() - 1) * residual / (largest * gap * basis.shape[-1] ** 0.5)
     spread = (largest - smallest) / (largest + smallest)
-    error = torch.where((gap > 0) & (spread < 0.5), turned + SERIES_REMAINDER * spread**6, torch.inf)
+    error = torch.where((gap > 0) & (spread < 0.5), turned + crooked + SERIES_REMAINDER * spread**6, torch.inf)
     # The bound over-estimates the tail's largest by up to the eighth root of their number.
     tail = beyond / (gram.shape[-1] - basis.shape[-1]) ** (1 / 16)
     return Followed(Head(basis, tail), largest.sqrt(), change, error)
@@ -96,8 +96,11 @@ def _power_sum(matrix: Tensor, unit: Tensor) -> Tensor:
     return power
 
 
-def _turned(gram: Tensor, head: Head) -> Tensor:
-    """Return an orthonormal basis of the subspace that the head has turned into."""
+def _turned(gram: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Return an orthonormal basis of the subspace that the head has turned into, and what it lacks of being one, (b,).
+
+    The latter is half the error of its Gram matrix, which goes into the root of H, and so into the lifted head.
+    """
     basis = head.basis
     image = gram @ basis
     inner = basis.mH @ image
@@ -117,9 +120,10 @@ def _turned(gram: Tensor, head: Head) -> Tensor:
     moved = basis + turn
     excess = moved.mH @ moved
     excess.diagonal(dim1=-2, dim2=-1).sub_(1)
-    # (I + F)^(-1/2) to second order, twice: F is the square of a small angle.
+    # (I + F)^(-1/2) to second order: F is the square of a small angle.
     correction = torch.baddbmm(excess, excess, excess, beta=-0.5, alpha=0.375)
-    return torch.baddbmm(moved, moved, correction)
+    crooked = 5 / 16 * torch.linalg.matrix_norm(excess) ** 3
+    return torch.baddbmm(moved, moved, correction), crooked
 
 
 def _inverse_root(matrix: Tensor) -> Tensor:
