@@ -1,6 +1,6 @@
 """Spectral regularization of GANs: keep, and watch, the singular values of a discriminator's weights."""
 
-from specreg.monitor import spectra
+from specreg.monitor.snapshot import spectra
 from specreg.regularizers.compensation import dynamic_compensation, static_compensation
 from specreg.regularizers.normalization import remove, spectral_norm
 from specreg.regularizers.regularization import spectral_regularization

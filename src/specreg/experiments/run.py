@@ -23,7 +23,7 @@ from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
 from specreg.models import Discriminator, Generator, stages_for
-from specreg.monitor import spectra
+from specreg.monitor.snapshot import spectra
 from specreg.records import RunDirectory, prepare_directory
 from specreg.regularizers.compensation import Compensator, dynamic_compensation, static_compensation
 from specreg.regularizers.normalization import spectral_norm

@@ -1,13 +1,14 @@
-r"""Static and dynamic compensation: edit the stored weights in place after the discriminator's optimizer step.
+r"""Static, dynamic and anchored compensation: edit the stored weights after the discriminator's optimizer step.
 
-Both lift singular values, :math:`W \leftarrow W + \sum_k (\hat s_k - s_k)\, u_k v_k^H`, and differ in the target
-:math:`\hat s_k`. On top of :func:`specreg.spectral_norm` this is spectral regularization as published.
+All lift singular values, :math:`W \leftarrow W + \sum_k (\hat s_k - s_k)\, u_k v_k^H`, and differ in the target
+:math:`\hat s_k`. On top of :func:`specreg.spectral_norm` the static and the dynamic one are spectral regularization as
+published; the anchored one is specreg's own.
 """
 
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from specreg.layers import Layer, Layers, Selection, find, require_finite, requi
 from specreg.spectra.decompose import singular_values
 from specreg.spectra.lifting import PROMISED, Raising, Read, Target, lift_all
 from specreg.spectra.maps import raise_to_record, ratios, update_record
+from specreg.spectra.statistics import stable_rank
 from specreg.spectra.subspace import Head
 
 Scale = Literal["keep", "unit"]
@@ -29,8 +31,9 @@ BATCH_SHARE = 3
 def static_compensation(
     module: nn.Module,
     *,
-    keep: float | int = 0.5,
+    keep: float | int | Literal["auto"] = 0.5,
     every: int = 5,
+    start: int = 0,
     strength: float = 1.0,
     scale: Scale = "keep",
     only: Selection = None,
@@ -44,8 +47,11 @@ def static_compensation(
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
         keep: a float in (0, 1] is a fraction of r, i = max(1, floor(keep·r)); an integer is i itself
             (a layer with fewer singular values raises all of them). The paper finds 0.5 good and 1.0 to
-            overfit; i = 1 changes nothing.
-        every: act on the first call of ``step()`` and on every ``every``-th after it.
+            overfit; i = 1 changes nothing. "auto" measures each layer at the first acting call and takes its stable
+            rank then, i = round(\|W\|_F^2 / s_1^2): as many directions as carry its energy at s_1. For a random
+            weight of equal widths that is 0.56 r in a 3x3 convolution and 0.25 r in a 1x1 convolution.
+        every: act on the first call of ``step()`` that is not delayed and on every ``every``-th after it.
+        start: the number of calls before the first acting one.
         strength: in [0, 1], moves :math:`s_k` by this part of the way to its target; 1 is the paper.
         scale: "keep" leaves :math:`s_1` of the stored weight, "unit" makes it 1 as the authors' static code does.
         only: take just these layers: a name, a glob on names, a layer class, a predicate
@@ -73,7 +79,7 @@ def static_compensation(
         Liu et al. 2019, *Spectral Regularization for Combating Mode Collapse in GANs*, section 3.2.
     """
     layers = find(module, only=only, skip=skip, title="static_compensation")
-    return StaticCompensation(layers, every=every, strength=strength, scale=scale, keep=keep)
+    return StaticCompensation(layers, every=every, start=start, strength=strength, scale=scale, keep=keep)
 
 
 def dynamic_compensation(
@@ -81,6 +87,7 @@ def dynamic_compensation(
     *,
     every: int = 5,
     start: int = 0,
+    record: Mapping[str, Tensor] | None = None,
     strength: float = 1.0,
     scale: Scale = "keep",
     only: Selection = None,
@@ -96,6 +103,8 @@ def dynamic_compensation(
         every: act on the first call of ``step()`` that is not delayed and on every ``every``-th after it.
         start: the number of calls before the record begins. A random initialization has a nearly flat
             spectrum; recorded from there, the running maximum pins every later spectrum to it.
+        record: :math:`\gamma` to begin with, layer name -> ratios, (r,) or (groups, r), for every layer: the spectrum
+            of a healthy past. Then the first acting call compensates already.
         strength: in [0, 1], moves :math:`s_k` by this part of the way to its target; 1 is the paper.
         scale: "keep" leaves :math:`s_1` of the stored weight as the authors' dynamic code does, "unit" makes it 1.
         only: take just these layers: a name, a glob on names, a layer class, a predicate
@@ -107,17 +116,67 @@ def dynamic_compensation(
         A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
 
     Raises:
-        ValueError: a bad option, no layer matched, or a layer under a parametrization that specreg does not know.
+        ValueError: a bad option, no layer matched, a layer under a parametrization that specreg does not know, or a
+            record of other layers.
 
     Reference:
         Liu et al. 2019, section 3.2; Obukhov et al. 2021 (``scale="unit"`` without spectral normalization).
     """
     layers = find(module, only=only, skip=skip, title="dynamic_compensation")
-    return DynamicCompensation(layers, every=every, strength=strength, scale=scale, start=start)
+    return DynamicCompensation(layers, every=every, strength=strength, scale=scale, start=start, record=record)
+
+
+def anchored_compensation(
+    module: nn.Module,
+    *,
+    every: int = 5,
+    start: int = 1000,
+    window: int = 1000,
+    record: Mapping[str, Tensor] | None = None,
+    strength: float = 1.0,
+    scale: Scale = "keep",
+    only: Selection = None,
+    skip: Selection = None,
+) -> "AnchoredCompensation":
+    r"""Keep every ratio :math:`s_k / s_1` at least at its mean over a healthy window, then frozen.
+
+    Where the dynamic scheme's record is a running maximum, which a single noisy snapshot pins for good and which the
+    compensation's own effect ratchets up, this one is an average and does not change once it is taken:
+    :math:`\hat s_k = \max(\gamma_k s_1, s_k)`, :math:`\gamma_k` the mean of :math:`s_k / s_1` over the acting calls of
+    the window. No published scheme.
+
+    Call ``step()`` on what this returns after each step of the discriminator's optimizer.
+
+    Args:
+        module: the discriminator, usually after :func:`specreg.spectral_norm`.
+        every: act on the first call of ``step()`` that is not delayed and on every ``every``-th after it.
+        start: the number of calls before the window; the window must not begin at the random initialization, whose
+            spectrum is nearly flat.
+        window: its length in calls; nothing is compensated in it.
+        record: :math:`\gamma` itself, layer name -> ratios, (r,) or (groups, r), for every layer. Then there is no
+            window, and the first acting call compensates already.
+        strength: in [0, 1], moves :math:`s_k` by this part of the way to its target.
+        scale: "keep" leaves :math:`s_1` of the stored weight, "unit" makes it 1.
+        only: take just these layers: a name, a glob on names, a layer class, a predicate
+            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
+            layers.
+        skip: leave these out; the same forms.
+
+    Returns:
+        A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
+
+    Raises:
+        ValueError: a bad option, no layer matched, a layer under a parametrization that specreg does not know, or a
+            record of other layers.
+    """
+    layers = find(module, only=only, skip=skip, title="anchored_compensation")
+    return AnchoredCompensation(
+        layers, every=every, strength=strength, scale=scale, start=start, window=window, record=record
+    )
 
 
 class Compensator(ABC):
-    """What static and dynamic compensation share: the cadence, the layers, the state.
+    """What the schemes share: the cadence, the layers, the state.
 
     Attributes:
         layers: what it touches, a mapping from name to layer that prints as a table.
@@ -129,7 +188,7 @@ class Compensator(ABC):
     def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, start: int = 0) -> None:
         self.layers = layers
         self.calls = 0
-        self._record: dict[str, Tensor] = {}  # of schemes with a memory: layer name -> highest ratios so far
+        self._record: dict[str, Tensor] = {}  # of schemes with a memory: layer name -> ratios
         self._heads: dict[str, Head] = {}  # of schemes that raise a head: where the last call left it
         self.scale: Scale = scale
         self.every = _integer("every", every, at_least=1)
@@ -156,8 +215,9 @@ class Compensator(ABC):
             require_writable(self.layers)  # something may have been put on a layer since
             with torch.no_grad():
                 require_finite(self.layers)
-                for rank, matrices in _batches(self.layers):
-                    self._compensate(rank, matrices)
+                self._prepare()
+                for count, matrices in _batches(self.layers, self._count):
+                    self._compensate(count, matrices)
         self.calls += 1
         return acts
 
@@ -223,8 +283,15 @@ class Compensator(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(shown, self.layers))})"
 
-    def _compensate(self, rank: int, matrices: dict[str, Read]) -> None:
-        results = lift_all(matrices, self._target(rank), unit=self.scale == "unit", all_values=self._uses_all_values)
+    def _prepare(self) -> None:  # noqa: B027, most schemes need nothing
+        """Measure what the acting call needs to know of all layers."""
+
+    def _count(self, layer: Layer) -> int:
+        """Return how many singular values are raised by number; 0 where the scheme does not count."""
+        return 0
+
+    def _compensate(self, count: int, matrices: dict[str, Read]) -> None:
+        results = lift_all(matrices, self._target(count), unit=self.scale == "unit", all_values=self._uses_all_values)
         for name, lifted in results:
             if lifted.before is not None:
                 self._remember(name, lifted.before)
@@ -243,8 +310,8 @@ class Compensator(ABC):
         """Take note of the singular values that a layer had when it was compensated."""
 
     @abstractmethod
-    def _target(self, rank: int) -> Target | Raising:
-        """Return what new singular values the layers of a rank are to have."""
+    def _target(self, count: int) -> Target | Raising:
+        """Return what new singular values the layers of one count are to have."""
 
     @abstractmethod
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
@@ -256,24 +323,63 @@ class StaticCompensation(Compensator):
 
     _uses_all_values = False  # the tail may be known badly: it is not changed
 
-    def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, keep: float | int) -> None:
-        super().__init__(layers, every=every, strength=strength, scale=scale)
-        self.keep = checked_keep(keep)
+    def __init__(
+        self,
+        layers: Layers,
+        *,
+        every: int,
+        strength: float,
+        scale: Scale,
+        keep: float | int | Literal["auto"],
+        start: int = 0,
+    ) -> None:
+        super().__init__(layers, every=every, strength=strength, scale=scale, start=start)
+        self.keep: float | int | Literal["auto"] = "auto" if keep == "auto" else checked_keep(keep, or_auto=True)
 
-    def _target(self, rank: int) -> Raising:
-        return Raising(head_count(self.keep, rank), self.strength, self._heads)
+    def counts(self) -> dict[str, int]:
+        """Return i for each layer; with keep="auto" ValueError before the first acting call."""
+        return {name: self._count(layer) for name, layer in self.layers.items()}
+
+    def _prepare(self) -> None:
+        if self.keep == "auto" and not self._record:
+            self._record = {name: ratios(singular_values(layer.matrix())) for name, layer in self.layers.items()}
+
+    def _count(self, layer: Layer) -> int:
+        if not isinstance(self.keep, str):
+            return head_count(self.keep, layer.rank)
+        if layer.name not in self._record:
+            raise ValueError('keep="auto" is measured at the first acting call of step()')
+        return max(1, round(stable_rank(self._record[layer.name]).mean().item()))
+
+    def _target(self, count: int) -> Raising:
+        return Raising(count, self.strength, self._heads)
 
     def _remember(self, name: str, s: Tensor) -> None:
         pass
 
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
-        return (torch.arange(s.shape[-1], device=s.device) < head_count(self.keep, s.shape[-1])).to(s.dtype)
+        measured = self.keep != "auto" or layer.name in self._record
+        return (torch.arange(s.shape[-1], device=s.device) < (self._count(layer) if measured else 1)).to(s.dtype)
 
 
 class DynamicCompensation(Compensator):
     """See :func:`dynamic_compensation`."""
 
-    def _target(self, rank: int) -> Target:
+    def __init__(
+        self,
+        layers: Layers,
+        *,
+        every: int,
+        strength: float,
+        scale: Scale,
+        start: int = 0,
+        record: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(layers, every=every, strength=strength, scale=scale, start=start)
+        if record is not None:
+            self._load_records(_chosen(record, layers))
+
+    def _target(self, count: int) -> Target:
         return self._raised
 
     def _raised(self, name: str, s: Tensor) -> Tensor | None:
@@ -293,14 +399,61 @@ class DynamicCompensation(Compensator):
         return torch.zeros_like(s) if record is None else record.to(s)
 
 
-def checked_keep(keep: float | int) -> float | int:
+class AnchoredCompensation(DynamicCompensation):
+    """See :func:`anchored_compensation`."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        *,
+        every: int,
+        strength: float,
+        scale: Scale,
+        start: int,
+        window: int,
+        record: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        given = record is not None
+        super().__init__(
+            layers, every=every, strength=strength, scale=scale, start=0 if given else start, record=record
+        )
+        self.window = 0 if given else _integer("window", window, at_least=1)
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the record is complete, so that acting calls compensate."""
+        return self.calls >= self.start + self.window
+
+    def _raised(self, name: str, s: Tensor) -> Tensor | None:
+        return super()._raised(name, s) if self.anchored else None
+
+    def _remember(self, name: str, s: Tensor) -> None:
+        if self.anchored:
+            return
+        taken = (self.calls - self.start) // self.every  # acting calls before this one
+        record = self._record.get(name)
+        self._record[name] = ratios(s) if record is None else record + (ratios(s) - record) / (taken + 1)
+
+    def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
+        return super()._least_ratios(layer, s) if self.anchored else torch.zeros_like(s)
+
+
+def _chosen(record: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:
+    """Return the part of a record that belongs to the layers; a monitor records more layers than are compensated."""
+    if missing := [name for name in layers if name not in record]:
+        raise ValueError(f"record lacks the layer {shown(missing[0])!r}; it has {', '.join(map(shown, record))}")
+    return {name: record[name] for name in layers}
+
+
+def checked_keep(keep: float | int, *, or_auto: bool = False) -> float | int:
     """Return ``keep``, an integer i >= 1 or a fraction in (0, 1], or raise ValueError."""
     if isinstance(keep, numbers.Integral) and not isinstance(keep, bool):
         if keep >= 1:
             return int(keep)
     elif isinstance(keep, numbers.Real) and not isinstance(keep, bool) and 0 < keep <= 1:
         return float(keep)
-    raise ValueError(f"keep must be a fraction of r in (0, 1] or an integer i >= 1, got {keep!r}")
+    choices = ", an integer i >= 1 or 'auto'" if or_auto else " or an integer i >= 1"
+    raise ValueError(f"keep must be a fraction of r in (0, 1]{choices}, got {keep!r}")
 
 
 def head_count(keep: float | int, rank: int) -> int:
@@ -309,19 +462,22 @@ def head_count(keep: float | int, rank: int) -> int:
     return min(keep, rank) if isinstance(keep, int) else max(1, math.floor(keep * rank + 1e-9))
 
 
-def _batches(layers: Layers) -> Iterator[tuple[int, dict[str, Read]]]:
-    """Yield a rank and readers of matrices that have it, few enough for their Gram matrices to take little memory."""
+def _batches(layers: Layers, count: Callable[[Layer], int]) -> Iterator[tuple[int, dict[str, Read]]]:
+    """Yield a count and readers of matrices that have it, few enough for their Gram matrices to take little memory.
+
+    The matrices have one rank, too.
+    """
     equal: dict[tuple[Any, ...], list[tuple[str, Read]]] = {}
     largest = 0
     for name, layer in layers.items():
         read = layer.reader()
         matrix = read()
         largest = max(largest, matrix.numel())
-        key = min(matrix.shape[-2:]), matrix.shape[:-2], matrix.dtype, matrix.device
+        key = min(matrix.shape[-2:]), matrix.shape[:-2], matrix.dtype, matrix.device, count(layer)
         equal.setdefault(key, []).append((name, read))
-    for (rank, leading, *_), members in equal.items():
+    for (rank, leading, *_, raised), members in equal.items():
         size = max(1, largest // (BATCH_SHARE * math.prod(leading) * rank**2))
-        yield from ((rank, dict(members[begin : begin + size])) for begin in range(0, len(members), size))
+        yield from ((raised, dict(members[begin : begin + size])) for begin in range(0, len(members), size))
 
 
 def satisfied_tolerance(dtype: torch.dtype) -> float:
