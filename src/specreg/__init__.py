@@ -1,14 +1,30 @@
 """Spectral regularization of GANs: keep, and watch, the singular values of a discriminator's weights."""
 
+from specreg.guard import Guard
+from specreg.monitor.attainment import attainment, gradient_norms
+from specreg.monitor.detector import Detector, Thresholds, Verdict
+from specreg.monitor.history import History
+from specreg.monitor.monitor import Monitor
+from specreg.monitor.samples import diversity
 from specreg.monitor.snapshot import spectra
-from specreg.regularizers.compensation import dynamic_compensation, static_compensation
+from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.normalization import remove, spectral_norm
 from specreg.regularizers.regularization import spectral_regularization
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Detector",
+    "Guard",
+    "History",
+    "Monitor",
+    "Thresholds",
+    "Verdict",
+    "anchored_compensation",
+    "attainment",
+    "diversity",
     "dynamic_compensation",
+    "gradient_norms",
     "remove",
     "spectra",
     "spectral_norm",

@@ -53,6 +53,7 @@ class Verdict:
         changed: the state differs from that of the verdict before.
         message: all of this in one line.
         evidence: the numbers, layer by layer.
+        samples: what the generated samples say, where they were asked (a :class:`specreg.monitor.samples.Diversity`).
     """
 
     iteration: int
@@ -63,6 +64,7 @@ class Verdict:
     changed: bool
     message: str
     evidence: Mapping[str, Evidence] = field(repr=False)
+    samples: Any = None
 
     @property
     def alarming(self) -> bool:
@@ -71,7 +73,9 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; of the layers only those that are not healthy."""
-        values = {key: value for key, value in vars(self).items() if key != "evidence"}
+        values = {key: value for key, value in vars(self).items() if key not in ("evidence", "samples")}
+        if self.samples is not None:
+            values["samples"] = asdict(self.samples)
         unwell = {name: asdict(one) for name, one in self.evidence.items() if one.state != "healthy"}
         return values | {"layers": list(self.layers), "evidence": unwell}
 
@@ -153,7 +157,13 @@ class Detector:
         for name, bulk in bulks.items():
             track = self._layers.setdefault(name, _LayerTrack())
             track.update(iteration, bulk, self.thresholds, warm=iteration - self._begin < self.thresholds.warmup)
-        return self._verdict(iteration)
+        verdict = self._verdict(iteration, self._state)
+        self._state = verdict.state
+        return verdict
+
+    def verdict(self) -> Verdict | None:
+        """Return the newest verdict again, unchanged; None before the first."""
+        return None if self._last is None else self._verdict(self._last, self._state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, strings, lists and dicts; it belongs into the checkpoint."""
@@ -175,20 +185,19 @@ class Detector:
         self._layers = {name: _LayerTrack.from_state(track) for name, track in state["layers"].items()}
         self._begin, self._last, self._state = state["begin"], state["last"], state["state"]
 
-    def _verdict(self, iteration: int) -> Verdict:
-        evidence = {name: track.evidence(iteration) for name, track in self._layers.items()}
+    def _verdict(self, iteration: int, before: State) -> Verdict:
+        evidence = {name: track.evidence() for name, track in self._layers.items()}
         state: State = max((one.state for one in evidence.values()), key=SEVERITY.index, default="healthy")
         affected = {name: one for name, one in evidence.items() if one.state == state} if state != "healthy" else {}
         ordered = sorted(affected, key=lambda name: affected[name].now / max(affected[name].before, 1e-12))
         since = min((one.since for one in affected.values() if one.since is not None), default=None)
-        changed, self._state = state != self._state, state
         return Verdict(
             iteration=iteration,
             state=state,
             since=since,
             layers=tuple(ordered),
             confidence=max((one.confidence for one in affected.values()), default=0.0),
-            changed=changed,
+            changed=state != before,
             message=_message(state, since, ordered, evidence),
             evidence=evidence,
         )
@@ -265,7 +274,7 @@ class _LayerTrack:
         self.levels.clear()
         self.levels.append(newest)
 
-    def evidence(self, iteration: int) -> Evidence:
+    def evidence(self) -> Evidence:
         now = statistics.median(self.recent)
         if self.state == "healthy":
             return Evidence("healthy", None, max((level for _, level, _ in self.levels), default=now), now, 0.0)

@@ -1,0 +1,157 @@
+"""The guard: spectral normalization's price while all is well, compensation from the moment a collapse begins."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from specreg.layers import DEFAULT_KINDS, Selection, find, shown
+from specreg.monitor.actions import Pin, checked_states
+from specreg.monitor.detector import State, Verdict
+from specreg.monitor.monitor import Monitor
+from specreg.regularizers.compensation import (
+    Compensator,
+    Scale,
+    anchored_compensation,
+    dynamic_compensation,
+    static_compensation,
+)
+
+logger = logging.getLogger("specreg")
+
+Scheme = Literal["anchored", "dynamic", "static"]
+
+
+class Guard:
+    r"""Train without compensation, and switch it on when the monitor says that a collapse begins.
+
+    What is compensated to is the healthy past: the mean of :math:`s_k / s_1` over the monitor's snapshots of the
+    ``healthy`` iterations before the fall began. The guard puts itself into the monitor's actions; ``step()`` belongs
+    after each step of the discriminator's optimizer, like a compensator's.
+
+    Args:
+        monitor: watches the discriminator.
+        scheme: "anchored" keeps every ratio at least at the healthy one; "dynamic" starts its running maximum there;
+            "static" raises the first half, whatever the past was.
+        states: that switch it on, by default "collapsing" and "collapsed".
+        healthy: iterations of healthy past that the record is taken from.
+        pin: go back to its newest copy from before the fall when switching on. It is put into the actions, too.
+        every, strength, scale: see :func:`specreg.dynamic_compensation`.
+        only, skip: the layers to compensate, among those monitored; the same forms as there.
+
+    Attributes:
+        compensator: None until it is switched on.
+        switched_on: the iteration of the verdict that did it, or None.
+        restored: the iteration that was gone back to, or None.
+
+    Raises:
+        ValueError: a bad option, or no layer matched.
+
+    Example:
+        >>> import specreg
+        >>> from torch import nn
+        >>> discriminator = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> monitor = specreg.Monitor(discriminator, every=100)
+        >>> guard = specreg.Guard(monitor)
+        >>> for iteration in range(1, 301):
+        ...     acted = guard.step()  # after the optimizer's step
+        ...     verdict = monitor.step(iteration)
+        >>> guard.compensator is None
+        True
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        *,
+        scheme: Scheme = "anchored",
+        states: tuple[State, ...] = ("collapsing", "collapsed"),
+        healthy: int = 1000,
+        pin: Pin | None = None,
+        every: int = 5,
+        strength: float = 1.0,
+        scale: Scale = "keep",
+        only: Selection = None,
+        skip: Selection = None,
+    ) -> None:
+        if scheme not in _VERBS:
+            raise ValueError(f"there is no scheme {scheme!r}: the schemes are {', '.join(_VERBS)}")
+        if isinstance(healthy, bool) or not isinstance(healthy, int) or healthy < 1:
+            raise ValueError(f"healthy must be an integer >= 1, got {healthy!r}")
+        self.states = checked_states(states)
+        self.scheme: Scheme = scheme
+        self.healthy = healthy
+        self.pin = pin
+        self.compensator: Compensator | None = None
+        self.switched_on: int | None = None
+        self.restored: int | None = None
+        self._monitor = monitor
+        self._options: dict[str, Any] = {"every": every, "strength": strength, "scale": scale}
+        # The layers are chosen now, and by name: a mistake is said here, not when the collapse begins.
+        self._layers = list(find(monitor.module, kinds=DEFAULT_KINDS, only=only, skip=skip, title="guard"))
+        if unwatched := [name for name in self._layers if name not in monitor.layers]:
+            raise ValueError(f"the monitor does not watch the layer {shown(unwatched[0])!r}: leave it out with skip")
+        self._attach({}).remove()
+        monitor.actions += [self] if pin is None else [pin, self]
+
+    def __call__(self, verdict: Verdict) -> None:
+        """Take a verdict: switch compensation on if it asks for it. The monitor calls this."""
+        if self.compensator is not None or verdict.state not in self.states or verdict.since is None:
+            return
+        record = self._monitor.history.mean_ratios(*self._healthy_past(verdict.since))
+        if self.pin is not None and self.pin.iterations:
+            self.restored = self.pin.restore(before=verdict.since)
+        self.compensator = self._attach(record)
+        self.switched_on = verdict.iteration
+        back = "" if self.restored is None else f", gone back to iteration {self.restored}"
+        logger.warning("iteration %d: %s compensation switched on%s", verdict.iteration, self.scheme, back)
+
+    def step(self) -> bool:
+        """Compensate, if it is switched on and due; returns whether this call acted.
+
+        Raises:
+            ValueError: as a compensator's ``step``.
+        """
+        return self.compensator is not None and self.compensator.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether and since when it is on, and the compensator's state; it belongs into the checkpoint.
+
+        The pin's copies are not in it: ``pin.state_dict()`` returns them.
+        """
+        return {
+            "scheme": self.scheme,
+            "switched_on": self.switched_on,
+            "restored": self.restored,
+            "compensator": None if self.compensator is None else self.compensator.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; ValueError if it is something else or of another scheme."""
+        if set(state) != {"scheme", "switched_on", "restored", "compensator"}:
+            raise ValueError(f"not a guard's state: it has the keys {sorted(map(str, state))}")
+        if state["scheme"] != self.scheme:
+            raise ValueError(f"the state is of the scheme {state['scheme']!r}, this guard has {self.scheme!r}")
+        compensator = None
+        if state["compensator"] is not None:
+            compensator = self._attach(state["compensator"]["record"])
+            compensator.load_state_dict(state["compensator"])
+        self.compensator, self.switched_on, self.restored = compensator, state["switched_on"], state["restored"]
+
+    def _healthy_past(self, since: int) -> tuple[int, int]:
+        """Return the iterations that the record is taken from; they hold a snapshot."""
+        warm = self._monitor.history.iterations[0] + self._monitor.detector.thresholds.warmup
+        return min(since, max(warm, since - self.healthy)), since
+
+    def _attach(self, record: Mapping[str, Tensor]) -> Compensator:
+        if self.scheme == "static":
+            return _VERBS["static"](self._monitor.module, only=self._layers, **self._options)
+        return _VERBS[self.scheme](self._monitor.module, only=self._layers, record=record or None, **self._options)
+
+
+_VERBS: dict[Scheme, Callable[..., Compensator]] = {
+    "anchored": anchored_compensation,
+    "dynamic": dynamic_compensation,
+    "static": static_compensation,
+}

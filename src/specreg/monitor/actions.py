@@ -1,0 +1,198 @@
+"""What to do about a verdict: small callables that go into ``Monitor(actions=[...])`` in the order wanted."""
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from specreg.monitor.detector import SEVERITY, State, Verdict
+
+logger = logging.getLogger("specreg")
+
+
+class Stateful(Protocol):
+    """A module, an optimizer, a scheduler: anything with a state."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+def log(verdict: Verdict) -> None:
+    """Log a change of state through the logger "specreg", alarms as warnings."""
+    if verdict.changed:
+        level = logging.WARNING if verdict.alarming else logging.INFO
+        logger.log(level, "iteration %d: %s", verdict.iteration, verdict.message)
+
+
+class When:
+    """Call back when the state changes to one of those named.
+
+    Args:
+        states: "collapsing", "collapsed", "recovered", "healthy", one or several.
+        call: gets the verdict.
+
+    Raises:
+        ValueError: there is no such state.
+    """
+
+    def __init__(self, *states: State, call: Callable[[Verdict], object]) -> None:
+        self.states = checked_states(states)
+        self._call = call
+
+    def __call__(self, verdict: Verdict) -> None:
+        if verdict.changed and verdict.state in self.states:
+            self._call(verdict)
+
+
+class Stop:
+    """Ask the training to stop: ``if stop.requested: break``.
+
+    Args:
+        states: those that ask for it, "collapsed" by default.
+    """
+
+    def __init__(self, *states: State) -> None:
+        self.states = checked_states(states or ("collapsed",))
+        self.requested = False
+
+    def __call__(self, verdict: Verdict) -> None:
+        self.requested = self.requested or verdict.state in self.states
+
+
+class Pin:
+    """Keep copies of the last healthy states, to go back to.
+
+    A collapse is seen some time after it began, so several copies are kept, and :meth:`restore` takes the newest one
+    from before it began.
+
+    Args:
+        objects: name -> module, optimizer or whatever has ``state_dict`` and ``load_state_dict``.
+        every: iterations between copies.
+        copies: how many are kept, in the CPU's memory.
+        folder: also write them there, as healthy-ITERATION.pt with all objects' states by name; files of copies that
+            are let go are removed.
+
+    Example:
+        >>> from torch import nn
+        >>> pin = Pin({"discriminator": nn.Linear(2, 2)}, every=500)
+        >>> pin.iterations
+        []
+    """
+
+    def __init__(
+        self, objects: Mapping[str, Stateful], *, every: int = 500, copies: int = 4, folder: str | Path | None = None
+    ) -> None:
+        for name, value in (("every", every), ("copies", copies)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        if not objects:
+            raise ValueError("nothing to pin: objects is empty")
+        self._objects = dict(objects)
+        self.every = every
+        self.copies = copies
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None and not self.folder.is_dir():
+            raise ValueError(f"folder {self.folder} does not exist: create it first")
+        self._kept: dict[int, dict[str, Any]] = {}
+
+    @property
+    def iterations(self) -> list[int]:
+        """Of the copies, growing."""
+        return list(self._kept)
+
+    def __call__(self, verdict: Verdict) -> None:
+        """Copy everything if the verdict is no alarm and the last copy is old enough."""
+        last = max(self._kept, default=None)
+        if verdict.alarming or (last is not None and verdict.iteration - last < self.every):
+            return
+        state = {name: _copied(one.state_dict()) for name, one in self._objects.items()}
+        self._kept[verdict.iteration] = state
+        if self.folder is not None:
+            partial = self.folder / f".healthy-{verdict.iteration}.pt"
+            torch.save(state, partial)
+            os.replace(partial, self._file(verdict.iteration))
+        while len(self._kept) > self.copies:
+            dropped = min(self._kept)
+            del self._kept[dropped]
+            if self.folder is not None:
+                self._file(dropped).unlink(missing_ok=True)
+
+    def restore(self, before: int | None = None) -> int:
+        """Put the newest copy back that is not later than ``before`` (else the oldest one).
+
+        Returns:
+            The iteration that the copy was taken at.
+
+        Raises:
+            ValueError: there is no copy.
+        """
+        if not self._kept:
+            raise ValueError("nothing was pinned yet: no healthy snapshot was seen")
+        suitable = [iteration for iteration in self._kept if before is None or iteration <= before]
+        chosen = max(suitable) if suitable else min(self._kept)
+        for name, one in self._objects.items():
+            one.load_state_dict(copy.deepcopy(self._kept[chosen][name]))
+        # Later copies belong to the past that did not happen.
+        self._kept = {iteration: state for iteration, state in self._kept.items() if iteration <= chosen}
+        return chosen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the copies themselves, so that a resumed run can still go back."""
+        return {"kept": dict(self._kept)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._kept = {int(iteration): kept for iteration, kept in state["kept"].items()}
+
+    def _file(self, iteration: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"healthy-{iteration}.pt"
+
+
+class RollBack:
+    """Go back to the last healthy copy when the state changes to one of those named.
+
+    Args:
+        pin: where the copies are; put it into the actions too, before this one.
+        states: "collapsing" by default.
+        times: how often at most. Rolling back alone repeats the past with other random numbers; change something, too
+            (see :class:`specreg.Guard`).
+
+    Attributes:
+        restored: (iteration of the verdict, iteration gone back to) of each time.
+    """
+
+    def __init__(self, pin: Pin, *states: State, times: int = 1) -> None:
+        self.pin = pin
+        self.states = checked_states(states or ("collapsing",))
+        self.times = times
+        self.restored: list[tuple[int, int]] = []
+
+    def __call__(self, verdict: Verdict) -> None:
+        if verdict.changed and verdict.state in self.states and len(self.restored) < self.times:
+            to = self.pin.restore(before=verdict.since)
+            self.restored.append((verdict.iteration, to))
+            logger.warning("iteration %d: rolled back to the healthy state of iteration %d", verdict.iteration, to)
+
+
+def checked_states(states: tuple[State, ...]) -> tuple[State, ...]:
+    """Return the states, or raise ValueError naming one that there is not."""
+    for state in states:
+        if state not in SEVERITY:
+            raise ValueError(f"there is no state {state!r}: the states are {', '.join(SEVERITY)}")
+    return states
+
+
+def _copied(state: Any) -> Any:
+    """Copy a state to the CPU's memory, tensors and containers, so that the training cannot change it."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_copied(value) for value in state)
+    return copy.deepcopy(state)

@@ -1,0 +1,133 @@
+"""The monitor: snapshots of a module's spectra at a cadence, judged by the detector, and handed to actions."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from specreg.layers import Selection
+from specreg.monitor.detector import Detector, Verdict
+from specreg.monitor.history import History
+from specreg.monitor.samples import Diversity, diversity
+from specreg.monitor.snapshot import spectra
+
+# What is told each new verdict.
+Action = Callable[[Verdict], object]
+# Returns generated and real images of equal shape, (N, *); asked only when a snapshot is due.
+Samples = Callable[[], tuple[Tensor, Tensor]]
+
+
+class Monitor:
+    """Watch the spectra of a discriminator, and say when they collapse.
+
+    Reading changes nothing: no buffer, no gradient, no random number. A training with a monitor is bit for bit the one
+    without.
+
+    Args:
+        module: any module: plain, under spectral or weight normalization, compensated, compiled or wrapped.
+        every: iterations between snapshots.
+        detector: judges them; by default ``Detector()``.
+        actions: called with each new verdict, in order; more may be appended to ``monitor.actions`` (see
+            ``specreg.monitor.actions`` and :class:`specreg.Guard`).
+        samples: returns generated and real images when a snapshot is due and the spectra give an alarm; the verdict
+            then says whether the samples agree (see :func:`specreg.diversity`).
+        only: take just these layers: a name, a glob on names, a layer class, a predicate
+            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too), linear
+            layers and embeddings.
+        skip: leave these out; the same forms.
+
+    Attributes:
+        layers: the names of the layers that are watched.
+        history: every snapshot, compact.
+        verdict: the newest one, None before the first snapshot.
+        actions: a list.
+
+    Raises:
+        ValueError: a bad option, or no layer matched.
+
+    Example:
+        >>> discriminator = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> monitor = Monitor(discriminator, every=100)
+        >>> for iteration in range(1, 301):
+        ...     verdict = monitor.step(iteration)  # after the optimizer's step
+        >>> verdict.state, monitor.history.iterations
+        ('healthy', [1, 100, 200, 300])
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        every: int = 100,
+        detector: Detector | None = None,
+        actions: Iterable[Action] = (),
+        samples: Samples | None = None,
+        only: Selection = None,
+        skip: Selection = None,
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be an integer >= 1, got {every!r}")
+        self.module = module
+        self.every = every
+        self.detector = detector or Detector()
+        self.actions = list(actions)
+        self.history = History()
+        self.verdict: Verdict | None = None
+        self._samples = samples
+        self._only, self._skip = only, skip
+        self.layers = tuple(self._read())  # whatever is wrong with the choice is said here, not hours later
+
+    def step(self, iteration: int) -> Verdict:
+        """Take a snapshot if one is due, at the first call and at each multiple of ``every``, and judge it.
+
+        Args:
+            iteration: the training's; growing, and free to jump.
+
+        Returns:
+            The newest verdict, with ``changed`` only at the call that took its snapshot.
+
+        Raises:
+            ValueError: a weight holds NaN or inf; names the layer.
+        """
+        last = self.history.iterations[-1] if self.history.iterations else None
+        due = last is None or iteration // self.every > last // self.every
+        if not due and self.verdict is not None:
+            return dataclasses.replace(self.verdict, changed=False)
+        return self.snapshot(iteration)
+
+    def snapshot(self, iteration: int) -> Verdict:
+        """Take a snapshot now, whether due or not, judge it and call the actions."""
+        values = self._read()
+        verdict = self.detector.update(iteration, values)
+        self.history.add(iteration, values)
+        if self._samples is not None and verdict.alarming:
+            verdict = agreeing(verdict, diversity(*self._samples()))
+        self.verdict = verdict
+        for action in self.actions:
+            action(verdict)
+        return verdict
+
+    def _read(self) -> dict[str, Tensor]:
+        return spectra(self.module, only=self._only, skip=self._skip)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the detector's and the history's state: plain values and tensors, for the checkpoint.
+
+        Actions keep their own.
+        """
+        return {"detector": self.detector.state_dict(), "history": self.history.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; ValueError if it is something else."""
+        if set(state) != {"detector", "history"}:
+            raise ValueError(f"not a monitor's state: it has the keys {sorted(map(str, state))}")
+        self.detector.load_state_dict(state["detector"])
+        self.history.load_state_dict(state["history"])
+        self.verdict = self.detector.verdict()
+
+
+def agreeing(verdict: Verdict, samples: Diversity) -> Verdict:
+    """Return a verdict whose message says whether the samples show the collapse too."""
+    word = "agree" if samples.poor else "do not show it (yet)"
+    return dataclasses.replace(verdict, message=f"{verdict.message}; the samples {word}: {samples}", samples=samples)

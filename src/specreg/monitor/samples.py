@@ -1,0 +1,63 @@
+"""Companions of the spectra on the samples' side, which need no labels and no network: is a batch all the same?"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How diverse a batch of generated samples is beside a batch of real ones.
+
+    Attributes:
+        ratio: mean pairwise distance of the generated samples over that of the real ones; 1 is as diverse as real.
+        duplicates: share of generated samples whose nearest neighbour in the batch is closer than the nearest
+            neighbours of all but 1% of the real samples. A perfect generator has about 0.01.
+    """
+
+    ratio: float
+    duplicates: float
+
+    @property
+    def poor(self) -> bool:
+        """Whether the batch is plainly less diverse than the real one: ratio under 0.7 or duplicates over 0.2.
+
+        Coarse on purpose: a generator that lost half of a thousand modes still makes diverse batches.
+        """
+        return self.ratio < 0.7 or self.duplicates > 0.2
+
+    def __str__(self) -> str:
+        return f"diversity {self.ratio:.2f} of real, {self.duplicates:.0%} near-duplicates"
+
+
+def diversity(generated: Tensor, real: Tensor) -> Diversity:
+    r"""Compare the pairwise Euclidean distances within a generated batch with those within a real one.
+
+    Args:
+        generated, real: samples (N, \*) of one scale; the larger batch is cut to the size of the smaller.
+
+    Raises:
+        ValueError: shapes differ, fewer than 3 samples, values that are not finite, or real samples all alike.
+    """
+    if generated.shape[1:] != real.shape[1:]:
+        raise ValueError(f"generated samples have shape {tuple(generated.shape[1:])}, real {tuple(real.shape[1:])}")
+    count = min(len(generated), len(real))
+    if count < 3:
+        raise ValueError(f"diversity needs at least 3 samples of each kind, got {len(generated)} and {len(real)}")
+    (mean_fake, near_fake), (mean_real, near_real) = _distances(generated[:count]), _distances(real[:count])
+    if not bool(torch.isfinite(mean_fake + mean_real)):
+        raise ValueError("the samples hold NaN or inf")
+    if not mean_real > 0:
+        raise ValueError("the real samples are all alike")
+    closer = near_fake < near_real.quantile(0.01)
+    return Diversity(ratio=float(mean_fake / mean_real), duplicates=float(closer.double().mean()))
+
+
+def _distances(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean distance of all pairs, and each sample's distance to its nearest neighbour."""
+    flat = samples.detach().flatten(1).double().cpu()
+    distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
+    count = len(flat)
+    mean = distances.sum() / (count * (count - 1))
+    return mean, distances.fill_diagonal_(float("inf")).min(1).values
