@@ -75,7 +75,7 @@ def _compare(arguments: list[str]) -> int:
 
     from specreg import display
     from specreg.experiments import compare
-    from specreg.experiments.config import METHODS, Settings, check_choice, check_integer
+    from specreg.experiments.config import METHODS, PAPER_METHODS, Settings, check_choice, check_integer
     from specreg.experiments.run import warn_about
     from specreg.report import write_report
 
@@ -88,8 +88,8 @@ def _compare(arguments: list[str]) -> int:
 
         out: Path = Path("runs/compare")
         """Output folder."""
-        methods: tuple[str, ...] = METHODS
-        """Any of sn, static, dynamic."""
+        methods: tuple[str, ...] = PAPER_METHODS
+        """Any of sn, static, dynamic, anchored, guard."""
         seeds: tuple[str, ...] = ("0",)
         """Each method is run with each seed."""
         jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -193,7 +193,8 @@ def _sample(arguments: list[str]) -> int:
     import tyro
 
     from specreg.experiments.config import check_integer
-    from specreg.experiments.run import load_sampler, sample_images, save_grid
+    from specreg.experiments.run import load_sampler
+    from specreg.experiments.sampling import sample_images, save_grid
     from specreg.records import RunDirectory
 
     @dataclass

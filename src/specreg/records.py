@@ -7,6 +7,10 @@ A run directory holds
 - ``metrics.jsonl``: losses, one line every few steps;
 - ``evaluations.jsonl``: metrics during training;
 - ``spectra.jsonl``: every layer's singular values;
+- ``verdicts.jsonl``: what the collapse detector says of each of these snapshots;
+- ``sensitivity.jsonl``: with the metrics, how nearly each layer attains its bound, the discriminator's gradient norms
+  and the samples' diversity;
+- ``events.jsonl``: what was done about a verdict;
 - ``checkpoint.pt``: everything needed to go on;
 - ``result.json``: the final evaluation, written last: a run that has it is complete;
 - ``samples.png``, ``data.png``: generated and real images;
@@ -22,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SERIES = ("metrics", "evaluations", "spectra")
+SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "events")
 
 
 class RunDirectory:

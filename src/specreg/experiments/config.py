@@ -12,24 +12,32 @@ from specreg.losses import LOSSES
 from specreg.regularizers.compensation import checked_keep
 from specreg.training.loop import TrainingConfig
 
-Method = Literal["sn", "static", "dynamic"]
+Method = Literal["sn", "static", "dynamic", "anchored", "guard"]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
+# What specreg compare runs unless told otherwise: the paper's methods.
+PAPER_METHODS: tuple[Method, ...] = ("sn", "static", "dynamic")
 
 
 @dataclass(frozen=True)
 class RegularizationConfig:
     """How the discriminator's spectra are controlled; every method has spectral normalization."""
 
-    keep: int | float = 0.5
-    """static: i as a fraction of r, or i itself as an integer."""
+    keep: int | float | Literal["auto"] = 0.5
+    """static: i as a fraction of r, i itself as an integer, or auto: the stable rank at the first compensation."""
     start: int = 2000
-    """dynamic: discriminator steps before the record begins."""
+    """dynamic, anchored: discriminator steps before the record begins."""
+    window: int = 1000
+    """anchored: discriminator steps that the record is averaged over."""
+    guard: Literal["anchored", "dynamic", "static"] = "anchored"
+    """guard: the scheme that is switched on when a collapse begins."""
+    roll_back: bool = False
+    """guard: go back to the healthy networks from before the collapse, too."""
     every: int = 5
     """Compensate after every so many discriminator steps."""
     strength: float = 1.0
     """How far singular values move to their target; 1 is the paper."""
     scale: Literal["authors", "keep", "unit"] = "authors"
-    """keep: leave s1 of the stored weight; unit: make it 1; authors: unit for static, keep for dynamic."""
+    """keep: leave s1 of the stored weight; unit: make it 1; authors: unit for static, keep for the others."""
     compensate: Literal["convolutions", "all"] = "convolutions"
     """Layers to compensate: convolutions as the authors do, or linear layers too."""
 
@@ -65,7 +73,7 @@ class RecordConfig:
     log_every: int = 50
     """Losses."""
     spectra_every: int = 100
-    """Singular values of every layer of the discriminator."""
+    """Singular values of every layer of the discriminator, and the collapse detector's verdict."""
     evaluate_every: int = 500
     """Metrics during training; 0 is only at the end."""
     checkpoint_every: int = 500
@@ -91,6 +99,8 @@ class Settings:
     """bf16 computes the networks in mixed precision; weights and spectra stay float32."""
     compile: bool = False
     """Compile both networks (torch.compile); pays off in long runs."""
+    stop_on_collapse: bool = False
+    """End the training when the discriminator's spectra have collapsed; the run is evaluated as it is then."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -101,7 +111,8 @@ class RunConfig:
     """One training run."""
 
     method: Method = "static"
-    """sn: spectral normalization alone; static, dynamic: with that compensation."""
+    """sn: spectral normalization alone; static, dynamic, anchored: with that compensation; guard: sn until the spectra
+    begin to collapse."""
     seed: int = 0
     """Initialization, data and latent vectors; runs of several methods with one seed start alike."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
@@ -157,7 +168,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _AT_LEAST_ONE = {
-    "regularization": ("every",),
+    "regularization": ("every", "window"),
     "model": ("d_channels", "g_channels", "latent"),
     "training": ("steps", "batch_size", "generator_batch", "accumulate", "d_steps"),
     "records": ("log_every", "spectra_every", "checkpoint_every", "samples", "reference"),
@@ -175,7 +186,9 @@ def _check(settings: Settings) -> None:
     check_choice("loss", settings.training.loss, tuple(LOSSES))
     check_choice("lr_decay", settings.training.lr_decay, ("linear", "none"))
     check_choice("precision", settings.precision, ("float32", "bf16"))
-    checked_keep(settings.regularization.keep)
+    check_choice("guard", settings.regularization.guard, ("anchored", "dynamic", "static"))
+    if settings.regularization.keep != "auto":
+        checked_keep(settings.regularization.keep, or_auto=True)
     for name in ("d_lr", "g_lr"):
         if not 0 < getattr(settings.training, name) < float("inf"):
             raise ValueError(f"{name} must be positive, got {getattr(settings.training, name)!r}")

@@ -2,43 +2,45 @@
 
 import logging
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 import specreg
-from specreg.data.arrays import ImageSource, quantize
+from specreg.data.arrays import ImageSource
 from specreg.data.digits import StackedDigits
 from specreg.data.images import load_images
 from specreg.data.stream import BatchStream
 from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.recorder import Probe, Progress, Recorder
+from specreg.experiments.sampling import GRID, sample_images, save_grid
+from specreg.guard import Guard
 from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
 from specreg.models import Discriminator, Generator, stages_for
-from specreg.monitor.snapshot import spectra
+from specreg.monitor.actions import Pin
+from specreg.monitor.monitor import Monitor
 from specreg.records import RunDirectory, prepare_directory
-from specreg.regularizers.compensation import Compensator, dynamic_compensation, static_compensation
+from specreg.regularizers.compensation import (
+    Compensator,
+    anchored_compensation,
+    dynamic_compensation,
+    static_compensation,
+)
 from specreg.regularizers.normalization import spectral_norm
-from specreg.training.loop import draw_latent, train
-from specreg.training.state import TrainingState, load_checkpoint, save_checkpoint
+from specreg.training.loop import train
+from specreg.training.state import TrainingState, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
-_DATA_STREAM, _LATENT_STREAM, _REFERENCE_SEED, _SAMPLE_SEED = 1_000_003, 2_000_003, 3_000_017, 4_000_037
-_GRID = 8  # images a side in samples.png
-_SPECTRUM_DIGITS = 6
-
-Progress = Callable[[int, dict[str, Any]], None]
+_DATA_STREAM, _LATENT_STREAM, _REFERENCE_SEED = 1_000_003, 2_000_003, 3_000_017
 
 
 def open_source(settings: Settings) -> ImageSource:
@@ -127,16 +129,17 @@ def execute(
     else:
         run.rewind(-1)
     run.write("environment", _environment(accelerator))
-    recorder = _Recorder(config, run, state, evaluator, progress)
+    recorder = Recorder(config.settings, run, state, evaluator, Probe(source, config.settings), progress)
     finished = train(
         state,
         config.settings.training,
         accelerator=accelerator,
         num_classes=source.num_classes if config.settings.data.conditional else 0,
         callbacks=[recorder],
-        stop=stop,
+        stop=lambda: stop() or recorder.stopped,
     )
     recorder.checkpoint()
+    finished = finished or recorder.stopped
     if finished:
         _finish(config, run, state, evaluator, source)
     return finished
@@ -155,7 +158,6 @@ def build_state(config: RunConfig, source: ImageSource, accelerator: Accelerator
     generator.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     discriminator.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     spectral_norm(discriminator)
-    compensator = build_compensator(config, discriminator)
     ema = None
     if settings.training.ema_decay:
         ema = Generator(source.resolution, settings.model.g_channels, latent=settings.model.latent, **shape)
@@ -172,40 +174,56 @@ def build_state(config: RunConfig, source: ImageSource, accelerator: Accelerator
     generator, discriminator, g_optimizer, d_optimizer = accelerator.prepare(
         generator, discriminator, g_optimizer, d_optimizer
     )
-    return TrainingState(
+    state = TrainingState(
         generator=generator,
         discriminator=discriminator,
         generator_optimizer=g_optimizer,
         discriminator_optimizer=d_optimizer,
         stream=BatchStream(source, settings.training.batch_size, config.seed + _DATA_STREAM),
         random=torch.Generator().manual_seed(config.seed + _LATENT_STREAM),
-        compensator=compensator,
         ema=ema,
+        monitor=Monitor(discriminator, every=settings.records.spectra_every),
     )
+    attach_method(config, state)
+    return state
 
 
-def build_compensator(config: RunConfig, discriminator: nn.Module) -> Compensator | None:
-    """Attach the method's compensation to a discriminator under spectral normalization."""
+def attach_method(config: RunConfig, state: TrainingState) -> None:
+    """Attach the method's compensation, or its guard, to a discriminator under spectral normalization."""
     chosen = config.settings.regularization
-    authors = {"static": "unit", "dynamic": "keep"}
-    scale = authors.get(config.method) if chosen.scale == "authors" else chosen.scale
+    static = "static" in (config.method, config.method == "guard" and chosen.guard)
+    scale = ("unit" if static else "keep") if chosen.scale == "authors" else chosen.scale
     only = list(CONVOLUTIONS if chosen.compensate == "convolutions" else DEFAULT_KINDS)
     common: dict[str, Any] = {
         "every": chosen.every, "strength": chosen.strength, "scale": scale, "only": only,
     }  # fmt: skip
     if config.method == "static":
-        return static_compensation(discriminator, keep=chosen.keep, **common)
-    if config.method == "dynamic":
-        return dynamic_compensation(discriminator, start=chosen.start, **common)
-    return None
+        state.compensator = static_compensation(state.discriminator, keep=chosen.keep, **common)
+    elif config.method == "dynamic":
+        state.compensator = dynamic_compensation(state.discriminator, start=chosen.start, **common)
+    elif config.method == "anchored":
+        state.compensator = anchored_compensation(
+            state.discriminator, start=chosen.start, window=chosen.window, **common
+        )
+    elif config.method == "guard":
+        assert state.monitor is not None
+        networks: dict[str, Any] = {
+            "generator": state.generator,
+            "discriminator": state.discriminator,
+            "generator_optimizer": state.generator_optimizer,
+            "discriminator_optimizer": state.discriminator_optimizer,
+        } | ({} if state.ema is None else {"ema": state.ema})
+        state.pin = Pin(networks) if chosen.roll_back else None
+        state.compensator = Guard(state.monitor, scheme=chosen.guard, pin=state.pin, **common)
 
 
 def warn_about(config: RunConfig) -> None:
     """Log what is allowed but hardly meant."""
     training, start = config.settings.training, config.settings.regularization.start
-    if config.method == "dynamic" and start >= training.steps * training.d_steps:
+    if config.method in ("dynamic", "anchored") and start >= training.steps * training.d_steps:
         logger.warning(
-            "dynamic: the record would begin after %d discriminator steps, the run has %d: it equals sn; lower --start",
+            "%s: the record would begin after %d discriminator steps, the run has %d: it equals sn; lower --start",
+            config.method,
             start,
             training.steps * training.d_steps,
         )
@@ -215,22 +233,6 @@ def make_evaluator(settings: Settings, source: ImageSource) -> Evaluator:
     """Return the evaluator against real images of the training data, the same for every run."""
     real, _ = source.draw(settings.records.reference, torch.Generator().manual_seed(_REFERENCE_SEED))
     return Evaluator(real, num_samples=settings.records.samples, digits=isinstance(source, StackedDigits))
-
-
-def sample_images(generator: nn.Module, count: int, *, seed: int = _SAMPLE_SEED, batch: int = 500) -> Tensor:
-    """Draw uint8 images (count, C, H, W) from a generator in eval mode; its mode is restored."""
-    random = torch.Generator().manual_seed(seed)
-    training = generator.training
-    generator.eval()
-    try:
-        with torch.no_grad():
-            chunks = []
-            for begin in range(0, count, batch):
-                z, labels = draw_latent(generator, min(batch, count - begin), random)
-                chunks.append(quantize(generator(z) if labels is None else generator(z, labels)).cpu())
-    finally:
-        generator.train(training)
-    return torch.cat(chunks)
 
 
 def load_sampler(run: RunDirectory) -> tuple[RunConfig, ImageSource, nn.Module]:
@@ -259,85 +261,29 @@ def evaluate_run(run: RunDirectory, *, samples: int | None = None) -> Evaluation
     return evaluator.evaluate(lambda count: sample_images(generator, count))
 
 
-def save_grid(images: Tensor, path: Path, *, side: int = _GRID, scale: int = 4) -> None:
-    """Write side x side images (N, C, H, W), uint8, as one PNG with lines between, each pixel ``scale`` times as large.
-
-    Missing images are left black.
-    """
-    images = images[: side * side]
-    missing = images.new_zeros((side * side - len(images), *images.shape[1:]))
-    framed = nn.functional.pad(torch.cat([images, missing]), (1, 0, 1, 0))
-    rows = framed.reshape(side, side, *framed.shape[1:]).permute(2, 0, 3, 1, 4)  # (C, side, H, side, W)
-    picture = nn.functional.pad(rows.flatten(3).flatten(1, 2), (0, 1, 0, 1))
-    picture = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    array = picture.permute(1, 2, 0).numpy()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
-
-
-class _Recorder:
-    """The callback that writes a run's records and checkpoints."""
-
-    def __init__(
-        self, config: RunConfig, run: RunDirectory, state: TrainingState, evaluator: Evaluator, progress: Progress
-    ) -> None:
-        self._every = config.settings.records
-        self._run, self._state, self._evaluator, self._progress = run, state, evaluator, progress
-        self._before = float((run.read("timing") or {"seconds": 0.0})["seconds"]) if run.checkpoint.exists() else 0.0
-        self._began = time.monotonic()
-        self._saved = state.step if run.checkpoint.exists() else -1
-        if state.step == 0:
-            self._spectra()
-
-    def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
-        self._progress(state.step, {})
-        if state.step % self._every.log_every == 0:
-            record = {"step": state.step} | {name: value.item() for name, value in losses.items()}
-            self._run.append("metrics", record)
-            self._progress(state.step, record)
-        if state.step % self._every.spectra_every == 0:
-            self._spectra()
-        if self._every.evaluate_every and state.step % self._every.evaluate_every == 0:
-            generator = state.sampler
-            record = {"step": state.step} | self._evaluator.glance(lambda count: sample_images(generator, count))
-            self._run.append("evaluations", record)
-            self._progress(state.step, record)
-        if state.step % self._every.checkpoint_every == 0:
-            self.checkpoint()
-
-    def checkpoint(self) -> None:
-        if self._saved == self._state.step:
-            return
-        save_checkpoint(self._state.state_dict(), self._run.checkpoint)
-        self._saved = self._state.step
-        self._run.write("timing", {"seconds": round(self._before + time.monotonic() - self._began, 3)})
-
-    def _spectra(self) -> None:
-        values = spectra(self._state.discriminator)
-        layers = {
-            name: [float(f"{value:.{_SPECTRUM_DIGITS}g}") for value in s.flatten().tolist()]
-            for name, s in values.items()
-            if s.shape[-1] > 1
-        }
-        self._run.append("spectra", {"step": self._state.step, "layers": layers})
-
-
 def _finish(
     config: RunConfig, run: RunDirectory, state: TrainingState, evaluator: Evaluator, source: ImageSource
 ) -> None:
     generator = state.sampler
     evaluation = evaluator.evaluate(lambda count: sample_images(generator, count))
-    save_grid(sample_images(generator, _GRID**2), run.image("samples"))
-    save_grid(source.draw(_GRID**2, torch.Generator().manual_seed(_REFERENCE_SEED))[0], run.image("data"))
+    save_grid(sample_images(generator, GRID**2), run.image("samples"))
+    save_grid(source.draw(GRID**2, torch.Generator().manual_seed(_REFERENCE_SEED))[0], run.image("data"))
     run.write(
         "result",
         {
             "method": config.method,
             "seed": config.seed,
-            "steps": config.settings.training.steps,
+            "steps": state.step,
             **asdict(evaluation),
+            "compensations": 0 if (compensator := _compensator(state)) is None else compensator.acted,
+            "verdict": None if state.monitor is None or state.monitor.verdict is None else state.monitor.verdict.state,
             "config": to_dict(config),
         },
     )
+
+
+def _compensator(state: TrainingState) -> Compensator | None:
+    return state.compensator.compensator if isinstance(state.compensator, Guard) else state.compensator
 
 
 def make_accelerator(settings: Settings) -> Accelerator:

@@ -6,6 +6,7 @@ on real activations ever less (Liu et al. 2019, section 3).
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,9 +139,12 @@ def gradient_norms(
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put every submodule into eval mode, and each back into its own afterwards."""
     before = {child: child.training for child in module.modules()}
+    # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
+    compiling = "torch._dynamo" in sys.modules
     module.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext():
+            yield
     finally:
         for child, training in before.items():
             child.training = training
@@ -191,11 +195,11 @@ def _patches(used: Any, given: Tensor, linear: Tensor) -> Tensor:
             padding = [own + more for own, more in zip(used.output_padding, missing, strict=True)]
             seen = transposed(energy, ones, output_padding=padding, **common)
         return seen
-    padding: Any = used.padding
+    around: Any = used.padding
     if used.padding_mode != "zeros":
-        energy, padding = F.pad(energy, used._reversed_padding_repeated_twice, mode=used.padding_mode), 0
+        energy, around = F.pad(energy, used._reversed_padding_repeated_twice, mode=used.padding_mode), 0
     convolve: Callable[..., Tensor] = _CONVOLVE[spatial]
-    return convolve(energy, ones, stride=used.stride, padding=padding, dilation=used.dilation, groups=groups)
+    return convolve(energy, ones, stride=used.stride, padding=around, dilation=used.dilation, groups=groups)
 
 
 def _grid(used: Any, given: Tensor, linear: Tensor) -> list[int]:

@@ -40,6 +40,7 @@ class Monitor:
     Attributes:
         layers: the names of the layers that are watched.
         history: every snapshot, compact.
+        latest: the newest snapshot, layer name -> singular values in double precision.
         verdict: the newest one, None before the first snapshot.
         actions: a list.
 
@@ -73,6 +74,7 @@ class Monitor:
         self.detector = detector or Detector()
         self.actions = list(actions)
         self.history = History()
+        self.latest: dict[str, Tensor] = {}
         self.verdict: Verdict | None = None
         self._samples = samples
         self._only, self._skip = only, skip
@@ -99,6 +101,7 @@ class Monitor:
     def snapshot(self, iteration: int) -> Verdict:
         """Take a snapshot now, whether due or not, judge it and call the actions."""
         values = self._read()
+        self.latest = values
         verdict = self.detector.update(iteration, values)
         self.history.add(iteration, values)
         if self._samples is not None and verdict.alarming:

@@ -231,6 +231,11 @@ class Compensator(ABC):
             require_finite(self.layers)
             return all(self._holds(layer) for layer in self.layers.values())
 
+    @property
+    def acted(self) -> int:
+        """How many calls acted."""
+        return max(0, math.ceil((self.calls - self.start) / self.every))
+
     def remove(self) -> None:
         """Let go of the layers: later calls of ``step()`` do nothing. The weights stay as they are."""
         self.layers = Layers((), title=type(self).__name__)

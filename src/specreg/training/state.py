@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from specreg.guard import Guard
+from specreg.monitor.actions import Pin
+from specreg.monitor.monitor import Monitor
 from specreg.regularizers.compensation import Compensator
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Stream(Protocol):
@@ -33,7 +36,9 @@ class TrainingState:
         step: generator updates made.
         random: source of latent vectors and labels.
         ema: the generator's running average, or None.
-        compensator: or None for plain spectral normalization.
+        compensator: or a guard that switches one on, or None for plain spectral normalization.
+        monitor: watches the discriminator, or None.
+        pin: keeps healthy copies for the guard to go back to, or None.
     """
 
     generator: nn.Module
@@ -42,7 +47,9 @@ class TrainingState:
     discriminator_optimizer: torch.optim.Optimizer
     stream: Stream
     random: torch.Generator
-    compensator: Compensator | None = None
+    compensator: Compensator | Guard | None = None
+    monitor: Monitor | None = None
+    pin: Pin | None = None
     ema: nn.Module | None = None
     step: int = 0
 
@@ -61,7 +68,7 @@ class TrainingState:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
-            "compensator": None if self.compensator is None else self.compensator.state_dict(),
+            **{name: None if part is None else part.state_dict() for name, part in self._watchers().items()},
             "stream": self.stream.state_dict(),
             "random": self.random.get_state(),
             "global_random": _global_random(),
@@ -81,12 +88,16 @@ class TrainingState:
             self.ema.load_state_dict(state["ema"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-        if self.compensator is not None:
-            self.compensator.load_state_dict(state["compensator"])
+        for name, part in self._watchers().items():
+            if part is not None:
+                part.load_state_dict(state[name])
         self.stream.load_state_dict(state["stream"])
         self.random.set_state(state["random"])
         _set_global_random(state["global_random"])
         self.step = state["step"]
+
+    def _watchers(self) -> dict[str, Compensator | Guard | Monitor | Pin | None]:
+        return {"compensator": self.compensator, "monitor": self.monitor, "pin": self.pin}
 
 
 def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:

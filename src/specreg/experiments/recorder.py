@@ -1,0 +1,133 @@
+"""What a run writes down while it trains: losses, spectra and verdicts, metrics, events, checkpoints."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specreg.data.arrays import ImageSource, dequantize, quantize
+from specreg.evaluation.protocol import Evaluator
+from specreg.experiments.config import Settings
+from specreg.experiments.sampling import sample_images, sampling
+from specreg.guard import Guard
+from specreg.monitor.attainment import attainment, gradient_norms
+from specreg.monitor.detector import Verdict
+from specreg.monitor.samples import diversity
+from specreg.records import RunDirectory
+from specreg.training.loop import draw_latent
+from specreg.training.state import TrainingState, save_checkpoint
+
+Progress = Callable[[int, dict[str, Any]], None]
+
+_PROBE_SEED, _PROBE_SIZE = 5_000_011, 64
+_SPECTRUM_DIGITS = 6
+
+
+class Probe:
+    """One batch of real images and one of latent vectors, the same at each time: what the discriminator feels of them.
+
+    Args:
+        source: the real images.
+        settings: whether the networks are conditional.
+    """
+
+    def __init__(self, source: ImageSource, settings: Settings) -> None:
+        random = torch.Generator().manual_seed(_PROBE_SEED)
+        images, labels = source.draw(_PROBE_SIZE, random)
+        self._images = dequantize(images, random)
+        self._labels = labels if settings.data.conditional else None
+
+    def measure(self, state: TrainingState) -> dict[str, Any]:
+        """Return each layer's attainment, the discriminator's gradient norms and the samples' diversity."""
+        random = torch.Generator().manual_seed(_PROBE_SEED)
+        generator, discriminator = state.sampler, state.discriminator
+        z, _ = draw_latent(generator, _PROBE_SIZE, random)
+        labels = None if self._labels is None else self._labels.to(z.device)
+        real, extra = self._images.to(z.device), () if labels is None else (labels,)
+        with sampling(generator):
+            fake = generator(z, *extra)
+        attained = attainment(discriminator, real, *extra)
+        norms = gradient_norms(lambda x: discriminator(x, *extra), real, fake, generator=random)
+        return {
+            "attainment": {name: round(one.attained, 5) for name, one in attained.items()},
+            "gradient_norms": {name: round(value, 6) for name, value in norms.items()},
+            "diversity": asdict(diversity(quantize(fake).float(), quantize(real).float())),
+        }
+
+
+class Recorder:
+    """The training's callback: it writes records and checkpoints.
+
+    Attributes:
+        stopped: the spectra have collapsed and the configuration says to stop then.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        run: RunDirectory,
+        state: TrainingState,
+        evaluator: Evaluator,
+        probe: Probe,
+        progress: Progress,
+    ) -> None:
+        assert state.monitor is not None
+        self.stopped = False
+        self._settings, self._every = settings, settings.records
+        self._run, self._state, self._evaluator, self._probe, self._progress = run, state, evaluator, probe, progress
+        self._before = float((run.read("timing") or {"seconds": 0.0})["seconds"]) if run.checkpoint.exists() else 0.0
+        self._began = time.monotonic()
+        self._saved = state.step if run.checkpoint.exists() else -1
+        self._monitor = state.monitor
+        self._monitor.actions.append(self._watched)
+        if state.step == 0:
+            self._monitor.step(0)
+
+    def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
+        self._progress(state.step, {})
+        if state.step % self._every.log_every == 0:
+            record = {"step": state.step} | {name: value.item() for name, value in losses.items()}
+            self._run.append("metrics", record)
+            self._progress(state.step, record)
+        self._monitor.step(state.step)
+        if self._every.evaluate_every and state.step % self._every.evaluate_every == 0:
+            generator = state.sampler
+            record = {"step": state.step} | self._evaluator.glance(lambda count: sample_images(generator, count))
+            self._run.append("evaluations", record)
+            self._run.append("sensitivity", {"step": state.step} | self._probe.measure(state))
+            self._progress(state.step, record)
+        if state.step % self._every.checkpoint_every == 0:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Save the state, if it is not saved yet."""
+        if self._saved == self._state.step:
+            return
+        save_checkpoint(self._state.state_dict(), self._run.checkpoint)
+        self._saved = self._state.step
+        self._run.write("timing", {"seconds": round(self._before + time.monotonic() - self._began, 3)})
+
+    def _watched(self, verdict: Verdict) -> None:
+        """Write a snapshot down; the monitor calls this after the guard."""
+        layers = {
+            name: [float(f"{value:.{_SPECTRUM_DIGITS}g}") for value in s.flatten().tolist()]
+            for name, s in self._monitor.latest.items()
+            if s.shape[-1] > 1
+        }
+        step = self._state.step
+        self._run.append("spectra", {"step": step, "layers": layers})
+        self._run.append("verdicts", {"step": step} | verdict.to_dict())
+        guard = self._state.compensator
+        if isinstance(guard, Guard) and guard.switched_on == step:
+            if guard.restored is not None:
+                self._event(step, "rolled back", f"the networks are those of step {guard.restored}")
+            self._event(step, "guard on", f"{guard.scheme} compensation switched on")
+        if self._settings.stop_on_collapse and verdict.state == "collapsed":
+            self.stopped = True
+            self._event(step, "stopped", verdict.message)
+
+    def _event(self, step: int, event: str, message: str) -> None:
+        self._run.append("events", {"step": step, "event": event, "message": message})
