@@ -37,7 +37,9 @@ class Guard:
         states: that switch it on, by default "collapsing" and "collapsed".
         healthy: iterations of healthy past that the record is taken from.
         pin: go back to its newest copy from before the fall when switching on. It is put into the actions, too.
-        every, strength, scale: see :func:`specreg.dynamic_compensation`.
+        every: discriminator steps between compensations. A fall takes hundreds of steps, so that a floor can be
+            looked after less often than the published schemes' 5.
+        strength, scale: see :func:`specreg.dynamic_compensation`.
         only, skip: the layers to compensate, among those monitored; the same forms as there.
 
     Attributes:
@@ -69,7 +71,7 @@ class Guard:
         states: tuple[State, ...] = ("collapsing", "collapsed"),
         healthy: int = 1000,
         pin: Pin | None = None,
-        every: int = 5,
+        every: int = 25,
         strength: float = 1.0,
         scale: Scale = "keep",
         only: Selection = None,
@@ -141,7 +143,8 @@ class Guard:
 
     def _healthy_past(self, since: int) -> tuple[int, int]:
         """Return the iterations that the record is taken from; they hold a snapshot."""
-        warm = self._monitor.history.iterations[0] + self._monitor.detector.thresholds.warmup
+        # The second half of the warm-up counts: a fall may begin where it ends, and one snapshot is noisy.
+        warm = self._monitor.history.iterations[0] + self._monitor.detector.thresholds.warmup // 2
         return min(since, max(warm, since - self.healthy)), since
 
     def _attach(self, record: Mapping[str, Tensor]) -> Compensator:

@@ -30,6 +30,8 @@ class RegularizationConfig:
     """anchored: discriminator steps that the record is averaged over."""
     guard: Literal["anchored", "dynamic", "static"] = "anchored"
     """guard: the scheme that is switched on when a collapse begins."""
+    guard_every: int = 25
+    """guard: compensate after every so many discriminator steps, once it is on."""
     roll_back: bool = False
     """guard: go back to the healthy networks from before the collapse, too."""
     every: int = 5
@@ -168,7 +170,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _AT_LEAST_ONE = {
-    "regularization": ("every", "window"),
+    "regularization": ("every", "window", "guard_every"),
     "model": ("d_channels", "g_channels", "latent"),
     "training": ("steps", "batch_size", "generator_batch", "accumulate", "d_steps"),
     "records": ("log_every", "spectra_every", "checkpoint_every", "samples", "reference"),

@@ -214,6 +214,7 @@ def attach_method(config: RunConfig, state: TrainingState) -> None:
             "discriminator_optimizer": state.discriminator_optimizer,
         } | ({} if state.ema is None else {"ema": state.ema})
         state.pin = Pin(networks) if chosen.roll_back else None
+        common["every"] = chosen.guard_every
         state.compensator = Guard(state.monitor, scheme=chosen.guard, pin=state.pin, **common)
 
 
