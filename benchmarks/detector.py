@@ -1,0 +1,168 @@
+"""Choose the collapse detector's constants on some traces, and report false alarms and delays on others.
+
+python benchmarks/detector.py [--choose] [--out FILE.json]
+python benchmarks/detector.py --record RUN_DIRECTORY NAME    # keep a training's spectra as test data
+
+Without --choose the detector's present constants are tried on traces that were not used for the choice: synthetic ones
+of other seeds, and the recorded trainings that are not in ``CHOSEN_ON``. --choose tries a grid of constants on the
+synthetic traces of seeds 0 to 2 and on the trainings in ``CHOSEN_ON``; the fewest misses and false alarms win, then the
+shorter mean delay.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+import specreg
+from measure import environment, print_table, write
+from specreg.records import RunDirectory
+from traces import RECORDED, SETTINGS, Trace, recorded, synthetic
+
+CHOICE_SEEDS, TEST_SEEDS = range(3), range(100, 110)
+# Recorded trainings that the choice may see.
+CHOSEN_ON = ("fast-sn-0", "fast-static-0", "digits-sn-0")
+GRID = {
+    "window": (1000, 1500, 2000),
+    "fast": (0.2, 0.25, 0.3, 0.35),
+    "far": (0.5, 0.6, 0.7),
+    "patience": (1, 2, 3),
+}
+PROMISED_DELAY = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What the detector made of one trace.
+
+    Attributes:
+        delay: iterations from the collapse's start to the first alarm; None without a collapse or an alarm.
+        false_alarms: changes to "collapsing" or "collapsed" in a healthy training, or before the collapse's start.
+        named_collapsed: it said "collapsed" in the end.
+        recovered: it said "recovered" within 5,000 iterations of the recovery (None where there is none).
+    """
+
+    name: str
+    start: int | None
+    delay: int | None
+    false_alarms: int
+    named_collapsed: bool
+    recovered: bool | None
+
+    @property
+    def missed(self) -> bool:
+        return self.start is not None and self.delay is None
+
+
+def judge(trace: Trace, thresholds: specreg.Thresholds) -> Outcome:
+    """Run the detector over a trace."""
+    detector = specreg.Detector(thresholds)
+    delay, false_alarms, collapsed, recovered = None, 0, False, trace.recovery is None
+    alarmed = False
+    for iteration, spectra in trace.snapshots():
+        verdict = detector.update(iteration, spectra)
+        rising, alarmed = verdict.alarming and not alarmed, verdict.alarming
+        # A start is known to a snapshot or two.
+        true = trace.start is not None and iteration >= trace.start - 200
+        false_alarms += rising and not true
+        if alarmed and true and delay is None:
+            delay = max(0, iteration - (trace.start or 0))
+        collapsed = collapsed or verdict.state == "collapsed"
+        if trace.recovery is not None and verdict.state == "recovered":
+            recovered = recovered or abs(iteration - trace.recovery) <= 5000
+    return Outcome(
+        trace.name, trace.start, delay, false_alarms, collapsed, None if trace.recovery is None else recovered
+    )
+
+
+def choose(traces: Sequence[Trace]) -> specreg.Thresholds:
+    """Return the best constants of the grid."""
+    traces = [trace.bulks() for trace in traces]
+    best: tuple[tuple[float, float], specreg.Thresholds] | None = None
+    for values in itertools.product(*GRID.values()):
+        thresholds = specreg.Thresholds(**dict(zip(GRID, values, strict=True)))
+        outcomes = [judge(trace, thresholds) for trace in traces]
+        errors = sum(one.missed + one.false_alarms + (one.recovered is False) for one in outcomes)
+        delays = [one.delay for one in outcomes if one.delay is not None]
+        score = (errors, statistics.fmean(delays) if delays else float("inf"))
+        if best is None or score < best[0]:
+            best = (score, thresholds)
+            print(f"{errors} errors, mean delay {score[1]:.0f}: {thresholds}", flush=True)
+    assert best is not None
+    return best[1]
+
+
+def table(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
+    """Return a row for each name."""
+    groups: dict[str, list[Outcome]] = {}
+    for one in outcomes:
+        groups.setdefault(one.name, []).append(one)
+    rows: list[dict[str, object]] = []
+    for name, members in groups.items():
+        delays = [one.delay for one in members if one.delay is not None]
+        known = [one.recovered for one in members if one.recovered is not None]
+        rows.append(
+            {
+                "trace": name,
+                "runs": len(members),
+                "collapses": sum(one.start is not None for one in members),
+                "flagged": len(delays),
+                "median delay": statistics.median(delays) if delays else "-",
+                "worst": max(delays, default="-"),
+                "false alarms": sum(one.false_alarms for one in members),
+                "recovery seen": f"{sum(known)} of {len(known)}" if known else "-",
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--choose", action="store_true")
+    parser.add_argument("--record", nargs=2, metavar=("RUN", "NAME"))
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if given.record:
+        record(RunDirectory(given.record[0]), given.record[1])
+        return
+    real = recorded()
+    thresholds = specreg.Thresholds()
+    if given.choose:
+        for_choice = [synthetic(name, seed) for name in SETTINGS for seed in CHOICE_SEEDS]
+        thresholds = choose([*for_choice, *(trace for trace in real if trace.name in CHOSEN_ON)])
+        print(f"chosen: {thresholds}")
+    outcomes = [judge(synthetic(name, seed).bulks(), thresholds) for name in SETTINGS for seed in TEST_SEEDS]
+    on_real = [judge(trace, thresholds) for trace in real]
+    for title, some in (
+        ("synthetic traces that the choice did not see", outcomes),
+        ("recorded trainings that the choice did not see", [o for o in on_real if o.name not in CHOSEN_ON]),
+        ("recorded trainings that the choice saw", [o for o in on_real if o.name in CHOSEN_ON]),
+    ):
+        if some:
+            print_table(title, table(some))
+    late = [one for one in (*outcomes, *on_real) if one.delay is not None and one.delay > PROMISED_DELAY]
+    print(f"\nflagged later than {PROMISED_DELAY} iterations after the start: {len(late)}")
+    if given.out:
+        results = {
+            "thresholds": dataclasses.asdict(thresholds),
+            "chosen_on": {"seeds": list(CHOICE_SEEDS), "trainings": list(CHOSEN_ON)},
+            "synthetic": [dataclasses.asdict(one) for one in outcomes],
+            "recorded": [dataclasses.asdict(one) for one in on_real],
+        }
+        write(given.out, {"environment": environment(torch.device("cpu")), "results": results})
+
+
+def record(run: RunDirectory, name: str) -> None:
+    """Keep a run's spectra as test data."""
+    history = specreg.History()
+    for line in run.series("spectra"):
+        history.add(line["step"], {layer: torch.tensor(values) for layer, values in line["layers"].items()})
+    history.save(RECORDED / f"{name}.npz")
+
+
+if __name__ == "__main__":
+    main()

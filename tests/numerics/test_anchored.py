@@ -1,0 +1,141 @@
+"""Anchored compensation, records given to the dynamic one, and keep="auto", against numpy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import specreg
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(24, 5))
+
+
+def matrices(module: nn.Module) -> dict[str, np.ndarray]:
+    return {
+        name: child.weight.detach().double().flatten(1).numpy().copy()
+        for name, child in module.named_children()
+        if hasattr(child, "weight")
+    }
+
+
+def perturb(module: nn.Module, generator: torch.Generator) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+
+
+def lifted(matrix: np.ndarray, record: np.ndarray, strength: float = 1.0) -> np.ndarray:
+    u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+    wanted = np.maximum(record * s[0], s)
+    return u * (s + strength * (wanted - s)) @ vh
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_the_record_is_the_mean_over_the_window_and_does_not_change_afterwards(strength):
+    module, random = network(), torch.Generator().manual_seed(1)
+    compensator = specreg.anchored_compensation(module, every=2, start=3, window=6, strength=strength)
+    seen: dict[str, list[np.ndarray]] = {}
+    for call in range(16):
+        perturb(module, random)
+        before = matrices(module)
+        acted = compensator.step()
+        assert acted == (call >= 3 and (call - 3) % 2 == 0)
+        after = matrices(module)
+        for name, matrix in before.items():
+            s = np.linalg.svd(matrix, compute_uv=False)
+            if acted and call < 9:
+                seen.setdefault(name, []).append(s / s[0])
+            expected = matrix if not acted or call < 9 else lifted(matrix, np.mean(seen[name], axis=0), strength)
+            assert np.linalg.norm(after[name] - expected) <= 1e-5 * np.linalg.norm(expected)
+    assert len(seen["0"]) == 3
+    for name, ratios in seen.items():
+        assert np.allclose(compensator.state_dict()["record"][name].numpy(), np.mean(ratios, axis=0), atol=2e-6)
+    assert strength < 1 or compensator.satisfied()
+
+
+@pytest.mark.parametrize("verb", [specreg.anchored_compensation, specreg.dynamic_compensation])
+def test_a_given_record_compensates_at_once(verb):
+    module = network()
+    record = {name: torch.linspace(1, 0.9, s.shape[-1]) for name, s in specreg.spectra(module).items()}
+    before = matrices(module)
+    compensator = verb(module, record=record | {"another layer": torch.ones(3)})
+    assert compensator.step()
+    for name, matrix in before.items():
+        expected = lifted(matrix, record[name].double().numpy())
+        assert np.linalg.norm(matrices(module)[name] - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("verb", [specreg.anchored_compensation, specreg.dynamic_compensation])
+def test_a_record_that_does_not_fit_is_refused(verb):
+    module = network()
+    record = specreg.spectra(module, normalized=True)
+    with pytest.raises(ValueError, match="lacks the layer '1'"):
+        verb(module, record={"0": record["0"], "3": record["3"]})
+    with pytest.raises(ValueError, match=r"layer .1.: the state.s record has shape"):
+        verb(module, record=record | {"1": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"layer .1.: .*finite"):
+        verb(module, record=record | {"1": record["1"] * float("nan")})
+
+
+def test_anchored_resumes_in_the_middle_of_its_window():
+    runs = []
+    for interrupted in (False, True):
+        torch.manual_seed(3)
+        module, random = network(), torch.Generator().manual_seed(2)
+        compensator = specreg.anchored_compensation(module, every=1, start=1, window=4)
+        for call in range(8):
+            perturb(module, random)
+            compensator.step()
+            if interrupted and call == 2:
+                state = compensator.state_dict()
+                compensator = specreg.anchored_compensation(module, every=1, start=1, window=4)
+                compensator.load_state_dict(state)
+        runs.append(matrices(module))
+    assert all(np.array_equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_auto_takes_the_stable_rank_at_the_first_acting_call():
+    module, random = network(), torch.Generator().manual_seed(1)
+    compensator = specreg.static_compensation(module, keep="auto", every=1, start=2)
+    assert compensator.satisfied()  # nothing is asked for yet
+    with pytest.raises(ValueError, match="first acting call"):
+        compensator.counts()
+    for call in range(4):
+        perturb(module, random)
+        before = matrices(module)
+        if call == 2:
+            spectra = {name: np.linalg.svd(matrix, compute_uv=False) for name, matrix in before.items()}
+            counts = {name: max(1, round(float((s**2).sum() / s[0] ** 2))) for name, s in spectra.items()}
+        assert compensator.step() == (call >= 2)
+        for name, matrix in before.items():
+            u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+            if call >= 2:
+                s[: counts[name]] = s[0]
+            assert np.linalg.norm(matrices(module)[name] - u * s @ vh) <= 1e-5 * np.linalg.norm(matrix)
+    assert compensator.counts() == counts
+    assert len(set(counts.values())) > 1
+    again = specreg.static_compensation(network(), keep="auto")
+    again.load_state_dict(compensator.state_dict())
+    assert again.counts() == counts
+
+
+def test_auto_is_more_than_half_in_wide_and_a_quarter_in_square_random_matrices():
+    module = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 1))
+    compensator = specreg.static_compensation(module, keep="auto")
+    compensator.step()
+    assert compensator.counts()["0"] == pytest.approx(0.5625 * 64, abs=3)
+    assert compensator.counts()["1"] == pytest.approx(0.25 * 64, abs=3)
+
+
+@pytest.mark.parametrize("keep", ["half", "", None, True, 0, 1.5, -1])
+def test_bad_keep_is_refused(keep):
+    with pytest.raises(ValueError, match=r"keep must be a fraction .* 'auto', got"):
+        specreg.static_compensation(network(), keep=keep)
+
+
+@pytest.mark.parametrize(("option", "value"), [("window", 0), ("window", 1.5), ("start", -1), ("every", 0)])
+def test_bad_options_of_anchored_are_refused(option, value):
+    with pytest.raises(ValueError, match=f"{option} must be an integer"):
+        specreg.anchored_compensation(network(), **{option: value})

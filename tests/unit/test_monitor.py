@@ -1,0 +1,394 @@
+"""The monitor, its history, its actions and the guard."""
+
+import copy
+import io
+import logging
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import spectral_norm as legacy_spectral_norm
+from torch.nn.utils.parametrizations import weight_norm
+
+import specreg
+from kinds import LAYERS
+from specreg.monitor.actions import Pin, RollBack, Stop, When, log
+from specreg.monitor.samples import diversity
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(24, 1))
+
+
+def flatten_spectrum(layer, factor):
+    """Multiply every ratio s_k/s_1 but the first."""
+    weight = layer.parametrizations.weight.original if hasattr(layer, "parametrizations") else layer.weight
+    with torch.no_grad():
+        u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        s[1:] *= factor
+        weight.copy_((u * s @ vh).reshape(weight.shape))
+
+
+def train(module, monitor, guard=None, *, begin=1, end=4000, falls=range(1500, 2500), layer=2):
+    """Let one layer's spectrum fall within a range of iterations."""
+    changes = []
+    for iteration in range(begin, end + 1):
+        if iteration in falls:
+            flatten_spectrum(module[layer], 0.998)
+        if guard is not None:
+            guard.step()
+        verdict = monitor.step(iteration)
+        if verdict.changed:
+            changes.append(verdict)
+    return changes
+
+
+def saved(*objects):
+    """Send states through a file as a checkpoint does."""
+    file = io.BytesIO()
+    torch.save([one.state_dict() for one in objects], file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("normalization", [None, specreg.spectral_norm, legacy_spectral_norm, weight_norm])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_monitoring_leaves_every_tensor_of_every_kind_alone(kind, normalization):
+    module = nn.Sequential(LAYERS[kind]())
+    if normalization is not None:
+        (normalization if normalization is specreg.spectral_norm else lambda m: normalization(m[0]))(module)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = torch.get_rng_state()
+    monitor = specreg.Monitor(module, every=1)
+    verdict = monitor.step(1)
+    assert verdict.state == "healthy"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(monitor.history.layers) == set(specreg.spectra(module))
+
+
+def test_a_training_with_a_monitor_is_bit_for_bit_the_one_without():
+    ends = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        module = network()
+        specreg.spectral_norm(module)
+        monitor = specreg.Monitor(module, every=3, samples=lambda: (torch.rand(8, 2), torch.rand(8, 2)))
+        optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+        for iteration in range(1, 30):
+            optimizer.zero_grad()
+            module(torch.randn(4, 3, 4, 4)).sum().backward()
+            optimizer.step()
+            if watched:
+                monitor.step(iteration)
+                specreg.attainment(module, torch.zeros(2, 3, 4, 4) + 1)
+        ends.append(copy.deepcopy(module.state_dict()))
+    assert len(monitor.history) == 10
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_the_cadence_counts_iterations_that_jump():
+    monitor = specreg.Monitor(network(), every=100)
+    for iteration in (1, 50, 99, 130, 180, 205, 500, 599, 601):
+        monitor.step(iteration)
+    assert monitor.history.iterations == [1, 130, 205, 500, 601]
+
+
+def test_changed_is_said_once():
+    module = network()
+    monitor = specreg.Monitor(module, every=100)
+    verdicts = []
+    for iteration in range(1, 3001):
+        if 1500 <= iteration < 2500:
+            flatten_spectrum(module[2], 0.998)
+        verdicts.append(monitor.step(iteration))
+    assert [v.state for v in verdicts if v.changed] == ["collapsing", "collapsed"]
+    assert monitor.verdict.state == "collapsed"
+    assert monitor.verdict.layers == ("2",)
+
+
+def test_a_resumed_monitor_goes_on_exactly():
+    torch.manual_seed(1)
+    module = network()
+    other = copy.deepcopy(module)
+    whole = specreg.Monitor(module, every=50)
+    train(module, whole, end=2200)
+    first = specreg.Monitor(other, every=50)
+    train(other, first, end=1870)
+    second = specreg.Monitor(other, every=50)
+    second.load_state_dict(saved(first)[0])
+    assert second.verdict.state == first.verdict.state
+    train(other, second, begin=1871, end=2200)
+    assert second.history.iterations == whole.history.iterations
+    assert second.detector.state_dict() == whole.detector.state_dict()
+    assert torch.equal(second.history.singular_values("2"), whole.history.singular_values("2"))
+
+
+def test_bad_options_are_said_at_once():
+    with pytest.raises(ValueError, match="every must be an integer"):
+        specreg.Monitor(network(), every=0)
+    with pytest.raises(ValueError, match="no layer"):
+        specreg.Monitor(nn.ReLU())
+    with pytest.raises(ValueError, match="names no layer"):
+        specreg.Monitor(network(), only="conv9")
+    with pytest.raises(ValueError, match="not a monitor's state"):
+        specreg.Monitor(network()).load_state_dict({})
+
+
+def test_a_nan_weight_is_named():
+    module = network()
+    monitor = specreg.Monitor(module)
+    module[2].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="layer '2'"):
+        monitor.step(1)
+
+
+class TestHistory:
+    def history(self):
+        history = specreg.History()
+        torch.manual_seed(0)
+        for iteration in range(0, 1000, 100):
+            values = torch.rand(5).sort(descending=True).values
+            history.add(iteration, {"a.b": values, "grouped": torch.stack([values[:3], values[2:]])})
+        return history
+
+    def test_it_survives_a_file(self, tmp_path):
+        history = self.history()
+        history.save(tmp_path / "spectra.npz")
+        again = specreg.History.load(tmp_path / "spectra.npz")
+        assert again.iterations == history.iterations
+        assert again.layers == ("a.b", "grouped")
+        for name in again.layers:
+            assert torch.equal(again.singular_values(name), history.singular_values(name))
+        assert again.statistics("grouped").bulk.shape == (10, 2)
+        assert [path.name for path in tmp_path.iterdir()] == ["spectra.npz"]
+
+    def test_mean_ratios_are_those_of_the_snapshots_between(self):
+        history = self.history()
+        s = history.singular_values("a.b")[2:5].double()
+        assert torch.allclose(history.mean_ratios(200, 400)["a.b"], (s / s[:, :1]).mean(0))
+        with pytest.raises(ValueError, match="no snapshot between iterations 1 and 99"):
+            history.mean_ratios(1, 99)
+
+    def test_a_long_training_stays_small(self):
+        history = specreg.History(limit=10)
+        for iteration in range(1000):
+            history.add(iteration, {"a": torch.tensor([float(iteration)])})
+        assert 5 <= len(history) <= 10
+        assert history.iterations[-1] == 999
+        assert history.singular_values("a")[:, 0].tolist() == history.iterations
+
+    @pytest.mark.parametrize("content", [b"", b"not a zip", None])
+    def test_a_damaged_file_is_refused(self, tmp_path, content):
+        path = tmp_path / "spectra.npz"
+        if content is None:
+            np.savez(path, something=np.zeros(3))
+        else:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"spectra\.npz is not a"):
+            specreg.History.load(path)
+
+    def test_a_pickle_inside_is_not_run(self, tmp_path):
+        np.savez(tmp_path / "spectra.npz", iterations=np.array([print], dtype=object))
+        with pytest.raises(ValueError, match="not a readable history"):
+            specreg.History.load(tmp_path / "spectra.npz")
+
+    def test_snapshots_have_to_fit(self):
+        history = self.history()
+        with pytest.raises(ValueError, match="iterations must grow"):
+            history.add(900, {"a.b": torch.ones(5), "grouped": torch.ones(2, 3)})
+        with pytest.raises(ValueError, match="the layers changed"):
+            history.add(1000, {"a.b": torch.ones(5)})
+        assert len(history) == 10
+
+
+class TestActions:
+    def test_each_is_called_when_its_time_has_come(self, caplog):
+        module = network()
+        called, stop = [], Stop()
+        monitor = specreg.Monitor(module, actions=[log, When("collapsing", "collapsed", call=called.append), stop])
+        with caplog.at_level(logging.INFO, logger="specreg"):
+            train(module, monitor, end=1900)
+            assert not stop.requested
+            train(module, monitor, begin=1901)
+        assert [verdict.state for verdict in called] == ["collapsing", "collapsed"]
+        assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+        assert "collapsing since iteration" in caplog.records[0].getMessage()
+        assert stop.requested
+
+    def test_an_unknown_state_is_refused(self):
+        with pytest.raises(ValueError, match="there is no state 'broken'"):
+            When("broken", call=print)
+
+    def test_the_pin_goes_back_to_before_the_fall(self, tmp_path):
+        module = network()
+        optimizer = torch.optim.Adam(module.parameters())
+        pin = Pin({"d": module, "o": optimizer}, every=300, copies=3, folder=tmp_path)
+        monitor = specreg.Monitor(module, actions=[pin])
+        roll_back = RollBack(pin)
+        monitor.actions.append(roll_back)
+        healthy = specreg.spectra(module, normalized=True)["2"]
+        train(module, monitor, end=2000)
+        ((at, to),) = roll_back.restored
+        assert to <= 1500 < at
+        assert to in pin.iterations
+        fallen_after = 0.998 ** (2000 - at)
+        assert torch.allclose(specreg.spectra(module, normalized=True)["2"][1:] / healthy[1:], torch.tensor(fallen_after).double(), rtol=1e-3)
+        files = sorted(path.name for path in tmp_path.iterdir())
+        assert len(files) <= 4
+        assert set(torch.load(tmp_path / f"healthy-{to}.pt", weights_only=True)) == {"d", "o"}
+
+    def test_the_pin_keeps_copies_not_references(self):
+        module = nn.Linear(2, 2)
+        pin = Pin({"d": module})
+        monitor = specreg.Monitor(module, actions=[pin])
+        monitor.step(1)
+        before = module.weight.detach().clone()
+        module.weight.data.zero_()
+        assert pin.restore() == 1
+        assert torch.equal(module.weight, before)
+        module.weight.data.zero_()
+        pin.restore()
+        assert torch.equal(module.weight, before)
+
+    def test_bad_pins_are_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="nothing to pin"):
+            Pin({})
+        with pytest.raises(ValueError, match="copies must be"):
+            Pin({"d": nn.Linear(2, 2)}, copies=0)
+        with pytest.raises(ValueError, match="does not exist"):
+            Pin({"d": nn.Linear(2, 2)}, folder=tmp_path / "nowhere")
+        with pytest.raises(ValueError, match="nothing was pinned"):
+            Pin({"d": nn.Linear(2, 2)}).restore()
+
+
+class TestGuard:
+    @pytest.mark.parametrize("scheme", ["anchored", "dynamic", "static"])
+    def test_it_is_off_while_all_is_well_and_then_holds_the_spectrum(self, scheme):
+        module = network()
+        specreg.spectral_norm(module)
+        monitor = specreg.Monitor(module)
+        guard = specreg.Guard(monitor, scheme=scheme, every=1)
+        healthy = specreg.spectra(module, normalized=True)["2"]
+        train(module, monitor, guard, end=1400)
+        assert guard.compensator is None
+        assert torch.equal(specreg.spectra(module, normalized=True)["2"], healthy)
+        changes = train(module, monitor, guard, begin=1401)
+        assert 1500 < guard.switched_on <= 2500
+        assert guard.compensator.acted == 4000 - guard.switched_on
+        now = specreg.spectra(module, normalized=True)["2"]
+        if scheme == "static":
+            assert torch.allclose(now[:3], torch.ones(3).double(), atol=1e-4)
+        else:
+            assert torch.allclose(now, healthy, atol=1e-4)
+        assert changes[-1].state in ("healthy", "recovered")
+
+    def test_the_record_is_the_mean_of_the_healthy_past(self):
+        module = network()
+        monitor = specreg.Monitor(module)
+        guard = specreg.Guard(monitor, healthy=600)
+        train(module, monitor, guard, end=2400)
+        since = next(v for v in [monitor.verdict] if v is not None).since or 1500
+        record = guard.compensator.state_dict()["record"]
+        expected = monitor.history.mean_ratios(since - 600, since)
+        for name in record:
+            assert torch.allclose(record[name], expected[name], atol=0.02)
+
+    def test_it_rolls_back_if_asked(self):
+        module = network()
+        monitor = specreg.Monitor(module)
+        pin = Pin({"d": module}, every=200)
+        guard = specreg.Guard(monitor, pin=pin)
+        healthy = specreg.spectra(module, normalized=True)["2"]
+        train(module, monitor, guard, end=2600, falls=range(1500, 1950))
+        assert guard.restored <= 1500 < guard.switched_on
+        assert torch.allclose(specreg.spectra(module, normalized=True)["2"], healthy, atol=0.05)
+
+    @pytest.mark.parametrize("cut", [1400, 2300])
+    def test_it_resumes_exactly(self, cut):
+        ends = []
+        for interrupted in (False, True):
+            torch.manual_seed(0)
+            module = network()
+            monitor = specreg.Monitor(module)
+            guard = specreg.Guard(monitor, every=3)
+            train(module, monitor, guard, end=cut)
+            if interrupted:
+                states = saved(monitor, guard)
+                monitor = specreg.Monitor(module)
+                guard = specreg.Guard(monitor, every=3)
+                monitor.load_state_dict(states[0])
+                guard.load_state_dict(states[1])
+            train(module, monitor, guard, begin=cut + 1, end=2600)
+            ends.append((module[2].weight.detach().clone(), guard.switched_on))
+        assert torch.equal(ends[0][0], ends[1][0])
+        assert ends[0][1] == ends[1][1]
+
+    def test_mistakes_are_said_at_once(self):
+        module = network()
+        with pytest.raises(ValueError, match="there is no scheme 'magic'"):
+            specreg.Guard(specreg.Monitor(module), scheme="magic")
+        with pytest.raises(ValueError, match="strength must lie"):
+            specreg.Guard(specreg.Monitor(module), strength=2)
+        with pytest.raises(ValueError, match="does not watch the layer '2'"):
+            specreg.Guard(specreg.Monitor(module, only="0"))
+        with pytest.raises(ValueError, match="there is no state"):
+            specreg.Guard(specreg.Monitor(module), states=("ill",))
+        guard = specreg.Guard(specreg.Monitor(module), scheme="static")
+        with pytest.raises(ValueError, match="of the scheme 'anchored'"):
+            guard.load_state_dict(specreg.Guard(specreg.Monitor(module)).state_dict())
+
+
+class TestDiversity:
+    def test_of_the_same_distribution_and_of_one_point(self):
+        torch.manual_seed(0)
+        real, alike = torch.randn(200, 3, 4, 4), torch.randn(200, 3, 4, 4)
+        same = diversity(alike, real)
+        assert same.ratio == pytest.approx(1, abs=0.05)
+        assert same.duplicates < 0.05
+        assert not same.poor
+        one = diversity(torch.randn(1, 3, 4, 4) + 1e-3 * torch.randn(200, 3, 4, 4), real)
+        assert one.ratio < 0.01
+        assert one.duplicates == 1
+        assert one.poor
+
+    def test_ratio_by_hand(self):
+        line = torch.tensor([[0.0], [1.0], [3.0]])
+        assert diversity(2 * line, line).ratio == pytest.approx(2)
+
+    def test_the_verdict_says_whether_the_samples_agree(self):
+        for fake, words in ((torch.zeros(20, 4), "the samples agree"), (torch.rand(20, 4), "do not show it")):
+            module = network()
+            asked = []
+
+            def samples(fake=fake, asked=asked):
+                asked.append(True)
+                return fake, torch.rand(20, 4)
+
+            monitor = specreg.Monitor(module, samples=samples)
+            train(module, monitor, end=1400)
+            assert not asked
+            train(module, monitor, begin=1401)
+            assert words in monitor.verdict.message
+            assert monitor.verdict.to_dict()["samples"]["ratio"] == monitor.verdict.samples.ratio
+
+    @pytest.mark.parametrize(
+        ("fake", "real", "message"),
+        [
+            (torch.rand(4, 3), torch.rand(4, 2), "generated samples have shape"),
+            (torch.rand(2, 3), torch.rand(4, 3), "at least 3 samples"),
+            (torch.full((4, 3), float("nan")), torch.rand(4, 3), "NaN"),
+            (torch.rand(4, 3), torch.ones(4, 3), "real samples are all alike"),
+        ],
+    )
+    def test_bad_batches_are_refused(self, fake, real, message):
+        with pytest.raises(ValueError, match=message):
+            diversity(fake, real)
+
+
+def test_no_warning_is_left_behind():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        specreg.Monitor(network()).step(0)
