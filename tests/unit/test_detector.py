@@ -10,9 +10,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from detector import CHOSEN_ON, PROMISED_DELAY, judge
-from traces import SETTINGS, recorded, synthetic
-
 from specreg import Detector, Thresholds
+from traces import SETTINGS, recorded, synthetic
 
 
 def spectrum(level, rank=8):
