@@ -190,12 +190,14 @@ def _head(spectrum: LayerSpectrum, room: int) -> Text:
 
 
 def _folded(text: str, room: int) -> list[str]:
-    """Break a text into at most two lines, between its parts where that is possible."""
-    if len(text) <= room:
-        return [text]
-    end = max((text.rfind(mark, 1, room + 1) for mark in ". "), default=-1)
-    end = end if end > 0 and len(text) - end <= room else room
-    return [text[:end], _shorten(text[end:].lstrip(), room)]
+    """Break a text into at most three lines, between its parts where that is possible."""
+    lines: list[str] = []
+    while len(text) > room and len(lines) < 2:
+        end = max(text.rfind(mark, 1, room + 1) for mark in ". ")
+        end = end if end > 0 else room
+        lines.append(text[:end])
+        text = text[end:].lstrip()
+    return [*lines, _shorten(text, room)]
 
 
 def _shorten(text: str, room: int) -> str:

@@ -186,8 +186,6 @@ def _pickled(path: Path, *, zipped: bool) -> dict[str, _Stored]:
         # weights_only makes tensors and plain values and calls nothing that the file names. The old format, which is
         # no zip file, cannot be mapped into memory.
         root = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except OSError:
-        raise
     except Exception as error:  # a damaged pickle makes its reader fail anywhere
         message = str(error)
         named = re.search(r"GLOBAL (\S+)", message)

@@ -6,6 +6,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from specreg.autopsy.checkpoints import printable
 from specreg.autopsy.spectra import Autopsy
 
 _PANELS = 16
@@ -25,9 +26,16 @@ def check_plot(path: Path) -> None:
 
 
 def draw(autopsy: Autopsy) -> Figure:
-    """Draw s_k/s_1 against k, a panel for each of the layers lowest against a random matrix, a curve per checkpoint."""
+    """Draw s_k/s_1 against k, a panel for each of the layers lowest against a random matrix, a curve per checkpoint.
+
+    Raises:
+        ValueError: no layer has a spectrum, or more than one singular value.
+    """
     newest = autopsy.layers[-1]
-    lowest = sorted(newest, key=lambda name: 2.0 if (part := newest[name].part) is None else part)[:_PANELS]
+    parts = {name: part for name, one in newest.items() if (part := one.part) is not None}
+    if not parts:
+        raise ValueError("there is no spectrum to plot: no layer has finite weights and two singular values")
+    lowest = sorted(parts, key=lambda name: parts[name])[:_PANELS]
     names = [name for name in newest if name in lowest]
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
@@ -35,8 +43,10 @@ def draw(autopsy: Autopsy) -> Figure:
     axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     for axis in axes[len(names) :]:
         axis.set_axis_off()
-    for axis, name in zip(axes, names, strict=False):
+    for position, (axis, name) in enumerate(zip(axes, names, strict=False)):
         _panel(axis, autopsy, name)
+        if position % columns == 0:
+            axis.set_ylabel("$s_k / s_1$")
     if len(autopsy.paths) > 1:
         title = "iteration" if autopsy.numbered else "checkpoint"
         figure.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside right center", frameon=False)
@@ -47,8 +57,9 @@ def draw(autopsy: Autopsy) -> Figure:
 
 def save(autopsy: Autopsy, path: Path) -> None:
     """Write the picture; an existing file is not overwritten."""
+    figure = draw(autopsy)
     with open(path, "xb") as file:
-        draw(autopsy).savefig(file, format=path.suffix[1:].lower(), dpi=130)
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=130)
 
 
 def _panel(axis: Axes, autopsy: Autopsy, name: str) -> None:
@@ -59,8 +70,8 @@ def _panel(axis: Axes, autopsy: Autopsy, name: str) -> None:
         axis.plot(range(1, len(ratios) + 1), ratios, color=shade, lw=1.3, label=f"{iteration}")
     axis.axhline(autopsy.layers[-1][name].random_bulk, color="grey", ls=":", lw=1)
     # Names come from a file: a $ in them is no formula, and a glyph that no font has is no warning.
-    title = name if len(name) <= 34 else f"{name[:16]}...{name[-15:]}"
-    axis.set_title(title.encode("ascii", "replace").decode(), fontsize=8, parse_math=False)
+    title = name if len(name) <= 34 else f"{name[:10]}...{name[-21:]}"
+    axis.set_title(printable(title).encode("ascii", "replace").decode(), fontsize=8, parse_math=False)
     axis.set_ylim(0, 1.05)
     axis.set_xlabel("k", fontsize=8)
     axis.grid(alpha=0.25)
