@@ -235,7 +235,8 @@ def _inspect(arguments: list[str]) -> int:
         """Show the singular values of every weight matrix in checkpoints of any model; its code is not needed.
 
         Reads safetensors files, their indices, and files of torch.save; nothing in them is executed. Several
-        checkpoints of one model, in the order of its training, are judged against their own past.
+        checkpoints of one model, in the order of its training, are judged against their own past. The time grows with
+        the cube of a matrix's smaller side: leave out the largest with --skip if they take too long.
         """
 
         checkpoints: tyro.conf.Positional[tuple[Path, ...]] = ()

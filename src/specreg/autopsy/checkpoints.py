@@ -6,6 +6,7 @@ shown. Which tensors make a layer's *stored* weight follows the rules of ``specr
 
 import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,7 +186,9 @@ def _pickled(path: Path, *, zipped: bool) -> dict[str, _Stored]:
     try:
         # weights_only makes tensors and plain values and calls nothing that the file names. The old format, which is
         # no zip file, cannot be mapped into memory.
-        root = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what an odd file may be short before it fails on it
+            root = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle makes its reader fail anywhere
         message = str(error)
         named = re.search(r"GLOBAL (\S+)", message)
