@@ -99,6 +99,13 @@ def test_the_numbers_are_those_of_the_stored_weight(case, form, tmp_path):
     assert one.statistics["stable_rank"] == pytest.approx((expected**2).sum() / expected[0] ** 2, rel=1e-4)
 
 
+def test_a_derived_weight_beside_its_original_is_no_layer_of_its_own(tmp_path):
+    state = {"a.weight": torch.eye(3), "a.weight_bar": 5 * torch.eye(3), "a.weight_u": torch.ones(3)}
+    torch.save(state, tmp_path / "m.pt")
+    found = inspect([tmp_path / "m.pt"]).layers[0]
+    assert {name: one.statistics["largest"] for name, one in found.items()} == {"a": 5.0}
+
+
 def test_a_transposed_convolution_is_told_by_name(tmp_path):
     weight = torch.randn(6, 6, 3)
     save_file({"up.weight": weight, "down.weight": weight.clone()}, tmp_path / "m.safetensors")
@@ -331,7 +338,9 @@ def test_checkpoints_of_different_models_are_told_apart(tmp_path):
 
 
 def test_pictures_take_hostile_names_and_overwrite_nothing(tmp_path):
-    save_file({"$\\frac\x1b[1m层.weight": torch.randn(4, 5), "b.weight": torch.randn(1, 5)}, tmp_path / "m.safetensors")
+    save_file(
+        {"$\\frac$\x1b[1m层.weight": torch.randn(4, 5), "b.weight": torch.randn(1, 5)}, tmp_path / "m.safetensors"
+    )
     found = inspect([tmp_path / "m.safetensors"])
     save(found, tmp_path / "p.png")
     with Image.open(tmp_path / "p.png") as picture:
