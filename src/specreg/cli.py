@@ -39,6 +39,7 @@ commands:
   train      train one GAN; the same command again goes on where it stopped
   evaluate   evaluate a trained run anew
   sample     draw images from a trained run into a PNG
+  inspect    show the spectra of any model's checkpoints: specreg inspect model.safetensors
 
 specreg COMMAND --help lists a command's options. The library needs no command:
 
@@ -223,11 +224,59 @@ def _sample(arguments: list[str]) -> int:
     return 0
 
 
+def _inspect(arguments: list[str]) -> int:
+    import tyro
+
+    from specreg import display
+    from specreg.autopsy.figure import check_plot, save
+    from specreg.autopsy.spectra import inspect
+
+    @dataclass
+    class Inspect:
+        """Show the singular values of every weight matrix in checkpoints of any model; its code is not needed.
+
+        Reads safetensors files, their indices, and files of torch.save; nothing in them is executed. Several
+        checkpoints of one model, in the order of its training, are judged against their own past. The time grows with
+        the cube of a matrix's smaller side: leave out the largest with --skip if they take too long.
+        """
+
+        checkpoints: tyro.conf.Positional[tuple[Path, ...]] = ()
+        """Files, or folders that hold one checkpoint each."""
+        only: tuple[str, ...] = ()
+        """Layers to take: names or globs; a name stands for everything below it."""
+        skip: tuple[str, ...] = ()
+        """Layers to leave out."""
+        transposed: tuple[str, ...] = ()
+        """Layers that are transposed convolutions, which a checkpoint does not say."""
+        plot: Path | None = None
+        """Draw the spectra into this .png or .svg file; an existing file is not overwritten."""
+        json: bool = False
+        """Print JSON, with all singular values."""
+
+    given = _parse(Inspect(), "inspect", arguments)
+    if not given.checkpoints:
+        raise ValueError("no checkpoint given: specreg inspect CHECKPOINT [CHECKPOINT ...]")
+    if given.plot is not None:
+        check_plot(given.plot)
+    with display.reading() as progress:
+        found = inspect(
+            given.checkpoints, only=given.only, skip=given.skip, transposed=given.transposed, progress=progress
+        )
+    if given.plot is not None:
+        save(found, given.plot)
+    if given.json:
+        sys.stdout.write(json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")
+    else:
+        display.autopsy(found, given.plot)
+    return 0
+
+
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "train": _train,
     "evaluate": _evaluate,
     "sample": _sample,
+    "inspect": _inspect,
 }
 
 

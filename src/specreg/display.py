@@ -1,7 +1,9 @@
 """What the terminal shows: progress while runs are made, tables when they are done."""
 
 import contextlib
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,18 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
+from specreg.autopsy.checkpoints import printable
+from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.experiments.compare import Job
+from specreg.layers import shown as layer_name
 from specreg.report import TITLES, table
 
 # key in the records, heading, decimals
 _METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2))
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_STYLES = {"collapsed": "red", "collapsing": "red", "not finite": "red", "zero": "red", "reduced": "yellow"}
 _LIVE = (*_METRICS, ("d_loss", "loss D", 2), ("g_loss", "loss G", 2))
 
 
@@ -80,6 +88,141 @@ def metrics(values: Mapping[str, Any]) -> None:
         if not isinstance(value, dict) and value is not None:
             shown.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console(file=sys.stdout).print(shown)
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[Callable[[int, int, str], None]]:
+    """Show which of how many matrices is decomposed; yields what is to be told before each one."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("")
+        yield lambda done, total, name: bars.update(task, completed=done, total=total, description=printable(name))
+
+
+def autopsy(found: Autopsy, plot: Path | None = None) -> None:
+    """Print the table of an autopsy, what its verdicts mean, and what was left out.
+
+    Everything goes through Text: names come from a file, and brackets in them are no markup.
+    """
+    console = Console()
+    series = len(found.paths) > 1
+    console.print(_series_table(found, console.width) if series else _spectra_table(found, console.width))
+    for line in (*(_series_notes if series else _spectra_notes)(found), *found.notes):
+        console.print(Text(line))
+    if plot is not None:
+        console.print(Text(str(plot)), soft_wrap=True)
+
+
+def _spectra_table(found: Autopsy, width: int) -> Table:
+    columns = ("s_k/s_1, k = 1 to r\n", "s_1\ntail", "bulk\nmean", "eff. rank\nstable", "verdict\nof random")
+    shown, room = _table_of_layers(("left", "right", "right", "right", "left"), columns, width - 61)
+    for spectrum in found.layers[0].values():
+        cells = ["", "-", "-", "-"]
+        if (numbers := spectrum.statistics) is not None:
+            cells = [
+                _curve(spectrum.ratios, width=24, height=2),
+                f"{numbers['largest']:.4g}\n{numbers['tail']:.2g}",
+                f"{numbers['bulk']:.2f}\n{numbers['mean']:.2f}",
+                f"{_digits(numbers['effective_rank'])}/{spectrum.rank}\n{_digits(numbers['stable_rank'])}",
+            ]
+        part = "" if spectrum.part is None else f"\n{spectrum.part:.0%}"
+        shown.add_row(_head(spectrum, room), *map(Text, cells), _verdict(spectrum.verdict, part))
+    return shown
+
+
+def _series_table(found: Autopsy, width: int) -> Table:
+    labels = [str(iteration) for iteration in found.iterations]
+    cell = max(4, *map(len, labels))
+    fitting = max(2, (width - 51) // (cell + 1))
+    last = len(labels) - 1
+    picked = (
+        sorted({round(i * last / (fitting - 1)) for i in range(fitting)}) if len(labels) > fitting else range(last + 1)
+    )
+    heads = (f"s_k/s_1 at {labels[0]}\nand below {labels[-1]}", *(labels[index] for index in picked), "verdict\nsince")
+    justify = ("left", *("right" for _ in picked), "left")
+    shown, room = _table_of_layers(justify, heads, width - 29 - len(picked) * (cell + 1))
+    for name, newest in found.layers[-1].items():
+        curves = "\n".join(_curve(one[name].ratios, width=16, height=1) for one in (found.layers[0], found.layers[-1]))
+        bulks = [found.layers[index][name].statistics for index in picked]
+        since = found.verdict.evidence[name].since if found.verdict and name in found.verdict.evidence else None
+        shown.add_row(
+            _head(newest, room),
+            curves,
+            *("-" if one is None else f"{one['bulk']:.2f}" for one in bulks),
+            _verdict(found.series_verdict(name), "" if since is None else f"\n{since}"),
+        )
+    return shown
+
+
+def _spectra_notes(found: Autopsy) -> list[str]:
+    counts = Counter(one.verdict for one in found.layers[0].values())
+    return [
+        ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common() if verdict != "-")
+        + f". collapsed: the bulk is below {COLLAPSED:.0%} of a random matrix's of this shape, reduced: below "
+        f"{REDUCED:.0%}. That is a hint and no proof: a collapse is a fall, which one checkpoint cannot show; "
+        "give several."
+    ]
+
+
+def _series_notes(found: Autopsy) -> list[str]:
+    source = "iterations are the last numbers in the names" if found.numbered else "checkpoints are numbered as given"
+    lines = [f"Bulk of s_k/s_1 in {len(found.paths)} checkpoints; {source}."]
+    if found.verdict is not None:
+        lines.append(printable(found.verdict.message))
+    return lines
+
+
+def _table_of_layers(justify: Sequence[Any], headings: Sequence[str], room: int) -> tuple[Table, int]:
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    room = max(12, room)
+    shown.add_column("layer\nshape = matrix", no_wrap=True, max_width=room)
+    for side, heading in zip(justify, headings, strict=True):
+        shown.add_column(heading, justify=side, no_wrap=True)
+    return shown, room
+
+
+def _head(spectrum: LayerSpectrum, room: int) -> Text:
+    shape = "×".join(map(str, spectrum.shape))
+    if len(spectrum.shape) > 2:
+        shape += " = {}×{}".format(*spectrum.matrix)
+    return Text("\n".join((*_folded(printable(layer_name(spectrum.name)), room), *_folded(shape, room))))
+
+
+def _folded(text: str, room: int) -> list[str]:
+    """Break a text into at most three lines, between its parts where that is possible."""
+    lines: list[str] = []
+    while len(text) > room and len(lines) < 2:
+        end = max(text.rfind(mark, 1, room + 1) for mark in ". ")
+        end = end if end > 0 else room
+        lines.append(text[:end])
+        text = text[end:].lstrip()
+    return [*lines, _shorten(text, room)]
+
+
+def _shorten(text: str, room: int) -> str:
+    """Cut the middle out of a text that is too long: layers' names differ at their ends."""
+    kept = room - 1
+    return text if len(text) <= room else f"{text[: kept - kept * 2 // 3]}…{text[-(kept * 2 // 3) :]}"
+
+
+def _verdict(verdict: str, below: str) -> Text:
+    return Text.assemble((verdict, _STYLES.get(verdict, "")), below)
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def _curve(ratios: Sequence[float], *, width: int, height: int) -> str:
+    """Draw a spectrum from k = 1 to r: one character for each k, or for the mean of several."""
+    width = min(width, len(ratios))
+    bounds = [len(ratios) * column // width for column in range(width + 1)] if width else []
+    means = [sum(ratios[a:b]) / (b - a) for a, b in itertools.pairwise(bounds)]
+    # A value above 0 shows as one step at least, so that a collapsed tail differs from a missing one.
+    steps = [max(1, round(mean * 8 * height)) if mean > 0 else 0 for mean in means]
+    rows = ["".join(_BLOCKS[min(8, max(0, step - 8 * row))] for step in steps) for row in reversed(range(height))]
+    return "\n".join(rows)
 
 
 def _jobs(jobs: Sequence[Job]) -> Table:

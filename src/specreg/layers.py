@@ -146,6 +146,11 @@ def shown(name: str) -> str:
     return name or "(the module itself)"
 
 
+def matches(pattern: str, name: str) -> bool:
+    """Tell whether a name or glob, as ``only`` and ``skip`` take them, stands for the layer of this name."""
+    return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the module inside torch.compile's and data parallelism's wrappers, so that names do not change."""
     while True:
@@ -408,7 +413,7 @@ def _selectors(
 
 def _selects(selector: Selector | tuple[type, ...], name: str, module: nn.Module) -> bool:
     if isinstance(selector, str):
-        return fnmatch.fnmatchcase(name, selector) or name.startswith(f"{selector}.")
+        return matches(selector, name)
     if isinstance(selector, (type, tuple)):
         return isinstance(module, selector)
     return bool(selector(name, module))

@@ -1,10 +1,12 @@
 """What the command line promises: help, version, and for bad input one line, exit code 2 and nothing written."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import specreg
@@ -20,13 +22,13 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_help_names_every_command_and_version_the_version(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for command in ("compare", "train", "evaluate", "sample"):
+    for command in ("compare", "train", "evaluate", "sample", "inspect"):
         assert f"\n  {command} " in out
     assert run(capsys)[1] == out
     assert run(capsys, "--version")[1] == f"specreg {specreg.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "sample"])
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "sample", "inspect"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -63,6 +65,16 @@ def odd_size(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
+def pickled_module(tmp_path: Path) -> str:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    return str(tmp_path / "module.pt")
+
+
+def weights(tmp_path: Path) -> str:
+    torch.save({"conv[red]\x1b[31m.weight": torch.randn(4, 3, 3, 3), "last.weight": torch.eye(4)}, tmp_path / "w.pt")
+    return str(tmp_path / "w.pt")
+
+
 OUT = "<out>"
 BAD = {
     "unknown command": (["trian"], "unknown command 'trian'"),
@@ -87,6 +99,12 @@ BAD = {
     "no run": (["evaluate", OUT], "holds no run"),
     "no run to sample": (["sample", OUT, "--out", "new.png"], "holds no run"),
     "picture of a wrong kind": (["sample", OUT, "--out", "new.gif"], "has to be a .png file"),
+    "no checkpoint": (["inspect"], "no checkpoint given"),
+    "missing checkpoint": (["inspect", OUT], "there is no checkpoint"),
+    "checkpoint with code": (["inspect", pickled_module], "which only running code could restore"),
+    "unknown layer": (["inspect", weights, "--only", "body"], "--only 'body' names no layer"),
+    "plot of a wrong kind": (["inspect", weights, "--plot", "new.jpg"], "has to be a .png or .svg file"),
+    "plot that exists": (["inspect", weights, "--plot", "../there.png"], "exists: choose another name with --plot"),
     "too few samples": (["evaluate", OUT, "--samples", "2"], "samples must be an integer of at least 10"),
 }  # fmt: skip
 
@@ -96,6 +114,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(case, tmp_path, m
     arguments, message = BAD[case]
     (tmp_path / "data").mkdir()
     (tmp_path / "work").mkdir()
+    (tmp_path / "there.png").touch()
     monkeypatch.chdir(tmp_path / "work")
     given = [str(tmp_path / "out") if a is OUT else a(tmp_path / "data") if callable(a) else a for a in arguments]
     code, out, error = run(capsys, *given)
@@ -122,3 +141,30 @@ def test_without_the_lab_the_command_line_says_what_to_install(capsys, monkeypat
     code, _, error = run(capsys, "compare")
     assert code == 2
     assert "pip install 'specreg[lab]'" in error
+
+
+def test_inspect_prints_a_table_of_80_columns_and_no_control_characters(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    path = weights(tmp_path)
+    code, out, _ = run(capsys, "inspect", path)
+    assert code == 0
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("conv[red]�[31m") and "healthy" in line for line in lines)
+    assert "4×3×3×3 = 4×27" in out
+    assert "████" in next(line for line in lines if line.startswith("last"))
+    assert "one checkpoint cannot show" in " ".join(out.split())
+    assert "\x1b" not in out
+    code, out, _ = run(capsys, "inspect", path, path, path)
+    assert code == 0
+    assert "checkpoints are numbered as given" in out
+    assert next(line for line in out.splitlines() if line.startswith("last")).split()[2:] == ["1.00"] * 3 + ["healthy"]
+
+
+def test_inspect_prints_json_and_draws(tmp_path, capsys):
+    code, out, _ = run(capsys, "inspect", weights(tmp_path), "--only", "last", "--json", "--plot", f"{tmp_path}/p.svg")
+    assert code == 0
+    (layer,) = json.loads(out)["checkpoints"][0]["layers"]
+    assert layer["name"] == "last"
+    assert layer["singular_values"] == pytest.approx([1.0] * 4)
+    assert (tmp_path / "p.svg").read_bytes().startswith(b"<?xml")

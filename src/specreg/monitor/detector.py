@@ -28,7 +28,7 @@ class Evidence:
         since: the last iteration at which the bulk was at its old level, or, recovered, that of the recovery; None for
             a healthy layer.
         before: the bulk that it had then (healthy: the highest within the window).
-        now: the bulk, the median of the last three snapshots.
+        now: the bulk, the median of the last snapshots (``Thresholds.smoothing``, three by default).
         confidence: that the fall is none of the layer's own noise, z²/(1 + z²) with z the fall over the noise of one
             snapshot (Cantelli's inequality, which asks nothing of the distribution); 0 for a healthy layer.
     """
@@ -92,6 +92,7 @@ class Thresholds:
         collapsed: part of the bulk before the fall that has to be lost for "collapsed".
         regained: part of what was lost that has to come back for "recovered".
         patience: consecutive snapshots that have to agree.
+        smoothing: snapshots whose median is judged. 1 suits a few snapshots far apart, of which each one counts.
     """
 
     warmup: int = 500
@@ -101,9 +102,10 @@ class Thresholds:
     collapsed: float = 0.5
     regained: float = 0.5
     patience: int = 2
+    smoothing: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "window", "patience"):
+        for name in ("warmup", "window", "patience", "smoothing"):
             value, least = getattr(self, name), 0 if name == "warmup" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
@@ -155,7 +157,7 @@ class Detector:
         self._last = iteration
         self._begin = iteration if self._begin is None else self._begin
         for name, bulk in bulks.items():
-            track = self._layers.setdefault(name, _LayerTrack())
+            track = self._layers.setdefault(name, _LayerTrack.empty(self.thresholds))
             track.update(iteration, bulk, self.thresholds, warm=iteration - self._begin < self.thresholds.warmup)
         verdict = self._verdict(iteration, self._state)
         self._state = verdict.state
@@ -182,7 +184,7 @@ class Detector:
         """
         if set(state) != {"begin", "last", "state", "layers"}:
             raise ValueError(f"not a detector's state: it has the keys {sorted(map(str, state))}")
-        self._layers = {name: _LayerTrack.from_state(track) for name, track in state["layers"].items()}
+        self._layers = {name: _LayerTrack.from_state(track, self.thresholds) for name, track in state["layers"].items()}
         self._begin, self._last, self._state = state["begin"], state["last"], state["state"]
 
     def _verdict(self, iteration: int, before: State) -> Verdict:
@@ -205,9 +207,9 @@ class Detector:
 
 @dataclass
 class _LayerTrack:
-    """One layer's past and state; ``levels`` holds iteration, median of the last three bulks, and the bulk itself."""
+    """One layer's past and state; ``levels`` holds iteration, median of the last bulks, and the bulk itself."""
 
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=3))
+    recent: deque[float]
     levels: deque[tuple[int, float, float]] = field(default_factory=deque)
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     state: State = "healthy"
@@ -288,9 +290,13 @@ class _LayerTrack:
         return dict(vars(self)) | plain
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "_LayerTrack":
+    def empty(cls, limits: Thresholds) -> "_LayerTrack":
+        return cls(deque(maxlen=limits.smoothing))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
         track = cls(**state)
-        track.recent = deque(state["recent"], maxlen=3)
+        track.recent = deque(state["recent"], maxlen=limits.smoothing)
         track.levels = deque((int(when), float(level), float(bulk)) for when, level, bulk in state["levels"])
         track.steps = deque(state["steps"], maxlen=50)
         return track

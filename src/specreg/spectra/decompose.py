@@ -138,7 +138,10 @@ def singular_values_of(matrices: Sequence[Tensor]) -> list[Tensor]:
                     product = gram(matrix, dtypes[rung])
                 groups.setdefault((product.shape, product.dtype, product.device), []).append((index, product))
         for members in groups.values():
-            found |= _from_gram([index for index, _ in members], torch.stack([product for _, product in members]))
+            # A view of a product that is alone: a large one counts.
+            products = [product for _, product in members]
+            stack = products[0][None] if len(products) == 1 else torch.stack(products)
+            found |= _from_gram([index for index, _ in members], stack)
     return [
         found[index] if index in found else _values_by_decomposition(matrix) for index, matrix in enumerate(matrices)
     ]

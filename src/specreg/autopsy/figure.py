@@ -1,0 +1,77 @@
+"""Draw the spectra of an autopsy."""
+
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from specreg.autopsy.checkpoints import printable
+from specreg.autopsy.spectra import Autopsy
+
+_PANELS = 16
+_FORMATS = (".png", ".svg")
+
+
+def check_plot(path: Path) -> None:
+    """Make sure that a picture can be written, before anything is computed.
+
+    Raises:
+        ValueError: it exists, is neither PNG nor SVG, or its folder does not exist.
+    """
+    if path.suffix.lower() not in _FORMATS or not path.absolute().parent.is_dir():
+        raise ValueError(f"--plot {path} has to be a .png or .svg file in a folder that exists")
+    if path.exists():
+        raise ValueError(f"{path} exists: choose another name with --plot")
+
+
+def draw(autopsy: Autopsy) -> Figure:
+    """Draw s_k/s_1 against k, a panel for each of the layers lowest against a random matrix, a curve per checkpoint.
+
+    Raises:
+        ValueError: no layer has a spectrum, or more than one singular value.
+    """
+    newest = autopsy.layers[-1]
+    parts = {name: part for name, one in newest.items() if (part := one.part) is not None}
+    if not parts:
+        raise ValueError("there is no spectrum to plot: no layer has finite weights and two singular values")
+    lowest = sorted(parts, key=lambda name: parts[name])[:_PANELS]
+    names = [name for name in newest if name in lowest]
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.1 * columns + 0.9, 2.4 * rows + 0.7), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for position, (axis, name) in enumerate(zip(axes, names, strict=False)):
+        _panel(axis, autopsy, name)
+        if position % columns == 0:
+            axis.set_ylabel("$s_k / s_1$")
+    if len(autopsy.paths) > 1:
+        title = "iteration" if autopsy.numbered else "checkpoint"
+        figure.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside right center", frameon=False)
+    shown = f" ({len(names)} of {len(newest)} layers)" if len(names) < len(newest) else ""
+    figure.suptitle(f"Spectral distributions{shown}; dotted: the bulk of a random matrix", fontsize=11)
+    return figure
+
+
+def save(autopsy: Autopsy, path: Path) -> None:
+    """Write the picture; an existing file is not overwritten."""
+    figure = draw(autopsy)
+    with open(path, "xb") as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=130)
+
+
+def _panel(axis: Axes, autopsy: Autopsy, name: str) -> None:
+    last = max(1, len(autopsy.paths) - 1)
+    for index, (iteration, layers) in enumerate(zip(autopsy.iterations, autopsy.layers, strict=True)):
+        ratios = layers[name].ratios
+        shade = colormaps["viridis_r"](0.08 + 0.9 * index / last) if len(autopsy.paths) > 1 else "#2a6fbb"
+        axis.plot(range(1, len(ratios) + 1), ratios, color=shade, lw=1.3, label=f"{iteration}")
+    axis.axhline(autopsy.layers[-1][name].random_bulk, color="grey", ls=":", lw=1)
+    # Names come from a file: a $ in them is no formula, and a glyph that no font has is no warning.
+    title = name if len(name) <= 34 else f"{name[:10]}...{name[-21:]}"
+    axis.set_title(printable(title).encode("ascii", "replace").decode(), fontsize=8, parse_math=False)
+    axis.set_ylim(0, 1.05)
+    axis.set_xlabel("k", fontsize=8)
+    axis.grid(alpha=0.25)

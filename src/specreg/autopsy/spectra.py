@@ -1,0 +1,218 @@
+"""Judge the spectra of checkpoints: one alone against a random initialization, several against their own past."""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specreg.autopsy.checkpoints import INDEX, Checkpoint, Weight, open_checkpoint, printable
+from specreg.layers import shown
+from specreg.monitor.detector import Detector, Thresholds, Verdict
+from specreg.spectra.decompose import singular_values
+from specreg.spectra.matrices import to_matrix
+from specreg.spectra.statistics import random_bulk, statistics
+
+# One checkpoint has no past: its bulk is held against that of a random matrix of the same shape, which the layer had at
+# its initialization. Below these parts of it the verdict is "collapsed" and "reduced". They are conventions, not
+# measurements: what a network unlearns of its initialization depends on the network.
+COLLAPSED, REDUCED = 0.25, 0.6
+# Verdicts on layers that have no bulk.
+_UNJUDGED = ("not finite", "zero", "-")
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """One layer in one checkpoint.
+
+    Attributes:
+        name: as in :class:`~specreg.autopsy.checkpoints.Weight`.
+        shape: of the weight.
+        matrix: (rows, columns) of the matrix whose spectrum it is.
+        singular_values: descending; None if the weight holds NaN or inf.
+        statistics: as in ``specreg.spectra.statistics.Statistics``, by name, as numbers; None likewise.
+        random_bulk: the bulk that a random matrix of this shape has.
+        verdict: "healthy", "reduced", "collapsed", "zero", "not finite", or "-" for r = 1.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    matrix: tuple[int, int]
+    singular_values: tuple[float, ...] | None = field(repr=False)
+    statistics: Mapping[str, float] | None
+    random_bulk: float
+    verdict: str
+
+    @property
+    def rank(self) -> int:
+        """r, the number of singular values."""
+        return min(self.matrix)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The spectral distribution s_k/s_1; empty if the weight holds NaN or inf."""
+        s = self.singular_values or ()
+        return tuple(value / s[0] if s[0] else 0.0 for value in s)
+
+    @property
+    def part(self) -> float | None:
+        """The bulk as a part of a random matrix's; None where there is none to compare."""
+        return None if self.statistics is None or self.rank < 2 else self.statistics["bulk"] / self.random_bulk
+
+
+@dataclass(frozen=True)
+class Autopsy:
+    """The spectra of one checkpoint, or of several of one model.
+
+    Attributes:
+        paths: of the checkpoints, as they were given.
+        iterations: of each; 1, 2, 3... if their names do not tell.
+        numbered: whether the names told.
+        layers: for each checkpoint its layers by name, the same ones in all.
+        verdict: the detector's, over several checkpoints; None for one alone.
+        notes: what was left out, a line each.
+    """
+
+    paths: tuple[Path, ...]
+    iterations: tuple[int, ...]
+    numbered: bool
+    layers: tuple[Mapping[str, LayerSpectrum], ...]
+    verdict: Verdict | None
+    notes: tuple[str, ...]
+
+    def series_verdict(self, name: str) -> str:
+        """Return the verdict on a layer over several checkpoints."""
+        spectra = [layers[name] for layers in self.layers]
+        if unwell := [one.verdict for one in spectra if one.verdict in _UNJUDGED]:
+            return unwell[-1]
+        assert self.verdict is not None
+        return self.verdict.evidence[name].state
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        checkpoints = [
+            {"path": str(path), "iteration": iteration, "layers": [_plain(one) for one in layers.values()]}
+            for path, iteration, layers in zip(self.paths, self.iterations, self.layers, strict=True)
+        ]
+        verdict = None
+        if self.verdict is not None:
+            verdict = self.verdict.to_dict() | {
+                "by_layer": {name: self.series_verdict(name) for name in self.layers[0]}
+            }
+        return {"checkpoints": checkpoints, "verdict": verdict, "notes": list(self.notes)}
+
+
+def inspect(
+    paths: Sequence[Path],
+    *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    transposed: Sequence[str] = (),
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> Autopsy:
+    """Read one checkpoint, or several of one model in the order of its training, and judge every layer.
+
+    Args:
+        paths: safetensors files, indices of several, files of ``torch.save``, or folders that hold one of them.
+        only, skip, transposed: see :func:`~specreg.autopsy.checkpoints.open_checkpoint`.
+        progress: called before each matrix with how many are done, how many there are, and its name.
+
+    Raises:
+        ValueError: a file cannot be inspected, or the checkpoints are not of one model.
+    """
+    # All files are opened before the first is computed: what is wrong with the last one shows at once.
+    checkpoints = [open_checkpoint(path, only=only, skip=skip, transposed=transposed) for path in paths]
+    names, notes = _common(checkpoints)
+    total, done, layers = len(names) * len(paths), 0, []
+    for checkpoint in checkpoints:
+        weights = {weight.name: weight for weight in checkpoint.weights}
+        spectra = {}
+        for name in names:
+            progress(done, total, name)
+            spectra[name] = _spectrum(weights[name])
+            done += 1
+        layers.append(spectra)
+    iterations = iterations_of(paths)
+    numbers = iterations or tuple(range(1, len(paths) + 1))
+    verdict = _judge(numbers, layers) if len(paths) > 1 else None
+    return Autopsy(tuple(paths), numbers, iterations is not None, tuple(layers), verdict, notes)
+
+
+def iterations_of(paths: Sequence[Path]) -> tuple[int, ...] | None:
+    """Return the last number in each file's name, or None unless all have one and they grow."""
+    numbers = [re.findall("[0-9]+", _stem(path)) for path in paths]
+    if not all(numbers):
+        return None
+    last = tuple(int(found[-1]) for found in numbers)
+    return last if all(a < b for a, b in itertools.pairwise(last)) else None
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(INDEX) if path.name.endswith(INDEX) or path.is_dir() else path.stem
+
+
+def _spectrum(weight: Weight) -> LayerSpectrum:
+    matrix = to_matrix(weight.read(), output_dim=weight.output_dim)
+    rows, columns = matrix.shape
+    expected = random_bulk(rows, columns)
+    if not bool(torch.isfinite(matrix).all()):
+        return LayerSpectrum(weight.name, weight.shape, (rows, columns), None, None, expected, "not finite")
+    s = singular_values(matrix)
+    numbers = {name: float(value) for name, value in vars(statistics(s)).items()}
+    verdict = "healthy"
+    if not numbers["largest"]:
+        verdict = "zero"
+    elif min(rows, columns) == 1:
+        verdict = "-"
+    elif numbers["bulk"] < REDUCED * expected:
+        verdict = "collapsed" if numbers["bulk"] < COLLAPSED * expected else "reduced"
+    return LayerSpectrum(weight.name, weight.shape, (rows, columns), tuple(s.tolist()), numbers, expected, verdict)
+
+
+def _common(checkpoints: Sequence[Checkpoint]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the layers that all checkpoints hold, and notes on the others and on what else was left out."""
+    first = {weight.name: weight.shape for weight in checkpoints[0].weights}
+    names = list(first)
+    notes = []
+    for checkpoint in checkpoints:
+        if left_out := ", ".join(f"{count} {reason}" for reason, count in checkpoint.left_out.items()):
+            notes.append(f"{printable(str(checkpoint.path))}: tensors left out: {left_out}")
+        shapes = {weight.name: weight.shape for weight in checkpoint.weights}
+        for name, shape in first.items():
+            if shapes.get(name, shape) != shape:
+                raise ValueError(
+                    f"layer {shown(name)!r} has the shape {shapes[name]} in {checkpoint.path} but {shape} in "
+                    f"{checkpoints[0].path}: give checkpoints of one model"
+                )
+        if differing := shapes.keys() ^ first.keys():
+            notes.append(f"{printable(str(checkpoint.path))}: {len(differing)} layers that not all checkpoints hold")
+        names = [name for name in names if name in shapes]
+    if not names:
+        raise ValueError(f"no layer is in all {len(checkpoints)} checkpoints: give checkpoints of one model")
+    return names, tuple(dict.fromkeys(notes))
+
+
+def _judge(iterations: Sequence[int], series: Sequence[Mapping[str, LayerSpectrum]]) -> Verdict | None:
+    """Return the detector's verdict on the layers that have a bulk in every checkpoint; None if there is no such.
+
+    Checkpoints are few and far apart, and each may be the last one of interest: none is smoothed away and none has to
+    be confirmed by the next. "Fast" means within three checkpoints, the nearest to speed that so few can show.
+    """
+    judged = [name for name in series[0] if all(layers[name].verdict not in _UNJUDGED for layers in series)]
+    if not judged:
+        return None
+    widest = max(b - a for a, b in itertools.pairwise(iterations))
+    detector = Detector(Thresholds(warmup=0, patience=1, smoothing=1, window=2 * widest))
+    verdicts = [
+        detector.update(iteration, {name: layers[name].singular_values for name in judged})
+        for iteration, layers in zip(iterations, series, strict=True)
+    ]
+    return verdicts[-1]
+
+
+def _plain(spectrum: LayerSpectrum) -> dict[str, Any]:
+    values = {key: value for key, value in vars(spectrum).items() if key != "statistics"}
+    return values | {"rank": spectrum.rank} | dict(spectrum.statistics or {})

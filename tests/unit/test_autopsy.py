@@ -1,0 +1,359 @@
+"""The autopsy: right numbers for every way a weight is stored, damaged and hostile files, verdicts, pictures."""
+
+import json
+import os
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+from specreg.autopsy.checkpoints import open_checkpoint, printable
+from specreg.autopsy.figure import save
+from specreg.autopsy.spectra import inspect, iterations_of
+from specreg.monitor.detector import Detector, Thresholds
+
+
+def matrix_of(weight: torch.Tensor, output_dim: int = 0) -> np.ndarray:
+    return np.moveaxis(weight.detach().numpy().astype(np.float64), output_dim, 0).reshape(weight.shape[output_dim], -1)
+
+
+def legacy_weight_norm(layer: nn.Module, dim: int | None = 0) -> nn.Module:
+    """An old checkpoint's layer, with g unlike |v|, so that g alone or v alone is wrong."""
+    weight_norm(layer, dim=dim)
+    layer.weight_g.data.mul_(torch.rand_like(layer.weight_g) + 0.5)
+    layer(torch.zeros(2, layer.in_features))
+    return layer
+
+
+def parametrized_weight_norm(layer: nn.Module) -> nn.Module:
+    parametrizations.weight_norm(layer)
+    held = layer.parametrizations.weight.original0.data
+    held.mul_(torch.rand_like(held) + 0.5)
+    return layer
+
+
+def pruned(layer: nn.Module) -> nn.Module:
+    return prune.random_unstructured(layer, "weight", amount=0.5)
+
+
+# a layer, what its weight is, and which dimension counts the outputs
+STORED = {
+    "linear": (lambda: nn.Linear(9, 6), lambda layer: layer.weight, 0),
+    "convolution": (lambda: nn.Conv2d(3, 8, 3), lambda layer: layer.weight, 0),
+    "attention": (lambda: nn.MultiheadAttention(6, 2), lambda layer: layer.in_proj_weight, 0),
+    "legacy sn": (lambda: spectral_norm(nn.Conv2d(3, 8, 3)), lambda layer: layer.weight_orig, 0),
+    "legacy sn, transposed": (
+        lambda: spectral_norm(nn.ConvTranspose2d(4, 7, 3)),
+        lambda layer: layer.weight_orig,
+        1,
+    ),
+    "new sn": (
+        lambda: parametrizations.spectral_norm(nn.Conv1d(4, 5, 3)),
+        lambda layer: layer.parametrizations.weight.original,
+        0,
+    ),
+    "new sn, transposed": (
+        lambda: parametrizations.spectral_norm(nn.ConvTranspose1d(3, 8, 4)),
+        lambda layer: layer.parametrizations.weight.original,
+        1,
+    ),
+    "legacy weight norm": (lambda: legacy_weight_norm(nn.Linear(9, 6)), lambda layer: layer.weight, 0),
+    "legacy weight norm, one g": (
+        lambda: legacy_weight_norm(nn.Linear(9, 6), dim=None),
+        lambda layer: layer.weight,
+        0,
+    ),
+    "new weight norm": (lambda: parametrized_weight_norm(nn.Linear(9, 6)), lambda layer: layer.weight, 0),
+    "pruned": (lambda: pruned(nn.Linear(9, 6)), lambda layer: layer.weight, 0),
+}
+
+
+@pytest.mark.parametrize("case", STORED)
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_the_numbers_are_those_of_the_stored_weight(case, form, tmp_path):
+    make, weight_of, output_dim = STORED[case]
+    torch.manual_seed(3)
+    layer = make()
+    weight = weight_of(layer)
+    state = {f"block.layer.{name}": value.contiguous() for name, value in layer.state_dict().items()}
+    path = tmp_path / "model"
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"epoch": 3, "model": state}, path)
+    found = inspect([path], only=["*layer*"], skip=["*out_proj"] if case == "attention" else []).layers[0]
+    name = "block.layer.in_proj_weight" if case == "attention" else "block.layer"
+    assert list(found) == [name if form == "safetensors" else f"model.{name}"]
+    one = next(iter(found.values()))
+    expected = np.linalg.svd(matrix_of(weight, output_dim), compute_uv=False)
+    assert one.matrix == matrix_of(weight, output_dim).shape
+    assert one.shape == tuple(weight.shape)
+    np.testing.assert_allclose(one.singular_values, expected, atol=2e-5 * expected[0])
+    assert one.statistics["stable_rank"] == pytest.approx((expected**2).sum() / expected[0] ** 2, rel=1e-4)
+
+
+def test_a_derived_weight_beside_its_original_is_no_layer_of_its_own(tmp_path):
+    state = {"a.weight": torch.eye(3), "a.weight_bar": 5 * torch.eye(3), "a.weight_u": torch.ones(3)}
+    torch.save(state, tmp_path / "m.pt")
+    found = inspect([tmp_path / "m.pt"]).layers[0]
+    assert {name: one.statistics["largest"] for name, one in found.items()} == {"a": 5.0}
+
+
+def test_a_transposed_convolution_is_told_by_name(tmp_path):
+    weight = torch.randn(6, 6, 3)
+    save_file({"up.weight": weight, "down.weight": weight.clone()}, tmp_path / "m.safetensors")
+    found = inspect([tmp_path / "m.safetensors"], transposed=["up"]).layers[0]
+    for name, output_dim in (("up", 1), ("down", 0)):
+        expected = np.linalg.svd(matrix_of(weight, output_dim), compute_uv=False)
+        np.testing.assert_allclose(found[name].singular_values, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
+def test_every_floating_type_is_read(dtype, tmp_path):
+    weight = torch.randn(8, 12).to(dtype)
+    save_file({"a.weight": weight, "b.weight": torch.ones(4, 4, dtype=torch.int8)}, tmp_path / "m.safetensors")
+    found = inspect([tmp_path / "m.safetensors"])
+    expected = np.linalg.svd(matrix_of(weight.double()), compute_uv=False)
+    np.testing.assert_allclose(found.layers[0]["a"].singular_values, expected, rtol=1e-4)
+    assert list(found.layers[0]) == ["a"]
+    assert found.notes[0].endswith("tensors left out: 1 of integers or quantized")
+
+
+def sharded(folder: Path) -> dict[str, torch.Tensor]:
+    state = {f"blocks.{number}.weight": torch.randn(4, 6) for number in (0, 2, 10)}
+    save_file({"blocks.10.weight": state["blocks.10.weight"]}, folder / "a.safetensors")
+    save_file({name: state[name] for name in ("blocks.0.weight", "blocks.2.weight")}, folder / "b.safetensors")
+    shards = {name: "a.safetensors" if "10" in name else "b.safetensors" for name in state}
+    (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    return state
+
+
+def test_a_sharded_checkpoint_is_one_and_a_folder_stands_for_it(tmp_path):
+    state = sharded(tmp_path)
+    found = inspect([tmp_path]).layers[0]
+    assert list(found) == ["blocks.0", "blocks.2", "blocks.10"]
+    for name, one in found.items():
+        expected = np.linalg.svd(state[f"{name}.weight"].numpy(), compute_uv=False)
+        np.testing.assert_allclose(one.singular_values, expected, rtol=1e-4)
+
+
+def test_of_a_training_state_only_weights_are_taken(tmp_path):
+    layer = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.randn(5, 4)).sum().backward()
+    optimizer.step()
+    state = {"networks": [layer.state_dict()], "optimizer": optimizer.state_dict(), "pos_embed": torch.ones(1, 2, 3)}
+    state["itself"] = state
+    torch.save(state, tmp_path / "c.pt", _use_new_zipfile_serialization=False)
+    found = open_checkpoint(tmp_path / "c.pt")
+    assert [weight.name for weight in found.weights] == ["networks.0.0"]
+    assert dict(found.left_out) == {"of an optimizer": 2, "not named like a weight": 1}
+    named = open_checkpoint(tmp_path / "c.pt", only=["pos_embed"])
+    assert [weight.shape for weight in named.weights] == [(1, 2, 3)]
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_would_run_code_is_refused_and_runs_nothing(zipped, tmp_path):
+    state = {"a.weight": torch.ones(2, 2), "evil": Touch(tmp_path / "ran")}
+    torch.save(state, tmp_path / "evil.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"mkdir\), which only running code .* nothing of it was run: save model"):
+        inspect([tmp_path / "evil.pt"])
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "evil.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()  # the file does what it says when it is trusted
+
+
+def index(folder: Path, shard: str) -> Path:
+    path = folder / "m.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"a.weight": shard}}))
+    return path
+
+
+def written(folder: Path, content: bytes, name: str = "m.bin") -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+def truncated(folder: Path, form: str) -> Path:
+    path = folder / f"m.{form}"
+    state = {"a.weight": torch.ones(40, 40)}
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "pt")
+    return written(folder, path.read_bytes()[:-1000], path.name)
+
+
+def saved(folder: Path, state) -> Path:
+    torch.save(state, folder / "m.pt")
+    return folder / "m.pt"
+
+
+def emptied_zip(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "m.pt", "w") as file:
+        file.writestr("readme", "no model")
+    return folder / "m.pt"
+
+
+BAD = {
+    "missing": (lambda folder: folder / "gone.pt", "there is no checkpoint"),
+    "an empty folder": (lambda folder: folder, "holds no checkpoints"),
+    "an empty file": (lambda folder: written(folder, b""), "is empty"),
+    "text": (lambda folder: written(folder, b"hello, world, hello"), "neither a safetensors file nor"),
+    "a git pointer": (lambda folder: written(folder, b"version https://git-lfs"), "git lfs pull"),
+    "truncated safetensors": (lambda folder: truncated(folder, "safetensors"), "is damaged or incomplete"),
+    "truncated zip": (lambda folder: truncated(folder, "pt"), "is damaged or incomplete"),
+    "truncated pickle": (lambda folder: truncated(folder, "pth"), "is damaged or incomplete"),
+    "a huge header": (lambda folder: written(folder, struct.pack("<Q", 2**60) + b"{}"), "is damaged or incomplete"),
+    "a zip of something else": (emptied_zip, "is damaged or incomplete"),
+    "a module": (lambda folder: saved(folder, nn.Linear(2, 2)), "save model.state_dict()"),
+    "nothing": (lambda folder: saved(folder, {}), "holds no weight matrix, but 0 other tensors:"),
+    "no matrix": (lambda folder: saved(folder, {"bias": torch.ones(3)}), "but 1 other tensors (bias): name those"),
+    "a far larger view": (lambda folder: saved(folder, {"a.weight": torch.ones(1).expand(9, 9)}), "no weight matrix"),
+    "a damaged index": (lambda folder: written(folder, b"{", "m.safetensors.index.json"), "is damaged"),
+    "no index": (lambda folder: written(folder, b"[1]", "m.safetensors.index.json"), "it has no weight_map"),
+    "a shard elsewhere": (lambda folder: index(folder, "../../etc/x.safetensors"), "in the index's folder"),
+    "a shard that is missing": (lambda folder: index(folder, "x.safetensors"), "which is not in its folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named_with_the_remedy(case, tmp_path):
+    make, message = BAD[case]
+    path = make(tmp_path)
+    with pytest.raises(ValueError, match=r".") as raised:
+        inspect([path])
+    assert message in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_names_that_match_nothing_are_errors_that_list_the_layers(tmp_path):
+    path = saved(tmp_path, {"a\x1b[2J.weight": torch.ones(2, 2), "b.weight": torch.ones(2, 2)})
+    for option in ("only", "skip", "transposed"):
+        with pytest.raises(ValueError, match=rf"--{option} 'c' names no layer .*: a�\[2J, b$"):
+            open_checkpoint(path, **{option: ["c"]})
+    with pytest.raises(ValueError, match="--skip leaves no layer"):
+        open_checkpoint(path, skip=["*"])
+
+
+def test_what_steers_a_terminal_is_replaced():
+    assert printable("a\x1b[31m\r\n\x9b\u202eb é层") == "a�[31m����b é层"
+
+
+def with_spectrum(rows: int, columns: int, s: torch.Tensor) -> torch.Tensor:
+    U, _, Vh = torch.linalg.svd(torch.randn(rows, columns, dtype=torch.float64), full_matrices=False)
+    return ((U * s) @ Vh).float()
+
+
+def test_one_checkpoint_is_judged_against_a_random_matrix(tmp_path):
+    torch.manual_seed(0)
+    level = lambda part: torch.tensor([1.0] + [part] * 31)  # noqa: E731
+    # A random 32 x 96 matrix has a bulk near 0.8.
+    weights = {
+        "random": torch.randn(32, 96),
+        "reduced": with_spectrum(32, 96, level(0.4)),
+        "collapsed": with_spectrum(32, 96, level(0.1)),
+        "vector": torch.randn(1, 32),
+        "zero": torch.zeros(3, 4),
+        "poisoned": torch.tensor([[1.0, float("inf")], [0.0, 1.0]]),
+    }
+    save_file({f"{name}.weight": weight for name, weight in weights.items()}, tmp_path / "m.safetensors")
+    found = inspect([tmp_path / "m.safetensors"])
+    verdicts = {name: one.verdict for name, one in found.layers[0].items()}
+    expected = {"random": "healthy", "vector": "-", "poisoned": "not finite"}
+    assert verdicts == {name: expected.get(name, name) for name in weights}
+    assert found.verdict is None
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    by_name = {layer["name"]: layer for layer in plain["checkpoints"][0]["layers"]}
+    assert by_name["reduced"]["bulk"] == pytest.approx(0.4, abs=1e-5)
+    assert by_name["poisoned"]["singular_values"] is None
+
+
+def series(folder: Path, levels: list[float], names: list[str]) -> list[Path]:
+    torch.manual_seed(1)
+    paths = []
+    for level, name in zip(levels, names, strict=True):
+        state = {
+            "still.weight": torch.randn(8, 20),
+            "falls.weight": with_spectrum(8, 20, torch.tensor([1.0] + [level] * 7)),
+        }
+        save_file(state, folder / name)
+        paths.append(folder / name)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("levels", "verdict"),
+    [([0.9, 0.3], "collapsed"), ([0.9, 0.85, 0.56], "collapsing"), ([0.9, 0.3, 0.8], "recovered"),
+     ([0.9, 0.85, 0.8, 0.75], "healthy")],
+)  # fmt: skip
+def test_several_checkpoints_are_judged_against_their_past(levels, verdict, tmp_path):
+    paths = series(tmp_path, levels, [f"v2_{100 * step}.safetensors" for step in range(len(levels))])
+    found = inspect(paths)
+    assert found.iterations == tuple(100 * step for step in range(len(levels)))
+    assert found.series_verdict("still") == "healthy"
+    assert found.series_verdict("falls") == verdict
+    assert found.verdict.state == verdict
+
+
+def test_iterations_come_from_names_that_grow():
+    assert iterations_of([Path("a2/x_9.pt"), Path("a1/x_10.pt")]) == (9, 10)
+    assert iterations_of([Path("x_10.pt"), Path("x_9.pt")]) is None
+    assert iterations_of([Path("x_1.pt"), Path("x.pt")]) is None
+    assert iterations_of([Path("1.mp3"), Path("2.mp3")]) == (1, 2)
+
+
+def test_checkpoints_of_different_models_are_told_apart(tmp_path):
+    for name, state in {
+        "a": {"x": (3, 4), "y": (3, 4)},
+        "b": {"x": (3, 4)},
+        "c": {"x": (4, 4)},
+        "d": {"z": (3, 4)},
+    }.items():
+        save_file({f"{key}.weight": torch.randn(shape) for key, shape in state.items()}, tmp_path / name)
+    found = inspect([tmp_path / "a", tmp_path / "b"])
+    assert list(found.layers[0]) == list(found.layers[1]) == ["x"]
+    assert found.notes[0].endswith("1 layers that not all checkpoints hold")
+    with pytest.raises(ValueError, match=r"layer 'x' has the shape \(4, 4\) in .*c but \(3, 4\) in .*a: give"):
+        inspect([tmp_path / "a", tmp_path / "c"])
+    with pytest.raises(ValueError, match="no layer is in all 2 checkpoints"):
+        inspect([tmp_path / "a", tmp_path / "d"])
+
+
+def test_pictures_take_hostile_names_and_overwrite_nothing(tmp_path):
+    save_file(
+        {"$\\frac$\x1b[1m层.weight": torch.randn(4, 5), "b.weight": torch.randn(1, 5)}, tmp_path / "m.safetensors"
+    )
+    found = inspect([tmp_path / "m.safetensors"])
+    save(found, tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.size[0] > 300
+    with pytest.raises(FileExistsError):
+        save(found, tmp_path / "p.png")
+    save(found, tmp_path / "p.svg")
+    assert "\x1b" not in (tmp_path / "p.svg").read_text(encoding="utf-8")
+
+
+def test_a_detector_without_smoothing_sees_a_fall_at_once():
+    for smoothing, seen in ((3, "healthy"), (1, "collapsed")):
+        detector = Detector(Thresholds(warmup=0, patience=1, smoothing=smoothing))
+        for iteration, level in ((0, 0.9), (100, 0.9), (200, 0.3)):
+            verdict = detector.update(iteration, {"a": [1.0] + [level] * 7})
+        assert verdict.state == seen
