@@ -7,6 +7,9 @@ A run directory holds
 - ``metrics.jsonl``: losses, one line every few steps;
 - ``evaluations.jsonl``: metrics during training;
 - ``spectra.jsonl``: every layer's singular values;
+- ``verdicts.jsonl``: what the collapse detector said of them, where it watched;
+- ``sensitivity.jsonl``: attainment by layer, gradient norms and diversity, at evaluations;
+- ``events.jsonl``: what was done about a verdict: guard on, rolled back, stopped, pinned;
 - ``checkpoint.pt``: everything needed to go on;
 - ``result.json``: the final evaluation, written last: a run that has it is complete;
 - ``samples.png``, ``data.png``: generated and real images;
@@ -22,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SERIES = ("metrics", "evaluations", "spectra")
+SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "events")
 
 
 class RunDirectory:
@@ -65,7 +68,11 @@ class RunDirectory:
             file.write(json.dumps(record) + "\n")
 
     def series(self, name: str) -> list[dict[str, Any]]:
-        """Return a series' records; a last line torn by a crash is left out."""
+        """Return a series' records; a last line torn by a crash is left out.
+
+        Raises:
+            ValueError: another line is damaged.
+        """
         return list(_lines(self.path / f"{name}.jsonl"))
 
     def rewind(self, step: int) -> None:
@@ -107,10 +114,17 @@ def prepare_directory(path: Path) -> None:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            with contextlib.suppress(json.JSONDecodeError):
-                yield json.loads(line)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                return
+            raise ValueError(f"{path}, line {number} is damaged ({error}): remove it or restore it") from error
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f"{path}, line {number} is damaged: not an object with a step")
+        yield record
 
 
 def _write_atomically(path: Path, text: str) -> None:
