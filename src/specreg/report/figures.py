@@ -24,7 +24,7 @@ COLOURS = {"sn": "#c44e52", "static": "#2a6fbb", "dynamic": "#3a923a", "anchored
 _SPARE = ("#5f6b76", "#b5519c", "#8c6d31", "#17a2b0", "#2f2f2f", "#a3b82a")
 # Lines differ by more than their colour: matplotlib's pattern and SVG's for the same line.
 _PATTERNS = (("solid", ""), ((0, (5, 2)), "10 4"), ((0, (1, 1.2)), "2 2.4"), ((0, (6, 2, 1, 2)), "12 4 2 4"))
-SHADES = {"collapsing": "#f8e3b4", "collapsed": "#efc4c0"}
+_SHADES = {"collapsing": "#f8e3b4", "collapsed": "#efc4c0"}
 MOMENTS = 5  # curves of one layer's spectrum
 _PANELS = 4  # layers shown in spectra.png
 
@@ -73,9 +73,8 @@ def draw_curves(runs: Sequence[Run]) -> Figure:
     for axis, (key, heading) in zip(axes[0], found.items(), strict=False):
         plot_curves(axis, runs, recorded(key))
         axis.set_title(heading)
-    plot_curves(axes[0][-1], runs, least_second_ratio)
+    plot_least(axes[0][-1], runs)
     axes[0][-1].set_title("$s_2/s_1$ of the most collapsed layer")
-    axes[0][-1].set_ylim(0, 1.05)
     handles, labels = axes[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
@@ -119,7 +118,8 @@ def plot_bulks(axis: Axes, run: Run) -> None:
     """Plot every layer's bulk over training, shaded where the detector saw a collapse, lines at events."""
     for begin, end, state in segments(run):
         if state in ALARMS:
-            axis.axvspan(begin, end, color=SHADES[state], lw=0)
+            hatch = "//" if state == "collapsed" else ""
+            axis.axvspan(begin, end, facecolor=_SHADES[state], edgecolor="#ffffff", hatch=hatch, lw=0)
     for event in run.events:
         axis.axvline(event["step"], color="#444444", lw=1, ls=":")
     plot_layers(axis, run, {name: run.bulks(name) for name in run.layers})
@@ -127,7 +127,7 @@ def plot_bulks(axis: Axes, run: Run) -> None:
 
 def plot_layers(axis: Axes, run: Run, curves: Mapping[str, Mapping[int, float]]) -> None:
     """Plot one curve between 0 and 1 for each layer, in the layers' styles."""
-    for name, style in layer_styles([*run.layers, *curves]).items():
+    for name, style in layer_styles(run.measured_layers).items():
         curve = curves.get(name, {})
         axis.plot(list(curve), list(curve.values()), color=style.colour, ls=style.pattern, lw=1.5)
     axis.set_ylim(0, 1.05)
@@ -135,11 +135,14 @@ def plot_layers(axis: Axes, run: Run, curves: Mapping[str, Mapping[int, float]])
 
 
 def plot_named(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
-    """Plot one curve for each name on a logarithmic axis, in the styles of :func:`layer_styles`."""
-    for name, style in layer_styles(curves).items():
+    """Plot one curve for each name, in the styles of :func:`named_styles`; logarithmic where they spread far."""
+    for name, style in named_styles(curves).items():
         axis.plot(list(curves[name]), list(curves[name].values()), color=style.colour, ls=style.pattern, lw=1.7)
-    if all(value > 0 for curve in curves.values() for value in curve.values()):
+    values = [value for curve in curves.values() for value in curve.values()]
+    if min(values) > 0 and max(values) > 20 * min(values):
         axis.set_yscale("log")
+    else:
+        axis.set_ylim(bottom=min(0, *values))
     _finish_training(axis)
 
 
@@ -149,6 +152,12 @@ def plot_curves(axis: Axes, runs: Sequence[Run], curve_of: Callable[[Run], Mappi
     for group, alike in grouped(runs).items():
         _plot_mean(axis, [curve for run in alike if (curve := curve_of(run))], look[group], group)
     _finish_training(axis)
+
+
+def plot_least(axis: Axes, runs: Sequence[Run]) -> None:
+    """Plot s_2/s_1 of the most collapsed layer during training."""
+    plot_curves(axis, runs, least_second_ratio)
+    axis.set_ylim(0, 1.05)
 
 
 def recorded(key: str) -> Callable[[Run], Mapping[int, float]]:
@@ -182,6 +191,11 @@ def layer_styles(names: Iterable[str]) -> dict[str, Style]:
     return {name: Style(shades[i], *_PATTERNS[i % len(_PATTERNS)]) for i, name in enumerate(names)}
 
 
+def named_styles(names: Iterable[str]) -> dict[str, Style]:
+    """Return a line of its own for each of a few names without an order."""
+    return {name: Style(_SPARE[i % len(_SPARE)], *_PATTERNS[i % len(_PATTERNS)]) for i, name in enumerate(names)}
+
+
 def most_changed(run: Run, count: int) -> list[str]:
     """Return the layers whose mean ratio moved most from the first record to the last, in the network's order."""
 
@@ -204,7 +218,7 @@ def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style, 
     if not curves:
         return
     for curve in curves if len(curves) > 1 else []:
-        axis.plot(list(curve), list(curve.values()), color=style.colour, alpha=0.35, lw=0.9)
+        axis.plot(list(curve), list(curve.values()), color=style.colour, alpha=0.5, lw=0.9)
     places = sorted(set.intersection(*(set(curve) for curve in curves)))
     means = [statistics.fmean(curve[place] for curve in curves) for place in places]
     axis.plot(places, means, color=style.colour, ls=style.pattern, lw=2.2, label=label)
@@ -219,11 +233,11 @@ def _finish_distribution(axis: Axes) -> None:
 
 
 def _finish_training(axis: Axes) -> None:
-    axis.set_xlabel("generator steps")
+    axis.set_xlabel("iteration (generator steps)")
     axis.grid(alpha=0.25)
 
 
 def _shades(count: int) -> list[str]:
     """Return colours from light (early) to dark (late)."""
     shades = plt.get_cmap("viridis_r")
-    return [to_hex(shades(0.08 + 0.9 * index / max(1, count - 1))) for index in range(count)]
+    return [to_hex(shades(0.12 + 0.86 * index / max(1, count - 1))) for index in range(count)]

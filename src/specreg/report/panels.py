@@ -9,24 +9,24 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from specreg.report.figures import Style
-from specreg.report.markup import Markup, escape, image, join, tag
+from specreg.report.markup import Markup, image, join, tag
 
 _INCHES, _DPI = (3.4, 2.4), 140  # wider than the page shows it, so that it is sharp on a phone; some 10 kB
 _LARGEST = 200_000  # bytes of a grid as PNG; photographs beyond that become JPEGs
 _GRID = 800  # pixels of a grid's side; a run writes every pixel 4 x 4 times
 
 
-def drawn(title: str, alt: str, plot: Callable[[Axes], None], legend: str = "") -> Markup:
-    """Return a panel: a title, a plot in a palette of 64 colours, and its own legend."""
+def drawn(title: str, alt: str, plot: Callable[[Axes], None], *after: str) -> Markup:
+    """Return a panel: a title, a plot in a palette of 64 colours, and what follows it."""
     figure, axis = plt.subplots(figsize=_INCHES)
-    figure.subplots_adjust(left=0.15, right=0.97, bottom=0.19, top=0.96)  # alike in all, so that panels line up
+    figure.subplots_adjust(left=0.15, right=0.94, bottom=0.19, top=0.96)  # alike in all, so that panels line up
     plot(axis)
     file = io.BytesIO()
     figure.savefig(file, dpi=_DPI)
     plt.close(figure)
     with Image.open(file) as picture:
         small = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
-    return panel(title, image(_png(small), alt, small.size), escape(legend))
+    return panel(title, image(_png(small), alt, small.size), *after)
 
 
 def photograph(title: str, alt: str, path: Path) -> Markup:
@@ -64,8 +64,8 @@ def grid(panels: Iterable[str], kind: str = "panels") -> Markup:
 
 
 def captioned(caption: str, *parts: str) -> Markup:
-    """Return a figure: its parts, then what one sees and how to read it."""
-    return tag("figure", join(parts), tag("figcaption", caption))
+    """Return a figure: what one sees and how to read it, then its parts."""
+    return tag("figure", tag("figcaption", caption), join(parts))
 
 
 def legend(entries: Mapping[str, Style]) -> Markup:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specreg.records import RunDirectory
-from specreg.report.tables import TITLES
+from specreg.report.tables import TITLES, title
 
 STATES = ("healthy", "recovered", "collapsing", "collapsed")
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
@@ -35,7 +35,7 @@ class Run:
         self.method: str = config["method"]
         self.seed: int = config["seed"]
         self.settings = flat(config["settings"])
-        self.group: str = TITLES.get(config["method"], config["method"])
+        self.group: str = title(self.method)
         self.label: str = f"{self.group}, seed {self.seed}"
 
     @cached_property
@@ -96,6 +96,11 @@ class Run:
     def layers(self) -> list[str]:
         """The names of the layers whose spectra are recorded, in the network's order."""
         return list(self.spectra[0]["layers"]) if self.spectra else []
+
+    @property
+    def measured_layers(self) -> list[str]:
+        """These and the layers without a spectrum of their own (r = 1) whose attainment is recorded."""
+        return list(dict.fromkeys([*self.layers, *(name for one in self.sensitivity for name in one["attainment"])]))
 
     @property
     def last_step(self) -> int:

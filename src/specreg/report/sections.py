@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specreg.report import figures, tables, verdicts
@@ -59,23 +59,26 @@ def spectra(runs: Sequence[Run]) -> Markup:
     caption = (
         "Spectral distributions. Each curve is one layer's sₖ/s₁ against k at one moment, light early and dark late. "
         "A curve that keeps its shape is healthy; in a spectral collapse it falls towards 0 for all k but the first. "
-        f"In front are the layers that changed most in the first run ({runs[0].label}), without those folded away."
+        f"In front stand the layers that changed most in the first run ({runs[0].label})."
     )
     return captioned(caption, *parts)
 
 
 def layers(runs: Sequence[Run]) -> Markup:
     """Each run's bulk, attainment and gradient norms over the training."""
-    runs = [run for run in runs if run.spectra]
-    if not runs:
+    alike: dict[tuple[str, ...], list[Run]] = {}  # one legend serves all runs that have the same layers
+    for run in runs:
+        if run.spectra:
+            alike.setdefault(tuple(run.measured_layers), []).append(run)
+    if not alike:
         return Markup()
     parts = []
-    for run in runs:
-        names = legend(figures.layer_styles([*run.layers, *_turned(run, "attainment")]))
-        parts += [tag("h3", run.label), names, grid(_over_training(run))]
+    for names, some in alike.items():
+        panels = [panel for run in some for panel in _over_training(run)]
+        parts += [legend(figures.layer_styles(names)), grid(panels)]
     caption = (
         "Layers over the training. The bulk is the mean of sₖ/s₁ over k = 2 to ⌈r/2⌉. Where a detector watched, the "
-        "background is yellow while it said collapsing and red while it said collapsed; dotted lines are events."
+        "background is plain yellow while it said collapsing and hatched red while it said collapsed; dotted lines are events."
     )
     if any(run.sensitivity for run in runs):
         caption += (
@@ -110,10 +113,12 @@ def scores(runs: Sequence[Run]) -> Markup:
     keys = dict.fromkeys(key for run in runs for key in run.curves)
     known = [key for key in _SCORES if key in keys]
     others = [key for key in keys if key not in _SCORES]
-    panels = [_curves(runs, _SCORES[key], figures.recorded(key)) for key in known]
-    if any(figures.least_second_ratio(run) for run in runs):
-        panels.append(_curves(runs, "s₂/s₁ of the most collapsed layer", figures.least_second_ratio))
-    panels += [_curves(runs, _LOSSES.get(key, key), figures.recorded(key)) for key in others]
+    panels = [_curves(runs, _SCORES[key], key) for key in known]
+    least = {run.label: figures.least_second_ratio(run) for run in runs}
+    if any(least.values()):
+        title = "s₂/s₁ of the most collapsed layer"
+        panels.append(drawn(title, f"{title}; {_ends(least)}", lambda axis: figures.plot_least(axis, runs)))
+    panels += [_curves(runs, _LOSSES.get(key, key), key) for key in others]
     if not panels:
         return Markup()
     repeated = any(len(alike) > 1 for alike in grouped(runs).values())
@@ -171,9 +176,11 @@ def results(runs: Sequence[Run]) -> Markup:
 
 def settings(runs: Sequence[Run]) -> Markup:
     """What differs between the runs, what they share, and where they were made."""
-    given = [{"method": run.method, "seed": run.seed} | run.settings for run in runs]
-    made = [run.environment for run in runs]
-    return join(_facts("settings", runs, given), _facts("environment", runs, made) if any(made) else [])
+    made = [run for run in runs if run.environment]
+    return join(
+        _facts("settings", runs, [{"method": run.method, "seed": run.seed} | run.settings for run in runs]),
+        _facts("environment", made, [run.environment for run in made]) if made else [],
+    )
 
 
 def _verdict(run: Run) -> Markup:
@@ -204,13 +211,19 @@ def _strip(run: Run) -> Markup:
 
 
 def _history(run: Run) -> Markup:
+    """Return what changed when, in one line, and folded what was said of it."""
     entries = verdicts.history(run)
-    items = (
-        tag("li", tag("span", str(step), class_="at"), tag("span", word, class_=f"word {_class_of(word)}"),
-            tag("span", message, class_="why"))
-        for step, word, message in entries
-    )  # fmt: skip
-    return tag("ul", *items, class_="history") if len(entries) > 1 else Markup()
+    if len(entries) < 2:
+        return Markup()
+    words = [tag("span", word, class_=f"word {_class_of(word)}") for _, word, _ in entries]
+    steps = [str(step) for step, _, _ in entries]
+    changes = (tag("li", step, " ", word) for step, word in zip(steps, words, strict=True))
+    said = (
+        tag("li", tag("span", step, class_="at"), word, tag("span", message, class_="why"))
+        for step, word, (_, _, message) in zip(steps, words, entries, strict=True)
+    )
+    folded = fold("What was said", tag("ul", *said, class_="history"))
+    return join(tag("ol", *changes, class_="changes"), folded)
 
 
 def _class_of(word: str) -> str:
@@ -235,23 +248,21 @@ def _final(runs: Sequence[Run], name: str) -> Markup:
 def _over_training(run: Run) -> list[Markup]:
     bulks = {name: run.bulks(name) for name in run.layers}
     attainment, norms = _turned(run, "attainment"), _turned(run, "gradient_norms")
-    panels = [
-        drawn("Bulk of sₖ/s₁", f"Bulk by layer of {run.label}; {_ends(bulks)}",
-              lambda axis: figures.plot_bulks(axis, run))
-    ]  # fmt: skip
+    alt = f"Bulk by layer of {run.label}; {_ends(bulks)}"
+    panels = [drawn(f"{run.label}: bulk of sₖ/s₁", alt, lambda axis: figures.plot_bulks(axis, run))]
     if attainment:
         alt = f"Attainment by layer of {run.label}; {_ends(attainment)}"
-        panels.append(drawn("Attainment", alt, lambda axis: figures.plot_layers(axis, run, attainment)))
+        panels.append(drawn(f"{run.label}: attainment", alt, lambda axis: figures.plot_layers(axis, run, attainment)))
     if norms:
         alt = f"Gradient norms of {run.label}; {_ends(norms)}"
-        names = legend(figures.layer_styles(norms))
-        panels.append(drawn("Gradient norms", alt, lambda axis: figures.plot_named(axis, norms), names))
+        names = legend(figures.named_styles(norms))
+        panels.append(drawn(f"{run.label}: gradient norms", alt, lambda axis: figures.plot_named(axis, norms), names))
     return panels
 
 
-def _curves(runs: Sequence[Run], heading: str, curve_of: Callable[[Run], Mapping[int, float]]) -> Markup:
-    alt = f"{heading} during training; {_ends({run.label: curve_of(run) for run in runs})}"
-    return drawn(heading, alt, lambda axis: figures.plot_curves(axis, runs, curve_of))
+def _curves(runs: Sequence[Run], heading: str, key: str) -> Markup:
+    alt = f"{heading} during training; {_ends({run.label: run.curves.get(key, {}) for run in runs})}"
+    return drawn(heading, alt, lambda axis: figures.plot_curves(axis, runs, figures.recorded(key)))
 
 
 def _ends(curves: Mapping[str, Mapping[int, float]]) -> str:
@@ -269,21 +280,25 @@ def _turned(run: Run, field: str) -> dict[str, dict[int, float]]:
 
 
 def _facts(title: str, runs: Sequence[Run], values: Sequence[Mapping[str, Any]]) -> Markup:
-    different = differing(values)
-    names = list(dict.fromkeys(key for one in values for key in one))
+    """Return a table of the values that differ, those unlike the first run's marked, and a fold with the others."""
+    first, different = values[0], differing(values)
+    shared = [[key, _value(value)] for key, value in first.items() if key not in different]
+    if len(runs) == 1:
+        return fold(title.capitalize(), table(["key", "value"], shared, label=title, texts=2))
     parts = []
-    if different:
-        rows = [
-            [run.label, *(tag("mark", _value(one[key])) if key in one else "-" for key in different)]
-            for run, one in zip(runs, values, strict=True)
-        ]
-        parts.append(tag("h3", f"{title.capitalize()}: what differs between the runs"))
-        parts.append(table(["run", *different], rows, label=f"Differences in {title}", texts=len(different) + 1))
-    shared = [[key, _value(values[0][key])] for key in names if key not in different]
-    if shared:
-        which = f"{title}, the same in all runs" if len(runs) > 1 else title
-        parts.append(fold(which.capitalize(), table(["key", "value"], shared, label=which.capitalize(), texts=2)))
-    return join(parts)
+    if not set(different) <= {"method", "seed"}:
+        rows = [[run.label, *(_marked(one, key, first) for key in different)]
+                for run, one in zip(runs, values, strict=True)]  # fmt: skip
+        heading = tag("h3", f"{title.capitalize()}: what differs")
+        parts = [heading, table(["run", *different], rows, label=f"{title}, differences", texts=len(different) + 1)]
+    elif different:
+        parts = [tag("p", f"The runs differ in {' and '.join(different)} alone.")]
+    return join(parts, fold(f"{title.capitalize()} of all runs", table(["key", "value"], shared, label=title, texts=2)))
+
+
+def _marked(values: Mapping[str, Any], key: str, first: Mapping[str, Any]) -> str:
+    said = _value(values[key]) if key in values else "-"
+    return said if values.get(key) == first.get(key) else tag("mark", said)
 
 
 def _value(value: Any) -> str:

@@ -28,6 +28,11 @@ COLUMNS = (
 )
 
 
+def title(method: str) -> str:
+    """Return how a method is called in tables and figures."""
+    return TITLES.get(method, method)
+
+
 def results(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
     """Return one object for each complete run, as ``results.json`` holds them."""
     found = []
@@ -47,7 +52,7 @@ def table(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -
         labels: one for each row; by default the method's title.
     """
     columns = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
-    labels = [TITLES.get(row["method"], row["method"]) for row in rows] if labels is None else labels
+    labels = [title(row["method"]) for row in rows] if labels is None else labels
     cells = []
     for label in dict.fromkeys(labels):
         chosen = [row for row, its in zip(rows, labels, strict=True) if its == label]

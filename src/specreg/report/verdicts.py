@@ -49,7 +49,8 @@ def history(run: Run) -> list[tuple[int, str, str]]:
     """Return (step, word, message) of every change of state and every event, in the order of the steps."""
     entries = [(change["step"], change["state"], change["message"]) for change in _changes(run)]
     entries += [(event["step"], event["event"], str(event.get("message", ""))) for event in run.events]
-    return sorted(entries, key=lambda entry: entry[0])
+    told = [(step, word, message.removeprefix(word).lstrip(": ")) for step, word, message in entries]
+    return sorted(told, key=lambda entry: entry[0])
 
 
 def _changes(run: Run) -> list[dict[str, Any]]:
@@ -64,14 +65,15 @@ def _of_layers(run: Run, verdict: dict[str, Any]) -> str:
     many = len(names) != 1
     spectra = f"{'The spectra' if many else 'The spectrum'} of {len(names)} of {total} layers"
     said = {
-        "collapsing": f"{spectra} {'are' if many else 'is'} falling, since iteration {since}",
-        "collapsed": f"{spectra} {'have' if many else 'has'} fallen, since iteration {since}",
-        "recovered": f"{spectra} fell and came back, at iteration {since}",
+        "collapsing": f"{spectra} {'are' if many else 'is'} falling since iteration {since}",
+        "collapsed": f"{spectra} {'have' if many else 'has'} fallen since iteration {since}",
+        "recovered": f"{spectra} fell and came back by iteration {since}",
     }[verdict["state"]]
     if not names:
         return f"{said}."
-    worst, evidence = names[0], verdict["evidence"][names[0]]
+    worst = names[0]
+    before, now = verdict["evidence"][worst]["before"], verdict["evidence"][worst]["now"]
     most = ", most of all" if many else ":"
     if verdict["state"] == "recovered":
-        return f"{said}{most} {worst}, whose bulk was {evidence['before']:.2f} before and is {evidence['now']:.2f} now."
-    return f"{said}{most} {worst}, whose bulk went from {evidence['before']:.2f} to {evidence['now']:.2f}."
+        return f"{said}{most} {worst}, whose bulk was {before:.2f} before the fall and is {now:.2f} now."
+    return f"{said}{most} {worst}, whose bulk went from {before:.2f} to {now:.2f}."
