@@ -20,13 +20,13 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_help_names_every_command_and_version_the_version(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for command in ("compare", "train", "evaluate", "sample"):
+    for command in ("compare", "train", "evaluate", "sample", "report"):
         assert f"\n  {command} " in out
     assert run(capsys)[1] == out
     assert run(capsys, "--version")[1] == f"specreg {specreg.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "sample"])
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "sample", "report"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -87,6 +87,10 @@ BAD = {
     "no run": (["evaluate", OUT], "holds no run"),
     "no run to sample": (["sample", OUT, "--out", "new.png"], "holds no run"),
     "picture of a wrong kind": (["sample", OUT, "--out", "new.gif"], "has to be a .png file"),
+    "no run to report": (["report"], "name at least one run directory or comparison folder"),
+    "report of no run": (["report", OUT], "is neither a run directory nor a comparison folder"),
+    "report into no folder": (["report", OUT, "-o", "nowhere/report.html"], "has to be an .html file in a folder"),
+    "report of a wrong kind": (["report", OUT, "-o", "report.pdf"], "has to be an .html file in a folder"),
     "too few samples": (["evaluate", OUT, "--samples", "2"], "samples must be an integer of at least 10"),
 }  # fmt: skip
 

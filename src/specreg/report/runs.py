@@ -151,7 +151,7 @@ def open_runs(paths: Iterable[str | Path]) -> list[Run]:
         found.values(), key=lambda run: (order.index(run.method) if run.method in order else len(order), run.seed)
     )
     _set_labels(runs)
-    return runs
+    return [run for alike in grouped(runs).values() for run in alike]
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:

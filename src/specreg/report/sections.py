@@ -57,7 +57,7 @@ def spectra(runs: Sequence[Run]) -> Markup:
                 panels = grid(_moments(run, name) for name in folded)
                 parts.append(fold(f"{title} {_count(folded)}", legend(moments), panels))
     caption = (
-        "Spectral distributions. Each curve is one layer's sₖ/s₁ against k at one moment, light early and dark late. "
+        "Each curve is one layer's sₖ/s₁ against k at one moment, light early and dark late. "
         "A curve that keeps its shape is healthy; in a spectral collapse it falls towards 0 for all k but the first. "
         f"In front stand the layers that changed most in the first run ({runs[0].label})."
     )
@@ -77,8 +77,9 @@ def layers(runs: Sequence[Run]) -> Markup:
         panels = [panel for run in some for panel in _over_training(run)]
         parts += [legend(figures.layer_styles(names)), grid(panels)]
     caption = (
-        "Layers over the training. The bulk is the mean of sₖ/s₁ over k = 2 to ⌈r/2⌉. Where a detector watched, the "
-        "background is plain yellow while it said collapsing and hatched red while it said collapsed; dotted lines are events."
+        "One line for each layer, dark at the input. The bulk is the mean of sₖ/s₁ over k = 2 to ⌈r/2⌉. Where a "
+        "detector watched, the background is plain yellow while it said collapsing and hatched red while it said "
+        "collapsed; vertical dotted lines are events."
     )
     if any(run.sensitivity for run in runs):
         caption += (
@@ -124,8 +125,8 @@ def scores(runs: Sequence[Run]) -> Markup:
     repeated = any(len(alike) > 1 for alike in grouped(runs).values())
     seeds = " Thin lines are seeds, the thick one is their mean where all of them have a value." if repeated else ""
     caption = (
-        f"Scores during training.{seeds} An arrow says which way is better. Scores that break where the spectra above "
-        "fall are what the paper calls mode collapse with spectral collapse."
+        f"What was measured, for each method.{seeds} An arrow says which way is better. Scores that break "
+        "where the spectra above fall are what the paper calls mode collapse with spectral collapse."
     )
     return captioned(caption, legend(figures.styles(runs)), grid(panels))
 
