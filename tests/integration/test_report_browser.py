@@ -40,6 +40,7 @@ addEventListener("load", () => {{
     height: page.documentElement.scrollHeight,
     width: page.documentElement.scrollWidth,
     clientWidth: page.documentElement.clientWidth,
+    narrowest: Math.min(...[...page.querySelectorAll("tbody th")].map((cell) => cell.clientWidth)),
     scripts: page.scripts.length,
     hostile: page.querySelectorAll("#hostile, [onerror]").length,
     shown: page.body.innerText.includes('<b id="hostile">'),
@@ -92,4 +93,5 @@ def test_pictures_decode_names_stay_text_and_the_page_fits_its_width(report, wid
     assert seen["title"] == "Spectra of 2 runs"
     assert seen["clientWidth"] in range(width - 20, width + 1)  # less a scroll bar's width
     assert seen["width"] == seen["clientWidth"]
+    assert seen["narrowest"] > 60  # a first column of single letters fits as well
     assert seen["height"] > 2000

@@ -167,7 +167,8 @@ def results(runs: Sequence[Run]) -> Markup:
         for row in rows
     )
     note = f"{len(complete)} of {len(runs)} runs are complete. " if len(complete) < len(runs) else ""
-    note += f"Mean ± standard deviation over seeds; {'; '.join(protocols)}. An arrow says which way is better."
+    note += "Mean ± standard deviation over seeds; " if len(complete) > len(cells) else ""
+    note += f"{'; '.join(protocols)}. An arrow says which way is better."
     parts = [table(headings, cells, label="Results by method"), tag("p", note, class_="soft")]
     if len(complete) > len(cells):
         single = [[row[0], *row[2:]] for row in each]
