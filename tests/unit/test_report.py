@@ -2,6 +2,8 @@
 
 import base64
 import io
+import math
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +15,7 @@ from runs import HOSTILE, STEPS, damage, make_run
 from specreg.cli import main
 from specreg.records import RunDirectory
 from specreg.report import open_runs, table, write_page
+from specreg.report.panels import photograph
 from specreg.report.runs import Run, bulk, grouped, ratios
 from specreg.report.verdicts import line, segments, sentence
 
@@ -180,6 +183,24 @@ def test_a_damaged_record_is_one_line_and_leaves_no_page(series, tmp_path, capsy
     assert f"at step {STEPS[1] if series != 'sensitivity' else 300}" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "report.html").exists()
+
+
+def test_numbers_that_are_not_finite_leave_a_gap(tmp_path):
+    runs = [make_run(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    norms = {"real": math.nan, "generated": math.inf, "interpolated": 1.0}
+    damage(runs[0] / "sensitivity.jsonl", gradient_norms=norms)
+    damage(runs[0] / "metrics.jsonl", d_loss=math.inf)
+    damage(runs[1] / "metrics.jsonl", d_loss=-math.inf)
+    assert len(page_of(tmp_path, *runs).attributes("img")) > 15
+
+
+def test_large_photographs_do_not_make_a_large_page(tmp_path):
+    side = 2 * 700
+    Image.frombytes("RGB", (side, side), random.Random(0).randbytes(3 * side**2)).save(tmp_path / "samples.png")
+    written = photograph("noise", "noise", tmp_path / "samples.png")
+    assert 'src="data:image/jpeg;base64,' in written
+    assert 'width="700"' in written
+    assert len(written) < 600_000
 
 
 def test_a_damaged_picture_is_named(tmp_path, capsys):

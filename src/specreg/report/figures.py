@@ -3,7 +3,7 @@
 Texts from records are drawn with ``parse_math=False``: a layer's name may hold a dollar sign.
 """
 
-import statistics
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -138,11 +138,11 @@ def plot_named(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     """Plot one curve for each name, in the styles of :func:`named_styles`; logarithmic where they spread far."""
     for name, style in named_styles(curves).items():
         axis.plot(list(curves[name]), list(curves[name].values()), color=style.colour, ls=style.pattern, lw=1.7)
-    values = [value for curve in curves.values() for value in curve.values()]
-    if min(values) > 0 and max(values) > 20 * min(values):
+    values = [value for curve in curves.values() for value in curve.values() if math.isfinite(value)]
+    if min(values, default=0) > 0 and max(values) > 20 * min(values):
         axis.set_yscale("log")
     else:
-        axis.set_ylim(bottom=min(0, *values))
+        axis.set_ylim(bottom=min([0, *values]))
     _finish_training(axis)
 
 
@@ -201,7 +201,7 @@ def most_changed(run: Run, count: int) -> list[str]:
 
     def change(name: str) -> float:
         curves = [curve[1:] for _, curve in run.ratios(name)]
-        return abs(statistics.fmean(curves[-1]) - statistics.fmean(curves[0])) if curves and curves[0] else 0.0
+        return abs(sum(curves[-1]) / len(curves[-1]) - sum(curves[0]) / len(curves[0])) if all(curves) else 0.0
 
     chosen = sorted(run.layers, key=change, reverse=True)[:count]
     return [name for name in run.layers if name in chosen]
@@ -220,7 +220,7 @@ def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style, 
     for curve in curves if len(curves) > 1 else []:
         axis.plot(list(curve), list(curve.values()), color=style.colour, alpha=0.5, lw=0.9)
     places = sorted(set.intersection(*(set(curve) for curve in curves)))
-    means = [statistics.fmean(curve[place] for curve in curves) for place in places]
+    means = [sum(curve[place] for curve in curves) / len(curves) for place in places]
     axis.plot(places, means, color=style.colour, ls=style.pattern, lw=2.2, label=label)
 
 
