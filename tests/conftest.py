@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # reference.py and kinds.py serve tests in all folders
+sys.path.insert(0, str(Path(__file__).parent))  # reference.py, kinds.py and runs.py serve tests in all folders
 
 
 @pytest.fixture(autouse=True)

@@ -40,6 +40,7 @@ commands:
   evaluate   evaluate a trained run anew
   sample     draw images from a trained run into a PNG
   inspect    show the spectra of any model's checkpoints: specreg inspect model.safetensors
+  report     write one HTML page about runs: verdicts, spectra, scores, samples, settings
 
 specreg COMMAND --help lists a command's options. The library needs no command:
 
@@ -271,12 +272,42 @@ def _inspect(arguments: list[str]) -> int:
     return 0
 
 
+def _report(arguments: list[str]) -> int:
+    import tyro
+
+    from specreg.report import open_runs, verdict_line, write_page
+
+    @dataclass
+    class Report:
+        """Write one self-contained HTML page about runs: verdicts, spectra, scores, samples and settings."""
+
+        runs: tyro.conf.Positional[tuple[Path, ...]]
+        """Run directories, or comparison folders."""
+        out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("report.html")
+        """The page to write."""
+        overwrite: bool = False
+        """Replace a page that exists."""
+
+    given = _parse(Report(()), "report", arguments)
+    if not given.runs:
+        raise ValueError("name at least one run directory or comparison folder: specreg report RUN")
+    if given.out.suffix.lower() not in (".html", ".htm") or not given.out.absolute().parent.is_dir():
+        raise ValueError(f"{given.out} has to be an .html file in a folder that exists")
+    if given.out.exists() and not given.overwrite:
+        raise ValueError(f"{given.out} exists: choose another name with --out, or replace it with --overwrite")
+    runs = open_runs(given.runs)
+    write_page(given.out, runs)
+    sys.stdout.write("".join(f"{line}\n" for line in (given.out, *map(verdict_line, runs))))
+    return 0
+
+
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "train": _train,
     "evaluate": _evaluate,
     "sample": _sample,
     "inspect": _inspect,
+    "report": _report,
 }
 
 

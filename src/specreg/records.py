@@ -69,7 +69,11 @@ class RunDirectory:
             file.write(json.dumps(record) + "\n")
 
     def series(self, name: str) -> list[dict[str, Any]]:
-        """Return a series' records; a last line torn by a crash is left out."""
+        """Return a series' records; a last line torn by a crash is left out.
+
+        Raises:
+            ValueError: another line is damaged.
+        """
         return list(_lines(self.path / f"{name}.jsonl"))
 
     def rewind(self, step: int) -> None:
@@ -111,10 +115,17 @@ def prepare_directory(path: Path) -> None:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            with contextlib.suppress(json.JSONDecodeError):
-                yield json.loads(line)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                return
+            raise ValueError(f"{path}, line {number} is damaged ({error}): remove it or restore it") from error
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f"{path}, line {number} is damaged: not an object with a step")
+        yield record
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -22,13 +22,13 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_help_names_every_command_and_version_the_version(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for command in ("compare", "train", "evaluate", "sample", "inspect"):
+    for command in ("compare", "train", "evaluate", "sample", "inspect", "report"):
         assert f"\n  {command} " in out
     assert run(capsys)[1] == out
     assert run(capsys, "--version")[1] == f"specreg {specreg.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "sample", "inspect"])
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "sample", "inspect", "report"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -99,7 +99,7 @@ BAD = {
     "no run": (["evaluate", OUT], "holds no run"),
     "no run to sample": (["sample", OUT, "--out", "new.png"], "holds no run"),
     "picture of a wrong kind": (["sample", OUT, "--out", "new.gif"], "has to be a .png file"),
-    "no checkpoint": (["inspect"], "no checkpoint given"),
+    "no checkpoint": (["inspect", "report"], "no checkpoint given"),
     "missing checkpoint": (["inspect", OUT], "there is no checkpoint"),
     "checkpoint with code": (["inspect", pickled_module], "which only running code could restore"),
     "unknown layer": (["inspect", weights, "--only", "body"], "--only 'body' names no layer"),

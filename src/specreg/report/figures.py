@@ -1,0 +1,243 @@
+"""Drawing: curves onto given axes, and the three pictures of a comparison's folder.
+
+Texts from records are drawn with ``parse_math=False``: a layer's name may hold a dollar sign.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from specreg.report.runs import Run, grouped, ratios
+from specreg.report.tables import COLUMNS
+from specreg.report.verdicts import ALARMS, segments
+
+COLOURS = {"sn": "#c44e52", "static": "#2a6fbb", "dynamic": "#3a923a", "anchored": "#7b5aa6", "guard": "#d9822b"}
+_SPARE = ("#5f6b76", "#b5519c", "#8c6d31", "#17a2b0", "#2f2f2f", "#a3b82a")
+# Lines differ by more than their colour: matplotlib's pattern and SVG's for the same line.
+_PATTERNS = (("solid", ""), ((0, (5, 2)), "10 4"), ((0, (1, 1.2)), "2 2.4"), ((0, (6, 2, 1, 2)), "12 4 2 4"))
+_SHADES = {"collapsing": "#f8e3b4", "collapsed": "#efc4c0"}
+MOMENTS = 5  # curves of one layer's spectrum
+_PANELS = 4  # layers shown in spectra.png
+
+
+class Style(NamedTuple):
+    """How a line looks: its colour, matplotlib's pattern and SVG's."""
+
+    colour: str
+    pattern: Any = "solid"
+    dashes: str = ""
+
+
+def draw_spectra(runs: Sequence[Run]) -> Figure:
+    """Draw s_k/s_1 against k at several moments: a row for each method (first seed), a column for each layer.
+
+    The layers are those whose spectrum changed most under the first method.
+    """
+    firsts = {group: alike[0] for group, alike in grouped(runs).items()}
+    names = most_changed(next(iter(firsts.values())), _PANELS)
+    figure, axes = plt.subplots(
+        len(firsts), len(names), figsize=(3.1 * len(names) + 0.6, 2.5 * len(firsts) + 0.7), squeeze=False,
+        sharey=True, layout="constrained",
+    )  # fmt: skip
+    for row, (group, run) in enumerate(firsts.items()):
+        for column, name in enumerate(names):
+            axis = axes[row][column]
+            plot_moments(axis, run, name)
+            if row == 0:
+                axis.set_title(name, fontsize=10, parse_math=False)
+            if row < len(firsts) - 1:
+                axis.set_xlabel("")
+            axis.set_ylabel("")
+        axes[row][0].set_ylabel(f"{group}\nsₖ / s₁", parse_math=False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="step", loc="outside right center", frameon=False)
+    figure.suptitle("Spectral distributions of the discriminator's layers during training", fontsize=11)
+    return figure
+
+
+def draw_curves(runs: Sequence[Run]) -> Figure:
+    """Draw the metrics during training: thin lines for seeds, a thick one for each method's mean."""
+    found = {key: heading for key, heading, _ in COLUMNS if any(key in run.curves for run in runs)}
+    figure, axes = plt.subplots(
+        1, len(found) + 1, figsize=(4.1 * (len(found) + 1), 3.6), squeeze=False, layout="constrained"
+    )
+    for axis, (key, heading) in zip(axes[0], found.items(), strict=False):
+        plot_curves(axis, runs, recorded(key))
+        axis.set_title(heading)
+    plot_least(axes[0][-1], runs)
+    axes[0][-1].set_title("$s_2/s_1$ of the most collapsed layer")
+    handles, labels = axes[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def draw_samples(runs: Sequence[Run]) -> Figure:
+    """Draw real images beside generated ones of each method's first seed."""
+    firsts = {group: alike[0].directory for group, alike in grouped(runs).items()}
+    pictures = [("real", next(iter(firsts.values())).image("data"))]
+    pictures += [(group, run.image("samples")) for group, run in firsts.items()]
+    figure, axes = plt.subplots(
+        1, len(pictures), figsize=(3.2 * len(pictures), 3.5), squeeze=False, layout="constrained"
+    )
+    for axis, (title, path) in zip(axes[0], pictures, strict=True):
+        axis.imshow(plt.imread(path), interpolation="nearest", cmap="gray")
+        axis.set_title(title, parse_math=False)
+        axis.axis("off")
+    return figure
+
+
+def plot_moments(axis: Axes, run: Run, name: str) -> None:
+    """Plot a layer's s_k/s_1 against k at several moments (Liu et al. 2019, figures 1 to 4)."""
+    known = dict(run.ratios(name))
+    for step, style in moments(run).items():
+        if step in known:
+            places = range(1, len(known[step]) + 1)
+            axis.plot(places, known[step], marker="o", ms=3, color=style.colour, label=f"{step}")
+    _finish_distribution(axis)
+
+
+def plot_final(axis: Axes, runs: Sequence[Run], name: str) -> None:
+    """Plot a layer's last s_k/s_1 of each group (Liu et al. 2019, figure 5), seeds thin and their mean thick."""
+    look = styles(runs)
+    for group, alike in grouped(runs).items():
+        curves = [run.ratios(name)[-1][1] for run in alike if run.ratios(name)]
+        _plot_mean(axis, [dict(enumerate(curve, start=1)) for curve in curves], look[group], group)
+    _finish_distribution(axis)
+
+
+def plot_bulks(axis: Axes, run: Run) -> None:
+    """Plot every layer's bulk over training, shaded where the detector saw a collapse, lines at events."""
+    for begin, end, state in segments(run):
+        if state in ALARMS:
+            hatch = "//" if state == "collapsed" else ""
+            axis.axvspan(begin, end, facecolor=_SHADES[state], edgecolor="#ffffff", hatch=hatch, lw=0)
+    for event in run.events:
+        axis.axvline(event["step"], color="#444444", lw=1, ls=":")
+    plot_layers(axis, run, {name: run.bulks(name) for name in run.layers})
+
+
+def plot_layers(axis: Axes, run: Run, curves: Mapping[str, Mapping[int, float]]) -> None:
+    """Plot one curve between 0 and 1 for each layer, in the layers' styles."""
+    for name, style in layer_styles(run.measured_layers).items():
+        curve = curves.get(name, {})
+        axis.plot(list(curve), list(curve.values()), color=style.colour, ls=style.pattern, lw=1.5)
+    axis.set_ylim(0, 1.05)
+    _finish_training(axis)
+
+
+def plot_named(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
+    """Plot one curve for each name, in the styles of :func:`named_styles`; logarithmic where they spread far."""
+    for name, style in named_styles(curves).items():
+        axis.plot(list(curves[name]), list(curves[name].values()), color=style.colour, ls=style.pattern, lw=1.7)
+    values = [value for curve in curves.values() for value in curve.values() if math.isfinite(value)]
+    if min(values, default=0) > 0 and max(values) > 20 * min(values):
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(bottom=min([0, *values]))
+    _finish_training(axis)
+
+
+def plot_curves(axis: Axes, runs: Sequence[Run], curve_of: Callable[[Run], Mapping[int, float]]) -> None:
+    """Plot a number during training: thin lines for seeds, a thick one for each group's mean."""
+    look = styles(runs)
+    for group, alike in grouped(runs).items():
+        _plot_mean(axis, [curve for run in alike if (curve := curve_of(run))], look[group], group)
+    _finish_training(axis)
+
+
+def plot_least(axis: Axes, runs: Sequence[Run]) -> None:
+    """Plot s_2/s_1 of the most collapsed layer during training."""
+    plot_curves(axis, runs, least_second_ratio)
+    axis.set_ylim(0, 1.05)
+
+
+def recorded(key: str) -> Callable[[Run], Mapping[int, float]]:
+    """Return what reads a number recorded during training, for :func:`plot_curves`."""
+    return lambda run: run.curves.get(key, {})
+
+
+def moments(run: Run) -> dict[int, Style]:
+    """Return the steps at which a run's spectra are drawn, with their lines."""
+    steps = [record["step"] for record in run.spectra]
+    chosen = dict.fromkeys(steps[round(i * (len(steps) - 1) / (MOMENTS - 1))] for i in range(MOMENTS) if steps)
+    return dict(zip(chosen, map(Style, _shades(len(chosen))), strict=True))
+
+
+def styles(runs: Iterable[Run]) -> dict[str, Style]:
+    """Return each group's line; of several groups of one method only the first has the method's colour."""
+    spare, taken = iter(_SPARE * len(COLOURS)), set[str]()
+    found: dict[str, Style] = {}
+    for index, (group, alike) in enumerate(grouped(runs).items()):
+        colour = COLOURS.get(alike[0].method, "")
+        colour = next(spare, "#000000") if not colour or colour in taken else colour
+        taken.add(colour)
+        found[group] = Style(colour, *_PATTERNS[index % len(_PATTERNS)])
+    return found
+
+
+def layer_styles(names: Iterable[str]) -> dict[str, Style]:
+    """Return each layer's line: dark at the input, light at the output."""
+    names = list(dict.fromkeys(names))
+    shades = _shades(len(names))[::-1]
+    return {name: Style(shades[i], *_PATTERNS[i % len(_PATTERNS)]) for i, name in enumerate(names)}
+
+
+def named_styles(names: Iterable[str]) -> dict[str, Style]:
+    """Return a line of its own for each of a few names without an order."""
+    return {name: Style(_SPARE[i % len(_SPARE)], *_PATTERNS[i % len(_PATTERNS)]) for i, name in enumerate(names)}
+
+
+def most_changed(run: Run, count: int) -> list[str]:
+    """Return the layers whose mean ratio moved most from the first record to the last, in the network's order."""
+
+    def change(name: str) -> float:
+        curves = [curve[1:] for _, curve in run.ratios(name)]
+        return abs(sum(curves[-1]) / len(curves[-1]) - sum(curves[0]) / len(curves[0])) if all(curves) else 0.0
+
+    chosen = sorted(run.layers, key=change, reverse=True)[:count]
+    return [name for name in run.layers if name in chosen]
+
+
+def least_second_ratio(run: Run) -> dict[int, float]:
+    """Return s_2/s_1 of the layer that has the least, by step."""
+    layers = {record["step"]: record["layers"].values() for record in run.spectra}
+    seconds = {step: [ratios(values)[1] for values in found if len(values) > 1] for step, found in layers.items()}
+    return {step: min(values) for step, values in seconds.items() if values}
+
+
+def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style, label: str) -> None:
+    if not curves:
+        return
+    for curve in curves if len(curves) > 1 else []:
+        axis.plot(list(curve), list(curve.values()), color=style.colour, alpha=0.5, lw=0.9)
+    places = sorted(set.intersection(*(set(curve) for curve in curves)))
+    means = [sum(curve[place] for curve in curves) / len(curves) for place in places]
+    axis.plot(places, means, color=style.colour, ls=style.pattern, lw=2.2, label=label)
+
+
+def _finish_distribution(axis: Axes) -> None:
+    axis.set_ylim(0, 1.05)
+    axis.grid(alpha=0.25)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("k")
+    axis.set_ylabel("$s_k / s_1$")
+
+
+def _finish_training(axis: Axes) -> None:
+    axis.set_xlabel("iteration (generator steps)")
+    axis.grid(alpha=0.25)
+
+
+def _shades(count: int) -> list[str]:
+    """Return colours from light (early) to dark (late)."""
+    shades = plt.get_cmap("viridis_r")
+    return [to_hex(shades(0.12 + 0.86 * index / max(1, count - 1))) for index in range(count)]

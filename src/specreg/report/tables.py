@@ -1,0 +1,77 @@
+"""Results as rows, and rows as tables: for each method the mean ± standard deviation over its seeds."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from specreg.records import RunDirectory
+
+TITLES = {
+    "sn": "SN",
+    "static": "static SR",
+    "dynamic": "dynamic SR",
+    "anchored": "anchored SR",
+    "guard": "SN, guarded",
+}
+# key, heading, decimals, and which way is better
+COLUMNS = (
+    ("modes", "modes ↑", 0),
+    ("kl", "KL (nats) ↓", 2),
+    ("fd", "FD ↓", 2),
+    ("kid", "KID ↓", 3),
+    ("precision", "precision ↑", 3),
+    ("recall", "recall ↑", 3),
+    ("density", "density ↑", 2),
+    ("coverage", "coverage ↑", 3),
+    ("seconds", "seconds", 0),
+)
+
+
+def title(method: str) -> str:
+    """Return how a method is called in tables and figures."""
+    return TITLES.get(method, method)
+
+
+def results(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
+    """Return one object for each complete run, as ``results.json`` holds them."""
+    found = []
+    for run in runs:
+        result, timing = run.read("result"), run.read("timing")
+        if result is not None:
+            config = result.pop("config")
+            found.append(result | {"seconds": (timing or {}).get("seconds"), "config": config})
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells: for each label the mean ± standard deviation over its rows.
+
+    Args:
+        rows: from :func:`results`.
+        labels: one for each row; by default the method's title.
+    """
+    columns = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    labels = [title(row["method"]) for row in rows] if labels is None else labels
+    cells = []
+    for label in dict.fromkeys(labels):
+        chosen = [row for row, its in zip(rows, labels, strict=True) if its == label]
+        cells.append(
+            [label, str(len(chosen))]
+            + [_mean_and_spread([row.get(key) for row in chosen], decimals) for key, _, decimals in columns]
+        )
+    return ["method", "seeds", *(heading for _, heading, _ in columns)], cells
+
+
+def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return "-"
+    mean = f"{statistics.fmean(known):.{decimals}f}"
+    return f"{mean} ± {statistics.stdev(known):.{decimals}f}" if len(known) > 1 else mean

@@ -1,0 +1,79 @@
+"""Verdicts in words: one sentence for a run, and what changed when."""
+
+import unicodedata
+from itertools import pairwise
+from typing import Any
+
+from specreg.report.runs import Run
+
+ALARMS = ("collapsing", "collapsed")
+UNWATCHED = "not watched"
+
+
+def state_of(run: Run) -> str:
+    """Return the state that the detector saw last, or "not watched"."""
+    return run.verdicts[-1]["state"] if run.verdicts else UNWATCHED
+
+
+def sentence(run: Run) -> str:
+    """Return the last verdict and how far the run is, in plain words."""
+    planned = run.settings.get("training.steps")
+    unfinished = f" The run is at iteration {run.last_step} of {planned}." if not run.directory.complete else ""
+    if not run.verdicts:
+        return f"No detector judged this run's spectra.{unfinished}"
+    last = run.verdicts[-1]
+    alarms = [verdict["step"] for verdict in run.verdicts if verdict["state"] in ALARMS]
+    if last["state"] != "healthy":
+        said = _of_layers(run, last)
+    elif alarms:
+        said = f"No spectrum is falling now; the fall seen from iteration {alarms[0]} to {alarms[-1]} stopped halfway."
+    else:
+        said = f"No layer's spectrum collapsed in {run.verdicts[-1]['step']} iterations."
+    return said + unfinished
+
+
+def line(run: Run) -> str:
+    """Return a run's verdict as one line for a terminal: what a record holds cannot move its cursor."""
+    text = f"{run.label}: {state_of(run)}. {sentence(run)}"
+    return "".join("?" if unicodedata.category(character).startswith("C") else character for character in text)
+
+
+def segments(run: Run) -> list[tuple[int, int, str]]:
+    """Return (first step, last step, state) of each stretch of one state; the last one ends with the verdicts."""
+    changes = _changes(run)
+    ends = [change["step"] for change in changes[1:]] + [verdict["step"] for verdict in run.verdicts[-1:]]
+    return [(change["step"], end, change["state"]) for change, end in zip(changes, ends, strict=True)]
+
+
+def history(run: Run) -> list[tuple[int, str, str]]:
+    """Return (step, word, message) of every change of state and every event, in the order of the steps."""
+    entries = [(change["step"], change["state"], change["message"]) for change in _changes(run)]
+    entries += [(event["step"], event["event"], str(event.get("message", ""))) for event in run.events]
+    told = [(step, word, message.removeprefix(word).lstrip(": ")) for step, word, message in entries]
+    return sorted(told, key=lambda entry: entry[0])
+
+
+def _changes(run: Run) -> list[dict[str, Any]]:
+    later = (after for before, after in pairwise(run.verdicts) if after["state"] != before["state"])
+    return [*run.verdicts[:1], *later]
+
+
+def _of_layers(run: Run, verdict: dict[str, Any]) -> str:
+    names = [name for name in verdict["layers"] if name in verdict["evidence"]]
+    total = len(run.layers) or len(names)
+    since = verdict["since"] if verdict["since"] is not None else verdict["iteration"]
+    many = len(names) != 1
+    spectra = f"{'The spectra' if many else 'The spectrum'} of {len(names)} of {total} layers"
+    said = {
+        "collapsing": f"{spectra} {'are' if many else 'is'} falling since iteration {since}",
+        "collapsed": f"{spectra} {'have' if many else 'has'} fallen since iteration {since}",
+        "recovered": f"{spectra} fell and came back by iteration {since}",
+    }[verdict["state"]]
+    if not names:
+        return f"{said}."
+    worst = names[0]
+    before, now = verdict["evidence"][worst]["before"], verdict["evidence"][worst]["now"]
+    most = ", most of all" if many else ":"
+    if verdict["state"] == "recovered":
+        return f"{said}{most} {worst}, whose bulk was {before:.2f} before the fall and is {now:.2f} now."
+    return f"{said}{most} {worst}, whose bulk went from {before:.2f} to {now:.2f}."

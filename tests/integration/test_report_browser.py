@@ -1,0 +1,97 @@
+"""The report in a real browser: every picture decodes, nothing runs, and a phone needs no sideways scrolling."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runs import HOSTILE, make_run
+from specreg.report import open_runs, write_page
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH"),
+]
+PHONE = 390  # CSS pixels; a frame, because a headless browser's window cannot be that narrow
+
+# The report itself allows no scripts, so that another page looks into it.
+PROBE = """<!doctype html><meta charset="utf-8"><title>probe</title>
+<body style="margin: 0"><iframe id="report" style="width: {width}px; height: 800px; border: 0" srcdoc="{page}"></iframe>
+<script>
+const decodes = (image) => {{
+  const canvas = document.createElement("canvas");
+  canvas.width = image.naturalWidth;
+  canvas.height = image.naturalHeight;
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);  // throws where the image is broken
+  return context.getImageData(0, 0, 1, 1).data[3] === 255;
+}};
+addEventListener("load", () => {{
+  const page = document.getElementById("report").contentDocument;
+  page.querySelectorAll("details").forEach((fold) => {{ fold.open = true; }});
+  document.body.dataset.seen = JSON.stringify({{
+    images: page.images.length,
+    decoded: [...page.images].filter(decodes).length,
+    height: page.documentElement.scrollHeight,
+    width: page.documentElement.scrollWidth,
+    clientWidth: page.documentElement.clientWidth,
+    narrowest: Math.min(...[...page.querySelectorAll("tbody th")].map((cell) => cell.clientWidth)),
+    scripts: page.scripts.length,
+    hostile: page.querySelectorAll("#hostile, [onerror]").length,
+    shown: page.body.innerText.includes('<b id="hostile">'),
+    title: page.title,
+  }});
+}});
+</script></body>"""
+
+
+def dumped(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """Open a page without a window; returns its elements as text and what was written to the console."""
+    command = [
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--enable-logging=stderr", "--v=0", "--window-size=1400,1000", f"--user-data-dir={profile}",
+        "--virtual-time-budget=20000", "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout, [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("browser")
+    runs = [make_run(folder / "a", "static"), make_run(folder / "b", HOSTILE, name=HOSTILE, keep=HOSTILE)]
+    write_page(folder / "report.html", open_runs(runs))
+    return folder / "report.html"
+
+
+def test_the_page_opens_without_a_word_on_the_console(report, tmp_path):
+    elements, console = dumped(report, tmp_path / "profile")
+    assert console == []
+    assert "The spectrum of 1 of 2 layers has fallen" in elements
+    assert "<title>Spectra of 2 runs</title>" in elements
+
+
+@pytest.mark.parametrize("width", [PHONE, 1280])
+def test_pictures_decode_names_stay_text_and_the_page_fits_its_width(report, width, tmp_path):
+    page = html.escape(report.read_text(encoding="utf-8"), quote=True)
+    probe = tmp_path / "probe.html"
+    probe.write_text(PROBE.format(width=width, page=page), encoding="utf-8")
+    elements, console = dumped(probe, tmp_path / "profile")
+    found = re.search(r'data-seen="([^"]*)"', elements)
+    assert found, elements[-2000:]
+    seen = json.loads(html.unescape(found[1]))
+    assert console == []
+    assert seen["decoded"] == seen["images"] > 15
+    assert seen["scripts"] == seen["hostile"] == 0
+    assert seen["shown"]
+    assert seen["title"] == "Spectra of 2 runs"
+    assert seen["clientWidth"] in range(width - 20, width + 1)  # less a scroll bar's width
+    assert seen["width"] == seen["clientWidth"]
+    assert seen["narrowest"] > 60  # a first column of single letters fits as well
+    assert seen["height"] > 2000

@@ -1,0 +1,74 @@
+"""Run directories as a training leaves them, made up in a moment: 12 spectra, of which "blocks.1" collapses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from specreg.records import RunDirectory
+
+# What breaks out of text, attributes and comments, if anything does, and what matplotlib takes for mathematics.
+HOSTILE = """$\\frac<b id="hostile">b</b>"'><script>document.title = "hostile"</script><img src=x onerror=alert(1)>$"""
+STEPS = tuple(range(0, 1200, 100))
+FALL = 600
+
+
+def make_run(
+    path: Path,
+    method: str = "sn",
+    seed: int = 0,
+    *,
+    watched: bool = True,
+    complete: bool = True,
+    name: str = "blocks.1",
+    **settings: Any,
+) -> Path:
+    """Write a run directory with two layers, "blocks.0" and ``name``."""
+    path.mkdir(parents=True)
+    run = RunDirectory(path)
+    given = {"data": {"data": "digits"}, "training": {"steps": STEPS[-1]}, "regularization": settings}
+    config = {"method": method, "seed": seed, "settings": given}
+    run.write("config", config)
+    run.write("environment", {"torch": "2.13.0", "device": "cpu"})
+    for step in STEPS:
+        level = 0.9 if step < FALL else 0.2
+        layers = {"blocks.0": [2.0, 1.8, 1.6, 1.5], name: [3.0, 3 * level, 2 * level, level]}
+        run.append("spectra", {"step": step, "layers": layers})
+        run.append("metrics", {"step": step, "d_loss": 1.5 + seed, "g_loss": 0.5})
+        if step % 300 == 0:
+            run.append("evaluations", {"step": step, "modes": 900 - step // 2, "kl": 0.5, "fd": 10.0 + seed})
+        if watched:
+            _watch(run, step, name)
+    for picture in ("samples", "data"):
+        Image.new("RGB", (36, 36), (200, 10 * seed, 0)).save(run.image(picture))
+    if complete:
+        scores = {"modes": 500 + seed, "kl": 0.5, "fd": 12.0 + seed, "kid": 0.3, "precision": 0.5, "recall": 0.1}
+        protocol = {"features": "digit-classifier", "num_real": 100, "num_fake": 50}
+        run.write(
+            "result", {"method": method, "seed": seed, "steps": STEPS[-1], **protocol, **scores, "config": config}
+        )
+        run.write("timing", {"seconds": 12.0})
+    return path
+
+
+def _watch(run: RunDirectory, step: int, name: str) -> None:
+    fallen = step >= FALL + 100
+    state = "collapsed" if fallen else "healthy"
+    evidence = {name: {"state": state, "since": 500, "before": 0.9, "now": 0.2, "confidence": 0.99}} if fallen else {}
+    verdict = {"step": step, "iteration": step, "state": state, "since": 500 if fallen else None}
+    verdict |= {"layers": list(evidence), "confidence": 0.99, "changed": step == FALL + 100}
+    run.append("verdicts", verdict | {"message": f"{state}: {name}", "evidence": evidence})
+    if step % 300 == 0:
+        norms = {"real": 1.0, "generated": 2.0, "interpolated": 1.5}
+        measured = {"attainment": {"blocks.0": 0.5, name: 0.4, "head": 1.0}, "gradient_norms": norms}
+        run.append("sensitivity", {"step": step, **measured, "diversity": {"ratio": 0.8, "duplicates": 0.0}})
+    if step == 900:
+        run.append("events", {"step": step, "event": "guard on", "message": f"compensating {name}"})
+
+
+def damage(path: Path, **changes: Any) -> None:
+    """Change fields of the second record of a series."""
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | changes)
+    path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,223 @@
+"""The page of ``specreg report``: what it says, in which order, and that nothing in a record becomes markup."""
+
+import base64
+import io
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from runs import HOSTILE, STEPS, damage, make_run
+from specreg.cli import main
+from specreg.records import RunDirectory
+from specreg.report import open_runs, table, write_page
+from specreg.report.panels import photograph
+from specreg.report.runs import Run, bulk, grouped, ratios
+from specreg.report.verdicts import line, segments, sentence
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with their attributes, and the text between them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.elements and self.elements[-1][0] != "style":
+            self.text += data
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def page_of(tmp_path: Path, *runs: Path) -> Page:
+    write_page(tmp_path / "report.html", open_runs(runs))
+    return Page(tmp_path / "report.html")
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "out"
+    make_run(out / "runs" / "static-seed0", "static")
+    make_run(out / "runs" / "sn-seed10", "sn", 10)
+    make_run(out / "runs" / "sn-seed2", "sn", 2, watched=False, complete=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(comparison) -> Page:
+    return page_of(comparison, comparison)
+
+
+def test_the_verdict_comes_first_and_names_state_layer_and_iteration(page):
+    order = ["verdict", "spectra", "layers", "methods", "scores", "samples", "results", "settings"]
+    assert [section["id"] for section in page.attributes("section")] == order
+    first = page.text[page.text.index("Of 3 runs") : page.text.index("Each curve is")]
+    assert "Of 3 runs: 2 collapsed, 1 not watched." in first
+    assert "The spectrum of 1 of 2 layers has fallen since iteration 500: blocks.1" in first
+    assert "bulk went from 0.90 to 0.20" in first
+    assert re.search(r"0\s*healthy\s*700\s*collapsed\s*900\s*guard on", first)
+    assert first.index("SN, seed 2") < first.index("SN, seed 10") < first.index("static SR, seed 0")
+
+
+def test_a_run_without_verdicts_is_said_to_be_unwatched(comparison):
+    run = Run(RunDirectory(comparison / "runs" / "sn-seed2"))
+    assert line(run).startswith("SN, seed 2: not watched. No detector judged this run's spectra.")
+    assert segments(run) == []
+
+
+def test_verdicts_in_words(tmp_path):
+    run = Run(RunDirectory(make_run(tmp_path / "run")))
+    assert segments(run) == [(0, 700, "healthy"), (700, 1100, "collapsed")]
+    run.verdicts = run.verdicts[:3]
+    assert sentence(run) == "No layer's spectrum collapsed in 200 iterations."
+    healthy = run.verdicts[0]
+    run.verdicts = [healthy, healthy | {"step": 50, "state": "collapsing"}, healthy | {"step": 90}]
+    assert sentence(run) == "No spectrum is falling now; the fall seen from iteration 50 to 50 stopped halfway."
+
+
+def test_every_picture_is_inside_decodable_and_described(page):
+    images = page.attributes("img")
+    assert len(images) > 20
+    for image in images:
+        kind, data = re.fullmatch(r"data:image/(png);base64,(.+)", image["src"]).groups()
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            picture.load()
+            assert picture.format == kind.upper()
+            assert picture.size == (int(image["width"]), int(image["height"]))
+        assert len(image["alt"]) > 20
+
+
+def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(page):
+    names = {name for name, _ in page.elements}
+    assert names.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
+    for _, attributes in page.elements:
+        assert not any(key.startswith("on") for key in attributes)
+        assert attributes.get("href", "#").startswith("#")
+        assert attributes.get("src", "data:").startswith("data:")
+    policy = page.attributes("meta")[1]
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert policy["content"].startswith("default-src 'none'; img-src data:;")
+
+
+def test_strings_from_records_stay_text(tmp_path):
+    run = make_run(tmp_path / "run", HOSTILE, name=HOSTILE, keep=HOSTILE)
+    page = page_of(tmp_path, run, make_run(tmp_path / "other", "sn", 1))
+    assert "script" not in {name for name, _ in page.elements}
+    assert all(attributes.get("id") != "hostile" and "onerror" not in attributes for _, attributes in page.elements)
+    assert page.text.count(HOSTILE) > 10
+    assert any(HOSTILE in image["alt"] for image in page.attributes("img"))
+
+
+def test_what_a_terminal_is_told_cannot_move_its_cursor(tmp_path):
+    run = Run(RunDirectory(make_run(tmp_path / "run", name="a\x1b[2J\nb")))
+    assert "a?[2J?b" in line(run)
+
+
+def test_half_a_surrogate_pair_can_be_written(tmp_path):
+    assert "x?y" in page_of(tmp_path, make_run(tmp_path / "run", name="x\ud800y")).text
+
+
+def test_the_results_are_grouped_by_method_and_by_setting(tmp_path):
+    paths = [
+        make_run(tmp_path / f"{keep}-{seed}", "static", seed, keep=keep) for keep in (0.5, 0.25) for seed in (0, 1)
+    ]
+    runs = open_runs(paths)
+    assert list(grouped(runs)) == ["static SR, keep 0.5", "static SR, keep 0.25"]
+    rows = [run.result for run in runs]
+    assert [cells[:3] for cells in table(rows, [run.group for run in runs])[1]] == [
+        ["static SR, keep 0.5", "2", "500 ± 1"],
+        ["static SR, keep 0.25", "2", "500 ± 1"],
+    ]
+    page = page_of(tmp_path, *paths)
+    assert "Settings: what differs" in page.text
+    assert len(page.attributes("mark")) == 2 + 2  # seed of the second and fourth run, keep of the third and fourth
+
+
+def test_runs_that_are_told_apart_by_nothing_are_numbered(tmp_path):
+    runs = open_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b"), tmp_path / "a"])
+    assert [run.label for run in runs] == ["SN, seed 0 (1: a)", "SN, seed 0 (2: b)"]
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.write("config", {"method": "dynamic", "seed": 0, "settings": {"training": {"steps": 10}}})
+    page = page_of(tmp_path, run.path)
+    assert "The run is at iteration 0 of 10." in page.text
+    assert "No run is complete yet" in page.text
+    assert page.attributes("img") == []
+
+
+def test_the_bulk_is_the_detectors():
+    values = [4.0, 3.0, 2.0, 1.0, 0.5, 0.1, 0.1, 0.0]
+    assert bulk(ratios(values)) == pytest.approx((3 + 2 + 1) / 4 / 3)
+    assert bulk(ratios([2.0, 1.0])) == 0.5
+    assert ratios([0.0, 0.0]) == [0.0, 0.0]
+
+
+DAMAGED = {
+    "spectra": {"layers": {"a": [1.0, "high"]}},
+    "verdicts": {"state": "<script>"},
+    "sensitivity": {"attainment": {"a": None}},
+}
+
+
+@pytest.mark.parametrize("series", DAMAGED)
+def test_a_damaged_record_is_one_line_and_leaves_no_page(series, tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    damage(run / f"{series}.jsonl", **DAMAGED[series])
+    assert main(["report", str(run), "-o", str(tmp_path / "report.html")]) == 2
+    error = capsys.readouterr().err
+    assert f"{series}.jsonl is damaged: " in error
+    assert f"at step {STEPS[1] if series != 'sensitivity' else 300}" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_numbers_that_are_not_finite_leave_a_gap(tmp_path):
+    runs = [make_run(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    norms = {"real": math.nan, "generated": math.inf, "interpolated": 1.0}
+    damage(runs[0] / "sensitivity.jsonl", gradient_norms=norms)
+    damage(runs[0] / "metrics.jsonl", d_loss=math.inf)
+    damage(runs[1] / "metrics.jsonl", d_loss=-math.inf)
+    assert len(page_of(tmp_path, *runs).attributes("img")) > 15
+
+
+def test_large_photographs_do_not_make_a_large_page(tmp_path):
+    side = 2 * 700
+    Image.frombytes("RGB", (side, side), random.Random(0).randbytes(3 * side**2)).save(tmp_path / "samples.png")
+    written = photograph("noise", "noise", tmp_path / "samples.png")
+    assert 'src="data:image/jpeg;base64,' in written
+    assert 'width="700"' in written
+    assert len(written) < 600_000
+
+
+def test_a_damaged_picture_is_named(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    (run / "samples.png").write_bytes((run / "samples.png").read_bytes()[:60])
+    assert main(["report", str(run), "-o", str(tmp_path / "report.html")]) == 2
+    assert "samples.png is damaged" in capsys.readouterr().err
+
+
+def test_the_command_prints_the_path_and_each_verdict_and_overwrites_only_when_told(tmp_path, capsys):
+    run, out = make_run(tmp_path / "run"), tmp_path / "report.html"
+    assert main(["report", str(run), "-o", str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == str(out)
+    assert printed[1].startswith("SN, seed 0: collapsed. The spectrum of 1 of 2 layers has fallen since iteration 500")
+    written = out.read_bytes()
+    assert main(["report", str(run), "--out", str(out)]) == 2
+    assert "exists: choose another name with --out, or replace it with --overwrite" in capsys.readouterr().err
+    assert main(["report", str(run), "--out", str(out), "--overwrite"]) == 0
+    assert out.read_bytes() == written  # the same records, the same page
