@@ -37,6 +37,9 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
     Args:
         generated, real: samples (N, \*) of one scale; the larger batch is cut to the size of the smaller.
 
+    Returns:
+        A :class:`Diversity`.
+
     Raises:
         ValueError: shapes differ, fewer than 3 samples, values that are not finite, or real samples all alike.
     """
