@@ -1,0 +1,143 @@
+"""How nearly layers attain their Lipschitz bound, and the discriminator's gradient norms."""
+
+import pytest
+import torch
+from torch import nn
+
+import specreg
+from kinds import layout
+from specreg.spectra.matrices import from_matrix, to_matrix
+
+# Wide enough outputs for a matrix whose columns are orthonormal: such a layer attains its bound on every input.
+ISOMETRIES = {
+    "linear": (lambda: nn.Linear(5, 9), (4, 5)),
+    "linear, several positions": (lambda: nn.Linear(5, 9), (4, 3, 5)),
+    "conv1d": (lambda: nn.Conv1d(2, 12, 5, stride=2, padding=3), (4, 2, 17)),
+    "conv2d": (lambda: nn.Conv2d(2, 20, 3, padding=1, bias=False), (4, 2, 7, 6)),
+    "conv2d, dilated": (lambda: nn.Conv2d(2, 20, 3, padding="same", dilation=2), (4, 2, 7, 6)),
+    "conv2d, reflected": (lambda: nn.Conv2d(2, 20, 3, padding=1, padding_mode="reflect"), (4, 2, 7, 6)),
+    "conv2d, grouped": (lambda: nn.Conv2d(4, 40, 3, stride=2, groups=2), (4, 4, 7, 6)),
+    "conv2d, without a batch": (lambda: nn.Conv2d(2, 20, 3), (2, 7, 6)),
+    "conv3d": (lambda: nn.Conv3d(1, 9, 2), (4, 1, 4, 4, 4)),
+    "transposed": (lambda: nn.ConvTranspose2d(2, 20, 3, stride=2, padding=1, output_padding=1), (4, 2, 5, 4)),
+    "transposed, grouped": (lambda: nn.ConvTranspose1d(4, 24, 4, stride=2, groups=2), (4, 4, 5)),
+}
+
+
+def isometric(layer):
+    shape = to_matrix(layer.weight, **layout(layer)).shape
+    q, _ = torch.linalg.qr(torch.randn(*shape))
+    layer.weight.data.copy_(from_matrix(3 * q, layer.weight.shape, **layout(layer)))
+    return layer
+
+
+@pytest.mark.parametrize("name", ISOMETRIES)
+def test_an_isometry_attains_its_bound(name):
+    make, shape = ISOMETRIES[name]
+    found = specreg.attainment(isometric(make()), torch.randn(shape))[""]
+    assert found.attained == pytest.approx(1, abs=1e-5)
+    assert found.largest == pytest.approx(3, rel=1e-5)
+
+
+def test_a_transposed_convolution_asked_for_another_size():
+    layer = isometric(nn.ConvTranspose2d(2, 20, 3, stride=2))
+
+    class Asking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x, output_size=(12, 11))
+
+    assert specreg.attainment(Asking(), torch.randn(3, 2, 5, 5))["layer"].attained == pytest.approx(1, abs=1e-5)
+
+
+def test_a_convolution_against_its_patches():
+    layer = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+    x = torch.randn(5, 3, 8, 8)
+    patches = nn.functional.unfold(x, 3, stride=2, padding=1)
+    matrix = layer.weight.detach().flatten(1)
+    by_image = (matrix @ patches).flatten(1).norm(dim=1) / patches.flatten(1).norm(dim=1)
+    expected = by_image.mean() / torch.linalg.svdvals(matrix)[0]
+    assert specreg.attainment(layer, x)[""].attained == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_it_falls_with_the_spectrum():
+    module = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 1))
+    x = torch.randn(8, 3, 8, 8)
+    values = []
+    for factor in (1.0, 0.3, 0.05):
+        u, s, vh = torch.linalg.svd(module[0].weight.data.flatten(1), full_matrices=False)
+        s = s[0] * torch.cat([torch.ones(1), factor * torch.ones(len(s) - 1)])
+        module[0].weight.data.copy_((u * s @ vh).reshape(module[0].weight.shape))
+        values.append(specreg.attainment(module, x)["0"].attained)
+    assert values[0] > 2 * values[1] > 2.5 * values[2]
+
+
+def test_the_operator_norm_stands_beside_the_matrix_norm():
+    x = torch.randn(4, 3, 8, 8)
+    found = specreg.attainment(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 1)), x, operator=True)
+    assert found["0"].operator_norm > 1.05 * found["0"].largest  # overlapping patches
+    assert 0 < found["0"].operator_attained < 1
+    assert found["1"].operator_norm == pytest.approx(found["1"].largest, rel=1e-5)
+    assert found["1"].operator_attained == pytest.approx(found["1"].attained, rel=1e-5)
+    assert specreg.attainment(nn.Linear(3, 3), torch.randn(2, 3), operator=True)[""].operator_norm is None
+    strided = specreg.attainment(nn.Conv2d(3, 6, 4, stride=2, padding=1), torch.randn(4, 3, 9, 9), operator=True)[""]
+    assert 0 < strided.operator_attained <= 1
+
+
+@pytest.mark.parametrize("normalize", [specreg.spectral_norm, lambda m: nn.utils.spectral_norm(m[0])])
+def test_modes_hooks_and_gradients_are_as_before(normalize):
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5), nn.Conv2d(6, 6, 1))
+    normalize(module)
+    module[3].eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert list(specreg.attainment(module, torch.randn(4, 3, 6, 6))) == ["0", "3"]
+    assert [child.training for child in module] == [True, True, True, False]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(not child._forward_hooks for child in module.modules())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_attainment_moves_no_buffer_and_no_random_number():
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5), nn.Conv2d(6, 6, 1))
+    specreg.spectral_norm(module)
+    x = torch.randn(4, 3, 6, 6)
+    before, random = {name: tensor.clone() for name, tensor in module.state_dict().items()}, torch.get_rng_state()
+    specreg.attainment(module, x)
+    specreg.gradient_norms(module, x, x.flip(0), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert specreg.attainment(module, x)["0"].largest == pytest.approx(1, abs=0.3)  # the weight that the network uses
+
+
+def test_layers_that_did_not_run_are_left_out_and_shared_ones_are_averaged():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle, self.embedding = nn.Linear(3, 3), nn.Linear(3, 3), nn.Embedding(4, 3)
+
+        def forward(self, x):
+            return self.used(self.used(x))
+
+    module, x = Twice(), torch.randn(4, 3)
+    found = specreg.attainment(module, x)
+    assert list(found) == ["used"]
+    once = specreg.attainment(module.used, x)[""].attained
+    again = specreg.attainment(module.used, module.used(x))[""].attained
+    assert found["used"].attained == pytest.approx((once + again) / 2, rel=1e-5)
+
+
+def test_gradient_norms_of_a_linear_function():
+    module = nn.Linear(6, 1)
+    real, generated = torch.randn(5, 6), torch.randn(5, 6)
+    norms = specreg.gradient_norms(module, real, generated)
+    assert norms == pytest.approx(dict.fromkeys(("real", "generated", "interpolated"), module.weight.norm().item()))
+    several = specreg.gradient_norms(lambda x: [module(x), (2 * module(x),)], real, generated)
+    assert several["real"] == pytest.approx(3 * norms["real"])
+    squared = specreg.gradient_norms(lambda x: 0.5 * x.square().sum(1), real, generated)
+    assert squared["real"] == pytest.approx(real.norm(dim=1).mean().item())
+    assert squared["generated"] == pytest.approx(generated.norm(dim=1).mean().item())
+    with pytest.raises(ValueError, match="differ in shape"):
+        specreg.gradient_norms(module, real, generated[:3])
