@@ -1,12 +1,14 @@
-"""What it costs to read all spectra of a discriminator, beside an SVD of each layer, and what the import costs.
+"""What watching costs: reading all spectra beside an SVD of each layer, a whole training with a monitor, the import.
 
 python benchmarks/monitor.py [--device cuda] [--out FILE.json]
 """
 
 import argparse
+import dataclasses
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,10 @@ import torch
 import specreg
 from compensation import CASES
 from measure import environment, interleaved, print_table, ratio, summary, write
+from specreg.experiments.config import RunConfig, Settings
+from specreg.experiments.run import build_state, make_accelerator, open_source
 from specreg.layers import ALL_KINDS, find
+from specreg.training.loop import train
 
 ROUNDS = {"cifar-32": 101, "cifar-64": 101, "cifar-128": 51, "cifar-256": 7}
 IMPORT = "import torch, time; t = time.perf_counter(); import specreg; print(time.perf_counter() - t)"
@@ -36,6 +41,32 @@ def measure(case: str, device: torch.device) -> dict[str, object]:
     return {"ms": summary(times), "ratios": ratios}
 
 
+def watching(iterations: int = 600) -> dict[str, float]:
+    """Return what the monitor at its default interval costs of the smallest training there is, the digits'.
+
+    Every iteration is timed with its call of the monitor, so that the share does not depend on the machine's mood.
+    """
+    settings = Settings()
+    accelerator = make_accelerator(settings)
+    state = build_state(RunConfig("sn", settings=settings), open_source(settings), accelerator)
+    monitor = specreg.Monitor(state.discriminator)
+    monitor.step(0)
+    training = watched = 0.0
+    for iteration in range(1, iterations + 1):
+        began = time.perf_counter()
+        train(state, dataclasses.replace(settings.training, steps=iteration), accelerator=accelerator)
+        trained = time.perf_counter()
+        monitor.step(iteration)
+        training, watched = training + trained - began, watched + time.perf_counter() - trained
+    return {
+        "every": monitor.every,
+        "iterations": iterations,
+        "ms an iteration": 1e3 * training / iterations,
+        "ms a snapshot": 1e3 * watched / (len(monitor.history) - 1),
+        "share": watched / training,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -49,12 +80,16 @@ def main() -> None:
         for case, result in results.items()
     ]
     print_table("reading all spectra", rows)
+    share = watching() if device.type == "cpu" else None
+    if share:
+        print_table("a digits training with a monitor", [share])
     imports = [
         float(subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True).stdout)
         for _ in range(5)
     ]
     print(f"\nimport specreg after import torch: {statistics.median(imports):.3f} s, median of {len(imports)}")
-    write(options.out, {"environment": environment(device), "results": results, "import_seconds": imports})
+    found = {"environment": environment(device), "results": results, "watching": share, "import_seconds": imports}
+    write(options.out, found)
 
 
 if __name__ == "__main__":
