@@ -44,8 +44,8 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
 
         def tell(step: int, metrics: Mapping[str, Any]) -> None:
             latest.update(metrics)
-            shown = (f"{heading} {latest[key]:.{digits}f}" for key, heading, digits in _LIVE if key in latest)
-            bars.update(task, completed=step, metrics="  ".join(shown))
+            shown = [f"{heading} {latest[key]:.{digits}f}" for key, heading, digits in _LIVE if key in latest]
+            bars.update(task, completed=step, metrics="  ".join([*shown, str(latest.get("verdict", ""))]))
 
         yield tell
 
@@ -225,11 +225,17 @@ def _curve(ratios: Sequence[float], *, width: int, height: int) -> str:
     return "\n".join(rows)
 
 
+def _coloured(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    state = str(verdicts[0]["state"]) if verdicts else ""
+    colour = _STYLES.get(state)
+    return f"[{colour}]{state}[/]" if colour else state
+
+
 def _jobs(jobs: Sequence[Job]) -> Table:
     shown = Table(box=None, padding=(0, 1))
     shown.add_column("run", no_wrap=True)
     shown.add_column("", width=16)
-    for heading in ("step", *(heading for _, heading, _ in _METRICS), ""):
+    for heading in ("step", *(heading for _, heading, _ in _METRICS), "spectra", ""):
         shown.add_column(heading, justify="right", no_wrap=True)
     for job in jobs:
         steps = job.config.settings.training.steps
@@ -242,6 +248,7 @@ def _jobs(jobs: Sequence[Job]) -> Table:
             ProgressBar(total=steps, completed=done),
             f"{done}/{steps}",
             *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),
+            _coloured(job.run.series("verdicts")[-1:]),
             "[red]failed[/]" if job.state == "failed" else "" if job.state == "running" else job.state,
         )
     return shown

@@ -19,7 +19,17 @@ OPTIONS = [
     "--log-every", "1", "--spectra-every", "2", "--evaluate-every", "6", "--checkpoint-every", "4",
     "--samples", "64", "--reference", "128", "--ema-decay", "0.9", "--lr-decay", "linear", "--start", "4",
 ]  # fmt: skip
-SERIES = ("metrics.jsonl", "evaluations.jsonl", "spectra.jsonl")
+SERIES = ("metrics.jsonl", "evaluations.jsonl", "spectra.jsonl", "verdicts.jsonl", "sensitivity.jsonl")
+# A detector that takes anything for a collapse: the guard goes back and is switched on between the two kills.
+NERVOUS = [
+    "--detector.warmup", "6", "--detector.window", "4", "--detector.fast", "0.001", "--detector.far", "0.001",
+    "--detector.collapsed", "0.001", "--detector.patience", "1", "--guard-every", "2", "--roll-back",
+]  # fmt: skip
+METHODS = {
+    "static": ["--method", "static"],
+    "dynamic": ["--method", "dynamic"],
+    "guard": ["--method", "guard", *NERVOUS],
+}
 
 
 def command(out: Path, *options: str) -> list[str]:
@@ -53,10 +63,15 @@ def assert_same_value(one, other, where: str = "state") -> None:
         assert one == other, where
 
 
-@pytest.fixture(scope="module", params=["static", "dynamic"])
+@pytest.fixture(scope="module", params=METHODS)
 def uninterrupted(request, tmp_path_factory) -> tuple[str, Path]:
     out = tmp_path_factory.mktemp("runs") / request.param
-    subprocess.run(command(out, "--method", request.param, *OPTIONS), check=True, env=environment())
+    subprocess.run(command(out, *METHODS[request.param], *OPTIONS), check=True, env=environment())
+    if request.param == "guard":
+        events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+        assert [event["event"] for event in events] == ["rolled back", "guard on"]
+        assert 3 < events[0]["step"] < 17
+        assert json.loads((out / "result.json").read_text())["compensations"] > 0
     return request.param, out
 
 
@@ -65,7 +80,7 @@ def uninterrupted(request, tmp_path_factory) -> tuple[str, Path]:
 def test_killed_and_resumed_equals_uninterrupted(uninterrupted, killed_at, tmp_path):
     method, reference = uninterrupted
     out = tmp_path / "run"
-    process = subprocess.Popen(command(out, "--method", method, *OPTIONS), env=environment())
+    process = subprocess.Popen(command(out, *METHODS[method], *OPTIONS), env=environment())
     metrics = out / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < killed_at:
         assert process.poll() is None, "the run ended before it could be killed"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from specreg.losses import LOSSES
+from specreg.monitor.detector import Thresholds
 from specreg.regularizers.compensation import checked_keep
 from specreg.training.loop import TrainingConfig
 
@@ -97,6 +98,8 @@ class Settings:
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
     records: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
+    detector: Thresholds = field(default_factory=Thresholds)
+    """The collapse detector's constants."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 computes the networks in mixed precision; weights and spectra stay float32."""
     compile: bool = False

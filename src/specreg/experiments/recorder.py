@@ -120,6 +120,7 @@ class Recorder:
         step = self._state.step
         self._run.append("spectra", {"step": step, "layers": layers})
         self._run.append("verdicts", {"step": step} | verdict.to_dict())
+        self._progress(step, {"verdict": verdict.state})
         guard = self._state.compensator
         if isinstance(guard, Guard) and guard.switched_on == step:
             if guard.restored is not None:

@@ -24,6 +24,7 @@ from specreg.guard import Guard
 from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
 from specreg.models import Discriminator, Generator, stages_for
 from specreg.monitor.actions import Pin
+from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
 from specreg.records import RunDirectory, prepare_directory
 from specreg.regularizers.compensation import (
@@ -182,7 +183,7 @@ def build_state(config: RunConfig, source: ImageSource, accelerator: Accelerator
         stream=BatchStream(source, settings.training.batch_size, config.seed + _DATA_STREAM),
         random=torch.Generator().manual_seed(config.seed + _LATENT_STREAM),
         ema=ema,
-        monitor=Monitor(discriminator, every=settings.records.spectra_every),
+        monitor=Monitor(discriminator, every=settings.records.spectra_every, detector=Detector(settings.detector)),
     )
     attach_method(config, state)
     return state
