@@ -26,8 +26,8 @@ Scheme = Literal["anchored", "dynamic", "static"]
 class Guard:
     r"""Train without compensation, and switch it on when the monitor says that a collapse begins.
 
-    What is compensated to is the healthy past: the mean of :math:`s_k / s_1` over the monitor's snapshots of the
-    ``healthy`` iterations before the fall began. The guard puts itself into the monitor's actions; ``step()`` belongs
+    What is compensated to is the healthy past: the mean spectrum over the monitor's snapshots of the ``healthy``
+    iterations before the fall began. The guard puts itself into the monitor's actions; ``step()`` belongs
     after each step of the discriminator's optimizer, like a compensator's.
 
     Args:
@@ -39,7 +39,9 @@ class Guard:
         pin: go back to its newest copy from before the fall when switching on. It is put into the actions, too.
         every: discriminator steps between compensations. A fall takes hundreds of steps, so that a floor can be
             looked after less often than the published schemes' 5.
-        strength, scale: see :func:`specreg.dynamic_compensation`.
+        strength: see :func:`specreg.dynamic_compensation`.
+        scale: see there, and :func:`specreg.anchored_compensation` for "record", which only its scheme knows. By
+            default "record" for the anchored scheme and "keep" for the others.
         only, skip: the layers to compensate, among those monitored; the same forms as there.
 
     Attributes:
@@ -73,7 +75,7 @@ class Guard:
         pin: Pin | None = None,
         every: int = 25,
         strength: float = 1.0,
-        scale: Scale = "keep",
+        scale: Scale | None = None,
         only: Selection = None,
         skip: Selection = None,
     ) -> None:
@@ -89,7 +91,8 @@ class Guard:
         self.switched_on: int | None = None
         self.restored: int | None = None
         self._monitor = monitor
-        self._options: dict[str, Any] = {"every": every, "strength": strength, "scale": scale}
+        default = "record" if scheme == "anchored" else "keep"
+        self._options: dict[str, Any] = {"every": every, "strength": strength, "scale": scale or default}
         # The layers are chosen now, and by name: a mistake is said here, not when the collapse begins.
         self._layers = list(find(monitor.module, kinds=DEFAULT_KINDS, only=only, skip=skip, title="guard"))
         if unwatched := [name for name in self._layers if name not in monitor.layers]:
@@ -101,7 +104,7 @@ class Guard:
         """Take a verdict: switch compensation on if it asks for it. The monitor calls this."""
         if self.compensator is not None or verdict.state not in self.states or verdict.since is None:
             return
-        record = self._monitor.history.mean_ratios(*self._healthy_past(verdict.since))
+        record = self._monitor.history.mean_spectra(*self._healthy_past(verdict.since))
         if self.pin is not None and self.pin.iterations:
             self.restored = self.pin.restore(before=verdict.since)
         self.compensator = self._attach(record)

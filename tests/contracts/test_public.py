@@ -27,7 +27,7 @@ SIGNATURES = {
         "(module, *, every=5, start=0, record=None, strength=1.0, scale='keep', only=None, skip=None)"
     ),
     "anchored_compensation": (
-        "(module, *, every=5, start=1000, window=1000, record=None, strength=1.0, scale='keep', only=None, skip=None)"
+        "(module, *, every=5, start=1000, window=1000, record=None, strength=1.0, scale='record', only=None, skip=None)"
     ),
     "spectral_regularization": "(module, *, keep=0.5, gradient='paper', only=None, skip=None)",
     "spectra": "(module, *, normalized=False, only=None, skip=None)",
@@ -36,7 +36,7 @@ SIGNATURES = {
     "Detector": "(thresholds=None)",
     "Guard": (
         "(monitor, *, scheme='anchored', states=('collapsing', 'collapsed'), healthy=1000, pin=None, every=25, "
-        "strength=1.0, scale='keep', only=None, skip=None)"
+        "strength=1.0, scale=None, only=None, skip=None)"
     ),
     "History": "(limit=1000)",
     "attainment": "(module, *inputs, operator=False, only=None, skip=None)",

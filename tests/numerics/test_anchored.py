@@ -26,17 +26,25 @@ def perturb(module: nn.Module, generator: torch.Generator) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
 
 
-def lifted(matrix: np.ndarray, record: np.ndarray, strength: float = 1.0) -> np.ndarray:
+def lifted(matrix: np.ndarray, floor: np.ndarray, largest: float, strength: float = 1.0) -> np.ndarray:
+    """Return the matrix with its ratios raised to the floor and s_1 = largest."""
     u, s, vh = np.linalg.svd(matrix, full_matrices=False)
-    wanted = np.maximum(record * s[0], s)
-    return u * (s + strength * (wanted - s)) @ vh
+    distribution = s / s[0]
+    wanted = np.maximum(floor, distribution)
+    return u * (largest * (distribution + strength * (wanted - distribution))) @ vh
+
+
+def norm(matrix: np.ndarray) -> float:
+    return float(np.linalg.norm(matrix, 2))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
-def test_the_record_is_the_mean_over_the_window_and_does_not_change_afterwards(strength):
+@pytest.mark.parametrize("scale", ["record", "keep", "unit"])
+def test_the_record_is_the_mean_over_the_window_and_does_not_change_afterwards(strength, scale):
     module, random = network(), torch.Generator().manual_seed(1)
-    compensator = specreg.anchored_compensation(module, every=2, start=3, window=6, strength=strength)
+    compensator = specreg.anchored_compensation(module, every=2, start=3, window=6, strength=strength, scale=scale)
     seen: dict[str, list[np.ndarray]] = {}
+    largest: dict[str, list[float]] = {}
     for call in range(16):
         perturb(module, random)
         before = matrices(module)
@@ -47,23 +55,29 @@ def test_the_record_is_the_mean_over_the_window_and_does_not_change_afterwards(s
             s = np.linalg.svd(matrix, compute_uv=False)
             if acted and call < 9:
                 seen.setdefault(name, []).append(s / s[0])
-            expected = matrix if not acted or call < 9 else lifted(matrix, np.mean(seen[name], axis=0), strength)
+                largest.setdefault(name, []).append(s[0])
+            expected = matrix
+            if acted and call >= 9:
+                scaled = {"record": np.mean(largest[name]), "keep": s[0], "unit": 1.0}[scale]
+                expected = lifted(matrix, np.mean(seen[name], axis=0), scaled, strength)
             assert np.linalg.norm(after[name] - expected) <= 1e-5 * np.linalg.norm(expected)
     assert len(seen["0"]) == 3
     for name, ratios in seen.items():
-        assert np.allclose(compensator.state_dict()["record"][name].numpy(), np.mean(ratios, axis=0), atol=2e-6)
+        expected = np.mean(ratios, axis=0) * np.mean(largest[name])
+        assert np.allclose(compensator.state_dict()["record"][name].numpy(), expected, atol=5e-6)
     assert strength < 1 or compensator.satisfied()
 
 
 @pytest.mark.parametrize("verb", [specreg.anchored_compensation, specreg.dynamic_compensation])
 def test_a_given_record_compensates_at_once(verb):
     module = network()
-    record = {name: torch.linspace(1, 0.9, s.shape[-1]) for name, s in specreg.spectra(module).items()}
+    record = {name: 3 * torch.linspace(1, 0.9, s.shape[-1]) for name, s in specreg.spectra(module).items()}
     before = matrices(module)
     compensator = verb(module, record=record | {"another layer": torch.ones(3)})
     assert compensator.step()
     for name, matrix in before.items():
-        expected = lifted(matrix, record[name].double().numpy())
+        scale = 3 if verb is specreg.anchored_compensation else norm(matrix)
+        expected = lifted(matrix, record[name].double().numpy() / 3, scale)
         assert np.linalg.norm(matrices(module)[name] - expected) <= 1e-5 * np.linalg.norm(expected)
 
 

@@ -165,12 +165,14 @@ class TestHistory:
         assert again.statistics("grouped").bulk.shape == (10, 2)
         assert [path.name for path in tmp_path.iterdir()] == ["spectra.npz"]
 
-    def test_mean_ratios_are_those_of_the_snapshots_between(self):
+    def test_mean_spectra_are_those_of_the_snapshots_between(self):
         history = self.history()
         s = history.singular_values("a.b")[2:5].double()
-        assert torch.allclose(history.mean_ratios(200, 400)["a.b"], (s / s[:, :1]).mean(0))
+        mean = history.mean_spectra(200, 400)["a.b"]
+        assert torch.allclose(mean / mean[0], (s / s[:, :1]).mean(0))
+        assert torch.allclose(mean[0], s[:, 0].mean())
         with pytest.raises(ValueError, match="no snapshot between iterations 1 and 99"):
-            history.mean_ratios(1, 99)
+            history.mean_spectra(1, 99)
 
     def test_a_long_training_stays_small(self):
         history = specreg.History(limit=10)
@@ -296,7 +298,7 @@ class TestGuard:
         train(module, monitor, guard, end=2400)
         since = next(v for v in [monitor.verdict] if v is not None).since or 1500
         record = guard.compensator.state_dict()["record"]
-        expected = monitor.history.mean_ratios(since - 600, since)
+        expected = monitor.history.mean_spectra(since - 600, since)
         for name in record:
             assert torch.allclose(record[name], expected[name], atol=0.02)
 

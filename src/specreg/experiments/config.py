@@ -40,7 +40,8 @@ class RegularizationConfig:
     strength: float = 1.0
     """How far singular values move to their target; 1 is the paper."""
     scale: Literal["authors", "keep", "unit"] = "authors"
-    """keep: leave s1 of the stored weight; unit: make it 1; authors: unit for static, keep for the others."""
+    """keep: leave s1 of the stored weight; unit: make it 1; authors: unit for static, keep for dynamic, the record's s1
+    for anchored."""
     compensate: Literal["convolutions", "all"] = "convolutions"
     """Layers to compensate: convolutions as the authors do, or linear layers too."""
 

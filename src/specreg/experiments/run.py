@@ -192,8 +192,9 @@ def build_state(config: RunConfig, source: ImageSource, accelerator: Accelerator
 def attach_method(config: RunConfig, state: TrainingState) -> None:
     """Attach the method's compensation, or its guard, to a discriminator under spectral normalization."""
     chosen = config.settings.regularization
-    static = "static" in (config.method, config.method == "guard" and chosen.guard)
-    scale = ("unit" if static else "keep") if chosen.scale == "authors" else chosen.scale
+    scheme = chosen.guard if config.method == "guard" else config.method
+    authors = {"static": "unit", "dynamic": "keep", "anchored": "record"}
+    scale = authors.get(scheme) if chosen.scale == "authors" else chosen.scale
     only = list(CONVOLUTIONS if chosen.compensate == "convolutions" else DEFAULT_KINDS)
     common: dict[str, Any] = {
         "every": chosen.every, "strength": chosen.strength, "scale": scale, "only": only,

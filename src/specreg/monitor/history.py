@@ -71,8 +71,10 @@ class History:
         r"""Return a layer's statistics over time, each of shape (len, \*); see ``specreg.spectra.statistics``."""
         return statistics(self.singular_values(layer))
 
-    def mean_ratios(self, begin: int, end: int) -> dict[str, Tensor]:
-        r"""Return each layer's mean of :math:`s_k / s_1` over the snapshots in [begin, end], the form of a record.
+    def mean_spectra(self, begin: int, end: int) -> dict[str, Tensor]:
+        r"""Return each layer's mean spectrum over the snapshots in [begin, end], the form of a record.
+
+        It is the mean of :math:`s_k / s_1` times the mean of :math:`s_1`.
 
         Raises:
             ValueError: there is no snapshot between them.
@@ -80,10 +82,11 @@ class History:
         inside = [index for index, iteration in enumerate(self.iterations) if begin <= iteration <= end]
         if not inside:
             raise ValueError(f"no snapshot between iterations {begin} and {end}")
-        return {
-            name: ratios(torch.stack([values[index] for index in inside]).double()).mean(0)
-            for name, values in self._values.items()
-        }
+        means = {}
+        for name, values in self._values.items():
+            s = torch.stack([values[index] for index in inside]).double()
+            means[name] = ratios(s).mean(0) * s[..., :1].mean(0)
+        return means
 
     def save(self, path: str | Path) -> None:
         """Write everything to a compressed npz file: the old file or the whole new one, whatever happens."""

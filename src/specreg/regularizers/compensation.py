@@ -21,7 +21,7 @@ from specreg.spectra.maps import raise_to_record, ratios, update_record
 from specreg.spectra.statistics import stable_rank
 from specreg.spectra.subspace import Head
 
-Scale = Literal["keep", "unit"]
+Scale = Literal["keep", "unit", "record"]
 
 # The Gram matrices of a batch of layers hold at most this part of the largest weight's entries: about eight tensors of
 # their size live at a time, beside one new weight.
@@ -103,8 +103,8 @@ def dynamic_compensation(
         every: act on the first call of ``step()`` that is not delayed and on every ``every``-th after it.
         start: the number of calls before the record begins. A random initialization has a nearly flat
             spectrum; recorded from there, the running maximum pins every later spectrum to it.
-        record: :math:`\gamma` to begin with, layer name -> ratios, (r,) or (groups, r), for every layer: the spectrum
-            of a healthy past. Then the first acting call compensates already.
+        record: a healthy spectrum to begin with, layer name -> singular values or their ratios, (r,) or (groups, r),
+            for every layer. Then the first acting call compensates already.
         strength: in [0, 1], moves :math:`s_k` by this part of the way to its target; 1 is the paper.
         scale: "keep" leaves :math:`s_1` of the stored weight as the authors' dynamic code does, "unit" makes it 1.
         only: take just these layers: a name, a glob on names, a layer class, a predicate
@@ -134,16 +134,16 @@ def anchored_compensation(
     window: int = 1000,
     record: Mapping[str, Tensor] | None = None,
     strength: float = 1.0,
-    scale: Scale = "keep",
+    scale: Scale = "record",
     only: Selection = None,
     skip: Selection = None,
 ) -> "AnchoredCompensation":
-    r"""Keep every ratio :math:`s_k / s_1` at least at its mean over a healthy window, then frozen.
+    r"""Keep every ratio :math:`s_k / s_1` at least at its mean over a healthy window, which is then frozen.
 
     Where the dynamic scheme's record is a running maximum, which a single noisy snapshot pins for good and which the
     compensation's own effect ratchets up, this one is an average and does not change once it is taken:
-    :math:`\hat s_k = \max(\gamma_k s_1, s_k)`, :math:`\gamma_k` the mean of :math:`s_k / s_1` over the acting calls of
-    the window. No published scheme.
+    :math:`\hat s_k / \hat s_1 = \max(\gamma_k, s_k / s_1)`, :math:`\gamma_k` the mean of :math:`s_k / s_1` over the
+    acting calls of the window. No published scheme.
 
     Call ``step()`` on what this returns after each step of the discriminator's optimizer.
 
@@ -153,10 +153,13 @@ def anchored_compensation(
         start: the number of calls before the window; the window must not begin at the random initialization, whose
             spectrum is nearly flat.
         window: its length in calls; nothing is compensated in it.
-        record: :math:`\gamma` itself, layer name -> ratios, (r,) or (groups, r), for every layer. Then there is no
-            window, and the first acting call compensates already.
+        record: a healthy spectrum, layer name -> singular values, (r,) or (groups, r), for every layer (see
+            :meth:`specreg.History.mean_spectra`). Then there is no window, and the first acting call compensates.
         strength: in [0, 1], moves :math:`s_k` by this part of the way to its target.
-        scale: "keep" leaves :math:`s_1` of the stored weight, "unit" makes it 1.
+        scale: "record" also puts :math:`s_1` of the stored weight back to its mean over the window. The network under
+            spectral normalization does not see it, but the optimizer does: lifting adds to the weight's norm at every
+            call, and with "keep", which leaves :math:`s_1`, it can grow until the optimizer's steps are nothing beside
+            it. "unit" makes it 1.
         only: take just these layers: a name, a glob on names, a layer class, a predicate
             ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
             layers.
@@ -184,6 +187,7 @@ class Compensator(ABC):
     """
 
     _uses_all_values = True
+    _scales: tuple[Scale, ...] = ("keep", "unit")
 
     def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, start: int = 0) -> None:
         self.layers = layers
@@ -196,8 +200,8 @@ class Compensator(ABC):
         if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
             raise ValueError(f"strength must lie in [0, 1], got {strength!r}")
         self.strength: float = float(strength)
-        if scale not in ("keep", "unit"):
-            raise ValueError(f'scale must be "keep" or "unit", got {scale!r}')
+        if scale not in self._scales:
+            raise ValueError(f"scale must be {' or '.join(map(repr, self._scales))}, got {scale!r}")
         require_writable(layers)
 
     def step(self) -> bool:
@@ -383,6 +387,11 @@ class DynamicCompensation(Compensator):
         super().__init__(layers, every=every, strength=strength, scale=scale, start=start)
         if record is not None:
             self._load_records(_chosen(record, layers))
+            self._record = {name: self._form(s) for name, s in self._record.items()}
+
+    def _form(self, s: Tensor) -> Tensor:
+        """Return what is remembered of a spectrum."""
+        return ratios(s)
 
     def _target(self, count: int) -> Target:
         return self._raised
@@ -405,7 +414,9 @@ class DynamicCompensation(Compensator):
 
 
 class AnchoredCompensation(DynamicCompensation):
-    """See :func:`anchored_compensation`."""
+    """See :func:`anchored_compensation`; its record is a spectrum, whose ratios are the floor."""
+
+    _scales = ("record", "keep", "unit")
 
     def __init__(
         self,
@@ -429,18 +440,28 @@ class AnchoredCompensation(DynamicCompensation):
         """Whether the record is complete, so that acting calls compensate."""
         return self.calls >= self.start + self.window
 
+    def _form(self, s: Tensor) -> Tensor:
+        return s
+
     def _raised(self, name: str, s: Tensor) -> Tensor | None:
-        return super()._raised(name, s) if self.anchored else None
+        if not self.anchored:
+            return None
+        record = self._record[name].to(s)
+        raised = raise_to_record(s, update_record(ratios(record), s), self.strength)
+        return ratios(raised) * record[..., :1] if self.scale == "record" else raised
 
     def _remember(self, name: str, s: Tensor) -> None:
         if self.anchored:
             return
         taken = (self.calls - self.start) // self.every  # acting calls before this one
-        record = self._record.get(name)
-        self._record[name] = ratios(s) if record is None else record + (ratios(s) - record) / (taken + 1)
+        if (record := self._record.get(name)) is None:
+            self._record[name] = s
+            return
+        floor = ratios(record) + (ratios(s) - ratios(record)) / (taken + 1)
+        self._record[name] = floor * (record[..., :1] + (s[..., :1] - record[..., :1]) / (taken + 1))
 
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
-        return super()._least_ratios(layer, s) if self.anchored else torch.zeros_like(s)
+        return ratios(self._record[layer.name].to(s)) if self.anchored else torch.zeros_like(s)
 
 
 def _chosen(record: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:
