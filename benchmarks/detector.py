@@ -23,15 +23,15 @@ from measure import environment, print_table, write
 from specreg.records import RunDirectory
 from traces import RECORDED, SETTINGS, Trace, recorded, synthetic
 
-CHOICE_SEEDS, TEST_SEEDS = range(3), range(100, 110)
+CHOICE_SEEDS, TEST_SEEDS = range(5), range(100, 110)
 # Recorded trainings that the choice may see.
 CHOSEN_ON = ("fast-sn-0", "fast-static-0")
 GRID = {
-    "window": (1000, 1500, 2000),
-    "fast": (0.2, 0.25, 0.3, 0.35),
+    "window": (1000, 1500),
+    "fast": (0.25, 0.3, 0.35, 0.4),
+    "together": (0.15, 0.2, 0.25),
     "far": (0.5, 0.6),
     "patience": (1, 2),
-    "regained": (0.4, 0.5),
 }
 PROMISED_DELAY = 1000
 

@@ -2,7 +2,8 @@ r"""Tell spectral collapse from healthy drift: a pure function of a stream of sp
 
 Healthy trainings drift too (Liu et al. 2019, figures 1 to 4), so no level of :math:`s_k/s_1` means collapse. What does
 is a layer's *bulk*, the mean of :math:`s_k/s_1` over the upper half of its spectrum, falling fast or far against its
-own past. Every layer is judged alone, with hysteresis, and the worst one gives the verdict.
+own past. Every layer is judged with hysteresis, and the worst one gives the verdict. A fall that most layers share
+needs to be less deep than that of one layer: the published collapses are seen in every layer.
 """
 
 import math
@@ -88,6 +89,7 @@ class Thresholds:
         warmup: iterations that are not judged: networks leave their initialization fast and in every training.
         window: iterations within which a fall counts as fast.
         fast: part of the highest bulk within the window that has to be lost for "collapsing".
+        together: the same, where at least half of the layers (of three or more) have lost that much.
         far: part of the highest bulk since the warm-up that has to be lost for "collapsing", however slowly.
         collapsed: part of the bulk before the fall that has to be lost for "collapsed".
         regained: part of what was lost that has to come back for "recovered".
@@ -98,9 +100,10 @@ class Thresholds:
     warmup: int = 500
     window: int = 1500
     fast: float = 0.3
-    far: float = 0.6
+    together: float = 0.2
+    far: float = 0.5
     collapsed: float = 0.5
-    regained: float = 0.5
+    regained: float = 0.4
     patience: int = 2
     smoothing: int = 3
 
@@ -109,7 +112,7 @@ class Thresholds:
             value, least = getattr(self, name), 0 if name == "warmup" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-        for name in ("fast", "far", "collapsed", "regained"):
+        for name in ("fast", "together", "far", "collapsed", "regained"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)!r}")
         if self.collapsed < self.fast:
@@ -157,8 +160,12 @@ class Detector:
         self._last = iteration
         self._begin = iteration if self._begin is None else self._begin
         for name, bulk in bulks.items():
-            track = self._layers.setdefault(name, _LayerTrack.empty(self.thresholds))
-            track.update(iteration, bulk, self.thresholds, warm=iteration - self._begin < self.thresholds.warmup)
+            self._layers.setdefault(name, _LayerTrack.empty(self.thresholds)).observe(bulk)
+        if iteration - self._begin >= self.thresholds.warmup:
+            falls = [self._layers[name].fall(iteration, self.thresholds) for name in bulks]
+            shared = len(falls) > 2 and statistics.median(falls) >= self.thresholds.together
+            for name in bulks:
+                self._layers[name].judge(iteration, self.thresholds, shared=shared)
         verdict = self._verdict(iteration, self._state)
         self._state = verdict.state
         return verdict
@@ -221,27 +228,36 @@ class _LayerTrack:
     agreeing: int = 0  # consecutive snapshots that ask for another state
     flagged: int = 0  # when "collapsing" was said
 
-    def update(self, iteration: int, bulk: float, limits: Thresholds, *, warm: bool) -> None:
+    def observe(self, bulk: float) -> None:
         if self.recent:
             self.steps.append(abs(bulk - self.recent[-1]))
         self.recent.append(bulk)
-        if warm:
-            return
+
+    def fall(self, iteration: int, limits: Thresholds) -> float:
+        """Take the level into the window and return which part of the window's highest is lost."""
         level = statistics.median(self.recent)
-        self.levels.append((iteration, level, bulk))
+        self.levels.append((iteration, level, self.recent[-1]))
         while self.levels[0][0] < iteration - limits.window:
             self.levels.popleft()
+        peak = self._peak()
+        return 1 - level / peak if peak else 0.0
+
+    def judge(self, iteration: int, limits: Thresholds, *, shared: bool) -> None:
+        _, level, bulk = self.levels[-1]
         if self.state in ("healthy", "recovered"):
-            self._watch(iteration, level, bulk, limits)
+            self._watch(iteration, level, bulk, limits, limits.together if shared else limits.fast)
         else:
             self._follow(iteration, level, limits)
 
-    def _watch(self, iteration: int, level: float, bulk: float, limits: Thresholds) -> None:
+    def _peak(self) -> float:
+        return max(level for _, level, _ in self.levels)
+
+    def _watch(self, iteration: int, level: float, bulk: float, limits: Thresholds, enough: float) -> None:
         self.best = max(self.best, level)
         if bulk >= _NEAR * self.best:
             self.best_at = iteration
-        peak = max(level for _, level, _ in self.levels)
-        fast, far = level <= (1 - limits.fast) * peak, level <= (1 - limits.far) * self.best
+        peak = self._peak()
+        fast, far = level <= (1 - enough) * peak, level <= (1 - limits.far) * self.best
         self.agreeing = self.agreeing + 1 if fast or far else 0
         if self.agreeing >= limits.patience:
             self.before = peak if fast else self.best
@@ -257,7 +273,7 @@ class _LayerTrack:
             if level <= (1 - limits.collapsed) * self.before:
                 self.state, self.agreeing = "collapsed", 0
                 return
-            risen = level >= (1 - limits.fast / 2) * self.before
+            risen = level >= (1 - limits.together / 2) * self.before
             # A fall that has stopped halfway for two windows was a drift to another level.
             settled = iteration - self.flagged > 2 * limits.window and level > (1 - limits.far) * self.best
             self.agreeing = self.agreeing + 1 if risen else 0
