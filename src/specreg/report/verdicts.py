@@ -26,7 +26,9 @@ def sentence(run: Run) -> str:
     if last["state"] != "healthy":
         said = _of_layers(run, last)
     elif alarms:
-        said = f"No spectrum is falling now; the fall seen from iteration {alarms[0]} to {alarms[-1]} stopped halfway."
+        guarded = any(event["event"] == "guard on" for event in run.events)
+        why = "ended when the guard came on" if guarded else "came to an end"
+        said = f"No spectrum is falling now; the fall seen from iteration {alarms[0]} to {alarms[-1]} {why}."
     else:
         said = f"No layer's spectrum collapsed in {run.verdicts[-1]['step']} iterations."
     return said + unfinished
