@@ -83,7 +83,10 @@ def test_verdicts_in_words(tmp_path):
     assert sentence(run) == "No layer's spectrum collapsed in 200 iterations."
     healthy = run.verdicts[0]
     run.verdicts = [healthy, healthy | {"step": 50, "state": "collapsing"}, healthy | {"step": 90}]
-    assert sentence(run) == "No spectrum is falling now; the fall seen from iteration 50 to 50 came to an end."
+    fell = "No spectrum is falling now; the fall seen from iteration 50 to 50"
+    assert sentence(run) == f"{fell} ended when the guard came on."
+    run.events = []
+    assert sentence(run) == f"{fell} came to an end."
 
 
 def test_every_picture_is_inside_decodable_and_described(page):
