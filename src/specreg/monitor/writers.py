@@ -98,8 +98,9 @@ def tracker(name: str) -> Log:
     """
     if name not in _TRACKERS:
         raise ValueError(f"there is no tracker {name!r}: the trackers are {', '.join(_TRACKERS)}")
-    log: Callable[..., object] = getattr(_imported(name, name), _TRACKERS[name])
-    return lambda numbers, step: log(dict(numbers), step=step)
+    package, verb = _imported(name, name), _TRACKERS[name]
+    # Looked up at each call: wandb.init replaces wandb.log.
+    return lambda numbers, step: getattr(package, verb)(dict(numbers), step=step)
 
 
 _TRACKERS = {"wandb": "log", "mlflow": "log_metrics", "trackio": "log"}
