@@ -23,7 +23,7 @@ from specreg import __version__
 if TYPE_CHECKING:
     from specreg.experiments.config import Method
 
-_LAB = ("accelerate", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "torchmetrics", "tyro")
+_LAB = ("accelerate", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
 _BOX = re.compile("[─│╭╮╰╯]+")
 _INTERRUPTED = "specreg: interrupted; the same command again goes on\n"
 T = TypeVar("T")

@@ -11,6 +11,7 @@ A run directory holds
 - ``sensitivity.jsonl``: with the metrics, how nearly each layer attains its bound, the discriminator's gradient norms
   and the samples' diversity;
 - ``events.jsonl``: what was done about a verdict;
+- ``tensorboard/``: the numbers of all these series once more, and pictures of the spectra;
 - ``checkpoint.pt``: everything needed to go on;
 - ``result.json``: the final evaluation, written last: a run that has it is complete;
 - ``samples.png``, ``data.png``: generated and real images;
@@ -46,6 +47,10 @@ class RunDirectory:
     @property
     def complete(self) -> bool:
         return (self.path / "result.json").exists()
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
 
     def image(self, name: str) -> Path:
         return self.path / f"{name}.png"

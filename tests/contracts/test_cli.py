@@ -99,7 +99,7 @@ BAD = {
     "no run": (["evaluate", OUT], "holds no run"),
     "no run to sample": (["sample", OUT, "--out", "new.png"], "holds no run"),
     "picture of a wrong kind": (["sample", OUT, "--out", "new.gif"], "has to be a .png file"),
-    "no checkpoint": (["inspect", "report"], "no checkpoint given"),
+    "no checkpoint": (["inspect"], "no checkpoint given"),
     "missing checkpoint": (["inspect", OUT], "there is no checkpoint"),
     "checkpoint with code": (["inspect", pickled_module], "which only running code could restore"),
     "unknown layer": (["inspect", weights, "--only", "body"], "--only 'body' names no layer"),

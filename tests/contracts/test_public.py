@@ -87,7 +87,7 @@ def test_examples_in_docstrings_run(module):
 
 
 def test_the_library_imports_nothing_of_the_lab():
-    lab = "{'accelerate', 'matplotlib', 'PIL', 'rich', 'safetensors', 'sklearn', 'torchmetrics', 'tyro'}"
+    lab = "{'accelerate', 'matplotlib', 'PIL', 'rich', 'safetensors', 'sklearn', 'tensorboard', 'torchmetrics', 'tyro'}"
     code = f"import torch, sys; seen = set(sys.modules); import specreg; print(sorted({lab} & set(sys.modules) - seen))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed == "[]\n"

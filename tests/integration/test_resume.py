@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from specreg.cli import main
 
@@ -45,6 +46,21 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert_same_value(*states)
     for name in (*SERIES, "result.json"):
         assert (one / name).read_text() == (other / name).read_text(), name
+    assert board(one) == board(other)
+
+
+def board(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return what TensorBoard shows, and make sure that it is what the records hold."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    shown = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert shown["metrics/d_loss"] == [(record["step"], pytest.approx(record["d_loss"])) for record in losses]
+    steps = [json.loads(line)["step"] for line in (run / "spectra.jsonl").read_text().splitlines()]
+    assert [step for step, _ in shown["spectral_state"]] == steps
+    assert {"evaluations/kl", "gradient_norms/real", "diversity/ratio"} <= set(shown)
+    assert any(tag.startswith("attainment/") for tag in shown)
+    return shown
 
 
 def assert_same_value(one, other, where: str = "state") -> None:
@@ -112,12 +128,12 @@ def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
 @pytest.mark.slow
 def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(uninterrupted, capsys):
     _, out = uninterrupted
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
     assert main(["train", "--out", str(out), "--batch-size", "8", "--d-lr", "0.5"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "batch_size 4 -> 8; d_lr 0.0002 -> 0.5" in error
-    assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+    assert before == {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
 
 
 @pytest.mark.slow

@@ -86,6 +86,8 @@ class RecordConfig:
     """Generated images in an evaluation."""
     reference: int = 10000
     """Real images in an evaluation."""
+    tensorboard: bool = True
+    """Losses, metrics, spectra and verdicts for TensorBoard, too, in the run's folder tensorboard."""
 
 
 @dataclass(frozen=True)

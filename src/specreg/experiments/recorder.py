@@ -10,6 +10,7 @@ from torch import Tensor
 
 from specreg.data.arrays import ImageSource, dequantize, quantize
 from specreg.evaluation.protocol import Evaluator
+from specreg.experiments.board import Board
 from specreg.experiments.config import Settings
 from specreg.experiments.sampling import sample_images, sampling
 from specreg.guard import Guard
@@ -83,6 +84,9 @@ class Recorder:
         self._saved = state.step if run.checkpoint.exists() else -1
         self._monitor = state.monitor
         self._monitor.actions.append(self._watched)
+        self._board = None
+        if self._every.tensorboard:
+            self._board = Board(run.tensorboard, self._monitor, begin=state.step + 1 if self._saved >= 0 else 0)
         if state.step == 0:
             self._monitor.step(0)
 
@@ -90,14 +94,14 @@ class Recorder:
         self._progress(state.step, {})
         if state.step % self._every.log_every == 0:
             record = {"step": state.step} | {name: value.item() for name, value in losses.items()}
-            self._run.append("metrics", record)
+            self._record("metrics", record)
             self._progress(state.step, record)
         self._monitor.step(state.step)
         if self._every.evaluate_every and state.step % self._every.evaluate_every == 0:
             generator = state.sampler
             record = {"step": state.step} | self._evaluator.glance(lambda count: sample_images(generator, count))
-            self._run.append("evaluations", record)
-            self._run.append("sensitivity", {"step": state.step} | self._probe.measure(state))
+            self._record("evaluations", record)
+            self._record("sensitivity", {"step": state.step} | self._probe.measure(state))
             self._progress(state.step, record)
         if state.step % self._every.checkpoint_every == 0:
             self.checkpoint()
@@ -106,9 +110,21 @@ class Recorder:
         """Save the state, if it is not saved yet."""
         if self._saved == self._state.step:
             return
+        if self._board is not None:
+            self._board.flush()  # what the checkpoint stands for is not written again
         save_checkpoint(self._state.state_dict(), self._run.checkpoint)
         self._saved = self._state.step
         self._run.write("timing", {"seconds": round(self._before + time.monotonic() - self._began, 3)})
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._board is not None:
+            self._board.close()
+
+    def _record(self, series: str, record: dict[str, Any]) -> None:
+        self._run.append(series, record)
+        if self._board is not None:
+            self._board.add(series, record)
 
     def _watched(self, verdict: Verdict) -> None:
         """Write a snapshot down; the monitor calls this after the guard."""

@@ -1,5 +1,6 @@
 """One run: from a configuration to objects, through training, to its result."""
 
+import contextlib
 import logging
 import platform
 from collections.abc import Callable
@@ -131,15 +132,16 @@ def execute(
         run.rewind(-1)
     run.write("environment", _environment(accelerator))
     recorder = Recorder(config.settings, run, state, evaluator, Probe(source, config.settings), progress)
-    finished = train(
-        state,
-        config.settings.training,
-        accelerator=accelerator,
-        num_classes=source.num_classes if config.settings.data.conditional else 0,
-        callbacks=[recorder],
-        stop=lambda: stop() or recorder.stopped,
-    )
-    recorder.checkpoint()
+    with contextlib.closing(recorder):
+        finished = train(
+            state,
+            config.settings.training,
+            accelerator=accelerator,
+            num_classes=source.num_classes if config.settings.data.conditional else 0,
+            callbacks=[recorder],
+            stop=lambda: stop() or recorder.stopped,
+        )
+        recorder.checkpoint()
     finished = finished or recorder.stopped
     if finished:
         _finish(config, run, state, evaluator, source)

@@ -1,0 +1,1 @@
+"""Plug-ins for other people's trainers; each submodule needs the package that it is named after."""

@@ -1,0 +1,184 @@
+"""A callback for Lightning: a monitor, and if wanted a guard, around a discriminator inside a LightningModule."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from specreg.guard import Guard
+from specreg.layers import Selection
+from specreg.monitor.actions import checked_states, log
+from specreg.monitor.detector import Detector, State
+from specreg.monitor.monitor import Action, Monitor
+from specreg.monitor.writers import scalars
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+def _lightning() -> Any:
+    # Lightning comes as two packages with classes of their own: the one that the training imported is the one it uses.
+    names = sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules)
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name not in ("lightning", "lightning.pytorch", "pytorch_lightning"):
+                raise
+    raise ImportError("specreg.integrations.lightning needs Lightning: pip install pytorch-lightning, or lightning")
+
+
+if not TYPE_CHECKING:
+    Callback = _lightning().Callback
+
+logger = logging.getLogger("specreg")
+
+
+class SpectralMonitorCallback(Callback):
+    """Watch a discriminator's spectra during ``Trainer.fit``, log them, and act on a collapse.
+
+    An iteration is a training batch, counted by the callback and kept in its checkpoint: under manual optimization
+    ``trainer.global_step`` counts the steps of all optimizers, two for each batch of a common GAN. Each snapshot's
+    scalars (see :func:`specreg.monitor.writers.scalars`) go to all of the trainer's loggers, with the iteration as
+    their step.
+
+    The guard compensates right after a step of the optimizer that holds the discriminator's parameters, wherever in
+    ``training_step`` that is. A compensator is put there without this callback, in ``configure_optimizers``:
+    ``optimizer.register_step_post_hook(lambda *_: compensator.step())``.
+
+    With several processes each has its own monitor and guard, and as their weights are equal they agree; actions run in
+    every process, too. Weights that are sharded between processes cannot be watched.
+
+    Args:
+        discriminator: where in the LightningModule it is, as in ``get_submodule``.
+        every: iterations between snapshots.
+        detector: judges them; by default ``Detector()``.
+        actions: called with each new verdict; by default changes of state are logged.
+        guard: switch compensation on when a collapse begins: True, or options of :class:`specreg.Guard`.
+        stop_on: states that end the training, "collapsed" for instance; by default none does.
+        only, skip: the layers to watch; see :class:`specreg.Monitor`.
+
+    Attributes:
+        iteration: training batches seen.
+        monitor, guard: None before the training starts.
+
+    Raises:
+        ValueError: there is no such state.
+
+    Example:
+        ``Trainer(callbacks=[SpectralMonitorCallback("discriminator", guard=True, stop_on=("collapsed",))])``
+    """
+
+    def __init__(
+        self,
+        discriminator: str = "discriminator",
+        *,
+        every: int = 100,
+        detector: Detector | None = None,
+        actions: Iterable[Action] = (log,),
+        guard: bool | Mapping[str, Any] = False,
+        stop_on: tuple[State, ...] = (),
+        only: Selection = None,
+        skip: Selection = None,
+    ) -> None:
+        self.iteration = 0
+        self.monitor: Monitor | None = None
+        self.guard: Guard | None = None
+        self.stop_on = checked_states(stop_on)
+        self._path = discriminator
+        self._monitor_options: dict[str, Any] = {"every": every, "detector": detector, "only": only, "skip": skip}
+        self._actions = list(actions)
+        self._guard_options: dict[str, Any] | None = {} if guard is True else dict(guard) if guard else None
+        self._handle: RemovableHandle | None = None
+        self._loaded: Mapping[str, Any] | None = None
+
+    def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Build the monitor and the guard, restore their states, and hook the discriminator's optimizer.
+
+        Raises:
+            ValueError: there is no such discriminator, a bad option, or for a guard not exactly one optimizer that
+                holds its parameters.
+        """
+        self._let_go()
+        try:
+            module = pl_module.get_submodule(self._path)
+        except AttributeError as error:
+            raise ValueError(f"the LightningModule has no discriminator {self._path!r}: {error}") from error
+        if self.monitor is None:
+            self.monitor = Monitor(module, actions=self._actions, **self._monitor_options)
+            if self._guard_options is not None:
+                self.guard = Guard(self.monitor, **self._guard_options)
+        elif self.monitor.module is not module:
+            raise ValueError("the callback has watched another module: make a new one for each training")
+        if self._loaded is not None:
+            self._restore(self._loaded)
+            self._loaded = None
+        if self.guard is not None:
+            optimizer = _optimizer_of(module, self._path, trainer.optimizers)
+            self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    def on_train_batch_end(
+        self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch, take a snapshot if one is due, log it, and stop the training if asked to."""
+        assert self.monitor is not None
+        self.iteration += 1
+        verdict = self.monitor.step(self.iteration)
+        if verdict.iteration == self.iteration:
+            numbers = scalars(self.monitor.latest, verdict)
+            for one in trainer.loggers:
+                one.log_metrics(numbers, step=self.iteration)
+        if verdict.state in self.stop_on and not trainer.should_stop:
+            logger.warning("iteration %d: the training stops: %s", self.iteration, verdict.message)
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Let go of the discriminator's optimizer."""
+        self._let_go()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count and the monitor's and the guard's states; Lightning puts it into its checkpoints."""
+        return {
+            "iteration": self.iteration,
+            "monitor": None if self.monitor is None else self.monitor.state_dict(),
+            "guard": None if self.guard is None else self.guard.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what :meth:`state_dict` returned; it is restored when the training starts."""
+        self._loaded = state_dict
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        assert self.monitor is not None
+        self.iteration = state["iteration"]
+        if state["monitor"] is not None:
+            self.monitor.load_state_dict(state["monitor"])
+        # A guard that the interrupted training did not have begins anew, switched off.
+        if self.guard is not None and state["guard"] is not None:
+            self.guard.load_state_dict(state["guard"])
+
+    def _after_step(self, *_: Any) -> None:
+        assert self.guard is not None
+        self.guard.step()
+
+    def _let_go(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+
+def _optimizer_of(module: nn.Module, path: str, optimizers: Iterable[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    own = {id(parameter) for parameter in module.parameters()}
+    found = [
+        optimizer
+        for optimizer in optimizers
+        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+    ]
+    if len(found) != 1:
+        raise ValueError(f"the guard needs one optimizer with parameters of {path!r}, the trainer has {len(found)}")
+    return found[0]

@@ -1,0 +1,252 @@
+r"""Writers: actions that write every snapshot down, as lines of JSON, for TensorBoard, or for any tracker of numbers.
+
+They go into the monitor's actions, after whatever acts on the verdict: ``monitor.actions.append(...)``.
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from specreg.monitor.detector import SEVERITY, Verdict
+from specreg.monitor.monitor import Monitor
+from specreg.spectra.maps import ratios
+from specreg.spectra.statistics import statistics
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+# Takes numbers by name, and the iteration that they are of.
+Log = Callable[[Mapping[str, float], int], object]
+
+_DIGITS = 6
+_IMAGE_SIDE = 256
+# Dark violet, blue, green and yellow, equally spaced in [0, 1]: lightness grows with the value, also without colours.
+_COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+
+
+def scalars(singular_values: Mapping[str, Tensor], verdict: Verdict) -> dict[str, float]:
+    r"""Return a snapshot and its verdict as numbers by name, the form that every tracker takes.
+
+    Of each layer NAME: "spectral_s1/NAME", and of layers with more than one singular value "spectral_bulk/NAME",
+    "spectral_effective_rank/NAME" (divided by r), "spectral_stable_rank/NAME" and "spectral_tail/NAME", the mean over
+    the groups of a grouped convolution. Of the whole, "spectral_state": 0 healthy, 1 recovered, 2 collapsing,
+    3 collapsed.
+
+    Args:
+        singular_values: layer name -> singular values, (r,) or (groups, r): ``monitor.latest``.
+        verdict: on them.
+    """
+    numbers = {"spectral_state": float(SEVERITY.index(verdict.state))}
+    for name, s in singular_values.items():
+        values, rank = statistics(s), s.shape[-1]
+        of_layer = {"s1": values.largest}
+        if rank > 1:
+            of_layer |= {
+                "bulk": values.bulk,
+                "effective_rank": values.effective_rank / rank,
+                "stable_rank": values.stable_rank,
+                "tail": values.tail,
+            }
+        # A lone layer is named "", which no tracker takes; some take no parentheses either.
+        numbers |= {f"spectral_{key}/{name or 'module'}": float(value.mean()) for key, value in of_layer.items()}
+    return numbers
+
+
+class ScalarWriter:
+    """Hand every snapshot's :func:`scalars` to a tracker of numbers: the adapter for wandb, mlflow, trackio and others.
+
+    Args:
+        monitor: whose snapshots.
+        log: called with the numbers by name and the iteration: :func:`tracker`, or a function of one's own.
+
+    Example:
+        >>> from torch import nn
+        >>> monitor = Monitor(nn.Linear(4, 4))
+        >>> monitor.actions.append(ScalarWriter(monitor, lambda numbers, step: print(step, sorted(numbers)[-1])))
+        >>> _ = monitor.step(7)
+        7 spectral_tail/module
+    """
+
+    def __init__(self, monitor: Monitor, log: Log) -> None:
+        self._monitor = monitor
+        self._log = log
+
+    def __call__(self, verdict: Verdict) -> None:
+        self._log(scalars(self._monitor.latest, verdict), verdict.iteration)
+
+
+def tracker(name: str) -> Log:
+    """Return what logs numbers to the current run of a tracker, for :class:`ScalarWriter`.
+
+    Starting the run is the training's business: ``wandb.init``, ``trackio.init`` or ``mlflow.start_run``. wandb takes
+    steps in growing order only: with it, log everything else of the training with ``step=``, too.
+
+    Args:
+        name: "wandb", "mlflow" or "trackio".
+
+    Raises:
+        ValueError: there is no such tracker, or its package is missing; says the remedy.
+
+    Example:
+        ``monitor.actions.append(ScalarWriter(monitor, tracker("wandb")))``
+    """
+    if name not in _TRACKERS:
+        raise ValueError(f"there is no tracker {name!r}: the trackers are {', '.join(_TRACKERS)}")
+    package, verb = _imported(name, name), _TRACKERS[name]
+    # Looked up at each call: wandb.init replaces wandb.log.
+    return lambda numbers, step: getattr(package, verb)(dict(numbers), step=step)
+
+
+_TRACKERS = {"wandb": "log", "mlflow": "log_metrics", "trackio": "log"}
+
+
+class JsonlWriter:
+    """Append every snapshot to a file, one JSON object a line: iteration, singular values, verdict.
+
+    Singular values have 6 significant digits and stand by layer; the verdict is ``Verdict.to_dict()``. Each line is
+    there as soon as it is written. Several trainings need several files: at the first snapshot the lines of its
+    iteration and later ones are dropped, so that a resumed training leaves no line twice.
+
+    Args:
+        monitor: whose snapshots.
+        path: of the file.
+
+    Raises:
+        ValueError: the file's folder does not exist.
+
+    Example:
+        ``monitor.actions.append(JsonlWriter(monitor, "spectra.jsonl"))``
+    """
+
+    def __init__(self, monitor: Monitor, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise ValueError(f"folder {self.path.parent} does not exist: create it first")
+        self._monitor = monitor
+        self._begun = False
+
+    def __call__(self, verdict: Verdict) -> None:
+        if not self._begun:
+            _drop_lines(self.path, verdict.iteration)
+            self._begun = True
+        values = {name: _rounded(s.tolist()) for name, s in self._monitor.latest.items()}
+        line = {"iteration": verdict.iteration, "singular_values": values, "verdict": verdict.to_dict()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class TensorBoardWriter:
+    """Write every snapshot's :func:`scalars` for TensorBoard, the verdict's message when its state changes, and images.
+
+    An image shows one layer's past: from left to right the snapshots, from top to bottom k, in colours from dark (0) to
+    yellow (1) the ratios s_k/s_1. Everything is flushed at each snapshot.
+
+    Args:
+        monitor: whose snapshots.
+        target: a ``SummaryWriter`` of the training, which is left open, or a folder. In a folder, what is there of the
+            first snapshot's iteration and later ones is hidden, so that a resumed training leaves nothing twice.
+        images_every: snapshots between images; 0 is without.
+
+    Raises:
+        ValueError: a bad option, or the package tensorboard is missing.
+
+    Example:
+        ``monitor.actions.append(TensorBoardWriter(monitor, "runs/first"))``
+    """
+
+    def __init__(self, monitor: Monitor, target: "SummaryWriter | str | Path", *, images_every: int = 10) -> None:
+        if isinstance(images_every, bool) or not isinstance(images_every, int) or images_every < 0:
+            raise ValueError(f"images_every must be an integer >= 0, got {images_every!r}")
+        self.images_every = images_every
+        self._monitor = monitor
+        self._snapshots = 0
+        self._folder = target if isinstance(target, (str, Path)) else None
+        self._writer: SummaryWriter | None = None
+        if not isinstance(target, (str, Path)):
+            self._writer = target
+        else:
+            _imported("torch.utils.tensorboard", "tensorboard")  # what is missing is said here, not at a snapshot
+
+    def __call__(self, verdict: Verdict) -> None:
+        writer, iteration = self._open(verdict.iteration), verdict.iteration
+        for name, value in scalars(self._monitor.latest, verdict).items():
+            writer.add_scalar(name, value, iteration)
+        if verdict.changed:
+            writer.add_text("spectral_state", verdict.message, iteration)
+        self._snapshots += 1
+        if self.images_every and self._snapshots % self.images_every == 0:
+            for name in self._monitor.history.layers:
+                s = self._monitor.history.singular_values(name)
+                if s.shape[-1] > 1:
+                    writer.add_image(f"spectrum/{name or 'module'}", heat_map(s), iteration, dataformats="HWC")
+        writer.flush()
+
+    def close(self) -> None:
+        """Close the files in the folder, if there is one and something was written to it."""
+        if self._folder is not None and self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _open(self, iteration: int) -> "SummaryWriter":
+        if self._writer is None:
+            self._writer = _imported("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+                str(self._folder), purge_step=iteration
+            )
+        assert self._writer is not None
+        return self._writer
+
+
+def heat_map(singular_values: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    r"""Return a picture of spectra over time, (height, width, 3) of uint8: x is time, y is k, the colour s_k/s_1.
+
+    Small spectra are drawn larger; of spectra with more than 256 values, or as many snapshots, some are left out.
+
+    Args:
+        singular_values: shape (time, r) or (time, groups, r), descending; of groups the mean is drawn.
+    """
+    values = ratios(singular_values.double().cpu())
+    table = (values.mean(1) if values.ndim == 3 else values).T.numpy()
+    for axis in (0, 1):
+        count = table.shape[axis]
+        if count > _IMAGE_SIDE:
+            table = table.take(np.linspace(0, count - 1, _IMAGE_SIDE).round().astype(int), axis)
+        else:
+            table = table.repeat(_IMAGE_SIDE // count, axis)
+    position = np.linspace(0, 1, len(_COLOURS))
+    channels = [np.interp(table, position, channel) for channel in zip(*_COLOURS, strict=True)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def _imported(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"this writer needs the package {package}: pip install {package}") from error
+
+
+def _rounded(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    return float(f"{values:.{_DIGITS}g}")
+
+
+def _drop_lines(path: Path, iteration: int) -> None:
+    """Drop the lines of an iteration and later ones, and a last line that a crash has torn."""
+    if not path.exists():
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    with open(path, encoding="utf-8") as old, open(partial, "w", encoding="utf-8") as new:
+        for line in old:
+            try:
+                kept = json.loads(line)["iteration"] < iteration
+            except (ValueError, KeyError, TypeError):
+                kept = False
+            if kept:
+                new.write(line)
+    os.replace(partial, path)

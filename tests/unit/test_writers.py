@@ -1,0 +1,231 @@
+"""Writers: what they write is what the monitor saw, nothing twice, and a missing package is named with its remedy."""
+
+import doctest
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from specreg.monitor import writers
+from specreg.monitor.detector import Detector, Thresholds
+from specreg.monitor.monitor import Monitor
+from specreg.monitor.writers import JsonlWriter, ScalarWriter, TensorBoardWriter, heat_map, scalars, tracker
+
+SPECTRUM = [2.0, 1.0, 0.5, 0.25]
+
+
+def set_spectrum(layer: nn.Module, values: list[float]) -> None:
+    with torch.no_grad():
+        layer.weight.copy_(torch.diag(torch.tensor(values)))
+
+
+@pytest.fixture
+def module() -> nn.Module:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    set_spectrum(module[0], SPECTRUM)
+    nn.init.constant_(module[1].weight, 1.5)
+    return module
+
+
+@pytest.fixture
+def monitor(module) -> Monitor:
+    return Monitor(module, every=10, detector=Detector(Thresholds(warmup=0)))
+
+
+def collapse(monitor: Monitor, begin: int, end: int) -> None:
+    """Snapshots of a healthy layer, then of a collapsed one."""
+    for iteration in range(begin, end, 10):
+        if iteration == (begin + end) // 2:
+            set_spectrum(monitor.module[0], [2.0, 0.1, 0.1, 0.1])
+        monitor.step(iteration)
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_scalars_are_the_closed_forms(monitor):
+    verdict = monitor.step(0)
+    p = np.array(SPECTRUM) / sum(SPECTRUM)
+    assert scalars(monitor.latest, verdict) == pytest.approx(
+        {
+            "spectral_state": 0.0,
+            "spectral_s1/0": 2.0,
+            "spectral_bulk/0": 0.5,
+            "spectral_effective_rank/0": np.exp(-(p * np.log(p)).sum()) / 4,
+            "spectral_stable_rank/0": 1 + 1 / 4 + 1 / 16 + 1 / 64,
+            "spectral_tail/0": 1 / 8,
+            "spectral_s1/1": 3.0,  # one singular value has no distribution
+        }
+    )
+
+
+def test_scalars_of_groups_are_their_mean_and_a_lone_layer_has_a_name():
+    convolution = nn.Conv1d(4, 4, 1, groups=2)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.tensor([[4.0, 0], [0, 1], [2, 0], [0, 1]]).unsqueeze(-1))
+    monitor = Monitor(convolution)
+    verdict = monitor.step(0)
+    numbers = scalars(monitor.latest, verdict)
+    assert numbers["spectral_s1/module"] == pytest.approx(3.0)
+    assert numbers["spectral_tail/module"] == pytest.approx((1 / 4 + 1 / 2) / 2)
+
+
+def test_jsonl_holds_every_snapshot(monitor, tmp_path):
+    path = tmp_path / "spectra.jsonl"
+    monitor.actions.append(JsonlWriter(monitor, path))
+    collapse(monitor, 0, 100)
+    written = lines(path)
+    assert [line["iteration"] for line in written] == list(range(0, 100, 10))
+    assert written[0]["singular_values"] == {"0": SPECTRUM, "1": [3.0]}
+    assert written[-1]["singular_values"]["0"] == [2.0, 0.1, 0.1, 0.1]  # 0.1 in float32 has six digits of 0.1 only
+    assert written[-1]["verdict"] == monitor.verdict.to_dict()
+    assert written[-1]["verdict"]["state"] == "collapsed"
+    assert written[-1]["verdict"]["layers"] == ["0"]
+
+
+def test_jsonl_of_a_resumed_training_has_no_iteration_twice(module, monitor, tmp_path):
+    path = tmp_path / "spectra.jsonl"
+    monitor.actions.append(JsonlWriter(monitor, path))
+    for iteration in range(0, 50, 10):
+        if iteration == 30:
+            state = monitor.state_dict()  # the checkpoint is older than the file's last lines
+        monitor.step(iteration)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('{"iteration": 50, "singu')
+    before = path.read_text(encoding="utf-8").splitlines()[:3]
+    resumed = Monitor(module, every=10, detector=Detector(Thresholds(warmup=0)))
+    resumed.load_state_dict(state)
+    resumed.actions.append(JsonlWriter(resumed, path))
+    assert path.read_text(encoding="utf-8").splitlines()[:3] == before  # nothing is lost before a snapshot is there
+    for iteration in range(30, 71):
+        resumed.step(iteration)
+    assert path.read_text(encoding="utf-8").splitlines()[:3] == before
+    assert [line["iteration"] for line in lines(path)] == [0, 10, 20, 30, 40, 50, 60, 70]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_jsonl_names_a_missing_folder(monitor, tmp_path):
+    with pytest.raises(ValueError, match=r"folder .*absent does not exist: create it first"):
+        JsonlWriter(monitor, tmp_path / "absent" / "spectra.jsonl")
+
+
+def read_events(folder) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def test_tensorboard_reads_the_numbers_the_message_and_the_pictures_back(monitor, tmp_path):
+    writer = TensorBoardWriter(monitor, tmp_path, images_every=4)
+    monitor.actions.append(writer)
+    collapse(monitor, 0, 100)
+    events = read_events(tmp_path)  # before it is closed: every snapshot is flushed
+    writer.close()
+    bulk = events.Scalars("spectral_bulk/0")
+    assert [one.step for one in bulk] == list(range(0, 100, 10))
+    assert [one.value for one in bulk] == pytest.approx([0.5] * 5 + [0.05] * 5)
+    assert [one.value for one in events.Scalars("spectral_state")][::9] == [0.0, 3.0]
+    messages = [one.tensor_proto.string_val[0].decode() for one in events.Tensors("spectral_state/text_summary")]
+    assert len(messages) == 1  # the fall is as deep as fast: the state changed once
+    assert messages[0].startswith("collapsed since iteration 40")
+    assert events.Tags()["images"] == ["spectrum/0"]  # the other layer has one singular value
+    assert [one.step for one in events.Images("spectrum/0")] == [30, 70]
+    assert (events.Images("spectrum/0")[1].width, events.Images("spectrum/0")[1].height) == (256, 256)
+
+
+def test_tensorboard_of_a_resumed_training_has_no_iteration_twice(module, tmp_path):
+    for begin, end in ((0, 50), (30, 70)):
+        monitor = Monitor(module, every=10)
+        writer = TensorBoardWriter(monitor, tmp_path, images_every=0)
+        monitor.actions.append(writer)
+        for iteration in range(begin, end, 10):
+            monitor.step(iteration)
+        writer.close()
+    assert [one.step for one in read_events(tmp_path).Scalars("spectral_s1/0")] == [0, 10, 20, 30, 40, 50, 60]
+
+
+def test_tensorboard_writes_to_the_trainings_own_writer_and_leaves_it_open(monitor, tmp_path):
+    with SummaryWriter(str(tmp_path)) as own:
+        writer = TensorBoardWriter(monitor, own)
+        monitor.actions.append(writer)
+        monitor.step(5)
+        writer.close()
+        own.add_scalar("loss", 1.0, 5)
+    assert {"loss", "spectral_tail/0"} <= set(read_events(tmp_path).Tags()["scalars"])
+
+
+@pytest.mark.parametrize("images_every", [-1, True, 2.5])
+def test_tensorboard_names_a_bad_option(monitor, tmp_path, images_every):
+    with pytest.raises(ValueError, match="images_every must be an integer >= 0"):
+        TensorBoardWriter(monitor, tmp_path, images_every=images_every)
+
+
+def test_heat_map_goes_right_with_time_and_down_with_k():
+    picture = heat_map(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    assert picture.shape == (256, 256, 3)
+    yellow, dark = list(writers._COLOURS[-1]), list(writers._COLOURS[0])
+    corners = {"first s1": picture[0, 0], "first s2": picture[-1, 0], "last s1": picture[0, -1], "s2": picture[-1, -1]}
+    assert [list(corner) for corner in corners.values()] == [yellow, dark, yellow, yellow]
+    half = heat_map(torch.tensor([[[2.0, 2.0], [2.0, 0.0]]]))  # of two groups the mean
+    assert list(half[-1, 0]) == list(writers._COLOURS[2])
+
+
+def test_heat_map_of_a_large_layer_keeps_its_ends():
+    values = torch.ones(300, 1000)
+    values[:, -1] = 0
+    picture = heat_map(values)
+    assert picture.shape == (256, 256, 3)
+    assert (picture[-1] == writers._COLOURS[0]).all()
+    assert (picture[-2] == writers._COLOURS[-1]).all()
+
+
+@pytest.mark.parametrize(("name", "verb"), [("wandb", "log"), ("trackio", "log"), ("mlflow", "log_metrics")])
+def test_the_adapter_logs_the_numbers_at_their_step(monitor, monkeypatch, name, verb):
+    logged = []
+    fake = SimpleNamespace(**{verb: None})
+    monkeypatch.setitem(sys.modules, name, fake)
+    monitor.actions.append(ScalarWriter(monitor, tracker(name)))
+    setattr(fake, verb, lambda values, step: logged.append((values, step)))  # as wandb.init does, after the import
+    monitor.step(20)
+    monitor.step(25)  # not due
+    verdict = monitor.step(30)
+    assert [step for _, step in logged] == [20, 30]
+    assert logged[-1][0] == scalars(monitor.latest, verdict)
+    assert all(type(value) is float for value in logged[-1][0].values())
+
+
+@pytest.mark.parametrize(
+    ("make", "package"),
+    [(lambda monitor: tracker("wandb"), "wandb"), (lambda monitor: TensorBoardWriter(monitor, "runs"), "tensorboard")],
+)
+def test_a_missing_package_is_named_with_its_remedy(monitor, monkeypatch, make, package):
+    for name in [name for name in sys.modules if name.split(".")[0] == package or name.startswith("torch.utils.tenso")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # an import of it fails
+    with pytest.raises(ValueError, match=f"needs the package {package}: pip install {package}"):
+        make(monitor)
+
+
+def test_an_unknown_tracker_is_named():
+    with pytest.raises(ValueError, match="there is no tracker 'neptune': the trackers are wandb, mlflow, trackio"):
+        tracker("neptune")
+
+
+def test_importing_the_writers_imports_no_tracker():
+    packages = "{'tensorboard', 'wandb', 'mlflow', 'trackio', 'matplotlib', 'PIL'}"
+    code = f"import torch, sys; import specreg.monitor.writers; print(sorted({packages} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_examples_in_docstrings_run():
+    failures, tried = doctest.testmod(writers)
+    assert tried > 0
+    assert failures == 0
