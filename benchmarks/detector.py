@@ -28,9 +28,8 @@ CHOICE_SEEDS, TEST_SEEDS = range(5), range(100, 110)
 CHOSEN_ON = ("fast-sn-0", "fast-static-0")
 GRID = {
     "window": (1000, 1500),
-    "fast": (0.25, 0.3, 0.35, 0.4),
+    "fast": (0.25, 0.3, 0.35),
     "together": (0.15, 0.2, 0.25),
-    "far": (0.5, 0.6),
     "patience": (1, 2),
 }
 PROMISED_DELAY = 1000
