@@ -98,13 +98,13 @@ class Thresholds:
     """
 
     warmup: int = 500
-    window: int = 1500
+    window: int = 1000
     fast: float = 0.3
     together: float = 0.2
     far: float = 0.5
     collapsed: float = 0.5
     regained: float = 0.4
-    patience: int = 2
+    patience: int = 1
     smoothing: int = 3
 
     def __post_init__(self) -> None:

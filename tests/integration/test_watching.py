@@ -1,0 +1,58 @@
+"""Runs of the lab are watched: verdicts, events and sensitivity are recorded, and a collapse can end a run."""
+
+import json
+import math
+
+import pytest
+
+from specreg.cli import main
+from specreg.records import RunDirectory
+
+OPTIONS = [
+    "--steps", "24", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "2",
+    "--log-every", "4", "--spectra-every", "2", "--evaluate-every", "6", "--checkpoint-every", "12",
+    "--samples", "64", "--reference", "128", "--no-tensorboard",
+]  # fmt: skip
+# A detector that takes anything for a collapse.
+NERVOUS = [
+    "--detector.warmup", "6", "--detector.window", "4", "--detector.fast", "0.001", "--detector.far", "0.001",
+    "--detector.collapsed", "0.001", "--detector.patience", "1",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_collapse_can_end_a_run(tmp_path):
+    command = ["train", "--quiet", "--out", str(tmp_path / "run"), "--method", "sn", *OPTIONS, *NERVOUS]
+    assert main([*command, "--stop-on-collapse"]) == 0
+    run = RunDirectory(tmp_path / "run")
+    result = run.read("result")
+    assert result["verdict"] == "collapsed"
+    assert 6 <= result["steps"] < 24
+    assert result["compensations"] == 0
+    (event,) = run.series("events")
+    assert event["event"] == "stopped"
+    assert event["step"] == result["steps"] == run.series("verdicts")[-1]["step"]
+    assert "collapsed since iteration" in event["message"]
+    before = {file.name: file.read_bytes() for file in run.path.iterdir()}
+    assert main([*command, "--stop-on-collapse"]) == 0  # complete: nothing is made again
+    assert before == {file.name: file.read_bytes() for file in run.path.iterdir()}
+
+
+@pytest.mark.slow
+def test_what_is_recorded_of_a_watched_run(tmp_path):
+    command = ["train", "--quiet", "--out", str(tmp_path / "run"), "--method", "anchored", *OPTIONS]
+    assert main([*command, "--start", "10", "--window", "10"]) == 0
+    run = RunDirectory(tmp_path / "run")
+    assert [record["step"] for record in run.series("verdicts")] == list(range(0, 25, 2))
+    assert {record["state"] for record in run.series("verdicts")} == {"healthy"}
+    sensitivity = run.series("sensitivity")
+    assert [record["step"] for record in sensitivity] == [6, 12, 18, 24]
+    layers = set(run.series("spectra")[0]["layers"])
+    for record in sensitivity:
+        assert layers < set(record["attainment"])  # the score's one singular value has no distribution, but a gain
+        assert all(0 < value <= 1 for value in record["attainment"].values())
+        assert set(record["gradient_norms"]) == {"real", "generated", "interpolated"}
+        assert all(value > 0 and math.isfinite(value) for value in record["gradient_norms"].values())
+        assert 0 < record["diversity"]["ratio"] < 2
+    assert run.read("result")["compensations"] == math.ceil((48 - 10) / 5)
+    assert json.loads((run.path / "config.json").read_text())["settings"]["detector"]["warmup"] == 500
