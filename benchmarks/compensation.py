@@ -35,8 +35,8 @@ import specreg
 from measure import environment, interleaved, print_table, ratio, summary, synchronize, write
 from specreg.layers import Layer
 from specreg.models import Discriminator
-from specreg.regularizers import compensation
-from specreg.regularizers.compensation import Compensator
+from specreg.regularizers import compensators
+from specreg.regularizers.compensators import Compensator
 from specreg.spectra import lifting
 
 CASES = {
@@ -171,7 +171,7 @@ STAGES = {
     "application": (lifting, "_applied"),
     "first singular vectors": (lifting, "_first"),
     "thin decompositions": (lifting, "_by_decomposition"),
-    "looking for NaN": (compensation, "require_finite"),
+    "looking for NaN": (compensators, "require_finite"),
     "writing weights, u and v": (Layer, "write"),
 }
 

@@ -10,13 +10,8 @@ from specreg.layers import DEFAULT_KINDS, Selection, find, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.detector import State, Verdict
 from specreg.monitor.monitor import Monitor
-from specreg.regularizers.compensation import (
-    Compensator,
-    Scale,
-    anchored_compensation,
-    dynamic_compensation,
-    static_compensation,
-)
+from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
+from specreg.regularizers.compensators import Compensator, Scale
 
 logger = logging.getLogger("specreg")
 

@@ -10,7 +10,7 @@ import tyro
 
 from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
-from specreg.regularizers.compensation import checked_keep
+from specreg.regularizers.compensators import checked_keep
 from specreg.training.loop import TrainingConfig
 
 Method = Literal["sn", "static", "dynamic", "anchored", "guard"]

@@ -28,12 +28,8 @@ from specreg.monitor.actions import Pin
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
 from specreg.records import RunDirectory, prepare_directory
-from specreg.regularizers.compensation import (
-    Compensator,
-    anchored_compensation,
-    dynamic_compensation,
-    static_compensation,
-)
+from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
+from specreg.regularizers.compensators import Compensator
 from specreg.regularizers.normalization import spectral_norm
 from specreg.training.loop import train
 from specreg.training.state import TrainingState, load_checkpoint

@@ -19,7 +19,7 @@ from specreg.layers import (
     require_writable,
     shown,
 )
-from specreg.regularizers.compensation import checked_keep, head_count
+from specreg.regularizers.compensators import checked_keep, head_count
 from specreg.spectra.decompose import SVD, full_precision, svd, thin_svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from specreg.guard import Guard
 from specreg.monitor.actions import Pin
 from specreg.monitor.monitor import Monitor
-from specreg.regularizers.compensation import Compensator
+from specreg.regularizers.compensators import Compensator
 
 SCHEMA = 2
 
