@@ -1,4 +1,4 @@
-"""What the verbs of ``specreg.regularizers.compensation`` return: the cadence, the layers, the state, each scheme's target.
+"""What the verbs of ``specreg.regularizers.compensation`` return: cadence, layers, state, and each scheme's target.
 
 See there for the formulas.
 """
