@@ -87,6 +87,12 @@ def test_the_warm_up_is_not_judged():
     assert states(run(falling, detector=Detector(Thresholds(warmup=0)))) == ["collapsed"]
 
 
+def test_a_fall_that_began_in_the_warm_up_starts_where_it_ends():
+    verdicts = run([0.9 - 0.05 * i for i in range(17)], detector=Detector(Thresholds(warmup=500)))
+    first = next(verdict for verdict in verdicts if verdict.alarming)
+    assert first.since == 500
+
+
 def test_the_gravest_layer_gives_the_verdict_and_the_most_fallen_is_named_first():
     detector = Detector(Thresholds(warmup=0))
     for index in range(60):

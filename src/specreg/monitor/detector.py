@@ -253,9 +253,10 @@ class _LayerTrack:
         return max(level for _, level, _ in self.levels)
 
     def _watch(self, iteration: int, level: float, bulk: float, limits: Thresholds, enough: float) -> None:
-        self.best = max(self.best, level)
-        if bulk >= _NEAR * self.best:
+        # At the first look, when the level still remembers better bulks from the warm-up, this is the earliest start.
+        if bulk >= _NEAR * max(self.best, level) or not self.best:
             self.best_at = iteration
+        self.best = max(self.best, level)
         peak = self._peak()
         fast, far = level <= (1 - enough) * peak, level <= (1 - limits.far) * self.best
         self.agreeing = self.agreeing + 1 if fast or far else 0
