@@ -27,10 +27,9 @@ CHOICE_SEEDS, TEST_SEEDS = range(10), range(500, 510)
 # Recorded trainings that the choice may see.
 CHOSEN_ON = ("fast-sn-0", "fast-static-0")
 GRID = {
-    "window": (1000, 1250, 1500),
-    "fast": (0.275, 0.3, 0.325, 0.35),
+    "window": (1000,),
+    "fast": (0.3, 0.325, 0.35),
     "together": (0.15, 0.175, 0.2),
-    "patience": (1, 2),
 }
 PROMISED_DELAY = 1000
 
