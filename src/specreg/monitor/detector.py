@@ -99,8 +99,8 @@ class Thresholds:
 
     warmup: int = 500
     window: int = 1000
-    fast: float = 0.3
-    together: float = 0.2
+    fast: float = 0.35
+    together: float = 0.175
     far: float = 0.5
     collapsed: float = 0.5
     regained: float = 0.4
