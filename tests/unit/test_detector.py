@@ -179,7 +179,7 @@ def test_a_foreign_state_is_refused():
         Detector().load_state_dict({"calls": 3})
 
 
-# Seeds that the choice of the constants did not see (benchmarks/detector.py); ten of each are in docs/detector.md.
+# Seeds that the choice of the constants did not see (benchmarks/detector.py); ten of each are in docs/monitor.md.
 @pytest.mark.parametrize("name", SETTINGS)
 def test_synthetic_traces_of_the_paper(name):
     for seed in (200, 201):

@@ -83,7 +83,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The detector's constants; docs/detector.md tells how they were chosen and what they do.
+    """The detector's constants; docs/monitor.md tells how they were chosen and what they do.
 
     Attributes:
         warmup: iterations that are not judged: networks leave their initialization fast and in every training.
