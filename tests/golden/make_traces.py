@@ -11,7 +11,7 @@ import torch
 
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import (
-    METHODS,
+    PAPER_METHODS,
     ModelConfig,
     RecordConfig,
     RegularizationConfig,
@@ -22,9 +22,11 @@ from specreg.experiments.run import execute, prepare_run
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 
+# A guarded run of ten steps is one of spectral normalization alone.
+METHODS = (*PAPER_METHODS, "anchored")
 TRACES = Path(__file__).with_name("traces.json")
 SETTINGS = Settings(
-    regularization=RegularizationConfig(start=3),
+    regularization=RegularizationConfig(start=3, window=10),
     model=ModelConfig(d_channels=4, g_channels=4, latent=8),
     training=TrainingConfig(steps=10, batch_size=8),
     records=RecordConfig(log_every=1, spectra_every=5, evaluate_every=0, samples=32, reference=32),

@@ -8,9 +8,7 @@ import itertools
 import json
 
 import pytest
-from make_traces import TRACES, trace
-
-from specreg.experiments.config import METHODS
+from make_traces import METHODS, TRACES, trace
 
 GOLDEN = json.loads(TRACES.read_text(encoding="utf-8"))
 
