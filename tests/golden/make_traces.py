@@ -26,7 +26,7 @@ from specreg.training.loop import TrainingConfig
 METHODS = (*PAPER_METHODS, "anchored")
 TRACES = Path(__file__).with_name("traces.json")
 SETTINGS = Settings(
-    regularization=RegularizationConfig(start=3, window=10),
+    regularization=RegularizationConfig(start=3, window=6),
     model=ModelConfig(d_channels=4, g_channels=4, latent=8),
     training=TrainingConfig(steps=10, batch_size=8),
     records=RecordConfig(log_every=1, spectra_every=5, evaluate_every=0, samples=32, reference=32),
