@@ -4,6 +4,7 @@ import doctest
 import json
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,6 +150,7 @@ def test_tensorboard_of_a_resumed_training_has_no_iteration_twice(module, tmp_pa
         for iteration in range(begin, end, 10):
             monitor.step(iteration)
         writer.close()
+        time.sleep(1.1)  # TensorBoard reads files in the order of their names, which count seconds
     assert [one.step for one in read_events(tmp_path).Scalars("spectral_s1/0")] == [0, 10, 20, 30, 40, 50, 60]
 
 
