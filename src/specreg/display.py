@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -17,9 +17,11 @@ from rich.text import Text
 
 from specreg.autopsy.checkpoints import printable
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
-from specreg.experiments.compare import Job
 from specreg.layers import shown as layer_name
 from specreg.report import TITLES, table
+
+if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need
+    from specreg.experiments.compare import Job
 
 # key in the records, heading, decimals
 _METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2))
@@ -51,7 +53,7 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
 
 
 @contextlib.contextmanager
-def comparison(jobs: Sequence[Job]) -> Iterator[Callable[[], None]]:
+def comparison(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
     """Show every run's progress in one table; yields what is to be called now and then."""
     console = Console(stderr=True)
     with Live(console=console, auto_refresh=False) as live:
@@ -231,7 +233,7 @@ def _coloured(verdicts: Sequence[Mapping[str, Any]]) -> str:
     return f"[{colour}]{state}[/]" if colour else state
 
 
-def _jobs(jobs: Sequence[Job]) -> Table:
+def _jobs(jobs: "Sequence[Job]") -> Table:
     shown = Table(box=None, padding=(0, 1))
     shown.add_column("run", no_wrap=True)
     shown.add_column("", width=16)
