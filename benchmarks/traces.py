@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import specreg
+from specreg.spectra.statistics import bulk_range
 
 RECORDED = Path(__file__).parents[1] / "tests" / "data" / "traces"
 NEAR = 0.9  # of the old level: where a fall starts
@@ -93,7 +94,7 @@ class Trace:
         """Return the trace with each spectrum cut down to (1, bulk), which has the same bulk: faster to judge."""
         cut = {}
         for name, values in self.spectra.items():
-            bulk = values[:, 1 : max(2, math.ceil(values.shape[1] / 2))].mean(1)
+            bulk = values[:, slice(*bulk_range(values.shape[1]))].mean(1)
             cut[name] = np.stack([np.ones_like(bulk), bulk], axis=1)
         return Trace(self.name, self.iterations, cut, self.start, self.recovery)
 
@@ -149,7 +150,7 @@ def hindsight(iterations: np.ndarray, spectra: Mapping[str, np.ndarray], warmup:
     """
     starts = []
     for values in spectra.values():
-        raw = values[:, 1 : max(2, math.ceil(values.shape[1] / 2))].mean(1)
+        raw = values[:, slice(*bulk_range(values.shape[1]))].mean(1)
         padded = np.pad(raw, 3, mode="edge")
         smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, 7), axis=1)
         after = iterations >= iterations[0] + warmup

@@ -25,7 +25,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "events")
 
@@ -103,6 +103,26 @@ def write_json(path: Path, value: Any) -> None:
     _write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write; when the block ends it takes the place of ``path``, which is the old or the whole new one.
+
+    If the block fails, or the machine does, the old file stays.
+    """
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # mkstemp makes private files; a shared results folder has to be readable
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
 def prepare_directory(path: Path) -> None:
     """Create a directory and make sure that it can be written to.
 
@@ -134,15 +154,5 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # mkstemp makes private files; a shared results folder has to be readable
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))

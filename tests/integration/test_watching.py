@@ -36,6 +36,10 @@ def test_a_collapse_can_end_a_run(tmp_path):
     before = {file.name: file.read_bytes() for file in run.path.iterdir()}
     assert main([*command, "--stop-on-collapse"]) == 0  # complete: nothing is made again
     assert before == {file.name: file.read_bytes() for file in run.path.iterdir()}
+    (run.path / "result.json").unlink()  # as if it had been killed during its last evaluation
+    assert main([*command, "--stop-on-collapse"]) == 0
+    assert run.read("result") == result
+    assert run.series("events") == [event]
 
 
 @pytest.mark.slow

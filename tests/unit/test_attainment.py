@@ -112,6 +112,19 @@ def test_attainment_moves_no_buffer_and_no_random_number():
     assert specreg.attainment(module, x)["0"].largest == pytest.approx(1, abs=0.3)  # the weight that the network uses
 
 
+def test_an_input_that_is_given_by_name():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    module, x = Named(), torch.randn(4, 3)
+    assert specreg.attainment(module, x)["layer"] == specreg.attainment(module.layer, x)[""]
+
+
 def test_layers_that_did_not_run_are_left_out_and_shared_ones_are_averaged():
     class Twice(nn.Module):
         def __init__(self):

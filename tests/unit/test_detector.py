@@ -93,6 +93,11 @@ def test_a_fall_that_began_in_the_warm_up_starts_where_it_ends():
     assert first.since == 500
 
 
+def test_a_layer_that_has_one_direction_from_the_start_lost_nothing():
+    assert states(run([0.0] * 60)) == []
+    assert states(run([0.9] * 30 + [0.0] * 30)) == ["collapsed"]
+
+
 def test_the_gravest_layer_gives_the_verdict_and_the_most_fallen_is_named_first():
     detector = Detector(Thresholds(warmup=0))
     for index in range(60):

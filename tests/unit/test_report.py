@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from runs import HOSTILE, STEPS, damage, make_run
@@ -18,6 +19,7 @@ from specreg.report import open_runs, table, write_page
 from specreg.report.panels import photograph
 from specreg.report.runs import Run, bulk, grouped, ratios
 from specreg.report.verdicts import line, segments, sentence
+from specreg.spectra import statistics
 
 
 class Page(HTMLParser):
@@ -165,6 +167,9 @@ def test_a_run_that_has_only_begun(tmp_path):
 def test_the_bulk_is_the_detectors():
     values = [4.0, 3.0, 2.0, 1.0, 0.5, 0.1, 0.1, 0.0]
     assert bulk(ratios(values)) == pytest.approx((3 + 2 + 1) / 4 / 3)
+    for rank in range(2, 9):  # the report imports no torch, and has the rule once more
+        known = sorted((random.Random(rank).random() for _ in range(rank)), reverse=True)
+        assert bulk(ratios(known)) == pytest.approx(statistics.bulk(torch.tensor(known, dtype=torch.float64)).item())
     assert bulk(ratios([2.0, 1.0])) == 0.5
     assert ratios([0.0, 0.0]) == [0.0, 0.0]
 

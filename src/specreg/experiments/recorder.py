@@ -60,11 +60,7 @@ class Probe:
 
 
 class Recorder:
-    """The training's callback: it writes records and checkpoints.
-
-    Attributes:
-        stopped: the spectra have collapsed and the configuration says to stop then.
-    """
+    """The training's callback: it writes records and checkpoints."""
 
     def __init__(
         self,
@@ -76,7 +72,6 @@ class Recorder:
         progress: Progress,
     ) -> None:
         assert state.monitor is not None
-        self.stopped = False
         self._settings, self._every = settings, settings.records
         self._run, self._state, self._evaluator, self._probe, self._progress = run, state, evaluator, probe, progress
         self._before = float((run.read("timing") or {"seconds": 0.0})["seconds"]) if run.checkpoint.exists() else 0.0
@@ -105,6 +100,12 @@ class Recorder:
             self._progress(state.step, record)
         if state.step % self._every.checkpoint_every == 0:
             self.checkpoint()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the spectra have collapsed and the configuration says to stop then; known after a resume, too."""
+        verdict = self._monitor.verdict
+        return self._settings.stop_on_collapse and verdict is not None and verdict.state == "collapsed"
 
     def checkpoint(self) -> None:
         """Save the state, if it is not saved yet."""
@@ -142,8 +143,7 @@ class Recorder:
             if guard.restored is not None:
                 self._event(step, "rolled back", f"the networks are those of step {guard.restored}")
             self._event(step, "guard on", f"{guard.scheme} compensation switched on")
-        if self._settings.stop_on_collapse and verdict.state == "collapsed":
-            self.stopped = True
+        if self.stopped:
             self._event(step, "stopped", verdict.message)
 
     def _event(self, step: int, event: str, message: str) -> None:

@@ -129,16 +129,17 @@ def execute(
     run.write("environment", _environment(accelerator))
     recorder = Recorder(config.settings, run, state, evaluator, Probe(source, config.settings), progress)
     with contextlib.closing(recorder):
-        finished = train(
-            state,
-            config.settings.training,
-            accelerator=accelerator,
-            num_classes=source.num_classes if config.settings.data.conditional else 0,
-            callbacks=[recorder],
-            stop=lambda: stop() or recorder.stopped,
-        )
+        if not recorder.stopped:
+            train(
+                state,
+                config.settings.training,
+                accelerator=accelerator,
+                num_classes=source.num_classes if config.settings.data.conditional else 0,
+                callbacks=[recorder],
+                stop=lambda: stop() or recorder.stopped,
+            )
         recorder.checkpoint()
-    finished = finished or recorder.stopped
+    finished = recorder.stopped or state.step >= config.settings.training.steps
     if finished:
         _finish(config, run, state, evaluator, source)
     return finished

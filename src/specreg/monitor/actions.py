@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from specreg.monitor.detector import SEVERITY, State, Verdict
+from specreg.records import replacing
 
 logger = logging.getLogger("specreg")
 
@@ -112,9 +112,8 @@ class Pin:
         state = {name: _copied(one.state_dict()) for name, one in self._objects.items()}
         self._kept[verdict.iteration] = state
         if self.folder is not None:
-            partial = self.folder / f".healthy-{verdict.iteration}.pt"
-            torch.save(state, partial)
-            os.replace(partial, self._file(verdict.iteration))
+            with replacing(self._file(verdict.iteration)) as file:
+                torch.save(state, file)
         while len(self._kept) > self.copies:
             dropped = min(self._kept)
             del self._kept[dropped]

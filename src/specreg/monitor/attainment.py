@@ -81,13 +81,14 @@ def attainment(
             continue
 
         def measure(
-            used: Any, given: tuple[Tensor, ...], output: Tensor, name: str = name, layer: Layer = layer
+            used: Any, given: tuple[Tensor, ...], named: Any, output: Tensor, name: str = name, layer: Layer = layer
         ) -> None:
-            one = _measure(layer, used, given[0].detach(), output.detach(), operator)
+            given_input = given[0] if given else named["input"]
+            one = _measure(layer, used, given_input.detach(), output.detach(), operator)
             if one is not None:
                 found.setdefault(name, []).append(one)
 
-        handles += [used.register_forward_hook(measure) for used in layer.modules]
+        handles += [used.register_forward_hook(measure, with_kwargs=True) for used in layer.modules]
     try:
         with evaluating(module), torch.no_grad():
             module(*inputs)

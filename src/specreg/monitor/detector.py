@@ -1,4 +1,4 @@
-r"""Tell spectral collapse from healthy drift: a pure function of a stream of spectra, standard library only.
+r"""Tell spectral collapse from healthy drift: a pure function of a stream of spectra, no module and no tensor in it.
 
 Healthy trainings drift too (Liu et al. 2019, figures 1 to 4), so no level of :math:`s_k/s_1` means collapse. What does
 is a layer's *bulk*, the mean of :math:`s_k/s_1` over the upper half of its spectrum, falling fast or far against its
@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from specreg.spectra.statistics import bulk_range
 
 State = Literal["healthy", "collapsing", "collapsed", "recovered"]
 # From the mildest to the gravest: what the whole is said to be when its layers differ.
@@ -224,7 +226,7 @@ class _LayerTrack:
     before: float = 0.0  # the level before the fall
     low: float = 0.0  # the lowest level since
     best: float = 0.0  # the highest level since the warm-up or the recovery
-    best_at: int = 0  # the last iteration near it
+    best_at: int | None = None  # the last iteration near it, or else the first one that was judged
     agreeing: int = 0  # consecutive snapshots that ask for another state
     flagged: int = 0  # when "collapsing" was said
 
@@ -253,12 +255,12 @@ class _LayerTrack:
         return max(level for _, level, _ in self.levels)
 
     def _watch(self, iteration: int, level: float, bulk: float, limits: Thresholds, enough: float) -> None:
-        # At the first look, when the level still remembers better bulks from the warm-up, this is the earliest start.
-        if bulk >= _NEAR * max(self.best, level) or not self.best:
-            self.best_at = iteration
         self.best = max(self.best, level)
+        if self.best_at is None or bulk >= _NEAR * self.best:
+            self.best_at = iteration
         peak = self._peak()
-        fast, far = level <= (1 - enough) * peak, level <= (1 - limits.far) * self.best
+        # Less than, because a layer of rank one, whose bulk has always been 0, has not lost anything.
+        fast, far = level < (1 - enough) * peak, level < (1 - limits.far) * self.best
         self.agreeing = self.agreeing + 1 if fast or far else 0
         if self.agreeing >= limits.patience:
             self.before = peak if fast else self.best
@@ -328,8 +330,8 @@ def _bulk(name: str, s: Any) -> float | None:
     alive = [group for group in groups if group[0] > 0]
     if rank < 2 or not alive:
         return None
-    end = max(2, math.ceil(rank / 2))  # as specreg.spectra.statistics.bulk
-    return statistics.fmean(value / group[0] for group in alive for value in group[1:end])
+    begin, end = bulk_range(rank)
+    return statistics.fmean(value / group[0] for group in alive for value in group[begin:end])
 
 
 def _message(state: State, since: int | None, names: Sequence[str], evidence: Mapping[str, Evidence]) -> str:

@@ -1,6 +1,5 @@
 """Every layer's spectra over a training, compact: it can be saved, loaded and put into a checkpoint."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specreg.records import replacing
 from specreg.spectra.maps import ratios
 from specreg.spectra.statistics import Statistics, statistics
 
@@ -90,15 +90,9 @@ class History:
 
     def save(self, path: str | Path) -> None:
         """Write everything to a compressed npz file: the old file or the whole new one, whatever happens."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
         arrays: dict[str, Any] = {f"layer:{name}": self.singular_values(name).numpy() for name in self._values}
-        try:
-            with open(partial, "wb") as file:
-                np.savez_compressed(file, iterations=np.asarray(self.iterations, dtype=np.int64), **arrays)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(Path(path)) as file:
+            np.savez_compressed(file, iterations=np.asarray(self.iterations, dtype=np.int64), **arrays)
 
     @classmethod
     def load(cls, path: str | Path, *, limit: int = 1000) -> "History":

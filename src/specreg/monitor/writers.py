@@ -5,7 +5,6 @@ They go into the monitor's actions, after whatever acts on the verdict: ``monito
 
 import importlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from specreg.monitor.detector import SEVERITY, Verdict
 from specreg.monitor.monitor import Monitor
+from specreg.records import replacing
 from specreg.spectra.maps import ratios
 from specreg.spectra.statistics import statistics
 
@@ -240,8 +240,7 @@ def _drop_lines(path: Path, iteration: int) -> None:
     """Drop the lines of an iteration and later ones, and a last line that a crash has torn."""
     if not path.exists():
         return
-    partial = path.with_name(f".{path.name}.partial")
-    with open(path, encoding="utf-8") as old, open(partial, "w", encoding="utf-8") as new:
+    with open(path, "rb") as old, replacing(path) as new:
         for line in old:
             try:
                 kept = json.loads(line)["iteration"] < iteration
@@ -249,4 +248,3 @@ def _drop_lines(path: Path, iteration: int) -> None:
                 kept = False
             if kept:
                 new.write(line)
-    os.replace(partial, path)

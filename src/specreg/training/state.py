@@ -1,9 +1,6 @@
 """Everything that a run has to remember, and the file that it is kept in."""
 
-import contextlib
-import os
 import random
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from specreg.guard import Guard
 from specreg.monitor.actions import Pin
 from specreg.monitor.monitor import Monitor
+from specreg.records import replacing
 from specreg.regularizers.compensators import Compensator
 
 SCHEMA = 2
@@ -115,17 +113,8 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a state so that the file is either the old one or the whole new one, whatever happens."""
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
