@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from specreg.cli import main
@@ -40,6 +41,16 @@ def test_a_collapse_can_end_a_run(tmp_path):
     assert main([*command, "--stop-on-collapse"]) == 0
     assert run.read("result") == result
     assert run.series("events") == [event]
+
+
+@pytest.mark.slow
+def test_a_single_image_can_be_learned(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "one.npz", images=image)
+    command = ["train", "--quiet", "--out", str(tmp_path / "run"), "--data", str(tmp_path / "one.npz"), *OPTIONS]
+    assert main([*command, "--image-size", "32"]) == 0
+    for record in RunDirectory(tmp_path / "run").series("sensitivity"):
+        assert set(record) == {"step", "attainment", "gradient_norms"}
 
 
 @pytest.mark.slow

@@ -81,6 +81,17 @@ def test_a_given_record_compensates_at_once(verb):
         assert np.linalg.norm(matrices(module)[name] - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
+def test_the_records_scale_is_asked_for_too():
+    module = network()
+    compensator = specreg.anchored_compensation(module, record=specreg.spectra(module))
+    assert compensator.satisfied()
+    with torch.no_grad():
+        module[0].weight *= 2  # the ratios are as before
+    assert not compensator.satisfied()
+    compensator.step()
+    assert compensator.satisfied()
+
+
 @pytest.mark.parametrize("verb", [specreg.anchored_compensation, specreg.dynamic_compensation])
 def test_a_record_that_does_not_fit_is_refused(verb):
     module = network()

@@ -37,8 +37,8 @@ class Probe:
 
     def __init__(self, source: ImageSource, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_PROBE_SEED)
-        images, labels = source.draw(_PROBE_SIZE, random)
-        self._images = dequantize(images, random)
+        self._pixels, labels = source.draw(_PROBE_SIZE, random)
+        self._images = dequantize(self._pixels, random)
         self._labels = labels if settings.data.conditional else None
 
     def measure(self, state: TrainingState) -> dict[str, Any]:
@@ -52,11 +52,13 @@ class Probe:
             fake = generator(z, *extra)
         attained = attainment(discriminator, real, *extra)
         norms = gradient_norms(lambda x: discriminator(x, *extra), real, fake, generator=random)
-        return {
+        measured: dict[str, Any] = {
             "attainment": {name: round(one.attained, 5) for name, one in attained.items()},
             "gradient_norms": {name: round(value, 6) for name, value in norms.items()},
-            "diversity": asdict(diversity(quantize(fake).float(), quantize(real).float())),
         }
+        if bool((self._pixels != self._pixels[:1]).any()):  # a single image has no diversity to compare with
+            measured["diversity"] = asdict(diversity(quantize(fake).float().cpu(), self._pixels.float()))
+        return measured
 
 
 class Recorder:

@@ -40,7 +40,7 @@ class Compensator(ABC):
     def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, start: int = 0) -> None:
         self.layers = layers
         self.calls = 0
-        self._record: dict[str, Tensor] = {}  # of schemes with a memory: layer name -> ratios
+        self._record: dict[str, Tensor] = {}  # of schemes with a memory: layer name -> ratios; anchored: a spectrum
         self._heads: dict[str, Head] = {}  # of schemes that raise a head: where the last call left it
         self.scale: Scale = scale
         self.every = _integer("every", every, at_least=1)
@@ -158,7 +158,8 @@ class Compensator(ABC):
     def _holds(self, layer: Layer) -> bool:
         s = singular_values(layer.matrix())
         tolerance = satisfied_tolerance(layer.dtype)
-        if self.scale == "unit" and bool(((s[..., 0] - 1).abs() > tolerance).logical_and(s[..., 0] > 0).any()):
+        asked = self._largest(layer, s)
+        if bool(((s[..., 0] - asked).abs() > tolerance * asked).logical_and(s[..., 0] > 0).any()):
             return False
         return bool((ratios(s) >= self._least_ratios(layer, s) - tolerance).logical_or(s[..., :1] == 0).all())
 
@@ -169,6 +170,10 @@ class Compensator(ABC):
     @abstractmethod
     def _target(self, count: int) -> Target | Raising:
         """Return what new singular values the layers of one count are to have."""
+
+    def _largest(self, layer: Layer, s: Tensor) -> Tensor:
+        """Return the largest singular value that the scheme asks for."""
+        return torch.ones_like(s[..., 0]) if self.scale == "unit" else s[..., 0]
 
     @abstractmethod
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
@@ -310,6 +315,11 @@ class AnchoredCompensation(DynamicCompensation):
 
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
         return ratios(self._record[layer.name].to(s)) if self.anchored else torch.zeros_like(s)
+
+    def _largest(self, layer: Layer, s: Tensor) -> Tensor:
+        if self.scale == "record":
+            return self._record[layer.name].to(s)[..., 0] if self.anchored else s[..., 0]
+        return super()._largest(layer, s)
 
 
 def _chosen(record: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:
