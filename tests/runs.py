@@ -38,6 +38,8 @@ def make_run(
         run.append("metrics", {"step": step, "d_loss": 1.5 + seed, "g_loss": 0.5})
         if step % 300 == 0:
             run.append("evaluations", {"step": step, "modes": 900 - step // 2, "kl": 0.5, "fd": 10.0 + seed})
+            scores = {"training": [0.0, 1.0, 2.0], "held_out": [-0.5, 0.8, 1.7], "generated": [-2.0, -1.0, 0.5]}
+            run.append("scores", {"step": step, "overfitting": 0.55, "separation": 0.9} | scores)
         if watched:
             _watch(run, step, name)
     for picture in ("samples", "data"):

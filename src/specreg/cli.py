@@ -85,7 +85,7 @@ def _compare(arguments: list[str]) -> int:
     class Compare:
         """Train methods side by side and compare them; complete runs are not made again.
 
-        Writes results.json, table.md, spectra.png, curves.png and samples.png into the output folder.
+        Writes results.json, table.md, spectra.png, curves.png, outputs.png and samples.png into the output folder.
         """
 
         out: Path = Path("runs/compare")

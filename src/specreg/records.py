@@ -10,6 +10,7 @@ A run directory holds
 - ``verdicts.jsonl``: what the collapse detector says of each of these snapshots;
 - ``sensitivity.jsonl``: with the metrics, how nearly each layer attains its bound, the discriminator's gradient norms
   and the samples' diversity;
+- ``scores.jsonl``: with the metrics, how the discriminator scores training, held-out and generated images;
 - ``events.jsonl``: what was done about a verdict;
 - ``tensorboard/``: the numbers of all these series once more, and pictures of the spectra;
 - ``checkpoint.pt``: everything needed to go on;
@@ -27,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "events")
+SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "scores", "events")
 
 
 class RunDirectory:

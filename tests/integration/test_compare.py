@@ -53,7 +53,7 @@ def test_results_hold_one_object_for_each_run(done):
 @pytest.mark.slow
 def test_the_pictures_are_there_and_the_table_names_the_methods(done):
     out, printed = done
-    for name in ("spectra.png", "curves.png", "samples.png"):
+    for name in ("spectra.png", "curves.png", "outputs.png", "samples.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
             assert len(picture.convert("L").resize((50, 50)).getcolors(256) or []) > 5  # not blank

@@ -62,7 +62,7 @@ def page(comparison) -> Page:
 
 
 def test_the_verdict_comes_first_and_names_state_layer_and_iteration(page):
-    order = ["verdict", "spectra", "layers", "methods", "scores", "samples", "results", "settings"]
+    order = ["verdict", "spectra", "layers", "methods", "scores", "outputs", "samples", "results", "settings"]
     assert [section["id"] for section in page.attributes("section")] == order
     first = page.text[page.text.index("Of 3 runs") : page.text.index("Each curve is")]
     assert "Of 3 runs: 2 collapsed, 1 not watched." in first

@@ -26,11 +26,11 @@ class Board:
         monitor.actions.append(TensorBoardWriter(monitor, self._writer))
 
     def add(self, series: str, record: Mapping[str, Any]) -> None:
-        """Add a record's numbers: SERIES/KEY, and KEY/NAME where a key holds several by name."""
+        """Add a record's numbers: SERIES/KEY, and KEY/NAME where a key holds several by name; lists are left out."""
         for key, value in record.items():
             if isinstance(value, Mapping):
                 self.add(key, {"step": record["step"], **value})
-            elif key != "step" and value is not None:
+            elif key != "step" and value is not None and not isinstance(value, list):
                 self._writer.add_scalar(f"{series}/{key}", value, record["step"])
 
     def flush(self) -> None:

@@ -13,6 +13,7 @@ from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.board import Board
 from specreg.experiments.config import Settings
 from specreg.experiments.sampling import sample_images, sampling
+from specreg.experiments.scores import ScoreProbe
 from specreg.guard import Guard
 from specreg.monitor.attainment import attainment, gradient_norms
 from specreg.monitor.detector import Verdict
@@ -71,11 +72,13 @@ class Recorder:
         state: TrainingState,
         evaluator: Evaluator,
         probe: Probe,
+        scores: ScoreProbe | None,
         progress: Progress,
     ) -> None:
         assert state.monitor is not None
         self._settings, self._every = settings, settings.records
-        self._run, self._state, self._evaluator, self._probe, self._progress = run, state, evaluator, probe, progress
+        self._run, self._state, self._evaluator, self._progress = run, state, evaluator, progress
+        self._probe, self._scores = probe, scores
         self._before = float((run.read("timing") or {"seconds": 0.0})["seconds"]) if run.checkpoint.exists() else 0.0
         self._began = time.monotonic()
         self._saved = state.step if run.checkpoint.exists() else -1
@@ -99,6 +102,8 @@ class Recorder:
             record = {"step": state.step} | self._evaluator.glance(lambda count: sample_images(generator, count))
             self._record("evaluations", record)
             self._record("sensitivity", {"step": state.step} | self._probe.measure(state))
+            if self._scores is not None:
+                self._record("scores", {"step": state.step} | self._scores.measure(state))
             self._progress(state.step, record)
         if state.step % self._every.checkpoint_every == 0:
             self.checkpoint()

@@ -21,6 +21,7 @@ from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.recorder import Probe, Progress, Recorder
 from specreg.experiments.sampling import GRID, sample_images, save_grid
+from specreg.experiments.scores import ScoreProbe
 from specreg.guard import Guard
 from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
 from specreg.models import Discriminator, Generator, stages_for
@@ -61,6 +62,11 @@ def open_source(settings: Settings) -> ImageSource:
     if data.conditional and source.num_classes < 2:
         raise ValueError(f"{data.data} has no classes to be conditional on: drop --conditional")
     return source
+
+
+def open_held_out(source: ImageSource) -> ImageSource | None:
+    """Return images of the same kind that a training on ``source`` does not see, or None where there are none."""
+    return StackedDigits(held_out=True) if isinstance(source, StackedDigits) else None
 
 
 def prepare_run(config: RunConfig, run: RunDirectory) -> None:
@@ -127,7 +133,10 @@ def execute(
     else:
         run.rewind(-1)
     run.write("environment", _environment(accelerator))
-    recorder = Recorder(config.settings, run, state, evaluator, Probe(source, config.settings), progress)
+    probe = Probe(source, config.settings)
+    held_out = open_held_out(source)
+    scores = None if held_out is None else ScoreProbe(source, held_out, config.settings)
+    recorder = Recorder(config.settings, run, state, evaluator, probe, scores, progress)
     with contextlib.closing(recorder):
         if not recorder.stopped:
             train(

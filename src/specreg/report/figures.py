@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from specreg.report.runs import Run, grouped, ratios
+from specreg.report.runs import OUTPUTS, Run, grouped, ratios
 from specreg.report.tables import COLUMNS
 from specreg.report.verdicts import ALARMS, segments
 
@@ -93,6 +93,41 @@ def draw_samples(runs: Sequence[Run]) -> Figure:
         axis.set_title(title, parse_math=False)
         axis.axis("off")
     return figure
+
+
+def draw_outputs(runs: Sequence[Run]) -> Figure:
+    """Draw the discriminator's scores at the end, a panel for each group (first seed), with all seeds' overfitting."""
+    groups = {group: [run for run in alike if run.outputs] for group, alike in grouped(runs).items()}
+    groups = {group: alike for group, alike in groups.items() if alike}
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(3.3 * len(groups) + 0.4, 3.4), squeeze=False, sharey=True, layout="constrained"
+    )
+    for axis, (group, alike) in zip(axes[0], groups.items(), strict=True):
+        plot_outputs(axis, alike[0])
+        gaps = ", ".join(f"{run.outputs[-1]['overfitting']:.3f}" for run in alike if "overfitting" in run.outputs[-1])
+        axis.set_title(f"{group}\noverfitting {gaps}", fontsize=10, parse_math=False)
+    for axis in axes[0][1:]:
+        axis.set_ylabel("")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def plot_outputs(axis: Axes, run: Run) -> None:
+    """Plot the cumulative distributions of a run's last recorded scores."""
+    last = run.outputs[-1]
+    for name, (label, style) in zip(OUTPUTS, output_styles().items(), strict=True):
+        quantiles = last[name]
+        levels = [index / (len(quantiles) - 1) for index in range(len(quantiles))]
+        axis.plot(quantiles, levels, color=style.colour, ls=style.pattern, lw=1.8, label=label)
+    axis.set_xlabel("score D(x)")
+    axis.set_ylabel("share of images below")
+    axis.grid(alpha=0.25)
+
+
+def output_styles() -> dict[str, Style]:
+    """Return the lines of the three kinds of images."""
+    return named_styles(f"{name.replace('_', '-')} images" for name in OUTPUTS)
 
 
 def plot_moments(axis: Axes, run: Run, name: str) -> None:

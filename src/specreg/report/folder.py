@@ -1,4 +1,4 @@
-"""What a comparison leaves in its folder: results.json, table.md, spectra.png, curves.png and samples.png."""
+"""What a comparison leaves in its folder: results.json, table.md, spectra.png, curves.png, samples.png, outputs.png."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from specreg.records import RunDirectory, write_json
-from specreg.report.figures import draw_curves, draw_samples, draw_spectra
+from specreg.report.figures import draw_curves, draw_outputs, draw_samples, draw_spectra
 from specreg.report.runs import Run
 from specreg.report.tables import markdown, results, table
 
 
 def write_report(out: Path, runs: Sequence[RunDirectory]) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Write results.json, table.md and the three pictures into ``out``; returns the results and the paths."""
+    """Write results.json, table.md and the pictures into ``out``; returns the results and the paths."""
     rows = results(runs)
     complete = [Run(run) for run in runs if run.complete]
     write_json(out / "results.json", rows)
@@ -22,7 +22,10 @@ def write_report(out: Path, runs: Sequence[RunDirectory]) -> tuple[list[dict[str
         return rows, paths
     paths.append(out / "table.md")
     paths[-1].write_text(markdown(*table(rows)), encoding="utf-8")
-    for name, draw in (("spectra", draw_spectra), ("curves", draw_curves), ("samples", draw_samples)):
+    pictures = [("spectra", draw_spectra), ("curves", draw_curves), ("samples", draw_samples)]
+    if any(run.outputs for run in complete):
+        pictures.append(("outputs", draw_outputs))
+    for name, draw in pictures:
         paths.append(out / f"{name}.png")
         figure = draw(complete)
         figure.savefig(paths[-1], dpi=130)

@@ -18,6 +18,7 @@ _SECTIONS = (
     ("layers", "Layers during training", sections.layers),
     ("methods", "Methods compared", sections.methods),
     ("scores", "Scores during training", sections.scores),
+    ("outputs", "What the discriminator says", sections.outputs),
     ("samples", "Samples", sections.samples),
     ("results", "Results", sections.results),
     ("settings", "Settings and environment", sections.settings),

@@ -9,6 +9,7 @@ from typing import Any
 from specreg.records import RunDirectory
 from specreg.report.tables import TITLES, title
 
+OUTPUTS = ("training", "held_out", "generated")
 STATES = ("healthy", "recovered", "collapsing", "collapsed")
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
 
@@ -78,15 +79,20 @@ class Run:
         ]
 
     @cached_property
+    def outputs(self) -> list[dict[str, Any]]:
+        """Quantiles of the discriminator's scores of training, held-out and generated images."""
+        return self._series("scores", dict.fromkeys(OUTPUTS, _quantiles))
+
+    @cached_property
     def events(self) -> list[dict[str, Any]]:
         return self._series("events", {"event": lambda value: isinstance(value, str)})
 
     @cached_property
     def curves(self) -> dict[str, dict[int, float]]:
-        """Every number recorded during training: key -> step -> value; losses, metrics and diversity."""
+        """Every number recorded during training: key -> step -> value; losses, metrics, diversity, overfitting."""
         curves: dict[str, dict[int, float]] = {}
         diversity = [{"step": record["step"]} | record["diversity"] for record in self.sensitivity]
-        for record in (*self._series("evaluations", {}), *self._series("metrics", {}), *diversity):
+        for record in (*self._series("evaluations", {}), *self._series("metrics", {}), *diversity, *self.outputs):
             for key, value in record.items():
                 if key != "step" and _number(value):
                     curves.setdefault(key, {})[record["step"]] = value
@@ -222,6 +228,10 @@ def _integer(value: Any) -> bool:
 
 def _numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(_number(one) for one in value.values())
+
+
+def _quantiles(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(map(_number, value))
 
 
 def _spectra(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """The page's sections: each takes the runs and returns HTML, empty where there is nothing to show."""
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ _LOSSES = {
     "g_loss": "loss of the generator",
     "ratio": "diversity ratio",
     "duplicates": "duplicates",
+    "overfitting": "P(training image scores above held-out)",
+    "separation": "P(held-out image scores above generated)",
 }
 _COLOURS = {"healthy": "#8cc5a0", "recovered": "#86abd9", "collapsing": "#f0b45c", "collapsed": "#d9625a"}
 
@@ -129,6 +132,23 @@ def scores(runs: Sequence[Run]) -> Markup:
         "where the spectra above fall are what the paper calls mode collapse with spectral collapse."
     )
     return captioned(caption, legend(figures.styles(runs)), grid(panels))
+
+
+def outputs(runs: Sequence[Run]) -> Markup:
+    """The discriminator's scores of training, held-out and generated images at the end of each run."""
+    known = [run for run in runs if run.outputs]
+    if not known:
+        return Markup()
+    caption = (
+        "Cumulative distributions of the discriminator's scores at the last evaluation. Training and held-out images "
+        "apart mean that it overfits; generated images far to the left, that it tells them from real ones."
+    )
+    panels = []
+    for run in known:
+        last = run.outputs[-1]
+        alt = f"Scores in {run.label}: overfitting {last.get('overfitting')}, separation {last.get('separation')}"
+        panels.append(drawn(run.label, alt, functools.partial(figures.plot_outputs, run=run)))
+    return captioned(caption, legend(figures.output_styles()), grid(panels))
 
 
 def samples(runs: Sequence[Run]) -> Markup:
