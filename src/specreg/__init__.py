@@ -9,6 +9,8 @@ from specreg.monitor.samples import diversity
 from specreg.monitor.snapshot import spectra
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.normalization import remove, spectral_norm
+from specreg.regularizers.orthogonalization import orthogonalize
+from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty
 from specreg.regularizers.regularization import spectral_regularization
 
 __version__ = "0.1.0"
@@ -22,9 +24,12 @@ __all__ = [
     "Verdict",
     "anchored_compensation",
     "attainment",
+    "d_optimal_penalty",
     "diversity",
     "dynamic_compensation",
     "gradient_norms",
+    "orthogonality_penalty",
+    "orthogonalize",
     "remove",
     "spectra",
     "spectral_norm",

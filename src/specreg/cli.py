@@ -91,7 +91,7 @@ def _compare(arguments: list[str]) -> int:
         out: Path = Path("runs/compare")
         """Output folder."""
         methods: tuple[str, ...] = PAPER_METHODS
-        """Any of sn, static, dynamic, anchored, guard."""
+        """Any of sn, static, dynamic, anchored, guard, orthogonal, d-optimal, oni, none."""
         seeds: tuple[str, ...] = ("0",)
         """Each method is run with each seed."""
         jobs: int = field(default_factory=lambda: os.cpu_count() or 1)

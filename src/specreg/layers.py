@@ -3,8 +3,8 @@
 The *stored* weight is the tensor whose singular values are controlled. For a plain layer it is the
 parameter; under spectral normalization (torch's parametrization, torch's legacy hook, or specreg's own
 parametrization) the weight before its division by s1; under torch's weight normalization (new and
-legacy) the weight g·v/|v| that the network uses. Reading never evaluates a parametrization in training
-mode, for that would move spectral normalization's power iteration.
+legacy) and specreg's orthogonalization the weight that the network uses. Reading never evaluates a
+parametrization in training mode, for that would move spectral normalization's power iteration.
 """
 
 import copy
@@ -221,9 +221,35 @@ def stored_weight(module: nn.Module) -> Tensor:
             evaluated: Tensor = copy.deepcopy(foreign).eval()().detach()
             return evaluated
         storage = _storage(module)
+        weight = storage[0].detach()
         if len(storage) == 2:
-            return torch._weight_norm(storage[1], storage[0], _weight_norm_dim(module))
-        return storage[0].detach()
+            weight = torch._weight_norm(storage[1], storage[0], _weight_norm_dim(module))
+        for changing in _spectrum_changing(module):
+            weight = changing(weight)
+        return weight
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """Return the weight that the network uses, differentiable; nothing is changed.
+
+    Spectral normalization's s1 is the one of its present vectors, without a step of power iteration.
+    """
+    owner: Any = module
+    for hook in _legacy_hooks(module):
+        # The attribute that a legacy hook leaves is of the last forward pass, whose graph may be gone.
+        options = {} if isinstance(hook, LegacyWeightNorm) else {"do_power_iteration": False}
+        computed: Tensor = hook.compute_weight(module, **options)
+        return computed
+    parametrizations = [child for one in _parametrizations(module) for child in one.modules()]
+    training = [child for child in parametrizations if child.training]
+    try:
+        for child in training:
+            child.training = False
+        weight: Tensor = owner.weight
+    finally:
+        for child in training:
+            child.training = True
+    return weight
 
 
 def write_weight(module: nn.Module, weight: Tensor) -> None:
@@ -246,6 +272,8 @@ def require_writable(layers: Layers) -> None:
         for module in layer.modules:
             if (foreign := _foreign(module)) is not None:
                 cause = ", ".join(type(p).__name__ for p in foreign)
+            elif changing := _spectrum_changing(module):
+                cause = ", ".join(type(p).__name__ for p in changing)
             elif not isinstance(_storage(module)[-1], nn.Parameter):
                 cause = "a hook that derives its weight (pruning, say)"
             else:
@@ -297,6 +325,17 @@ class SpectrumPreserving(nn.Module):
     """Base of parametrizations whose matrix keeps the singular vectors, so that the original may be edited."""
 
 
+class SpectrumChanging(nn.Module):
+    """Base of parametrizations without state that give the matrix a spectrum of their own: read through, not written.
+
+    They stand before spectral normalization, if there is any.
+    """
+
+
+def _spectrum_changing(module: nn.Module) -> list[nn.Module]:
+    return [one for one in _parametrizations(module) if isinstance(one, SpectrumChanging)]
+
+
 def _parametrizations(module: nn.Module) -> list[nn.Module]:
     held = _parametrization_list(module)
     return [] if held is None else list(held._modules.values())
@@ -339,7 +378,7 @@ def _foreign(module: nn.Module) -> ParametrizationList | None:
     """Return the weight's parametrizations where one of them is unknown to specreg."""
     chain = _parametrizations(module)
     after = chain[1:] if chain and isinstance(chain[0], _WeightNorm) else chain
-    known = all(isinstance(p, (_SpectralNorm, SpectrumPreserving)) for p in after)
+    known = all(isinstance(p, (_SpectralNorm, SpectrumPreserving, SpectrumChanging)) for p in after)
     return None if known else _parametrization_list(module)
 
 

@@ -17,13 +17,18 @@ class Loss:
 
     Attributes:
         discriminator: ``(real_scores, fake_scores) -> loss``.
-        generator: ``(fake_scores) -> loss``.
+        generator: ``(fake_scores) -> loss``; of a relativistic loss ``(real_scores, fake_scores) -> loss``.
         gradient_penalty: weight of :func:`gradient_penalty` in the discriminator's loss.
+        relativistic: the generator is judged beside real images, too; as many of them as it makes.
+        r1, r2: the discriminator's loss has the mean of :func:`squared_slopes` of real, and of generated images.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
+    generator: Callable[..., Tensor]
     gradient_penalty: float = 0.0
+    relativistic: bool = False
+    r1: bool = False
+    r2: bool = False
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -49,6 +54,40 @@ def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 def raise_scores(fake: Tensor) -> Tensor:
     """Return -mean D(G(z)), the generator's loss for hinge and Wasserstein."""
     return -fake.mean()
+
+
+def relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    r"""Return mean softplus(-(D(x) - D(G(z)))) over pairs of a real and a generated image.
+
+    Pairs are formed in the order of the batch; both are independent draws.
+
+    Reference:
+        Jolicoeur-Martineau 2019, section 4 (RpGAN), with :math:`f(t) = -\operatorname{softplus}(-t)` as Huang et al.
+        2024 (R3GAN), equation 2.
+    """
+    return F.softplus(fake - real).mean()
+
+
+def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """Return mean softplus(-(D(G(z)) - D(x))), the roles of :func:`relativistic_discriminator` exchanged."""
+    return F.softplus(real - fake).mean()
+
+
+def squared_slopes(scores: Tensor, images: Tensor) -> Tensor:
+    r"""Return :math:`\|\nabla_x D(x)\|^2` of each image, (N,), to be differentiated further.
+
+    :math:`\gamma / 2` times its mean over real images is the penalty R1, over generated images R2.
+
+    Args:
+        scores: D(x), (N,), each computed from its own image alone (without batch normalization).
+        images: x, (N, C, H, W), requiring gradients.
+
+    Reference:
+        Mescheder et al. 2018, equations 9 (R1) and 10 (R2).
+    """
+    (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+    slopes: Tensor = gradient.flatten(1).square().sum(1)
+    return slopes
 
 
 def gradient_penalty(
@@ -82,4 +121,6 @@ LOSSES = {
     "hinge": Loss(hinge_discriminator, raise_scores),
     "non-saturating": Loss(non_saturating_discriminator, non_saturating_generator),
     "wasserstein-gp": Loss(wasserstein_discriminator, raise_scores, gradient_penalty=10.0),
+    "non-saturating-r1": Loss(non_saturating_discriminator, non_saturating_generator, r1=True),
+    "relativistic-r1r2": Loss(relativistic_discriminator, relativistic_generator, relativistic=True, r1=True, r2=True),
 }

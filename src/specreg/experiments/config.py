@@ -13,7 +13,7 @@ from specreg.monitor.detector import Thresholds
 from specreg.regularizers.compensators import checked_keep
 from specreg.training.loop import TrainingConfig
 
-Method = Literal["sn", "static", "dynamic", "anchored", "guard"]
+Method = Literal["sn", "static", "dynamic", "anchored", "guard", "orthogonal", "d-optimal", "oni", "none"]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
 # What specreg compare runs unless told otherwise: the paper's methods.
 PAPER_METHODS: tuple[Method, ...] = ("sn", "static", "dynamic")
@@ -21,7 +21,7 @@ PAPER_METHODS: tuple[Method, ...] = ("sn", "static", "dynamic")
 
 @dataclass(frozen=True)
 class RegularizationConfig:
-    """How the discriminator's spectra are controlled; every method has spectral normalization."""
+    """How the discriminator's spectra are controlled; every method but oni and none has spectral normalization."""
 
     keep: int | float | Literal["auto"] = 0.5
     """static: i as a fraction of r, i itself as an integer, or auto: the stable rank at the first compensation."""
@@ -43,7 +43,12 @@ class RegularizationConfig:
     """keep: leave s1 of the stored weight; unit: make it 1; authors: unit for static, keep for dynamic, the record's s1
     for anchored."""
     compensate: Literal["convolutions", "all"] = "convolutions"
-    """Layers to compensate: convolutions as the authors do, or linear layers too."""
+    """Layers to compensate or to penalize: convolutions as the authors do, or linear layers too."""
+    penalty_weight: float | None = None
+    """orthogonal, d-optimal: weight of the penalty in the discriminator's loss; None: 1e-4 (Brock et al. 2019) for
+    orthogonal, 0.01 (none is published for this form) for d-optimal."""
+    newton_iterations: int = 3
+    """oni: Newton iterations (3 in its authors' residual networks); 0 is its normalization alone."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,8 @@ class RunConfig:
 
     method: Method = "static"
     """sn: spectral normalization alone; static, dynamic, anchored: with that compensation; guard: sn until the spectra
-    begin to collapse."""
+    begin to collapse; orthogonal, d-optimal: sn with that penalty; oni: orthogonalization by Newton's iteration instead
+    of sn; none: plain weights, for losses with gradient penalties."""
     seed: int = 0
     """Initialization, data and latent vectors; runs of several methods with one seed start alike."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
@@ -188,6 +194,7 @@ def _check(settings: Settings) -> None:
         for name in names:
             check_integer(name, getattr(getattr(settings, part), name), at_least=1)
     check_integer("start", settings.regularization.start, at_least=0)
+    check_integer("newton_iterations", settings.regularization.newton_iterations, at_least=0)
     check_integer("evaluate_every", settings.records.evaluate_every, at_least=0)
     check_choice("scale", settings.regularization.scale, ("authors", "keep", "unit"))
     check_choice("compensate", settings.regularization.compensate, ("convolutions", "all"))
@@ -200,6 +207,11 @@ def _check(settings: Settings) -> None:
     for name in ("d_lr", "g_lr"):
         if not 0 < getattr(settings.training, name) < float("inf"):
             raise ValueError(f"{name} must be positive, got {getattr(settings.training, name)!r}")
+    for name, weight in (
+        ("gamma", settings.training.gamma), ("penalty_weight", settings.regularization.penalty_weight),
+    ):  # fmt: skip
+        if weight is not None and not 0 <= weight < float("inf"):
+            raise ValueError(f"{name} must be at least 0 and finite, got {weight!r}")
     for name in ("beta1", "beta2", "ema_decay"):
         if not 0 <= getattr(settings.training, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {getattr(settings.training, name)!r}")

@@ -24,6 +24,7 @@ from specreg.experiments.sampling import GRID, sample_images, save_grid
 from specreg.experiments.scores import ScoreProbe
 from specreg.guard import Guard
 from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
+from specreg.losses import LOSSES
 from specreg.models import Discriminator, Generator, stages_for
 from specreg.monitor.actions import Pin
 from specreg.monitor.detector import Detector
@@ -32,6 +33,8 @@ from specreg.records import RunDirectory, prepare_directory
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
 from specreg.regularizers.normalization import spectral_norm
+from specreg.regularizers.orthogonalization import orthogonalize
+from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty
 from specreg.training.loop import train
 from specreg.training.state import TrainingState, load_checkpoint
 
@@ -40,6 +43,8 @@ logger = logging.getLogger(__name__)
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
 _DATA_STREAM, _LATENT_STREAM, _REFERENCE_SEED = 1_000_003, 2_000_003, 3_000_017
+# What a method adds to the discriminator's loss, and its weight unless the configuration has one.
+_PENALTIES = {"orthogonal": (orthogonality_penalty, 1e-4), "d-optimal": (d_optimal_penalty, 1e-2)}
 
 
 def open_source(settings: Settings) -> ImageSource:
@@ -166,7 +171,7 @@ def build_state(config: RunConfig, source: ImageSource, accelerator: Accelerator
     discriminator: nn.Module = Discriminator(source.resolution, settings.model.d_channels, **shape)
     generator.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     discriminator.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    spectral_norm(discriminator)
+    normalize(config, discriminator)
     ema = None
     if settings.training.ema_decay:
         ema = Generator(source.resolution, settings.model.g_channels, latent=settings.model.latent, **shape)
@@ -197,8 +202,18 @@ def build_state(config: RunConfig, source: ImageSource, accelerator: Accelerator
     return state
 
 
+def normalize(config: RunConfig, discriminator: nn.Module) -> None:
+    """Put the discriminator under the method's normalization: the optimizer is made for what that leaves to train."""
+    if config.method == "oni":
+        orthogonalize(discriminator, iterations=config.settings.regularization.newton_iterations)
+        if any(isinstance(child, nn.Embedding) for child in discriminator.modules()):
+            spectral_norm(discriminator, only=nn.Embedding)
+    elif config.method != "none":
+        spectral_norm(discriminator)
+
+
 def attach_method(config: RunConfig, state: TrainingState) -> None:
-    """Attach the method's compensation, or its guard, to a discriminator under spectral normalization."""
+    """Attach the method's compensation, guard or penalty to a discriminator that is normalized."""
     chosen = config.settings.regularization
     scheme = chosen.guard if config.method == "guard" else config.method
     authors = {"static": "unit", "dynamic": "keep", "anchored": "record"}
@@ -226,6 +241,10 @@ def attach_method(config: RunConfig, state: TrainingState) -> None:
         state.pin = Pin(networks) if chosen.roll_back else None
         common["every"] = chosen.guard_every
         state.compensator = Guard(state.monitor, scheme=chosen.guard, pin=state.pin, **common)
+    elif config.method in _PENALTIES:
+        penalty, usual = _PENALTIES[config.method]
+        weight = usual if chosen.penalty_weight is None else chosen.penalty_weight
+        state.penalty = lambda: weight * penalty(state.discriminator, only=only)
 
 
 def warn_about(config: RunConfig) -> None:
@@ -237,6 +256,13 @@ def warn_about(config: RunConfig) -> None:
             config.method,
             start,
             training.steps * training.d_steps,
+        )
+    loss = LOSSES[training.loss]
+    if config.method == "none" and not (loss.gradient_penalty or loss.r1 or loss.r2):
+        logger.warning(
+            "none: nothing bounds the discriminator's slope with --loss %s; choose one with a gradient penalty, as "
+            "--loss relativistic-r1r2",
+            training.loss,
         )
 
 

@@ -20,7 +20,10 @@ from specreg.report.runs import OUTPUTS, Run, grouped, ratios
 from specreg.report.tables import COLUMNS
 from specreg.report.verdicts import ALARMS, segments
 
-COLOURS = {"sn": "#c44e52", "static": "#2a6fbb", "dynamic": "#3a923a", "anchored": "#7b5aa6", "guard": "#d9822b"}
+COLOURS = {
+    "sn": "#c44e52", "static": "#2a6fbb", "dynamic": "#3a923a", "anchored": "#7b5aa6", "guard": "#d9822b",
+    "orthogonal": "#795548", "d-optimal": "#00838f", "oni": "#e377c2", "none": "#9e9e9e",
+}  # fmt: skip
 _SPARE = ("#5f6b76", "#b5519c", "#8c6d31", "#17a2b0", "#2f2f2f", "#a3b82a")
 # Lines differ by more than their colour: matplotlib's pattern and SVG's for the same line.
 _PATTERNS = (("solid", ""), ((0, (5, 2)), "10 4"), ((0, (1, 1.2)), "2 2.4"), ((0, (6, 2, 1, 2)), "12 4 2 4"))

@@ -13,6 +13,10 @@ TITLES = {
     "dynamic": "dynamic SR",
     "anchored": "anchored SR",
     "guard": "SN, guarded",
+    "orthogonal": "SN + orthogonality",
+    "d-optimal": "SN + D-optimal",
+    "oni": "ONI",
+    "none": "no normalization",
 }
 # key, heading, decimals, and which way is better
 COLUMNS = (

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from specreg.losses import LOSSES
-from specreg.training.state import TrainingState, update_ema
+from specreg.training.state import Stream, TrainingState, update_ema
 from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step
 
 # What a callback is told after each step: the state, and the losses of that step by name.
@@ -30,8 +30,10 @@ class TrainingConfig:
     """Micro-batches whose gradients are averaged before each update."""
     d_steps: int = 3
     """Discriminator steps for each generator step (n_dis; 5 in the paper)."""
-    loss: Literal["hinge", "non-saturating", "wasserstein-gp"] = "hinge"
+    loss: Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-r1", "relativistic-r1r2"] = "hinge"
     """Adversarial loss."""
+    gamma: float = 1.0
+    """Losses with R1 or R2: these gradient penalties are weighted by gamma / 2."""
     d_lr: float = 2e-4
     """Adam's learning rate for the discriminator (the paper's)."""
     g_lr: float = 1e-3
@@ -75,6 +77,9 @@ def train(
     latent: Callable[[int], list[Batch]] = lambda size: [  # noqa: E731
         draw_latent(generator, size, state.random) for _ in range(config.accumulate)
     ]
+    real_batches: Callable[[int], list[Batch]] = lambda multiple: [  # noqa: E731
+        draw_real(state.stream, multiple, num_classes, accelerator) for _ in range(config.accumulate)
+    ]
     optimizers = (state.discriminator_optimizer, config.d_lr), (state.generator_optimizer, config.g_lr)
     while state.step < config.steps:
         for optimizer, lr in optimizers:
@@ -86,10 +91,12 @@ def train(
                     state.discriminator,
                     state.discriminator_optimizer,
                     loss,
-                    _real_batches(state, config, num_classes, accelerator),
+                    real_batches(1),
                     latent(config.batch_size),
                     accelerator=accelerator,
                     random=state.random,
+                    gamma=config.gamma,
+                    penalty=state.penalty,
                 )
                 _compensate(state)
             g_loss = generator_step(
@@ -99,6 +106,7 @@ def train(
                 loss,
                 latent(config.batch_size * config.generator_batch),
                 accelerator=accelerator,
+                real=real_batches(config.generator_batch) if loss.relativistic else (),
             )
         except NonFiniteError as error:
             raise NonFiniteError(f"step {state.step + 1}: {error}") from error
@@ -125,15 +133,12 @@ def decay_factor(config: TrainingConfig, step: int) -> float:
     return 1 - step / config.steps if config.lr_decay == "linear" else 1.0
 
 
-def _real_batches(
-    state: TrainingState, config: TrainingConfig, num_classes: int, accelerator: Accelerator
-) -> list[Batch]:
-    batches: list[Batch] = []
-    for _ in range(config.accumulate):
-        images, labels = state.stream.next()
-        images = images.to(accelerator.device, memory_format=torch.channels_last)
-        batches.append((images, labels.to(accelerator.device) if num_classes else None))
-    return batches
+def draw_real(stream: Stream, multiple: int, num_classes: int, accelerator: Accelerator) -> Batch:
+    """Take so many of a stream's batches as one, with labels if there are classes."""
+    drawn = [stream.next() for _ in range(multiple)]
+    images, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    images = images.to(accelerator.device, memory_format=torch.channels_last)
+    return images, labels.to(accelerator.device) if num_classes else None
 
 
 def draw_latent(generator: Any, size: int, random: torch.Generator) -> Batch:

@@ -1,6 +1,7 @@
 """Everything that a run has to remember, and the file that it is kept in."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +38,7 @@ class TrainingState:
         compensator: or a guard that switches one on, or None for plain spectral normalization.
         monitor: watches the discriminator, or None.
         pin: keeps healthy copies for the guard to go back to, or None.
+        penalty: of the discriminator's weights, added to its loss, or None.
     """
 
     generator: nn.Module
@@ -48,6 +50,7 @@ class TrainingState:
     compensator: Compensator | Guard | None = None
     monitor: Monitor | None = None
     pin: Pin | None = None
+    penalty: Callable[[], Tensor] | None = None
     ema: nn.Module | None = None
     step: int = 0
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from specreg.losses import Loss, gradient_penalty
+from specreg.losses import Loss, gradient_penalty, squared_slopes
 
 # A micro-batch: images or latent vectors, and labels if conditional.
 Batch = tuple[Tensor, Tensor | None]
@@ -29,6 +29,8 @@ def discriminator_step(
     *,
     accelerator: Accelerator,
     random: torch.Generator,
+    gamma: float = 1.0,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """Update the discriminator once.
 
@@ -36,6 +38,8 @@ def discriminator_step(
         real: micro-batches of images (N, C, H, W) and labels; their gradients are averaged.
         latent: as many micro-batches of z (N, latent) and labels.
         random: source of the gradient penalty's interpolation.
+        gamma: R1 and R2, where the loss has them, are weighted by gamma / 2.
+        penalty: of the discriminator's weights, added to its loss.
 
     Returns:
         The mean loss, a scalar.
@@ -47,13 +51,19 @@ def discriminator_step(
     for (images, labels), (z, fake_labels) in zip(real, latent, strict=True):
         with torch.no_grad():
             fake = _call(generator, z, fake_labels)
-        # Real and generated images in one pass: one power iteration, and both see the same weights.
-        both = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
-        scores = _call(discriminator, torch.cat([images, fake]), both)
-        objective = loss.discriminator(*torch.split(scores, [len(images), len(fake)]))
+        inputs, both = _together((images, labels), (fake, fake_labels))
+        inputs.requires_grad_(loss.r1 or loss.r2)
+        scores = _call(discriminator, inputs, both)
+        sizes = [len(images), len(fake)]
+        objective = loss.discriminator(*torch.split(scores, sizes))
         if loss.gradient_penalty:
-            penalty = gradient_penalty(discriminator, images, fake, labels, generator=random)
-            objective = objective + loss.gradient_penalty * penalty
+            slope = gradient_penalty(discriminator, images, fake, labels, generator=random)
+            objective = objective + loss.gradient_penalty * slope
+        if loss.r1 or loss.r2:
+            of_real, of_fake = torch.split(squared_slopes(scores, inputs), sizes)
+            objective = objective + gamma / 2 * (loss.r1 * of_real.mean() + loss.r2 * of_fake.mean())
+        if penalty is not None:  # after the scores: power iteration has seen this step's weights
+            objective = objective + penalty()
         accelerator.backward(objective / len(real))
         total += objective.detach() / len(real)
     _update(optimizer, discriminator, total, "discriminator")
@@ -68,16 +78,25 @@ def generator_step(
     latent: Sequence[Batch],
     *,
     accelerator: Accelerator,
+    real: Sequence[Batch] = (),
 ) -> Tensor:
-    """Update the generator once; arguments, return and errors as :func:`discriminator_step`."""
+    """Update the generator once; arguments, return and errors as :func:`discriminator_step`.
+
+    Args:
+        real: as many micro-batches of real images as of z, and as large, if the loss is relativistic; else none.
+    """
     total = torch.zeros((), device=latent[0][0].device)
     frozen = list(discriminator.parameters())
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
-        for z, labels in latent:
-            scores = _call(discriminator, _call(generator, z, labels), labels)
-            objective = loss.generator(scores)
+        for index, (z, labels) in enumerate(latent):
+            fake = _call(generator, z, labels)
+            if loss.relativistic:
+                scores = _call(discriminator, *_together(real[index], (fake, labels)))
+                objective = loss.generator(*torch.split(scores, [len(scores) - len(fake), len(fake)]))
+            else:
+                objective = loss.generator(_call(discriminator, fake, labels))
             accelerator.backward(objective / len(latent))
             total += objective.detach() / len(latent)
     finally:
@@ -85,6 +104,13 @@ def generator_step(
             parameter.requires_grad_(True)
     _update(optimizer, generator, total, "generator")
     return total
+
+
+def _together(real: Batch, fake: Batch) -> Batch:
+    """Return real and generated images as one batch: one power iteration, and both see the same weights."""
+    (images, labels), (generated, fake_labels) = real, fake
+    both = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
+    return torch.cat([images, generated]), both
 
 
 def _call(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None) -> Tensor:

@@ -1,0 +1,121 @@
+r"""Penalties on the spectra, to be added to the discriminator's loss, from Gram matrices without an SVD.
+
+Both read the weight that the network uses. Under spectral normalization that is :math:`W / s_1`, so that they act on
+the ratios :math:`s_k / s_1` and not on the scale of the stored weight, which the network does not feel.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from specreg.layers import Layers, Selection, effective_weight, find
+from specreg.spectra.decompose import full_precision, gram, working_dtype
+from specreg.spectra.matrices import to_matrix
+
+# Singular values enter the D-optimal penalty as sqrt(s² + EPS²): far below what a trained layer has, so that it does
+# not count there, and large enough to keep the slope, at most 1/(2·EPS), finite for an optimizer.
+EPS = 1e-3
+
+
+def orthogonality_penalty(module: nn.Module, *, only: Selection = None, skip: Selection = None) -> Tensor:
+    r"""Return :math:`\sum \|W W^H - I\|_F^2 = \sum_k (s_k^2 - 1)^2` over every matching layer, to be minimized.
+
+    W is the weight that the network uses (after spectral normalization, regularization or weight normalization), read
+    without moving power iteration, and the product is that of its smaller side: 0 if all singular values are 1. Each
+    group of a grouped convolution is a matrix of its own.
+
+    Add it, times a weight of 1e-4 (Brock et al. 2019), to the discriminator's loss after the forward pass. Brock et al.
+    penalize the stored weight of the generator, and use without the diagonal; spectral normalization would leave a
+    penalty on the stored weight to act on a scale that the network does not feel.
+
+    Args:
+        module: the discriminator, or any module.
+        only: take just these layers: a name, a glob on names, a layer class, a predicate
+            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
+            layers.
+        skip: leave these out; the same forms.
+
+    Returns:
+        A scalar, differentiable by the weights.
+
+    Raises:
+        ValueError: no layer matched.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 0, 0], [0, 2, 0]]))
+        >>> orthogonality_penalty(layer).item()  # (1 - 1)² + (4 - 1)²
+        9.0
+
+    Reference:
+        Brock et al. 2017, *Neural Photo Editing with Introspective Adversarial Networks*, section 3.3, in the squared
+        norm of Brock et al. 2019, *Large Scale GAN Training for High Fidelity Natural Image Synthesis*, equation 3.
+    """
+    return _total(find(module, only=only, skip=skip, title="orthogonality_penalty"), _distance_from_identity)
+
+
+def d_optimal_penalty(module: nn.Module, *, only: Selection = None, skip: Selection = None) -> Tensor:
+    r"""Return :math:`-\sum_k \log s_k = -\tfrac{1}{2} \log\det(W W^H)` over every matching layer, to be minimized.
+
+    W is the weight that the network uses (after spectral normalization, regularization or weight normalization), read
+    without moving power iteration, and the product is that of its smaller side, made in double precision. Each group of
+    a grouped convolution is a matrix of its own. Bounded below under spectral normalization only, where it is 0 if
+    all singular values are equal; a plain weight is pushed to grow without end.
+
+    A singular value counts as :math:`\sqrt{s_k^2 + \epsilon^2}` with :math:`\epsilon = 10^{-3}`, whatever its size: the
+    penalty of a singular value 0 is finite, :math:`-\log\epsilon = 6.9`, and its gradient at most
+    :math:`1 / (2\epsilon)`.
+
+    Jiang et al. add it to the loss for a weight that is kept as U E V, whose E it sees; here it sees the weight itself.
+
+    Args:
+        module: the discriminator, usually after :func:`specreg.spectral_norm`.
+        only: take just these layers: a name, a glob on names, a layer class, a predicate
+            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
+            layers.
+        skip: leave these out; the same forms.
+
+    Returns:
+        A scalar, differentiable by the weights.
+
+    Raises:
+        ValueError: no layer matched.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 0, 0], [0, 0.5, 0]]))
+        >>> round(d_optimal_penalty(layer).item(), 4)  # log 2
+        0.6931
+
+    Reference:
+        Jiang et al. 2019, *On Computation and Generalization of Generative Adversarial Networks under Spectrum
+        Control*, section 3 (D-optimal regularizer).
+    """
+    return _total(find(module, only=only, skip=skip, title="d_optimal_penalty"), _negative_log_volume)
+
+
+def _total(layers: Layers, penalty: Callable[[Tensor], Tensor]) -> Tensor:
+    terms = []
+    for layer in layers.values():
+        matrix = to_matrix(effective_weight(layer.module), output_dim=layer.output_dim, groups=layer.groups)
+        with full_precision(matrix):
+            terms.append(penalty(matrix))
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+
+def _distance_from_identity(matrix: Tensor) -> Tensor:
+    # In half precision the Gram matrix of a nearly orthogonal weight would be all rounding.
+    half = matrix.dtype in (torch.float16, torch.bfloat16)
+    product = gram(matrix, torch.float32 if half else matrix.dtype)
+    identity = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
+    distance: Tensor = (product - identity).abs().square().sum()
+    return distance
+
+
+def _negative_log_volume(matrix: Tensor) -> Tensor:
+    double = working_dtype(matrix)
+    product = gram(matrix, double)
+    shift = EPS**2 * torch.eye(product.shape[-1], dtype=double, device=product.device)
+    volume: Tensor = torch.linalg.slogdet(product + shift).logabsdet.sum() / -2
+    return volume.to(torch.float32 if matrix.dtype != double else volume.dtype)
