@@ -18,6 +18,8 @@ import specreg.monitor.monitor
 import specreg.monitor.snapshot
 import specreg.regularizers.compensation
 import specreg.regularizers.normalization
+import specreg.regularizers.orthogonalization
+import specreg.regularizers.penalties
 
 ROOT = Path(__file__).parents[2]
 SIGNATURES = {
@@ -30,6 +32,9 @@ SIGNATURES = {
         "(module, *, every=5, start=1000, window=1000, record=None, strength=1.0, scale='record', only=None, skip=None)"
     ),
     "spectral_regularization": "(module, *, keep=0.5, gradient='paper', only=None, skip=None)",
+    "orthogonalize": "(module, *, iterations=3, only=None, skip=None)",
+    "orthogonality_penalty": "(module, *, only=None, skip=None)",
+    "d_optimal_penalty": "(module, *, only=None, skip=None)",
     "spectra": "(module, *, normalized=False, only=None, skip=None)",
     "remove": "(module)",
     "Monitor": "(module, *, every=100, detector=None, actions=(), samples=None, only=None, skip=None)",
@@ -78,6 +83,8 @@ def test_every_public_name_is_documented():
         specreg.monitor.snapshot,
         specreg.regularizers.compensation,
         specreg.regularizers.normalization,
+        specreg.regularizers.orthogonalization,
+        specreg.regularizers.penalties,
     ],
 )
 def test_examples_in_docstrings_run(module):

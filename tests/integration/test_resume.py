@@ -30,6 +30,7 @@ METHODS = {
     "static": ["--method", "static"],
     "dynamic": ["--method", "dynamic"],
     "guard": ["--method", "guard", *NERVOUS],
+    "penalty": ["--method", "d-optimal", "--loss", "relativistic-r1r2"],
 }
 
 

@@ -18,6 +18,7 @@ VERBS = {
     "static": lambda module, **given: specreg.static_compensation(module, **given).step(),
     "dynamic": lambda module, **given: specreg.dynamic_compensation(module, **given).step(),
     "regularization": specreg.spectral_regularization,
+    "orthogonalization": specreg.orthogonalize,
 }
 
 
@@ -190,7 +191,7 @@ def test_compiling_a_submodule_renames_nothing():
     assert list(find(module)) == ["0", "2", "5"]
 
 
-@pytest.mark.parametrize("verb", [specreg.spectral_norm, specreg.spectral_regularization])
+@pytest.mark.parametrize("verb", [specreg.spectral_norm, specreg.spectral_regularization, specreg.orthogonalize])
 def test_a_refused_layer_leaves_the_others_untouched(verb):
     module = nn.Sequential(nn.Linear(3, 3), torch.nn.utils.weight_norm(nn.Linear(3, 3)))
     with pytest.raises(ValueError, match="layer '1' is under the legacy weight_norm"):
@@ -684,11 +685,12 @@ def test_torch_compile_of_the_discriminator(verb):
     [
         specreg.spectral_norm,
         specreg.spectral_regularization,
+        specreg.orthogonalize,
         lambda m: [parametrizations.weight_norm(m[i]) for i in (0, 2, 5)],
         lambda m: [torch.nn.utils.weight_norm(m[i]) for i in (0, 2, 5)],
         lambda m: [torch.nn.utils.spectral_norm(m[i]) for i in (0, 2, 5)],
     ],
-    ids=["sn", "sr", "weight_norm", "legacy weight_norm", "legacy sn"],
+    ids=["sn", "sr", "oni", "weight_norm", "legacy weight_norm", "legacy sn"],
 )
 def test_remove_leaves_plain_weights_and_the_same_function(wrap, mode):
     module = discriminator()

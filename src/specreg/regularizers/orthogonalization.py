@@ -23,15 +23,17 @@ from specreg.spectra.matrices import from_matrix, to_matrix
 def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = None, skip: Selection = None) -> Layers:
     r"""Parametrize every matching layer's weight so that all singular values are pulled towards 1, without an SVD.
 
-    The stored weight Z is bounded, :math:`V = Z / \sqrt{\|Z Z^H\|_F}`, so that no singular value exceeds 1, and
-    Newton's iteration for :math:`(V V^H)^{-1/2}` is made T times on the Gram matrix of its smaller side,
+    The stored weight Z is bounded, :math:`V = Z / \sqrt{\|Z Z^H\|_F}`, so that no singular value exceeds 1. Then
+    Newton's iteration is made T times,
 
-    .. math:: B_0 = I, \qquad B_{t+1} = \tfrac{3}{2} B_t - \tfrac{1}{2} B_t^3\, V V^H, \qquad W = B_T V.
+    .. math:: W_0 = V, \qquad W_{t+1} = \tfrac{3}{2} W_t - \tfrac{1}{2} W_t W_t^H W_t.
 
     The singular vectors stay; each singular value goes by itself, by
     :math:`s \leftarrow \tfrac{3}{2} s - \tfrac{1}{2} s^3` at each iteration: upwards, never beyond 1 and without change
-    of order. T controls how nearly W is orthogonal; T = 0 is the normalization alone. A zero weight maps to itself.
-    Each group of a grouped convolution is a matrix of its own, and bounded by its own norm.
+    of order. The paper iterates :math:`B_t` with :math:`W_t = B_t V`, which is the same but for rounding: errors of
+    :math:`B_t` grow with every iteration, errors of :math:`W_t` are corrected by the next. T controls how nearly W is
+    orthogonal; T = 0 is the normalization alone. A zero weight maps to itself. Each group of a grouped convolution is a
+    matrix of its own, and bounded by its own norm.
 
     What the network uses is what :func:`specreg.spectra` and the monitor read. Compensation, which edits stored
     weights, refuses these layers; :func:`specreg.remove` makes them plain again. Left out of the paper's method: the
@@ -112,14 +114,10 @@ def _newton(matrix: Tensor, iterations: int) -> Tensor:
     # The result does not depend on the matrix's scale, which is taken off first so that no square over- or underflows.
     largest = matrix.detach().abs().amax((-2, -1), keepdim=True)
     matrix = matrix / torch.where(largest > 0, largest, torch.ones_like(largest))
-    product = gram(matrix, matrix.dtype)
-    bound = torch.linalg.matrix_norm(product, keepdim=True)  # of the Gram matrix: at least the square of s1
-    bound = torch.where(bound > 0, bound, torch.ones_like(bound))
-    bounded, product = matrix / bound.sqrt(), product / bound
-    if iterations == 0:
-        return bounded
-    root = 1.5 * torch.eye(product.shape[-1], dtype=product.dtype, device=product.device) - 0.5 * product
-    for _ in range(iterations - 1):
-        root = 1.5 * root - 0.5 * root @ root @ root @ product
-    result: Tensor = root @ bounded if matrix.shape[-2] <= matrix.shape[-1] else bounded @ root
-    return result
+    bound = torch.linalg.matrix_norm(gram(matrix, matrix.dtype), keepdim=True)  # at least the square of s1
+    stretched: Tensor = matrix / torch.where(bound > 0, bound, torch.ones_like(bound)).sqrt()
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    for _ in range(iterations):
+        product = gram(stretched, matrix.dtype)
+        stretched = 1.5 * stretched - 0.5 * (product @ stretched if wide else stretched @ product)
+    return stretched

@@ -1,0 +1,121 @@
+"""The penalties equal sums over numpy's singular values of the weight that the network uses, and move nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import reference
+import specreg
+from kinds import LAYERS, set_spectrum, to_numpy
+from specreg.regularizers.penalties import EPS
+
+PENALTIES = {"orthogonality": specreg.orthogonality_penalty, "d-optimal": specreg.d_optimal_penalty}
+
+
+def expected(name: str, matrices: list[np.ndarray]) -> float:
+    s = np.concatenate([np.linalg.svd(matrix, compute_uv=False) for matrix in matrices])
+    return float(((s**2 - 1) ** 2).sum() if name == "orthogonality" else -np.log(s).sum())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_equal_sums_over_singular_values(name, kind):
+    layer = LAYERS[kind]().double()
+    set_spectrum(layer, lambda r: torch.linspace(1.7, 0.3, r, dtype=torch.float64))
+    value = PENALTIES[name](layer, only="").item()
+    matrices = reference.as_matrices(to_numpy(layer.weight), layer)
+    # 1e-5: EPS in the D-optimal penalty adds (EPS/s)²/2 to a logarithm.
+    assert value == pytest.approx(expected(name, matrices), rel=1e-10 if name == "orthogonality" else 1e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5), (1, 6)])
+def test_gradients_have_their_closed_forms(shape):
+    layer = nn.Linear(*shape[::-1], bias=False).double()
+    W = to_numpy(layer.weight)
+    specreg.orthogonality_penalty(layer).backward()
+    gram = 4 * (W @ W.T @ W - W)
+    np.testing.assert_allclose(layer.weight.grad.numpy(), gram, rtol=1e-9, atol=1e-12)
+    layer.weight.grad = None
+    specreg.d_optimal_penalty(layer).backward()
+    u, s, vh = np.linalg.svd(W, full_matrices=False)
+    np.testing.assert_allclose(layer.weight.grad.numpy(), (u * (-s / (s**2 + EPS**2))) @ vh, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+def test_rank_deficient_weights_have_a_finite_penalty_and_gradient(dtype):
+    layer = nn.Linear(8, 6, bias=False).to(dtype)
+    for values in ([2.0, 1.0, 0.5, 0.0, 0.0, 0.0], [0.0] * 6):
+        with torch.no_grad():
+            layer.weight.copy_(torch.cat([torch.diag(torch.tensor(values)), torch.zeros(6, 2)], 1))
+        layer.weight.grad = None
+        value = specreg.d_optimal_penalty(layer)
+        value.backward()
+        assert value.item() == pytest.approx(-0.5 * np.log(np.square(values) + EPS**2).sum(), rel=1e-4)
+        slopes = torch.linalg.svdvals(layer.weight.grad.to(torch.complex128))
+        assert slopes.isfinite().all()
+        assert slopes[0] <= 1 / (2 * EPS)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        specreg.spectral_norm,
+        specreg.spectral_regularization,
+        specreg.orthogonalize,
+        parametrizations.weight_norm,
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.spectral_norm,
+    ],
+    ids=["sn", "sr", "oni", "weight_norm", "legacy weight_norm", "legacy sn"],
+)
+@pytest.mark.parametrize("name", PENALTIES)
+def test_they_read_the_weight_that_the_network_uses_and_move_no_buffer(name, wrap):
+    layer = nn.Conv2d(3, 8, 3)
+    wrap(layer)
+    for _ in range(60):  # power iteration has converged
+        layer(torch.randn(2, 3, 5, 5))
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    value = PENALTIES[name](layer)
+    value.backward()
+    assert layer.training
+    assert all(child.training for child in layer.modules())
+    assert all(torch.equal(before[key], now) for key, now in layer.state_dict().items())
+    layer.eval()
+    layer(torch.randn(2, 3, 5, 5))
+    used = [to_numpy(layer.weight).reshape(8, -1)]
+    assert value.item() == pytest.approx(expected(name, used), rel=1e-4)
+    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in layer.named_parameters() if n != "bias")
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_under_spectral_normalization_they_act_on_ratios_and_not_on_the_scale(name):
+    layer = nn.Linear(12, 8, bias=False).double()
+    set_spectrum(layer, lambda r: torch.tensor([2.0, *torch.linspace(1.0, 0.5, r - 1)], dtype=torch.float64))
+    specreg.spectral_norm(layer)
+    stored = layer.parametrizations.weight.original
+    for _ in range(40):
+        layer(torch.randn(1, 12, dtype=torch.float64))
+    PENALTIES[name](layer).backward()
+    cosine = torch.nn.functional.cosine_similarity(stored.grad.flatten(), stored.detach().flatten(), dim=0)
+    assert abs(cosine.item()) < 1e-8
+    optimizer = torch.optim.SGD([stored], 0.005)
+    for _ in range(100):
+        optimizer.zero_grad()
+        layer(torch.randn(1, 12, dtype=torch.float64))
+        PENALTIES[name](layer).backward()
+        optimizer.step()
+    assert specreg.spectra(layer, normalized=True)[""][-1] > 0.4  # 0.25 before
+
+
+def test_a_shared_weight_counts_once_and_layers_can_be_chosen():
+    module = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Conv1d(2, 3, 3)})
+    module["b"].weight = module["a"].weight
+    for penalty in PENALTIES.values():
+        parts = [penalty(module[name]).item() for name in ("a", "c")]
+        assert penalty(module).item() == pytest.approx(sum(parts), rel=1e-6)
+        assert penalty(module, skip="c").item() == pytest.approx(parts[0], rel=1e-6)
+        assert penalty(module, only=nn.Conv1d).item() == pytest.approx(parts[1], rel=1e-6)
+        with pytest.raises(ValueError, match="no layer matched"):
+            penalty(nn.ReLU())

@@ -1,0 +1,203 @@
+"""Relativistic losses, R1 and R2 in the two steps, and the methods of the lab beside spectral regularization."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+import specreg
+from specreg.cli import main
+from specreg.data.digits import StackedDigits
+from specreg.experiments.config import DataConfig, ModelConfig, RegularizationConfig, RunConfig, Settings, from_dict
+from specreg.experiments.run import build_state, make_accelerator, warn_about
+from specreg.losses import LOSSES, squared_slopes
+from specreg.training.loop import TrainingConfig, train
+from specreg.training.steps import discriminator_step, generator_step
+
+SMALL = ModelConfig(d_channels=4, g_channels=4, latent=8)
+
+
+class Quadratic(nn.Module):
+    """D(x) = a·|x|²/2 + b·x, whose slope is a·x + b."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+        self.b = nn.Parameter(torch.randn(12, dtype=torch.float64))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.flatten(1)
+        return self.a / 2 * x.square().sum(1) + x @ self.b
+
+
+class Shift(nn.Module):
+    """G(z) = z + c."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Parameter(torch.randn(3, 2, 2, dtype=torch.float64))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z.reshape(-1, 3, 2, 2) + self.c
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def test_relativistic_losses_have_their_closed_forms():
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])
+    loss = LOSSES["relativistic-r1r2"]
+    assert loss.discriminator(real, fake).item() == pytest.approx((softplus(-5) + softplus(1)) / 2)
+    assert loss.generator(real, fake).item() == pytest.approx((softplus(5) + softplus(-1)) / 2)
+    shifted = loss.discriminator(real + 7, fake + 7)
+    assert shifted.item() == pytest.approx(loss.discriminator(real, fake).item())  # only differences count
+
+
+def test_squared_slopes_are_those_of_each_image():
+    network, images = Quadratic(), torch.randn(5, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    expected = (network.a * images.flatten(1) + network.b).square().sum(1)
+    torch.testing.assert_close(squared_slopes(network(images), images), expected)
+
+
+@pytest.mark.parametrize("name", ["relativistic-r1r2", "non-saturating-r1"])
+def test_the_discriminators_step_is_the_gradient_of_the_written_loss(name):
+    network, generator, gamma, weight = Quadratic(), Shift(), 0.3, 0.1
+    before = {key: p.detach().clone().requires_grad_() for key, p in network.named_parameters()}
+    real, z = (torch.randn(4, 3, 2, 2, dtype=torch.float64) for _ in range(2))
+    returned = discriminator_step(
+        generator, network, torch.optim.SGD(network.parameters(), 1.0), LOSSES[name], [(real, None)], [(z, None)],
+        accelerator=Accelerator(), random=torch.Generator(), gamma=gamma, penalty=lambda: weight * network.a**2,
+    )  # fmt: skip
+    a, b = before["a"], before["b"]
+    x, y = real.flatten(1), generator(z).detach().flatten(1)
+    on_real, on_fake = ((a / 2 * each.square().sum(1) + each @ b) for each in (x, y))
+    r1, r2 = (((a * each + b).square().sum(1)).mean() for each in (x, y))
+    if name == "relativistic-r1r2":
+        loss = torch.log1p(torch.exp(on_fake - on_real)).mean() + gamma / 2 * (r1 + r2)
+    else:
+        loss = (torch.log1p(torch.exp(-on_real)) + torch.log1p(torch.exp(on_fake))).mean() + gamma / 2 * r1
+    loss = loss + weight * a**2
+    assert returned.item() == pytest.approx(loss.item(), rel=1e-6)
+    gradients = torch.autograd.grad(loss, [a, b])
+    for key, gradient in zip(("a", "b"), gradients, strict=True):
+        torch.testing.assert_close(before[key].detach() - getattr(network, key).detach(), gradient)
+    assert generator.c.grad is None
+
+
+def test_the_generators_step_is_judged_beside_real_images():
+    network, generator = Quadratic(), Shift()
+    real, z = (torch.randn(4, 3, 2, 2, dtype=torch.float64) for _ in range(2))
+    c = generator.c.detach().clone().requires_grad_()
+    fake = network((z + c).reshape(4, 3, 2, 2))
+    (gradient,) = torch.autograd.grad(torch.log1p(torch.exp(network(real) - fake)).mean(), c)
+    generator_step(
+        generator, network, torch.optim.SGD(generator.parameters(), 1.0), LOSSES["relativistic-r1r2"], [(z, None)],
+        accelerator=Accelerator(), real=[(real, None)],
+    )  # fmt: skip
+    torch.testing.assert_close(c.detach() - generator.c.detach(), gradient)
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(("loss", "per_step"), [("non-saturating-r1", 2 * 3), ("relativistic-r1r2", 2 * 3 + 2 * 2)])
+def test_real_images_are_drawn_for_the_generator_only_where_it_needs_them(loss, per_step, conditional):
+    training = TrainingConfig(steps=2, batch_size=4, d_steps=3, accumulate=2, generator_batch=2, loss=loss)
+    settings = Settings(model=SMALL, training=training, data=DataConfig(conditional=conditional))
+    accelerator, source = make_accelerator(settings), StackedDigits()
+    state = build_state(RunConfig("none", 0, settings), source, accelerator)
+    draw, drawn = state.stream.next, []
+    state.stream.next = lambda: drawn.append(1) or draw()
+    classes = source.num_classes if conditional else 0
+    assert train(state, training, accelerator=accelerator, num_classes=classes)
+    assert len(drawn) == 2 * per_step
+
+
+def test_methods_attach_what_they_say():
+    source = StackedDigits()
+    networks = {}
+    for method in ("sn", "orthogonal", "d-optimal", "oni", "none"):
+        settings = Settings(model=SMALL, data=DataConfig(conditional=method == "oni"))
+        state = build_state(RunConfig(method, 0, settings), source, make_accelerator(settings))
+        assert state.compensator is None
+        networks[method] = state
+    kinds = {
+        name: type(child.parametrizations.weight[0]).__name__
+        for name, child in networks["oni"].discriminator.named_modules()
+        if nn.utils.parametrize.is_parametrized(child, "weight")
+    }
+    assert kinds.pop("embedding") == "_SpectralNormOfAnyWeight"
+    assert len(kinds) == 11
+    assert set(kinds.values()) == {"Orthogonalization"}
+    assert not any(nn.utils.parametrize.is_parametrized(child) for child in networks["none"].discriminator.modules())
+    for method, weight, penalty in (
+        ("orthogonal", 1e-4, specreg.orthogonality_penalty), ("d-optimal", 1e-2, specreg.d_optimal_penalty),
+    ):  # fmt: skip
+        discriminator = networks[method].discriminator
+        assert specreg.spectra(discriminator)["score"].equal(specreg.spectra(networks["sn"].discriminator)["score"])
+        expected = weight * penalty(discriminator, only=nn.Conv2d).item()
+        assert networks[method].penalty().item() == pytest.approx(expected)
+    assert networks["sn"].penalty is None
+
+
+def test_the_penaltys_weight_can_be_chosen():
+    settings = Settings(model=SMALL, regularization=RegularizationConfig(penalty_weight=3.0, compensate="all"))
+    state = build_state(RunConfig("orthogonal", 0, settings), StackedDigits(), make_accelerator(settings))
+    expected = 3 * specreg.orthogonality_penalty(state.discriminator).item()
+    assert state.penalty().item() == pytest.approx(expected)
+
+
+def test_configurations_of_older_runs_load_and_bad_values_are_named():
+    values = dataclasses.asdict(RunConfig())
+    for part, key in (
+        ("training", "gamma"),
+        ("regularization", "penalty_weight"),
+        ("regularization", "newton_iterations"),
+    ):
+        del values["settings"][part][key]
+    assert from_dict(RunConfig, json.loads(json.dumps(values))) == RunConfig()
+    for part, key, value in (
+        ("training", "gamma", -1.0), ("regularization", "penalty_weight", float("inf")),
+        ("regularization", "newton_iterations", -1),
+    ):  # fmt: skip
+        values = dataclasses.asdict(RunConfig())
+        values["settings"][part][key] = value
+        with pytest.raises(ValueError, match=rf"{key} must be .*got {value!r}"):
+            from_dict(RunConfig, values)
+
+
+def test_plain_weights_with_a_loss_that_bounds_nothing_are_warned_about(caplog):
+    warn_about(RunConfig("none"))
+    assert "nothing bounds the discriminator's slope with --loss hinge" in caplog.text
+    caplog.clear()
+    warn_about(RunConfig("none", 0, Settings(training=TrainingConfig(loss="relativistic-r1r2"))))
+    assert caplog.text == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "orthogonal"],
+        ["--method", "d-optimal", "--compensate", "all"],
+        ["--method", "oni", "--newton-iterations", "1"],
+        ["--method", "none", "--loss", "relativistic-r1r2", "--gamma", "0.5"],
+        ["--method", "sn", "--loss", "non-saturating-r1"],
+    ],
+    ids=lambda options: options[1],
+)
+def test_each_method_trains_from_the_command_line_to_a_result(options, tmp_path):
+    sizes = ["--steps", "4", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4"]
+    records = ["--spectra-every", "2", "--samples", "64", "--reference", "128", "--log-every", "1", "--no-tensorboard"]
+    assert main(["train", "--quiet", "--out", str(tmp_path / "run"), *options, *sizes, *records]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["method"] == options[1]
+    assert math.isfinite(result["fd"])
+    spectra = [json.loads(line) for line in (tmp_path / "run" / "spectra.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in spectra] == [0, 2, 4]
+    assert spectra[0]["layers"] != spectra[-1]["layers"]
+    assert main(["sample", str(tmp_path / "run"), "--out", str(tmp_path / "grid.png"), "--side", "2"]) == 0
