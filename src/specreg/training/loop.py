@@ -33,7 +33,7 @@ class TrainingConfig:
     loss: Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-r1", "relativistic-r1r2"] = "hinge"
     """Adversarial loss."""
     gamma: float = 1.0
-    """Losses with R1 or R2: these gradient penalties are weighted by gamma / 2."""
+    """Losses with R1 or R2: these gradient penalties are weighted by gamma / 2 (10 in Mescheder et al. 2018)."""
     d_lr: float = 2e-4
     """Adam's learning rate for the discriminator (the paper's)."""
     g_lr: float = 1e-3
