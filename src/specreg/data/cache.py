@@ -77,7 +77,9 @@ def _mapped(file: Path, key: str) -> Tensor | None:
         images = np.load(file, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    whole = described.get("key") == key and described.get("shape") == list(images.shape) and images.dtype == np.uint8
+    if not isinstance(described, dict) or described.get("key") != key:
+        return None
+    whole = described.get("shape") == list(images.shape) and images.dtype == np.uint8
     return torch.from_numpy(images) if whole else None
 
 
@@ -90,6 +92,8 @@ def _write(path: Path, shape: tuple[int, int, int, int], chunks: Iterator[np.nda
         for chunk in chunks:
             file.write(np.ascontiguousarray(chunk).data)
         assert file.tell() - start == math.prod(shape)
+        file.flush()
+        os.fsync(file.fileno())  # the .json that follows vouches for it
 
 
 @contextlib.contextmanager
@@ -99,6 +103,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
+        os.chmod(name, 0o644)  # mkstemp makes private files; a cache may be shared
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import posixpath
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,10 @@ _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "F"})
 _CHUNK = 256
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 _UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+class _ColouredError(Exception):
+    """Not all images are grey."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,14 @@ class ImageFiles:
             raise ValueError(f"{self.path} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
         stamp = {"path": str(self.path.resolve()), "files": self.stamp, "image_size": image_size}
         name = self.path.stem if self.path.is_file() else self.path.resolve().name
-        pixels = hold(functools.partial(self._decode, image_size), cache=cache, name=name, stamp=stamp)
+        held = functools.partial(hold, cache=cache, name=name, stamp=stamp)
+        try:
+            pixels = held(functools.partial(self._decode, "L", image_size))
+        except _ColouredError:
+            pixels = held(functools.partial(self._decode, "RGB", image_size))
         return ImageArrays(self.path.name, pixels, torch.tensor(self.labels), self.classes)
 
-    def _decode(self, image_size: int | None) -> Pixels:
-        mode = "L" if all(self._image(index).mode in _GREY_MODES for index in range(len(self.names))) else "RGB"
+    def _decode(self, mode: str, image_size: int | None) -> Pixels:
         first = self._image(0)
         if image_size is None and first.width != first.height:
             raise self._no_squares(first, 0, first)
@@ -70,7 +78,9 @@ class ImageFiles:
         for start in range(0, len(self.names), _CHUNK):
             chunk = []
             for index in range(start, min(start + _CHUNK, len(self.names))):
-                image = self._image(index, decoded=True)
+                image = self._image(index)
+                if mode == "L" and image.mode not in _GREY_MODES:
+                    raise _ColouredError
                 if image_size is not None:
                     image = square(image, image_size)
                 elif image.size != first.size:
@@ -78,13 +88,11 @@ class ImageFiles:
                 chunk.append(np.asarray(image.convert(mode)))
             yield planes(np.stack(chunk))
 
-    def _image(self, index: int, *, decoded: bool = False) -> Image.Image:
-        """Return an image, or only what its first bytes say of it (mode and size)."""
+    def _image(self, index: int) -> Image.Image:
         try:
             with self.open(index) as file:
-                image: Image.Image = Image.open(io.BytesIO(file.read()) if decoded else file)
-                if decoded:
-                    image.load()
+                image: Image.Image = Image.open(io.BytesIO(file.read()))
+                image.load()
         except _UNREADABLE as error:
             name = f"{self.path}: {self.names[index]}"
             raise ValueError(
@@ -178,12 +186,12 @@ def _zipped(archive: zipfile.ZipFile) -> list[str]:
     return [
         name
         for name in sorted(archive.namelist())
-        if Path(name).suffix.lower() in SUFFIXES and "__MACOSX" not in Path(name).parts
+        if posixpath.splitext(name)[1].lower() in SUFFIXES and "__MACOSX" not in name.split("/")
     ]
 
 
 def _parent(name: str) -> str:
-    return Path(name).parent.name
+    return posixpath.basename(posixpath.dirname(posixpath.normpath(name)))
 
 
 def _labels(path: Path, folders: Sequence[str], classes: Sequence[str] | None) -> tuple[list[int], tuple[str, ...]]:

@@ -29,7 +29,7 @@ _BELOW = (
 _HOMES = {
     r"cifar": "CIFAR-10 and CIFAR-100 are at cs.toronto.edu/~kriz/cifar.html",
     r"mnist": f"fetch {mnist.FORMATS[0].home}",
-    r"stl": f"fetch {stl10.FORMATS[0].home}",
+    r"(?<![a-z])stl": f"fetch {stl10.FORMATS[0].home}",
     r"celeba": "CelebA's aligned images are at mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
     r"imagenet|ilsvrc": "ImageNet is at image-net.org, after registration",
 }
@@ -148,6 +148,6 @@ def _beside(path: Path) -> Path | None:
 
 def _advice(path: Path) -> str:
     for pattern, advice in _HOMES.items():
-        if re.search(pattern, path.name.lower()):
+        if re.search(pattern, "/".join(path.parts[-2:]).lower()):
             return advice
     return "give 'digits', a folder or zip of images, an npz file, or CIFAR, STL-10 or MNIST as published"

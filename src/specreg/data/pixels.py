@@ -44,4 +44,6 @@ def source_of(
     """Return images (N, C, H, W) with labels as a source, resized if wanted."""
     if image_size is not None:
         images = resized(images, image_size)
-    return ImageArrays(path.name, torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels), classes)
+    return ImageArrays(
+        path.name, torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(labels), classes
+    )
