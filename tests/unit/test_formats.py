@@ -430,13 +430,6 @@ def test_nothing_in_a_batch_is_ever_run(tmp_path, protocol):
     assert not made.exists()
 
 
-def test_python_batches_are_read_without_the_pickle_module():
-    # pickletools needs it for its own command line; ours may not.
-    source = Path(sys.modules["specreg.data.pickled"].__file__).read_text()
-    assert "import pickle\n" not in source
-    assert "pickle.load" not in source
-
-
 def torn(path: Path) -> Path:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
