@@ -394,6 +394,17 @@ def test_a_configuration_opens_its_part_and_what_is_held_out(tmp_path):
         open_source(settings(data=path, data_split="unlabeled"))
 
 
+def test_held_out_images_have_to_be_like_those_in_training(tmp_path):
+    path = digit_folders(tmp_path)
+    data = settings(data=str(path))
+    source = open_source(data)
+    assert open_held_out(data, source).resolution == 8
+    for file in (tmp_path / "test").rglob("*.png"):
+        picture(1, side=16).save(file)
+    with pytest.raises(ValueError, match="images are 8x8 with 1 channels, but those for testing 16x16 with 3"):
+        open_held_out(data, source)
+
+
 def test_a_configuration_stacks_and_its_held_out_images_are_endless(tmp_path):
     stacked = settings(data=str(digit_folders(tmp_path)), stacked=True, stacked_size=20, image_size=16)
     images, modes = open_source(stacked).draw(500, torch.Generator().manual_seed(0))
