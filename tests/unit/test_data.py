@@ -1,5 +1,7 @@
 """Loaders on small files made here, good and bad; streams."""
 
+import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -8,10 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from specreg.data.arrays import dequantize, quantize
+from specreg.data.arrays import ImageArrays, dequantize, quantize
 from specreg.data.digits import NUM_HELD_OUT, StackedDigits, load_split
 from specreg.data.images import load_images
+from specreg.data.open import find_images
+from specreg.data.stacked import StackedImages, stack
 from specreg.data.stream import BatchStream
+from specreg.experiments.config import DataConfig, RunConfig, Settings, from_dict, to_dict
+from specreg.experiments.run import open_held_out, open_source
 
 
 def picture(value: int, side: int = 8, mode: str = "RGB") -> Image.Image:
@@ -172,6 +178,125 @@ def test_bad_data_is_one_line_that_names_it(folder, make, message):
     assert "\n" not in str(caught.value)
 
 
+def test_images_in_a_cache_are_those_in_memory_and_are_decoded_once(folder, tmp_path, monkeypatch):
+    for path in (folder, zipped(folder)):
+        plain = load_images(path, image_size=4)
+        first = load_images(path, image_size=4, cache=tmp_path / "cache")
+        with monkeypatch.context() as patch:
+            patch.setattr("specreg.data.images.ImageFiles._image", None)
+            again = load_images(path, image_size=4, cache=tmp_path / "cache")
+        for data in (first, again):
+            assert torch.equal(data.images, plain.images)
+            assert torch.equal(data.labels, plain.labels)
+            assert data.classes == plain.classes
+    assert sorted(file.suffix for file in (tmp_path / "cache").iterdir()) == [".json", ".json", ".npy", ".npy"]
+    described = json.loads(next((tmp_path / "cache").glob("*.json")).read_text())
+    assert described["shape"] == [3, 3, 4, 4]
+    assert described["image_size"] == 4
+
+
+def test_a_mapped_image_cannot_be_changed_in_its_file(folder, tmp_path):
+    data = load_images(folder, cache=tmp_path / "cache")
+    data.images.zero_()
+    assert load_images(folder, cache=tmp_path / "cache").images.any()
+
+
+def touched(folder: Path) -> None:
+    file = folder / "cat" / "10.png"
+    picture(99).save(file)
+    os.utime(file, ns=(1, 1))
+
+
+def added(folder: Path) -> None:
+    picture(99).save(folder / "cat" / "00.png")
+
+
+def torn_cache(folder: Path) -> None:
+    file = next(folder.parent.glob("cache/*.npy"))
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def unwritten_json(folder: Path) -> None:
+    next(folder.parent.glob("cache/*.json")).unlink()
+
+
+def garbled_json(folder: Path) -> None:
+    next(folder.parent.glob("cache/*.json")).write_text("[]")
+
+
+@pytest.mark.parametrize("change", [touched, added, torn_cache, unwritten_json, garbled_json])
+def test_a_cache_is_never_stale(folder, tmp_path, change):
+    load_images(folder, cache=tmp_path / "cache")
+    change(folder)
+    assert torch.equal(load_images(folder, cache=tmp_path / "cache").images, load_images(folder).images)
+
+
+def test_each_image_size_has_its_own_cache(folder, tmp_path):
+    for size in (4, 6, 4):
+        assert load_images(folder, image_size=size, cache=tmp_path / "cache").resolution == size
+
+
+def test_bad_images_leave_no_cache_and_a_bad_cache_is_named(folder, tmp_path):
+    with pytest.raises(ValueError, match="not a readable image"):
+        load_images(damaged_image(folder), cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*"))
+    (folder / "cat" / "10.png").unlink()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write the cache .*file.*: choose another folder"):
+        load_images(folder, cache=tmp_path / "file")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_one_coloured_image_makes_all_coloured(tmp_path, cached, monkeypatch):
+    monkeypatch.setattr("specreg.data.images._CHUNK", 2)
+    for index in range(5):
+        picture(50 + index, mode="L").save(tmp_path / f"{index}.png")
+    picture(7).save(tmp_path / "9.png")
+    data = load_images(tmp_path, cache=tmp_path / "cache" if cached else None)
+    assert data.images.shape == (6, 3, 8, 8)
+    assert data.images[:, :, 0, 0].tolist() == [*([50 + index] * 3 for index in range(5)), [7, 0, 248]]
+
+
+def parts(root: Path, train: str, test: str) -> Path:
+    """Write a training part of cats and dogs and a test part of dogs only."""
+    for part, classes in ((train, ("cat", "dog")), (test, ("dog",))):
+        for value, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            picture(value, mode="L").save(root / part / name / "0.png")
+    return root / train
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("pets-train", "pets-test"), ("train", "val"), ("training", "testing"), ("train_64", "test_64")]
+)
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_a_part_for_testing_beside_the_one_for_training(tmp_path, train, test, form):
+    path = parts(tmp_path, train, test)
+    if form == "zip":
+        path, _ = zipped(path), zipped(tmp_path / test)
+    found = find_images(path)
+    assert found.splits == ("train", "test")
+    assert found.open().labels.tolist() == [0, 1]
+    held_out = found.open("test")
+    assert held_out.labels.tolist() == [1]  # a dog, as in training
+    assert held_out.classes == ("cat", "dog")
+    assert find_images(path.with_name(path.name.replace(train, test))).splits == ("train",)
+
+
+def test_a_test_part_with_a_new_class_is_refused_and_a_flat_one_has_none(tmp_path):
+    path = parts(tmp_path, "train", "test")
+    (tmp_path / "test" / "dog").rename(tmp_path / "test" / "eel")
+    with pytest.raises(ValueError, match="the class 'eel', which the training images lack"):
+        find_images(path).open("test")
+    (tmp_path / "test" / "eel" / "0.png").rename(tmp_path / "test" / "0.png")
+    assert find_images(path).open("test").classes == ("",)
+
+
+def test_training_is_not_a_word_within_a_word(tmp_path):
+    path = parts(tmp_path, "strained", "stested")
+    assert find_images(path).splits == ("train",)
+
+
 def test_dequantize_adds_noise_below_one_level_and_quantize_undoes_it():
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     floats = dequantize(levels, torch.Generator().manual_seed(0))
@@ -192,6 +317,148 @@ def test_stacked_digits_are_three_digits_and_their_mode():
         for channel, digit in enumerate((mode // 100, mode // 10 % 10, mode % 10)):
             same = (train == image[channel]).flatten(1).all(1)
             assert digit in labels[same].tolist()
+
+
+def grey(classes: int = 10, channels: int = 1) -> ImageArrays:
+    """Two images of each class, all of whose pixels tell it: 20 times the class, and 1 more."""
+    labels = torch.arange(classes).repeat(2)
+    values = 20 * labels + torch.arange(2).repeat_interleave(classes)
+    images = values.to(torch.uint8)[:, None, None, None].expand(-1, channels, 4, 4).clone()
+    return ImageArrays("grey", images, labels, tuple(map(str, range(classes))))
+
+
+@pytest.mark.parametrize("size", [None, 50])
+def test_stacked_images_show_the_digits_of_their_mode(size):
+    source = stack(grey(), size)
+    assert (source.resolution, source.channels, source.num_classes) == (4, 3, 1000)
+    images, modes = source.draw(400, torch.Generator().manual_seed(0))
+    assert images.shape == (400, 3, 4, 4)
+    shown = images[:, :, 0, 0].long() // 20
+    assert (images == images[:, :, :1, :1]).all()
+    assert torch.equal(100 * shown[:, 0] + 10 * shown[:, 1] + shown[:, 2], modes)
+    different = len({tuple(row) for row in images[:, :, 0, 0].tolist()})
+    assert different > 350 if size is None else 40 <= different <= 50
+
+
+def test_a_set_of_stacked_images_is_the_same_for_every_run():
+    def shown(seed: int) -> set[tuple[int, ...]]:
+        images, _ = stack(grey(), 30).draw(2000, torch.Generator().manual_seed(seed))
+        return {tuple(row) for row in images[:, :, 0, 0].tolist()}
+
+    assert shown(0) == shown(1)
+    assert len(shown(0)) == 30
+
+
+def test_stacked_digits_draw_what_they_always_drew():
+    train, labels, _, _ = load_split()
+    index = torch.randint(1500, (6, 3), generator=torch.Generator().manual_seed(3))
+    images, modes = StackedDigits().draw(6, torch.Generator().manual_seed(3))
+    assert torch.equal(images, train[index])
+    assert modes.tolist() == [int("".join(map(str, row))) for row in labels[index].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (grey(channels=3), "grey cannot be stacked: its images are not grey, but have 3 channels"),
+        (grey(9), "ten classes.* got 9 classes"),
+    ],
+)
+def test_only_grey_images_of_ten_classes_can_be_stacked(source, message):
+    with pytest.raises(ValueError, match=message):
+        stack(source)
+
+
+def settings(**data: object) -> Settings:
+    return Settings(data=DataConfig(**data))
+
+
+def digit_folders(root: Path) -> Path:
+    for part, shift in (("train", 0), ("test", 5)):
+        for digit in range(10):
+            (root / part / str(digit)).mkdir(parents=True)
+            picture(20 * digit + shift, mode="L").save(root / part / str(digit) / "0.png")
+    return root / "train"
+
+
+def test_a_configuration_opens_its_part_and_what_is_held_out(tmp_path):
+    path = str(digit_folders(tmp_path))
+    source, held_out = open_source(settings(data=path)), open_held_out(settings(data=path))
+    assert source.images[:, 0, 0, 0].tolist() == list(range(0, 200, 20))
+    assert held_out.images[:, 0, 0, 0].tolist() == list(range(5, 205, 20))
+    on_test = settings(data=path, data_split="test")
+    assert torch.equal(open_source(on_test).images, held_out.images)
+    assert open_held_out(on_test) is None
+    assert open_held_out(settings(data=str(tmp_path / "train" / "0"))) is None
+    with pytest.raises(ValueError, match="has no part 'unlabeled': choose 'train' or 'test'"):
+        open_source(settings(data=path, data_split="unlabeled"))
+
+
+def test_held_out_images_have_to_be_like_those_in_training(tmp_path):
+    path = digit_folders(tmp_path)
+    data = settings(data=str(path))
+    source = open_source(data)
+    assert open_held_out(data, source).resolution == 8
+    for file in (tmp_path / "test").rglob("*.png"):
+        picture(1, side=16).save(file)
+    with pytest.raises(ValueError, match="images are 8x8 with 1 channels, but those for testing 16x16 with 3"):
+        open_held_out(data, source)
+
+
+def test_a_configuration_stacks_and_its_held_out_images_are_endless(tmp_path):
+    stacked = settings(data=str(digit_folders(tmp_path)), stacked=True, stacked_size=20, image_size=16)
+    images, modes = open_source(stacked).draw(500, torch.Generator().manual_seed(0))
+    assert images.shape == (500, 3, 16, 16)
+    assert len(modes.unique()) <= 20
+    held_out = open_held_out(stacked)
+    assert isinstance(held_out, StackedImages)
+    images, modes = held_out.draw(500, torch.Generator().manual_seed(0))
+    assert len(modes.unique()) > 300
+    assert (images % 20 == 5).all()
+
+
+def test_digits_have_both_parts():
+    _, _, test, _ = load_split()
+    assert torch.equal(open_held_out(settings()).images, test)
+    assert torch.equal(open_source(settings(data_split="test")).images, test)
+    assert open_held_out(settings(data_split="test")) is None
+    assert len(open_source(settings(stacked_size=7)).draw(200, torch.Generator().manual_seed(0))[0].unique(dim=0)) <= 7
+    with pytest.raises(ValueError, match="digits have no part 'unlabeled'"):
+        open_source(settings(data_split="unlabeled"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [({"data_split": "validation"}, "data_split must be one of train, test, unlabeled"),
+     ({"stacked_size": 0}, "stacked_size must be an integer of at least 1")],
+)  # fmt: skip
+def test_settings_of_data_are_checked(data, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**data)
+
+
+def test_a_size_without_stacking_is_refused(folder):
+    with pytest.raises(ValueError, match="give --stacked, too"):
+        open_source(settings(data=str(folder), stacked_size=3))
+
+
+def test_configurations_from_before_there_were_parts_still_load():
+    saved = to_dict(RunConfig())
+    saved["settings"]["data"] = {"data": "digits", "image_size": None, "conditional": False}
+    assert from_dict(RunConfig, saved) == RunConfig()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SPECREG_DATA" not in os.environ, reason="SPECREG_DATA names no folder of real data")
+def test_real_digits_and_pictures():
+    root = Path(os.environ["SPECREG_DATA"])
+    digits = find_images(root / "mnist-test.zip").open()
+    assert digits.images.shape == (10_000, 1, 28, 28)
+    assert torch.bincount(digits.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert stack(digits, 128_000).draw(100, torch.Generator().manual_seed(0))[0].shape == (100, 3, 28, 28)
+    pets = find_images(root / "cifar10-test.zip").open(image_size=16)
+    assert pets.images.shape == (10_000, 3, 16, 16)
+    assert torch.bincount(pets.labels).tolist() == [1000] * 10
 
 
 def test_held_out_digits_are_not_in_the_training_set():

@@ -4,7 +4,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-NUM_MODES = 1000
+from specreg.data.stacked import StackedImages
+
 NUM_HELD_OUT = 297
 
 
@@ -26,22 +27,19 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], labels[train], images[held_out], labels[held_out]
 
 
-class StackedDigits:
-    """Three digits drawn at random and stacked as red, green and blue: 1000 modes, endless images.
+class StackedDigits(StackedImages):
+    """Stacked digits: endless images of 1000 modes.
 
-    The label is the mode, 100·red + 10·green + blue. The construction is Stacked MNIST's (Metz et al. 2017,
-    section 3.3.1; Srivastava et al. 2017) on smaller digits.
+    Args:
+        held_out: stack the held-out digits.
+        size: as :class:`StackedImages` has it.
     """
 
     resolution = 8
-    channels = 3
-    num_classes = NUM_MODES
 
-    def __init__(self, *, held_out: bool = False) -> None:
+    def __init__(self, *, held_out: bool = False, size: int | None = None) -> None:
         train_images, train_labels, test_images, test_labels = load_split()
-        self.images = test_images if held_out else train_images
-        self.labels = test_labels if held_out else train_labels
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        index = torch.randint(len(self.images), (count, 3), generator=generator)
-        return self.images[index], self.labels[index] @ torch.tensor([100, 10, 1])
+        if held_out:
+            super().__init__(test_images, test_labels, size=size)
+        else:
+            super().__init__(train_images, train_labels, size=size)

@@ -1,39 +1,137 @@
-"""Images from a folder, a zip file (classes as folders in both) or an npz array, as uint8 arrays."""
+"""Images of one's own: files in a folder or a zip file, with classes as folders, or an array in an npz file."""
 
 import functools
 import io
+import posixpath
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from specreg.data.arrays import ImageArrays
+from specreg.data.cache import Pixels, file_stamp, hold
+from specreg.data.npz import load_npz
+from specreg.data.pixels import planes, square
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 _GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "F"})
+_CHUNK = 256
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
-# A file's name, its class and a function that reads its bytes.
-_Entry = tuple[str, str, Callable[[], bytes]]
+
+class _ColouredError(Exception):
+    """Not all images are grey."""
 
 
-def load_images(path: str | Path, *, image_size: int | None = None) -> ImageArrays:
-    """Read a folder or zip of images, or an npz file, into memory.
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files that have not been decoded.
+
+    Attributes:
+        path: where they are, for messages.
+        names: of the files, in order.
+        labels: their classes.
+        classes: the classes' names.
+        open: opens a file by its position.
+        stamp: what their contents depend on, for the cache.
+    """
+
+    path: Path
+    names: Sequence[str]
+    labels: Sequence[int]
+    classes: tuple[str, ...]
+    open: Callable[[int], IO[bytes]]
+    stamp: Any
+
+    def load(self, image_size: int | None, cache: Path | None) -> ImageArrays:
+        """Decode all images; grey ones (1 channel) if all are grey, RGB otherwise.
+
+        Raises:
+            ValueError: there are none, one is damaged, or they are no squares of one size and ``image_size`` is None.
+        """
+        if not self.names:
+            raise ValueError(f"{self.path} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
+        stamp = {"path": str(self.path.resolve()), "files": self.stamp, "image_size": image_size}
+        name = self.path.stem if self.path.is_file() else self.path.resolve().name
+        held = functools.partial(hold, cache=cache, name=name, stamp=stamp)
+        try:
+            pixels = held(functools.partial(self._decode, "L", image_size))
+        except _ColouredError:
+            pixels = held(functools.partial(self._decode, "RGB", image_size))
+        return ImageArrays(self.path.name, pixels, torch.tensor(self.labels), self.classes)
+
+    def _decode(self, mode: str, image_size: int | None) -> Pixels:
+        first = self._image(0)
+        if image_size is None and first.width != first.height:
+            raise self._no_squares(first, 0, first)
+        side = first.width if image_size is None else image_size
+        return (len(self.names), len(mode), side, side), self._chunks(mode, first, image_size)
+
+    def _chunks(self, mode: str, first: Image.Image, image_size: int | None) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.names), _CHUNK):
+            chunk = []
+            for index in range(start, min(start + _CHUNK, len(self.names))):
+                image = self._image(index)
+                if mode == "L" and image.mode not in _GREY_MODES:
+                    raise _ColouredError
+                if image_size is not None:
+                    image = square(image, image_size)
+                elif image.size != first.size:
+                    raise self._no_squares(first, index, image)
+                chunk.append(np.asarray(image.convert(mode)))
+            yield planes(np.stack(chunk))
+
+    def _image(self, index: int) -> Image.Image:
+        try:
+            with self.open(index) as file:
+                image: Image.Image = Image.open(io.BytesIO(file.read()))
+                image.load()
+        except _UNREADABLE as error:
+            name = f"{self.path}: {self.names[index]}"
+            raise ValueError(
+                f"{name} is not a readable image ({type(error).__name__}): remove or replace it"
+            ) from error
+        return image
+
+    def _no_squares(self, first: Image.Image, index: int, image: Image.Image) -> ValueError:
+        return ValueError(
+            f"{self.path}: images have to be squares of one size, but {self.names[0]} is {first.width}x{first.height} "
+            f"and {self.names[index]} {image.width}x{image.height}; give an image size to crop and resize them"
+        )
+
+
+def load_images(
+    path: str | Path,
+    *,
+    image_size: int | None = None,
+    cache: Path | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageArrays:
+    """Read a folder, zip or npz file of images.
 
     Args:
-        path: a folder or zip file with images in one folder for each class, or an npz file with ``images``
-            (N, H, W) or (N, H, W, C), uint8, and optionally ``labels`` (N,), integers from 0.
+        path: a folder or zip file with images in one folder for each class, at any depth, or an npz file with
+            ``images`` (N, H, W) or (N, H, W, C), uint8, and optionally ``labels`` (N,), integers from 0.
         image_size: crop every image to its central square and resize it to this side. Without it all images
             have to be squares of one size already.
+        cache: a folder for what was decoded from image files, see :func:`specreg.data.cache.hold`; None holds it
+            in memory.
+        classes: the names that labels count, for a folder or zip; None is those that are there, sorted.
 
     Returns:
         The images; grey ones (1 channel) if all are grey, RGB otherwise.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
-        ValueError: it cannot be read as one of the three, is damaged, or holds images of several sizes.
+        ValueError: it cannot be read as one of the three, is damaged, holds images of several sizes, or has a
+            class that is not in ``classes``.
     """
     path = Path(path)
     if not path.exists():
@@ -41,100 +139,66 @@ def load_images(path: str | Path, *, image_size: int | None = None) -> ImageArra
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
     if path.is_dir():
-        return _from_entries(path, _in_folder(path), image_size)
+        return _load_folder(path, image_size, cache, classes)
     if path.suffix.lower() == ".npz":
-        return _from_npz(path, image_size)
+        return load_npz(path, image_size=image_size)
     if path.suffix.lower() == ".zip":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return _from_entries(path, _in_zip(archive), image_size)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a readable zip file ({error}): fetch or make it again") from error
+        return _load_zip(path, image_size, cache, classes)
     raise ValueError(f"{path} is neither a folder, a .zip nor a .npz file")
 
 
-def _in_folder(root: Path) -> Iterator[_Entry]:
-    for file in sorted(root.rglob("*")):
-        if file.suffix.lower() in SUFFIXES and file.is_file():
-            yield str(file.relative_to(root)), file.parent.relative_to(root).name, file.read_bytes
+def _load_folder(path: Path, image_size: int | None, cache: Path | None, classes: Sequence[str] | None) -> ImageArrays:
+    files = _folder(path)
+    names = [str(file.relative_to(path)) for file in files]
+    labels, known = _labels(path, [file.parent.relative_to(path).name for file in files], classes)
+    stamp = [] if cache is None else [names, [file_stamp(file)[1:] for file in files]]
+    found = ImageFiles(path, names, labels, known, lambda index: files[index].open("rb"), stamp)
+    return found.load(image_size, cache)
 
 
-def _in_zip(archive: zipfile.ZipFile) -> Iterator[_Entry]:
-    for name in sorted(archive.namelist()):
-        parts = Path(name).parts
-        if Path(name).suffix.lower() in SUFFIXES and "__MACOSX" not in parts:
-            yield name, parts[-2] if len(parts) > 1 else "", functools.partial(archive.read, name)
-
-
-def _from_entries(path: Path, entries: Iterator[_Entry], image_size: int | None) -> ImageArrays:
-    images, classes = [], []
-    for name, class_name, read in entries:
-        images.append((name, _decode(f"{path}: {name}", read(), image_size)))
-        classes.append(class_name)
-    if not images:
-        raise ValueError(f"{path} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
-    first_name, first = images[0]
-    for name, image in images:
-        if image.size != first.size or image.width != image.height:
-            raise ValueError(
-                f"{path}: images have to be squares of one size, but {first_name} is {first.width}x{first.height} "
-                f"and {name} {image.width}x{image.height}; give an image size to crop and resize them"
-            )
-    mode = "L" if all(image.mode in _GREY_MODES for _, image in images) else "RGB"
-    stacked = np.stack([np.asarray(image.convert(mode)) for _, image in images])
-    names = tuple(sorted(set(classes)))
-    labels = torch.tensor([names.index(name) for name in classes])
-    return _arrays(path, stacked, labels, names)
-
-
-def _decode(name: str, content: bytes, image_size: int | None) -> Image.Image:
+def _load_zip(path: Path, image_size: int | None, cache: Path | None, classes: Sequence[str] | None) -> ImageArrays:
     try:
-        image: Image.Image = Image.open(io.BytesIO(content))
-        image.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} is not a readable image ({type(error).__name__}): remove or replace it") from error
-    return image if image_size is None else _square(image, image_size)
+        with zipfile.ZipFile(path) as archive:
+            names = _zipped(archive)
+            labels, known = _labels(path, [_parent(name) for name in names], classes)
+            found = ImageFiles(path, names, labels, known, lambda index: archive.open(names[index]), file_stamp(path))
+            return found.load(image_size, cache)
+    except _DAMAGED_ZIP as error:
+        raise ValueError(f"{path} is not a readable zip file ({error}): fetch or make it again") from error
 
 
-def _square(image: Image.Image, side: int) -> Image.Image:
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    cropped = image.crop((left, top, left + short, top + short))
-    return cropped if short == side else cropped.resize((side, side), Image.Resampling.LANCZOS)
-
-
-def _from_npz(path: Path, image_size: int | None) -> ImageArrays:
+def classes_in(path: Path) -> tuple[str, ...]:
+    """Return the classes of a folder or zip of images, without reading one."""
+    if path.is_dir():
+        return tuple(sorted({file.parent.relative_to(path).name for file in _folder(path)}))
     try:
-        # Opened here because numpy leaves a damaged file open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            if "images" not in archive:
-                raise ValueError(f"no array 'images', it has {', '.join(archive) or 'none'}")
-            images = archive["images"]
-            labels = archive["labels"] if "labels" in archive else np.zeros(len(images), dtype=np.int64)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable npz file ({error}): make it again") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise ValueError(
-            f"{path}: 'images' has to be uint8 of shape (N, H, W) or (N, H, W, 1 or 3), "
-            f"got {images.dtype} {images.shape}"
-        )
-    if len(images) == 0:
-        raise ValueError(f"{path} holds no images")
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ValueError(f"{path}: 'labels' has to be one integer >= 0 an image, got {labels.dtype} {labels.shape}")
-    images = images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
-    if image_size is not None:
-        images = np.stack([np.asarray(_square(Image.fromarray(image), image_size)) for image in images])
-    if images.shape[1] != images.shape[2]:
-        raise ValueError(
-            f"{path}: images have to be squares, got {images.shape[2]}x{images.shape[1]}; "
-            f"give an image size to crop and resize them"
-        )
-    names = tuple(str(index) for index in range(int(labels.max()) + 1))
-    return _arrays(path, images, torch.from_numpy(labels.astype(np.int64)), names)
+        with zipfile.ZipFile(path) as archive:
+            return tuple(sorted({_parent(name) for name in _zipped(archive)}))
+    except _DAMAGED_ZIP as error:
+        raise ValueError(f"{path} is not a readable zip file ({error}): fetch or make it again") from error
 
 
-def _arrays(path: Path, images: np.ndarray, labels: torch.Tensor, classes: tuple[str, ...]) -> ImageArrays:
-    tensor = torch.from_numpy(np.ascontiguousarray(images))
-    tensor = tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
-    return ImageArrays(path.name, tensor, labels, classes)
+def _folder(root: Path) -> list[Path]:
+    return [file for file in sorted(root.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+
+
+def _zipped(archive: zipfile.ZipFile) -> list[str]:
+    return [
+        name
+        for name in sorted(archive.namelist())
+        if posixpath.splitext(name)[1].lower() in SUFFIXES and "__MACOSX" not in name.split("/")
+    ]
+
+
+def _parent(name: str) -> str:
+    return posixpath.basename(posixpath.dirname(posixpath.normpath(name)))
+
+
+def _labels(path: Path, folders: Sequence[str], classes: Sequence[str] | None) -> tuple[list[int], tuple[str, ...]]:
+    found = sorted(set(folders))
+    # Without folders nothing is known of the classes.
+    known = found if classes is None or found == [""] else list(classes)
+    positions = {name: position for position, name in enumerate(known)}
+    if unknown := [name for name in found if name not in positions]:
+        raise ValueError(f"{path} has images of the class {unknown[0]!r}, which the training images lack")
+    return [positions[name] for name in folders], tuple(known)

@@ -56,11 +56,20 @@ class DataConfig:
     """What the networks are trained on."""
 
     data: str = "digits"
-    """digits, or a folder or zip of images with classes as folders, or an npz file."""
+    """digits; a folder or zip of images with classes as folders; an npz file; or CIFAR-10, CIFAR-100, STL-10 or MNIST
+    as published, in a folder or a .tar.gz."""
     image_size: int | None = None
     """Crop to the central square and resize to this side."""
     conditional: bool = False
     """Use the classes: class-conditional batch normalization and projection."""
+    data_split: Literal["train", "test", "unlabeled"] = "train"
+    """The part to train on; unlabeled is STL-10's, at the paper's --image-size 48."""
+    stacked: bool = False
+    """Stack three grey images of ten classes as red, green and blue: 1000 modes (Stacked MNIST)."""
+    stacked_size: int | None = None
+    """Stack so many images once and for all (128000 is published) instead of new ones for every batch."""
+    cache: str | None = None
+    """Folder for decoded images, which are mapped from there instead of being held in memory."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +205,9 @@ def _check(settings: Settings) -> None:
     check_integer("start", settings.regularization.start, at_least=0)
     check_integer("newton_iterations", settings.regularization.newton_iterations, at_least=0)
     check_integer("evaluate_every", settings.records.evaluate_every, at_least=0)
+    check_choice("data_split", settings.data.data_split, ("train", "test", "unlabeled"))
+    if settings.data.stacked_size is not None:
+        check_integer("stacked_size", settings.data.stacked_size, at_least=1)
     check_choice("scale", settings.regularization.scale, ("authors", "keep", "unit"))
     check_choice("compensate", settings.regularization.compensate, ("convolutions", "all"))
     check_choice("loss", settings.training.loss, tuple(LOSSES))

@@ -15,10 +15,12 @@ from torch import nn
 import specreg
 from specreg.data.arrays import ImageSource
 from specreg.data.digits import StackedDigits
-from specreg.data.images import load_images
+from specreg.data.open import find_images
+from specreg.data.published import Split
+from specreg.data.stacked import stack
 from specreg.data.stream import BatchStream
 from specreg.evaluation.protocol import Evaluation, Evaluator
-from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.config import DataConfig, RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.recorder import Probe, Progress, Recorder
 from specreg.experiments.sampling import GRID, sample_images, save_grid
 from specreg.experiments.scores import ScoreProbe
@@ -54,12 +56,7 @@ def open_source(settings: Settings) -> ImageSource:
         FileNotFoundError, ValueError: they cannot be read or do not fit the networks; says the remedy.
     """
     data = settings.data
-    if data.data == "digits":
-        if data.image_size not in (None, StackedDigits.resolution):
-            raise ValueError(f"digits are {StackedDigits.resolution}x{StackedDigits.resolution}: drop --image-size")
-        source: ImageSource = StackedDigits()
-    else:
-        source = load_images(data.data, image_size=data.image_size)
+    source = _open_part(data, data.data_split, data.stacked_size)
     try:
         stages_for(source.resolution)
     except ValueError as error:
@@ -69,9 +66,41 @@ def open_source(settings: Settings) -> ImageSource:
     return source
 
 
-def open_held_out(source: ImageSource) -> ImageSource | None:
-    """Return images of the same kind that a training on ``source`` does not see, or None where there are none."""
-    return StackedDigits(held_out=True) if isinstance(source, StackedDigits) else None
+def open_held_out(settings: Settings, like: ImageSource | None = None) -> ImageSource | None:
+    """Return the test part of the data that a configuration trains on; None without one, or if it trains on that.
+
+    Stacked images are stacked anew for every draw, whatever the training's are.
+
+    Args:
+        settings: the configuration.
+        like: the training images, which these have to equal in size and channels.
+
+    Raises:
+        ValueError: the test part cannot be read, or is not like the training images; says the remedy.
+    """
+    data = settings.data
+    if data.data_split == "test" or (data.data != "digits" and "test" not in find_images(data.data).splits):
+        return None
+    source = _open_part(data, "test", None)
+    if like is not None and (source.channels, source.resolution) != (like.channels, like.resolution):
+        raise ValueError(
+            f"{data.data}: training images are {like.resolution}x{like.resolution} with {like.channels} channels, but "
+            f"those for testing {source.resolution}x{source.resolution} with {source.channels}: make them alike"
+        )
+    return source
+
+
+def _open_part(data: DataConfig, split: Split, stacked_size: int | None) -> ImageSource:
+    if data.data == "digits":
+        if data.image_size not in (None, StackedDigits.resolution):
+            raise ValueError(f"digits are {StackedDigits.resolution}x{StackedDigits.resolution}: drop --image-size")
+        if split == "unlabeled":
+            raise ValueError("digits have no part 'unlabeled': choose 'train' or 'test'")
+        return StackedDigits(held_out=split == "test", size=stacked_size)
+    if stacked_size is not None and not data.stacked:
+        raise ValueError("--stacked-size says how many images are stacked: give --stacked, too, or drop it")
+    images = find_images(data.data).open(split, image_size=data.image_size, cache=data.cache)
+    return stack(images, stacked_size) if data.stacked else images
 
 
 def prepare_run(config: RunConfig, run: RunDirectory) -> None:
@@ -139,7 +168,7 @@ def execute(
         run.rewind(-1)
     run.write("environment", _environment(accelerator))
     probe = Probe(source, config.settings)
-    held_out = open_held_out(source)
+    held_out = open_held_out(config.settings, source)
     scores = None if held_out is None else ScoreProbe(source, held_out, config.settings)
     recorder = Recorder(config.settings, run, state, evaluator, probe, scores, progress)
     with contextlib.closing(recorder):

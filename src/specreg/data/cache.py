@@ -1,0 +1,114 @@
+"""Pixels in memory, or decoded once into a memory-mapped file."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Part of every key: to be raised whenever the same files would give other pixels.
+_VERSION = 1
+
+# The shape (N, C, H, W) of the whole, and its images in order, in chunks (n, C, H, W), uint8.
+Pixels = tuple[tuple[int, int, int, int], Iterator[np.ndarray]]
+
+
+def hold(decode: Callable[[], Pixels], *, cache: Path | None, name: str, stamp: Mapping[str, Any]) -> Tensor:
+    """Return decoded images, from the cache if they are there.
+
+    Args:
+        decode: decodes the images; not called if the cache has them.
+        cache: a folder for ``<name>-<key>.npy``, which is mapped and not read into memory, and a small .json
+            beside it; None holds the images in memory.
+        name: how the file's name begins.
+        stamp: what the images depend on: paths, sizes, times of change, image size. The key is its SHA-256.
+
+    Returns:
+        (N, C, H, W), uint8.
+
+    Raises:
+        ValueError: the cache cannot be written, or ``decode`` raised it; no file is left behind.
+    """
+    if cache is None:
+        shape, chunks = decode()
+        images, filled = np.empty(shape, dtype=np.uint8), 0
+        for chunk in chunks:
+            images[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+        return torch.from_numpy(images)
+    stamp = {**stamp, "version": _VERSION}
+    key = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
+    file = cache / f"{name}-{key[:16]}.npy"
+    if (known := _mapped(file, key)) is not None:
+        return known
+    shape, chunks = decode()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _replacing(file) as path:
+            _write(path, shape, chunks)
+        with _replacing(file.with_suffix(".json")) as path:
+            path.write_text(json.dumps({"key": key, "shape": shape, **_small(stamp)}, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write the cache {cache} ({error.strerror}): choose another folder") from error
+    written = _mapped(file, key)
+    if written is None:
+        raise ValueError(f"{file} cannot be read back: choose another folder for the cache")
+    return written
+
+
+def file_stamp(path: Path) -> list[str | int]:
+    """Return what changes when a file does: its absolute path, size and time of change."""
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _mapped(file: Path, key: str) -> Tensor | None:
+    try:
+        described = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        # Copy on write: torch warns of read-only arrays, and nobody writes to these.
+        images = np.load(file, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(described, dict) or described.get("key") != key:
+        return None
+    whole = described.get("shape") == list(images.shape) and images.dtype == np.uint8
+    return torch.from_numpy(images) if whole else None
+
+
+def _write(path: Path, shape: tuple[int, int, int, int], chunks: Iterator[np.ndarray]) -> None:
+    # Written, not mapped: a full disk is an error then, and not a bus error.
+    with open(path, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(chunk).data)
+        assert file.tell() - start == math.prod(shape)
+        file.flush()
+        os.fsync(file.fileno())  # the .json that follows vouches for it
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a new file's path beside ``path``, and put it in its place if all went well."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)  # mkstemp makes private files; a cache may be shared
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _small(stamp: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in stamp.items() if isinstance(value, str | int | None)}

@@ -1,0 +1,153 @@
+"""Whatever a path names, as images: the format is told by what is there."""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from specreg.data import cifar, mnist, stl10
+from specreg.data.arrays import ImageArrays
+from specreg.data.files import Archive, Files, is_archive
+from specreg.data.huggingface import is_saved, load_saved, saved_splits
+from specreg.data.images import classes_in, load_images
+from specreg.data.published import Format, Split
+
+FORMATS: tuple[Format, ...] = (*cifar.FORMATS, *mnist.FORMATS, *stl10.FORMATS)
+# Where torchvision and the archives put them below the folder that they are given.
+_BELOW = (
+    "cifar-10-batches-bin",
+    "cifar-10-batches-py",
+    "cifar-100-binary",
+    "cifar-100-python",
+    "MNIST/raw",
+    "FashionMNIST/raw",
+    "KMNIST/raw",
+    "raw",
+    "stl10_binary",
+)
+_HOMES = {
+    r"cifar": "CIFAR-10 and CIFAR-100 are at cs.toronto.edu/~kriz/cifar.html",
+    r"mnist": f"fetch {mnist.FORMATS[0].home}",
+    r"(?<![a-z])stl": f"fetch {stl10.FORMATS[0].home}",
+    r"celeba": "CelebA's aligned images are at mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+    r"imagenet|ilsvrc": "ImageNet is at image-net.org, after registration",
+}
+_TEST_NAMES = ("test", "testing", "val", "valid", "validation")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set that was found, and has not been read yet.
+
+    Attributes:
+        path: where it is.
+        splits: the parts that are there.
+        load: reads a part, with an image size and a cache.
+    """
+
+    path: Path
+    splits: tuple[Split, ...]
+    load: Callable[[Split, int | None, Path | None], ImageArrays]
+
+    def open(
+        self, split: Split = "train", *, image_size: int | None = None, cache: str | Path | None = None
+    ) -> ImageArrays:
+        """Read a part.
+
+        Args:
+            split: which one.
+            image_size: crop every image to its central square and resize it to this side.
+            cache: a folder in which decoded images are kept, for folders, zips, STL-10 and Hugging Face data sets;
+                they are mapped from there instead of being held in memory.
+
+        Raises:
+            ValueError: the part is not there, is damaged, or is no squares of one size and has no ``image_size``.
+        """
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {image_size}")
+        if split not in self.splits:
+            others = " or ".join(repr(other) for other in self.splits)
+            raise ValueError(f"{self.path} has no part {split!r}: choose {others}, or fetch what is missing")
+        return self.load(split, image_size, None if cache is None else Path(cache))
+
+
+def find_images(path: str | Path) -> ImageSet:
+    """Find out what is at a path, by its content.
+
+    Args:
+        path: CIFAR-10, CIFAR-100, STL-10 or MNIST as published, as a folder or a tar archive, or a folder with one
+            of them as torchvision lays it out; a folder written by Hugging Face's ``save_to_disk``; any folder, zip
+            or npz file that :func:`specreg.data.images.load_images` reads. These last have a part for testing if
+            ``test`` or ``val`` in place of ``train`` in their names gives what is there, too: X-test.zip beside
+            X-train.zip, val/ beside train/.
+
+    Raises:
+        FileNotFoundError: nothing is there; says where to get it.
+        ValueError: it is in no known format, or in several.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no data at {path}: {_advice(path)}")
+    if path.is_dir():
+        if is_saved(path):
+            return ImageSet(path, saved_splits(path), lambda split, *how: load_saved(path, split).load(*how))
+        if (found := _in_folders(path)) is not None:
+            return found
+    elif is_archive(path):
+        if (found := _published(Archive(path))) is not None:
+            return found
+        known = ", ".join(form.title for form in FORMATS)
+        raise ValueError(f"{path} is an archive of none of {known}: unpack it and give the folder")
+    elif (found := _published(Files(path.parent))) is not None and path.suffix.lower() not in (".zip", ".npz"):
+        raise ValueError(f"{path} is a part of a data set: give its folder, {path.parent}")
+    return _own(path)
+
+
+def _published(files: Files) -> ImageSet | None:
+    matching = [(form, splits) for form in FORMATS if (splits := form.splits(files.names))]
+    if not matching:
+        return None
+    if len(matching) > 1:
+        titles = " and ".join(form.title for form, _ in matching)
+        raise ValueError(f"{files.path} holds {titles}: put them into folders of their own and give one")
+    (form, splits) = matching[0]
+    return ImageSet(files.path, splits, functools.partial(form.load, files))
+
+
+def _in_folders(path: Path) -> ImageSet | None:
+    folders = [folder for folder in (path, *(path / name for name in _BELOW)) if folder.is_dir()]
+    found = [images for folder in folders if (images := _published(Files(folder))) is not None]
+    if len(found) > 1:
+        raise ValueError(f"{path} holds several data sets: give one of {', '.join(str(each.path) for each in found)}")
+    return found[0] if found else None
+
+
+def _own(path: Path) -> ImageSet:
+    beside = _beside(path)
+
+    def load(split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
+        if split == "train":
+            return load_images(path, image_size=image_size, cache=cache)
+        assert beside is not None
+        # A test part that lacks a class must not count the others differently.
+        classes = None if path.suffix.lower() == ".npz" else classes_in(path)
+        return load_images(beside, image_size=image_size, cache=cache, classes=classes)
+
+    return ImageSet(path, ("train",) if beside is None else ("train", "test"), load)
+
+
+def _beside(path: Path) -> Path | None:
+    """Return the test part that lies beside a training part and is named like it."""
+    name = path.resolve().name
+    if (match := re.search(r"(?<![a-z])train(ing)?(?![a-z])", name)) is None:
+        return None
+    others = (path.resolve().with_name(name[: match.start()] + other + name[match.end() :]) for other in _TEST_NAMES)
+    return next((other for other in others if other.exists()), None)
+
+
+def _advice(path: Path) -> str:
+    for pattern, advice in _HOMES.items():
+        if re.search(pattern, "/".join(path.parts[-2:]).lower()):
+            return advice
+    return "give 'digits', a folder or zip of images, an npz file, or CIFAR, STL-10 or MNIST as published"

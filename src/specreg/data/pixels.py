@@ -1,0 +1,49 @@
+"""Arrays of pixels on their way to a source: order of axes, cropping and resizing."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from specreg.data.arrays import ImageArrays
+
+
+def planes(images: np.ndarray) -> np.ndarray:
+    """Return images (N, H, W) or (N, H, W, C) as (N, C, H, W)."""
+    return images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """Crop an image to its central square and resize that, by Lanczos' filter."""
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    cropped = image.crop((left, top, left + short, top + short))
+    return cropped if short == side else cropped.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def resized(images: np.ndarray, side: int) -> np.ndarray:
+    """Crop and resize images (N, C, H, W), uint8, one by one; those that have the size already stay as they are."""
+    if images.shape[2:] == (side, side):
+        return images
+    output = np.empty((*images.shape[:2], side, side), dtype=np.uint8)
+    for index, image in enumerate(images):
+        pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+        output[index] = planes(np.asarray(square(Image.fromarray(pixels), side))[None])[0]
+    return output
+
+
+def numbered(classes: int) -> tuple[str, ...]:
+    """Return "0", "1", ..., the names of classes that have none."""
+    return tuple(map(str, range(classes)))
+
+
+def source_of(
+    path: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], image_size: int | None
+) -> ImageArrays:
+    """Return images (N, C, H, W) with labels as a source, resized if wanted."""
+    if image_size is not None:
+        images = resized(images, image_size)
+    return ImageArrays(
+        path.name, torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(labels), classes
+    )

@@ -1,0 +1,89 @@
+"""What the data sets' published formats have in common: splits, labels, sizes, and where to get them."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from specreg.data.arrays import ImageArrays
+from specreg.data.files import Files
+
+Split = Literal["train", "test", "unlabeled"]
+
+
+class Format(Protocol):
+    """One published format."""
+
+    @property
+    def title(self) -> str:
+        """The data set and its version."""
+        ...
+
+    @property
+    def home(self) -> str:
+        """Where it is to be had, for messages."""
+        ...
+
+    def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
+        """Return the parts that are there, known by the names of files; none if it is another format."""
+        ...
+
+    def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
+        """Read one part."""
+        ...
+
+
+def require(files: Files, names: Iterable[str], form: Format) -> None:
+    """Raise ValueError naming the first file that is missing, and where it is to be had."""
+    for name in names:
+        if name not in files.names:
+            raise ValueError(f"{files.path} lacks {name}: fetch {form.home}")
+
+
+def whole_records(path: Path, name: str, size: int, record: int, form: Format) -> int:
+    """Return how many records of ``record`` bytes a file of ``size`` bytes has.
+
+    Raises:
+        ValueError: none, or a part of one.
+    """
+    if size == 0 or size % record:
+        raise ValueError(
+            f"{path}: {name} has {size} bytes, no multiple of the {record} of an image: truncated or of another "
+            f"data set than {form.title}; fetch {form.home}"
+        )
+    return size // record
+
+
+def checked_labels(path: Path, name: str, labels: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
+    """Return labels as int64.
+
+    Raises:
+        ValueError: one is no integer from 0 to ``classes`` - 1; names it and its image.
+    """
+    if not all(isinstance(label, int | np.integer) for label in labels):
+        raise ValueError(f"{path}: {name} has labels that are no integers: damaged")
+    wrong = [(index, int(label)) for index, label in enumerate(labels) if not 0 <= label < classes]
+    if wrong:
+        raise ValueError(
+            f"{path}: {name} gives image {wrong[0][0]} the label {wrong[0][1]}, but there are {classes} classes, "
+            f"0 to {classes - 1}: damaged or of another data set"
+        )
+    return np.asarray(labels, dtype=np.int64)
+
+
+def class_names(path: Path, name: str, content: bytes, classes: int) -> tuple[str, ...]:
+    """Return the names in a text file, one a line.
+
+    Raises:
+        ValueError: there are not ``classes`` of them.
+    """
+    names = tuple(line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip())
+    return checked_names(path, name, names, classes)
+
+
+def checked_names(path: Path, name: str, names: Sequence[str], classes: int) -> tuple[str, ...]:
+    """Return class names, once there are as many as classes."""
+    if len(names) != classes:
+        raise ValueError(f"{path}: {name} names {len(names)} classes instead of {classes}: damaged")
+    return tuple(names)

@@ -1,0 +1,76 @@
+"""Stacked images: three grey images of ten classes as red, green and blue, 1000 known modes."""
+
+import torch
+from torch import Tensor
+
+from specreg.data.arrays import ImageArrays
+
+NUM_MODES = 1000
+# A stacked training set is one data set: the same for every run, whatever its seed.
+_STACKING_SEED = 1_000_003
+_PLACES = (100, 10, 1)
+
+
+class StackedImages:
+    r"""Three grey images drawn at random and stacked as red, green and blue; of MNIST this is Stacked MNIST.
+
+    The label is the mode, :math:`100 r + 10 g + b`, of the classes r, g and b.
+
+    Args:
+        images: (N, H, H), uint8.
+        labels: (N,), int64, 0 to 9.
+        size: how many stacked images there are: they are chosen once and for all, the same for every run (the
+            published sets have 128,000). None draws new ones for ever.
+
+    Raises:
+        ValueError: the images are not grey squares of ten classes, or ``size`` is below 1.
+
+    Reference:
+        Metz et al. 2017, section 3.3.1 (stacked for every batch); Srivastava et al. 2017 and Lin et al. 2018
+        (128,000 stacked beforehand).
+    """
+
+    resolution: int
+    channels = 3
+    num_classes = NUM_MODES
+
+    def __init__(self, images: Tensor, labels: Tensor, *, size: int | None = None) -> None:
+        if images.ndim != 3 or images.shape[1] != images.shape[2]:
+            raise ValueError(f"only grey squares (N, H, H) can be stacked, got {tuple(images.shape)}")
+        found = set(labels.tolist())
+        if len(labels) != len(images) or found != set(range(10)):
+            raise ValueError(f"only images of ten classes, 0 to 9, can be stacked, got {len(found)} classes")
+        self.images = images
+        self.labels = labels
+        self.resolution = images.shape[-1]
+        self._stacks = None if size is None else _stacks(len(images), size)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw images (count, 3, H, H), uint8, and modes (count,), int64, with replacement."""
+        if self._stacks is None:
+            index = torch.randint(len(self.images), (count, 3), generator=generator)
+        else:
+            index = self._stacks[torch.randint(len(self._stacks), (count,), generator=generator)]
+        return self.images[index], self.labels[index] @ torch.tensor(_PLACES)
+
+
+def stack(source: ImageArrays, size: int | None = None) -> StackedImages:
+    """Stack the images of a labelled data set.
+
+    Raises:
+        ValueError: they are not grey or not of ten classes; names the data set.
+    """
+    if source.channels != 1:
+        raise ValueError(
+            f"{source.name} cannot be stacked: its images are not grey, but have {source.channels} channels"
+        )
+    try:
+        return StackedImages(source.images[:, 0], source.labels, size=size)
+    except ValueError as error:
+        raise ValueError(f"{source.name} cannot be stacked: {error}") from error
+
+
+def _stacks(images: int, size: int) -> Tensor:
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    return torch.randint(images, (size, 3), generator=torch.Generator().manual_seed(_STACKING_SEED))

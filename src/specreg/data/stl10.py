@@ -1,0 +1,70 @@
+"""STL-10 as published: binary files of 96x96 images, column by column (Coates et al. 2011)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from specreg.data.arrays import ImageArrays
+from specreg.data.cache import Pixels, file_stamp, hold
+from specreg.data.files import Files
+from specreg.data.pixels import numbered, resized
+from specreg.data.published import Split, checked_labels, class_names, require, whole_records
+
+_SIDE, _CHANNELS, _CLASSES = 96, 3, 10
+_RECORD = _CHANNELS * _SIDE * _SIDE
+_CHUNK = 500  # images; 100,000 unlabeled ones are 2.8 GB and are resized as they are read
+_PIXELS: dict[Split, str] = {"train": "train_X.bin", "test": "test_X.bin", "unlabeled": "unlabeled_X.bin"}
+_LABELS: dict[Split, str] = {"train": "train_y.bin", "test": "test_y.bin"}
+_NAMES = "class_names.txt"
+
+
+@dataclass(frozen=True)
+class Stl10:
+    """Images (3, 96, 96) with columns before rows, and labels from 1."""
+
+    title: str = "STL-10"
+    home: str = "stl10_binary.tar.gz from cs.stanford.edu/~acoates/stl10"
+
+    def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
+        return tuple(split for split, name in _PIXELS.items() if name in names)
+
+    def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
+        name = _PIXELS[split]
+        require(files, [name], self)
+        count = whole_records(files.path, name, files.size(name), _RECORD, self)
+        labels, classes = np.zeros(count, dtype=np.int64), numbered(1)
+        if split in _LABELS:
+            labels, classes = self._labels(files, _LABELS[split], count)
+
+        def decode() -> Pixels:
+            side = _SIDE if image_size is None else image_size
+            return (count, _CHANNELS, side, side), _chunks(files, name, side)
+
+        path = files.path if files.path.is_file() else files.path / name
+        stamp = {"file": file_stamp(path), "part": split, "image_size": image_size}
+        images = hold(decode, cache=cache, name=f"stl10-{split}", stamp=stamp)
+        return ImageArrays(files.path.name, images, torch.from_numpy(labels), classes)
+
+    def _labels(self, files: Files, name: str, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
+        require(files, [name], self)
+        contents = files.read([name, *files.names.intersection({_NAMES})])
+        given = np.frombuffer(contents[name], dtype=np.uint8)
+        if len(given) != count:
+            raise ValueError(f"{files.path}: {name} has {len(given)} labels for {count} images: fetch {self.home}")
+        labels = checked_labels(files.path, f"{name} (less 1)", given.astype(np.int64) - 1, _CLASSES)
+        if _NAMES in contents:
+            return labels, class_names(files.path, _NAMES, contents[_NAMES], _CLASSES)
+        return labels, numbered(_CLASSES)
+
+
+def _chunks(files: Files, name: str, side: int) -> Iterator[np.ndarray]:
+    with files.open(name) as file:
+        while content := file.read(_CHUNK * _RECORD):
+            columns_first = np.frombuffer(content, dtype=np.uint8).reshape(-1, _CHANNELS, _SIDE, _SIDE)
+            yield resized(columns_first.transpose(0, 1, 3, 2), side)
+
+
+FORMATS = (Stl10(),)

@@ -1,0 +1,534 @@
+"""Published formats, written small and by hand here, read back exactly; damaged, mislabelled and hostile ones."""
+
+import gzip
+import io
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from specreg.data.open import find_images
+
+TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+HUNDRED = [f"class {index}" for index in range(100)]
+BATCHES = [f"data_batch_{index}" for index in range(1, 6)]
+
+
+def pictures(count: int, side: int, seed: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, channels, side, side), dtype=np.uint8)
+
+
+def cifar_bytes(images: np.ndarray, *labels: list[int]) -> bytes:
+    """Write each image as its labels, then all of red, of green and of blue, each row by row."""
+    content = bytearray()
+    for image, *given in zip(images, *labels, strict=True):
+        content += bytes(given)
+        for channel in range(3):
+            for row in range(32):
+                content += bytes(image[channel, row].tolist())
+    return bytes(content)
+
+
+def python2(values: dict[str, object]) -> bytes:
+    """Pickle as CIFAR's authors did, with Python 2 and protocol 2: byte strings, a reconstructed array."""
+    out = bytearray(b"\x80\x02}q\x01(")
+    for key, value in values.items():
+        out += b"U" + bytes([len(key)]) + key.encode()
+        if isinstance(value, np.ndarray):
+            out += b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x09"
+            out += (
+                b"(K\x01M" + struct.pack("<H", len(value)) + b"M\x00\x0c\x86cnumpy\ndtype\nq\x0aU\x02u1K\x00K\x01\x87R"
+            )
+            out += b"q\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+            out += b"T" + struct.pack("<I", value.nbytes) + value.tobytes() + b"tb"
+        elif isinstance(value, str):
+            out += b"U" + bytes([len(value)]) + value.encode()
+        else:
+            assert isinstance(value, list)
+            out += b"]q\x05("
+            for item in value:
+                out += b"K" + bytes([item]) if isinstance(item, int) else b"U" + bytes([len(item)]) + item.encode()
+            out += b"e"
+    return bytes(out + b"u.")
+
+
+def python3(values: dict[str, object]) -> bytes:
+    return pickle.dumps({key.encode(): value for key, value in values.items()}, protocol=4)
+
+
+class Set:
+    """What was written: images and labels of each part."""
+
+    def __init__(self, classes: int, side: int = 32, channels: int = 3) -> None:
+        self.images = {"train": pictures(10, side, 0, channels), "test": pictures(3, side, 1, channels)}
+        self.labels = {
+            "train": [(7 * index + 3) % classes for index in range(10)],
+            "test": [0, classes - 1, classes // 2],
+        }
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def cifar10_binary(folder: Path) -> tuple[Path, Set]:
+    made = Set(10)
+    train, labels = made.images["train"], made.labels["train"]
+    files = {
+        f"{name}.bin": cifar_bytes(train[2 * i : 2 * i + 2], labels[2 * i : 2 * i + 2])
+        for i, name in enumerate(BATCHES)
+    }
+    files["test_batch.bin"] = cifar_bytes(made.images["test"], made.labels["test"])
+    files["batches.meta.txt"] = ("\n".join(TEN) + "\n\n").encode()
+    return write(folder, files), made
+
+
+def cifar10_python(folder: Path, dump=python2) -> tuple[Path, Set]:
+    made = Set(10)
+    rows = {split: images.reshape(-1, 3072) for split, images in made.images.items()}
+    files = {}
+    for index, name in enumerate(BATCHES):
+        part = slice(2 * index, 2 * index + 2)
+        files[name] = dump({"batch_label": name, "labels": made.labels["train"][part], "data": rows["train"][part]})
+    files["test_batch"] = dump({"labels": made.labels["test"], "data": rows["test"], "filenames": ["a", "b", "c"]})
+    files["batches.meta"] = dump({"label_names": TEN})
+    return write(folder, files), made
+
+
+def cifar10_resaved(folder: Path) -> tuple[Path, Set]:
+    return cifar10_python(folder, python3)
+
+
+def cifar100_binary(folder: Path) -> tuple[Path, Set]:
+    made = Set(100)
+    coarse = {"train": [5] * 10, "test": [19] * 3}
+    files = {f"{s}.bin": cifar_bytes(made.images[s], coarse[s], made.labels[s]) for s in ("train", "test")}
+    files["fine_label_names.txt"] = "\n".join(HUNDRED).encode()
+    return write(folder, files), made
+
+
+def cifar100_python(folder: Path) -> tuple[Path, Set]:
+    made = Set(100)
+    files = {
+        split: python2(
+            {"coarse_labels": [1] * len(images), "fine_labels": made.labels[split], "data": images.reshape(-1, 3072)}
+        )
+        for split, images in made.images.items()
+    }
+    files["meta"] = python2({"fine_label_names": HUNDRED})
+    return write(folder, files), made
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def mnist(folder: Path, ending: str = "", dot: str = "-") -> tuple[Path, Set]:
+    made = Set(10, side=28, channels=1)
+    files = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        labels = np.array(made.labels[split], dtype=np.uint8)
+        files[f"{prefix}-images{dot}idx3-ubyte{ending}"] = idx(made.images[split][:, 0])
+        files[f"{prefix}-labels{dot}idx1-ubyte{ending}"] = idx(labels)
+    if ending:
+        files = {name: gzip.compress(content) for name, content in files.items()}
+    return write(folder, files), made
+
+
+def mnist_gz(folder: Path) -> tuple[Path, Set]:
+    return mnist(folder, ".gz")
+
+
+def mnist_dotted(folder: Path) -> tuple[Path, Set]:
+    return mnist(folder, dot=".")
+
+
+def stl10_bytes(images: np.ndarray) -> bytes:
+    """Write each image's channels column by column."""
+    content = bytearray()
+    for image in images:
+        for channel in range(3):
+            for column in range(96):
+                content += bytes(image[channel, :, column].tolist())
+    return bytes(content)
+
+
+def stl10(folder: Path) -> tuple[Path, Set]:
+    made = Set(10, side=96)
+    made.images["unlabeled"], made.labels["unlabeled"] = pictures(4, 96, 2), [0] * 4
+    files = {f"{split}_X.bin": stl10_bytes(images) for split, images in made.images.items()}
+    for split in ("train", "test"):
+        files[f"{split}_y.bin"] = bytes(label + 1 for label in made.labels[split])
+    files["class_names.txt"] = "\n".join(TEN).encode()
+    return write(folder, files), made
+
+
+FORMATS = {
+    "CIFAR-10 binary": cifar10_binary,
+    "CIFAR-10 python": cifar10_python,
+    "CIFAR-10 python, saved again": cifar10_resaved,
+    "CIFAR-100 binary": cifar100_binary,
+    "CIFAR-100 python": cifar100_python,
+    "MNIST": mnist,
+    "MNIST, compressed": mnist_gz,
+    "MNIST, dots in the names": mnist_dotted,
+    "STL-10": stl10,
+}
+
+
+def archived(folder: Path, mode: str = "w:gz") -> Path:
+    path = folder.with_name(folder.name + (".tar.gz" if mode == "w:gz" else ".tar"))
+    with tarfile.open(path, mode) as archive:
+        archive.add(folder, folder.name)
+    return path
+
+
+@pytest.mark.parametrize("form", ["folder", "tar.gz", "tar"])
+@pytest.mark.parametrize("make", FORMATS.values(), ids=FORMATS)
+def test_every_part_is_read_back_exactly(tmp_path, make, form):
+    path, made = make(tmp_path / "set")
+    if form != "folder":
+        path = archived(path, "w:gz" if form == "tar.gz" else "w")
+    found = find_images(path)
+    assert set(found.splits) == set(made.images)
+    for split, images in made.images.items():
+        data = found.open(split)
+        assert np.array_equal(data.images.numpy(), images)
+        assert data.labels.tolist() == made.labels[split]
+        assert data.labels.dtype == torch.int64
+
+
+def test_classes_have_their_names(tmp_path):
+    for make, names in (
+        (cifar10_binary, TEN),
+        (cifar10_python, TEN),
+        (cifar100_binary, HUNDRED),
+        (cifar100_python, HUNDRED),
+        (mnist, list("0123456789")),
+        (stl10, TEN),
+    ):
+        path, _ = make(tmp_path / make.__name__)
+        assert list(find_images(path).open().classes) == names
+
+
+def test_without_the_file_of_names_classes_are_numbered(tmp_path):
+    path, _ = cifar10_binary(tmp_path / "set")
+    (path / "batches.meta.txt").unlink()
+    assert find_images(path).open().classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("make", "below"),
+    [(cifar10_python, "cifar-10-batches-py"), (cifar100_python, "cifar-100-python"), (mnist, "MNIST/raw"),
+     (stl10, "stl10_binary"), (cifar10_binary, "cifar-10-batches-bin")],
+)  # fmt: skip
+def test_a_folder_as_torchvision_lays_it_out(tmp_path, make, below):
+    _, made = make(tmp_path / below)
+    assert np.array_equal(find_images(tmp_path).open().images.numpy(), made.images["train"])
+
+
+def test_several_data_sets_in_one_folder_are_not_guessed_at(tmp_path):
+    cifar10_python(tmp_path / "cifar-10-batches-py")
+    mnist(tmp_path / "MNIST" / "raw")
+    with pytest.raises(ValueError, match=r"several data sets: give one of .*cifar-10-batches-py, .*raw"):
+        find_images(tmp_path)
+    mixed, _ = cifar10_python(tmp_path / "mixed")
+    cifar10_binary(mixed)
+    with pytest.raises(ValueError, match="holds CIFAR-10, binary version and CIFAR-10, python version"):
+        find_images(mixed)
+
+
+def test_images_are_resized_upright_and_in_their_colours(tmp_path):
+    image = np.zeros((1, 3, 96, 96), dtype=np.uint8)
+    image[0, 0, :48] = 200  # the upper half is red,
+    image[0, 2, :, :48] = 100  # the left half blue
+    path = write(tmp_path / "stl", {"unlabeled_X.bin": stl10_bytes(image)})
+    small = find_images(path).open("unlabeled", image_size=48).images[0]
+    assert small.shape == (3, 48, 48)
+    assert small[:, 5, 40].tolist() == [200, 0, 0]
+    assert small[:, 40, 5].tolist() == [0, 0, 100]
+    assert small[:, 5, 5].tolist() == [200, 0, 100]
+    expected = Image.fromarray(image[0].transpose(1, 2, 0)).resize((48, 48), Image.Resampling.LANCZOS)
+    assert np.array_equal(small.numpy(), np.asarray(expected).transpose(2, 0, 1))
+    path, made = mnist(tmp_path / "mnist")
+    expected = Image.fromarray(made.images["train"][3, 0]).resize((16, 16), Image.Resampling.LANCZOS)
+    assert np.array_equal(find_images(path).open(image_size=16).images[3, 0].numpy(), np.asarray(expected))
+
+
+def test_stl10_in_several_chunks_and_from_a_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("specreg.data.stl10._CHUNK", 3)
+    path, made = stl10(tmp_path / "set")
+    cache = tmp_path / "cache"
+    plain = find_images(path).open(image_size=48)
+    first = find_images(path).open(image_size=48, cache=cache)
+    monkeypatch.setattr("specreg.data.stl10._chunks", None)
+    again = find_images(path).open(image_size=48, cache=cache)
+    for data in (first, again):
+        assert torch.equal(data.images, plain.images)
+        assert data.labels.tolist() == made.labels["train"]
+
+
+def truncated(name: str, count: int = 100):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-count])
+
+
+def replaced(name: str, content: bytes):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def removed(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def byte(name: str, position: int, value: int):
+    def change(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[position] = value
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def batch(**values: object):
+    return replaced("data_batch_4", python2(values))
+
+
+ROWS = np.zeros((2, 3072), np.uint8)
+BIN = r"cs\.toronto\.edu/~kriz/cifar\.html"
+BAD = {
+    "CIFAR-10 truncated": (cifar10_binary, truncated("data_batch_2.bin"), rf"data_batch_2\.bin has 6046 bytes.*{BIN}"),
+    "CIFAR-10 empty": (cifar10_binary, replaced("data_batch_1.bin", b""), r"data_batch_1\.bin has 0 bytes"),
+    "CIFAR-10 without a batch": (cifar10_binary, removed("data_batch_3.bin"), rf"lacks data_batch_3\.bin: .*{BIN}"),
+    "CIFAR-10 mislabelled": (
+        cifar10_binary, byte("data_batch_2.bin", 3073, 10), r"data_batch_2\.bin gives image 1 the label 10, .* 10 cl",
+    ),
+    "CIFAR-10 names": (cifar10_binary, replaced("batches.meta.txt", b"cat\ndog\n"), "names 2 classes instead of 10"),
+    "CIFAR-100 wrongly sized": (
+        cifar100_binary, replaced("train.bin", bytes(3073)), r"train\.bin has 3073 bytes, no multiple of the 3074",
+    ),
+    "CIFAR-100 mislabelled": (cifar100_binary, byte("train.bin", 1, 100), "the label 100, .* 100 classes"),
+    "python truncated": (cifar10_python, truncated("data_batch_4"), rf"data_batch_4 is no part of CIFAR-10.*{BIN}"),
+    "python empty": (cifar10_python, replaced("data_batch_4", b""), "data_batch_4 is no part of"),
+    "python text": (cifar10_python, replaced("data_batch_4", b"<html>not found</html>"), "data_batch_4 is no part of"),
+    "python mislabelled": (cifar10_python, batch(labels=[3, 11], data=ROWS), "data_batch_4 gives image 1 the label 11"),
+    "python with names for labels": (cifar10_python, batch(labels=["a", "b"], data=ROWS), "are no integers"),
+    "python wrongly sized": (cifar10_python, batch(labels=[3], data=ROWS), r"shape \(2, 3072\) for 1 labels"),
+    "python without data": (cifar10_python, batch(labels=[3]), "data_batch_4 has no 'data', it has labels"),
+    "python of CIFAR-100": (
+        cifar10_python, batch(fine_labels=[1, 2], data=ROWS), "has no 'labels', it has data, fine_labels",
+    ),
+    "python, shape of another size": (
+        cifar10_python,
+        replaced("data_batch_4", python2({"labels": [1, 2], "data": ROWS}).replace(b"M\x02\x00", b"M\x03\x00")),
+        "data_batch_4 is no part of",
+    ),
+    "python floats": (
+        cifar10_python,
+        replaced("data_batch_4", python3({"labels": [1, 2], "data": ROWS.astype("f4")})), "of type 'f4', not of uint8",
+    ),
+    "MNIST truncated": (mnist, truncated("train-images-idx3-ubyte"), "has 7740 bytes .* instead of 10 x 28 x 28"),
+    "MNIST compressed and truncated": (
+        mnist_gz, truncated("train-images-idx3-ubyte.gz"), r"train-images-idx3-ubyte\.gz is truncated or damaged",
+    ),
+    "MNIST mislabelled": (mnist, byte("train-labels-idx1-ubyte", 9, 12), "gives image 1 the label 12"),
+    "MNIST without labels": (mnist, removed("train-labels-idx1-ubyte"), r"lacks the labels .* yann\.lecun\.com"),
+    "MNIST with other labels": (
+        mnist, replaced("train-labels-idx1-ubyte", idx(np.zeros(4, np.uint8))), "10 images .* but 4 labels",
+    ),
+    "MNIST labels for images": (
+        mnist, replaced("train-images-idx3-ubyte", idx(np.zeros(10, np.uint8))), "not begin as an idx file of 3-dim",
+    ),
+    "MNIST not square": (
+        mnist, replaced("train-images-idx3-ubyte", idx(np.zeros((10, 4, 5), np.uint8))), "got 5x4; give an image size",
+    ),
+    "STL-10 truncated": (stl10, truncated("train_X.bin"), r"train_X\.bin has 276380 bytes, .*cs\.stanford\.edu"),
+    "STL-10 mislabelled": (stl10, byte("train_y.bin", 4, 11), "gives image 4 the label 10, .* 10 classes"),
+    "STL-10 labelled from 0": (stl10, byte("train_y.bin", 4, 0), "gives image 4 the label -1"),
+    "STL-10 without labels": (stl10, removed("train_y.bin"), r"lacks train_y\.bin"),
+    "STL-10 with too few labels": (stl10, truncated("train_y.bin", 1), "9 labels for 10 images"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "spoil", "message"), BAD.values(), ids=BAD)
+def test_a_spoiled_file_is_one_line_that_names_it(tmp_path, make, spoil, message):
+    path, _ = make(tmp_path / "set")
+    spoil(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        find_images(path).open()
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+class Opens:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def nested(depth: int) -> bytes:
+    """A list that holds the last one twice, and so on: 2**depth items to whoever shows them."""
+    return b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(depth)) + b"."
+
+
+HOSTILE = {
+    "a global": (b"\x80\x02cos\nsystem\nU\x04true\x85R.", r"names 'os\.system', which is not an array"),
+    "a named global": (pickle.dumps(subprocess.run, protocol=4), r"names 'subprocess\.run'"),
+    "a list for a name": (b"\x80\x04]]\x93.", "has a list for a name"),
+    "numpy's loader": (b"\x80\x02cnumpy\nload\nU\x01a\x85R.", r"names 'numpy\.load'"),
+    "a call of a string": (b"\x80\x02U\x02osU\x01a\x85R.", "calls what is not an array's constructor"),
+    "a call of a type": (b"\x80\x02cnumpy\nndarray\nK\x04\x85\x85R.", "calls what is not an array's constructor"),
+    "an array of another type": (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\nK\x00\x85U\x01b\x87R.", "calls what is not",
+    ),
+    "objects": (pickle.dumps(np.array([{}], dtype=object), protocol=4), "of type 'O8', not of uint8"),
+    "a new object": (b"\x80\x02cnumpy\nndarray\n)\x81.", "asks for NEWOBJ"),
+    "an instance": (b"(ios\nsystem\n.", "asks for INST"),
+    "an extension": (b"\x80\x02\x82\x01.", "asks for EXT1"),
+    "an object elsewhere": (b"\x80\x02U\x01aQ.", "asks for BINPERSID"),
+    "a state for a list": (b"\x80\x02]}b.", "sets the state of what is not an array"),
+    "an empty stack": (b"\x80\x02u.", "damaged"),
+    "nothing to return": (b"\x80\x02.", "damaged"),
+    "a memo that is not there": (b"\x80\x02h\x07.", "damaged"),
+    "a length beyond the end": (b"\x80\x02T\xff\xff\xff\x7fabc.", "is no part of"),
+    "nesting": (nested(60), "holds a list, not a dictionary"),
+    "itself": (b"\x80\x02}q\x00U\x01ah\x00sU\x06labelsh\x00s.", "has no 'data'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_batch_is_refused(tmp_path, content, message):
+    path, _ = cifar10_python(tmp_path / "set")
+    (path / "data_batch_2").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        find_images(path).open()
+    assert "data_batch_2" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_nothing_in_a_batch_is_ever_run(tmp_path, protocol):
+    path, _ = cifar10_python(tmp_path / "set")
+    made = tmp_path / "made"
+    content = pickle.dumps({"labels": Opens(made), "data": ROWS}, protocol=protocol)
+    (path / "data_batch_1").write_bytes(content)
+    with pytest.raises(ValueError, match="data_batch_1"):
+        find_images(path).open()
+    assert not made.exists()
+
+
+def torn(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def test_a_torn_archive_is_named(tmp_path):
+    path = torn(archived(cifar10_binary(tmp_path / "cifar")[0]))
+    with pytest.raises(ValueError, match=r"cifar\.tar\.gz is a truncated or damaged archive") as caught:
+        find_images(path).open()
+    assert "\n" not in str(caught.value)
+    (tmp_path / "page.tar.gz").write_text("<html>moved</html>")
+    with pytest.raises(ValueError, match=r"page\.tar\.gz is a truncated or damaged archive"):
+        find_images(tmp_path / "page.tar.gz")
+
+
+def test_an_archive_of_something_else_is_named(tmp_path):
+    path = archived(write(tmp_path / "other", {"notes.txt": b"none"}))
+    with pytest.raises(ValueError, match=r"an archive of none of CIFAR-10, binary version, .*unpack it"):
+        find_images(path)
+
+
+def test_links_in_an_archive_are_not_followed(tmp_path):
+    secret = write(tmp_path / "elsewhere", {"secret": b"\x00" + bytes(3072)}) / "secret"
+    path = tmp_path / "cifar.tar"
+    with tarfile.open(path, "w") as archive:
+        link = tarfile.TarInfo("test_batch.bin")
+        link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+        archive.addfile(link)
+        content = tarfile.TarInfo("data_batch_1.bin")
+        content.size = 3073
+        archive.addfile(content, io.BytesIO(bytes(3073)))
+    assert find_images(path).splits == ("train",)
+
+
+def test_a_single_file_of_a_set_asks_for_its_folder(tmp_path):
+    path, _ = mnist(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"is a part of a data set: give its folder, .*set"):
+        find_images(path / "train-images-idx3-ubyte")
+
+
+def test_a_part_that_is_not_there_names_those_that_are(tmp_path):
+    path = write(tmp_path / "stl", {"unlabeled_X.bin": stl10_bytes(pictures(1, 96, 0))})
+    with pytest.raises(ValueError, match="has no part 'train': choose 'unlabeled'"):
+        find_images(path).open()
+    path, _ = mnist(tmp_path / "mnist")
+    with pytest.raises(ValueError, match="has no part 'unlabeled': choose 'train' or 'test'"):
+        find_images(path).open("unlabeled")
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("cifar10", "cs.toronto.edu"), ("stl10_binary", "cs.stanford.edu"), ("MNIST", "yann.lecun.com"),
+     ("img_align_celeba", "mmlab"), ("imagenet/train", "image-net.org"), ("mine", "give 'digits', a folder")],
+)  # fmt: skip
+def test_what_is_not_there_says_where_to_get_it(tmp_path, name, advice):
+    with pytest.raises(FileNotFoundError, match=rf"no data at .*{name}: .*{advice}"):
+        find_images(tmp_path / name)
+
+
+def saved_by_hugging_face(folder: Path):
+    datasets = pytest.importorskip("datasets")
+    made = pictures(5, 8, 3).transpose(0, 2, 3, 1)
+    kinds = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    parts = {
+        name: datasets.Dataset.from_dict(
+            {"img": [Image.fromarray(image) for image in made[part]], "label": [1, 0, 1, 1, 0][part]}, features=kinds
+        )
+        for name, part in (("train", slice(0, 3)), ("validation", slice(3, 5)))
+    }
+    datasets.DatasetDict(parts).save_to_disk(str(folder / "both"))
+    parts["train"].save_to_disk(str(folder / "one"))
+    return made.transpose(0, 3, 1, 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hugging_face_data_set_is_read_back(tmp_path):
+    made = saved_by_hugging_face(tmp_path)
+    found = find_images(tmp_path / "both")
+    assert found.splits == ("train", "test")
+    data = found.open()
+    assert np.array_equal(data.images.numpy(), made[:3])
+    assert data.labels.tolist() == [1, 0, 1]
+    assert data.classes == ("cat", "dog")
+    assert np.array_equal(found.open("test", cache=tmp_path / "cache").images.numpy(), made[3:])
+    single = find_images(tmp_path / "one")
+    assert single.splits == ("train",)
+    assert np.array_equal(single.open().images.numpy(), made[:3])
+    for file in (tmp_path / "one").glob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"one is not a readable Hugging Face data set") as caught:
+        find_images(tmp_path / "one").open()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hugging_face_data_set_names_the_package_that_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    path = write(tmp_path / "set", {"dataset_info.json": b"{}", "state.json": b"{}"})
+    with pytest.raises(ValueError, match="needs another package: pip install datasets"):
+        find_images(path).open()
+    write(path, {"dataset_dict.json": b"{"})
+    with pytest.raises(ValueError, match=r"dataset_dict\.json does not list the data set's parts"):
+        find_images(path)
