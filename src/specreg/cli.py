@@ -196,19 +196,19 @@ def _sample(arguments: list[str]) -> int:
 
     from specreg.experiments.config import check_integer
     from specreg.experiments.run import load_sampler
-    from specreg.experiments.sampling import sample_images, save_grid
+    from specreg.experiments.sampling import sample_images, save_picture
     from specreg.records import RunDirectory
 
     @dataclass
     class Sample:
-        """Draw images from a run's newest checkpoint into a square PNG."""
+        """Draw samples from a run's newest checkpoint into a square PNG: a grid of images, or a scatter of points."""
 
         run: tyro.conf.Positional[Path] = Path("runs/train")
         """Run directory."""
         out: Path = Path("samples.png")
         """The picture to write; an existing file is not overwritten."""
         side: int = 8
-        """Images in a row, and rows."""
+        """Images in a row, and rows; of points there are always 2,500."""
         seed: int = 0
         """Latent vectors."""
 
@@ -219,8 +219,8 @@ def _sample(arguments: list[str]) -> int:
         raise ValueError(f"{given.out} exists: choose another name with --out")
     if given.out.suffix.lower() != ".png" or not given.out.absolute().parent.is_dir():
         raise ValueError(f"{given.out} has to be a .png file in a folder that exists")
-    _, _, generator = load_sampler(RunDirectory(given.run))
-    save_grid(sample_images(generator, given.side**2, seed=given.seed), given.out, side=given.side)
+    _, source, generator = load_sampler(RunDirectory(given.run))
+    save_picture(lambda count: sample_images(generator, count, seed=given.seed), source, given.out, side=given.side)
     sys.stdout.write(f"{given.out}\n")
     return 0
 

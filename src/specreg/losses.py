@@ -102,14 +102,14 @@ def gradient_penalty(
 
     Args:
         discriminator: images and labels in, scores (N,) out.
-        real, fake: images (N, C, H, W).
+        real, fake: images (N, C, H, W) or points (N, d).
         labels: classes (N,) of both, if conditional.
         generator: source of the interpolation weights.
 
     Reference:
         Gulrajani et al. 2017, equation 3.
     """
-    weights = torch.rand(len(real), 1, 1, 1, generator=generator).to(real)
+    weights = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator).to(real)
     between = torch.lerp(real, fake.detach(), weights).requires_grad_()
     scores = discriminator(between, labels) if labels is not None else discriminator(between)
     (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)

@@ -1,4 +1,7 @@
-"""The data sets that a stream draws from: uint8 images in memory, with what is known of their modes."""
+"""The data sets that a stream draws from, and how their samples become what networks see, and back.
+
+The kind of a sample says how: uint8 images are dequantized into [-1, 1), points of the plane are seen as they are.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,8 +10,24 @@ import torch
 from torch import Tensor
 
 
-class ImageSource(Protocol):
+class Source(Protocol):
     """What a stream needs of a data set."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels tell apart."""
+        ...
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw samples and labels (count,), int64, with replacement.
+
+        Samples are images (count, C, H, W), uint8, or points (count, dimension), float32.
+        """
+        ...
+
+
+class ImageSource(Source, Protocol):
+    """A source of images."""
 
     @property
     def resolution(self) -> int:
@@ -18,15 +37,6 @@ class ImageSource(Protocol):
     @property
     def channels(self) -> int:
         """1 or 3."""
-        ...
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the labels tell apart."""
-        ...
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw images (count, C, H, W), uint8, and labels (count,), int64, with replacement."""
         ...
 
 
@@ -61,6 +71,16 @@ class ImageArrays:
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         index = torch.randint(len(self.images), (count,), generator=generator)
         return self.images[index], self.labels[index]
+
+
+def encode(samples: Tensor, generator: torch.Generator) -> Tensor:
+    """Return samples as networks see them: uint8 images by :func:`dequantize`, points (N, dimension) as they are."""
+    return dequantize(samples, generator) if samples.dtype == torch.uint8 else samples
+
+
+def decode(outputs: Tensor) -> Tensor:
+    """Return a generator's outputs as samples: images (N, C, H, W) by :func:`quantize`, points as they are, float32."""
+    return quantize(outputs) if outputs.ndim == 4 else outputs.float()
 
 
 def dequantize(images: Tensor, generator: torch.Generator) -> Tensor:

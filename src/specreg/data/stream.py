@@ -5,30 +5,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.data.arrays import ImageSource, dequantize
+from specreg.data.arrays import Source, encode
 
 
 class BatchStream:
-    """Draw dequantized batches with replacement from a source, for ever.
+    """Draw batches with replacement from a source, for ever, as networks see them.
 
     The stream's whole position is the state of its generator: restored, it goes on with the same batches.
     (The authors shuffle epochs instead; with replacement nothing else has to be stored.)
 
     Args:
-        source: the images.
-        batch_size: images a batch.
+        source: the images or points.
+        batch_size: samples a batch.
         seed: where the stream begins.
     """
 
-    def __init__(self, source: ImageSource, batch_size: int, seed: int) -> None:
+    def __init__(self, source: Source, batch_size: int, seed: int) -> None:
         self.source = source
         self.batch_size = batch_size
         self.generator = torch.Generator().manual_seed(seed)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Return images (N, C, H, W) in [-1, 1) and labels (N,)."""
-        images, labels = self.source.draw(self.batch_size, self.generator)
-        return dequantize(images, self.generator), labels
+        """Return images (N, C, H, W) in [-1, 1) or points (N, dimension), and labels (N,)."""
+        samples, labels = self.source.draw(self.batch_size, self.generator)
+        return encode(samples, self.generator), labels
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}

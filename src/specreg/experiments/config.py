@@ -42,8 +42,9 @@ class RegularizationConfig:
     scale: Literal["authors", "keep", "unit"] = "authors"
     """keep: leave s1 of the stored weight; unit: make it 1; authors: unit for static, keep for dynamic, the record's s1
     for anchored."""
-    compensate: Literal["convolutions", "all"] = "convolutions"
-    """Layers to compensate or to penalize: convolutions as the authors do, or linear layers too."""
+    compensate: Literal["auto", "convolutions", "all"] = "auto"
+    """Layers to compensate or to penalize: convolutions as the authors do, or all, the linear ones too; auto:
+    convolutions, but all of a network without any (mlp)."""
     penalty_weight: float | None = None
     """orthogonal, d-optimal: weight of the penalty in the discriminator's loss; None: 1e-4 (Brock et al. 2019) for
     orthogonal, 0.01 (none is published for this form) for d-optimal."""
@@ -56,8 +57,9 @@ class DataConfig:
     """What the networks are trained on."""
 
     data: str = "digits"
-    """digits; a folder or zip of images with classes as folders; an npz file; or CIFAR-10, CIFAR-100, STL-10 or MNIST
-    as published, in a folder or a .tar.gz."""
+    """digits; a folder or zip of images with classes as folders; an npz file; CIFAR-10, CIFAR-100, STL-10 or MNIST as
+    published, in a folder or a .tar.gz; or Gaussians in the plane: ring, grid (PacGAN's protocol),
+    ring-self-conditioned, grid-self-conditioned."""
     image_size: int | None = None
     """Crop to the central square and resize to this side."""
     conditional: bool = False
@@ -82,6 +84,9 @@ class ModelConfig:
     """Base width of the generator."""
     latent: int = 128
     """Dimension of the latent vector z."""
+    network: Literal["auto", "resnet", "dcgan", "mlp"] = "auto"
+    """resnet: SN-GAN's, sides 8 to 128; dcgan: sides 28 and 32; mlp: for points, layers 16 times as wide as the
+    channels; auto: what fits the data, resnet before dcgan."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,8 @@ def _check(settings: Settings) -> None:
     if settings.data.stacked_size is not None:
         check_integer("stacked_size", settings.data.stacked_size, at_least=1)
     check_choice("scale", settings.regularization.scale, ("authors", "keep", "unit"))
-    check_choice("compensate", settings.regularization.compensate, ("convolutions", "all"))
+    check_choice("compensate", settings.regularization.compensate, ("auto", "convolutions", "all"))
+    check_choice("network", settings.model.network, ("auto", "resnet", "dcgan", "mlp"))
     check_choice("loss", settings.training.loss, tuple(LOSSES))
     check_choice("lr_decay", settings.training.lr_decay, ("linear", "none"))
     check_choice("precision", settings.precision, ("float32", "bf16"))

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.data.arrays import ImageSource, dequantize, quantize
+from specreg.data.arrays import decode, encode
+from specreg.data.mixtures import DataSource
+from specreg.evaluation.mixtures import MixtureEvaluator
 from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.board import Board
 from specreg.experiments.config import Settings
@@ -29,17 +31,17 @@ _SPECTRUM_DIGITS = 6
 
 
 class Probe:
-    """One batch of real images and one of latent vectors, the same at each time: what the discriminator feels of them.
+    """One batch of real samples and one of latent vectors, the same at each time: what the discriminator feels of them.
 
     Args:
-        source: the real images.
+        source: the real samples.
         settings: whether the networks are conditional.
     """
 
-    def __init__(self, source: ImageSource, settings: Settings) -> None:
+    def __init__(self, source: DataSource, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_PROBE_SEED)
-        self._pixels, labels = source.draw(_PROBE_SIZE, random)
-        self._images = dequantize(self._pixels, random)
+        self._samples, labels = source.draw(_PROBE_SIZE, random)
+        self._real = encode(self._samples, random)
         self._labels = labels if settings.data.conditional else None
 
     def measure(self, state: TrainingState) -> dict[str, Any]:
@@ -48,7 +50,7 @@ class Probe:
         generator, discriminator = state.sampler, state.discriminator
         z, _ = draw_latent(generator, _PROBE_SIZE, random)
         labels = None if self._labels is None else self._labels.to(z.device)
-        real, extra = self._images.to(z.device), () if labels is None else (labels,)
+        real, extra = self._real.to(z.device), () if labels is None else (labels,)
         with sampling(generator):
             fake = generator(z, *extra)
         attained = attainment(discriminator, real, *extra)
@@ -57,8 +59,8 @@ class Probe:
             "attainment": {name: round(one.attained, 5) for name, one in attained.items()},
             "gradient_norms": {name: round(value, 6) for name, value in norms.items()},
         }
-        if bool((self._pixels != self._pixels[:1]).any()):  # a single image has no diversity to compare with
-            measured["diversity"] = asdict(diversity(quantize(fake).float().cpu(), self._pixels.float()))
+        if bool((self._samples != self._samples[:1]).any()):  # a single image has no diversity to compare with
+            measured["diversity"] = asdict(diversity(decode(fake).float().cpu(), self._samples.float()))
         return measured
 
 
@@ -70,7 +72,7 @@ class Recorder:
         settings: Settings,
         run: RunDirectory,
         state: TrainingState,
-        evaluator: Evaluator,
+        evaluator: Evaluator | MixtureEvaluator,
         probe: Probe,
         scores: ScoreProbe | None,
         progress: Progress,

@@ -13,21 +13,22 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import specreg
-from specreg.data.arrays import ImageSource
 from specreg.data.digits import StackedDigits
+from specreg.data.mixtures import MIXTURES, DataSource, GaussianMixture
 from specreg.data.open import find_images
 from specreg.data.published import Split
 from specreg.data.stacked import stack
 from specreg.data.stream import BatchStream
+from specreg.evaluation.mixtures import RULES, MixtureEvaluation, MixtureEvaluator
 from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import DataConfig, RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.networks import check_networks, make_discriminator, make_generator
 from specreg.experiments.recorder import Probe, Progress, Recorder
-from specreg.experiments.sampling import GRID, sample_images, save_grid
+from specreg.experiments.sampling import sample_images, save_picture
 from specreg.experiments.scores import ScoreProbe
 from specreg.guard import Guard
 from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
 from specreg.losses import LOSSES
-from specreg.models import Discriminator, Generator, stages_for
 from specreg.monitor.actions import Pin
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
@@ -49,24 +50,21 @@ _DATA_STREAM, _LATENT_STREAM, _REFERENCE_SEED = 1_000_003, 2_000_003, 3_000_017
 _PENALTIES = {"orthogonal": (orthogonality_penalty, 1e-4), "d-optimal": (d_optimal_penalty, 1e-2)}
 
 
-def open_source(settings: Settings) -> ImageSource:
-    """Return the images that a configuration names.
+def open_source(settings: Settings) -> DataSource:
+    """Return the images or points that a configuration names.
 
     Raises:
         FileNotFoundError, ValueError: they cannot be read or do not fit the networks; says the remedy.
     """
     data = settings.data
     source = _open_part(data, data.data_split, data.stacked_size)
-    try:
-        stages_for(source.resolution)
-    except ValueError as error:
-        raise ValueError(f"{data.data}: {error}; choose one with --image-size") from error
+    check_networks(settings, source)
     if data.conditional and source.num_classes < 2:
         raise ValueError(f"{data.data} has no classes to be conditional on: drop --conditional")
     return source
 
 
-def open_held_out(settings: Settings, like: ImageSource | None = None) -> ImageSource | None:
+def open_held_out(settings: Settings, like: DataSource | None = None) -> DataSource | None:
     """Return the test part of the data that a configuration trains on; None without one, or if it trains on that.
 
     Stacked images are stacked anew for every draw, whatever the training's are.
@@ -79,7 +77,7 @@ def open_held_out(settings: Settings, like: ImageSource | None = None) -> ImageS
         ValueError: the test part cannot be read, or is not like the training images; says the remedy.
     """
     data = settings.data
-    if data.data_split == "test" or (data.data != "digits" and "test" not in find_images(data.data).splits):
+    if data.data in MIXTURES or data.data_split == "test" or (data.data != "digits" and "test" not in find_images(data.data).splits):
         return None
     source = _open_part(data, "test", None)
     if like is not None and (source.channels, source.resolution) != (like.channels, like.resolution):
@@ -90,13 +88,17 @@ def open_held_out(settings: Settings, like: ImageSource | None = None) -> ImageS
     return source
 
 
-def _open_part(data: DataConfig, split: Split, stacked_size: int | None) -> ImageSource:
+def _open_part(data: DataConfig, split: Split, stacked_size: int | None) -> DataSource:
     if data.data == "digits":
         if data.image_size not in (None, StackedDigits.resolution):
             raise ValueError(f"digits are {StackedDigits.resolution}x{StackedDigits.resolution}: drop --image-size")
         if split == "unlabeled":
             raise ValueError("digits have no part 'unlabeled': choose 'train' or 'test'")
         return StackedDigits(held_out=split == "test", size=stacked_size)
+    if data.data in MIXTURES:
+        if data.image_size is not None or data.stacked or split != "train":
+            raise ValueError(f"{data.data} has points and no images: drop --image-size, --stacked and --data-split")
+        return MIXTURES[data.data]
     if stacked_size is not None and not data.stacked:
         raise ValueError("--stacked-size says how many images are stacked: give --stacked, too, or drop it")
     images = find_images(data.data).open(split, image_size=data.image_size, cache=data.cache)
@@ -133,7 +135,7 @@ def saved_config(run: RunDirectory) -> RunConfig | None:
 def execute(
     config: RunConfig,
     run: RunDirectory,
-    source: ImageSource,
+    source: DataSource,
     *,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda step, metrics: None,
@@ -143,7 +145,7 @@ def execute(
     Args:
         config: the whole configuration.
         run: where everything is written, after :func:`prepare_run`.
-        source: the training images, from :func:`open_source`.
+        source: the training data, from :func:`open_source`.
         stop: asked after every step; True leaves a resumable run.
         progress: told every step, and what was recorded at it.
 
@@ -188,22 +190,17 @@ def execute(
     return finished
 
 
-def build_state(config: RunConfig, source: ImageSource, accelerator: Accelerator) -> TrainingState:
+def build_state(config: RunConfig, source: DataSource, accelerator: Accelerator) -> TrainingState:
     """Turn a configuration into networks, optimizers, a compensator and streams, all from its seed."""
     settings = config.settings
-    num_classes = source.num_classes if settings.data.conditional else 0
     set_seed(config.seed)  # Python's, numpy's and torch's global generators
-    shape: dict[str, Any] = {"image_channels": source.channels, "num_classes": num_classes}
-    generator: nn.Module = Generator(
-        source.resolution, settings.model.g_channels, latent=settings.model.latent, **shape
-    )
-    discriminator: nn.Module = Discriminator(source.resolution, settings.model.d_channels, **shape)
+    generator, discriminator = make_generator(settings, source), make_discriminator(settings, source)
     generator.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     discriminator.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalize(config, discriminator)
     ema = None
     if settings.training.ema_decay:
-        ema = Generator(source.resolution, settings.model.g_channels, latent=settings.model.latent, **shape)
+        ema = make_generator(settings, source)
         ema.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema.load_state_dict(generator.state_dict())
         ema.eval().requires_grad_(False)
@@ -247,7 +244,9 @@ def attach_method(config: RunConfig, state: TrainingState) -> None:
     scheme = chosen.guard if config.method == "guard" else config.method
     authors = {"static": "unit", "dynamic": "keep", "anchored": "record"}
     scale = authors.get(scheme) if chosen.scale == "authors" else chosen.scale
-    only = list(CONVOLUTIONS if chosen.compensate == "convolutions" else DEFAULT_KINDS)
+    convolutional = any(isinstance(module, CONVOLUTIONS) for module in state.discriminator.modules())
+    every_kind = chosen.compensate == "all" or (chosen.compensate == "auto" and not convolutional)
+    only = list(DEFAULT_KINDS if every_kind else CONVOLUTIONS)
     common: dict[str, Any] = {
         "every": chosen.every, "strength": chosen.strength, "scale": scale, "only": only,
     }  # fmt: skip
@@ -278,6 +277,14 @@ def attach_method(config: RunConfig, state: TrainingState) -> None:
 
 def warn_about(config: RunConfig) -> None:
     """Log what is allowed but hardly meant."""
+    mixture, samples = MIXTURES.get(config.settings.data.data), config.settings.records.samples
+    if mixture is not None and samples != (published := RULES[mixture.publication].samples):
+        logger.warning(
+            "%d samples in an evaluation, the published protocol has %d: give --samples %d to compare with it",
+            samples,
+            published,
+            published,
+        )
     training, start = config.settings.training, config.settings.regularization.start
     if config.method in ("dynamic", "anchored") and start >= training.steps * training.d_steps:
         logger.warning(
@@ -295,13 +302,22 @@ def warn_about(config: RunConfig) -> None:
         )
 
 
-def make_evaluator(settings: Settings, source: ImageSource) -> Evaluator:
-    """Return the evaluator against real images of the training data, the same for every run."""
+def make_evaluator(settings: Settings, source: DataSource) -> Evaluator | MixtureEvaluator:
+    """Return the evaluator against samples of the training data, the same for every run."""
     real, _ = source.draw(settings.records.reference, torch.Generator().manual_seed(_REFERENCE_SEED))
+    if isinstance(source, GaussianMixture):
+        return MixtureEvaluator(
+            real,
+            name=source.name,
+            publication=source.publication,
+            centres=source.centres,
+            deviation=source.deviation,
+            num_samples=settings.records.samples,
+        )
     return Evaluator(real, num_samples=settings.records.samples, digits=isinstance(source, StackedDigits))
 
 
-def load_sampler(run: RunDirectory) -> tuple[RunConfig, ImageSource, nn.Module]:
+def load_sampler(run: RunDirectory) -> tuple[RunConfig, DataSource, nn.Module]:
     """Return a run's configuration, data and generator (its running average, if it has one) at its checkpoint.
 
     Raises:
@@ -318,7 +334,7 @@ def load_sampler(run: RunDirectory) -> tuple[RunConfig, ImageSource, nn.Module]:
     return config, source, state.sampler
 
 
-def evaluate_run(run: RunDirectory, *, samples: int | None = None) -> Evaluation:
+def evaluate_run(run: RunDirectory, *, samples: int | None = None) -> Evaluation | MixtureEvaluation:
     """Evaluate a run's checkpoint anew, with another number of samples if given."""
     config, source, generator = load_sampler(run)
     evaluator = make_evaluator(config.settings, source)
@@ -328,12 +344,17 @@ def evaluate_run(run: RunDirectory, *, samples: int | None = None) -> Evaluation
 
 
 def _finish(
-    config: RunConfig, run: RunDirectory, state: TrainingState, evaluator: Evaluator, source: ImageSource
+    config: RunConfig,
+    run: RunDirectory,
+    state: TrainingState,
+    evaluator: Evaluator | MixtureEvaluator,
+    source: DataSource,
 ) -> None:
     generator = state.sampler
     evaluation = evaluator.evaluate(lambda count: sample_images(generator, count))
-    save_grid(sample_images(generator, GRID**2), run.image("samples"))
-    save_grid(source.draw(GRID**2, torch.Generator().manual_seed(_REFERENCE_SEED))[0], run.image("data"))
+    random = torch.Generator().manual_seed(_REFERENCE_SEED)
+    save_picture(lambda count: sample_images(generator, count), source, run.image("samples"))
+    save_picture(lambda count: source.draw(count, random)[0], source, run.image("data"))
     run.write(
         "result",
         {

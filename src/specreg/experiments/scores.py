@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.data.arrays import ImageSource, dequantize
+from specreg.data.arrays import Source, encode
 from specreg.experiments.config import Settings
 from specreg.experiments.sampling import sampling
 from specreg.training.loop import draw_latent
@@ -27,13 +27,13 @@ class ScoreProbe:
         settings: whether the networks are conditional.
     """
 
-    def __init__(self, training: ImageSource, held_out: ImageSource, settings: Settings) -> None:
+    def __init__(self, training: Source, held_out: Source, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_SEED)
         self._conditional = settings.data.conditional
         self._images = {}
         for name, source in (("training", training), ("held_out", held_out)):
             images, labels = source.draw(_SIZE, random)
-            self._images[name] = dequantize(images, random), labels
+            self._images[name] = encode(images, random), labels
 
     def measure(self, state: TrainingState) -> dict[str, Any]:
         """Return 33 quantiles of each distribution, from the least score to the largest, and two probabilities.

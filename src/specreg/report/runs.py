@@ -11,6 +11,7 @@ from specreg.report.tables import TITLES, title
 
 OUTPUTS = ("training", "held_out", "generated")
 STATES = ("healthy", "recovered", "collapsing", "collapsed")
+_WORDS = ("method", "config", "features", "protocol", "verdict")  # what is no number in a result
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
 
 
@@ -47,7 +48,7 @@ class Run:
     def result(self) -> dict[str, Any]:
         """The final evaluation and ``seconds``; empty while the run is not complete."""
         result = self._object("result")
-        numbers = {key: value for key, value in result.items() if key not in ("method", "config", "features")}
+        numbers = {key: value for key, value in result.items() if key not in _WORDS}
         if not all(value is None or _number(value) for value in numbers.values()):
             raise ValueError(f"{self.directory.path / 'result.json'} is damaged: not a run's result")
         seconds = self._object("timing").get("seconds")

@@ -21,6 +21,7 @@ TITLES = {
 # key, heading, decimals, and which way is better
 COLUMNS = (
     ("modes", "modes ↑", 0),
+    ("high_quality", "high quality ↑", 3),
     ("kl", "KL (nats) ↓", 2),
     ("fd", "FD ↓", 2),
     ("kid", "KID ↓", 3),

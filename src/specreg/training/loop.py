@@ -137,7 +137,9 @@ def draw_real(stream: Stream, multiple: int, num_classes: int, accelerator: Acce
     """Take so many of a stream's batches as one, with labels if there are classes."""
     drawn = [stream.next() for _ in range(multiple)]
     images, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-    images = images.to(accelerator.device, memory_format=torch.channels_last)
+    # Of points there is no such format.
+    memory_format = torch.channels_last if images.ndim == 4 else torch.preserve_format
+    images = images.to(accelerator.device, memory_format=memory_format)
     return images, labels.to(accelerator.device) if num_classes else None
 
 

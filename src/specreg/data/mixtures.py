@@ -1,0 +1,67 @@
+"""Mixtures of Gaussians in the plane: the data of the mode-collapse benchmarks whose modes are known exactly."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specreg.data.arrays import ImageSource
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    r"""Equally likely isotropic Gaussians, :math:`\frac1K \sum_k N(c_k, \sigma^2 I)`; endless points.
+
+    Attributes:
+        name: "ring" or "grid".
+        publication: whose protocol the centres, the standard deviation and the evaluation are.
+        centres: :math:`c_k`, (K, 2).
+        deviation: :math:`\sigma` in each coordinate.
+    """
+
+    name: str
+    publication: str
+    centres: Tensor
+    deviation: float
+
+    @property
+    def dimension(self) -> int:
+        return self.centres.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """K: the label of a point is its mode."""
+        return len(self.centres)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw points (count, 2), float32, and their modes (count,), int64."""
+        modes = torch.randint(self.num_classes, (count,), generator=generator)
+        noise = torch.randn(count, self.dimension, generator=generator)
+        return self.centres[modes] + self.deviation * noise, modes
+
+
+# What a run is trained on.
+DataSource = ImageSource | GaussianMixture
+
+
+def ring(radius: float, count: int = 8) -> Tensor:
+    """Return ``count`` centres (count, 2) on a circle, the first one at (radius, 0)."""
+    angles = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
+    return (radius * torch.stack([angles.cos(), angles.sin()], 1)).float()
+
+
+def grid(spacing: float = 2.0, side: int = 5) -> Tensor:
+    """Return side x side centres (side², 2) around the origin: {-4, -2, 0, 2, 4}² by default."""
+    ticks = spacing * (torch.arange(side) - (side - 1) / 2)
+    return torch.cartesian_prod(ticks, ticks)
+
+
+# As the option --data names them. PacGAN: Lin et al. 2018, section 4.1, and the authors' code (the unit circle);
+# self-conditioned: Liu et al. 2020, *Diverse Image Generation via Self-Conditioned GANs*, the authors' code.
+MIXTURES = {
+    "ring": GaussianMixture("ring", "pacgan", ring(1.0), 0.01),
+    "grid": GaussianMixture("grid", "pacgan", grid(), 0.05),
+    "ring-self-conditioned": GaussianMixture("ring", "self-conditioned", ring(2.0), 0.01),
+    "grid-self-conditioned": GaussianMixture("grid", "self-conditioned", grid(), 0.05),
+}

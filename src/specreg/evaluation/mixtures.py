@@ -1,0 +1,144 @@
+r"""Evaluate a sampler of points against a mixture of Gaussians whose centres are known.
+
+A point belongs to the nearest centre and is of high quality if it is near enough. The publications differ in what near
+is and in which points the KL counts, so every number goes with the name of its protocol.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from specreg.evaluation.metrics import frechet_distance
+from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
+
+_REACH = 3.0  # standard deviations
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a publication evaluates a mixture.
+
+    Attributes:
+        region: where a point is of high quality: within 3 standard deviations of its centre ("radial"), or within 3 in
+            each coordinate ("box").
+        counted: the points whose modes the reverse KL counts, "high-quality" or "all".
+        samples: how many points the publication draws.
+    """
+
+    region: Literal["radial", "box"]
+    counted: Literal["high-quality", "all"]
+    samples: int
+
+    @property
+    def ceiling(self) -> float:
+        r"""The share of high-quality points of a perfect sampler in the plane.
+
+        :math:`1 - e^{-9/2}` = 0.9889 radially, :math:`\operatorname{erf}(3/\sqrt2)^2` = 0.9946 in the box.
+        """
+        return 1 - math.exp(-(_REACH**2) / 2) if self.region == "radial" else math.erf(_REACH / math.sqrt(2)) ** 2
+
+
+# PacGAN (Lin et al. 2018, section 4.1) and self-conditioned GAN (Liu et al. 2020), from the authors' code; the second
+# has no fixed number of points and gets the first's.
+RULES = {
+    "pacgan": Rule("radial", "high-quality", 2500),
+    "self-conditioned": Rule("box", "all", 2500),
+}
+
+
+@dataclass(frozen=True)
+class MixtureEvaluation:
+    """The metrics of one sampler, with the protocol they were taken under.
+
+    Attributes:
+        protocol: publication, mixture and number of generated points, as in "pacgan_ring_2500".
+        features: always "coordinates": distances are those of the points themselves.
+        num_real, num_fake: how many points of each.
+        modes: how many have at least one high-quality point.
+        high_quality: the share of high-quality points.
+        kl: reverse KL from the uniform distribution over modes, in nats; None where no point counts.
+        kl_floor: its expectation for a perfect sampler of as many counted points; None likewise.
+        fd: Fréchet distance of the points, in the squared unit of the plane.
+    """
+
+    protocol: str
+    features: str
+    num_real: int
+    num_fake: int
+    modes: int
+    high_quality: float
+    kl: float | None
+    kl_floor: float | None
+    fd: float
+
+
+class MixtureEvaluator:
+    """Compare samplers of points with a mixture of equally likely Gaussians.
+
+    Args:
+        real: points of the mixture (N, 2), for the Fréchet distance.
+        name: the mixture's, for the protocol's name.
+        publication: a key of ``RULES``.
+        centres: (K, 2).
+        deviation: standard deviation in each coordinate.
+        num_samples: how many points are drawn from a sampler.
+    """
+
+    def __init__(
+        self, real: Tensor, *, name: str, publication: str, centres: Tensor, deviation: float, num_samples: int
+    ) -> None:
+        self.num_samples = num_samples
+        self._real, self._name, self._publication = real, name, publication
+        self._centres, self._deviation = centres.double(), deviation
+
+    def evaluate(self, sampler: Callable[[int], Tensor]) -> MixtureEvaluation:
+        """Return every metric of ``num_samples`` points drawn from ``sampler``.
+
+        Raises:
+            ValueError: the sampler's points are not finite.
+        """
+        points = sampler(self.num_samples)
+        if not bool(torch.isfinite(points).all()):
+            raise ValueError("the generated points hold NaN or inf")
+        rule, count = RULES[self._publication], len(self._centres)
+        modes, good = assign(points, self._centres, self._deviation, region=rule.region)
+        counted = modes[good] if rule.counted == "high-quality" else modes
+        return MixtureEvaluation(
+            protocol=f"{self._publication}_{self._name}_{len(points)}",
+            features="coordinates",
+            num_real=len(self._real),
+            num_fake=len(points),
+            modes=modes_covered(modes[good], count),
+            high_quality=good.double().mean().item(),
+            kl=reverse_kl(counted, count) if len(counted) else None,
+            kl_floor=reverse_kl_floor(count, len(counted)) if len(counted) else None,
+            fd=frechet_distance(self._real, points),
+        )
+
+    def glance(self, sampler: Callable[[int], Tensor]) -> dict[str, float | int]:
+        """Return what is shown during training: modes, high_quality, kl where there is one, and fd."""
+        found = self.evaluate(sampler)
+        known = {"modes": found.modes, "high_quality": found.high_quality, "kl": found.kl, "fd": found.fd}
+        return {key: value for key, value in known.items() if value is not None}
+
+
+def assign(
+    points: Tensor, centres: Tensor, deviation: float, *, region: Literal["radial", "box"]
+) -> tuple[Tensor, Tensor]:
+    """Return each point's nearest centre (N,), int64, and whether it lies within 3 deviations of it (N,), bool.
+
+    Args:
+        points: (N, 2).
+        centres: (K, 2).
+        deviation: standard deviation in each coordinate.
+        region: "radial" measures the distance, "box" each coordinate.
+    """
+    points, centres = points.double(), centres.double()
+    modes = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    apart = (points - centres[modes]).abs()
+    distance = apart.norm(dim=1) if region == "radial" else apart.amax(1)
+    return modes, distance < _REACH * deviation

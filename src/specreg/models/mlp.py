@@ -1,0 +1,64 @@
+"""Fully connected generator and discriminator for points in the plane."""
+
+import itertools
+
+from torch import Tensor, nn
+
+WIDTH = 16  # a hidden layer's width for each channel: the defaults of the lab then are 512 and 128 wide
+_HIDDEN_GENERATOR, _HIDDEN_DISCRIMINATOR = 2, 3
+
+
+class Generator(nn.Module):
+    """Map latent vectors to points: two hidden layers with ReLU, a linear output.
+
+    The depth of PacGAN's generator for mixtures (Lin et al. 2018, 400 wide: 25 channels), without its batch
+    normalization.
+
+    Args:
+        channels: hidden layers are 16 times as wide.
+        latent: dimension of z.
+        dimension: of the points.
+    """
+
+    num_classes = 0
+
+    def __init__(self, channels: int, *, latent: int = 2, dimension: int = 2) -> None:
+        super().__init__()
+        self.latent = latent
+        self.layers = _layers([latent, *[WIDTH * channels] * _HIDDEN_GENERATOR, dimension], nn.ReLU())
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return points (N, dimension) for z (N, latent)."""
+        points: Tensor = self.layers(z)
+        return points
+
+
+class Discriminator(nn.Module):
+    """Map points to one real number each: three hidden layers with LeakyReLU, slope 0.2.
+
+    PacGAN's has maxout layers, whose maximum is over several weight matrices; spectral normalization is about one.
+
+    Args:
+        channels: hidden layers are 16 times as wide.
+        dimension: of the points.
+    """
+
+    def __init__(self, channels: int, *, dimension: int = 2) -> None:
+        super().__init__()
+        self.layers = _layers([dimension, *[WIDTH * channels] * _HIDDEN_DISCRIMINATOR, 1], nn.LeakyReLU(0.2))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Return scores (N,) for points (N, dimension)."""
+        scores: Tensor = self.layers(points)[:, 0]
+        return scores
+
+
+def _layers(widths: list[int], activation: nn.Module) -> nn.Sequential:
+    """Return linear layers with activations between; Glorot-uniform weights, biases zero."""
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        linear = nn.Linear(before, after)
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, activation]
+    return nn.Sequential(*layers[:-1])
