@@ -1,0 +1,73 @@
+"""Trainings on points, through the command line: compare, resume, report, sample, evaluate."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from test_resume import SERIES, assert_same_value, command, environment
+
+from specreg.cli import main
+
+OPTIONS = [
+    "--data", "ring", "--steps", "24", "--d-channels", "1", "--g-channels", "1", "--latent", "2", "--batch-size", "8",
+    "--d-steps", "1", "--log-every", "1", "--spectra-every", "2", "--evaluate-every", "6", "--checkpoint-every", "4",
+    "--samples", "200", "--reference", "300", "--ema-decay", "0.9", "--no-tensorboard",
+]  # fmt: skip
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("mixtures") / "out"
+    assert main(["compare", "--out", str(out), "--methods", "sn,static", *OPTIONS]) == 0
+    return out
+
+
+def test_a_comparison_on_points_ends_with_its_table_and_pictures(compared):
+    rows = json.loads((compared / "results.json").read_text())
+    assert [row["method"] for row in rows] == ["sn", "static"]
+    assert {row["protocol"] for row in rows} == {"pacgan_ring_200"}
+    assert rows[0]["compensations"] == 0
+    assert rows[1]["compensations"] == 5
+    assert "high quality" in (compared / "table.md").read_text()
+    for name in ("spectra", "curves", "samples"):
+        with Image.open(compared / f"{name}.png") as picture:
+            assert len(picture.convert("L").resize((50, 50)).getcolors(256) or []) > 5
+    spectra = (compared / "runs" / "static-seed0" / "spectra.jsonl").read_text().splitlines()
+    layers = json.loads(spectra[-1])["layers"]
+    assert [len(values) for values in layers.values()] == [2, 16, 16]
+
+
+def test_a_killed_training_on_points_goes_on_bit_for_bit(compared, tmp_path):
+    reference, out = compared / "runs" / "static-seed0", tmp_path / "run"
+    process = subprocess.Popen(command(out, "--method", "static", *OPTIONS), env=environment())
+    metrics = out / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 10:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "result.json").exists()
+    subprocess.run(command(out), check=True, env=environment())
+    for name in (*SERIES, "result.json"):
+        assert (out / name).read_text() == (reference / name).read_text(), name
+    assert (out / "samples.png").read_bytes() == (reference / "samples.png").read_bytes()
+    assert_same_value(*(torch.load(run / "checkpoint.pt", weights_only=True) for run in (out, reference)))
+
+
+def test_a_run_on_points_is_reported_sampled_and_evaluated(compared, tmp_path, capsys):
+    run, page, picture = compared / "runs" / "sn-seed0", tmp_path / "page.html", tmp_path / "points.png"
+    assert main(["report", str(compared), "--out", str(page)]) == 0
+    assert "high quality" in page.read_text()
+    assert main(["sample", str(run), "--out", str(picture)]) == 0
+    with Image.open(picture) as one, Image.open(run / "samples.png") as other:
+        assert one.size == other.size
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--json"]) == 0
+    again, result = json.loads(capsys.readouterr().out), json.loads((run / "result.json").read_text())
+    assert again == {key: result[key] for key in again}

@@ -1,0 +1,190 @@
+"""Points of the plane in the lab: the mixtures, the stream, the networks beside the ResNet, pictures."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+
+from specreg.data.arrays import ImageArrays, decode, dequantize, encode, quantize
+from specreg.data.digits import StackedDigits
+from specreg.data.mixtures import MIXTURES
+from specreg.data.stream import BatchStream
+from specreg.experiments.config import (
+    DataConfig,
+    ModelConfig,
+    RegularizationConfig,
+    RunConfig,
+    Settings,
+    from_dict,
+    to_dict,
+)
+from specreg.experiments.networks import make_discriminator, make_generator
+from specreg.experiments.run import build_state, open_source
+from specreg.experiments.sampling import save_scatter
+from specreg.losses import gradient_penalty
+from specreg.models import dcgan, mlp
+from specreg.training.loop import TrainingConfig, train
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def images_of(side: int) -> ImageArrays:
+    return ImageArrays("images", torch.zeros(4, 3, side, side, dtype=torch.uint8), torch.zeros(4).long(), ("a",))
+
+
+@pytest.mark.parametrize(
+    ("name", "modes", "deviation"),
+    [("ring", 8, 0.01), ("ring-self-conditioned", 8, 0.01), ("grid", 25, 0.05), ("grid-self-conditioned", 25, 0.05)],
+)
+def test_mixtures_have_their_centres_and_deviation(name, modes, deviation):
+    points, labels = MIXTURES[name].draw(100_000, torch.Generator().manual_seed(0))
+    assert points.dtype == torch.float32
+    shares = torch.bincount(labels, minlength=modes) / len(labels)
+    assert len(shares) == modes
+    assert (shares - 1 / modes).abs().max() < 5 * math.sqrt(1 / modes / len(labels))
+    means = torch.stack([points[labels == mode].mean(0) for mode in range(modes)])
+    if name.startswith("ring"):
+        radius = 2.0 if "self" in name else 1.0
+        expected = [(radius * math.cos(k * math.pi / 4), radius * math.sin(k * math.pi / 4)) for k in range(8)]
+    else:
+        expected = [(x, y) for x in (-4, -2, 0, 2, 4) for y in (-4, -2, 0, 2, 4)]
+    torch.testing.assert_close(means, torch.tensor(expected).float(), rtol=0, atol=6 * deviation / math.sqrt(3000))
+    noise = points - means[labels]
+    torch.testing.assert_close(noise.T.cov(), deviation**2 * torch.eye(2), rtol=0, atol=0.03 * deviation**2)
+
+
+def test_images_are_dequantized_and_points_are_seen_as_they_are():
+    random = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+    images, _ = StackedDigits().draw(5, random())
+    assert torch.equal(encode(images, random()), dequantize(images, random()))
+    outputs = torch.rand(5, 3, 8, 8) * 2 - 1
+    assert torch.equal(decode(outputs), quantize(outputs))
+    points = torch.randn(7, 2)
+    assert torch.equal(encode(points, random()), points)
+    assert torch.equal(decode(points), points)
+    seen, labels = BatchStream(MIXTURES["grid"], 6, seed=3).next()
+    expected, modes = MIXTURES["grid"].draw(6, random())
+    assert torch.equal(seen, expected)
+    assert torch.equal(labels, modes)
+
+
+def test_the_fully_connected_networks():
+    generator, discriminator = mlp.Generator(2, latent=3), mlp.Discriminator(1)
+    assert parameters(generator) == (3 * 32 + 32) + (32 * 32 + 32) + (32 * 2 + 2)
+    assert parameters(discriminator) == (2 * 16 + 16) + 2 * (16 * 16 + 16) + (16 + 1)
+    points = generator(torch.randn(5, 3))
+    assert points.shape == (5, 2)
+    assert discriminator(points).shape == (5,)
+    # Linear at the output and bias-free at zero: 0 goes to 0, and ReLU networks without biases are homogeneous.
+    z = torch.randn(5, 3)
+    torch.testing.assert_close(generator(3 * z), 3 * generator(z))
+
+
+@pytest.mark.parametrize(("side", "sides"), [(28, [14, 7, 4, 2]), (32, [16, 8, 4, 2])])
+def test_dcgan_of_both_resolutions(side, sides):
+    generator, discriminator = dcgan.Generator(side, 4, latent=10), dcgan.Discriminator(side, 1)
+    convolutions = (32 * 16 + 16 * 8 + 8 * 4 + 4 * 3) * 25 + 3
+    assert parameters(generator) == 10 * 32 * 4 + convolutions + 2 * (32 + 16 + 8 + 4)
+    assert parameters(discriminator) == (3 + 2 + 8 + 32) * 25 + (1 + 2 + 4 + 8) + (8 * 4 + 1)
+    images = generator(torch.randn(5, 10))
+    assert images.shape == (5, 3, side, side)
+    assert images.abs().max() <= 1
+    seen = []
+    for convolution in discriminator.convolutions:
+        convolution.register_forward_hook(lambda module, given, output: seen.append(output.shape[-1]))
+    assert discriminator(images).shape == (5,)
+    assert seen == sides
+    assert dcgan.Generator(side, 4).start.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_dcgan_names_its_resolutions():
+    with pytest.raises(ValueError, match="no DCGAN for 30x30 images: the sides are 28, 32"):
+        dcgan.Generator(30, 4)
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "kind"),
+    [
+        ("auto", 28, dcgan), ("auto", 32, None), ("dcgan", 32, dcgan), ("resnet", 32, None),
+    ],
+)  # fmt: skip
+def test_the_network_is_what_fits_the_images(network, side, kind):
+    settings = Settings(model=ModelConfig(4, 16, network=network))
+    discriminator = make_discriminator(settings, images_of(side))
+    assert isinstance(discriminator, dcgan.Discriminator) == (kind is dcgan)
+    if kind is dcgan:  # a quarter of the generator's channels
+        generator = make_generator(settings, images_of(side))
+        widths = [convolution.out_channels for convolution in discriminator.convolutions]
+        assert [4 * width for width in widths] == [c.in_channels for c in reversed(generator.convolutions)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(data=DataConfig("ring", image_size=8)), "ring has points and no images: drop --image-size"),
+        (Settings(data=DataConfig("ring", conditional=True)), "the mlp is not conditional: drop --conditional"),
+        (Settings(data=DataConfig("grid"), model=ModelConfig(network="dcgan")), "grid are points: --network mlp"),
+        (Settings(model=ModelConfig(network="mlp")), "digits are images: --network resnet or dcgan"),
+        (Settings(model=ModelConfig(network="dcgan")), "digits: no DCGAN for 8x8 images: the sides are 28, 32; choose"),
+        (
+            Settings(data=DataConfig("ring"), regularization=RegularizationConfig(compensate="convolutions")),
+            "the mlp has no convolutions to compensate",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_remedy(settings, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(settings)
+
+
+@pytest.mark.parametrize(("data", "layers"), [("ring", [nn.Linear] * 4), ("digits", [nn.Conv2d] * 10)])
+def test_auto_compensates_convolutions_or_where_there_are_none_all_layers(data, layers):
+    settings = Settings(data=DataConfig(data), model=ModelConfig(2, 2, 4))
+    state = build_state(RunConfig("static", 0, settings), open_source(settings), Accelerator())
+    assert [type(state.discriminator.get_submodule(name)).__mro__[1] for name in state.compensator.layers] == layers
+
+
+def test_a_configuration_from_before_there_was_a_choice_of_networks_still_loads():
+    values = to_dict(RunConfig())
+    del values["settings"]["model"]["network"]
+    values["settings"]["regularization"]["compensate"] = "convolutions"
+    loaded = from_dict(RunConfig, values).settings
+    assert (loaded.model.network, loaded.regularization.compensate) == ("auto", "convolutions")
+
+
+def test_gradient_penalty_of_points():
+    weight = torch.tensor([3.0, 4.0])
+    penalty = gradient_penalty(lambda points: points @ weight, torch.randn(5, 2), torch.randn(5, 2))
+    assert penalty.item() == pytest.approx((5 - 1) ** 2)
+
+
+def test_a_dcgan_trains_and_its_convolutions_are_compensated():
+    settings = Settings(model=ModelConfig(2, 4, 8), training=TrainingConfig(steps=2, batch_size=4, d_steps=1))
+    accelerator, source = Accelerator(), images_of(28)
+    state = build_state(RunConfig("static", 0, settings), source, accelerator)
+    assert train(state, settings.training, accelerator=accelerator)
+    assert state.compensator.acted > 0
+    last = state.discriminator.convolutions[-1].parametrizations.weight.original.detach().flatten(1)
+    s = torch.linalg.svdvals(last)
+    assert (s[:8] / s[0]).min() > 0.9  # i = r/2 of 16 were raised
+
+
+def test_a_scatter_shows_points_where_they_are_and_those_outside_on_the_edge(tmp_path):
+    centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    points = torch.tensor([[0.65, 0.65], [-50.0, 0.0]])
+    save_scatter(points, centres, tmp_path / "points.png")
+    with Image.open(tmp_path / "points.png") as picture:
+        pixels = np.asarray(picture)
+    blue = [(x, y) for y, x in np.argwhere((pixels == (42, 111, 187)).all(-1)).tolist()]
+    right, left = [(x, y) for x, y in blue if x > 300], [(x, y) for x, y in blue if x < 300]
+    # 0.65 is half of the reach of 1.3; up is up.
+    assert (sum(x for x, _ in right) / len(right), sum(y for _, y in right) / len(right)) == pytest.approx(
+        (449.25, 149.75), abs=1
+    )
+    assert max(x for x, _ in left) <= 1
