@@ -61,7 +61,7 @@ def corrupt_zip(tmp_path: Path) -> str:
 
 
 def odd_size(tmp_path: Path) -> str:
-    Image.new("L", (28, 28)).save(tmp_path / "28.png")
+    Image.new("L", (30, 30)).save(tmp_path / "30.png")
     return str(tmp_path)
 
 
@@ -91,7 +91,7 @@ BAD = {
     "missing data": (["train", "--out", OUT, "--data", "nowhere.zip"], "no data at nowhere.zip"),
     "corrupt zip": (["train", "--out", OUT, "--data", corrupt_zip], "images.zip is not a readable zip file"),
     "mixed sizes": (["train", "--out", OUT, "--data", mixed_folder], "give an image size"),
-    "no network": (["train", "--out", OUT, "--data", odd_size], "no network for 28x28 images"),
+    "no network": (["train", "--out", OUT, "--data", odd_size], "no network for 30x30 images"),
     "conditional on nothing": (["train", "--out", OUT, "--data", odd_size, "--image-size", "32", "--conditional"],
                                "has no classes to be conditional on"),
     "resized digits": (["train", "--out", OUT, "--image-size", "32"], "digits are 8x8"),

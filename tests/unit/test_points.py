@@ -131,7 +131,7 @@ def test_the_network_is_what_fits_the_images(network, side, kind):
         (Settings(data=DataConfig("ring", conditional=True)), "the mlp is not conditional: drop --conditional"),
         (Settings(data=DataConfig("grid"), model=ModelConfig(network="dcgan")), "grid are points: --network mlp"),
         (Settings(model=ModelConfig(network="mlp")), "digits are images: --network resnet or dcgan"),
-        (Settings(model=ModelConfig(network="dcgan")), "digits: no DCGAN for 8x8 images: the sides are 28, 32; choose"),
+        (Settings(model=ModelConfig(network="dcgan")), "digits: no dcgan for 8x8 images: the sides are 28, 32; choose"),
         (
             Settings(data=DataConfig("ring"), regularization=RegularizationConfig(compensate="convolutions")),
             "the mlp has no convolutions to compensate",

@@ -15,10 +15,15 @@ def check_networks(settings: Settings, source: DataSource) -> None:
     """
     network = network_for(settings, source)
     if not isinstance(source, GaussianMixture):
-        try:
-            (resnet.stages_for if network == "resnet" else dcgan.sides_for)(source.resolution)
-        except ValueError as error:
-            raise ValueError(f"{settings.data.data}: {error}; choose one with --image-size") from error
+        chosen, side = settings.model.network, source.resolution
+        sides = sorted(
+            {"resnet": {*resnet.STAGES}, "dcgan": {*dcgan.SIDES}}.get(chosen, {*resnet.STAGES, *dcgan.SIDES})
+        )
+        if side not in sides:
+            raise ValueError(
+                f"{settings.data.data}: no {'network' if chosen == 'auto' else chosen} for {side}x{side} images: "
+                f"the sides are {', '.join(map(str, sides))}; choose one with --image-size"
+            )
     if settings.data.conditional and network != "resnet":
         raise ValueError(f"the {network} is not conditional: drop --conditional")
     if network == "mlp" and settings.regularization.compensate == "convolutions":
