@@ -13,6 +13,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import specreg
+from specreg.data.arrays import ImageSource
 from specreg.data.digits import StackedDigits
 from specreg.data.mixtures import MIXTURES, DataSource, GaussianMixture
 from specreg.data.open import find_images
@@ -57,14 +58,14 @@ def open_source(settings: Settings) -> DataSource:
         FileNotFoundError, ValueError: they cannot be read or do not fit the networks; says the remedy.
     """
     data = settings.data
-    source = _open_part(data, data.data_split, data.stacked_size)
+    source = _open_mixture(data) if data.data in MIXTURES else _open_part(data, data.data_split, data.stacked_size)
     check_networks(settings, source)
     if data.conditional and source.num_classes < 2:
         raise ValueError(f"{data.data} has no classes to be conditional on: drop --conditional")
     return source
 
 
-def open_held_out(settings: Settings, like: DataSource | None = None) -> DataSource | None:
+def open_held_out(settings: Settings, like: DataSource | None = None) -> ImageSource | None:
     """Return the test part of the data that a configuration trains on; None without one, or if it trains on that.
 
     Stacked images are stacked anew for every draw, whatever the training's are.
@@ -77,7 +78,11 @@ def open_held_out(settings: Settings, like: DataSource | None = None) -> DataSou
         ValueError: the test part cannot be read, or is not like the training images; says the remedy.
     """
     data = settings.data
-    if data.data in MIXTURES or data.data_split == "test" or (data.data != "digits" and "test" not in find_images(data.data).splits):
+    if (
+        data.data in MIXTURES
+        or data.data_split == "test"
+        or (data.data != "digits" and "test" not in find_images(data.data).splits)
+    ):
         return None
     source = _open_part(data, "test", None)
     if like is not None and (source.channels, source.resolution) != (like.channels, like.resolution):
@@ -88,17 +93,19 @@ def open_held_out(settings: Settings, like: DataSource | None = None) -> DataSou
     return source
 
 
-def _open_part(data: DataConfig, split: Split, stacked_size: int | None) -> DataSource:
+def _open_mixture(data: DataConfig) -> DataSource:
+    if data.image_size is not None or data.stacked or data.stacked_size is not None or data.data_split != "train":
+        raise ValueError(f"{data.data} has points and no images: drop --image-size, --stacked* and --data-split")
+    return MIXTURES[data.data]
+
+
+def _open_part(data: DataConfig, split: Split, stacked_size: int | None) -> ImageSource:
     if data.data == "digits":
         if data.image_size not in (None, StackedDigits.resolution):
             raise ValueError(f"digits are {StackedDigits.resolution}x{StackedDigits.resolution}: drop --image-size")
         if split == "unlabeled":
             raise ValueError("digits have no part 'unlabeled': choose 'train' or 'test'")
         return StackedDigits(held_out=split == "test", size=stacked_size)
-    if data.data in MIXTURES:
-        if data.image_size is not None or data.stacked or split != "train":
-            raise ValueError(f"{data.data} has points and no images: drop --image-size, --stacked and --data-split")
-        return MIXTURES[data.data]
     if stacked_size is not None and not data.stacked:
         raise ValueError("--stacked-size says how many images are stacked: give --stacked, too, or drop it")
     images = find_images(data.data).open(split, image_size=data.image_size, cache=data.cache)
