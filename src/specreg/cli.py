@@ -1,6 +1,6 @@
 """The command line: parsing and exit codes. What a command does is in ``specreg.experiments``.
 
-Exit codes: 0 done, 1 a run of a comparison failed, 2 bad input, 3 training diverged, 130 interrupted.
+Exit codes: 0 done, 1 a run of a comparison or sweep failed, 2 bad input, 3 training diverged, 130 interrupted.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from specreg import __version__
 
 if TYPE_CHECKING:
     from specreg.experiments.config import Method
+    from specreg.experiments.jobs import Job
 
 _LAB = ("accelerate", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
 _BOX = re.compile("[─│╭╮╰╯]+")
@@ -36,6 +37,8 @@ Spectral regularization of GANs: keep the singular values of a discriminator fro
 commands:
   compare    train spectral normalization (sn), static and dynamic regularization side by side,
              and end with a table and pictures; start here: specreg compare --out demo
+  sweep      run a preset's settings x methods x seeds, resumable, on this machine or a Ray cluster:
+             specreg sweep --preset paper --dry-run
   train      train one GAN; the same command again goes on where it stopped
   evaluate   evaluate a trained run anew
   sample     draw images from a trained run into a PNG
@@ -77,6 +80,7 @@ def _compare(arguments: list[str]) -> int:
 
     from specreg import display
     from specreg.experiments import compare
+    from specreg.experiments.jobs import execute_all
     from specreg.experiments.config import METHODS, PAPER_METHODS, Settings, check_choice, check_integer
     from specreg.experiments.run import warn_about
     from specreg.report import write_report
@@ -109,12 +113,104 @@ def _compare(arguments: list[str]) -> int:
     for job in {job.config.method: job for job in jobs}.values():
         warn_about(job.config)
     with display.comparison(jobs) as watch:
-        compare.execute_all(jobs, min(given.jobs, len(jobs)), watch)
+        execute_all(jobs, min(given.jobs, len(jobs)), watch)
     rows, paths = write_report(given.out, [job.run for job in jobs])
     display.results(rows, paths)
+    return _outcome(jobs)
+
+
+def _sweep(arguments: list[str]) -> int:
+    import tyro
+
+    from specreg import display
+    from specreg.experiments import cluster, presets, sweep
+    from specreg.experiments.config import METHODS, Settings, check_choice, check_integer, differences
+    from specreg.experiments.jobs import execute_all
+    from specreg.experiments.run import warn_about
+    from specreg.report import sweep_table
+
+    @dataclass
+    class Sweep:
+        """Run a preset's settings with several methods and seeds; runs that are complete are not made again.
+
+        Each run is a folder CELL/METHOD-seedN in the output folder, made by specreg train; specreg report OUT makes
+        tables and figures of them. Any setting of a run given here replaces the preset's in every cell.
+        """
+
+        preset: str = ""
+        """paper (26 settings), imagenet, cifar10-conditional, sttp, digits, digits-grid, keep."""
+        cells: tuple[str, ...] = ()
+        """Names or globs of the preset's cells, such as A16-128 or 'C*'; all by default."""
+        methods: tuple[str, ...] = ()
+        """Methods to run in every cell; the preset's by default."""
+        seeds: tuple[str, ...] = ()
+        """Each method is run with each seed; the preset's by default."""
+        out: Path | None = None
+        """Output folder; runs/PRESET by default."""
+        dry_run: bool = False
+        """List cells, methods and what they cost; nothing is written."""
+        jobs: int = field(default_factory=_default_jobs)
+        """Runs at the same time; the cores are divided among them."""
+        minutes: float | None = None
+        """Stop after so many minutes; the same command again goes on."""
+        retry: bool = False
+        """Try runs again that have failed."""
+        ray: str | None = None
+        """Run on a Ray cluster: its address, or --ray alone for the one that is there, or else one of this machine."""
+        cpus: float = 1.0
+        """Ray: cores for each run."""
+        gpus: float = 0.0
+        """Ray: GPUs for each run; 0.5 lets two runs share one."""
+        settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+
+    arguments = _with_address(arguments)
+    given = _parse(Sweep(), "sweep", arguments)
+    chosen = presets.find_preset(given.preset)
+    before = presets.choose(chosen.cells, _split(given.cells))
+    # Parsed once more for each cell, whose settings are then the defaults.
+    cells = [
+        dataclasses.replace(cell, settings=_parse(Sweep(settings=cell.settings), "sweep", arguments).settings)
+        for cell in before
+    ]
+    methods: list[Method] = _split(given.methods)  # type: ignore[assignment]
+    for method in methods:
+        check_choice("methods", method, METHODS)
+    check_integer("jobs", given.jobs, at_least=1)
+    for name, value in (("minutes", given.minutes), ("cpus", given.cpus), ("gpus", given.gpus + 1)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+    seeds = [_integer("seeds", seed) for seed in _split(given.seeds)] or list(chosen.seeds)
+    changes = {
+        cell.name: differences(old.settings, cell.settings) for old, cell in zip(before, cells, strict=True)
+    }
+    plan = sweep.Plan(chosen.name, cells, changes, methods, seeds)
+    out = given.out or Path("runs") / chosen.name
+    if given.dry_run:
+        display.sweep_plan(plan, chosen.about, {cell.name: sweep.cost(cell) for cell in cells}, sweep.progress(out, plan))
+        return 0
+    if given.ray is not None:
+        cluster.check_ray()
+    jobs = sweep.lay_out(out, plan, retry=given.retry)
+    _show_log(quiet=False)
+    for job in {(job.config.method, job.cell): job for job in jobs}.values():
+        warn_about(job.config)
+    with display.sweep(jobs) as watch:
+        if given.ray is None:
+            execute_all(jobs, min(given.jobs, len(jobs)), watch, minutes=given.minutes)
+        else:
+            address = None if given.ray == "auto" else given.ray
+            cluster.execute_on_ray(
+                jobs, address, cpus=given.cpus, gpus=given.gpus, watch=watch, minutes=given.minutes
+            )
+    display.sweep_results(sweep_table(out), out)
+    return _outcome(jobs)
+
+
+def _outcome(jobs: "Sequence[Job]") -> int:
+    """Say which runs failed, and that others wait; returns the exit code."""
     for job in jobs:
         if job.state == "failed":
-            sys.stderr.write(f"specreg: {job.run.name} failed: {job.error}\n")
+            sys.stderr.write(f"specreg: {job.name} failed: {job.error}\n")
     if any(job.state in ("waiting", "stopped") for job in jobs):
         sys.stderr.write(_INTERRUPTED)
         return 130
@@ -147,7 +243,7 @@ def _train(arguments: list[str]) -> int:
     prepare_run(config, run)
     _show_log(given.quiet)
     warn_about(config)
-    with interruptible() as interrupted, contextlib.ExitStack() as shown:
+    with interruptible() as interrupted, contextlib.ExitStack() as shown, run.lock():
         progress: Any = lambda step, metrics: None  # noqa: E731
         if not given.quiet:
             label = f"{config.method}, seed {config.seed}"
@@ -303,6 +399,7 @@ def _report(arguments: list[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
+    "sweep": _sweep,
     "train": _train,
     "evaluate": _evaluate,
     "sample": _sample,
@@ -326,6 +423,22 @@ def _parse(defaults: T, command: str, arguments: list[str]) -> T:
         # tyro frames its message: a title, the message, hints below a rule.
         message = " ".join(itertools.takewhile(bool, lines[1:]))
         raise ValueError(f"{message}; see specreg {command} --help") from None
+
+
+def _default_jobs() -> int:
+    """Return how many runs fit at a time: one where there is a GPU, as many as there are cores elsewhere."""
+    import torch
+
+    return 1 if torch.accelerator.is_available() else os.cpu_count() or 1
+
+
+def _with_address(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which --ray has a value: auto where none is given."""
+    given = list(arguments)
+    for position, argument in enumerate(given):
+        if argument == "--ray" and (position + 1 == len(given) or given[position + 1].startswith("-")):
+            given.insert(position + 1, "auto")
+    return given
 
 
 def _output(arguments: Sequence[str], default: Path) -> Path:

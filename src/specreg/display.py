@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
@@ -21,10 +21,13 @@ from specreg.layers import shown as layer_name
 from specreg.report import TITLES, table
 
 if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need
-    from specreg.experiments.compare import Job
+    from specreg.experiments.jobs import Job
+    from specreg.experiments.sweep import Cost, Plan
+    from specreg.report import SweepTable
 
 # key in the records, heading, decimals
 _METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2))
+_MOST_SHOWN = 12  # runs of a sweep: the table has to fit a terminal
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _STYLES = {"collapsed": "red", "collapsing": "red", "not finite": "red", "zero": "red", "reduced": "yellow"}
 _LIVE = (*_METRICS, ("d_loss", "loss D", 2), ("g_loss", "loss G", 2))
@@ -59,6 +62,60 @@ def comparison(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
     with Live(console=console, auto_refresh=False) as live:
         yield lambda: live.update(_jobs(jobs), refresh=True)
     console.print()
+
+
+@contextlib.contextmanager
+def sweep(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
+    """Show how many runs are done and those that run or failed; yields what is to be called now and then."""
+    console = Console(stderr=True)
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda: live.update(_sweep(jobs), refresh=True)
+    console.print()
+
+
+def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapping[str, int]) -> None:
+    """Print a sweep's cells with their methods and cost, what the preset is, and how the cost is counted."""
+    console = Console(highlight=False)
+    console.print(f"[bold]{plan.preset}[/]\n")
+    console.print(Text(about + "\n"))
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("cell", no_wrap=True)
+    shown.add_column("methods")
+    for heading in ("D\nparam.", "G\nparam.", "images\na run", "mult.-adds\na run", "runs\ndone"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for cell in plan.cells:
+        one, runs = costs[cell.name], plan.configs(cell)
+        shown.add_row(
+            Text(cell.name),
+            " ".join(dict.fromkeys(config.method for config in runs.values())),
+            *map(_large, (one.d_parameters, one.g_parameters, one.real_images, one.multiply_adds)),
+            f"{done[cell.name]}/{len(runs)}",
+        )
+    console.print(shown)
+    runs = {cell.name: len(plan.configs(cell)) for cell in plan.cells}
+    total = sum(costs[name].multiply_adds * count for name, count in runs.items())
+    console.print(
+        f"\n{len(runs)} cells, {sum(runs.values())} runs, {_large(total)} multiply-adds in all.\n"
+        "images: real ones that the discriminator sees. Multiply-adds: counted on the networks' convolutions and "
+        "matrix products, a backward pass as two forward ones; without normalization, compensation and evaluations. "
+        "Divided by the multiply-adds a second that a machine sustains in training, they give its time."
+    )
+    for changed, names in _by_changes(plan).items():
+        console.print(Text(f"Changed from the preset in {', '.join(names)}: {'; '.join(changed)}."))
+
+
+def sweep_results(tables: "Sequence[SweepTable]", out: Path) -> None:
+    """Print a sweep's tables, and how to have them as files."""
+    console = Console(highlight=False)
+    for one in tables:
+        shown = Table(title=Text(one.title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        for index, heading in enumerate(one.headings):
+            shown.add_column(Text(heading), justify="left" if index == 0 else "right")
+        for row in one.rows:
+            shown.add_row(*map(Text, row))
+        console.print(shown)
+        console.print()
+    console.print(f"tables, figures and a page: specreg report {out}", soft_wrap=True, markup=False)
 
 
 def results(rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
@@ -241,9 +298,7 @@ def _jobs(jobs: "Sequence[Job]") -> Table:
         shown.add_column(heading, justify="right", no_wrap=True)
     for job in jobs:
         steps = job.config.settings.training.steps
-        latest: dict[str, Any] = {"step": 0}
-        for record in (*job.run.series("metrics")[-1:], *job.run.series("evaluations")[-1:]):
-            latest |= record | {"step": max(latest["step"], record["step"])}
+        latest = _latest(job)
         done = steps if job.state == "done" else latest["step"]
         shown.add_row(
             f"{TITLES[job.config.method]}, seed {job.config.seed}",
@@ -254,3 +309,48 @@ def _jobs(jobs: "Sequence[Job]") -> Table:
             "[red]failed[/]" if job.state == "failed" else "" if job.state == "running" else job.state,
         )
     return shown
+
+
+def _sweep(jobs: "Sequence[Job]") -> Group:
+    counts = Counter(job.state for job in jobs)
+    states = ("done", "running", "failed", "stopped", "waiting")
+    said = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("run", no_wrap=True, max_width=26)
+    for heading in ("step", *(heading for _, heading, _ in _METRICS), "spectra"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    running = [job for job in jobs if job.state == "running"]
+    for job in running[:_MOST_SHOWN]:
+        latest = _latest(job)
+        shown.add_row(
+            Text(job.name),
+            f"{latest['step']}/{job.config.settings.training.steps}",
+            *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),
+            _coloured(job.run.series("verdicts")[-1:]),
+        )
+    failed = [Text(f"{job.name}: {job.error}", "red", overflow="ellipsis", no_wrap=True)
+              for job in jobs if job.state == "failed"]  # fmt: skip
+    return Group(f"{len(jobs)} runs: {said}", *([shown] if running else []), *failed[-_MOST_SHOWN:])
+
+
+def _latest(job: "Job") -> dict[str, Any]:
+    latest: dict[str, Any] = {"step": 0}
+    for record in (*job.run.series("metrics")[-1:], *job.run.series("evaluations")[-1:]):
+        latest |= record | {"step": max(latest["step"], record["step"])}
+    return latest
+
+
+def _large(number: int) -> str:
+    """Return a number with three digits and a prefix of its thousands: 1.05 M."""
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:.3g} {prefix}"
+    return str(number)
+
+
+def _by_changes(plan: "Plan") -> dict[tuple[str, ...], list[str]]:
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, changed in plan.changes.items():
+        if changed:
+            found.setdefault(tuple(changed), []).append(name)
+    return found

@@ -16,6 +16,8 @@ A run directory holds
 - ``checkpoint.pt``: everything needed to go on;
 - ``result.json``: the final evaluation, written last: a run that has it is complete;
 - ``samples.png``, ``data.png``: generated and real images;
+- ``log.txt``, ``failed.json``: what a process of a comparison or sweep wrote, and why it ended if it failed;
+- ``run.lock``: names the process that writes the run, see :meth:`RunDirectory.lock`;
 - ``timing.json``: seconds spent. Apart from this file and the environment, a resumed run's records are those of an
   uninterrupted one.
 """
@@ -23,12 +25,16 @@ A run directory holds
 import contextlib
 import json
 import os
+import platform
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "scores", "events")
+_LOCK_ATTEMPTS = 10
 
 
 class RunDirectory:
@@ -52,6 +58,50 @@ class RunDirectory:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory, which has to exist, for this process: two that wrote one run would tear its records.
+
+        The operating system lets go when the process ends, however it ends; so nothing is left behind but the file,
+        which is not removed because another process may have opened it. (Windows has no such lock: nothing is held.)
+
+        Raises:
+            ValueError: another process holds it; names that process and its machine.
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        import fcntl
+
+        with open(self.path / "run.lock", "a", encoding="utf-8") as file:
+            for attempt in range(_LOCK_ATTEMPTS):  # who only asks for the holder locks it for a moment, too
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt == _LOCK_ATTEMPTS - 1:
+                        holder = self.holder() or "another process"
+                        raise ValueError(f"{self.path} is being written by {holder}: wait for it, or stop it") from None
+                    time.sleep(0.05)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
+
+    def holder(self) -> str | None:
+        """Return "process PID on HOST" of the process that holds the directory (:meth:`lock`), None if none does."""
+        path = self.path / "run.lock"
+        if sys.platform == "win32" or not path.exists():
+            return None
+        import fcntl
+
+        with open(path, encoding="utf-8", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "another process"
+        return None
 
     def image(self, name: str) -> Path:
         return self.path / f"{name}.png"

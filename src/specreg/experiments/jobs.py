@@ -1,0 +1,130 @@
+"""Runs as processes: each job is ``specreg train --out RUN``, of which as many run at a time as there are cores.
+
+Whatever a comparison or a sweep does can so be repeated by hand. This process only watches the runs' records.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from specreg.experiments.config import RunConfig
+from specreg.experiments.interrupts import interruptible
+from specreg.records import RunDirectory
+
+POLL_SECONDS = 0.5
+
+
+@dataclass
+class Job:
+    """One run of a comparison or sweep and the process that makes it.
+
+    Attributes:
+        state: "waiting", "running", "done", "failed" or "stopped".
+        error: why it failed: the last line that its process wrote, or the signal that killed it.
+        cell: the setting of a sweep that it belongs to.
+    """
+
+    config: RunConfig
+    run: RunDirectory
+    state: str = "waiting"
+    error: str = ""
+    cell: str = ""
+    process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The run's name in its folder: METHOD-seedN, in a sweep CELL/METHOD-seedN."""
+        return f"{self.cell}/{self.run.name}" if self.cell else self.run.name
+
+
+def execute_all(
+    jobs: Sequence[Job], parallel: int, watch: Callable[[], None] = lambda: None, *, minutes: float | None = None
+) -> None:
+    """Run all jobs that wait, ``parallel`` at a time.
+
+    A failed run is recorded and the others go on. Ctrl-C (or SIGTERM) asks every process to save a
+    checkpoint and end, and leaves the rest waiting.
+
+    Args:
+        watch: called about twice a second.
+        minutes: do as Ctrl-C does after so many minutes; None is never.
+    """
+    threads = max(1, (os.cpu_count() or 1) // parallel)
+    with stopping(minutes) as stop:
+        while True:
+            for job in jobs:
+                _collect(job)
+            running = [job for job in jobs if job.state == "running"]
+            waiting = [job for job in jobs if job.state == "waiting"]
+            if stop():
+                for job in running:
+                    _signal(job)
+            else:
+                for job in waiting[: parallel - len(running)]:
+                    job.process, job.state = begin(job.run, threads), "running"
+                    running.append(job)
+            watch()
+            if not running:
+                return
+            time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def stopping(minutes: float | None) -> Iterator[Callable[[], bool]]:
+    """Yield what tells whether to stop: after Ctrl-C or SIGTERM, or when the time is up."""
+    end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+    with interruptible() as interrupted:
+        yield lambda: interrupted() or time.monotonic() >= end
+
+
+def begin(run: RunDirectory, threads: int, folder: Path | None = None) -> "subprocess.Popen[bytes]":
+    """Start a run's process, which goes on from the run's checkpoint; its output goes to ``log.txt``.
+
+    Args:
+        threads: of its computation on the CPU.
+        folder: where it runs, which paths of data are relative to; by default here.
+    """
+    (run.path / "failed.json").unlink(missing_ok=True)
+    with open(run.path / "log.txt", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "specreg", "train", "--quiet", "--out", str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            start_new_session=True,  # Ctrl-C in the terminal reaches this process alone, which passes it on once
+        )
+
+
+def end(run: RunDirectory, code: int) -> tuple[str, str]:
+    """Return the state and the error of a run whose process ended with ``code``; a failure is recorded."""
+    if run.complete:
+        return "done", ""
+    if code in (130, -signal.SIGINT):
+        return "stopped", ""
+    if code < 0:
+        error = f"killed by {signal.Signals(-code).name}"
+    else:
+        lines = (run.path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        error = lines[-1] if lines else f"exit code {code}"
+    run.write("failed", {"error": error, "code": code})
+    return "failed", error
+
+
+def _collect(job: Job) -> None:
+    if job.process is not None and (code := job.process.poll()) is not None:
+        job.process = None
+        job.state, job.error = end(job.run, code)
+
+
+def _signal(job: Job) -> None:
+    if job.process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            job.process.send_signal(signal.SIGINT)

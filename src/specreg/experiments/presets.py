@@ -1,0 +1,258 @@
+"""Presets: named settings, from the papers and of this project, each with its methods.
+
+A preset is a function that returns cells and that :func:`preset` makes known by its name. Its documentation says what
+it is and, in a list, how it deviates from what it reproduces; ``specreg sweep --dry-run`` prints both.
+"""
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from specreg.experiments.config import (
+    PAPER_METHODS,
+    DataConfig,
+    Method,
+    ModelConfig,
+    RecordConfig,
+    RegularizationConfig,
+    Settings,
+)
+from specreg.training.loop import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of a sweep.
+
+    Attributes:
+        name: part of the runs' folders; the paper's settings are named LETTER BATCH-CHANNELS, without the space.
+        settings: all of a run but its method and seed.
+        methods: what is run in this setting.
+        images: the images that the user has to give, "" for those that come with the package.
+        num_classes: classes of these images.
+    """
+
+    name: str
+    settings: Settings
+    methods: tuple[Method, ...] = PAPER_METHODS
+    images: str = ""
+    num_classes: int = 0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named list of cells.
+
+    Attributes:
+        seeds: run unless told otherwise.
+        about: what it is and how it deviates, for the terminal.
+    """
+
+    name: str
+    make: Callable[[], list[Cell]]
+    seeds: tuple[int, ...]
+    about: str
+
+    @property
+    def cells(self) -> list[Cell]:
+        return self.make()
+
+
+PRESETS: dict[str, Preset] = {}
+
+
+def preset(name: str, *, seeds: tuple[int, ...] = (0,)) -> Callable[[Callable[[], list[Cell]]], Callable[[], list[Cell]]]:
+    """Make a function that returns cells known as a preset."""
+
+    def register(make: Callable[[], list[Cell]]) -> Callable[[], list[Cell]]:
+        PRESETS[name] = Preset(name, make, seeds, inspect.getdoc(make) or "")
+        return make
+
+    return register
+
+
+def find_preset(name: str) -> Preset:
+    """Return a preset by its name.
+
+    Raises:
+        ValueError: there is none of this name; lists those that there are.
+    """
+    if name not in PRESETS:
+        said = f"unknown preset {name!r}" if name else "no preset given"
+        raise ValueError(f"{said}: --preset is one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+# Discriminator channels and batch sizes of Liu et al. 2019, table 2.
+PAPER_SETTINGS: dict[str, tuple[tuple[int, int], ...]] = {
+    "A": tuple((batch, 128) for batch in (16, 32, 64, 128, 256, 512, 1024)),
+    "B": tuple((batch, 64) for batch in (8, 16, 32, 64, 128, 256)),
+    "C": tuple((batch, 32) for batch in (8, 16, 32, 64, 128)),
+    "D": tuple((batch, 256) for batch in (128, 256, 512)),
+    "E": ((16, 128), (64, 128), (256, 128), (256, 64), (256, 32)),
+}
+_CIFAR = {"images": "CIFAR-10 (32x32)", "num_classes": 10}
+_STL = {"images": "STL-10's unlabeled images (resized to 48x48)", "num_classes": 0}
+_IMAGENET = {"images": "ImageNet (resized to 128x128)", "num_classes": 1000}
+
+# The authors' code: their record of the dynamic scheme begins at the first call.
+_COMPENSATION = RegularizationConfig(keep=0.5, start=0, every=5, scale="authors", compensate="convolutions")
+_RECORDS = RecordConfig(
+    log_every=100, spectra_every=250, evaluate_every=2500, checkpoint_every=500, samples=10000, reference=10000
+)
+
+
+def _paper_settings(side: int, batch: int, channels: int, steps: int = 50_000) -> Settings:
+    return Settings(
+        regularization=_COMPENSATION,
+        data=DataConfig(data="", image_size=side),
+        model=ModelConfig(d_channels=channels, g_channels=256, latent=128),
+        training=TrainingConfig(
+            steps=steps, batch_size=batch, generator_batch=2, d_steps=5, loss="hinge", d_lr=2e-4, g_lr=2e-4,
+            beta1=0.0, beta2=0.9, lr_decay="linear",
+        ),
+        records=_RECORDS,
+    )  # fmt: skip
+
+
+@preset("paper")
+def paper() -> list[Cell]:
+    """The 26 settings of Liu et al. 2019, table 2: A to D on CIFAR-10 (32x32), E on STL-10 (48x48).
+
+    ResNet networks, generator of 256 channels, hinge loss, Adam 2e-4 with beta (0, 0.9), 5 discriminator steps a
+    generator step, linear decay to 0 over 50,000 generator steps, generator batch twice the batch.
+
+    Deviations from the paper and the authors' code:
+    - compensation after every 5th discriminator step; the authors compensate after each of the 5 discriminator steps
+      of every 5th iteration: as often, but in bursts
+    - batches are drawn with replacement; the authors shuffle epochs
+    - the dynamic record is kept in the checkpoint; the authors' is lost when a training is resumed
+    - scores are those of --samples generated against --reference real training images in the features that the
+      records name: no FID and no Inception Score unless these are Inception's
+    - last checkpoint; the paper's scores of collapsed runs are the best before the collapse
+    - float32 on any device; the authors' SVDs are numpy's on the CPU
+    """
+    return [
+        Cell(f"{letter}{batch}-{channels}", _paper_settings(48 if letter == "E" else 32, batch, channels),
+             **(_STL if letter == "E" else _CIFAR))
+        for letter, settings in PAPER_SETTINGS.items() for batch, channels in settings
+    ]  # fmt: skip
+
+
+@preset("cifar10-conditional")
+def cifar10_conditional() -> list[Cell]:
+    """The paper's conditional CIFAR-10: class-conditional batch normalization and projection, batch 64, 128 channels.
+
+    Deviations from the paper and the authors' code: those of the preset paper (specreg sweep --preset paper --dry-run).
+    """
+    settings = _paper_settings(32, 64, 128)
+    return [Cell("conditional-64-128", replace(settings, data=replace(settings.data, conditional=True)), **_CIFAR)]
+
+
+@preset("sttp")
+def sttp() -> list[Cell]:
+    """The replication of Obukhov et al. 2021: CIFAR-10, batch 64, 100,000 steps; 128 channels, and 32 (reduced).
+
+    Deviations from that paper:
+    - spectral normalization stays on under compensation, as in Liu et al. 2019; theirs has none, and writes the
+      record with s_1 = 1 into the weight
+    - convolutions are compensated; theirs compensates the linear layer, too
+    - static compensation, which theirs does not have, is run as well
+    - scores as in the preset paper: theirs are Inception's, 50,000 samples against the training set
+    """
+    settings = {name: _paper_settings(32, 64, channels, 100_000) for name, channels in (("A64-128", 128), ("C64-32", 32))}
+    return [Cell(name, one, **_CIFAR) for name, one in settings.items()]
+
+
+@preset("imagenet")
+def imagenet() -> list[Cell]:
+    """The two ImageNet settings of Liu et al. 2019 (longer text): 512-64 and 2048-64, 128x128, conditional.
+
+    Adam with 1e-4 (generator) and 4e-4 (discriminator), beta (0, 0.999), 1 discriminator step a generator step, 64
+    channels in both networks; 32 images a micro-batch, as the authors, of which 16 or 64 make an update.
+
+    Deviations from the paper and the authors' code:
+    - one process accumulates all micro-batches; the authors have 4 GPUs with 16 each for 2048
+    - 75,000 steps without decay, where the paper's curves end; its schedule is not known
+    - the generator's batch is as large as the discriminator's
+    - compensation after every 5th discriminator step; batches with replacement; scores as in the preset paper
+    """
+    return [
+        Cell(
+            f"{32 * accumulate}-64",
+            Settings(
+                regularization=_COMPENSATION,
+                data=DataConfig(data="", image_size=128, conditional=True),
+                model=ModelConfig(d_channels=64, g_channels=64, latent=128),
+                training=TrainingConfig(
+                    steps=75_000, batch_size=32, generator_batch=1, accumulate=accumulate, d_steps=1, loss="hinge",
+                    d_lr=4e-4, g_lr=1e-4, beta1=0.0, beta2=0.999, lr_decay="none",
+                ),
+                records=_RECORDS,
+            ),
+            **_IMAGENET,
+        )
+        for accumulate in (16, 64)
+    ]  # fmt: skip
+
+
+@preset("digits")
+def digits() -> list[Cell]:
+    """The demo: stacked digits, the settings of specreg compare.
+
+    Deviations from the paper: the data, 8x8 networks of 8 and 32 channels, 3,000 steps of batch 16 without decay,
+    3 discriminator steps, generator's learning rate 1e-3, the dynamic record from discriminator step 2000 on.
+    """
+    return [Cell("digits", Settings())]
+
+
+@preset("digits-grid", seeds=(0, 1, 2))
+def digits_grid() -> list[Cell]:
+    """The paper's two axes on stacked digits: discriminators of 4, 8 and 16 channels, batches of 8, 16 and 32.
+
+    Deviations from the paper: those of the preset digits; a setting is named BATCH-CHANNELS.
+    """
+    default = Settings()
+    return [
+        Cell(
+            f"{batch}-{channels}",
+            replace(
+                default,
+                model=replace(default.model, d_channels=channels),
+                training=replace(default.training, batch_size=batch),
+            ),
+            methods=("sn", "static"),
+        )
+        for channels in (4, 8, 16)
+        for batch in (8, 16, 32)
+    ]
+
+
+@preset("keep", seeds=(0, 1, 2))
+def keep() -> list[Cell]:
+    """The paper's study of i on stacked digits: i = 1 (which is SN), r/4, r/2, 3r/4 and r under static compensation.
+
+    Deviations from the paper: those of the preset digits; the paper varies i on CIFAR-10.
+    """
+    default = Settings()
+    shares = {"i=0.25r": 0.25, "i=0.5r": 0.5, "i=0.75r": 0.75, "i=r": 1.0}
+    compensated = [
+        Cell(name, replace(default, regularization=replace(default.regularization, keep=share)), methods=("static",))
+        for name, share in shares.items()
+    ]
+    return [Cell("i=1", default, methods=("sn",)), *compensated]
+
+
+def choose(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+    """Return the cells whose names match one of the patterns (globs), in their own order; all without patterns.
+
+    Raises:
+        ValueError: a pattern matches nothing; lists the names.
+    """
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(cell.name, pattern) for cell in cells):
+            raise ValueError(f"no cell is named {pattern!r}: the cells are {', '.join(cell.name for cell in cells)}")
+    return [
+        cell for cell in cells if not patterns or any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in patterns)
+    ]

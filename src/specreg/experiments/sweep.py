@@ -1,0 +1,177 @@
+"""Sweeps: a grid of methods, cells and seeds as runs with deterministic names, CELL/METHOD-seedN.
+
+A sweep's folder holds the runs and ``sweep.json``: the preset, and for each cell its settings, in what they differ
+from the preset's, and the names of its runs. Sweeps of one preset into one folder add up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from specreg.data.digits import StackedDigits
+from specreg.experiments.config import Method, RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.jobs import Job
+from specreg.experiments.presets import Cell
+from specreg.experiments.run import open_source, prepare_run
+from specreg.models import Discriminator, Generator
+from specreg.records import RunDirectory, prepare_directory, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is to run.
+
+    Attributes:
+        cells: with the overrides in their settings.
+        changes: by cell, in what its settings differ from the preset's: "key old -> new".
+        methods: for every cell; empty are the cell's own.
+    """
+
+    preset: str
+    cells: Sequence[Cell]
+    changes: dict[str, list[str]]
+    methods: Sequence[Method]
+    seeds: Sequence[int]
+
+    def configs(self, cell: Cell) -> dict[str, RunConfig]:
+        """Return a cell's runs by the names of their folders."""
+        methods = dict.fromkeys(self.methods or cell.methods)
+        return {
+            f"{method}-seed{seed}": RunConfig(method, seed, cell.settings)
+            for seed in dict.fromkeys(self.seeds) for method in methods
+        }  # fmt: skip
+
+
+def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
+    """Lay out the run directories of a sweep; complete runs are done already, and failed ones are passed over.
+
+    Args:
+        retry: let failed runs go on, too.
+
+    Raises:
+        ValueError: the folder holds a sweep of another preset or with other settings, data are missing or cannot be
+            used, or the folder cannot be written; nothing is changed.
+    """
+    saved = _merged(out, plan)
+    if lacking := [cell for cell in plan.cells if not cell.settings.data.data]:
+        wanted = " and ".join(dict.fromkeys(cell.images for cell in lacking))
+        raise ValueError(
+            f"{lacking[0].name} trains on {wanted}, which are not shipped: say where they are with --data"
+            + (", and choose the cells of one data set with --cells" if " and " in wanted else "")
+        )
+    planned = [(cell, name, config) for cell in plan.cells for name, config in plan.configs(cell).items()]
+    for cell in {(cell.settings.data, cell.settings.model): cell for cell in plan.cells}.values():
+        open_source(cell.settings)
+    prepare_directory(out)
+    write_json(out / "sweep.json", saved)
+    jobs = []
+    for cell, name, config in planned:
+        run = RunDirectory(out / cell.name / name)
+        prepare_run(config, run)
+        jobs.append(_job(cell, config, run, retry))
+    return jobs
+
+
+def progress(out: Path, plan: Plan) -> dict[str, int]:
+    """Return how many runs of each cell are complete in a folder, which need not exist."""
+    return {
+        cell.name: sum(RunDirectory(out / cell.name / name).complete for name in plan.configs(cell))
+        for cell in plan.cells
+    }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run costs.
+
+    Attributes:
+        d_parameters, g_parameters: of the two networks.
+        real_images: that the discriminator sees in the whole training.
+        multiply_adds: of the whole training's convolutions and matrix products.
+    """
+
+    d_parameters: int
+    g_parameters: int
+    real_images: int
+    multiply_adds: int
+
+
+def cost(cell: Cell) -> Cost:
+    """Count what one run of a cell costs, without running it.
+
+    A forward pass is counted on networks without memory (torch's flop counter, two operations a multiply-add); a
+    backward pass costs twice as much, once for the weights and once for the inputs. With f_G and f_D for one image, a
+    generator step of n_dis discriminator steps with batches of N, and M images for the generator itself, costs
+
+        n_dis N (f_G + 2 * 3 f_D) + M (3 f_G + 2 f_D).
+
+    Spectral normalization, compensation, a gradient penalty and evaluations are not counted.
+    """
+    settings, training = cell.settings, cell.settings.training
+    shipped = settings.data.data == "digits"
+    side = StackedDigits.resolution if shipped else settings.data.image_size
+    if side is None:
+        raise ValueError(f"{cell.name}: the cost depends on the images' size: give --image-size")
+    known = StackedDigits.num_classes if shipped else cell.num_classes
+    num_classes = known if settings.data.conditional else 0
+    with torch.device("meta"):
+        generator = Generator(side, settings.model.g_channels, latent=settings.model.latent, num_classes=num_classes)
+        discriminator = Discriminator(side, settings.model.d_channels, num_classes=num_classes)
+        labels = (torch.zeros(1, dtype=torch.long),) if num_classes else ()
+        g_cost = _multiply_adds(generator, torch.zeros(1, settings.model.latent), *labels)
+        d_cost = _multiply_adds(discriminator, torch.zeros(1, 3, side, side), *labels)
+    batch = training.batch_size * training.accumulate
+    d_steps = training.d_steps * batch * (g_cost + 6 * d_cost)
+    g_steps = training.generator_batch * batch * (3 * g_cost + 2 * d_cost)
+    return Cost(
+        d_parameters=sum(parameter.numel() for parameter in discriminator.parameters()),
+        g_parameters=sum(parameter.numel() for parameter in generator.parameters()),
+        real_images=training.steps * training.d_steps * batch,
+        multiply_adds=training.steps * (d_steps + g_steps),
+    )
+
+
+def _multiply_adds(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network.eval()(*inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def _job(cell: Cell, config: RunConfig, run: RunDirectory, retry: bool) -> Job:
+    failure = run.read("failed")
+    if run.complete:
+        return Job(config, run, "done", cell=cell.name)
+    if failure is not None and not retry:
+        return Job(config, run, "failed", f"{failure.get('error')} (--retry tries it again)", cell.name)
+    return Job(config, run, cell=cell.name)
+
+
+def _merged(out: Path, plan: Plan) -> dict[str, Any]:
+    """Return what ``sweep.json`` is to hold: what it holds, and the plan's cells and runs."""
+    path = out / "sweep.json"
+    saved: dict[str, Any] = read_json(path) if path.exists() else {"preset": plan.preset, "cells": {}}
+    try:
+        preset, cells = str(saved["preset"]), dict(saved["cells"])
+        known = {name: from_dict(Settings, one["settings"]) for name, one in cells.items()}
+        runs = {name: list(map(str, one["runs"])) for name, one in cells.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold a sweep ({error}): choose another folder") from error
+    if preset != plan.preset:
+        raise ValueError(f"{out} holds a sweep of the preset {preset!r}: choose another folder")
+    for cell in plan.cells:
+        if cell.name in known and (changed := differences(known[cell.name], cell.settings)):
+            raise ValueError(
+                f"{out} holds {cell.name} with other settings ({'; '.join(changed)}): "
+                f"repeat the old ones to go on with it, or choose another folder"
+            )
+        cells[cell.name] = {
+            "changes": plan.changes[cell.name],
+            "runs": list(dict.fromkeys([*runs.get(cell.name, []), *plan.configs(cell)])),
+            "settings": to_dict(cell.settings),
+        }
+    return {"preset": preset, "cells": cells}
