@@ -80,8 +80,8 @@ def _compare(arguments: list[str]) -> int:
 
     from specreg import display
     from specreg.experiments import compare
-    from specreg.experiments.jobs import execute_all
     from specreg.experiments.config import METHODS, PAPER_METHODS, Settings, check_choice, check_integer
+    from specreg.experiments.jobs import execute_all
     from specreg.experiments.run import warn_about
     from specreg.report import write_report
 
@@ -176,17 +176,19 @@ def _sweep(arguments: list[str]) -> int:
     for method in methods:
         check_choice("methods", method, METHODS)
     check_integer("jobs", given.jobs, at_least=1)
-    for name, value in (("minutes", given.minutes), ("cpus", given.cpus), ("gpus", given.gpus + 1)):
+    for name, value in (("minutes", given.minutes), ("cpus", given.cpus)):
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
+    if not 0 <= given.gpus < float("inf"):
+        raise ValueError(f"gpus must not be negative, got {given.gpus!r}")
     seeds = [_integer("seeds", seed) for seed in _split(given.seeds)] or list(chosen.seeds)
-    changes = {
-        cell.name: differences(old.settings, cell.settings) for old, cell in zip(before, cells, strict=True)
-    }
+    changes = {cell.name: differences(old.settings, cell.settings) for old, cell in zip(before, cells, strict=True)}
     plan = sweep.Plan(chosen.name, cells, changes, methods, seeds)
     out = given.out or Path("runs") / chosen.name
     if given.dry_run:
-        display.sweep_plan(plan, chosen.about, {cell.name: sweep.cost(cell) for cell in cells}, sweep.progress(out, plan))
+        display.sweep_plan(
+            plan, chosen.about, {cell.name: sweep.cost(cell) for cell in cells}, sweep.progress(out, plan)
+        )
         return 0
     if given.ray is not None:
         cluster.check_ray()
@@ -199,9 +201,7 @@ def _sweep(arguments: list[str]) -> int:
             execute_all(jobs, min(given.jobs, len(jobs)), watch, minutes=given.minutes)
         else:
             address = None if given.ray == "auto" else given.ray
-            cluster.execute_on_ray(
-                jobs, address, cpus=given.cpus, gpus=given.gpus, watch=watch, minutes=given.minutes
-            )
+            cluster.execute_on_ray(jobs, address, cpus=given.cpus, gpus=given.gpus, watch=watch, minutes=given.minutes)
     display.sweep_results(sweep_table(out), out)
     return _outcome(jobs)
 
@@ -371,14 +371,18 @@ def _inspect(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     import tyro
 
-    from specreg.report import open_runs, verdict_line, write_page
+    from specreg.report import folder_of, is_sweep, open_runs, open_sweeps, verdict_line, write_page, write_sweep_report
 
     @dataclass
     class Report:
-        """Write one self-contained HTML page about runs: verdicts, spectra, scores, samples and settings."""
+        """Write one self-contained HTML page about runs: verdicts, spectra, scores, samples and settings.
+
+        Of sweeps' folders the page has the paper's table and figures, which stand as table.md, results.json and
+        pictures in a folder of the page's name, too.
+        """
 
         runs: tyro.conf.Positional[tuple[Path, ...]]
-        """Run directories, or comparison folders."""
+        """Run directories, comparison folders, or one setting's folder of a sweep; or sweeps' folders."""
         out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("report.html")
         """The page to write."""
         overwrite: bool = False
@@ -391,6 +395,14 @@ def _report(arguments: list[str]) -> int:
         raise ValueError(f"{given.out} has to be an .html file in a folder that exists")
     if given.out.exists() and not given.overwrite:
         raise ValueError(f"{given.out} exists: choose another name with --out, or replace it with --overwrite")
+    if any(map(is_sweep, given.runs)):
+        if not all(map(is_sweep, given.runs)):
+            raise ValueError("give sweeps' folders alone, or runs and comparison folders alone")
+        if (folder := folder_of(given.out)).exists() and not (given.overwrite and folder.is_dir()):
+            raise ValueError(f"{folder} exists: choose another name with --out, or replace it with --overwrite")
+        paths = write_sweep_report(given.out, open_sweeps(given.runs))
+        sys.stdout.write("".join(f"{path}\n" for path in paths))
+        return 0
     runs = open_runs(given.runs)
     write_page(given.out, runs)
     sys.stdout.write("".join(f"{line}\n" for line in (given.out, *map(verdict_line, runs))))

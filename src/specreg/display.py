@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,7 +78,7 @@ def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapp
     """Print a sweep's cells with their methods and cost, what the preset is, and how the cost is counted."""
     console = Console(highlight=False)
     console.print(f"[bold]{plan.preset}[/]\n")
-    console.print(Text(about + "\n"))
+    console.print(Text(_unwrapped(about) + "\n"))
     shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("cell", no_wrap=True)
     shown.add_column("methods")
@@ -92,10 +93,10 @@ def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapp
             f"{done[cell.name]}/{len(runs)}",
         )
     console.print(shown)
-    runs = {cell.name: len(plan.configs(cell)) for cell in plan.cells}
-    total = sum(costs[name].multiply_adds * count for name, count in runs.items())
+    counts = {cell.name: len(plan.configs(cell)) for cell in plan.cells}
+    total = sum(costs[name].multiply_adds * count for name, count in counts.items())
     console.print(
-        f"\n{len(runs)} cells, {sum(runs.values())} runs, {_large(total)} multiply-adds in all.\n"
+        f"\n{len(counts)} cells, {sum(counts.values())} runs, {_large(total)} multiply-adds in all.\n"
         "images: real ones that the discriminator sees. Multiply-adds: counted on the networks' convolutions and "
         "matrix products, a backward pass as two forward ones; without normalization, compensation and evaluations. "
         "Divided by the multiply-adds a second that a machine sustains in training, they give its time."
@@ -338,6 +339,11 @@ def _latest(job: "Job") -> dict[str, Any]:
     for record in (*job.run.series("metrics")[-1:], *job.run.series("evaluations")[-1:]):
         latest |= record | {"step": max(latest["step"], record["step"])}
     return latest
+
+
+def _unwrapped(text: str) -> str:
+    """Return a documentation's paragraphs and list items as one line each, for the terminal to wrap."""
+    return re.sub(r"(?<!\n)\n(?!\n|- )\s*", " ", text)
 
 
 def _large(number: int) -> str:

@@ -66,11 +66,10 @@ def execute_on_ray(
 
 
 class _Submissions:
-    """The tasks under way, and how often each job has lost its machine."""
+    """The tasks under way."""
 
     def __init__(self, task: Any, threads: int, jobs: Sequence[Job]) -> None:
         self._task, self._threads = task, threads
-        self._lost: dict[int, int] = {}
         self._under_way: dict[Any, Job] = {}
         for job in jobs:
             if job.state == "waiting":
@@ -107,10 +106,10 @@ class _Submissions:
         except ray.exceptions.RayTaskError as error:  # the folder is not there, or cannot be written
             self._fail(job, str(error).strip().splitlines()[-1])
         except ray.exceptions.RayError as error:  # the worker, its node or its memory
-            self._lost[id(job)] = self._lost.get(id(job), 0) + 1
+            job.lost += 1
             if stopped:
                 job.state = "stopped"
-            elif self._lost[id(job)] < _LOSSES:
+            elif job.lost < _LOSSES:
                 self._submit(job)
             else:
                 self._fail(job, f"lost its machine {_LOSSES} times ({type(error).__name__})")

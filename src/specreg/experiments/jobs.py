@@ -28,6 +28,7 @@ class Job:
         state: "waiting", "running", "done", "failed" or "stopped".
         error: why it failed: the last line that its process wrote, or the signal that killed it.
         cell: the setting of a sweep that it belongs to.
+        lost: how often the machine under it was lost (on a cluster).
     """
 
     config: RunConfig
@@ -35,6 +36,7 @@ class Job:
     state: str = "waiting"
     error: str = ""
     cell: str = ""
+    lost: int = 0
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     @property

@@ -60,9 +60,12 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {}
+_Make = Callable[[], list[Cell]]
 
 
-def preset(name: str, *, seeds: tuple[int, ...] = (0,)) -> Callable[[Callable[[], list[Cell]]], Callable[[], list[Cell]]]:
+def preset(
+    name: str, *, seeds: tuple[int, ...] = (0,)
+) -> Callable[[Callable[[], list[Cell]]], Callable[[], list[Cell]]]:
     """Make a function that returns cells known as a preset."""
 
     def register(make: Callable[[], list[Cell]]) -> Callable[[], list[Cell]]:
@@ -92,9 +95,7 @@ PAPER_SETTINGS: dict[str, tuple[tuple[int, int], ...]] = {
     "D": tuple((batch, 256) for batch in (128, 256, 512)),
     "E": ((16, 128), (64, 128), (256, 128), (256, 64), (256, 32)),
 }
-_CIFAR = {"images": "CIFAR-10 (32x32)", "num_classes": 10}
-_STL = {"images": "STL-10's unlabeled images (resized to 48x48)", "num_classes": 0}
-_IMAGENET = {"images": "ImageNet (resized to 128x128)", "num_classes": 1000}
+_CIFAR, _STL, _IMAGENET = "CIFAR-10", "STL-10's unlabeled images", "ImageNet"
 
 # The authors' code: their record of the dynamic scheme begins at the first call.
 _COMPENSATION = RegularizationConfig(keep=0.5, start=0, every=5, scale="authors", compensate="convolutions")
@@ -135,7 +136,7 @@ def paper() -> list[Cell]:
     """
     return [
         Cell(f"{letter}{batch}-{channels}", _paper_settings(48 if letter == "E" else 32, batch, channels),
-             **(_STL if letter == "E" else _CIFAR))
+             images=_STL if letter == "E" else _CIFAR)
         for letter, settings in PAPER_SETTINGS.items() for batch, channels in settings
     ]  # fmt: skip
 
@@ -147,7 +148,8 @@ def cifar10_conditional() -> list[Cell]:
     Deviations from the paper and the authors' code: those of the preset paper (specreg sweep --preset paper --dry-run).
     """
     settings = _paper_settings(32, 64, 128)
-    return [Cell("conditional-64-128", replace(settings, data=replace(settings.data, conditional=True)), **_CIFAR)]
+    conditional = replace(settings, data=replace(settings.data, conditional=True))
+    return [Cell("conditional-64-128", conditional, images=_CIFAR, num_classes=10)]
 
 
 @preset("sttp")
@@ -161,8 +163,8 @@ def sttp() -> list[Cell]:
     - static compensation, which theirs does not have, is run as well
     - scores as in the preset paper: theirs are Inception's, 50,000 samples against the training set
     """
-    settings = {name: _paper_settings(32, 64, channels, 100_000) for name, channels in (("A64-128", 128), ("C64-32", 32))}
-    return [Cell(name, one, **_CIFAR) for name, one in settings.items()]
+    sizes = {"A64-128": 128, "C64-32": 32}
+    return [Cell(name, _paper_settings(32, 64, size, 100_000), images=_CIFAR) for name, size in sizes.items()]
 
 
 @preset("imagenet")
@@ -191,7 +193,8 @@ def imagenet() -> list[Cell]:
                 ),
                 records=_RECORDS,
             ),
-            **_IMAGENET,
+            images=_IMAGENET,
+            num_classes=1000,
         )
         for accumulate in (16, 64)
     ]  # fmt: skip

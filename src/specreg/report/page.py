@@ -1,6 +1,6 @@
 """One self-contained HTML page about runs: no scripts, nothing loaded from elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -37,12 +37,20 @@ def write_page(path: Path, runs: Sequence[Run]) -> None:
 
 def render(runs: Sequence[Run]) -> str:
     """Return the page as text; the same records give the same page."""
-    contents = {anchor: content for anchor, _, make in _SECTIONS if (content := make(runs))}
-    headings = {anchor: heading for anchor, heading, _ in _SECTIONS if anchor in contents}
     title = f"Spectra of {runs[0].label}" if len(runs) == 1 else f"Spectra of {len(runs)} runs"
+    return document(title, _subject(runs), {anchor: (heading, make(runs)) for anchor, heading, make in _SECTIONS})
+
+
+def document(title: str, subject: str, sections: Mapping[str, tuple[str, Markup]]) -> str:
+    """Return a page as text: a title, what it is about, and sections as anchor -> heading and content.
+
+    A section without content is left out.
+    """
+    shown = {anchor: section for anchor, section in sections.items() if section[1]}
+    headings = {anchor: heading for anchor, (heading, _) in shown.items()}
     body = join(
-        tag("header", tag("h1", title), _subject(runs), _navigation(headings)),
-        tag("main", join(_section(anchor, headings[anchor], content) for anchor, content in contents.items())),
+        tag("header", tag("h1", title), subject, _navigation(headings)),
+        tag("main", join(_section(anchor, heading, content) for anchor, (heading, content) in shown.items())),
         tag("footer", "Made by specreg report from the runs' records. sₖ are the singular values of a layer's weight, "
                       "in descending order, r their number; an iteration is one step of the generator."),
     )  # fmt: skip

@@ -148,7 +148,9 @@ def open_runs(paths: Iterable[str | Path]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for path in map(Path, paths):
-        inside = sorted((path / "runs").glob("*/config.json")) if not (path / "config.json").exists() else []
+        inside = []
+        if not (path / "config.json").exists():  # a comparison's folder, or one setting of a sweep
+            inside = sorted((path / "runs").glob("*/config.json")) or sorted(path.glob("*/config.json"))
         if not inside and not (path / "config.json").exists():
             raise ValueError(f"{path} is neither a run directory nor a comparison folder (no config.json, no runs)")
         for directory in [config.parent for config in inside] or [path]:

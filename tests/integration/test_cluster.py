@@ -1,0 +1,94 @@
+"""A sweep on a Ray cluster of two nodes, of which one dies in the middle: every run ends once, with the same results."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from specreg.experiments.cluster import execute_on_ray
+from specreg.experiments.jobs import Job, execute_all
+from specreg.experiments.sweep import Plan, lay_out
+from sweeps import tiny
+
+ray = pytest.importorskip("ray", reason="ray is not installed (extra cluster)")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning:ray.*")]
+STEPS = 60
+SEEDS = (0, 1, 2)
+
+
+def plan() -> Plan:
+    cells = tiny(STEPS)
+    return Plan("test", cells, {cell.name: [] for cell in cells}, ("sn", "static"), SEEDS)
+
+
+def lose(node) -> None:
+    """Kill a node as a machine dies: everything on it at once."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in [raylet, *raylet.children(recursive=True)]:
+        process.kill()
+
+
+def results(jobs: list[Job]) -> dict[str, bytes]:
+    return {job.name: (job.run.path / "result.json").read_bytes() for job in jobs}
+
+
+def test_a_lost_node_loses_no_run(tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_DISABLE_IMPORT_WARNING", "1")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    doomed = cluster.add_node(num_cpus=1)
+    jobs = lay_out(tmp_path / "cluster", plan())
+    done_before: dict[str, int] = {}
+
+    def kill_in_the_middle() -> None:
+        """Wait until something is complete and two runs are under way with a checkpoint, then lose the node."""
+        while not (any(job.run.complete for job in jobs) and sum(map(under_way, jobs)) == 2):
+            time.sleep(0.05)
+        done_before.update({job.name: stamp(job) for job in jobs if job.run.complete})
+        lose(doomed)
+
+    killer = threading.Thread(target=kill_in_the_middle, daemon=True)
+    killer.start()
+    try:
+        execute_on_ray(jobs, cluster.address)
+    finally:
+        cluster.shutdown()
+    assert not killer.is_alive()
+    assert [job.state for job in jobs] == ["done"] * 6
+    assert sum(job.lost for job in jobs) == 1
+    (moved,) = (job for job in jobs if job.lost)
+    assert moved.name not in done_before
+    assert {job.name: stamp(job) for job in jobs if job.name in done_before} == done_before
+    alone = lay_out(tmp_path / "alone", plan())
+    execute_all(alone, os.cpu_count() or 1)  # one thread each, as on the cluster
+    assert results(jobs) == results(alone)
+    for job, other in zip(jobs, alone, strict=True):
+        assert job.run.series("spectra") == other.run.series("spectra")
+        assert [record["step"] for record in job.run.series("metrics")] == list(range(10, STEPS + 1, 10))
+    assert json.loads((tmp_path / "cluster" / "sweep.json").read_text()) == json.loads(
+        (tmp_path / "alone" / "sweep.json").read_text()
+    )
+
+
+def under_way(job: Job) -> bool:
+    return job.run.checkpoint.exists() and not job.run.complete and job.run.holder() is not None
+
+
+def stamp(job: Job) -> int:
+    return (job.run.path / "result.json").stat().st_mtime_ns
+
+
+def test_a_stop_leaves_resumable_runs(tmp_path: Path):
+    jobs = lay_out(tmp_path, plan())
+    began = time.monotonic()
+    execute_on_ray(jobs, cpus=1, minutes=0.4)
+    assert time.monotonic() - began < 90
+    assert {job.state for job in jobs} <= {"done", "stopped", "waiting"}
+    assert any(job.state == "waiting" for job in jobs)
+    assert all(job.run.holder() is None for job in jobs)
+    assert not any((job.run.path / "failed.json").exists() for job in jobs)

@@ -1,0 +1,280 @@
+"""Presets, and the grid of runs that a sweep makes of one."""
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from specreg.cli import main
+from specreg.experiments import jobs as processes
+from specreg.experiments.config import DataConfig, ModelConfig, Settings
+from specreg.experiments.jobs import execute_all
+from specreg.experiments.presets import PRESETS, Cell, choose
+from specreg.experiments.sweep import Plan, cost, lay_out
+from specreg.records import RunDirectory
+from specreg.training.loop import TrainingConfig
+from sweeps import tiny
+
+# Liu et al. 2019, table 2, as its rows are named: batch and discriminator's channels.
+PAPER = [
+    "A16-128",
+    "A32-128",
+    "A64-128",
+    "A128-128",
+    "A256-128",
+    "A512-128",
+    "A1024-128",
+    "B8-64",
+    "B16-64",
+    "B32-64",
+    "B64-64",
+    "B128-64",
+    "B256-64",
+    "C8-32",
+    "C16-32",
+    "C32-32",
+    "C64-32",
+    "C128-32",
+    "D128-256",
+    "D256-256",
+    "D512-256",
+    "E16-128",
+    "E64-128",
+    "E256-128",
+    "E256-64",
+    "E256-32",
+]
+
+
+def plan_of(cells: list[Cell], **changes) -> Plan:
+    return replace(Plan("test", cells, {cell.name: [] for cell in cells}, (), (0,)), **changes)
+
+
+def test_the_papers_settings_are_the_papers():
+    cells = PRESETS["paper"].cells
+    assert [cell.name for cell in cells] == PAPER
+    for cell in cells:
+        letter, batch, channels = re.fullmatch(r"([A-E])(\d+)-(\d+)", cell.name).groups()
+        settings, training = cell.settings, cell.settings.training
+        assert (training.batch_size, settings.model.d_channels) == (int(batch), int(channels))
+        assert settings.data.image_size == (48 if letter == "E" else 32)
+        assert cell.methods == ("sn", "static", "dynamic")
+        assert (settings.model.g_channels, settings.model.latent) == (256, 128)
+        assert (training.steps, training.d_steps, training.lr_decay, training.loss) == (50_000, 5, "linear", "hinge")
+        assert (training.d_lr, training.g_lr, training.beta1, training.beta2) == (2e-4, 2e-4, 0.0, 0.9)
+        assert (training.generator_batch, training.accumulate) == (2, 1)
+        assert (settings.regularization.keep, settings.regularization.every) == (0.5, 5)
+        assert (settings.regularization.start, settings.regularization.compensate) == (0, "convolutions")
+
+
+def test_the_other_presets():
+    for cell, batch in zip(PRESETS["imagenet"].cells, (512, 2048), strict=True):
+        training = cell.settings.training
+        assert cell.name == f"{batch}-64"
+        assert training.batch_size * training.accumulate == batch
+        assert (training.g_lr, training.d_lr, training.beta1, training.beta2) == (1e-4, 4e-4, 0.0, 0.999)
+        assert (training.d_steps, cell.settings.model.d_channels, cell.settings.data.image_size) == (1, 64, 128)
+        assert cell.settings.data.conditional
+    (conditional,) = PRESETS["cifar10-conditional"].cells
+    assert conditional.settings.data == DataConfig(data="", image_size=32, conditional=True)
+    reduced = choose(PRESETS["sttp"].cells, ["C64-32"])[0].settings
+    assert (reduced.training.steps, reduced.training.batch_size, reduced.model.d_channels) == (100_000, 64, 32)
+    assert [cell.settings for cell in PRESETS["digits"].cells] == [Settings()]
+    grid = {
+        (cell.settings.model.d_channels, cell.settings.training.batch_size) for cell in PRESETS["digits-grid"].cells
+    }
+    assert grid == {(channels, batch) for channels in (4, 8, 16) for batch in (8, 16, 32)}
+    assert PRESETS["digits-grid"].seeds == (0, 1, 2)
+    studied = [(cell.name, cell.methods, cell.settings.regularization.keep) for cell in PRESETS["keep"].cells]
+    assert studied == [
+        ("i=1", ("sn",), 0.5), ("i=0.25r", ("static",), 0.25), ("i=0.5r", ("static",), 0.5),
+        ("i=0.75r", ("static",), 0.75), ("i=r", ("static",), 1.0),
+    ]  # fmt: skip
+    for preset in PRESETS.values():
+        assert "Deviations from" in preset.about
+        assert len({cell.name for cell in preset.cells}) == len(preset.cells)
+
+
+def test_cells_are_chosen_by_names_and_globs_in_their_own_order():
+    chosen = choose(PRESETS["paper"].cells, ["C*", "A16-128", "B?-64"])
+    assert [cell.name for cell in chosen] == ["A16-128", "B8-64", "C8-32", "C16-32", "C32-32", "C64-32", "C128-32"]
+    with pytest.raises(ValueError, match=r"no cell is named 'F\*': the cells are A16-128, A32-128"):
+        choose(PRESETS["paper"].cells, ["A16-128", "F*"])
+
+
+def test_the_cost_is_what_one_counts_by_hand():
+    ch, steps, batch = 4, 7, 3
+    cell = Cell("c", replace(Settings(), model=ModelConfig(d_channels=ch, g_channels=2, latent=5),
+                             training=TrainingConfig(steps=steps, batch_size=batch, d_steps=2, generator_batch=2)))  # fmt: skip
+    block = 2 * ch * ch * 9  # two 3x3 convolutions of one pixel
+    discriminator = 64 * 3 * ch * 9 + 64 * ch * ch * 9 + 16 * 3 * ch  # the first block; its shortcut is pooled first
+    discriminator += 16 * block + 4 * ch * ch + 2 * 4 * block + ch
+    generator = 5 * 2 * 16 + 64 * 2 * 2 * 9 * 2 + 16 * 2 * 2 + 64 * 2 * 3 * 9
+    by_hand = steps * (2 * batch * (generator + 6 * discriminator) + 2 * batch * (3 * generator + 2 * discriminator))
+    assert cost(cell).multiply_adds == by_hand
+    assert cost(cell).real_images == 7 * 2 * 3
+    first, rest = 3 * ch * 9 + ch + ch * ch * 9 + ch + 3 * ch + ch, block + 2 * ch
+    assert cost(cell).d_parameters == first + (rest + ch * ch + ch) + 2 * rest + ch
+
+
+def test_a_dry_run_lists_cells_and_cost_with_the_deviations_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["sweep", "--preset", "paper", "--dry-run", "--steps", "100", "--cells", "A16-128", "E*"]) == 0
+    printed = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert max(map(len, printed.splitlines())) <= 80
+    rows = re.findall(r"^([A-E]\d+-\d+) +sn static dynamic .* 0/3$", printed, flags=re.M)
+    assert rows == ["A16-128", "E16-128", "E64-128", "E256-128", "E256-64", "E256-32"]
+    said = " ".join(printed.split())
+    assert "- batches are drawn with replacement; the authors shuffle epochs" in said
+    assert "6 cells, 18 runs" in said
+    assert (
+        "Changed from the preset in A16-128, E16-128, E64-128, E256-128, E256-64, E256-32: steps 50000 -> 100." in said
+    )
+
+
+SWEEP = ["sweep", "--out", "out", "--preset"]
+BAD = {
+    "no preset": (["sweep"], "no preset given: --preset is one of paper, "),
+    "unknown preset": ([*SWEEP, "papers"], "unknown preset 'papers': --preset is one of paper, "),
+    "unknown cell": ([*SWEEP, "paper", "--cells", "A8-128"], "no cell is named 'A8-128': the cells are A16-128, "),
+    "unknown method": ([*SWEEP, "paper", "--methods", "magic"], "methods must be one of sn, static"),
+    "bad seed": ([*SWEEP, "digits", "--seeds", "one"], "seeds must be integers, got 'one'"),
+    "bad override": ([*SWEEP, "digits", "--steps", "0"], "steps must be an integer of at least 1, got 0"),
+    "no data": ([*SWEEP, "paper", "--cells", "C*"], "C8-32 trains on CIFAR-10, which are not shipped: say where"),
+    "two data sets": ([*SWEEP, "paper"], "choose the cells of one data set with --cells"),
+    "no such data": ([*SWEEP, "paper", "--cells", "C*", "--data", "nowhere.zip"], "no data at nowhere.zip"),
+    "no time": ([*SWEEP, "digits", "--minutes", "0"], "minutes must be a positive number, got 0.0"),
+    "negative GPUs": ([*SWEEP, "digits", "--gpus", "-1"], "gpus must not be negative, got -1.0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(case, tmp_path, monkeypatch, capsys):
+    arguments, message = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ray_is_asked_for_where_it_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("specreg.experiments.cluster.find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    assert main([*SWEEP, "digits", "--ray"]) == 2
+    assert "pip install 'specreg[cluster]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_have_deterministic_names_and_what_is_done_or_failed_is_passed_over(tmp_path):
+    jobs = lay_out(tmp_path, plan_of(tiny(), seeds=(0, 3)))
+    assert [job.name for job in jobs] == [f"tiny/{name}" for name in
+                                         ("sn-seed0", "static-seed0", "sn-seed3", "static-seed3")]  # fmt: skip
+    assert [str(job.run.path) for job in jobs] == [str(tmp_path / job.name) for job in jobs]
+    jobs[0].run.write("result", {"method": "sn"})
+    jobs[1].run.write("failed", {"error": "no memory", "code": 1})
+    again = lay_out(tmp_path, plan_of(tiny(), seeds=(0, 3)))
+    assert [job.state for job in again] == ["done", "failed", "waiting", "waiting"]
+    assert again[1].error.startswith("no memory")
+    assert [job.state for job in lay_out(tmp_path, plan_of(tiny(), seeds=(0,)), retry=True)] == ["done", "waiting"]
+
+
+def test_sweeps_of_one_preset_into_one_folder_add_up(tmp_path):
+    (first,) = tiny()
+    lay_out(tmp_path, plan_of([first]))
+    other = replace(first, name="other", settings=replace(first.settings, precision="bf16"))
+    lay_out(tmp_path, plan_of([other], seeds=(1,), changes={"other": ["precision 'float32' -> 'bf16'"]}))
+    lay_out(tmp_path, plan_of([first], seeds=(0, 1)))
+    saved = json.loads((tmp_path / "sweep.json").read_text())
+    assert {name: cell["runs"] for name, cell in saved["cells"].items()} == {
+        "tiny": ["sn-seed0", "static-seed0", "sn-seed1", "static-seed1"],
+        "other": ["sn-seed1", "static-seed1"],
+    }
+    assert saved["cells"]["other"]["changes"] == ["precision 'float32' -> 'bf16'"]
+    before = (tmp_path / "sweep.json").read_bytes()
+    with pytest.raises(ValueError, match=r"holds tiny with other settings \(steps 4 -> 5\)"):
+        lay_out(tmp_path, plan_of(tiny(5)))
+    with pytest.raises(ValueError, match="holds a sweep of the preset 'test'"):
+        lay_out(tmp_path, plan_of([first], preset="digits"))
+    assert (tmp_path / "sweep.json").read_bytes() == before
+
+
+def fake_runs(monkeypatch, script: str) -> None:
+    """Let every run be a moment of Python instead of a training."""
+    launch = subprocess.Popen
+
+    def popen(command, **options):
+        return launch([sys.executable, "-S", "-c", script, command[-1]], **options)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.02)
+
+
+def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
+    fake_runs(monkeypatch, "import os, signal, sys\nout = sys.argv[1]\nprint('first')\n"
+                           "if 'sn-seed0' in out: sys.exit('the last line')\n"
+                           "if 'sn-seed1' in out: os.kill(os.getpid(), signal.SIGKILL)\n"
+                           "open(out + '/result.json', 'w').write('{}')")  # fmt: skip
+    jobs = lay_out(tmp_path, plan_of(tiny(), seeds=(0, 1)))
+    execute_all(jobs, 2)
+    assert [job.state for job in jobs] == ["failed", "done", "failed", "done"]
+    assert jobs[0].run.read("failed") == {"error": "the last line", "code": 1}
+    assert jobs[2].run.read("failed") == {"error": "killed by SIGKILL", "code": -9}
+    assert jobs[1].run.read("failed") is None
+
+
+def test_when_the_time_is_up_the_runs_are_interrupted_and_the_rest_waits(tmp_path, monkeypatch):
+    fake_runs(monkeypatch, "import signal, sys, time\nsignal.signal(signal.SIGINT, lambda *_: sys.exit(130))\n"
+                           "time.sleep(30)")  # fmt: skip
+    jobs = lay_out(tmp_path, plan_of(tiny()))
+    began = time.monotonic()
+    execute_all(jobs, 1, minutes=0.5 / 60)
+    assert 0.5 <= time.monotonic() - began < 10
+    assert [job.state for job in jobs] == ["stopped", "waiting"]
+    assert jobs[0].run.read("failed") is None
+
+
+def test_two_processes_never_write_one_run(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.holder() is None
+    holding = "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n" \
+              "from specreg.records import RunDirectory\n" \
+              "with RunDirectory(sys.argv[1]).lock(): print('held', flush=True); time.sleep(60)"  # fmt: skip
+    source = str(Path(processes.__file__).parents[2])
+    command = [sys.executable, "-c", holding, str(tmp_path), source]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        assert run.holder() == f"process {process.pid} on {os.uname().nodename}"
+        with pytest.raises(ValueError, match=f"is being written by process {process.pid} on ") as refused, run.lock():
+            pass
+        assert "\n" not in str(refused.value)
+    finally:
+        process.kill()
+        process.communicate()
+    assert run.holder() is None  # a killed process leaves no lock behind
+    with run.lock():
+        assert run.holder() == f"process {os.getpid()} on {os.uname().nodename}"
+    with open(tmp_path / "run.lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_train_refuses_a_run_that_is_being_written(tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    with RunDirectory(out).lock():
+        assert main(["train", "--quiet", "--out", str(out), "--steps", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"is being written by process {os.getpid()} on " in error
+    assert not (out / "metrics.jsonl").exists()
