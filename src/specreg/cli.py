@@ -124,7 +124,7 @@ def _sweep(arguments: list[str]) -> int:
 
     from specreg import display
     from specreg.experiments import cluster, presets, sweep
-    from specreg.experiments.config import METHODS, Settings, check_choice, check_integer, differences
+    from specreg.experiments.config import METHODS, Settings, check_choice, check_integer
     from specreg.experiments.jobs import execute_all
     from specreg.experiments.run import warn_about
     from specreg.report import sweep_table
@@ -182,8 +182,7 @@ def _sweep(arguments: list[str]) -> int:
     if not 0 <= given.gpus < float("inf"):
         raise ValueError(f"gpus must not be negative, got {given.gpus!r}")
     seeds = [_integer("seeds", seed) for seed in _split(given.seeds)] or list(chosen.seeds)
-    changes = {cell.name: differences(old.settings, cell.settings) for old, cell in zip(before, cells, strict=True)}
-    plan = sweep.Plan(chosen.name, cells, changes, methods, seeds)
+    plan = sweep.Plan(chosen.name, cells, sweep.changes(before, cells), methods, seeds)
     out = given.out or Path("runs") / chosen.name
     if given.dry_run:
         display.sweep_plan(

@@ -1,4 +1,4 @@
-"""A sweep on a Ray cluster of two nodes, of which one dies in the middle: every run ends once, with the same results."""
+"""A sweep on a Ray cluster of two nodes, of which one dies in the middle: no run is lost or made twice."""
 
 import json
 import os

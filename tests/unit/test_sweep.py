@@ -17,39 +17,18 @@ from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, Settings
 from specreg.experiments.jobs import execute_all
 from specreg.experiments.presets import PRESETS, Cell, choose
-from specreg.experiments.sweep import Plan, cost, lay_out
+from specreg.experiments.sweep import Plan, changes, cost, lay_out
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 from sweeps import tiny
 
 # Liu et al. 2019, table 2, as its rows are named: batch and discriminator's channels.
 PAPER = [
-    "A16-128",
-    "A32-128",
-    "A64-128",
-    "A128-128",
-    "A256-128",
-    "A512-128",
-    "A1024-128",
-    "B8-64",
-    "B16-64",
-    "B32-64",
-    "B64-64",
-    "B128-64",
-    "B256-64",
-    "C8-32",
-    "C16-32",
-    "C32-32",
-    "C64-32",
-    "C128-32",
-    "D128-256",
-    "D256-256",
-    "D512-256",
-    "E16-128",
-    "E64-128",
-    "E256-128",
-    "E256-64",
-    "E256-32",
+    *("A16-128", "A32-128", "A64-128", "A128-128", "A256-128", "A512-128", "A1024-128"),
+    *("B8-64", "B16-64", "B32-64", "B64-64", "B128-64", "B256-64"),
+    *("C8-32", "C16-32", "C32-32", "C64-32", "C128-32"),
+    *("D128-256", "D256-256", "D512-256"),
+    *("E16-128", "E64-128", "E256-128", "E256-64", "E256-32"),
 ]
 
 
@@ -87,9 +66,8 @@ def test_the_other_presets():
     reduced = choose(PRESETS["sttp"].cells, ["C64-32"])[0].settings
     assert (reduced.training.steps, reduced.training.batch_size, reduced.model.d_channels) == (100_000, 64, 32)
     assert [cell.settings for cell in PRESETS["digits"].cells] == [Settings()]
-    grid = {
-        (cell.settings.model.d_channels, cell.settings.training.batch_size) for cell in PRESETS["digits-grid"].cells
-    }
+    cells = [cell.settings for cell in PRESETS["digits-grid"].cells]
+    grid = {(settings.model.d_channels, settings.training.batch_size) for settings in cells}
     assert grid == {(channels, batch) for channels in (4, 8, 16) for batch in (8, 16, 32)}
     assert PRESETS["digits-grid"].seeds == (0, 1, 2)
     studied = [(cell.name, cell.methods, cell.settings.regularization.keep) for cell in PRESETS["keep"].cells]
@@ -111,8 +89,9 @@ def test_cells_are_chosen_by_names_and_globs_in_their_own_order():
 
 def test_the_cost_is_what_one_counts_by_hand():
     ch, steps, batch = 4, 7, 3
-    cell = Cell("c", replace(Settings(), model=ModelConfig(d_channels=ch, g_channels=2, latent=5),
-                             training=TrainingConfig(steps=steps, batch_size=batch, d_steps=2, generator_batch=2)))  # fmt: skip
+    model = ModelConfig(d_channels=ch, g_channels=2, latent=5)
+    training = TrainingConfig(steps=steps, batch_size=batch, d_steps=2, generator_batch=2)
+    cell = Cell("c", replace(Settings(), model=model, training=training))
     block = 2 * ch * ch * 9  # two 3x3 convolutions of one pixel
     discriminator = 64 * 3 * ch * 9 + 64 * ch * ch * 9 + 16 * 3 * ch  # the first block; its shortcut is pooled first
     discriminator += 16 * block + 4 * ch * ch + 2 * 4 * block + ch
@@ -139,6 +118,16 @@ def test_a_dry_run_lists_cells_and_cost_with_the_deviations_and_writes_nothing(t
     assert (
         "Changed from the preset in A16-128, E16-128, E64-128, E256-128, E256-64, E256-32: steps 50000 -> 100." in said
     )
+
+
+def test_overrides_change_every_cell_and_data_are_no_change():
+    before = choose(PRESETS["paper"].cells, ["C8-32"])
+    settings = before[0].settings
+    given = replace(settings, data=replace(settings.data, data="a.zip"), model=replace(settings.model, g_channels=8))
+    assert changes(before, [replace(before[0], settings=given)]) == {"C8-32": ["g_channels 256 -> 8"]}
+    shipped = PRESETS["digits"].cells
+    other = replace(shipped[0], settings=replace(Settings(), data=DataConfig(data="a.zip")))
+    assert changes(shipped, [other]) == {"digits": ["data 'digits' -> 'a.zip'"]}
 
 
 SWEEP = ["sweep", "--out", "out", "--preset"]

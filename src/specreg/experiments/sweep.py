@@ -5,7 +5,7 @@ from the preset's, and the names of its runs. Sweeps of one preset into one fold
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,15 @@ class Plan:
             f"{method}-seed{seed}": RunConfig(method, seed, cell.settings)
             for seed in dict.fromkeys(self.seeds) for method in methods
         }  # fmt: skip
+
+
+def changes(before: Sequence[Cell], after: Sequence[Cell]) -> dict[str, list[str]]:
+    """Return by cell in what its settings differ from the preset's; data that only the user can name do not count."""
+    found = {}
+    for old, new in zip(before, after, strict=True):
+        given = replace(old.settings.data, data=new.settings.data.data) if old.images else old.settings.data
+        found[old.name] = differences(replace(old.settings, data=given), new.settings)
+    return found
 
 
 def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from specreg.report import figures
 from specreg.report.runs import Run
@@ -66,8 +67,9 @@ def _drawn(cells: Sequence[Cell]) -> Iterator[tuple[str, str, Figure]]:
 
 
 def _panels(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure of panels; those of one column share their x axis."""
     size = (max(4.5, _WIDTH * columns + 0.5), _HEIGHT * rows + 0.9)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex="col", layout="constrained")
     return figure, axes.tolist()
 
 
@@ -111,6 +113,7 @@ def _scores(cells: Sequence[Cell]) -> Figure:
             figures.plot_curves(axis, list(cell.runs.values()), curve)  # type: ignore[arg-type]
             axis.set_ylabel(heading if column == 0 else "")
             axis.set_xlabel("iteration" if row == len(curves) - 1 else "")
+            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             if row == len(curves) - 1:
                 axis.set_ylim(0, 1.05)
         axes[0][column].set_title(cell.label, fontsize=10, parse_math=False)
@@ -167,5 +170,4 @@ def _legend(figure: Figure, cells: Sequence[Cell]) -> None:
 
 def _nothing(axis: Axes) -> None:
     axis.text(0.5, 0.5, "no record yet", ha="center", va="center", transform=axis.transAxes, color="#59636e")
-    axis.set_xticks([])
     axis.set_yticks([])

@@ -185,7 +185,7 @@ def notes(cells: Sequence[Cell]) -> list[str]:
             "brackets; last checkpoint of every run."]  # fmt: skip
     protocols = dict.fromkeys(
         f"{run.result.get('num_fake')} generated against {run.result.get('num_real')} real images of "
-        f"{run.settings.get('data.data')}, features: {run.result.get('features')}"
+        f"{Path(str(run.settings.get('data.data'))).name}, features: {run.result.get('features')}"
         for run in complete
     )
     said += [f"{'; '.join(protocols)}."] if protocols else []
