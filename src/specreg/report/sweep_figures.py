@@ -154,7 +154,7 @@ def _by_setting(cells: Sequence[Cell]) -> Figure:
             )  # fmt: skip
         axis.set_ylabel(heading)
         axis.grid(alpha=0.25)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
         axis.set_xticks(range(len(cells)), [cell.label for cell in cells], rotation=40, ha="right", parse_math=False)
         axis.set_xlim(-0.6, len(cells) - 0.4)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(shown), frameon=False)
