@@ -34,6 +34,11 @@ CAPTIONS = {
         "As figure 5 of the paper: the last convolution's sₖ/s₁ at the last record. After static compensation it is a "
         "step: the first half at 1."
     ),
+    "outputs": (
+        "As the longer text of the paper, where it chooses i: cumulative distributions of the discriminator's scores of training, "
+        "held-out and generated images at the last evaluation, of each setting's and method's first seed. Training and "
+        "held-out images apart mean that the discriminator overfits."
+    ),
     "scores-by-setting": "The final scores by setting: means over seeds, bars are one standard deviation.",
 }
 
@@ -61,6 +66,8 @@ def _drawn(cells: Sequence[Cell]) -> Iterator[tuple[str, str, Figure]]:
             yield "figures1-4-spectra", group, _spectra(begun)
             yield "figures1-4-scores", group, _scores(begun)
             yield "figure5-final", group, _final(begun)
+            if any(run.outputs for cell in begun for run in cell.runs.values()):
+                yield "outputs", group, _outputs(begun)
     complete = [cell for cell in cells if any(run.result for run in cell.runs.values())]
     if complete:
         yield "scores-by-setting", "", _by_setting(complete)
@@ -129,6 +136,28 @@ def _final(cells: Sequence[Cell]) -> Figure:
         axis.set_ylabel("sₖ / s₁" if axis is line[0] else "")
         axis.set_title(cell.label, fontsize=10, parse_math=False)
     _legend(figure, cells)
+    return figure
+
+
+def _outputs(cells: Sequence[Cell]) -> Figure:
+    firsts = {
+        f"{cell.label}\n{title(method)}": run
+        for cell in cells for method in methods([cell])
+        if (run := next((run for run in cell.runs.values() if run.method == method and run.outputs), None))
+    }  # fmt: skip
+    columns = min(6, len(firsts))
+    figure, axes = plt.subplots(
+        -(-len(firsts) // columns), columns, squeeze=False, sharey=True, layout="constrained",
+        figsize=(max(4.5, _WIDTH * columns + 0.5), (_HEIGHT + 0.5) * -(-len(firsts) // columns) + 0.5),
+    )  # fmt: skip
+    for axis in axes.flat[len(firsts) :]:
+        axis.axis("off")
+    for index, (axis, (label, run)) in enumerate(zip(axes.flat, firsts.items(), strict=False)):
+        figures.plot_outputs(axis, run)
+        axis.set_title(label, fontsize=9, parse_math=False)
+        axis.set_ylabel("share of images below" if index % columns == 0 else "")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
 
 

@@ -47,7 +47,9 @@ def write_sweep_report(page: Path, cells: Sequence[Cell]) -> list[Path]:
     }
     presets = ", ".join(dict.fromkeys(cell.preset for cell in cells))
     runs = sum(len(cell.planned) for cell in cells)
-    subject = f"Settings: {len(cells)}, runs: {runs}. specreg report SWEEP/SETTING makes a page about one setting's runs."
+    subject = (
+        f"Settings: {len(cells)}, runs: {runs}. specreg report SWEEP/SETTING makes a page about one setting's runs."
+    )
     text = document(f"Sweep: {presets}", tag("p", subject, class_="soft"), contents)
     page.write_text(text, encoding="utf-8", errors="replace")
     return [page, folder / "table.md", folder / "results.json", *figures]
