@@ -1,6 +1,7 @@
 """Presets, and the grid of runs that a sweep makes of one."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -11,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from specreg.cli import main
+from specreg.display import _sweep
 from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, Settings
 from specreg.experiments.jobs import execute_all
@@ -198,12 +201,14 @@ def test_sweeps_of_one_preset_into_one_folder_add_up(tmp_path):
     assert (tmp_path / "sweep.json").read_bytes() == before
 
 
+LAUNCH = subprocess.Popen
+
+
 def fake_runs(monkeypatch, script: str) -> None:
     """Let every run be a moment of Python instead of a training."""
-    launch = subprocess.Popen
 
     def popen(command, **options):
-        return launch([sys.executable, "-S", "-c", script, command[-1]], **options)
+        return LAUNCH([sys.executable, "-S", "-c", script, command[-1]], **options)
 
     monkeypatch.setattr(processes.subprocess, "Popen", popen)
     monkeypatch.setattr(processes, "POLL_SECONDS", 0.02)
@@ -231,6 +236,50 @@ def test_when_the_time_is_up_the_runs_are_interrupted_and_the_rest_waits(tmp_pat
     assert 0.5 <= time.monotonic() - began < 10
     assert [job.state for job in jobs] == ["stopped", "waiting"]
     assert jobs[0].run.read("failed") is None
+
+
+def test_the_command_reports_failures_passes_them_over_and_tries_again_when_told(tmp_path, monkeypatch, capsys):
+    fake_runs(monkeypatch, "import sys\nif 'static' in sys.argv[1]: sys.exit('no memory')\n"
+                           "open(sys.argv[1] + '/result.json', 'w').write('{\"fd\": 2.5}')")  # fmt: skip
+    out = tmp_path / "out"
+    command = ["sweep", "--preset", "digits", "--out", str(out), "--methods", "sn,static", "--steps", "7"]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "specreg: digits/static-seed0 failed: no memory\n" in printed.err
+    assert "2 runs: 1 done, 1 failed" in printed.err
+    assert re.search(r"digits +2.50 \(1\) +-", printed.out)
+    assert f"specreg report {out}" in printed.out
+    assert json.loads((out / "digits" / "sn-seed0" / "config.json").read_text())["settings"]["training"]["steps"] == 7
+    fake_runs(monkeypatch, "import sys\nopen(sys.argv[1] + '/result.json', 'w').write('{}')")
+    assert main(command) == 1
+    assert "failed: no memory (--retry tries it again)" in capsys.readouterr().err
+    assert main([*command, "--retry"]) == 0
+    assert not (out / "digits" / "static-seed0" / "failed.json").exists()
+
+
+def test_a_sweep_that_runs_out_of_time_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    fake_runs(monkeypatch, "import time\ntime.sleep(30)")
+    assert main(["sweep", "--preset", "digits", "--out", str(tmp_path / "out"), "--minutes", "0.01"]) == 130
+    assert "the same command again goes on" in capsys.readouterr().err
+
+
+def test_the_live_table_fits_80_columns(tmp_path):
+    jobs = lay_out(tmp_path, plan_of([replace(tiny()[0], name="A1024-128")], methods=("dynamic",), seeds=range(20)))
+    for job in jobs:
+        job.state = "running"
+        job.run.append("metrics", {"step": 50000, "d_loss": 1.0})
+        job.run.append("evaluations", {"step": 50000, "modes": 1000, "kl": 1.25, "fd": 123.45})
+        job.run.append("verdicts", {"step": 50000, "state": "collapsing"})
+    jobs[0].state, jobs[0].error = "failed", "a long line " * 20
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(_sweep(jobs))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "20 runs: 19 running, 1 failed"
+    assert "A1024-128/dynamic-seed1" in lines[2]
+    assert lines[2].split()[1:] == ["50000/4", "1000", "1.25", "123.45", "collapsing"]
+    assert lines[-1].startswith("A1024-128/dynamic-seed0: a long line")
+    assert len(lines) < 20
 
 
 def test_two_processes_never_write_one_run(tmp_path):

@@ -97,7 +97,7 @@ def test_the_command_writes_page_tables_and_figures_and_overwrites_only_when_tol
     files = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert [file.name for file in files] == [
         "page.html", "table.md", "results.json", "figures1-4-spectra-C.png", "figures1-4-scores-C.png",
-        "figure5-final-C.png", "scores-by-setting.png",
+        "figure5-final-C.png", "outputs-C.png", "scores-by-setting.png",
     ]  # fmt: skip
     assert {file.parent for file in files[1:]} == {tmp_path / "page"}
     for file in files[3:]:
@@ -110,7 +110,7 @@ def test_the_command_writes_page_tables_and_figures_and_overwrites_only_when_tol
     assert results == json.loads(json.dumps(summary(open_sweeps([sweep]))))
     assert results["cells"][1]["methods"]["sn"]["fd"] == [12.0, 14.0]
     text = page.read_text()
-    assert text.count("<img") == 4
+    assert text.count("<img") == 5
     assert re.findall(r'<section id="(\w+)"', text) == ["results", "missing", "figures", "verdict", "settings"]
     assert main(["report", str(sweep), "-o", str(page)]) == 2
     assert main(["report", str(sweep), "-o", str(page), "--overwrite"]) == 0

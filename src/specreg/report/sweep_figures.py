@@ -35,9 +35,9 @@ CAPTIONS = {
         "step: the first half at 1."
     ),
     "outputs": (
-        "As the longer text of the paper, where it chooses i: cumulative distributions of the discriminator's scores of training, "
-        "held-out and generated images at the last evaluation, of each setting's and method's first seed. Training and "
-        "held-out images apart mean that the discriminator overfits."
+        "As the longer text of the paper, where it chooses i: cumulative distributions of the discriminator's scores "
+        "of training, held-out and generated images at the last evaluation, of each setting's and method's first seed. "
+        "Training and held-out images apart mean that the discriminator overfits."
     ),
     "scores-by-setting": "The final scores by setting: means over seeds, bars are one standard deviation.",
 }

@@ -1,6 +1,7 @@
 """What ``specreg report`` makes of sweeps: the page, and beside it a folder with tables, results and figures."""
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def _missing(lacking: Sequence[tuple[str, str]]) -> Markup:
 def _figures(paths: Sequence[Path]) -> Markup:
     parts: list[Markup] = []
     for name, caption in CAPTIONS.items():
-        alike = [path for path in paths if path.stem == name or path.stem.removeprefix(f"{name}-") in "ABCDE"]
+        alike = [path for path in paths if re.fullmatch(f"{name}(-[A-Z])?", path.stem)]
         pictures = [_picture(path, caption) for path in alike]
         if pictures:
             parts.append(tag("figure", tag("figcaption", caption), join(pictures)))
