@@ -46,7 +46,8 @@ def test_the_papers_settings_are_the_papers():
         letter, batch, channels = re.fullmatch(r"([A-E])(\d+)-(\d+)", cell.name).groups()
         settings, training = cell.settings, cell.settings.training
         assert (training.batch_size, settings.model.d_channels) == (int(batch), int(channels))
-        assert settings.data.image_size == (48 if letter == "E" else 32)
+        part = ("unlabeled", 48) if letter == "E" else ("train", 32)
+        assert (settings.data.data_split, settings.data.image_size) == part
         assert cell.methods == ("sn", "static", "dynamic")
         assert (settings.model.g_channels, settings.model.latent) == (256, 128)
         assert (training.steps, training.d_steps, training.lr_decay, training.loss) == (50_000, 5, "linear", "hinge")

@@ -107,7 +107,7 @@ _RECORDS = RecordConfig(
 def _paper_settings(side: int, batch: int, channels: int, steps: int = 50_000) -> Settings:
     return Settings(
         regularization=_COMPENSATION,
-        data=DataConfig(data="", image_size=side),
+        data=DataConfig(data="", image_size=side, data_split="unlabeled" if side == 48 else "train"),
         model=ModelConfig(d_channels=channels, g_channels=256, latent=128),
         training=TrainingConfig(
             steps=steps, batch_size=batch, generator_batch=2, d_steps=5, loss="hinge", d_lr=2e-4, g_lr=2e-4,
