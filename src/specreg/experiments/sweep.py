@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from specreg.data.digits import StackedDigits
+from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import Method, RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.jobs import Job
+from specreg.experiments.networks import make_discriminator, make_generator
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import open_source, prepare_run
-from specreg.models import Discriminator, Generator
 from specreg.records import RunDirectory, prepare_directory, read_json, write_json
 
 
@@ -121,18 +121,13 @@ def cost(cell: Cell) -> Cost:
     Spectral normalization, compensation, a gradient penalty and evaluations are not counted.
     """
     settings, training = cell.settings, cell.settings.training
-    shipped = settings.data.data == "digits"
-    side = StackedDigits.resolution if shipped else settings.data.image_size
-    if side is None:
-        raise ValueError(f"{cell.name}: the cost depends on the images' size: give --image-size")
-    known = StackedDigits.num_classes if shipped else cell.num_classes
-    num_classes = known if settings.data.conditional else 0
+    source = _stand_in(cell) if cell.images else open_source(settings)
     with torch.device("meta"):
-        generator = Generator(side, settings.model.g_channels, latent=settings.model.latent, num_classes=num_classes)
-        discriminator = Discriminator(side, settings.model.d_channels, num_classes=num_classes)
-        labels = (torch.zeros(1, dtype=torch.long),) if num_classes else ()
-        g_cost = _multiply_adds(generator, torch.zeros(1, settings.model.latent), *labels)
-        d_cost = _multiply_adds(discriminator, torch.zeros(1, 3, side, side), *labels)
+        generator, discriminator = make_generator(settings, source), make_discriminator(settings, source)
+        labels = (torch.zeros(1, dtype=torch.long),) if settings.data.conditional else ()
+        latent = torch.zeros(1, settings.model.latent)
+        g_cost = _multiply_adds(generator, latent, *labels)
+        d_cost = _multiply_adds(discriminator, generator(latent, *labels), *labels)
     batch = training.batch_size * training.accumulate
     d_steps = training.d_steps * batch * (g_cost + 6 * d_cost)
     g_steps = training.generator_batch * batch * (3 * g_cost + 2 * d_cost)
@@ -142,6 +137,15 @@ def cost(cell: Cell) -> Cost:
         real_images=training.steps * training.d_steps * batch,
         multiply_adds=training.steps * (d_steps + g_steps),
     )
+
+
+def _stand_in(cell: Cell) -> ImageArrays:
+    """Return no images, but with the sides and classes of those that the user has to give."""
+    side = cell.settings.data.image_size
+    if side is None:
+        raise ValueError(f"{cell.name}: the cost depends on the images' size: give --image-size")
+    classes = tuple(map(str, range(cell.num_classes)))
+    return ImageArrays(cell.images, torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0), classes)
 
 
 def _multiply_adds(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
