@@ -247,6 +247,78 @@ def keep() -> list[Cell]:
     return [Cell("i=1", default, methods=("sn",)), *compensated]
 
 
+@preset("mixtures", seeds=(0, 1, 2))
+def mixtures() -> list[Cell]:
+    """Gaussians in the plane, PacGAN's ring of 8 and grid of 25 modes: batch 100, 2,500 points judged.
+
+    Both networks with layers of 128 units, hinge loss, Adam 1e-3 with beta (0.5, 0.999), linear decay over 1,500
+    steps, 2 latent dimensions; static compensation of all linear layers.
+
+    Deviations from Lin et al. 2018 (PacGAN):
+    - 1,500 steps; 400,000 there (400 epochs of 100,000 points)
+    - points are drawn endlessly; 100,000 fixed ones there
+    - a plain discriminator of three hidden layers; maxout with five pieces there
+    """
+    training = TrainingConfig(
+        steps=1500, batch_size=100, generator_batch=1, d_steps=1, loss="hinge", d_lr=1e-3, g_lr=1e-3, beta1=0.5,
+        beta2=0.999, lr_decay="linear",
+    )  # fmt: skip
+    return [
+        Cell(
+            name,
+            Settings(
+                data=DataConfig(data=name),
+                model=ModelConfig(d_channels=8, g_channels=8, latent=2),
+                training=training,
+                records=RecordConfig(samples=2500),
+            ),
+            methods=("sn", "static"),
+        )
+        for name in ("ring", "grid")
+    ]
+
+
+@preset("stacked-mnist", seeds=(0, 1, 2))
+def stacked_mnist() -> list[Cell]:
+    """Stacked MNIST, 28x28x3 and 1000 modes, with a DCGAN, in its two published protocols.
+
+    unrolled-quarter and unrolled-half: discriminators of a quarter and half of the generator's channels, batch 128,
+    stacked on the fly, Adam 2e-4 and 1e-4 (generator) with beta (0.5, 0.99), z of 256, 25,600 images judged (Metz et
+    al. 2017, Lin et al. 2018). veegan: equal networks, batch 64, 128,000 images stacked once, 50 epochs, Adam 2e-4
+    with beta (0.5, 0.999), 26,000 images judged (Srivastava et al. 2017, Lin et al. 2018).
+
+    Deviations from these papers:
+    - 50,000 steps of the unrolled protocol; 500,000 there
+    - no batch normalization in the discriminator, whose layers are under spectral normalization
+    - z is normal in veegan, too, where it is uniform in [-1, 1]
+    - modes by this project's digit classifier (99.7% of MNIST's test images)
+    """
+    unrolled = TrainingConfig(
+        steps=50_000, batch_size=128, generator_batch=1, d_steps=1, loss="non-saturating", d_lr=2e-4, g_lr=1e-4,
+        beta1=0.5, beta2=0.99,
+    )  # fmt: skip
+    veegan = replace(unrolled, steps=100_000, batch_size=64, g_lr=2e-4, beta2=0.999)
+    shapes = {
+        "unrolled-quarter": (16, 256, unrolled, None, 25_600),
+        "unrolled-half": (32, 256, unrolled, None, 25_600),
+        "veegan": (64, 100, veegan, 128_000, 26_000),
+    }
+    return [
+        Cell(
+            name,
+            Settings(
+                regularization=_COMPENSATION,
+                data=DataConfig(data="", image_size=28, stacked=True, stacked_size=size),
+                model=ModelConfig(d_channels=channels, g_channels=64, latent=latent, network="dcgan"),
+                training=training,
+                records=replace(_RECORDS, samples=samples),
+            ),
+            images="MNIST",
+        )
+        for name, (channels, latent, training, size, samples) in shapes.items()
+    ]
+
+
 def choose(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     """Return the cells whose names match one of the patterns (globs), in their own order; all without patterns.
 
