@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.data.digits import load_split
-from specreg.evaluation.classifier import WEIGHTS, DigitClassifier
+from specreg.evaluation.classifier import DIGIT_WEIGHTS, DigitClassifier
 
 EPOCHS, BATCH = 60, 50
 
@@ -58,8 +58,8 @@ def main() -> None:
         hidden.weight /= scale
         hidden.bias /= scale
         classifier.head.weight *= scale
-    save_file(classifier.state_dict(), WEIGHTS)
-    print(f"{WEIGHTS.name}: {WEIGHTS.stat().st_size} bytes")
+    save_file(classifier.state_dict(), DIGIT_WEIGHTS)
+    print(f"{DIGIT_WEIGHTS.name}: {DIGIT_WEIGHTS.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rich.text import Text
 from specreg.autopsy.checkpoints import printable
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers import shown as layer_name
-from specreg.report import TITLES, table
+from specreg.report import TITLES, protocol, table
 
 if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need
     from specreg.experiments.jobs import Job
@@ -132,11 +132,7 @@ def results(rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
         for heading, values in list(zip(headings, zip(*cells, strict=True), strict=True))[2:]:
             shown.add_row(heading, *values)
         console.print(shown)
-        console.print(
-            f"{rows[0]['num_fake']} generated against {rows[0]['num_real']} real images, "
-            f"features: {rows[0]['features']}",
-            highlight=False,
-        )
+        console.print(protocol(rows[0]), highlight=False)
     for path in paths:
         console.print(str(path), highlight=False, soft_wrap=True)
 

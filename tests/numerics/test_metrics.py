@@ -7,7 +7,8 @@ import torch
 from scipy import linalg
 
 from specreg.data.digits import NUM_HELD_OUT, StackedDigits, load_split
-from specreg.evaluation.classifier import HELD_OUT_CORRECT, load_digit_classifier
+from specreg.evaluation.classifier import DIGIT_HELD_OUT_CORRECT, load_classifier
+from specreg.evaluation.features import open_extractor
 from specreg.evaluation.metrics import frechet_distance, kernel_distance, neighbourhoods
 from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
 from specreg.evaluation.protocol import Evaluator
@@ -95,16 +96,18 @@ def test_kl_floor_is_the_mean_of_a_perfect_sampler():
 
 def test_the_classifier_reaches_its_stated_accuracy_on_held_out_digits():
     _, _, images, labels = load_split()
-    correct = (load_digit_classifier()(images[:, None].float() / 255).argmax(1) == labels).sum().item()
-    assert correct == HELD_OUT_CORRECT
+    correct = (load_classifier("digits")(images[:, None].float() / 255).argmax(1) == labels).sum().item()
+    assert correct == DIGIT_HELD_OUT_CORRECT
     assert correct / NUM_HELD_OUT >= 0.97
 
 
 def test_a_perfect_sampler_reaches_the_stated_floors():
     digits = StackedDigits()
     real, _ = digits.draw(6000, torch.Generator().manual_seed(1))
-    evaluator = Evaluator(real, num_samples=5000, digits=True)
+    evaluator = Evaluator(real, num_samples=5000, extractor=open_extractor("digits"))
     evaluation = evaluator.evaluate(lambda count: digits.draw(count, torch.Generator().manual_seed(2))[0])
+    assert evaluation.protocol == "fd_digits_5k_train6k"
+    assert evaluation.kl_floor == reverse_kl_floor(1000, 5000)
     assert abs(evaluation.modes - 1000 * (1 - (1 - 1 / 1000) ** 5000)) < 10
     assert evaluation.kl == pytest.approx(reverse_kl_floor(1000, 5000), abs=0.02)
     assert evaluation.fd < 0.2
@@ -119,7 +122,7 @@ def test_a_collapsed_sampler_is_seen_by_every_metric():
     digits = StackedDigits()
     real, _ = digits.draw(3000, torch.Generator().manual_seed(1))
     few, _ = digits.draw(20, torch.Generator().manual_seed(3))
-    evaluator = Evaluator(real, num_samples=2000, digits=True)
+    evaluator = Evaluator(real, num_samples=2000, extractor=open_extractor("digits"))
     evaluation = evaluator.evaluate(lambda count: few.repeat(count // 20, 1, 1, 1))
     assert evaluation.modes <= 20
     assert evaluation.kl > 3.8

@@ -5,6 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+# How many images the two published protocols of Stacked MNIST draw: Srivastava et al. 2017 (VEEGAN) and Metz et al.
+# 2017 (Unrolled GAN), both as Lin et al. 2018 (PacGAN) repeat them. Their numbers do not compare with each other.
+STACKED_MNIST_SAMPLES = {"veegan": 26_000, "unrolled": 25_600}
+
 
 def modes_covered(modes: Tensor, num_modes: int) -> int:
     """Return how many of the modes 0 .. num_modes - 1 occur at least once in ``modes`` (N,), int64.

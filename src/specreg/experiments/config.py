@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from specreg.evaluation.features import FEATURES
 from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
 from specreg.regularizers.compensators import checked_keep
@@ -104,7 +105,13 @@ class RecordConfig:
     samples: int = 5000
     """Generated images in an evaluation."""
     reference: int = 10000
-    """Real images in an evaluation."""
+    """Real images in an evaluation; all there are, if they are fewer."""
+    reference_split: Literal["train", "test"] = "train"
+    """Part of the data that generated images are compared with: what was trained on, or the held-out part."""
+    features: Literal["auto", "digits", "mnist", "cifar", "pixels", "inception"] = "auto"
+    """Features that images are compared in; auto: what the data suggest, digits, mnist (Stacked MNIST) or pixels."""
+    inception_weights: str | None = None
+    """File of torch-fidelity's Inception weights; by default where torch-fidelity keeps them. Never downloaded."""
     tensorboard: bool = True
     """Losses, metrics, spectra and verdicts for TensorBoard, too, in the run's folder tensorboard."""
 
@@ -219,6 +226,8 @@ def _check(settings: Settings) -> None:
     check_choice("loss", settings.training.loss, tuple(LOSSES))
     check_choice("lr_decay", settings.training.lr_decay, ("linear", "none"))
     check_choice("precision", settings.precision, ("float32", "bf16"))
+    check_choice("reference_split", settings.records.reference_split, ("train", "test"))
+    check_choice("features", settings.records.features, ("auto", *FEATURES))
     check_choice("guard", settings.regularization.guard, ("anchored", "dynamic", "static"))
     if settings.regularization.keep != "auto":
         checked_keep(settings.regularization.keep, or_auto=True)

@@ -23,9 +23,10 @@ from specreg.data.stream import BatchStream
 from specreg.evaluation.mixtures import RULES, MixtureEvaluation, MixtureEvaluator
 from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import DataConfig, RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.evaluators import REFERENCE_SEED, check_evaluation, make_evaluator
 from specreg.experiments.networks import check_networks, make_discriminator, make_generator
 from specreg.experiments.recorder import Probe, Progress, Recorder
-from specreg.experiments.sampling import sample_images, save_picture
+from specreg.experiments.sampling import sample_images, sample_labelled, save_picture
 from specreg.experiments.scores import ScoreProbe
 from specreg.guard import Guard
 from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
-_DATA_STREAM, _LATENT_STREAM, _REFERENCE_SEED = 1_000_003, 2_000_003, 3_000_017
+_DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
 # What a method adds to the discriminator's loss, and its weight unless the configuration has one.
 _PENALTIES = {"orthogonal": (orthogonality_penalty, 1e-4), "d-optimal": (d_optimal_penalty, 1e-2)}
 
@@ -62,6 +63,7 @@ def open_source(settings: Settings) -> DataSource:
     check_networks(settings, source)
     if data.conditional and source.num_classes < 2:
         raise ValueError(f"{data.data} has no classes to be conditional on: drop --conditional")
+    check_evaluation(settings, source, _held_out_reference(settings, source))
     return source
 
 
@@ -164,8 +166,9 @@ def execute(
     if run.complete:
         return True
     accelerator = make_accelerator(config.settings)
+    held_out = open_held_out(config.settings, source)
     # Before the state: making its networks draws from the global generator, which the state's restores.
-    evaluator = make_evaluator(config.settings, source)
+    evaluator = make_evaluator(config.settings, source, held_out)
     state = build_state(config, source, accelerator)
     if run.checkpoint.exists():
         state.load_state_dict(load_checkpoint(run.checkpoint))
@@ -175,7 +178,6 @@ def execute(
         run.rewind(-1)
     run.write("environment", _environment(accelerator))
     probe = Probe(source, config.settings)
-    held_out = open_held_out(config.settings, source)
     scores = None if held_out is None else ScoreProbe(source, held_out, config.settings)
     recorder = Recorder(config.settings, run, state, evaluator, probe, scores, progress)
     with contextlib.closing(recorder):
@@ -307,21 +309,6 @@ def warn_about(config: RunConfig) -> None:
         )
 
 
-def make_evaluator(settings: Settings, source: DataSource) -> Evaluator | MixtureEvaluator:
-    """Return the evaluator against samples of the training data, the same for every run."""
-    real, _ = source.draw(settings.records.reference, torch.Generator().manual_seed(_REFERENCE_SEED))
-    if isinstance(source, GaussianMixture):
-        return MixtureEvaluator(
-            real,
-            name=source.name,
-            publication=source.publication,
-            centres=source.centres,
-            deviation=source.deviation,
-            num_samples=settings.records.samples,
-        )
-    return Evaluator(real, num_samples=settings.records.samples, digits=isinstance(source, StackedDigits))
-
-
 def load_sampler(run: RunDirectory) -> tuple[RunConfig, DataSource, nn.Module]:
     """Return a run's configuration, data and generator (its running average, if it has one) at its checkpoint.
 
@@ -342,10 +329,21 @@ def load_sampler(run: RunDirectory) -> tuple[RunConfig, DataSource, nn.Module]:
 def evaluate_run(run: RunDirectory, *, samples: int | None = None) -> Evaluation | MixtureEvaluation:
     """Evaluate a run's checkpoint anew, with another number of samples if given."""
     config, source, generator = load_sampler(run)
-    evaluator = make_evaluator(config.settings, source)
+    evaluator = make_evaluator(config.settings, source, _held_out_reference(config.settings, source))
     if samples is not None:
         evaluator.num_samples = samples
-    return evaluator.evaluate(lambda count: sample_images(generator, count))
+    return _evaluate(evaluator, generator)
+
+
+def _held_out_reference(settings: Settings, source: DataSource) -> ImageSource | None:
+    return open_held_out(settings, source) if settings.records.reference_split == "test" else None
+
+
+def _evaluate(evaluator: Evaluator | MixtureEvaluator, generator: nn.Module) -> Evaluation | MixtureEvaluation:
+    images, labels = sample_labelled(generator, evaluator.num_samples)
+    if isinstance(evaluator, MixtureEvaluator):
+        return evaluator.evaluate(lambda count: images)
+    return evaluator.evaluate(lambda count: images, labels=labels)
 
 
 def _finish(
@@ -356,8 +354,8 @@ def _finish(
     source: DataSource,
 ) -> None:
     generator = state.sampler
-    evaluation = evaluator.evaluate(lambda count: sample_images(generator, count))
-    random = torch.Generator().manual_seed(_REFERENCE_SEED)
+    evaluation = _evaluate(evaluator, generator)
+    random = torch.Generator().manual_seed(REFERENCE_SEED)
     save_picture(lambda count: sample_images(generator, count), source, run.image("samples"))
     save_picture(lambda count: source.draw(count, random)[0], source, run.image("data"))
     run.write(

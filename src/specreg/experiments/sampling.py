@@ -20,13 +20,22 @@ _CANVAS, _MARGIN = 600, 1.3  # its pixels a side, and how far beyond the outermo
 
 def sample_images(generator: nn.Module, count: int, *, seed: int = SAMPLE_SEED, batch: int = 500) -> Tensor:
     """Draw uint8 images (count, C, H, W) or points (count, 2) from a generator in eval mode; its mode is restored."""
+    return sample_labelled(generator, count, seed=seed, batch=batch)[0]
+
+
+def sample_labelled(
+    generator: nn.Module, count: int, *, seed: int = SAMPLE_SEED, batch: int = 500
+) -> tuple[Tensor, Tensor | None]:
+    """Draw the images of :func:`sample_images` and the classes (count,) asked for, None if it is not conditional."""
     random = torch.Generator().manual_seed(seed)
-    chunks = []
+    images, classes = [], []
     with sampling(generator):
         for begin in range(0, count, batch):
             z, labels = draw_latent(generator, min(batch, count - begin), random)
-            chunks.append(decode(generator(z) if labels is None else generator(z, labels)).cpu())
-    return torch.cat(chunks)
+            images.append(decode(generator(z) if labels is None else generator(z, labels)).cpu())
+            if labels is not None:
+                classes.append(labels.cpu())
+    return torch.cat(images), torch.cat(classes) if classes else None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from specreg.report.page import write_page
 from specreg.report.runs import Run, open_runs
 from specreg.report.sweep_page import folder_of, write_sweep_report
 from specreg.report.sweeps import SweepTable, is_sweep, open_sweeps, sweep_table
-from specreg.report.tables import COLUMNS, TITLES, markdown, results, table
+from specreg.report.tables import COLUMNS, TITLES, markdown, protocol, results, table
 from specreg.report.verdicts import line as verdict_line
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "markdown",
     "open_runs",
     "open_sweeps",
+    "protocol",
     "results",
     "sweep_table",
     "table",

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from specreg.records import RunDirectory, write_json
 from specreg.report.figures import draw_curves, draw_outputs, draw_samples, draw_spectra
 from specreg.report.runs import Run
-from specreg.report.tables import markdown, results, table
+from specreg.report.tables import markdown, protocol, results, table
 
 
 def write_report(out: Path, runs: Sequence[RunDirectory]) -> tuple[list[dict[str, Any]], list[Path]]:
@@ -21,7 +21,8 @@ def write_report(out: Path, runs: Sequence[RunDirectory]) -> tuple[list[dict[str
     if not rows:
         return rows, paths
     paths.append(out / "table.md")
-    paths[-1].write_text(markdown(*table(rows)), encoding="utf-8")
+    declared = "".join(f"\n{line}\n" for line in dict.fromkeys(map(protocol, rows)))
+    paths[-1].write_text(markdown(*table(rows)) + declared, encoding="utf-8")
     pictures = [("spectra", draw_spectra), ("curves", draw_curves), ("samples", draw_samples)]
     if any(run.outputs for run in complete):
         pictures.append(("outputs", draw_outputs))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from specreg.records import RunDirectory
-from specreg.report.tables import TITLES, title
+from specreg.report.tables import DECLARED, TITLES, title
 
 OUTPUTS = ("training", "held_out", "generated")
 STATES = ("healthy", "recovered", "collapsing", "collapsed")
-_WORDS = ("method", "config", "features", "protocol", "verdict")  # what is no number in a result
+_WORDS = ("method", "config", "verdict", *DECLARED)  # what is no number in a result
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
 
 

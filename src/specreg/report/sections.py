@@ -182,10 +182,7 @@ def results(runs: Sequence[Run]) -> Markup:
     rows = [run.result for run in complete]
     headings, cells = tables.table(rows, [run.group for run in complete])
     each_headings, each = tables.table(rows, [run.label for run in complete])
-    protocols = dict.fromkeys(
-        f"{row.get('num_fake')} generated against {row.get('num_real')} real images, features: {row.get('features')}"
-        for row in rows
-    )
+    protocols = dict.fromkeys(map(tables.protocol, rows))
     note = f"{len(complete)} of {len(runs)} runs are complete. " if len(complete) < len(runs) else ""
     note += "Mean ± standard deviation over seeds; " if len(complete) > len(cells) else ""
     note += f"{'; '.join(protocols)}. An arrow says which way is better."

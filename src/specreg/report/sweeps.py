@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from specreg.records import RunDirectory, read_json
 from specreg.report.runs import Run, flat
-from specreg.report.tables import COLUMNS, TITLES, title
+from specreg.report.tables import COLUMNS, TITLES, protocol, title
 
 # Our measure -> the published score that answers the same question; the other scores stand beside the first table.
 _COUNTERPARTS = {"fd": "FID", "inception_score": "IS"}
@@ -184,9 +184,7 @@ def notes(cells: Sequence[Cell]) -> list[str]:
     said = [f"{len(complete)} of {planned} runs are complete. Mean ± standard deviation over seeds, their number in "
             "brackets; last checkpoint of every run."]  # fmt: skip
     protocols = dict.fromkeys(
-        f"{run.result.get('num_fake')} generated against {run.result.get('num_real')} real images of "
-        f"{Path(str(run.settings.get('data.data'))).name}, features: {run.result.get('features')}"
-        for run in complete
+        f"{Path(str(run.settings.get('data.data'))).name}: {protocol(run.result)}" for run in complete
     )
     said += [f"{'; '.join(protocols)}."] if protocols else []
     changed: dict[str, list[str]] = {}

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specreg.records import RunDirectory
@@ -24,6 +24,8 @@ COLUMNS = (
     ("high_quality", "high quality ↑", 3),
     ("kl", "KL (nats) ↓", 2),
     ("fd", "FD ↓", 2),
+    ("intra_fd", "intra-class FD ↓", 2),
+    ("inception_score", "IS ↑", 2),
     ("kid", "KID ↓", 3),
     ("precision", "precision ↑", 3),
     ("recall", "recall ↑", 3),
@@ -31,6 +33,21 @@ COLUMNS = (
     ("coverage", "coverage ↑", 3),
     ("seconds", "seconds", 0),
 )
+# What a result says of its protocol in words.
+DECLARED = ("protocol", "split", "features", "resizing", "library")
+
+
+def protocol(row: Mapping[str, Any]) -> str:
+    """Return a result's protocol in one line; results of before protocols had names have less to say."""
+    name = f"{row['protocol']}: " if "protocol" in row else ""
+    part = f" of the {row['split']} part" if "split" in row else ""
+    details = [f"features: {row.get('features')}"]
+    details += [f"{key}: {row[key]}" for key in ("resizing", "library") if key in row]
+    real, fake = row.get("num_real"), row.get("num_fake")
+    what = "points" if row.get("features") == "coordinates" else "images"
+    if row.get("kl_floor") is not None:
+        details.append(f"KL of a perfect sampler: {row['kl_floor']:.3g}")
+    return f"{name}{fake} generated against {real} real {what}{part}, {', '.join(details)}"
 
 
 def title(method: str) -> str:

@@ -1,0 +1,93 @@
+"""The Inception network of published scores (FID, Inception Score), from torch-fidelity; weights are the user's."""
+
+import hashlib
+import pickle
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specreg.evaluation.features import Description, FeatureName
+
+WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
+WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
+
+
+class Inception:
+    """Features (N, 2048) and class probabilities (N, 1008) of the Inception network of Heusel et al. 2017.
+
+    Images are resized to 299x299 as TensorFlow 1 did it; grey ones are repeated to three channels. The probabilities
+    are the softmax of the logits without their bias, which is what published Inception Scores use.
+
+    Args:
+        weights: a file of torch-fidelity's weights; None looks where torch-fidelity keeps them. Nothing is downloaded.
+        device: where it computes.
+
+    Raises:
+        FileNotFoundError: there is no such file; says where to get it.
+        ValueError: torch-fidelity is not installed, or the file does not hold these weights.
+
+    Reference:
+        Heusel et al. 2017; Salimans et al. 2016; Obukhov and Krasnyanskiy 2020 (torch-fidelity).
+    """
+
+    key: FeatureName = "inception"
+    resizing = "bilinear to 299x299 as in TensorFlow 1"
+
+    def __init__(self, weights: Path | None = None, *, device: str = "cpu", batch: int = 50) -> None:
+        if find_spec("torch_fidelity") is None:
+            raise ValueError("Inception features need torch-fidelity: pip install 'specreg[inception]'")
+        path = find_weights(weights)
+        self.title = f"Inception-2048 (weights {_digest(path)})"
+        self.library = f"torch-fidelity {version('torch-fidelity')}"
+        self._network = _load(path).to(device)
+        self._device, self._batch = device, batch
+
+    @torch.no_grad()
+    def describe(self, images: Tensor) -> Description:
+        features, probabilities = [], []
+        for chunk in torch.split(images, self._batch):
+            found, logits = self._network(chunk.to(self._device).expand(-1, 3, -1, -1))
+            features.append(found.cpu())
+            probabilities.append(logits.softmax(-1).cpu())
+        return Description(torch.cat(features), torch.cat(probabilities))
+
+
+def find_weights(given: Path | None) -> Path:
+    """Return the file of weights: the one that was given, or the one that torch-fidelity downloaded before.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_NAME if given is None else given
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no Inception weights at {path}: download {WEIGHTS_URL} and name the file with --inception-weights"
+        )
+    return path
+
+
+def _load(path: Path) -> Any:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    wrong = f"{path} does not hold torch-fidelity's Inception weights"
+    try:
+        # torch-fidelity unpickles whatever it is given; what passes here holds tensors alone.
+        torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{wrong} ({type(error).__name__}): fetch {WEIGHTS_URL} again") from error
+    try:
+        return FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+        )
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ValueError(f"{wrong} ({type(error).__name__}): fetch {WEIGHTS_URL} again") from error
+
+
+def _digest(path: Path) -> str:
+    """Return the first 8 hexadecimal digits of a file's SHA-256, which the published file has in its name."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:8]

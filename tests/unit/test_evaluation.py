@@ -1,0 +1,204 @@
+"""Protocols, feature extractors and what the lab makes of its options."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from specreg.cli import main
+from specreg.data.arrays import ImageArrays
+from specreg.data.digits import StackedDigits
+from specreg.data.stacked import StackedImages
+from specreg.evaluation import features
+from specreg.evaluation.classifier import CIFAR_WEIGHTS, CifarClassifier, load_classifier
+from specreg.evaluation.features import Pixels, StackedClassifier, open_extractor
+from specreg.evaluation.protocol import Evaluator, protocol_name
+from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
+from specreg.experiments.evaluators import make_evaluator
+from specreg.experiments.run import open_held_out
+from specreg.experiments.sampling import sample_images, sample_labelled
+from specreg.models import Generator
+from specreg.report.tables import DECLARED, protocol, table
+
+
+def noise(count: int, channels: int, side: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, channels, side, side), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (("digits", 5000, "train", 10000), "fd_digits_5k_train10k"),
+        (("inception", 5000, "test", 10000), "fid_5k_test10k"),
+        (("mnist", 25600, "test", 297), "fd_mnist_25600_test297"),
+    ],
+)
+def test_a_protocols_name_says_what_was_compared(parts, name):
+    assert protocol_name(*parts) == name
+
+
+def test_only_inception_features_are_called_fid():
+    assert [protocol_name(key, 1000, "train", 1000)[:3] for key in features.FEATURES] == ["fd_"] * 4 + ["fid"]
+
+
+def test_an_evaluation_declares_its_protocol():
+    evaluator = Evaluator(noise(60, 1, 12), num_samples=40, extractor=Pixels(), split="test")
+    found = asdict(evaluator.evaluate(lambda count: noise(count, 1, 12, seed=1)))
+    assert found["protocol"] == "fd_pixels_40_test60"
+    assert (found["split"], found["num_real"], found["num_fake"]) == ("test", 60, 40)
+    assert found["features"] == "pixels"
+    assert found["resizing"] == "averaged to 8x8"
+    assert found["library"].startswith("torchmetrics 1.")
+    assert found["modes"] is found["kl"] is found["kl_floor"] is None
+    assert found["inception_score"] is found["classifier_score"] is found["intra_fd"] is None
+
+
+def test_the_classifier_score_of_single_digits_is_near_ten():
+    digits = StackedDigits(held_out=True)
+    evaluator = Evaluator(digits.images[:, None], num_samples=290, extractor=open_extractor("digits"))
+    found = evaluator.evaluate(lambda count: digits.images[:count, None])
+    assert found.modes is None  # of one channel
+    assert 7 < found.classifier_score < 10  # splits of 29 digits are not balanced
+    assert found.inception_score is None
+
+
+def test_stacked_digits_probabilities_are_those_of_their_modes():
+    digits = StackedDigits()
+    images, labels = digits.draw(300, torch.Generator().manual_seed(0))
+    described = open_extractor("digits").describe(images)
+    assert described.features.shape == (300, 96)
+    assert described.probabilities.shape == (300, 1000)
+    assert torch.allclose(described.probabilities.sum(1), torch.ones(300))
+    assert torch.equal(described.probabilities.argmax(1), described.modes)
+    assert (described.modes == labels).float().mean() > 0.99
+
+
+def test_intra_class_distance_is_recorded_where_classes_are_known():
+    real, labels = noise(40, 3, 8), torch.arange(2).repeat(20)
+    fake = noise(40, 3, 8, seed=1)
+    fake[labels == 1] //= 4
+    real[labels == 1] //= 4
+    evaluator = Evaluator(real, num_samples=40, extractor=Pixels(), labels=labels)
+    right, wrong = (evaluator.evaluate(lambda count: fake, labels=its) for its in (labels, 1 - labels))
+    assert right.fd == wrong.fd
+    assert right.intra_fd < wrong.intra_fd / 3
+    assert evaluator.evaluate(lambda count: fake).intra_fd is None
+    assert evaluator.evaluate(lambda count: fake, labels=labels * 0).intra_fd is None  # a class without images
+
+
+def test_labels_of_samples_are_the_ones_that_were_asked_for():
+    torch.manual_seed(0)
+    generator = Generator(8, 4, latent=8, num_classes=3)
+    images, labels = sample_labelled(generator, 12, seed=1, batch=5)
+    assert torch.equal(images, sample_images(generator, 12, seed=1, batch=5))
+    assert labels.shape == (12,)
+    assert sample_labelled(Generator(8, 4, latent=8), 4)[1] is None
+
+
+def settings(data: str = "digits", *, conditional: bool = False, **records) -> Settings:
+    return Settings(data=DataConfig(data=data, conditional=conditional), records=RecordConfig(**records))
+
+
+def test_the_held_out_part_of_digits_is_not_trained_on():
+    config, digits = settings(reference_split="test", reference=300, samples=100), StackedDigits()
+    evaluator = make_evaluator(config, digits, open_held_out(config, digits))
+    held_out, _ = StackedDigits(held_out=True).draw(100, torch.Generator().manual_seed(9))
+    found = evaluator.evaluate(lambda count: held_out)
+    assert found.protocol == "fd_digits_100_test300"
+    trained = make_evaluator(settings(reference=300, samples=100), digits).evaluate(lambda count: held_out)
+    assert trained.protocol == "fd_digits_100_train300"
+    assert found.fd != trained.fd
+
+
+def folder_of(count: int) -> ImageArrays:
+    return ImageArrays("folder", noise(count, 3, 16), torch.arange(count) % 2, ("a", "b"))
+
+
+def test_a_finite_set_of_real_images_is_used_once():
+    source = folder_of(50)
+    evaluator = make_evaluator(settings("folder", reference=1000, samples=50, conditional=True), source)
+    same = evaluator.evaluate(lambda count: source.images, labels=source.labels)
+    assert (same.num_real, same.protocol) == (50, "fd_pixels_50_train50")
+    assert same.fd == pytest.approx(0, abs=1e-6)  # the whole set against itself
+    assert same.intra_fd == pytest.approx(0, abs=1e-6)
+    assert make_evaluator(settings("folder", reference=20), source).evaluate(lambda count: source.images).num_real == 20
+    few = make_evaluator(settings("folder", reference=20, samples=20), folder_of(3))
+    assert few.evaluate(lambda count: noise(count, 3, 16, 1)).num_real == 20  # drawn with replacement
+
+
+def test_data_without_a_known_held_out_part_say_so():
+    with pytest.raises(ValueError, match="no part of folder is known that is not trained on: drop"):
+        make_evaluator(settings("folder", reference_split="test"), folder_of(50))
+
+
+def test_features_that_do_not_fit_the_images_say_so():
+    with pytest.raises(ValueError, match=r"digit-classifier features are for 8x8 images of 1 or 3 channels, got 16x16"):
+        make_evaluator(settings("folder", features="digits"), folder_of(50))
+    with pytest.raises(ValueError, match="features must be one of auto, digits, mnist, cifar, pixels, inception"):
+        settings(features="vgg")
+    with pytest.raises(ValueError, match="reference_split must be one of train, test, got 'validation'"):
+        settings(reference_split="validation")
+
+
+def test_mnist_features_take_padded_images():
+    extractor = StackedClassifier("mnist")
+    images = noise(5, 3, 28)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    assert torch.equal(extractor.describe(images).features, extractor.describe(padded).features)
+    assert extractor.describe(images).features.shape == (5, 192)
+    with pytest.raises(ValueError, match="got 30x30 with 3"):
+        extractor.describe(noise(5, 3, 30))
+
+
+def test_auto_features_of_stacked_mnist_are_its_classifiers():
+    source = StackedImages(noise(40, 1, 28)[:, 0], torch.arange(10).repeat(4))
+    evaluator = make_evaluator(settings("mnist", reference=30, samples=20), source)
+    found = evaluator.evaluate(lambda count: noise(count, 3, 28, 1))
+    assert found.protocol == "fd_mnist_20_train30"
+    assert found.modes >= 1
+
+
+def test_configurations_of_before_the_options_are_read_as_they_were():
+    values = to_dict(RunConfig())
+    for key in ("reference_split", "features", "inception_weights"):
+        del values["settings"]["records"][key]
+    assert from_dict(RunConfig, values) == RunConfig()
+
+
+def test_classifier_weights_that_are_missing_or_damaged_say_so(tmp_path, monkeypatch):
+    missing = tmp_path / "cifar_classifier.safetensors"
+    monkeypatch.setitem(load_classifier.__globals__["CLASSIFIERS"], "cifar", (CifarClassifier, missing))
+    with pytest.raises(FileNotFoundError, match=r"make them with scripts/train_cifar_classifier\.py"):
+        load_classifier("cifar")
+    missing.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="does not hold the cifar classifier"):
+        load_classifier("cifar")
+
+
+def test_the_cifar_classifier_is_small_enough_to_ship():
+    assert sum(p.numel() for p in CifarClassifier().parameters()) < 2_000_000
+    if CIFAR_WEIGHTS.exists():
+        assert CIFAR_WEIGHTS.stat().st_size < 5_000_000
+
+
+def test_the_protocol_stands_under_tables():
+    row = asdict(Evaluator(noise(60, 1, 12), num_samples=40, extractor=Pixels()).evaluate(lambda n: noise(n, 1, 12, 1)))
+    assert set(DECLARED) == {key for key, value in row.items() if isinstance(value, str)}
+    line = protocol(row)
+    assert line.startswith("fd_pixels_40_train60: 40 generated against 60 real images of the train part, features: pix")
+    assert "averaged to 8x8" in line
+    assert protocol({"num_fake": 2, "num_real": 3, "features": "pixels"}) == (
+        "2 generated against 3 real images, features: pixels"
+    )
+    headings, _ = table([row | {"method": "sn", "inception_score": 2.5}])
+    assert "IS ↑" in headings
+
+
+def test_what_cannot_be_evaluated_is_said_before_a_run_is_made(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out), "--features", "cifar"]) == 2
+    assert "for 32x32 images of 3 channels" in capsys.readouterr().err or not CIFAR_WEIGHTS.exists()
+    assert main(["train", "--out", str(out), "--features", "inception", "--inception-weights", "none.pth"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not out.exists()
