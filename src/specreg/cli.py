@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from specreg import __version__
+from specreg.records import printable
 
 if TYPE_CHECKING:
     from specreg.experiments.config import Method
@@ -266,19 +267,21 @@ def _evaluate(arguments: list[str]) -> int:
 
     @dataclass
     class Evaluate:
-        """Evaluate a run's newest checkpoint; nothing is written."""
+        """Evaluate a run's checkpoint; nothing is written."""
 
         run: tyro.conf.Positional[Path] = Path("runs/train")
         """Run directory."""
         samples: int | None = None
         """Generated images; the run's own number by default."""
+        checkpoint: Literal["last", "best", "healthy"] = "last"
+        """The newest, the one of the least Fréchet distance, or the last one without an alarm."""
         json: bool = False
         """Print JSON."""
 
     given = _parse(Evaluate(), "evaluate", arguments)
     if given.samples is not None:
         check_integer("samples", given.samples, at_least=10)
-    values = dataclasses.asdict(evaluate_run(RunDirectory(given.run), samples=given.samples))
+    values = dataclasses.asdict(evaluate_run(RunDirectory(given.run), samples=given.samples, which=given.checkpoint))
     if given.json:
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
     else:
@@ -296,7 +299,7 @@ def _sample(arguments: list[str]) -> int:
 
     @dataclass
     class Sample:
-        """Draw samples from a run's newest checkpoint into a square PNG: a grid of images, or a scatter of points."""
+        """Draw samples from a run's checkpoint into a square PNG: a grid of images, or a scatter of points."""
 
         run: tyro.conf.Positional[Path] = Path("runs/train")
         """Run directory."""
@@ -306,6 +309,8 @@ def _sample(arguments: list[str]) -> int:
         """Images in a row, and rows; of points there are always 2,500."""
         seed: int = 0
         """Latent vectors."""
+        checkpoint: Literal["last", "best", "healthy"] = "last"
+        """The newest, the one of the least Fréchet distance, or the last one without an alarm."""
 
     given = _parse(Sample(), "sample", arguments)
     check_integer("side", given.side, at_least=1)
@@ -314,7 +319,7 @@ def _sample(arguments: list[str]) -> int:
         raise ValueError(f"{given.out} exists: choose another name with --out")
     if given.out.suffix.lower() != ".png" or not given.out.absolute().parent.is_dir():
         raise ValueError(f"{given.out} has to be a .png file in a folder that exists")
-    _, source, generator = load_sampler(RunDirectory(given.run))
+    _, source, generator = load_sampler(RunDirectory(given.run), which=given.checkpoint)
     save_picture(lambda count: sample_images(generator, count, seed=given.seed), source, given.out, side=given.side)
     sys.stdout.write(f"{given.out}\n")
     return 0
@@ -479,5 +484,6 @@ def _integer(option: str, value: str) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"specreg: error: {' '.join(message.split())}\n")
+    # Names come from strangers' files.
+    sys.stderr.write(f"specreg: error: {printable(' '.join(message.split()))}\n")
     return code

@@ -16,9 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from specreg.autopsy.checkpoints import printable
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers import shown as layer_name
+from specreg.records import printable
 from specreg.report import TITLES, protocol, table
 
 if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need

@@ -13,7 +13,10 @@ A run directory holds
 - ``scores.jsonl``: with the metrics, how the discriminator scores training, held-out and generated images;
 - ``events.jsonl``: what was done about a verdict;
 - ``tensorboard/``: the numbers of all these series once more, and pictures of the spectra;
-- ``checkpoint.pt``: everything needed to go on;
+- ``checkpoint.pt``: everything needed to go on; ``checkpoint-before.pt``: the one before it, for the case that it is
+  damaged;
+- ``checkpoint-best.pt``, ``checkpoint-healthy.pt``: the one with the least Fréchet distance, and the last one that no
+  verdict of a collapse spoke against;
 - ``result.json``: the final evaluation, written last: a run that has it is complete;
 - ``samples.png``, ``data.png``: generated and real images;
 - ``log.txt``, ``failed.json``: what a process of a comparison or sweep wrote, and why it ended if it failed;
@@ -26,6 +29,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -50,6 +54,19 @@ class RunDirectory:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.pt"
+
+    @property
+    def checkpoint_before(self) -> Path:
+        return self.path / "checkpoint-before.pt"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """What a run can go on from, the newest first."""
+        return [path for path in (self.checkpoint, self.checkpoint_before) if path.exists()]
+
+    def kept_checkpoint(self, why: str) -> Path:
+        """Return where the "best" or the last "healthy" checkpoint is kept."""
+        return self.path / f"checkpoint-{why}.pt"
 
     @property
     def complete(self) -> bool:
@@ -172,6 +189,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(partial)
         raise
+
+
+def printable(text: str) -> str:
+    """Replace what could steer a terminal: control characters, and those that turn the direction of writing."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def give_name(existing: Path, name: Path) -> None:
+    """Make ``name`` a second name of a file (a copy, where there are no links), in the place of what had it before."""
+    partial = name.with_name(f".{name.name}.link")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(existing, partial)
+    except OSError:
+        shutil.copyfile(existing, partial)
+    os.replace(partial, name)
+    partial.unlink(missing_ok=True)  # renaming a file to another of its own names does nothing
 
 
 def prepare_directory(path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from specreg.cli import main
+from specreg.records import RunDirectory
 
 OPTIONS = [
     "--steps", "24", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "2",
@@ -107,6 +108,38 @@ def test_killed_and_resumed_equals_uninterrupted(uninterrupted, killed_at, tmp_p
     assert not (out / "result.json").exists()
     subprocess.run(command(out), check=True, env=environment())  # the configuration is the run's own
     assert_same_run(reference, out)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path):
+    _, reference = uninterrupted
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    (out / "result.json").unlink()
+    whole = bytearray((out / "checkpoint.pt").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    (out / "checkpoint.pt").write_bytes(whole)
+    assert torch.load(out / "checkpoint-before.pt", weights_only=True)["step"] == 20
+    resumed = subprocess.run(command(out), check=True, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert "checkpoint.pt is not a readable checkpoint (the checksum of" in resumed.stderr
+    assert "taking checkpoint-before.pt instead" in resumed.stderr
+    assert_same_run(reference, out)
+    assert (out / "checkpoint-damaged.pt").read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_the_last_the_best_and_the_healthy_checkpoint_are_kept(uninterrupted):
+    method, out = uninterrupted
+    scores = {record["step"]: record["fd"] for record in RunDirectory(out).series("evaluations")}
+    steps = {
+        name: torch.load(out / f"checkpoint{name}.pt", weights_only=True)["step"]
+        for name in ("", "-before", "-best", "-healthy")
+    }
+    assert steps[""] == 24
+    assert steps["-before"] == 20
+    assert scores[steps["-best"]] == min(scores.values())
+    assert steps["-healthy"] == 24 if method != "guard" else steps["-healthy"] < 24
+    assert main(["evaluate", str(out), "--checkpoint", "best", "--json"]) == 0
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from specreg.experiments.config import ModelConfig, RunConfig, Settings, differe
 from specreg.experiments.run import build_state, make_accelerator
 from specreg.losses import LOSSES, gradient_penalty
 from specreg.models import STAGES, Discriminator, Generator
-from specreg.records import RunDirectory, prepare_directory
+from specreg.records import RunDirectory, give_name, prepare_directory
 from specreg.training.loop import TrainingConfig, decay_factor, train
-from specreg.training.state import load_checkpoint, save_checkpoint, update_ema
+from specreg.training.state import load_checkpoint, load_newest, save_checkpoint, update_ema
 from specreg.training.steps import NonFiniteError, discriminator_step
 
 
@@ -184,6 +185,55 @@ def test_a_failed_checkpoint_leaves_the_old_one(tmp_path):
         save_checkpoint({"schema": 1, "step": lambda: None}, path)
     assert load_checkpoint(path)["step"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_flipped_bit_is_found_or_does_no_harm(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    state = {"schema": 1, "weight": torch.arange(3000.0), "text": "step"}
+    save_checkpoint(state, path)
+    whole, found = path.read_bytes(), 0
+    for position in range(0, len(whole), 41):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        try:
+            loaded = load_checkpoint(path)
+        except ValueError:
+            found += 1
+        else:  # alignment between the tensors
+            assert torch.equal(loaded.pop("weight"), state["weight"])
+            assert loaded == {"schema": 1, "text": "step"}
+    assert found > 0.9 * 12000 / 41
+    for length in range(0, len(whole), 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="is not a readable checkpoint"):
+            load_checkpoint(path)
+
+
+def test_the_newest_readable_checkpoint_is_taken(tmp_path, caplog):
+    newest, before = tmp_path / "checkpoint.pt", tmp_path / "checkpoint-before.pt"
+    save_checkpoint({"schema": 1, "step": 2}, newest)
+    save_checkpoint({"schema": 1, "step": 1}, before)
+    assert load_newest([newest, before]) == ({"schema": 1, "step": 2}, newest)
+    assert not caplog.records
+    newest.write_bytes(newest.read_bytes()[:-9])
+    assert load_newest([newest, before]) == ({"schema": 1, "step": 1}, before)
+    assert "checkpoint.pt is not a readable checkpoint" in caplog.text
+    assert "taking checkpoint-before.pt instead" in caplog.text
+    before.unlink()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable checkpoint"):
+        load_newest([newest])
+
+
+def test_a_second_name_of_a_file(tmp_path, monkeypatch):
+    one, other, name = (tmp_path / letter for letter in "abc")
+    one.write_text("one")
+    other.write_text("other")
+    give_name(one, name)
+    give_name(one, name)
+    assert name.samefile(one)
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    give_name(other, name)
+    assert (one.read_text(), name.read_text()) == ("one", "other")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):

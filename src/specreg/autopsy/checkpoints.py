@@ -4,7 +4,6 @@ A checkpoint is a file of somebody else's: nothing in it is executed, and its na
 shown. Which tensors make a layer's *stored* weight follows the rules of ``specreg.layers``.
 """
 
-import pickle
 import re
 import warnings
 from collections import Counter
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from specreg.layers import matches, shown
-from specreg.records import read_json
+from specreg.records import printable, read_json
 
 INDEX = ".safetensors.index.json"
 _ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl")
@@ -115,11 +114,6 @@ def open_checkpoint(
     return Checkpoint(path, tuple(kept), left_out)
 
 
-def printable(text: str) -> str:
-    """Replace what could steer a terminal: control characters, and those that turn the direction of writing."""
-    return "".join(character if character.isprintable() else "�" for character in text)
-
-
 def _file(path: Path) -> Path:
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}")
@@ -192,9 +186,8 @@ def _pickled(path: Path, *, zipped: bool) -> dict[str, _Stored]:
     except Exception as error:  # a damaged pickle makes its reader fail anywhere
         message = str(error)
         named = re.search(r"GLOBAL (\S+)", message)
-        if isinstance(error, pickle.UnpicklingError | RuntimeError) and (
-            named or any(part in message for part in _REFUSALS)
-        ):
+        refused = isinstance(error, RuntimeError) or type(error).__name__ == "UnpicklingError"
+        if refused and (named or any(part in message for part in _REFUSALS)):
             what = f"Python objects ({printable(named[1])})" if named else "Python objects or code"
             raise ValueError(
                 f"{path} holds {what}, which only running code could restore, so it was refused and nothing of it was "

@@ -6,8 +6,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specreg.autopsy.checkpoints import printable
 from specreg.autopsy.spectra import Autopsy
+from specreg.records import printable
 
 _PANELS = 16
 _FORMATS = (".png", ".svg")

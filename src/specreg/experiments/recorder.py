@@ -20,7 +20,7 @@ from specreg.guard import Guard
 from specreg.monitor.attainment import attainment, gradient_norms
 from specreg.monitor.detector import Verdict
 from specreg.monitor.samples import diversity
-from specreg.records import RunDirectory
+from specreg.records import RunDirectory, give_name
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
 
@@ -81,9 +81,12 @@ class Recorder:
         self._settings, self._every = settings, settings.records
         self._run, self._state, self._evaluator, self._progress = run, state, evaluator, progress
         self._probe, self._scores = probe, scores
-        self._before = float((run.read("timing") or {"seconds": 0.0})["seconds"]) if run.checkpoint.exists() else 0.0
+        self._before = (
+            float((run.read("timing") or {"seconds": 0.0})["seconds"]) if state.step or run.checkpoints else 0.0
+        )
         self._began = time.monotonic()
-        self._saved = state.step if run.checkpoint.exists() else -1
+        self._saved = state.step if run.checkpoints else -1
+        self._best = min((record["fd"] for record in run.series("evaluations")), default=float("inf"))
         self._monitor = state.monitor
         self._monitor.actions.append(self._watched)
         self._board = None
@@ -107,6 +110,10 @@ class Recorder:
             if self._scores is not None:
                 self._record("scores", {"step": state.step} | self._scores.measure(state))
             self._progress(state.step, record)
+            if record["fd"] < self._best:
+                self._best = record["fd"]
+                self.checkpoint()
+                give_name(self._run.checkpoint, self._run.kept_checkpoint("best"))
         if state.step % self._every.checkpoint_every == 0:
             self.checkpoint()
 
@@ -122,7 +129,12 @@ class Recorder:
             return
         if self._board is not None:
             self._board.flush()  # what the checkpoint stands for is not written again
+        if self._run.checkpoint.exists():
+            give_name(self._run.checkpoint, self._run.checkpoint_before)
         save_checkpoint(self._state.state_dict(), self._run.checkpoint)
+        verdict = self._monitor.verdict
+        if verdict is None or not verdict.alarming:
+            give_name(self._run.checkpoint, self._run.kept_checkpoint("healthy"))
         self._saved = self._state.step
         self._run.write("timing", {"seconds": round(self._before + time.monotonic() - self._began, 3)})
 

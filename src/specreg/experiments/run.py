@@ -41,7 +41,7 @@ from specreg.regularizers.normalization import spectral_norm
 from specreg.regularizers.orthogonalization import orthogonalize
 from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty
 from specreg.training.loop import train
-from specreg.training.state import TrainingState, load_checkpoint
+from specreg.training.state import TrainingState, load_newest
 
 logger = logging.getLogger(__name__)
 
@@ -170,8 +170,12 @@ def execute(
     # Before the state: making its networks draws from the global generator, which the state's restores.
     evaluator = make_evaluator(config.settings, source, held_out)
     state = build_state(config, source, accelerator)
-    if run.checkpoint.exists():
-        state.load_state_dict(load_checkpoint(run.checkpoint))
+    if run.checkpoints:
+        saved, path = load_newest(run.checkpoints)
+        state.load_state_dict(saved)
+        if path != run.checkpoint and run.checkpoint.exists():
+            # The next checkpoint would put it in the place of the one that is whole.
+            run.checkpoint.replace(run.kept_checkpoint("damaged"))
         run.rewind(state.step)
         logger.info("%s: going on from step %d", run.name, state.step)
     else:
@@ -309,8 +313,11 @@ def warn_about(config: RunConfig) -> None:
         )
 
 
-def load_sampler(run: RunDirectory) -> tuple[RunConfig, DataSource, nn.Module]:
-    """Return a run's configuration, data and generator (its running average, if it has one) at its checkpoint.
+def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, DataSource, nn.Module]:
+    """Return a run's configuration, data and generator (its running average, if it has one) at a checkpoint.
+
+    Args:
+        which: "last", "best" (least Fréchet distance during training) or "healthy" (the last without an alarm).
 
     Raises:
         ValueError: there is no run, or no checkpoint yet.
@@ -318,17 +325,20 @@ def load_sampler(run: RunDirectory) -> tuple[RunConfig, DataSource, nn.Module]:
     config = saved_config(run)
     if config is None:
         raise ValueError(f"{run.path} holds no run (no config.json)")
-    if not run.checkpoint.exists():
-        raise ValueError(f"{run.path} has no checkpoint yet: train it first")
+    paths = run.checkpoints if which == "last" else [run.kept_checkpoint(which)]
+    if not paths or not paths[0].exists():
+        raise ValueError(f"{run.path} has no {'' if which == 'last' else which + ' '}checkpoint yet: train it first")
     source = open_source(config.settings)
     state = build_state(config, source, make_accelerator(config.settings))
-    state.load_state_dict(load_checkpoint(run.checkpoint))
+    state.load_state_dict(load_newest(paths)[0])
     return config, source, state.sampler
 
 
-def evaluate_run(run: RunDirectory, *, samples: int | None = None) -> Evaluation | MixtureEvaluation:
-    """Evaluate a run's checkpoint anew, with another number of samples if given."""
-    config, source, generator = load_sampler(run)
+def evaluate_run(
+    run: RunDirectory, *, samples: int | None = None, which: str = "last"
+) -> Evaluation | MixtureEvaluation:
+    """Evaluate a checkpoint of a run anew, as :func:`load_sampler`, with another number of samples if given."""
+    config, source, generator = load_sampler(run, which=which)
     evaluator = make_evaluator(config.settings, source, _held_out_reference(config.settings, source))
     if samples is not None:
         evaluator.num_samples = samples

@@ -1,9 +1,9 @@
 """Verdicts in words: one sentence for a run, and what changed when."""
 
-import unicodedata
 from itertools import pairwise
 from typing import Any
 
+from specreg.records import printable
 from specreg.report.runs import Run
 
 ALARMS = ("collapsing", "collapsed")
@@ -36,8 +36,7 @@ def sentence(run: Run) -> str:
 
 def line(run: Run) -> str:
     """Return a run's verdict as one line for a terminal: what a record holds cannot move its cursor."""
-    text = f"{run.label}: {state_of(run)}. {sentence(run)}"
-    return "".join("?" if unicodedata.category(character).startswith("C") else character for character in text)
+    return printable(f"{run.label}: {state_of(run)}. {sentence(run)}")
 
 
 def segments(run: Run) -> list[tuple[int, int, str]]:

@@ -1,7 +1,9 @@
 """Everything that a run has to remember, and the file that it is kept in."""
 
+import logging
 import random
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +19,8 @@ from specreg.records import replacing
 from specreg.regularizers.compensators import Compensator
 
 SCHEMA = 2
+
+logger = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
@@ -120,18 +124,42 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         torch.save(state, file)
 
 
+def load_newest(paths: Sequence[Path]) -> tuple[dict[str, Any], Path]:
+    """Read the first readable one of some checkpoints, the newest first, and say so if it is not the first.
+
+    Raises:
+        ValueError: none is readable; says what is wrong with the first.
+    """
+    wrong: list[ValueError] = []
+    for path in paths:
+        try:
+            state = load_checkpoint(path)
+        except ValueError as error:
+            wrong.append(error)
+            continue
+        if wrong:
+            logger.warning("%s: taking %s instead", "; ".join(map(str, wrong)), path.name)
+        return state, path
+    raise wrong[0]
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a state; nothing in the file is executed.
+    """Read a state and compare its checksums; nothing in the file is executed.
 
     Raises:
         ValueError: the file is damaged or holds something else.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+        # A file of torch.save is a zip archive with a CRC-32 of every tensor, which torch itself does not look at.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
+    if damaged:
+        raise ValueError(f"{path} is not a readable checkpoint (the checksum of {damaged} is wrong)")
     if not isinstance(state, dict) or "schema" not in state:
         raise ValueError(f"{path} is not a checkpoint of specreg")
     return state
