@@ -1,7 +1,6 @@
 """The Inception network of published scores (FID, Inception Score), from torch-fidelity; weights are the user's."""
 
 import hashlib
-import pickle
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,7 +76,7 @@ def _load(path: Path) -> Any:
     try:
         # torch-fidelity unpickles whatever it is given; what passes here holds tensors alone.
         torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{wrong} ({type(error).__name__}): fetch {WEIGHTS_URL} again") from error
     try:
         return FeatureExtractorInceptionV3(
