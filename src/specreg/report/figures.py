@@ -123,6 +123,7 @@ def plot_outputs(axis: Axes, run: Run) -> None:
         quantiles = last[name]
         levels = [index / (len(quantiles) - 1) for index in range(len(quantiles))]
         axis.plot(quantiles, levels, color=style.colour, ls=style.pattern, lw=1.8, label=label)
+    axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.set_xlabel("score D(x)")
     axis.set_ylabel("share of images below")
     axis.grid(alpha=0.25)
