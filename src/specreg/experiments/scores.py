@@ -11,13 +11,13 @@ from specreg.experiments.sampling import sampling
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState
 
-_SEED, _SIZE, _BATCH = 6_000_011, 2000, 500
+_SEED, _MOST, _BATCH = 6_000_011, 2000, 500
 _QUANTILES = 33
 _DIGITS = 5
 
 
 class ScoreProbe:
-    """The same 2,000 training images, 2,000 held-out ones and 2,000 latent vectors each time.
+    """The same training images, held-out ones and latent vectors each time: 2,000, or as many as are evaluated.
 
     Liu et al. 2019 (the longer text) choose i by these distributions: a discriminator that overfits scores training
     images above held-out ones.
@@ -30,9 +30,10 @@ class ScoreProbe:
     def __init__(self, training: Source, held_out: Source, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_SEED)
         self._conditional = settings.data.conditional
+        self._count = min(_MOST, settings.records.samples)
         self._images = {}
         for name, source in (("training", training), ("held_out", held_out)):
-            images, labels = source.draw(_SIZE, random)
+            images, labels = source.draw(self._count, random)
             self._images[name] = encode(images, random), labels
 
     def measure(self, state: TrainingState) -> dict[str, Any]:
@@ -43,7 +44,7 @@ class ScoreProbe:
         """
         random = torch.Generator().manual_seed(_SEED)
         scores = {name: self._score(state, *both) for name, both in self._images.items()}
-        z, labels = draw_latent(state.sampler, _SIZE, random)
+        z, labels = draw_latent(state.sampler, self._count, random)
         with sampling(state.sampler):
             fake = [state.sampler(*_given(chunk)) for chunk in _chunks(z, labels)]
         scores["generated"] = self._score(state, torch.cat(fake), labels)
