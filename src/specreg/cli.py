@@ -139,7 +139,8 @@ def _sweep(arguments: list[str]) -> int:
         """
 
         preset: str = ""
-        """paper (26 settings), imagenet, cifar10-conditional, sttp, digits, digits-grid, keep."""
+        """paper (26 settings), imagenet, cifar10-conditional, sttp, digits, digits-grid, keep, mixtures or
+        stacked-mnist."""
         cells: tuple[str, ...] = ()
         """Names or globs of the preset's cells, such as A16-128 or 'C*'; all by default."""
         methods: tuple[str, ...] = ()

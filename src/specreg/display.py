@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -284,7 +285,7 @@ def _curve(ratios: Sequence[float], *, width: int, height: int) -> str:
 def _coloured(verdicts: Sequence[Mapping[str, Any]]) -> str:
     state = str(verdicts[0]["state"]) if verdicts else ""
     colour = _STYLES.get(state)
-    return f"[{colour}]{state}[/]" if colour else state
+    return f"[{colour}]{state}[/]" if colour else escape(printable(state))
 
 
 def _jobs(jobs: "Sequence[Job]") -> Table:
@@ -302,7 +303,7 @@ def _jobs(jobs: "Sequence[Job]") -> Table:
             ProgressBar(total=steps, completed=done),
             f"{done}/{steps}",
             *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),
-            _coloured(job.run.series("verdicts")[-1:]),
+            _coloured(_last(job, "verdicts")),
             "[red]failed[/]" if job.state == "failed" else "" if job.state == "running" else job.state,
         )
     return shown
@@ -323,16 +324,24 @@ def _sweep(jobs: "Sequence[Job]") -> Group:
             Text(job.name),
             f"{latest['step']}/{job.config.settings.training.steps}",
             *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),
-            _coloured(job.run.series("verdicts")[-1:]),
+            _coloured(_last(job, "verdicts")),
         )
     failed = [Text(f"{job.name}: {job.error}", "red", overflow="ellipsis", no_wrap=True)
               for job in jobs if job.state == "failed"]  # fmt: skip
     return Group(f"{len(jobs)} runs: {said}", *([shown] if running else []), *failed[-_MOST_SHOWN:])
 
 
+def _last(job: "Job", series: str) -> list[dict[str, Any]]:
+    """Return the last record; none of a series that is damaged, which the report will tell of."""
+    try:
+        return job.run.series(series)[-1:]
+    except ValueError:
+        return []
+
+
 def _latest(job: "Job") -> dict[str, Any]:
     latest: dict[str, Any] = {"step": 0}
-    for record in (*job.run.series("metrics")[-1:], *job.run.series("evaluations")[-1:]):
+    for record in (*_last(job, "metrics"), *_last(job, "evaluations")):
         latest |= record | {"step": max(latest["step"], record["step"])}
     return latest
 

@@ -143,6 +143,17 @@ def test_the_last_the_best_and_the_healthy_checkpoint_are_kept(uninterrupted):
 
 
 @pytest.mark.slow
+def test_names_that_a_kill_has_cut_off_are_given_again(uninterrupted, tmp_path):
+    method, reference = uninterrupted
+    out = tmp_path / "run"
+    shutil.copytree(reference, out)
+    for name in ("result.json", "checkpoint-healthy.pt"):  # as if it had been killed just after its last checkpoint
+        (out / name).unlink()
+    assert main(["train", "--quiet", "--out", str(out)]) == 0
+    assert (out / "checkpoint-healthy.pt").exists() == (method != "guard")
+
+
+@pytest.mark.slow
 def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
     options = [*OPTIONS, "--checkpoint-every", "100000"]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from specreg.cli import main
 from specreg.display import _sweep
 from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, Settings
-from specreg.experiments.jobs import execute_all
+from specreg.experiments.jobs import end, execute_all
 from specreg.experiments.presets import PRESETS, Cell, choose
 from specreg.experiments.sweep import Plan, changes, cost, lay_out
 from specreg.records import RunDirectory
@@ -226,6 +227,30 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     assert jobs[0].run.read("failed") == {"error": "the last line", "code": 1}
     assert jobs[2].run.read("failed") == {"error": "killed by SIGKILL", "code": -9}
     assert jobs[1].run.read("failed") is None
+
+
+def test_a_run_that_another_process_writes_is_waited_for_and_not_made_again(tmp_path, monkeypatch):
+    fake_runs(monkeypatch, "raise SystemExit('began')")
+    (job,) = lay_out(tmp_path, plan_of([replace(tiny()[0], methods=("sn",))]))
+    with job.run.lock():
+        assert end(job.run, 2) == ("waiting", "")
+        assert not (job.run.path / "failed.json").exists()
+        threading.Timer(1.0, lambda: job.run.write("result", {})).start()
+        execute_all([job], 1)
+    assert (job.state, job.error) == ("done", "")
+    assert not (job.run.path / "log.txt").exists()
+
+
+def test_an_error_while_watching_leaves_no_process_behind(tmp_path, monkeypatch):
+    fake_runs(monkeypatch, "import time; time.sleep(600)")
+    (job,) = lay_out(tmp_path, plan_of([replace(tiny()[0], methods=("sn",))]))
+
+    def watch():
+        raise ValueError("cannot draw")
+
+    with pytest.raises(ValueError, match="cannot draw"):
+        execute_all([job], 1, watch)
+    assert job.process.poll() is not None
 
 
 def test_when_the_time_is_up_the_runs_are_interrupted_and_the_rest_waits(tmp_path, monkeypatch):

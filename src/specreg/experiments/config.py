@@ -224,6 +224,9 @@ def _check(settings: Settings) -> None:
     check_choice("compensate", settings.regularization.compensate, ("auto", "convolutions", "all"))
     check_choice("network", settings.model.network, ("auto", "resnet", "dcgan", "mlp"))
     check_choice("loss", settings.training.loss, tuple(LOSSES))
+    loss = LOSSES[settings.training.loss]
+    if settings.compile and (loss.gradient_penalty or loss.r1 or loss.r2):
+        raise ValueError(f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs")
     check_choice("lr_decay", settings.training.lr_decay, ("linear", "none"))
     check_choice("precision", settings.precision, ("float32", "bf16"))
     check_choice("reference_split", settings.records.reference_split, ("train", "test"))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from specreg.experiments.config import RunConfig
 from specreg.experiments.interrupts import interruptible
-from specreg.records import RunDirectory
+from specreg.records import RunDirectory, printable
 
 POLL_SECONDS = 0.5
 
@@ -50,31 +50,49 @@ def execute_all(
 ) -> None:
     """Run all jobs that wait, ``parallel`` at a time.
 
-    A failed run is recorded and the others go on. Ctrl-C (or SIGTERM) asks every process to save a
-    checkpoint and end, and leaves the rest waiting.
+    A failed run is recorded and the others go on. A run that another process writes is waited for. Ctrl-C (or SIGTERM)
+    asks every process to save a checkpoint and end, and leaves the rest waiting; so does an error here.
 
     Args:
         watch: called about twice a second.
         minutes: do as Ctrl-C does after so many minutes; None is never.
     """
     threads = max(1, (os.cpu_count() or 1) // parallel)
-    with stopping(minutes) as stop:
+    with stopping(minutes) as stop, _ended_with(jobs):
         while True:
             for job in jobs:
                 _collect(job)
             running = [job for job in jobs if job.state == "running"]
             waiting = [job for job in jobs if job.state == "waiting"]
-            if stop():
+            stopped = stop()
+            if stopped:
                 for job in running:
                     _signal(job)
             else:
-                for job in waiting[: parallel - len(running)]:
-                    job.process, job.state = begin(job.run, threads), "running"
-                    running.append(job)
+                for job in waiting:
+                    if job.run.complete:  # another process has made it
+                        job.state = "done"
+                    elif len(running) < parallel and job.run.holder() is None:
+                        job.process, job.state = begin(job.run, threads), "running"
+                        running.append(job)
             watch()
-            if not running:
+            if not running and (stopped or not any(job.state == "waiting" for job in jobs)):
                 return
             time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _ended_with(jobs: Sequence[Job]) -> Iterator[None]:
+    """Ask the jobs' processes to stop, and wait for them, if the block fails: nobody would watch them any more."""
+    try:
+        yield
+    except BaseException:
+        for job in jobs:
+            _signal(job)
+        for job in jobs:
+            if job.process is not None:
+                job.process.wait()
+        raise
 
 
 @contextlib.contextmanager
@@ -106,16 +124,21 @@ def begin(run: RunDirectory, threads: int, folder: Path | None = None) -> "subpr
 
 
 def end(run: RunDirectory, code: int) -> tuple[str, str]:
-    """Return the state and the error of a run whose process ended with ``code``; a failure is recorded."""
+    """Return the state and the error of a run whose process ended with ``code``; a failure is recorded.
+
+    A process that ended because another one writes the run has not failed.
+    """
     if run.complete:
         return "done", ""
+    if run.holder() is not None:
+        return "waiting", ""
     if code in (130, -signal.SIGINT):
         return "stopped", ""
     if code < 0:
         error = f"killed by {signal.Signals(-code).name}"
     else:
         lines = (run.path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        error = lines[-1] if lines else f"exit code {code}"
+        error = printable(lines[-1]) if lines else f"exit code {code}"
     run.write("failed", {"error": error, "code": code})
     return "failed", error
 

@@ -1,5 +1,6 @@
 """What a run writes down while it trains: losses, spectra and verdicts, metrics, events, checkpoints."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -86,8 +87,8 @@ class Recorder:
         )
         self._began = time.monotonic()
         self._saved = state.step if run.checkpoints else -1
-        self._best = min((record["fd"] for record in run.series("evaluations")), default=float("inf"))
         self._monitor = state.monitor
+        self._best = self._kept()
         self._monitor.actions.append(self._watched)
         self._board = None
         if self._every.tensorboard:
@@ -117,6 +118,22 @@ class Recorder:
         if state.step % self._every.checkpoint_every == 0:
             self.checkpoint()
 
+    def _kept(self) -> float:
+        """Give the run's checkpoint the names that a kill may have cut off, and return the best one's distance."""
+        scores = {record["step"]: record["fd"] for record in self._run.series("evaluations")}
+        best = min((step for step in scores if math.isfinite(scores[step])), key=scores.__getitem__, default=None)
+        kept = self._run.kept_checkpoint("best")
+        if self._run.checkpoint.exists():
+            if best == self._state.step:
+                give_name(self._run.checkpoint, kept)
+            self._keep_healthy()
+        return scores[best] if best is not None and kept.exists() else math.inf
+
+    def _keep_healthy(self) -> None:
+        verdict = self._monitor.verdict
+        if verdict is None or not verdict.alarming:
+            give_name(self._run.checkpoint, self._run.kept_checkpoint("healthy"))
+
     @property
     def stopped(self) -> bool:
         """Whether the spectra have collapsed and the configuration says to stop then; known after a resume, too."""
@@ -132,9 +149,7 @@ class Recorder:
         if self._run.checkpoint.exists():
             give_name(self._run.checkpoint, self._run.checkpoint_before)
         save_checkpoint(self._state.state_dict(), self._run.checkpoint)
-        verdict = self._monitor.verdict
-        if verdict is None or not verdict.alarming:
-            give_name(self._run.checkpoint, self._run.kept_checkpoint("healthy"))
+        self._keep_healthy()
         self._saved = self._state.step
         self._run.write("timing", {"seconds": round(self._before + time.monotonic() - self._began, 3)})
 

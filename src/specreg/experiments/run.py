@@ -118,14 +118,22 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
     Raises:
         ValueError: another configuration is there, or the directory cannot be written; nothing is changed.
     """
-    if (saved := saved_config(run)) is not None and (changed := differences(saved, config)):
+    if not _holds(run, config):
+        prepare_directory(run.path)
+        with run.lock():
+            if not _holds(run, config):  # another process may have been faster
+                run.write("config", to_dict(config))
+    prepare_directory(run.path)
+
+
+def _holds(run: RunDirectory, config: RunConfig) -> bool:
+    saved = saved_config(run)
+    if saved is not None and (changed := differences(saved, config)):
         raise ValueError(
             f"{run.path} holds a run with another configuration ({'; '.join(changed)}): "
             f"repeat the old one to go on with it, or choose another folder"
         )
-    prepare_directory(run.path)
-    if saved is None:
-        run.write("config", to_dict(config))
+    return saved is not None
 
 
 def saved_config(run: RunDirectory) -> RunConfig | None:
@@ -326,8 +334,11 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     if config is None:
         raise ValueError(f"{run.path} holds no run (no config.json)")
     paths = run.checkpoints if which == "last" else [run.kept_checkpoint(which)]
-    if not paths or not paths[0].exists():
-        raise ValueError(f"{run.path} has no {'' if which == 'last' else which + ' '}checkpoint yet: train it first")
+    if not run.checkpoints:
+        raise ValueError(f"{run.path} has no checkpoint yet: train it first")
+    if not paths[0].exists():
+        why = "no evaluation during training" if which == "best" else "no checkpoint without an alarm"
+        raise ValueError(f"{run.path} has no {which} checkpoint ({why}): take the last one")
     source = open_source(config.settings)
     state = build_state(config, source, make_accelerator(config.settings))
     state.load_state_dict(load_newest(paths)[0])

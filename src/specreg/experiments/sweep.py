@@ -18,7 +18,7 @@ from specreg.experiments.jobs import Job
 from specreg.experiments.networks import make_discriminator, make_generator
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import open_source, prepare_run
-from specreg.records import RunDirectory, prepare_directory, read_json, write_json
+from specreg.records import RunDirectory, prepare_directory, printable, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
         ValueError: the folder holds a sweep of another preset or with other settings, data are missing or cannot be
             used, or the folder cannot be written; nothing is changed.
     """
-    saved = _merged(out, plan)
+    _merged(out, plan)
     if lacking := [cell for cell in plan.cells if not cell.settings.data.data]:
         wanted = " and ".join(dict.fromkeys(cell.images for cell in lacking))
         raise ValueError(
@@ -76,7 +76,8 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
     for cell in {(cell.settings.data, cell.settings.model): cell for cell in plan.cells}.values():
         open_source(cell.settings)
     prepare_directory(out)
-    write_json(out / "sweep.json", saved)
+    with RunDirectory(out).lock():  # another sweep may have added its cells since
+        write_json(out / "sweep.json", _merged(out, plan))
     jobs = []
     for cell, name, config in planned:
         run = RunDirectory(out / cell.name / name)
@@ -160,7 +161,7 @@ def _job(cell: Cell, config: RunConfig, run: RunDirectory, retry: bool) -> Job:
     if run.complete:
         return Job(config, run, "done", cell=cell.name)
     if failure is not None and not retry:
-        return Job(config, run, "failed", f"{failure.get('error')} (--retry tries it again)", cell.name)
+        return Job(config, run, "failed", f"{printable(str(failure.get('error')))} (--retry tries it again)", cell.name)
     return Job(config, run, cell=cell.name)
 
 

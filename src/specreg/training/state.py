@@ -1,5 +1,6 @@
 """Everything that a run has to remember, and the file that it is kept in."""
 
+import errno
 import logging
 import random
 import zipfile
@@ -154,9 +155,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
-        raise
     except Exception as error:  # zipfile and torch raise many kinds for a damaged file
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+            raise  # the file may be whole; an impossible offset in a damaged one is an invalid argument
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
     if damaged:
         raise ValueError(f"{path} is not a readable checkpoint (the checksum of {damaged} is wrong)")
