@@ -61,8 +61,9 @@ def d_optimal_penalty(module: nn.Module, *, only: Selection = None, skip: Select
     W is the weight that the network uses (after spectral normalization, regularization or weight normalization), read
     without moving power iteration, and the product is that of its smaller side, made in double precision. Each group of
     a grouped convolution is a matrix of its own. Bounded below under spectral normalization only, where it is 0 if
-    all singular values are equal; a plain weight is pushed to grow without end. The bound is as good as power
-    iteration's s1: steps so large that the largest singular value falls faster than power iteration notices diverge.
+    all singular values are equal (of a grouped convolution it may then be larger: torch normalizes its stacked groups
+    by one common norm); a plain weight is pushed to grow without end. The bound is as good as power iteration's s1:
+    steps so large that the largest singular value falls faster than power iteration notices diverge.
 
     A singular value counts as :math:`\sqrt{s_k^2 + \epsilon^2}` with :math:`\epsilon = 10^{-3}`, whatever its size: the
     penalty of a singular value 0 is finite, :math:`-\log\epsilon = 6.9`, and its gradient at most
