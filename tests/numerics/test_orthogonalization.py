@@ -46,6 +46,23 @@ def test_many_iterations_make_the_polar_factor_and_none_exceeds_one():
     np.testing.assert_allclose(to_numpy(made.weight), u @ vh, atol=1e-9)
 
 
+def test_errors_of_the_weights_own_iteration_do_not_grow_as_those_of_the_papers_factor():
+    generator = torch.Generator().manual_seed(0)
+    of_factor, of_weight = [], []
+    for _ in range(20):
+        weight = torch.randn(6, 9, dtype=torch.float64, generator=generator)
+        u, s, vh = np.linalg.svd(to_numpy(weight), full_matrices=False)
+        exact = (u * stretched(s, 12)) @ vh
+        bounded = weight / torch.linalg.matrix_norm(weight @ weight.T).sqrt()
+        gram, factor = bounded @ bounded.T, torch.eye(6, dtype=torch.float64)
+        for _ in range(12):
+            factor = 1.5 * factor - 0.5 * factor @ factor @ factor @ gram
+        of_factor.append(np.abs(to_numpy(factor @ bounded) - exact).max())
+        of_weight.append(np.abs(to_numpy(Orthogonalization(12)(weight)) - exact).max())
+    assert max(of_factor) > 1e-4
+    assert max(of_weight) < 1e-13
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 5), (1, 6)])
 @pytest.mark.parametrize("iterations", [0, 1, 3])
