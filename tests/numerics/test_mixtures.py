@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from specreg.data.mixtures import MIXTURES
-from specreg.evaluation.mixtures import RULES, MixtureEvaluator, assign
+from specreg.evaluation.mixtures import MixtureEvaluator, assign
 
+# The share of high-quality points of a perfect sampler in the plane.
 RADIAL, BOX = 1 - math.exp(-4.5), math.erf(3 / math.sqrt(2)) ** 2
 
 
@@ -44,7 +45,6 @@ def test_a_perfect_sampler_reaches_the_ceiling_all_modes_and_the_floor(name, cei
     random = torch.Generator().manual_seed(2)
     judge = evaluator(name, count)
     found = [judge.evaluate(lambda n: mixture.draw(n, random)[0]) for _ in range(40)]
-    assert RULES[mixture.publication].ceiling == pytest.approx(ceiling, abs=1e-12)
     assert [round(RADIAL, 3), round(BOX, 3)] == [0.989, 0.995]
     share = sum(one.high_quality for one in found) / 40
     assert share == pytest.approx(ceiling, abs=4 * math.sqrt(ceiling * (1 - ceiling) / (40 * count)))

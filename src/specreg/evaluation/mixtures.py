@@ -4,7 +4,6 @@ A point belongs to the nearest centre and is of high quality if it is near enoug
 is and in which points the KL counts, so every number goes with the name of its protocol.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -32,14 +31,6 @@ class Rule:
     region: Literal["radial", "box"]
     counted: Literal["high-quality", "all"]
     samples: int
-
-    @property
-    def ceiling(self) -> float:
-        r"""The share of high-quality points of a perfect sampler in the plane.
-
-        :math:`1 - e^{-9/2}` = 0.9889 radially, :math:`\operatorname{erf}(3/\sqrt2)^2` = 0.9946 in the box.
-        """
-        return 1 - math.exp(-(_REACH**2) / 2) if self.region == "radial" else math.erf(_REACH / math.sqrt(2)) ** 2
 
 
 # PacGAN (Lin et al. 2018, section 4.1) and self-conditioned GAN (Liu et al. 2020), from the authors' code; the second

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from specreg.evaluation.modes import STACKED_MNIST_SAMPLES
 from specreg.experiments.config import (
     PAPER_METHODS,
     DataConfig,
@@ -299,10 +300,11 @@ def stacked_mnist() -> list[Cell]:
         beta1=0.5, beta2=0.99,
     )  # fmt: skip
     veegan = replace(unrolled, steps=100_000, batch_size=64, g_lr=2e-4, beta2=0.999)
+    judged = STACKED_MNIST_SAMPLES
     shapes = {
-        "unrolled-quarter": (16, 256, unrolled, None, 25_600),
-        "unrolled-half": (32, 256, unrolled, None, 25_600),
-        "veegan": (64, 100, veegan, 128_000, 26_000),
+        "unrolled-quarter": (16, 256, unrolled, None, judged["unrolled"]),
+        "unrolled-half": (32, 256, unrolled, None, judged["unrolled"]),
+        "veegan": (64, 100, veegan, 128_000, judged["veegan"]),
     }
     return [
         Cell(
