@@ -143,7 +143,7 @@ def load_classifier(name: "ClassifierName") -> Classifier:
     """Return a trained classifier, in eval mode and without gradients.
 
     Args:
-        name: "digits" and "mnist" ship with the package; "cifar" may have to be trained first.
+        name: "digits" and "mnist" ship with the package; the weights of "cifar" are not shipped with this version.
 
     Raises:
         FileNotFoundError: its weights are not there.
@@ -152,7 +152,8 @@ def load_classifier(name: "ClassifierName") -> Classifier:
     kind, weights = CLASSIFIERS[name]
     if not weights.exists():
         raise FileNotFoundError(
-            f"no weights of the {name} classifier ({weights.name}): make them with scripts/train_{weights.stem}.py"
+            f"the weights of the {name} classifier ({weights.name}) are not shipped with this version: "
+            f"scripts/train_{weights.stem}.py of the source repository makes them"
         )
     classifier = kind()
     try:

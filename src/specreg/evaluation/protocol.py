@@ -20,7 +20,9 @@ from specreg.evaluation.metrics import (
 from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
 
 NUM_STACKED_MODES = 1000
-NEIGHBOURHOOD_IMAGES = 10_000  # of each kind at most, as Kynkäänniemi et al. 2019 and Naeem et al. 2020 have it
+# Of each kind at most, with 5 neighbours, as Naeem et al. 2020 have it. Published precision and recall (Kynkäänniemi et
+# al. 2019) are of 50,000 images with 3 neighbours: they do not compare with these.
+NEIGHBOURHOOD_IMAGES = 10_000
 
 # A number of images in, that many uint8 images (N, C, H, W) out.
 Sampler = Callable[[int], Tensor]
