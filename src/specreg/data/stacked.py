@@ -22,6 +22,9 @@ class StackedImages:
         size: how many stacked images there are: they are chosen once and for all, the same for every run (the
             published sets have 128,000). None draws new ones for ever.
 
+    Attributes:
+        stacks: which grey images are stacked, (size, 3), int64; None if new ones are drawn for ever.
+
     Raises:
         ValueError: the images are not grey squares of ten classes, or ``size`` is below 1.
 
@@ -43,14 +46,16 @@ class StackedImages:
         self.images = images
         self.labels = labels
         self.resolution = images.shape[-1]
-        self._stacks = None if size is None else _stacks(len(images), size)
+        self.stacks = None if size is None else _stacks(len(images), size)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw images (count, 3, H, H), uint8, and modes (count,), int64, with replacement."""
-        if self._stacks is None:
-            index = torch.randint(len(self.images), (count, 3), generator=generator)
-        else:
-            index = self._stacks[torch.randint(len(self._stacks), (count,), generator=generator)]
+        if self.stacks is None:
+            return self.take(torch.randint(len(self.images), (count, 3), generator=generator))
+        return self.take(self.stacks[torch.randint(len(self.stacks), (count,), generator=generator)])
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images (N, 3, H, H), uint8, and modes (N,), int64, stacked of the grey images ``index`` (N, 3)."""
         return self.images[index], self.labels[index] @ torch.tensor(_PLACES)
 
 
