@@ -14,7 +14,6 @@ from specreg.evaluation.classifier import Classifier, load_classifier
 FeatureName = Literal["digits", "mnist", "cifar", "pixels", "inception"]
 FEATURES: tuple[FeatureName, ...] = typing.get_args(FeatureName)
 _PIXELS = 8  # side that pixels are averaged to
-_PAD = 2  # MNIST's 28 pixels in 32: two of padding all around
 _DECIMALS = torch.tensor([100, 10, 1])
 
 
@@ -80,10 +79,11 @@ class StackedClassifier:
     known, and a mode's probability is the product of its digits' probabilities.
 
     Args:
-        key: "digits" for 8x8, "mnist" for 28x28 (or padded to 32x32).
+        key: "digits" for 8x8, "mnist" for 28x28.
         device: where it computes.
     """
 
+    resizing = "none"
     library = None
 
     def __init__(self, key: Literal["digits", "mnist"], *, device: str = "cpu") -> None:
@@ -92,11 +92,10 @@ class StackedClassifier:
         self._device = device
         self._classifier: Classifier = load_classifier(key).to(device)
         self._side = self._classifier.shape[1]
-        self.resizing = "none" if key == "digits" else f"none, or the central {self._side}x{self._side} of 32x32"
 
     @torch.no_grad()
     def describe(self, images: Tensor) -> Description:
-        images = self._fitting(images)
+        self._check(images)
         hidden, logits = [], []
         for chunk in torch.split(images, 1000):
             hidden.append(self._classifier.features(chunk.to(self._device).flatten(0, 1)[:, None].float() / 255))
@@ -109,16 +108,13 @@ class StackedClassifier:
         joint = torch.einsum("nr,ng,nb->nrgb", red, green, blue).flatten(1)
         return Description(features, joint, each.argmax(-1) @ _DECIMALS)
 
-    def _fitting(self, images: Tensor) -> Tensor:
+    def _check(self, images: Tensor) -> None:
         _, channels, height, width = images.shape
-        if self.key == "mnist" and height == width == self._side + 2 * _PAD:
-            images = images[:, :, _PAD:-_PAD, _PAD:-_PAD]
-        if channels not in (1, 3) or images.shape[2:] != (self._side, self._side):
+        if channels not in (1, 3) or (height, width) != (self._side, self._side):
             raise ValueError(
                 f"{self.title} features are for {self._side}x{self._side} images of 1 or 3 channels, "
                 f"got {width}x{height} with {channels}: choose others with --features"
             )
-        return images
 
 
 class CifarFeatures:

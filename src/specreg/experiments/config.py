@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from specreg.data.mixtures import MIXTURES
 from specreg.evaluation.features import FEATURES
 from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
@@ -15,7 +16,9 @@ from specreg.regularizers.compensators import checked_keep
 from specreg.training.loop import TrainingConfig
 
 Method = Literal["sn", "static", "dynamic", "anchored", "guard", "orthogonal", "d-optimal", "oni", "none"]
+Features = Literal["auto", "digits", "mnist", "cifar", "pixels", "inception"]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
+FEWEST_IMAGES = 10  # of either kind in an evaluation: 5 neighbours and 10 splits need as many
 # What specreg compare runs unless told otherwise: the paper's methods.
 PAPER_METHODS: tuple[Method, ...] = ("sn", "static", "dynamic")
 
@@ -103,13 +106,14 @@ class RecordConfig:
     checkpoint_every: int = 500
     """Checkpoints."""
     samples: int = 5000
-    """Generated images in an evaluation."""
+    """Generated images in an evaluation, at least 10."""
     reference: int = 10000
-    """Real images in an evaluation; all there are, if they are fewer."""
+    """Real images in an evaluation, at least 10; all there are, if they are fewer."""
     reference_split: Literal["train", "test"] = "train"
     """Part of the data that generated images are compared with: what was trained on, or the held-out part."""
-    features: Literal["auto", "digits", "mnist", "cifar", "pixels", "inception"] = "auto"
-    """Features that images are compared in; auto: what the data suggest, digits, mnist (Stacked MNIST) or pixels."""
+    features: Features = "auto"
+    """Features that images are compared in; auto: what the data suggest, digits (8x8, stacked), mnist (28x28, stacked,
+    if it recognizes the images) or pixels."""
     inception_weights: str | None = None
     """File of torch-fidelity's Inception weights; by default where torch-fidelity keeps them. Never downloaded."""
     tensorboard: bool = True
@@ -206,7 +210,7 @@ _AT_LEAST_ONE = {
     "regularization": ("every", "window", "guard_every"),
     "model": ("d_channels", "g_channels", "latent"),
     "training": ("steps", "batch_size", "generator_batch", "accumulate", "d_steps"),
-    "records": ("log_every", "spectra_every", "checkpoint_every", "samples", "reference"),
+    "records": ("log_every", "spectra_every", "checkpoint_every"),
 }
 
 
@@ -214,9 +218,9 @@ def _check(settings: Settings) -> None:
     for part, names in _AT_LEAST_ONE.items():
         for name in names:
             check_integer(name, getattr(getattr(settings, part), name), at_least=1)
+    _check_records(settings.records, at_least=1 if settings.data.data in MIXTURES else FEWEST_IMAGES)
     check_integer("start", settings.regularization.start, at_least=0)
     check_integer("newton_iterations", settings.regularization.newton_iterations, at_least=0)
-    check_integer("evaluate_every", settings.records.evaluate_every, at_least=0)
     check_choice("data_split", settings.data.data_split, ("train", "test", "unlabeled"))
     if settings.data.stacked_size is not None:
         check_integer("stacked_size", settings.data.stacked_size, at_least=1)
@@ -229,8 +233,6 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs")
     check_choice("lr_decay", settings.training.lr_decay, ("linear", "none"))
     check_choice("precision", settings.precision, ("float32", "bf16"))
-    check_choice("reference_split", settings.records.reference_split, ("train", "test"))
-    check_choice("features", settings.records.features, ("auto", *FEATURES))
     check_choice("guard", settings.regularization.guard, ("anchored", "dynamic", "static"))
     if settings.regularization.keep != "auto":
         checked_keep(settings.regularization.keep, or_auto=True)
@@ -247,6 +249,14 @@ def _check(settings: Settings) -> None:
             raise ValueError(f"{name} must lie in [0, 1), got {getattr(settings.training, name)!r}")
     if not 0 <= settings.regularization.strength <= 1:
         raise ValueError(f"strength must lie in [0, 1], got {settings.regularization.strength!r}")
+
+
+def _check_records(records: RecordConfig, *, at_least: int) -> None:
+    for name in ("samples", "reference"):
+        check_integer(name, getattr(records, name), at_least=at_least)
+    check_integer("evaluate_every", records.evaluate_every, at_least=0)
+    check_choice("reference_split", records.reference_split, ("train", "test"))
+    check_choice("features", records.features, ("auto", *FEATURES))
 
 
 def check_integer(name: str, value: Any, *, at_least: int) -> None:
