@@ -224,7 +224,7 @@ def _train(arguments: list[str]) -> int:
     from specreg import display
     from specreg.experiments.config import RunConfig
     from specreg.experiments.interrupts import interruptible
-    from specreg.experiments.run import execute, open_source, prepare_run, saved_config, warn_about
+    from specreg.experiments.run import execute, open_checked, prepare_run, saved_config, warn_about
     from specreg.records import RunDirectory
 
     @dataclass
@@ -240,7 +240,7 @@ def _train(arguments: list[str]) -> int:
     saved = saved_config(RunDirectory(_output(arguments, Train.out)))
     given = _parse(Train() if saved is None else Train(config=saved), "train", arguments)
     run, config = RunDirectory(given.out), given.config
-    source = open_source(config.settings)
+    source = open_checked(config.settings)
     prepare_run(config, run)
     _show_log(given.quiet)
     warn_about(config)
@@ -262,7 +262,7 @@ def _evaluate(arguments: list[str]) -> int:
     import tyro
 
     from specreg import display
-    from specreg.experiments.config import check_integer
+    from specreg.experiments.config import Features, check_integer
     from specreg.experiments.run import evaluate_run
     from specreg.records import RunDirectory
 
@@ -274,6 +274,14 @@ def _evaluate(arguments: list[str]) -> int:
         """Run directory."""
         samples: int | None = None
         """Generated images; the run's own number by default."""
+        reference: int | None = None
+        """Real images; the run's own number by default."""
+        reference_split: Literal["train", "test"] | None = None
+        """Part of the data that the real images are from; the run's own by default."""
+        features: Features | None = None
+        """Features that images are compared in; the run's own by default."""
+        inception_weights: str | None = None
+        """File of torch-fidelity's Inception weights; the run's own by default."""
         checkpoint: Literal["last", "best", "healthy"] = "last"
         """The newest, the one of the least Fréchet distance, or the last one without an alarm."""
         json: bool = False
@@ -282,7 +290,9 @@ def _evaluate(arguments: list[str]) -> int:
     given = _parse(Evaluate(), "evaluate", arguments)
     if given.samples is not None:
         check_integer("samples", given.samples, at_least=10)
-    values = dataclasses.asdict(evaluate_run(RunDirectory(given.run), samples=given.samples, which=given.checkpoint))
+    names = ("samples", "reference", "reference_split", "features", "inception_weights")
+    changed = {name: value for name in names if (value := getattr(given, name)) is not None}
+    values = dataclasses.asdict(evaluate_run(RunDirectory(given.run), which=given.checkpoint, **changed))
     if given.json:
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
     else:

@@ -105,6 +105,13 @@ BAD = {
     "unknown layer": (["inspect", weights, "--only", "body"], "--only 'body' names no layer"),
     "plot of a wrong kind": (["inspect", weights, "--plot", "new.jpg"], "has to be a .png or .svg file"),
     "plot that exists": (["inspect", weights, "--plot", "../there.png"], "exists: choose another name with --plot"),
+    "stacked digits": (["train", "--out", OUT, "--stacked"], "digits are always stacked"),
+    "cached digits": (["train", "--out", OUT, "--cache", "cache"], "drop --stacked and --cache"),
+    "cached points": (["train", "--out", OUT, "--data", "ring", "--cache", "cache"], "ring has points"),
+    "no such features": (["compare", "--out", OUT, "--features", "mnist"], "features are for 28x28 images"),
+    "weights without their features": (["sweep", "--preset", "digits", "--out", OUT, "--inception-weights", "w.pth"],
+                                       "--inception-weights are for --features inception"),
+    "too few in training": (["train", "--out", OUT, "--samples", "9"], "samples must be an integer of at least 10"),
     "too few samples": (["evaluate", OUT, "--samples", "2"], "samples must be an integer of at least 10"),
 }  # fmt: skip
 

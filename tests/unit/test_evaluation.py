@@ -1,20 +1,22 @@
 """Protocols, feature extractors and what the lab makes of its options."""
 
+import json
 from dataclasses import asdict
 
 import pytest
 import torch
+from torch.nn import functional
 
 from specreg.cli import main
 from specreg.data.arrays import ImageArrays
-from specreg.data.digits import StackedDigits
+from specreg.data.digits import StackedDigits, load_split
 from specreg.data.stacked import StackedImages
 from specreg.evaluation import features
 from specreg.evaluation.classifier import CIFAR_WEIGHTS, CifarClassifier, load_classifier
 from specreg.evaluation.features import Pixels, StackedClassifier, open_extractor
 from specreg.evaluation.protocol import Evaluator, protocol_name
 from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
-from specreg.experiments.evaluators import make_evaluator
+from specreg.experiments.evaluators import check_evaluation, make_evaluator
 from specreg.experiments.run import open_held_out
 from specreg.experiments.sampling import sample_images, sample_labelled
 from specreg.models import Generator
@@ -141,22 +143,70 @@ def test_features_that_do_not_fit_the_images_say_so():
         settings(reference_split="validation")
 
 
-def test_mnist_features_take_padded_images():
+def test_mnist_features_take_images_of_their_own_size_only():
     extractor = StackedClassifier("mnist")
-    images = noise(5, 3, 28)
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
-    assert torch.equal(extractor.describe(images).features, extractor.describe(padded).features)
-    assert extractor.describe(images).features.shape == (5, 192)
-    with pytest.raises(ValueError, match="got 30x30 with 3"):
-        extractor.describe(noise(5, 3, 30))
+    assert extractor.describe(noise(5, 3, 28)).features.shape == (5, 192)
+    for side in (30, 32):  # of images enlarged to 32x32 the central 28x28 would be something else
+        with pytest.raises(ValueError, match=f"for 28x28 images of 1 or 3 channels, got {side}x{side} with 3"):
+            extractor.describe(noise(5, 3, side))
+
+
+def like_mnist(side: int, pad: int, **how: int) -> StackedImages:
+    """scikit-learn's digits, enlarged; 18x18 within 28x28 look so much like MNIST's that its classifier knows 97%."""
+    images, labels, _, _ = load_split()
+    images = functional.pad(functional.interpolate(images[:, None].float(), size=side, mode="bilinear"), (pad,) * 4)
+    return StackedImages(images[:, 0].to(torch.uint8), labels, **how)
 
 
 def test_auto_features_of_stacked_mnist_are_its_classifiers():
-    source = StackedImages(noise(40, 1, 28)[:, 0], torch.arange(10).repeat(4))
+    source = like_mnist(18, 5)
     evaluator = make_evaluator(settings("mnist", reference=30, samples=20), source)
-    found = evaluator.evaluate(lambda count: noise(count, 3, 28, 1))
+    found = evaluator.evaluate(lambda count: source.draw(count, torch.Generator().manual_seed(1))[0])
     assert found.protocol == "fd_mnist_20_train30"
-    assert found.modes >= 1
+    assert found.resizing == "none"
+    assert 18 <= found.modes <= 20
+    check_evaluation(settings("mnist", features="mnist"), source)
+    assert describe_auto(like_mnist(32, 0)) == "fd_pixels_20_train30"  # of another size
+
+
+def describe_auto(source: StackedImages) -> str:
+    evaluator = make_evaluator(settings("stacked", reference=30, samples=20), source)
+    found = evaluator.evaluate(lambda count: source.draw(count, torch.Generator().manual_seed(1))[0])
+    assert (found.modes is None) == found.protocol.startswith("fd_pixels")
+    return found.protocol
+
+
+def test_stacked_images_that_are_no_digits_have_no_modes():
+    digits = like_mnist(18, 5)
+    assert describe_auto(StackedImages(255 - digits.images, digits.labels)) == "fd_pixels_20_train30"
+    with pytest.raises(ValueError, match=r"the MNIST-classifier tells the modes of [0-7]?\d% of fashion's stacked"):
+        check_evaluation(
+            settings("fashion", features="mnist"), StackedImages(noise(40, 1, 28)[:, 0], torch.arange(10).repeat(4))
+        )
+
+
+def test_images_stacked_once_are_used_once():
+    digits = like_mnist(18, 5, size=25)
+    random = torch.Generator().manual_seed(1)
+    evaluator = make_evaluator(settings("folder", reference=1000, samples=20, features="pixels"), digits)
+    found = evaluator.evaluate(lambda count: digits.take(digits.stacks)[0])
+    assert (found.num_real, found.fd) == (25, pytest.approx(0, abs=1e-6))
+    part = make_evaluator(settings("folder", reference=12, samples=20, features="pixels"), digits)
+    assert part.evaluate(lambda count: digits.draw(count, random)[0]).num_real == 12
+
+
+def test_weights_of_inception_without_its_features_are_refused():
+    given = settings(inception_weights="weights.pth")
+    for evaluate in (make_evaluator, check_evaluation):
+        with pytest.raises(ValueError, match="--inception-weights are for --features inception"):
+            evaluate(given, StackedDigits())
+
+
+@pytest.mark.parametrize("name", ["samples", "reference"])
+def test_so_few_images_that_no_statistic_can_do_with_them_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 10, got 9"):
+        settings(**{name: 9})
+    assert getattr(settings("ring", **{name: 1}).records, name) == 1
 
 
 def test_configurations_of_before_the_options_are_read_as_they_were():
@@ -169,7 +219,7 @@ def test_configurations_of_before_the_options_are_read_as_they_were():
 def test_classifier_weights_that_are_missing_or_damaged_say_so(tmp_path, monkeypatch):
     missing = tmp_path / "cifar_classifier.safetensors"
     monkeypatch.setitem(load_classifier.__globals__["CLASSIFIERS"], "cifar", (CifarClassifier, missing))
-    with pytest.raises(FileNotFoundError, match=r"make them with scripts/train_cifar_classifier\.py"):
+    with pytest.raises(FileNotFoundError, match=r"not shipped.*: scripts/train_cifar_classifier\.py of the source"):
         load_classifier("cifar")
     missing.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="does not hold the cifar classifier"):
@@ -202,3 +252,30 @@ def test_what_cannot_be_evaluated_is_said_before_a_run_is_made(tmp_path, capsys)
     assert main(["train", "--out", str(out), "--features", "inception", "--inception-weights", "none.pth"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_run_is_evaluated_anew_in_other_ways_and_sampled_without_any(tmp_path, capsys):
+    run, shown = tmp_path / "run", ["--samples", "20", "--reference", "30", "--json"]
+    small = ["--steps", "1", "--batch-size", "4", "--d-channels", "2", "--g-channels", "4", "--latent", "4"]
+    records = ["--samples", "20", "--reference", "30", "--evaluate-every", "0", "--no-tensorboard"]
+    assert main(["train", "--out", str(run), "--quiet", "--method", "sn", *small, *records]) == 0
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["records"] |= {"features": "inception", "inception_weights": str(tmp_path / "none.pth")}
+    (run / "config.json").write_text(json.dumps(config))  # as if they had been there
+    assert main(["sample", str(run), "--out", str(tmp_path / "made.png"), "--side", "2"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    for given, expected in (
+        (["--features", "pixels", *shown], "fd_pixels_20_train30"),
+        (["--features", "digits", "--reference-split", "test", *shown], "fd_digits_20_test30"),
+        (["--features", "auto", "--reference", "40", "--json"], "fd_digits_20_train40"),
+    ):
+        assert main(["evaluate", str(run), *given]) == 0
+        assert json.loads(capsys.readouterr().out)["protocol"] == expected
+    for given, message in (
+        (["--features", "pixels", "--inception-weights", "w.pth"], "--inception-weights are for --features inception"),
+        (["--features", "pixels", "--reference", "2"], "reference must be an integer of at least 10, got 2"),
+    ):
+        assert main(["evaluate", str(run), *given]) == 2
+        assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from specreg.experiments.config import Method, RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.jobs import Job
-from specreg.experiments.run import open_source, prepare_run
+from specreg.experiments.run import open_checked, prepare_run
 from specreg.records import RunDirectory, prepare_directory, read_json, write_json
 
 
@@ -26,7 +26,7 @@ def plan(out: Path, methods: Sequence[Method], seeds: Sequence[int], settings: S
             f"{out} holds a comparison with other settings ({'; '.join(changed)}): "
             f"repeat the old ones to go on with it, or choose another folder"
         )
-    open_source(settings)
+    open_checked(settings)
     prepare_directory(out)
     if saved is None:
         write_json(out / "comparison.json", to_dict(settings))

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import platform
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,16 @@ def open_source(settings: Settings) -> DataSource:
     check_networks(settings, source)
     if data.conditional and source.num_classes < 2:
         raise ValueError(f"{data.data} has no classes to be conditional on: drop --conditional")
+    return source
+
+
+def open_checked(settings: Settings) -> DataSource:
+    """Return what :func:`open_source` returns, to train on it: what could not be evaluated is found before.
+
+    Raises:
+        FileNotFoundError, ValueError: as there, or by :func:`specreg.experiments.evaluators.check_evaluation`.
+    """
+    source = open_source(settings)
     check_evaluation(settings, source, _held_out_reference(settings, source))
     return source
 
@@ -96,6 +106,8 @@ def open_held_out(settings: Settings, like: DataSource | None = None) -> ImageSo
 def _open_mixture(data: DataConfig) -> DataSource:
     if data.image_size is not None or data.stacked or data.stacked_size is not None or data.data_split != "train":
         raise ValueError(f"{data.data} has points and no images: drop --image-size, --stacked* and --data-split")
+    if data.cache is not None:
+        raise ValueError(f"{data.data} has points and no images to be decoded: drop --cache")
     return MIXTURES[data.data]
 
 
@@ -105,6 +117,8 @@ def _open_part(data: DataConfig, split: Split, stacked_size: int | None) -> Imag
             raise ValueError(f"digits are {StackedDigits.resolution}x{StackedDigits.resolution}: drop --image-size")
         if split == "unlabeled":
             raise ValueError("digits have no part 'unlabeled': choose 'train' or 'test'")
+        if data.stacked or data.cache is not None:
+            raise ValueError("digits are always stacked, and nothing of them is decoded: drop --stacked and --cache")
         return StackedDigits(held_out=split == "test", size=stacked_size)
     if stacked_size is not None and not data.stacked:
         raise ValueError("--stacked-size says how many images are stacked: give --stacked, too, or drop it")
@@ -160,7 +174,7 @@ def execute(
     Args:
         config: the whole configuration.
         run: where everything is written, after :func:`prepare_run`.
-        source: the training data, from :func:`open_source`.
+        source: the training data, from :func:`open_checked`.
         stop: asked after every step; True leaves a resumable run.
         progress: told every step, and what was recorded at it.
 
@@ -345,15 +359,22 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     return config, source, state.sampler
 
 
-def evaluate_run(
-    run: RunDirectory, *, samples: int | None = None, which: str = "last"
-) -> Evaluation | MixtureEvaluation:
-    """Evaluate a checkpoint of a run anew, as :func:`load_sampler`, with another number of samples if given."""
+def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> Evaluation | MixtureEvaluation:
+    """Evaluate a checkpoint of a run anew.
+
+    Args:
+        run: its directory.
+        which: as in :func:`load_sampler`.
+        changed: fields of :class:`specreg.experiments.config.RecordConfig` with values instead of the run's own.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no checkpoint, or it cannot be evaluated so; says the remedy.
+    """
     config, source, generator = load_sampler(run, which=which)
-    evaluator = make_evaluator(config.settings, source, _held_out_reference(config.settings, source))
-    if samples is not None:
-        evaluator.num_samples = samples
-    return _evaluate(evaluator, generator)
+    if changed.get("features", "inception") != "inception":
+        changed.setdefault("inception_weights", None)  # the run's own
+    settings = replace(config.settings, records=replace(config.settings.records, **changed))
+    return _evaluate(make_evaluator(settings, source, _held_out_reference(settings, source)), generator)
 
 
 def _held_out_reference(settings: Settings, source: DataSource) -> ImageSource | None:

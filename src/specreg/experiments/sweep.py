@@ -17,7 +17,7 @@ from specreg.experiments.config import Method, RunConfig, Settings, differences,
 from specreg.experiments.jobs import Job
 from specreg.experiments.networks import make_discriminator, make_generator
 from specreg.experiments.presets import Cell
-from specreg.experiments.run import open_source, prepare_run
+from specreg.experiments.run import open_checked, open_source, prepare_run
 from specreg.records import RunDirectory, prepare_directory, printable, read_json, write_json
 
 
@@ -74,7 +74,7 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
         )
     planned = [(cell, name, config) for cell in plan.cells for name, config in plan.configs(cell).items()]
     for cell in {(cell.settings.data, cell.settings.model): cell for cell in plan.cells}.values():
-        open_source(cell.settings)
+        open_checked(cell.settings)
     prepare_directory(out)
     with RunDirectory(out).lock():  # another sweep may have added its cells since
         write_json(out / "sweep.json", _merged(out, plan))
