@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/specreg compare --out demo
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

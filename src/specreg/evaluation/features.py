@@ -1,63 +1,17 @@
 """Feature extractors behind one small interface: uint8 images in; features, class probabilities and modes out."""
 
-import typing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.evaluation.classifier import Classifier, load_classifier
+from specreg.evaluation.extractor import Description, Extractor, FeatureName
 
-FeatureName = Literal["digits", "mnist", "cifar", "pixels", "inception"]
-FEATURES: tuple[FeatureName, ...] = typing.get_args(FeatureName)
 _PIXELS = 8  # side that pixels are averaged to
 _DECIMALS = torch.tensor([100, 10, 1])
-
-
-@dataclass(frozen=True)
-class Description:
-    """What an extractor says of N images.
-
-    Attributes:
-        features: (N, d).
-        probabilities: of the extractor's classes, (N, K); None for pixels.
-        modes: (N,), int64, 100·red + 10·green + blue; None unless the images are stacked digits.
-    """
-
-    features: Tensor
-    probabilities: Tensor | None = None
-    modes: Tensor | None = None
-
-
-class Extractor(Protocol):
-    """What an evaluation needs of a network, or of pixels.
-
-    Attributes:
-        key: one of ``FEATURES``, for the protocol's name.
-        title: the features in words, for the record.
-        resizing: what happens to images before the network sees them, for the record.
-        library: whose network it is, with its version, where it is not this package's.
-    """
-
-    @property
-    def key(self) -> FeatureName: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def resizing(self) -> str: ...
-    @property
-    def library(self) -> str | None: ...
-
-    def describe(self, images: Tensor) -> Description:
-        """Return what is known of images (N, C, H, W), uint8.
-
-        Raises:
-            ValueError: they have a shape that the extractor is not for; says which it is for.
-        """
-        ...
 
 
 class Pixels:

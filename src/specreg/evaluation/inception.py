@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.evaluation.features import Description, FeatureName
+from specreg.evaluation.extractor import Description, FeatureName
 
 WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"

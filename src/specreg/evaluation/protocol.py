@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from specreg.evaluation.features import Description, Extractor, FeatureName
+from specreg.evaluation.extractor import Description, Extractor, FeatureName
 from specreg.evaluation.metrics import (
     SPLITS,
     classifier_score,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from specreg.data.mixtures import MIXTURES
-from specreg.evaluation.features import FEATURES
+from specreg.evaluation.extractor import FEATURES
 from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
 from specreg.regularizers.compensators import checked_keep

@@ -9,7 +9,8 @@ from specreg.data.arrays import ImageArrays, ImageSource
 from specreg.data.digits import StackedDigits
 from specreg.data.mixtures import DataSource, GaussianMixture
 from specreg.data.stacked import StackedImages
-from specreg.evaluation.features import Extractor, Pixels, StackedClassifier, open_extractor
+from specreg.evaluation.extractor import Extractor
+from specreg.evaluation.features import Pixels, StackedClassifier, open_extractor
 from specreg.evaluation.mixtures import MixtureEvaluator
 from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.config import FEWEST_IMAGES, Settings
