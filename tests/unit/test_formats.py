@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -404,7 +405,9 @@ HOSTILE = {
     "nothing to return": (b"\x80\x02.", "damaged"),
     "a memo that is not there": (b"\x80\x02h\x07.", "damaged"),
     "a length beyond the end": (b"\x80\x02T\xff\xff\xff\x7fabc.", "is no part of"),
-    "nesting": (nested(60), "holds a list, not a dictionary"),
+    "nesting": (nested(60), "has lists within a list"),
+    "deep nesting": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "has lists within a list"),
+    "tuples in a list": (b"\x80\x02](K\x01K\x02\x86e.", "has lists within a list"),
     "itself": (b"\x80\x02}q\x00U\x01ah\x00sU\x06labelsh\x00s.", "has no 'data'"),
 }  # fmt: skip
 
@@ -417,6 +420,25 @@ def test_a_hostile_batch_is_refused(tmp_path, content, message):
         find_images(path).open()
     assert "data_batch_2" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [nested(60)[2:-1], b"(" * 50 + b"U\x01a" + b"t" * 50, b"U\x01a" + b"q\x00h\x00\x86" * 60, b"K\x07", b"}", b"N"],
+)
+def test_names_of_classes_are_strings(tmp_path, shown):
+    path, _ = cifar10_python(tmp_path / "set")
+    names = b"(" + b"".join(b"U\x01a" for _ in range(9)) + shown + b"e"
+    (path / "batches.meta").write_bytes(b"\x80\x02}U\x0blabel_names]" + names + b"s.")
+    with pytest.raises(ValueError, match=r"batches\.meta (is no part of|has names of classes that)") as caught:
+        find_images(path).open()
+    assert len(str(caught.value)) < 400
+
+
+def test_names_of_classes_may_be_bytes(tmp_path):
+    path, _ = cifar10_python(tmp_path / "set")
+    (path / "batches.meta").write_bytes(python3({"label_names": [name.encode() for name in TEN]}))
+    assert list(find_images(path).open().classes) == TEN
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -443,6 +465,72 @@ def test_a_torn_archive_is_named(tmp_path):
     (tmp_path / "page.tar.gz").write_text("<html>moved</html>")
     with pytest.raises(ValueError, match=r"page\.tar\.gz is a truncated or damaged archive"):
         find_images(tmp_path / "page.tar.gz")
+
+
+@pytest.mark.parametrize("ending", ["xz", "bz2"])
+@pytest.mark.parametrize("damage", [lambda path: path, torn])
+def test_an_archive_compressed_by_anything_but_gzip_asks_to_be_unpacked(tmp_path, ending, damage):
+    path = tmp_path / f"cifar.tar.{ending}"
+    with tarfile.open(path, f"w:{ending}") as archive:
+        archive.add(cifar10_binary(tmp_path / "set")[0], "set")
+    with pytest.raises(ValueError, match=rf"cifar\.tar\.{ending} is not read without being unpacked, as .*its folder"):
+        find_images(damage(path))
+    renamed = path.rename(tmp_path / "cifar.tar")
+    with pytest.raises(ValueError, match=r"cifar\.tar is a truncated or damaged archive"):
+        find_images(renamed)
+
+
+def sparse(name: str, size: int) -> bytes:
+    """A tar archive with an empty sparse file that claims a size, as GNU tar's old format has it."""
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386 : 386 + 24] = b"%011o\0%011o\0" % (size, 0)  # one piece, of no bytes, at the end
+    header[483 : 483 + 12] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(1024)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1.bin", "train-images-idx3-ubyte", "unlabeled_X.bin", "train"])
+def test_a_sparse_file_in_an_archive_is_refused(tmp_path, name):
+    size = 27648 * 300_000  # 8 GB
+    path = write(tmp_path, {"claims.tar": sparse(name, size)}) / "claims.tar"
+    with tarfile.open(path) as archive:
+        assert [member.size for member in archive] == [size]
+    with pytest.raises(ValueError, match=rf"claims\.tar has {name} as a sparse file, which is not read"):
+        find_images(path)
+
+
+def read_peak(path: Path, message: str) -> int:
+    """The most bytes of memory that were held until the data were refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            find_images(path).open()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("specreg.data.files._MOST", 1 << 20)
+    path, _ = mnist_gz(tmp_path / "set")
+    bomb = gzip.compress(idx(np.zeros((100_000, 28, 28), np.uint8)))
+    assert len(bomb) < 1 << 17
+    (path / "train-images-idx3-ubyte.gz").write_bytes(bomb)
+    assert read_peak(path, r"up to train-images-idx3-ubyte\.gz there are more than 1048576 bytes") < 8 << 20
+    path, _ = cifar10_binary(tmp_path / "cifar")
+    (path / "data_batch_5.bin").write_bytes(bytes(30_000_000))
+    assert read_peak(archived(path), r"up to data_batch_5\.bin there are more than") < 8 << 20
+
+
+def test_stl10_has_no_more_images_than_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("specreg.data.stl10._MOST", 9)
+    path, _ = stl10(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"train_X\.bin has 10 images, more than 9: of another data set"):
+        find_images(path).open()
+    assert len(find_images(path).open("unlabeled").images) == 4
 
 
 def test_an_archive_of_something_else_is_named(tmp_path):

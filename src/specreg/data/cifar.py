@@ -8,7 +8,7 @@ import numpy as np
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
-from specreg.data.pickled import read_pickled
+from specreg.data.pickled import read_pickled, text
 from specreg.data.pixels import numbered, source_of
 from specreg.data.published import (
     Split,
@@ -108,7 +108,9 @@ class Python:
         if self.names in contents:
             values = self._read(files.path, self.names, contents[self.names])
             known = self._entry(files.path, self.names, values, self.label_names, list)
-            classes = checked_names(files.path, self.names, [str(value) for value in known], self.classes)
+            if not all(isinstance(value, str | bytes) for value in known):
+                raise ValueError(f"{files.path}: {self.names} has names of classes that are no strings: damaged")
+            classes = checked_names(files.path, self.names, [text(value) for value in known], self.classes)
         return source_of(files.path, np.concatenate(images), np.concatenate(labels), classes, image_size)
 
     def _read(self, path: Path, name: str, content: bytes) -> dict[str, Any]:

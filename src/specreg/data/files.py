@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import io
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,11 @@ from typing import IO
 # What tarfile, gzip and zlib raise when an archive is damaged or ends early.
 _DAMAGED = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)
 _GZIP = b"\x1f\x8b"
+_ENDINGS = (".tar", ".tar.gz", ".tgz")
+_OTHER_ENDINGS = (".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2", ".tar.zst", ".tar.lzma")
+# All that is read at once, unpacked: a small file may unpack to any size. CIFAR-100 has 185 MB, EMNIST 550 MB.
+_MOST = 1 << 30
+_CHUNK = 1 << 20
 
 
 class Files:
@@ -38,36 +44,52 @@ class Files:
         """Return files' contents; those that are compressed by gzip are unpacked, whatever their names.
 
         Raises:
-            ValueError: one is not there, or is damaged.
+            ValueError: one is damaged, or they have more than 1 GiB in all.
         """
-        contents = {}
+        contents: dict[str, bytes] = {}
+        left = _MOST
         for name in self._in_order(names):
+            if self.size(name) > left:
+                raise self._too_large(name)
             with self.open(name) as file:
                 content = file.read()
             try:
-                contents[name] = gzip.decompress(content) if content[:2] == _GZIP else content
+                contents[name] = _unpacked(content, left) if content[:2] == _GZIP else content
             except _DAMAGED as error:
                 raise ValueError(f"{self.path}: {name} is truncated or damaged ({error}): fetch it again") from error
+            left -= len(contents[name])
+            if left < 0:
+                raise self._too_large(name)
         return contents
+
+    def _too_large(self, name: str) -> ValueError:
+        return ValueError(
+            f"{self.path}: up to {name} there are more than {_MOST} bytes to read at once, which no data set known "
+            f"here has: damaged or of another data set; fetch it again"
+        )
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
         return list(names)
 
 
 class Archive(Files):
-    """The regular files of a tar archive, by their names without folders, compressed or not.
+    """The regular files of a tar archive, by their names without folders, plain or compressed by gzip.
 
     Args:
         path: the archive.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged, compressed by anything else, or has sparse files, which may claim any size.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.name.lower().endswith(_OTHER_ENDINGS):
+            raise ValueError(f"{path} is not read without being unpacked, as .tar and .tar.gz are: give its folder")
         with self._opened() as archive:
             found = [member for member in archive if member.isfile()]
+        if sparse := [member.name for member in found if member.issparse()]:
+            raise ValueError(f"{path} has {sparse[0]} as a sparse file, which is not read: unpack it, give the folder")
         self._members = {PurePosixPath(member.name).name: member for member in found}
         self.names = frozenset(self._members)
 
@@ -84,7 +106,7 @@ class Archive(Files):
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tarfile.TarFile]:
         try:
-            with tarfile.open(self.path) as archive:
+            with _tar(self.path) as archive:
                 yield archive
         except _DAMAGED as error:
             raise ValueError(f"{self.path} is a truncated or damaged archive ({error}): fetch it again") from error
@@ -94,10 +116,25 @@ class Archive(Files):
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a tar archive, also one that is compressed by gzip and breaks off."""
+    """Whether a file is a tar archive, plain or compressed by gzip, or has the name of any."""
     try:
-        if tarfile.is_tarfile(path):
+        with _tar(path):
             return True
     except _DAMAGED:
-        pass
-    return path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))
+        return path.name.lower().endswith((*_ENDINGS, *_OTHER_ENDINGS))
+
+
+def _tar(path: Path) -> tarfile.TarFile:
+    with open(path, "rb") as file:
+        compressed = file.read(2) == _GZIP
+    return tarfile.open(path, "r:gz" if compressed else "r:")
+
+
+def _unpacked(content: bytes, most: int) -> bytes:
+    """Return what gzip compressed, or the first ``most`` bytes and some more if there are more."""
+    chunks, size = [], 0
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        while size <= most and (chunk := file.read(_CHUNK)):
+            chunks.append(chunk)
+            size += len(chunk)
+    return b"".join(chunks)

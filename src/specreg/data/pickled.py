@@ -59,7 +59,7 @@ def read_pickled(content: bytes) -> dict[str, Any]:
         raise ValueError(f"damaged ({type(error).__name__})") from error
     if not isinstance(result, dict):
         raise ValueError(f"holds a {type(result).__name__}, not a dictionary")
-    return {_text(key): value.value if isinstance(value, _Array) else value for key, value in result.items()}
+    return {text(key): value.value if isinstance(value, _Array) else value for key, value in result.items()}
 
 
 class _Machine:
@@ -105,15 +105,18 @@ class _Machine:
         if name == "TUPLE":
             self.stack.append(tuple(values))
         elif name == "APPENDS":
+            # A list of lists that are the same list twice, and so on, is small here and endless to whoever shows it.
+            if any(isinstance(value, list | tuple | dict) for value in values):
+                raise ValueError("has lists within a list, which no batch has: not read")
             _expect(self.stack[-1], list).extend(values)
         else:
             pairs = zip(values[::2], values[1::2], strict=True)
-            _expect(self.stack[-1], dict).update({_text(key): value for key, value in pairs})
+            _expect(self.stack[-1], dict).update({text(key): value for key, value in pairs})
 
     def _construct(self, name: str, argument: Any) -> None:
         stack = self.stack
         if name == "STACK_GLOBAL":
-            argument = " ".join(map(_text, stack[-2:]))
+            argument = " ".join(map(text, stack[-2:]))
             del stack[-2:]
         if name in ("GLOBAL", "STACK_GLOBAL"):
             if argument not in _RECONSTRUCT | {_ARRAY, _TYPE}:
@@ -135,7 +138,7 @@ def _made(callable_: Any, arguments: Any) -> _Array | _UInt8:
     name = callable_.name if isinstance(callable_, _Global) else None
     if name in _RECONSTRUCT and arguments[0] == _Global(_ARRAY):
         return _Array()
-    if name == _TYPE and _text(arguments[0]) in _UINT8:
+    if name == _TYPE and text(arguments[0]) in _UINT8:
         return _UInt8()
     if name == _TYPE:
         raise ValueError(f"holds an array of type {arguments[0]!r}, not of uint8")
@@ -159,7 +162,8 @@ def _expect(value: Any, kind: type) -> Any:
     return value
 
 
-def _text(name: Any) -> str:
+def text(name: Any) -> str:
+    """Return a string, or one of Python 2 as latin-1; a ValueError for anything else."""
     if isinstance(name, bytes):
         return name.decode("latin-1")
     if not isinstance(name, str):

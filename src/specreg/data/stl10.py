@@ -15,6 +15,7 @@ from specreg.data.published import Split, checked_labels, class_names, require, 
 
 _SIDE, _CHANNELS, _CLASSES = 96, 3, 10
 _RECORD = _CHANNELS * _SIDE * _SIDE
+_MOST = 100_000  # images of a part: an archive of zeros compresses a thousandfold, and may claim many more
 _CHUNK = 500  # images; 100,000 unlabeled ones are 2.8 GB and are resized as they are read
 _PIXELS: dict[Split, str] = {"train": "train_X.bin", "test": "test_X.bin", "unlabeled": "unlabeled_X.bin"}
 _LABELS: dict[Split, str] = {"train": "train_y.bin", "test": "test_y.bin"}
@@ -35,6 +36,11 @@ class Stl10:
         name = _PIXELS[split]
         require(files, [name], self)
         count = whole_records(files.path, name, files.size(name), _RECORD, self)
+        if count > _MOST:
+            raise ValueError(
+                f"{files.path}: {name} has {count} images, more than {_MOST}: of another data set than {self.title}; "
+                f"fetch {self.home}"
+            )
         labels, classes = np.zeros(count, dtype=np.int64), numbered(1)
         if split in _LABELS:
             labels, classes = self._labels(files, _LABELS[split], count)
