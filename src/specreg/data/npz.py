@@ -1,5 +1,6 @@
 """Images in an npz file."""
 
+import math
 import zipfile
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import numpy as np
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.pixels import numbered, planes, source_of
+
+_MOST_CLASSES = 100_000  # a label of 2^40 is no class, but would name as many
+_DEFLATED = 1032  # times smaller than it was is the most that zip makes of anything
 
 
 def load_npz(path: Path, *, image_size: int | None = None) -> ImageArrays:
@@ -20,14 +24,16 @@ def load_npz(path: Path, *, image_size: int | None = None) -> ImageArrays:
         ValueError: the file is damaged, or its arrays are not as above, or no squares without an ``image_size``.
     """
     try:
-        # Opened here because numpy leaves a damaged file open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            if "images" not in archive:
-                raise ValueError(f"no array 'images', it has {', '.join(archive) or 'none'}")
-            images = archive["images"]
-            labels = archive["labels"] if "labels" in archive else np.zeros(len(images), dtype=np.int64)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable npz file ({error}): make it again") from error
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "images" not in names:
+                raise ValueError(f"no array 'images', it has {', '.join(names) or 'none'}")
+            most = _DEFLATED * path.stat().st_size
+            images = _array(archive, "images", most)
+            labels = _array(archive, "labels", most) if "labels" in names else np.zeros(len(images), dtype=np.int64)
+    except Exception as error:  # a damaged or encrypted file makes its readers fail anywhere
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is not a readable npz file ({reason}): make it again") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise ValueError(
             f"{path}: 'images' has to be uint8 of shape (N, H, W) or (N, H, W, 1 or 3), "
@@ -42,5 +48,26 @@ def load_npz(path: Path, *, image_size: int | None = None) -> ImageArrays:
             f"{path}: images have to be squares, got {images.shape[2]}x{images.shape[1]}; "
             f"give an image size to crop and resize them"
         )
-    classes = numbered(int(labels.max()) + 1)
+    if (most := int(labels.max())) >= _MOST_CLASSES:
+        raise ValueError(
+            f"{path}: 'labels' go up to {most}, at most {_MOST_CLASSES} classes are read: number them from 0"
+        )
+    classes = numbered(most + 1)
     return source_of(path, planes(images), labels.astype(np.int64), classes, image_size)
+
+
+def _array(archive: zipfile.ZipFile, name: str, most: int) -> np.ndarray:
+    """Read an array, if its header claims as many bytes as its entry and no more than ``most``: it is made first."""
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name!r} is of npy's version {version}")
+        one = version == (1, 0)
+        header = np.lib.format.read_array_header_1_0(file) if one else np.lib.format.read_array_header_2_0(file)
+        shape, _, kind = header
+        claimed = file.tell() + math.prod(shape) * kind.itemsize
+    if not kind.hasobject and claimed != min(entry.file_size, most):
+        raise ValueError(f"{name!r} claims {claimed} bytes, but there are at most {min(entry.file_size, most)}")
+    with archive.open(entry) as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
