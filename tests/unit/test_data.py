@@ -1,7 +1,9 @@
 """Loaders on small files made here, good and bad; streams."""
 
+import io
 import json
 import os
+import struct
 import zipfile
 from pathlib import Path
 
@@ -77,6 +79,54 @@ def test_image_size_crops_the_middle_and_resizes(tmp_path):
     assert (data.images == 255).all()
 
 
+# The corner in which an upright white image is black, as each orientation of EXIF stores it: (row, column).
+STORED = {1: (0, 0), 2: (0, 7), 3: (7, 7), 4: (7, 0), 5: (0, 0), 6: (7, 0), 7: (7, 7), 8: (0, 7)}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
+def test_images_are_upright_whatever_their_exif_says(tmp_path, orientation, ending):
+    stored = np.full((8, 8), 255, np.uint8)
+    stored[STORED[orientation]] = 0
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / f"a.{ending}", exif=exif)
+    image = load_images(tmp_path).images[0, 0]
+    assert image[:7, :7].float().mean() < 5
+    assert image[9:].float().mean() > 250
+    assert image[:, 9:].float().mean() > 250
+
+
+def test_a_picture_on_its_side_has_the_size_that_is_seen(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (12, 8)).save(tmp_path / "a.jpg", exif=exif)
+    with pytest.raises(ValueError, match=r"a\.jpg is 8x12 and"):
+        load_images(tmp_path)
+
+
+def test_damaged_exif_does_not_spoil_a_picture(tmp_path):
+    picture(7).save(tmp_path / "a.png", exif=b"Exif\0\0 no tags at all")
+    assert load_images(tmp_path).images[0, :, 0, 0].tolist() == [7, 0, 248]
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2")])
+def test_grey_images_of_sixteen_bits_are_scaled_to_eight(tmp_path, ending, kind):
+    values = np.array([0, 128, 129, 257, 1000, 25700, 32768, 65535] * 8).astype(kind).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / f"a.{ending}")
+    data = load_images(tmp_path)
+    assert data.images.shape == (1, 1, 8, 8)
+    assert data.images[0, 0, 3].tolist() == [0, 0, 1, 1, 4, 100, 128, 255]
+    assert load_images(tmp_path, image_size=4).images.shape == (1, 1, 4, 4)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_images_of_32_bits_are_refused(tmp_path, kind):
+    Image.fromarray(np.zeros((8, 8), kind)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif has pixels of 32 bits \(mode [IF]\), .* convert it to 8 or 16 bits"):
+        load_images(tmp_path)
+
+
 def mixed_sizes(folder: Path) -> Path:
     picture(1, side=9).save(folder / "cat" / "odd.png")
     return folder
@@ -141,6 +191,82 @@ def pickled_npz(folder: Path) -> Path:
     return npz(images=np.array([{"a": 1}], dtype=object))(folder)
 
 
+def plain_npy(folder: Path) -> Path:
+    path = folder.with_suffix(".npz")
+    with open(path, "wb") as file:
+        np.save(file, np.zeros((2, 8, 8), np.uint8))
+    return path
+
+
+def lying_npz(folder: Path, *, entry_too: bool = False) -> Path:
+    """An array whose header claims 2**51 bytes; its entry in the zip may claim as many."""
+    header, path = io.BytesIO(), folder.with_suffix(".npz")
+    claimed = {"descr": "|u1", "fortran_order": False, "shape": (2**45, 8, 8)}
+    np.lib.format.write_array_header_1_0(header, claimed)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(128))
+        if entry_too:
+            archive.getinfo("images.npy").file_size = 2**51 + len(header.getvalue())
+    return path
+
+
+def doubly_lying_npz(folder: Path) -> Path:
+    return lying_npz(folder, entry_too=True)
+
+
+def encrypted(path: Path) -> Path:
+    """Set the bit that says so in the entries and in the directory."""
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = -1
+        while (start := content.find(signature, start + 1)) >= 0:
+            content[start + flags] |= 1
+    path.write_bytes(bytes(content))
+    return path
+
+
+def encrypted_npz(folder: Path) -> Path:
+    return encrypted(npz(images=np.zeros((2, 8, 8), np.uint8))(folder))
+
+
+def encrypted_zip(folder: Path) -> Path:
+    return encrypted(zipped(folder))
+
+
+def compressed_npz(folder: Path) -> tuple[Path, int]:
+    """An array that is compressed, and where its data begin."""
+    path = folder.with_suffix(".npz")
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    np.savez_compressed(path, images=images)
+    name, extra = struct.unpack("<HH", path.read_bytes()[26:30])
+    return path, 30 + name + extra
+
+
+def flipped_npz(folder: Path) -> Path:
+    path, start = compressed_npz(folder)
+    content = bytearray(path.read_bytes())
+    content[start] |= 0b110  # a block of a type that there is not
+    path.write_bytes(bytes(content))
+    return path
+
+
+def oddly_compressed_npz(folder: Path) -> Path:
+    path, _ = compressed_npz(folder)
+    content = bytearray(path.read_bytes())
+    for signature, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        content[content.find(signature) + method] = 97
+    path.write_bytes(bytes(content))
+    return path
+
+
+def large_entry(folder: Path) -> Path:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cat/0.png", b"small")
+        archive.getinfo("cat/0.png").file_size = (1 << 28) + 1
+    return path
+
+
 def missing(folder: Path) -> Path:
     return folder / "nowhere.zip"
 
@@ -166,6 +292,18 @@ BAD = [
     (npz(images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, -1])), "one integer >= 0 an image"),
     (torn_npz, r"images\.npz is not a readable npz file"),
     (pickled_npz, r"images\.npz"),
+    (plain_npy, r"images\.npz is not a readable npz file"),
+    (lying_npz, r"npz file \('images' claims 2251799813685376 bytes, but there are at most 256\)"),
+    (doubly_lying_npz, r"npz file \('images' claims 2251799813685376 bytes, but there are at most \d{6}\)"),
+    (encrypted_npz, r"images\.npz is not a readable npz file \(.*encrypted"),
+    (flipped_npz, r"images\.npz is not a readable npz file \(.*invalid block type"),
+    (oddly_compressed_npz, r"images\.npz is not a readable npz file \(.*compression method"),
+    (
+        npz(images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, 200_000_000])),
+        "'labels' go up to 200000000, at most 100000 classes",
+    ),
+    (encrypted_zip, r"images\.zip is not a readable zip file \(.*encrypted"),
+    (large_entry, r"images\.zip: cat/0\.png has 268435457 bytes, more than 268435456, no image's"),
     (missing, r"no data at .*nowhere\.zip"),
     (text_file, r"notes\.txt is neither a folder, a \.zip nor a \.npz file"),
 ]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # Part of every key: to be raised whenever the same files would give other pixels.
-_VERSION = 1
+_VERSION = 2
 
 # The shape (N, C, H, W) of the whole, and its images in order, in chunks (n, C, H, W), uint8.
 Pixels = tuple[tuple[int, int, int, int], Iterator[np.ndarray]]

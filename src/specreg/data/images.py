@@ -1,5 +1,6 @@
 """Images of one's own: files in a folder or a zip file, with classes as folders, or an array in an npz file."""
 
+import contextlib
 import functools
 import io
 import posixpath
@@ -12,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.cache import Pixels, file_stamp, hold
@@ -20,7 +21,9 @@ from specreg.data.npz import load_npz
 from specreg.data.pixels import planes, square
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
-_GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "F"})
+_GREY_MODES = frozenset({"1", "L", "LA"})
+_SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_MOST = 1 << 28  # bytes of an image in a zip file, whose few bytes may unpack to any number
 _CHUNK = 256
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 _UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -98,13 +101,25 @@ class ImageFiles:
             raise ValueError(
                 f"{name} is not a readable image ({type(error).__name__}): remove or replace it"
             ) from error
-        return image
+        with contextlib.suppress(Exception):  # damaged EXIF fails anywhere, and says nothing of the orientation
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in ("I", "F"):
+            raise ValueError(
+                f"{self.path}: {self.names[index]} has pixels of 32 bits (mode {image.mode}), whose white is not "
+                f"known: convert it to 8 or 16 bits"
+            )
+        return _eight_bits(image) if image.mode in _SIXTEEN_BITS else image
 
     def _no_squares(self, first: Image.Image, index: int, image: Image.Image) -> ValueError:
         return ValueError(
             f"{self.path}: images have to be squares of one size, but {self.names[0]} is {first.width}x{first.height} "
             f"and {self.names[index]} {image.width}x{image.height}; give an image size to crop and resize them"
         )
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips at 255 instead: white nearly everywhere.
+    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
 def load_images(
@@ -183,11 +198,15 @@ def _folder(root: Path) -> list[Path]:
 
 
 def _zipped(archive: zipfile.ZipFile) -> list[str]:
-    return [
+    names = [
         name
         for name in sorted(archive.namelist())
         if posixpath.splitext(name)[1].lower() in SUFFIXES and "__MACOSX" not in name.split("/")
     ]
+    for name in names:
+        if (size := archive.getinfo(name).file_size) > _MOST:
+            raise ValueError(f"{archive.filename}: {name} has {size} bytes, more than {_MOST}, no image's: remove it")
+    return names
 
 
 def _parent(name: str) -> str:
