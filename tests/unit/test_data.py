@@ -18,7 +18,7 @@ from specreg.data.images import load_images
 from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages, stack
 from specreg.data.stream import BatchStream
-from specreg.experiments.config import DataConfig, RunConfig, Settings, from_dict, to_dict
+from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
 from specreg.experiments.run import open_held_out, open_source
 
 
@@ -541,6 +541,42 @@ def test_held_out_images_have_to_be_like_those_in_training(tmp_path):
         picture(1, side=16).save(file)
     with pytest.raises(ValueError, match="images are 8x8 with 1 channels, but those for testing 16x16 with 3"):
         open_held_out(data, source)
+
+
+@pytest.mark.parametrize("form", ["flat", "npz without labels", "npz with a class more"])
+def test_what_is_held_out_has_the_training_images_classes_or_is_not_used(tmp_path, form):
+    path, extension = digit_folders(tmp_path), ""
+    if form == "flat":
+        for file in (tmp_path / "test").rglob("*.png"):
+            file.rename(tmp_path / "test" / f"{file.parent.name}.png")
+    else:
+        extension = ".npz"
+        images = np.zeros((11, 8, 8), np.uint8)
+        np.savez(tmp_path / "train.npz", images=images[:10], labels=np.arange(10))
+        labels = {} if "without" in form else {"labels": np.arange(11)}
+        np.savez(tmp_path / "test.npz", images=images, **labels)
+    data = {"data": str(path) + extension}
+    source = open_source(settings(**data))
+    assert open_held_out(settings(**data), source) is not None
+    assert open_held_out(settings(**data, conditional=True), source) is None
+    on_test = Settings(data=DataConfig(**data, conditional=True), records=RecordConfig(reference_split="test"))
+    for refused in (lambda: open_held_out(on_test, source), lambda: open_source(on_test)):
+        with pytest.raises(ValueError, match="images for testing lack the classes of the training images") as caught:
+            refused()
+        assert "\n" not in str(caught.value)
+
+
+def test_conditional_runs_hold_out_images_of_the_same_classes(tmp_path):
+    path = digit_folders(tmp_path)
+    data = settings(data=str(path), conditional=True)
+    assert open_held_out(data, open_source(data)).labels.tolist() == list(range(10))
+    images = np.zeros((10, 8, 8), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(10))
+    np.savez(tmp_path / "test.npz", images=images[:4], labels=np.array([0, 3, 8, 3]))  # none of the last class
+    data = settings(data=str(path) + ".npz", conditional=True)
+    assert open_held_out(data, open_source(data)).labels.tolist() == [0, 3, 8, 3]
+    data = settings(conditional=True)
+    assert open_held_out(data, open_source(data)).num_classes == 1000
 
 
 def test_a_configuration_stacks_and_its_held_out_images_are_endless(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import pickle
 import struct
 import subprocess
@@ -610,6 +611,61 @@ def test_a_hugging_face_data_set_is_read_back(tmp_path):
     with pytest.raises(ValueError, match=r"one is not a readable Hugging Face data set") as caught:
         find_images(tmp_path / "one").open()
     assert "\n" not in str(caught.value)
+
+
+def hugging_face(folder: Path, images: list[object], labels: list[int | None]) -> Path:
+    """Save images, as encoded or as paths, and labels of cats and dogs without a look at them."""
+    datasets = pytest.importorskip("datasets")
+    from datasets.arrow_writer import ArrowWriter
+
+    kinds = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    whole = datasets.Dataset.from_dict({"img": images, "label": [0] * len(labels)}, features=kinds)
+    whole.save_to_disk(str(folder))
+    (file,) = folder.glob("*.arrow")
+    with ArrowWriter(features=kinds, path=str(file), embed_local_files=False) as writer:
+        for image, label in zip(images, labels, strict=True):
+            encoded = image if isinstance(image, str | None) else kinds["img"].encode_example(image)
+            writer.write({"img": encoded, "label": label})
+        writer.finalize()
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([1, 0, -1], "image 2 has the label -1, but there are 2 classes"), ([None, 0, 1], "image 0 has the label None"),
+     ([1, 2, 0], "image 1 has the label 2, but there are 2 classes, 0 to 1"), ([1, 0, 1], None), ([-1, -1, -1], None)],
+)  # fmt: skip
+def test_a_hugging_face_data_set_is_labelled_in_whole_or_not_at_all(tmp_path, labels, message):
+    path = hugging_face(tmp_path / "set", [Image.new("L", (8, 8))] * 3, labels)
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
+            find_images(path).open()
+        return
+    data = find_images(path).open()
+    assert (data.labels.tolist(), data.num_classes) == (([0, 0, 0], 1) if labels[0] < 0 else (labels, 2))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hugging_face_data_set_without_one_of_its_images_names_it(tmp_path):
+    picture = Image.new("L", (8, 8))
+    path = hugging_face(tmp_path / "set", [picture, None, picture], [0, 1, 0])
+    with pytest.raises(ValueError, match="image 1 is missing: leave out its row"):
+        find_images(path).open()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cache_of_a_hugging_face_data_set_knows_when_a_file_elsewhere_changes(tmp_path):
+    file, cache = tmp_path / "a.png", tmp_path / "cache"
+    Image.new("L", (8, 8), 1).save(file)
+    path = hugging_face(tmp_path / "set", [str(file), Image.new("L", (8, 8), 9)], [0, 1])
+    assert find_images(path).open(cache=cache).images[:, 0, 0, 0].tolist() == [1, 9]
+    Image.new("L", (8, 8), 2).save(file)
+    os.utime(file, ns=(1, 1))
+    assert find_images(path).open(cache=cache).images[:, 0, 0, 0].tolist() == [2, 9]
+    file.unlink()
+    with pytest.raises(ValueError, match=r"image 0 is not in the data set but at .*a\.png, where there is no file"):
+        find_images(path).open(cache=cache)
 
 
 def test_a_hugging_face_data_set_names_the_package_that_it_needs(tmp_path, monkeypatch):

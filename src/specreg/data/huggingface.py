@@ -35,7 +35,8 @@ def load_saved(path: Path, split: Split) -> ImageFiles:
     """Return the images of a part, not decoded: the first column of images and, if any, of class labels.
 
     Raises:
-        ValueError: ``datasets`` is not installed, or the folder is damaged or has no column of images.
+        ValueError: ``datasets`` is not installed, the folder is damaged or has no column of images, or a row lacks its
+            image or label.
     """
     try:
         import datasets
@@ -57,9 +58,10 @@ def load_saved(path: Path, split: Split) -> ImageFiles:
     if not pictures:
         raise ValueError(f"{folder} has no column of images, it has {', '.join(table.features)}")
     encoded = table.cast_column(pictures[0], datasets.Image(decode=False)).select_columns([pictures[0]])
-    labels, classes = _labels(table, datasets.ClassLabel)
+    labels, classes = _labels(folder, table, datasets.ClassLabel)
     names = [f"image {index}" for index in range(len(table))]
     stamp = [file_stamp(file)[1:] for file in sorted(folder.glob("*.arrow"))]
+    stamp += [file_stamp(file) for file in _elsewhere(folder, encoded.data.column(pictures[0]))]
     opened = lambda index: _opened(encoded[index][pictures[0]])  # noqa: E731
     return ImageFiles(folder, names, labels, classes, opened, [pictures[0], *stamp])
 
@@ -72,14 +74,40 @@ def _part(path: Path, split: Split) -> str | None:
     return next((name for name in _PARTS[split] if name in parts), None)
 
 
-def _labels(table: Any, kind: type) -> tuple[Sequence[int], tuple[str, ...]]:
+def _labels(folder: Path, table: Any, kind: type) -> tuple[Sequence[int], tuple[str, ...]]:
     for name, feature in table.features.items():
-        if isinstance(feature, kind):
-            labels = list(table[name])
-            classes = tuple(feature.names)  # type: ignore[attr-defined]
-            # An unlabeled part has -1 everywhere.
-            return (labels, classes) if min(labels, default=0) >= 0 else ([0] * len(labels), numbered(1))
+        if not isinstance(feature, kind):
+            continue
+        labels = list(table[name])
+        classes = tuple(feature.names)  # type: ignore[attr-defined]
+        if labels and all(label in (None, -1) for label in labels):  # an unlabeled part
+            break
+        for index, label in enumerate(labels):
+            if label is None or not 0 <= label < len(classes):
+                raise ValueError(
+                    f"{folder}: image {index} has the label {label}, but there are {len(classes)} classes, 0 to "
+                    f"{len(classes) - 1}: label it, or leave it out"
+                )
+        return labels, classes
     return [0] * len(table), numbered(1)
+
+
+def _elsewhere(folder: Path, column: Any) -> list[Path]:
+    """Return the files whose paths a column (of Arrow's structures of bytes and path) has instead of their bytes."""
+    rows: list[tuple[bool, str | None]] = []
+    for chunk in column.chunks:
+        parts = dict(zip((field.name for field in chunk.type), chunk.flatten(), strict=True))
+        rows.extend(zip(parts["bytes"].is_valid().to_pylist(), parts["path"].to_pylist(), strict=True))
+    files = []
+    for index, (held, path) in enumerate(rows):
+        if held:
+            continue
+        if path is None:
+            raise ValueError(f"{folder}: image {index} is missing: leave out its row")
+        if not Path(path).is_file():
+            raise ValueError(f"{folder}: image {index} is not in the data set but at {path}, where there is no file")
+        files.append(Path(path))
+    return files
 
 
 def _opened(value: dict[str, Any]) -> IO[bytes]:

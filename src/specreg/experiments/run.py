@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import specreg
-from specreg.data.arrays import ImageSource
+from specreg.data.arrays import ImageArrays, ImageSource
 from specreg.data.digits import StackedDigits
 from specreg.data.mixtures import MIXTURES, DataSource, GaussianMixture
 from specreg.data.open import find_images
@@ -80,14 +80,16 @@ def open_checked(settings: Settings) -> DataSource:
 def open_held_out(settings: Settings, like: DataSource | None = None) -> ImageSource | None:
     """Return the test part of the data that a configuration trains on; None without one, or if it trains on that.
 
-    Stacked images are stacked anew for every draw, whatever the training's are.
+    Stacked images are stacked anew for every draw, whatever the training's are. Where networks are conditional, a part
+    whose classes are not the training's, as images without folders have none, is None, too.
 
     Args:
         settings: the configuration.
         like: the training images, which these have to equal in size and channels.
 
     Raises:
-        ValueError: the test part cannot be read, or is not like the training images; says the remedy.
+        ValueError: the test part cannot be read, or is not like the training images, or is None for its classes and
+            needed for ``reference_split`` "test"; says the remedy.
     """
     data = settings.data
     if data.data in MIXTURES or isinstance(like, GaussianMixture):  # every draw is new
@@ -100,7 +102,21 @@ def open_held_out(settings: Settings, like: DataSource | None = None) -> ImageSo
             f"{data.data}: training images are {like.resolution}x{like.resolution} with {like.channels} channels, but "
             f"those for testing {source.resolution}x{source.resolution} with {source.channels}: make them alike"
         )
+    if data.conditional and not _same_classes(source, like):
+        if settings.records.reference_split == "train":
+            return None
+        raise ValueError(
+            f"{data.data}: images for testing lack the classes of the training images: label them alike, or drop "
+            f"--conditional or --reference-split test"
+        )
     return source
+
+
+def _same_classes(source: ImageSource, like: DataSource | None) -> bool:
+    """Whether labels mean the same; those of a test part may end before the training's, as an npz file's may."""
+    if not isinstance(source, ImageArrays) or not isinstance(like, ImageArrays):
+        return True
+    return source.num_classes > 1 and source.classes == like.classes[: source.num_classes]
 
 
 def _open_mixture(data: DataConfig) -> DataSource:
