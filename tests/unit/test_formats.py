@@ -613,21 +613,29 @@ def test_a_hugging_face_data_set_is_read_back(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def hugging_face(folder: Path, images: list[object], labels: list[int | None]) -> Path:
-    """Save images, as encoded or as paths, and labels of cats and dogs without a look at them."""
-    datasets = pytest.importorskip("datasets")
-    from datasets.arrow_writer import ArrowWriter
-
+def hugging_face(folder: Path, images: list[bytes | str | None], labels: list[int | None]) -> Path:
+    """Save images, encoded or as paths, and labels of cats and dogs, without a look at any of them."""
+    datasets, pyarrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
     kinds = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    whole = datasets.Dataset.from_dict({"img": images, "label": [0] * len(labels)}, features=kinds)
-    whole.save_to_disk(str(folder))
+    datasets.Dataset.from_dict({"img": [None], "label": [0]}, features=kinds).save_to_disk(str(folder))
+    rows = [
+        {
+            "img": None if image is None else {"bytes" if isinstance(image, bytes) else "path": image},
+            "label": label,
+        }
+        for image, label in zip(images, labels, strict=True)
+    ]
+    table = pyarrow.Table.from_pylist(rows, schema=kinds.arrow_schema)
     (file,) = folder.glob("*.arrow")
-    with ArrowWriter(features=kinds, path=str(file), embed_local_files=False) as writer:
-        for image, label in zip(images, labels, strict=True):
-            encoded = image if isinstance(image, str | None) else kinds["img"].encode_example(image)
-            writer.write({"img": encoded, "label": label})
-        writer.finalize()
+    with pyarrow.ipc.new_stream(str(file), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
     return folder
+
+
+def grey_png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), value).save(file, "png")
+    return file.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -637,7 +645,7 @@ def hugging_face(folder: Path, images: list[object], labels: list[int | None]) -
      ([1, 2, 0], "image 1 has the label 2, but there are 2 classes, 0 to 1"), ([1, 0, 1], None), ([-1, -1, -1], None)],
 )  # fmt: skip
 def test_a_hugging_face_data_set_is_labelled_in_whole_or_not_at_all(tmp_path, labels, message):
-    path = hugging_face(tmp_path / "set", [Image.new("L", (8, 8))] * 3, labels)
+    path = hugging_face(tmp_path / "set", [grey_png(0)] * 3, labels)
     if message is not None:
         with pytest.raises(ValueError, match=message):
             find_images(path).open()
@@ -648,19 +656,18 @@ def test_a_hugging_face_data_set_is_labelled_in_whole_or_not_at_all(tmp_path, la
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_hugging_face_data_set_without_one_of_its_images_names_it(tmp_path):
-    picture = Image.new("L", (8, 8))
-    path = hugging_face(tmp_path / "set", [picture, None, picture], [0, 1, 0])
-    with pytest.raises(ValueError, match="image 1 is missing: leave out its row"):
+    path = hugging_face(tmp_path / "set", [grey_png(0), grey_png(1), None], [0, 1, 0])
+    with pytest.raises(ValueError, match="image 2 is missing: leave out its row"):
         find_images(path).open()
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_cache_of_a_hugging_face_data_set_knows_when_a_file_elsewhere_changes(tmp_path):
     file, cache = tmp_path / "a.png", tmp_path / "cache"
-    Image.new("L", (8, 8), 1).save(file)
-    path = hugging_face(tmp_path / "set", [str(file), Image.new("L", (8, 8), 9)], [0, 1])
+    file.write_bytes(grey_png(1))
+    path = hugging_face(tmp_path / "set", [str(file), grey_png(9)], [0, 1])
     assert find_images(path).open(cache=cache).images[:, 0, 0, 0].tolist() == [1, 9]
-    Image.new("L", (8, 8), 2).save(file)
+    file.write_bytes(grey_png(2))
     os.utime(file, ns=(1, 1))
     assert find_images(path).open(cache=cache).images[:, 0, 0, 0].tolist() == [2, 9]
     file.unlink()
