@@ -19,7 +19,7 @@ from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages, stack
 from specreg.data.stream import BatchStream
 from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
-from specreg.experiments.run import open_held_out, open_source
+from specreg.experiments.run import open_checked, open_held_out, open_source
 
 
 def picture(value: int, side: int = 8, mode: str = "RGB") -> Image.Image:
@@ -560,7 +560,7 @@ def test_what_is_held_out_has_the_training_images_classes_or_is_not_used(tmp_pat
     assert open_held_out(settings(**data), source) is not None
     assert open_held_out(settings(**data, conditional=True), source) is None
     on_test = Settings(data=DataConfig(**data, conditional=True), records=RecordConfig(reference_split="test"))
-    for refused in (lambda: open_held_out(on_test, source), lambda: open_source(on_test)):
+    for refused in (lambda: open_held_out(on_test, source), lambda: open_checked(on_test)):
         with pytest.raises(ValueError, match="images for testing lack the classes of the training images") as caught:
             refused()
         assert "\n" not in str(caught.value)
