@@ -18,7 +18,8 @@ import specreg
 from compensation import CASES
 from measure import environment, interleaved, print_table, ratio, summary, write
 from specreg.experiments.config import RunConfig, Settings
-from specreg.experiments.run import build_state, make_accelerator, open_source
+from specreg.experiments.run import build_state, make_accelerator
+from specreg.experiments.sources import open_source
 from specreg.layers import ALL_KINDS, find
 from specreg.training.loop import train
 

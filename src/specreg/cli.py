@@ -224,7 +224,8 @@ def _train(arguments: list[str]) -> int:
     from specreg import display
     from specreg.experiments.config import RunConfig
     from specreg.experiments.interrupts import interruptible
-    from specreg.experiments.run import execute, open_checked, prepare_run, saved_config, warn_about
+    from specreg.experiments.run import execute, prepare_run, saved_config, warn_about
+    from specreg.experiments.sources import open_checked
     from specreg.records import RunDirectory
 
     @dataclass

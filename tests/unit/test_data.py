@@ -19,7 +19,7 @@ from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages, stack
 from specreg.data.stream import BatchStream
 from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
-from specreg.experiments.run import open_checked, open_held_out, open_source
+from specreg.experiments.sources import open_checked, open_held_out, open_source
 
 
 def picture(value: int, side: int = 8, mode: str = "RGB") -> Image.Image:

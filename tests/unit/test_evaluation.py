@@ -17,8 +17,8 @@ from specreg.evaluation.features import Pixels, StackedClassifier, open_extracto
 from specreg.evaluation.protocol import Evaluator, protocol_name
 from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
 from specreg.experiments.evaluators import check_evaluation, make_evaluator
-from specreg.experiments.run import open_held_out
 from specreg.experiments.sampling import sample_images, sample_labelled
+from specreg.experiments.sources import open_held_out
 from specreg.models import Generator
 from specreg.report.tables import DECLARED, protocol, table
 

@@ -23,8 +23,9 @@ from specreg.experiments.config import (
     to_dict,
 )
 from specreg.experiments.networks import make_discriminator, make_generator
-from specreg.experiments.run import build_state, open_source
+from specreg.experiments.run import build_state
 from specreg.experiments.sampling import save_scatter
+from specreg.experiments.sources import open_source
 from specreg.losses import gradient_penalty
 from specreg.models import dcgan, mlp
 from specreg.training.loop import TrainingConfig, train

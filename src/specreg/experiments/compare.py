@@ -5,7 +5,8 @@ from pathlib import Path
 
 from specreg.experiments.config import Method, RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.jobs import Job
-from specreg.experiments.run import open_checked, prepare_run
+from specreg.experiments.run import prepare_run
+from specreg.experiments.sources import open_checked
 from specreg.records import RunDirectory, prepare_directory, read_json, write_json
 
 

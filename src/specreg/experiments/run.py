@@ -13,21 +13,17 @@ from accelerate.utils import set_seed
 from torch import nn
 
 import specreg
-from specreg.data.arrays import ImageArrays, ImageSource
-from specreg.data.digits import StackedDigits
-from specreg.data.mixtures import MIXTURES, DataSource, GaussianMixture
-from specreg.data.open import find_images
-from specreg.data.published import Split
-from specreg.data.stacked import stack
+from specreg.data.mixtures import MIXTURES, DataSource
 from specreg.data.stream import BatchStream
 from specreg.evaluation.mixtures import RULES, MixtureEvaluation, MixtureEvaluator
 from specreg.evaluation.protocol import Evaluation, Evaluator
-from specreg.experiments.config import DataConfig, RunConfig, Settings, differences, from_dict, to_dict
-from specreg.experiments.evaluators import REFERENCE_SEED, check_evaluation, make_evaluator
-from specreg.experiments.networks import check_networks, make_discriminator, make_generator
+from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.evaluators import REFERENCE_SEED, make_evaluator
+from specreg.experiments.networks import make_discriminator, make_generator
 from specreg.experiments.recorder import Probe, Progress, Recorder
 from specreg.experiments.sampling import sample_images, sample_labelled, save_picture
 from specreg.experiments.scores import ScoreProbe
+from specreg.experiments.sources import held_out_reference, open_held_out, open_source
 from specreg.guard import Guard
 from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
 from specreg.losses import LOSSES
@@ -50,96 +46,6 @@ logger = logging.getLogger(__name__)
 _DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
 # What a method adds to the discriminator's loss, and its weight unless the configuration has one.
 _PENALTIES = {"orthogonal": (orthogonality_penalty, 1e-4), "d-optimal": (d_optimal_penalty, 1e-2)}
-
-
-def open_source(settings: Settings) -> DataSource:
-    """Return the images or points that a configuration names.
-
-    Raises:
-        FileNotFoundError, ValueError: they cannot be read or do not fit the networks; says the remedy.
-    """
-    data = settings.data
-    source = _open_mixture(data) if data.data in MIXTURES else _open_part(data, data.data_split, data.stacked_size)
-    check_networks(settings, source)
-    if data.conditional and source.num_classes < 2:
-        raise ValueError(f"{data.data} has no classes to be conditional on: drop --conditional")
-    return source
-
-
-def open_checked(settings: Settings) -> DataSource:
-    """Return what :func:`open_source` returns, to train on it: what could not be evaluated is found before.
-
-    Raises:
-        FileNotFoundError, ValueError: as there, or by :func:`specreg.experiments.evaluators.check_evaluation`.
-    """
-    source = open_source(settings)
-    check_evaluation(settings, source, _held_out_reference(settings, source))
-    return source
-
-
-def open_held_out(settings: Settings, like: DataSource | None = None) -> ImageSource | None:
-    """Return the test part of the data that a configuration trains on; None without one, or if it trains on that.
-
-    Stacked images are stacked anew for every draw, whatever the training's are. Where networks are conditional, a part
-    whose classes are not the training's, as images without folders have none, is None, too.
-
-    Args:
-        settings: the configuration.
-        like: the training images, which these have to equal in size and channels.
-
-    Raises:
-        ValueError: the test part cannot be read, or is not like the training images, or is None for its classes and
-            needed for ``reference_split`` "test"; says the remedy.
-    """
-    data = settings.data
-    if data.data in MIXTURES or isinstance(like, GaussianMixture):  # every draw is new
-        return None
-    if data.data_split == "test" or (data.data != "digits" and "test" not in find_images(data.data).splits):
-        return None
-    source = _open_part(data, "test", None)
-    if like is not None and (source.channels, source.resolution) != (like.channels, like.resolution):
-        raise ValueError(
-            f"{data.data}: training images are {like.resolution}x{like.resolution} with {like.channels} channels, but "
-            f"those for testing {source.resolution}x{source.resolution} with {source.channels}: make them alike"
-        )
-    if data.conditional and not _same_classes(source, like):
-        if settings.records.reference_split == "train":
-            return None
-        raise ValueError(
-            f"{data.data}: images for testing lack the classes of the training images: label them alike, or drop "
-            f"--conditional or --reference-split test"
-        )
-    return source
-
-
-def _same_classes(source: ImageSource, like: DataSource | None) -> bool:
-    """Whether labels mean the same; those of a test part may end before the training's, as an npz file's may."""
-    if not isinstance(source, ImageArrays) or not isinstance(like, ImageArrays):
-        return True
-    return source.num_classes > 1 and source.classes == like.classes[: source.num_classes]
-
-
-def _open_mixture(data: DataConfig) -> DataSource:
-    if data.image_size is not None or data.stacked or data.stacked_size is not None or data.data_split != "train":
-        raise ValueError(f"{data.data} has points and no images: drop --image-size, --stacked* and --data-split")
-    if data.cache is not None:
-        raise ValueError(f"{data.data} has points and no images to be decoded: drop --cache")
-    return MIXTURES[data.data]
-
-
-def _open_part(data: DataConfig, split: Split, stacked_size: int | None) -> ImageSource:
-    if data.data == "digits":
-        if data.image_size not in (None, StackedDigits.resolution):
-            raise ValueError(f"digits are {StackedDigits.resolution}x{StackedDigits.resolution}: drop --image-size")
-        if split == "unlabeled":
-            raise ValueError("digits have no part 'unlabeled': choose 'train' or 'test'")
-        if data.stacked or data.cache is not None:
-            raise ValueError("digits are always stacked, and nothing of them is decoded: drop --stacked and --cache")
-        return StackedDigits(held_out=split == "test", size=stacked_size)
-    if stacked_size is not None and not data.stacked:
-        raise ValueError("--stacked-size says how many images are stacked: give --stacked, too, or drop it")
-    images = find_images(data.data).open(split, image_size=data.image_size, cache=data.cache)
-    return stack(images, stacked_size) if data.stacked else images
 
 
 def prepare_run(config: RunConfig, run: RunDirectory) -> None:
@@ -390,11 +296,7 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> E
     if changed.get("features", "inception") != "inception":
         changed.setdefault("inception_weights", None)  # the run's own
     settings = replace(config.settings, records=replace(config.settings.records, **changed))
-    return _evaluate(make_evaluator(settings, source, _held_out_reference(settings, source)), generator)
-
-
-def _held_out_reference(settings: Settings, source: DataSource) -> ImageSource | None:
-    return open_held_out(settings, source) if settings.records.reference_split == "test" else None
+    return _evaluate(make_evaluator(settings, source, held_out_reference(settings, source)), generator)
 
 
 def _evaluate(evaluator: Evaluator | MixtureEvaluator, generator: nn.Module) -> Evaluation | MixtureEvaluation:

@@ -17,7 +17,8 @@ from specreg.experiments.config import Method, RunConfig, Settings, differences,
 from specreg.experiments.jobs import Job
 from specreg.experiments.networks import make_discriminator, make_generator
 from specreg.experiments.presets import Cell
-from specreg.experiments.run import open_checked, open_source, prepare_run
+from specreg.experiments.run import prepare_run
+from specreg.experiments.sources import open_checked, open_source
 from specreg.records import RunDirectory, prepare_directory, printable, read_json, write_json
 
 
