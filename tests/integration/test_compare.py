@@ -88,8 +88,9 @@ def test_other_settings_are_refused(done):
 @pytest.mark.slow
 def test_an_interrupt_leaves_resumable_runs(tmp_path):
     out = tmp_path / "out"
-    options = [*TINY, "--methods", "static", "--checkpoint-every", "100000"]
-    options[options.index("--steps") + 1] = "300"
+    options = [*TINY, "--methods", "static", "--checkpoint-every", "100000", "--no-tensorboard"]
+    for option, value in (("--steps", "300"), ("--evaluate-every", "100"), ("--spectra-every", "100")):
+        options[options.index(option) + 1] = value
     command = [sys.executable, "-m", "specreg", "compare", "--out", str(out), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     metrics = out / "runs" / "static-seed0" / "metrics.jsonl"
