@@ -394,7 +394,7 @@ def _report(arguments: list[str]) -> int:
         """Write one self-contained HTML page about runs: verdicts, spectra, scores, samples and settings.
 
         Of sweeps' folders the page has the paper's table and figures, which stand as table.md, results.json and
-        pictures in a folder of the page's name, too.
+        pictures in the folder PAGE-files, too.
         """
 
         runs: tyro.conf.Positional[tuple[Path, ...]]

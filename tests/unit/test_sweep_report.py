@@ -99,7 +99,7 @@ def test_the_command_writes_page_tables_and_figures_and_overwrites_only_when_tol
         "page.html", "table.md", "results.json", "figures1-4-spectra-C.png", "figures1-4-scores-C.png",
         "figure5-final-C.png", "outputs-C.png", "scores-by-setting.png",
     ]  # fmt: skip
-    assert {file.parent for file in files[1:]} == {tmp_path / "page"}
+    assert {file.parent for file in files[1:]} == {tmp_path / "page-files"}
     for file in files[3:]:
         with Image.open(file) as picture:
             assert min(picture.size) > 200
@@ -117,14 +117,14 @@ def test_the_command_writes_page_tables_and_figures_and_overwrites_only_when_tol
     page.unlink()
     capsys.readouterr()
     assert main(["report", str(sweep), "-o", str(page)]) == 2
-    assert "page exists: choose another name with --out, or replace it with --overwrite" in capsys.readouterr().err
+    assert "page-files exists: choose another name with --out, or replace it with --overwrite" in capsys.readouterr().err
 
 
 def test_a_sweep_that_has_only_begun(tmp_path):
     out = make_sweep(tmp_path / "sweep", {"a cell": ["sn-seed0"]}, preset="mine")
     assert main(["report", str(out), "-o", str(tmp_path / "page.html")]) == 0
     assert "0 of 1 runs are complete." in (tmp_path / "page.html").read_text()
-    assert sorted(file.name for file in (tmp_path / "page").iterdir()) == ["results.json", "table.md"]
+    assert sorted(file.name for file in (tmp_path / "page-files").iterdir()) == ["results.json", "table.md"]
 
 
 def test_several_sweeps_share_a_table_and_one_setting_has_a_page_of_its_own(sweep, tmp_path, capsys):

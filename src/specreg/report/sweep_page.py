@@ -20,8 +20,8 @@ _IN_FRONT = ("modes", "kl", "fd", "inception_score", "collapse")
 
 
 def folder_of(page: Path) -> Path:
-    """Return the folder beside a page: the page's name without its ending."""
-    return page.with_suffix("")
+    """Return the folder beside a page: PAGE-files."""
+    return page.with_name(f"{page.stem}-files")  # a name that the sweep itself hardly has
 
 
 def write_sweep_report(page: Path, cells: Sequence[Cell]) -> list[Path]:
