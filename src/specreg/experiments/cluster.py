@@ -15,6 +15,7 @@ from specreg.experiments.jobs import POLL_SECONDS, Job, begin, end, stopping
 from specreg.records import RunDirectory
 
 _LOSSES = 3  # of the machine under a run before it counts as failed: a run that kills machines is passed over, too
+_NOTICE = 20.0  # seconds in which Ray notices that a machine is gone; until then it sends tasks there
 
 
 def check_ray() -> None:
@@ -71,6 +72,7 @@ class _Submissions:
     def __init__(self, task: Any, threads: int, jobs: Sequence[Job]) -> None:
         self._task, self._threads = task, threads
         self._under_way: dict[Any, Job] = {}
+        self._later: list[tuple[float, Job]] = []  # when to submit a lost run again
         for job in jobs:
             if job.state == "waiting":
                 self._submit(job)
@@ -79,11 +81,20 @@ class _Submissions:
         import ray
 
         stopped = False
-        while self._under_way:
+        while self._under_way or self._later:
             if stop() and not stopped:
                 stopped = True
                 for reference in self._under_way:
                     ray.cancel(reference)
+                for _, job in self._later:
+                    job.state = "stopped"
+                self._later.clear()
+            for entry in [entry for entry in self._later if entry[0] <= time.monotonic()]:
+                self._later.remove(entry)
+                self._submit(entry[1])
+            if not self._under_way:
+                time.sleep(POLL_SECONDS)
+                continue
             ready, _ = ray.wait(list(self._under_way), timeout=POLL_SECONDS)
             for reference in ready:
                 self._collect(reference, self._under_way.pop(reference), stopped)
@@ -110,7 +121,8 @@ class _Submissions:
             if stopped:
                 job.state = "stopped"
             elif job.lost < _LOSSES:
-                self._submit(job)
+                job.state = "waiting"
+                self._later.append((time.monotonic() + _NOTICE, job))
             else:
                 self._fail(job, f"lost its machine {_LOSSES} times ({type(error).__name__})")
 
