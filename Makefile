@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/specreg compare --out demo
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What is promised of long trainings, in full; `make test` has a smaller version of each.
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m soak --figures docs/results/reliability.json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

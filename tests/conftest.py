@@ -1,5 +1,6 @@
 """Shared fixtures: one thread and one seed for every test."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,3 +17,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 def _deterministic() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--figures", metavar="FILE", help="write what tests measured (record_property) as JSON")
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """Show what tests measured, and write it."""
+    passed = terminalreporter.getreports("passed")
+    figures = {report.nodeid: dict(report.user_properties) for report in passed if report.user_properties}
+    for test, measured in figures.items():
+        terminalreporter.write_line(f"{test}: {', '.join(f'{name} {value}' for name, value in measured.items())}")
+    if path := config.getoption("--figures"):
+        Path(path).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -1,10 +1,12 @@
 """The command line: parsing and exit codes. What a command does is in ``specreg.experiments``.
 
-Exit codes: 0 done, 1 a run of a comparison or sweep failed, 2 bad input, 3 training diverged, 130 interrupted.
+Exit codes: 0 done, 1 a run of a comparison or sweep failed, or the machine did (its disk is full), 2 bad input, 3
+training diverged, 130 interrupted.
 """
 
 import contextlib
 import dataclasses
+import errno
 import io
 import itertools
 import json
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _LAB = ("accelerate", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
 _BOX = re.compile("[─│╭╮╰╯]+")
 _INTERRUPTED = "specreg: interrupted; the same command again goes on\n"
+# A full disk, a used-up quota, a limit on the size of files.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 T = TypeVar("T")
 
 _HELP = """\
@@ -73,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArithmeticError as error:
         return _fail(f"training diverged: {error}; the last checkpoint is kept", 3)
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return _fail(f"{error}: make room; the same command then goes on from the last checkpoint", 1)
         return _fail(str(error), 2)
 
 

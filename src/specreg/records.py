@@ -39,6 +39,7 @@ from typing import Any, BinaryIO
 
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "scores", "events")
 _LOCK_ATTEMPTS = 10
+_PARTIAL = ".partial"  # ends the name of a file that is being written, and has no name of its own yet
 
 
 class RunDirectory:
@@ -150,7 +151,12 @@ class RunDirectory:
         return list(_lines(self.path / f"{name}.jsonl"))
 
     def rewind(self, step: int) -> None:
-        """Drop what was recorded after ``step``: the checkpoint that a run goes on from does not know it."""
+        """Drop what was recorded after ``step``, which the checkpoint that a run goes on from does not know.
+
+        The checkpoint that a killed process had half written is removed, too; so the lock has to be held.
+        """
+        for partial in self.path.glob(f".checkpoint*{_PARTIAL}"):
+            partial.unlink()
         for name in SERIES:
             path = self.path / f"{name}.jsonl"
             if path.exists():
@@ -177,7 +183,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     If the block fails, or the machine does, the old file stays.
     """
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -198,7 +204,7 @@ def printable(text: str) -> str:
 
 def give_name(existing: Path, name: Path) -> None:
     """Make ``name`` a second name of a file (a copy, where there are no links), in the place of what had it before."""
-    partial = name.with_name(f".{name.name}.link")
+    partial = name.with_name(f".{name.name}{_PARTIAL}")
     partial.unlink(missing_ok=True)
     try:
         os.link(existing, partial)

@@ -1,27 +1,19 @@
 """A run killed with SIGKILL and resumed equals an uninterrupted one bit for bit, records included."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from specreg.cli import main
 from specreg.records import RunDirectory
+from trainings import OPTIONS, assert_same_run, command, environment
 
-OPTIONS = [
-    "--steps", "24", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "2",
-    "--log-every", "1", "--spectra-every", "2", "--evaluate-every", "6", "--checkpoint-every", "4",
-    "--samples", "64", "--reference", "128", "--ema-decay", "0.9", "--lr-decay", "linear", "--start", "4",
-]  # fmt: skip
-SERIES = ("metrics.jsonl", "evaluations.jsonl", "spectra.jsonl", "verdicts.jsonl", "sensitivity.jsonl")
 # A detector that takes anything for a collapse: the guard goes back and is switched on between the two kills.
 NERVOUS = [
     "--detector.warmup", "6", "--detector.window", "4", "--detector.fast", "0.001", "--detector.far", "0.001",
@@ -33,52 +25,6 @@ METHODS = {
     "guard": ["--method", "guard", *NERVOUS],
     "penalty": ["--method", "d-optimal", "--loss", "relativistic-r1r2"],
 }
-
-
-def command(out: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "specreg", "train", "--quiet", "--out", str(out), *options]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    states = [torch.load(run / "checkpoint.pt", weights_only=True) for run in (one, other)]
-    assert_same_value(*states)
-    for name in (*SERIES, "result.json"):
-        assert (one / name).read_text() == (other / name).read_text(), name
-    assert board(one) == board(other)
-
-
-def board(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return what TensorBoard shows, and make sure that it is what the records hold."""
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    shown = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert shown["metrics/d_loss"] == [(record["step"], pytest.approx(record["d_loss"])) for record in losses]
-    steps = [json.loads(line)["step"] for line in (run / "spectra.jsonl").read_text().splitlines()]
-    assert [step for step, _ in shown["spectral_state"]] == steps
-    assert {"evaluations/kl", "gradient_norms/real", "diversity/ratio"} <= set(shown)
-    assert any(tag.startswith("attainment/") for tag in shown)
-    return shown
-
-
-def assert_same_value(one, other, where: str = "state") -> None:
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same_value(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for index, pair in enumerate(zip(one, other, strict=True)):
-            assert_same_value(*pair, f"{where}[{index}]")
-    else:
-        assert one == other, where
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -210,5 +156,7 @@ def test_divergence_keeps_the_last_checkpoint(uninterrupted, tmp_path, capsys):
     torch.save(state, out / "checkpoint.pt")
     before = (out / "checkpoint.pt").read_bytes()
     assert main(["train", "--quiet", "--out", str(out)]) == 3
-    assert "step 21: the discriminator's loss is nan; the update was not made" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "step 21: the discriminator's loss is nan (NaN or inf first in the discriminator's parameter" in error
+    assert "score.parametrizations.weight.original); the update was not made" in error
     assert (out / "checkpoint.pt").read_bytes() == before

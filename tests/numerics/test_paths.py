@@ -111,8 +111,8 @@ def test_an_estimate_sends_hard_matrices_up_the_ladder(monkeypatch):
     basis = lifting.eigenbasis
     monkeypatch.setattr(lifting, "eigenbasis", lambda gram: tried.append(gram.dtype) or basis(gram))
     decomposed = []
-    thin = lifting.thin_svd
-    monkeypatch.setattr(lifting, "thin_svd", lambda m: decomposed.append(m) or thin(m))
+    thin = lifting.thin_svd_of_either_side
+    monkeypatch.setattr(lifting, "thin_svd_of_either_side", lambda m: decomposed.append(m) or thin(m))
     single, double = torch.float32, torch.float64
     lift(make((40, 90), "flat"), MAPS["half"])
     assert (tried, decomposed) == ([single], [])

@@ -22,8 +22,10 @@ from specreg.monitor.attainment import attainment, gradient_norms
 from specreg.monitor.detector import Verdict
 from specreg.monitor.samples import diversity
 from specreg.records import RunDirectory, give_name
+from specreg.spectra.decompose import NOT_CONVERGED
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
+from specreg.training.steps import NonFiniteError
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -88,13 +90,14 @@ class Recorder:
         self._began = time.monotonic()
         self._saved = state.step if run.checkpoints else -1
         self._monitor = state.monitor
+        self._fallbacks = NOT_CONVERGED.total()
         self._best = self._kept()
         self._monitor.actions.append(self._watched)
         self._board = None
         if self._every.tensorboard:
             self._board = Board(run.tensorboard, self._monitor, begin=state.step + 1 if self._saved >= 0 else 0)
         if state.step == 0:
-            self._monitor.step(0)
+            self._watch(0)
 
     def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
         self._progress(state.step, {})
@@ -102,7 +105,7 @@ class Recorder:
             record = {"step": state.step} | {name: value.item() for name, value in losses.items()}
             self._record("metrics", record)
             self._progress(state.step, record)
-        self._monitor.step(state.step)
+        self._watch(state.step)
         if self._every.evaluate_every and state.step % self._every.evaluate_every == 0:
             generator = state.sampler
             record = {"step": state.step} | self._evaluator.glance(lambda count: sample_images(generator, count))
@@ -117,6 +120,12 @@ class Recorder:
                 give_name(self._run.checkpoint, self._run.kept_checkpoint("best"))
         if state.step % self._every.checkpoint_every == 0:
             self.checkpoint()
+
+    def _watch(self, step: int) -> None:
+        try:
+            self._monitor.step(step)
+        except ValueError as error:  # for a training, divergence and not bad input
+            raise NonFiniteError(f"step {step}: {error}") from error
 
     def _kept(self) -> float:
         """Give the run's checkpoint the names that a kill may have cut off, and return the best one's distance."""
@@ -141,9 +150,15 @@ class Recorder:
         return self._settings.stop_on_collapse and verdict is not None and verdict.state == "collapsed"
 
     def checkpoint(self) -> None:
-        """Save the state, if it is not saved yet."""
+        """Save the state, if it is not saved yet.
+
+        Raises:
+            NonFiniteError: it holds NaN or inf, which nothing could go on from; the checkpoints stay as they are.
+        """
         if self._saved == self._state.step:
             return
+        if bad := self._state.first_bad():
+            raise NonFiniteError(f"step {self._state.step}: NaN or inf in {bad}; no checkpoint was made of it")
         if self._board is not None:
             self._board.flush()  # what the checkpoint stands for is not written again
         if self._run.checkpoint.exists():
@@ -171,6 +186,9 @@ class Recorder:
             if s.shape[-1] > 1
         }
         step = self._state.step
+        if (fallbacks := NOT_CONVERGED.total()) > self._fallbacks:
+            self._event(step, "fallback", f"{fallbacks - self._fallbacks} decompositions did not converge")
+            self._fallbacks = fallbacks
         self._run.append("spectra", {"step": step, "layers": layers})
         self._run.append("verdicts", {"step": step} | verdict.to_dict())
         self._progress(step, {"verdict": verdict.state})

@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,8 +116,7 @@ def execute(
     evaluator = make_evaluator(config.settings, source, held_out)
     state = build_state(config, source, accelerator)
     if run.checkpoints:
-        saved, path = load_newest(run.checkpoints)
-        state.load_state_dict(saved)
+        path = _restore(state, run.checkpoints)
         if path != run.checkpoint and run.checkpoint.exists():
             # The next checkpoint would put it in the place of the one that is whole.
             run.checkpoint.replace(run.kept_checkpoint("damaged"))
@@ -143,6 +143,19 @@ def execute(
     if finished:
         _finish(config, run, state, evaluator, source)
     return finished
+
+
+def _restore(state: TrainingState, checkpoints: Sequence[Path]) -> Path:
+    """Bring a state to the newest of some checkpoints that is whole, and return its path."""
+    saved, path = load_newest(checkpoints)
+    try:
+        state.load_state_dict(saved)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not of the run that its folder's config.json describes ({type(error).__name__}: {error}): "
+            f"restore the one or the other, or train anew in another folder"
+        ) from error
+    return path
 
 
 def build_state(config: RunConfig, source: DataSource, accelerator: Accelerator) -> TrainingState:
@@ -277,7 +290,7 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
         raise ValueError(f"{run.path} has no {which} checkpoint ({why}): take the last one")
     source = open_source(config.settings)
     state = build_state(config, source, make_accelerator(config.settings))
-    state.load_state_dict(load_newest(paths)[0])
+    _restore(state, paths)
     return config, source, state.sampler
 
 

@@ -10,8 +10,10 @@ double precision. docs/performance.md has the measurements behind every rung.
 """
 
 import contextlib
+import logging
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +29,10 @@ MAX_CONDITION = 1e4
 # On a CPU the thin decomposition of matrices up to this rank (that of a 3x3 convolution of RGB) costs no more than the
 # many small steps around a Gram matrix.
 SMALL_RANK = 27
+# How often LAPACK did not converge for a finite matrix, by path; the next path was taken each time.
+NOT_CONVERGED: Counter[str] = Counter()
+
+logger = logging.getLogger("specreg")
 
 
 class SVD(NamedTuple):
@@ -149,9 +155,10 @@ def singular_values_of(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 def _from_gram(indices: list[int], products: Tensor) -> dict[int, Tensor]:
     """Return those of the matrices' singular values that their Gram matrices give accurately enough."""
-    try:
+    eigenvalues = None
+    with or_next_path("eigenvalues of a Gram matrix", products):
         eigenvalues = torch.linalg.eigvalsh(products)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+    if eigenvalues is None:
         return {}
     # An error of d in s² is one of d/(2s) in s; of a singular value 0 it is at most the root of d.
     if eigenvalues.dtype == torch.float64:
@@ -165,8 +172,10 @@ def _from_gram(indices: list[int], products: Tensor) -> dict[int, Tensor]:
 
 
 def _values_by_decomposition(matrix: Tensor) -> Tensor:
-    values: Tensor = torch.linalg.svdvals(matrix.to(working_dtype(matrix)))
-    return values
+    with or_next_path("singular values", matrix):
+        values: Tensor = torch.linalg.svdvals(matrix.to(working_dtype(matrix)))
+        return values
+    return thin_svd_of_either_side(matrix).S
 
 
 def svd(matrix: Tensor) -> SVD:
@@ -186,14 +195,37 @@ def svd(matrix: Tensor) -> SVD:
     """
     double = working_dtype(matrix)
     if double in gram_dtypes(matrix):
-        with contextlib.suppress(torch.linalg.LinAlgError), full_precision(matrix):  # type: ignore[attr-defined]
+        with or_next_path("eigendecomposition of a Gram matrix", matrix), full_precision(matrix):
             eigenvalues, vectors = eigenbasis(gram(matrix, double))
             if bool((eigenvalues[..., -1] > eigenvalues[..., 0] / MAX_CONDITION**2).all()):
                 S = eigenvalues.sqrt()
                 if matrix.shape[-2] <= matrix.shape[-1]:
                     return SVD(vectors, S, vectors.mH @ matrix.to(double) / S[..., :, None])
                 return SVD(matrix.to(double) @ vectors / S[..., None, :], S, vectors.mH)
-    return thin_svd(matrix)
+    return thin_svd_of_either_side(matrix)
+
+
+def thin_svd_of_either_side(matrix: Tensor) -> SVD:
+    """Decompose by :func:`thin_svd`, and if that does not converge by that of the adjoint, whose steps are others."""
+    with or_next_path("thin singular value decomposition", matrix):
+        return thin_svd(matrix)
+    U, S, Vh = thin_svd(matrix.mH)
+    return SVD(Vh.mH, S, U.mH)
+
+
+@contextlib.contextmanager
+def or_next_path(path: str, matrix: Tensor) -> Iterator[None]:
+    """Go on after the block if LAPACK does not converge in it, say so and count it (``NOT_CONVERGED``).
+
+    That it refuses a matrix with NaN or inf is neither said nor counted: no path serves there.
+    """
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        if bool(torch.isfinite(matrix).all()):
+            NOT_CONVERGED[path] += 1
+            logger.warning("%s did not converge, trying the next way (%d so far)", path, NOT_CONVERGED.total())
+            logger.debug("%s", error)
 
 
 def thin_svd(matrix: Tensor) -> SVD:

@@ -9,7 +9,6 @@ for a wide W, and :math:`W + W (Q \operatorname{diag}(g)\, Q^H)` for a tall one:
 to apply, and r x r work between them. The singular vectors of the longer side are never formed.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,8 +22,9 @@ from specreg.spectra.decompose import (
     full_precision,
     gram,
     gram_dtypes,
+    or_next_path,
     rounding,
-    thin_svd,
+    thin_svd_of_either_side,
     working_dtype,
 )
 from specreg.spectra.maps import raise_head
@@ -125,7 +125,7 @@ class _Operator(NamedTuple):
 def _followed(matrices: dict[str, Read], target: Raising, dtype: torch.dtype, unit: bool) -> dict[str, _Operator]:
     """Return operators for those matrices whose head was found where it was remembered."""
     heads = [target.heads.pop(key) for key in matrices]
-    with contextlib.suppress(torch.linalg.LinAlgError), full_precision(heads[0].basis):  # type: ignore[attr-defined]
+    with or_next_path("following a head", heads[0].basis), full_precision(heads[0].basis):
         grams = torch.stack([gram(read(), dtype) for read in matrices.values()])
         basis, tail = (torch.stack(parts) for parts in zip(*heads, strict=True))
         found = follow(grams, Head(basis.to(grams), tail.to(grams.real)))
@@ -149,7 +149,7 @@ def _decomposed(
     key: str, matrix: Tensor, target: Target | Raising, dtype: torch.dtype, unit: bool, all_values: bool
 ) -> _Operator | None:
     """Return the operator for a matrix if an eigendecomposition in a dtype is accurate enough for it."""
-    with contextlib.suppress(torch.linalg.LinAlgError), full_precision(matrix):  # type: ignore[attr-defined]
+    with or_next_path("eigendecomposition of a Gram matrix", matrix), full_precision(matrix):
         eigenvalues, vectors = eigenbasis(gram(matrix, dtype))
         s = eigenvalues.to(working_dtype(matrix).to_real()).clamp(min=0).sqrt()
         wanted = target(key, s)
@@ -258,7 +258,7 @@ def _first(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_decomposition(key: str, matrix: Tensor, target: Target | Raising, unit: bool) -> Lifted:
-    U, S, Vh = thin_svd(matrix)
+    U, S, Vh = thin_svd_of_either_side(matrix)
     first = U[..., 0], Vh[..., 0, :].conj()
     if (wanted := target(key, S)) is None:
         return Lifted(None, S, *first)

@@ -124,7 +124,8 @@ def _compensate(state: TrainingState) -> None:
     if state.compensator is not None:
         try:
             state.compensator.step()
-        except ValueError as error:  # NaN or inf in a weight: for a training, divergence and not bad input
+        # NaN or inf in a weight, or no decomposition: for a training, divergence and not bad input.
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise NonFiniteError(str(error)) from error
 
 

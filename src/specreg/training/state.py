@@ -4,7 +4,7 @@ import errno
 import logging
 import random
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from specreg.guard import Guard
 from specreg.monitor.actions import Pin
 from specreg.monitor.monitor import Monitor
-from specreg.records import replacing
+from specreg.records import printable, replacing
 from specreg.regularizers.compensators import Compensator
+from specreg.training.steps import first_bad, named_tensors
 
 SCHEMA = 2
 
@@ -81,13 +82,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`.
-
-        Raises:
-            ValueError: another version of specreg wrote it.
-        """
-        if state.get("schema") != SCHEMA:
-            raise ValueError(f"the checkpoint has schema {state.get('schema')}, this version of specreg reads {SCHEMA}")
+        """Restore :meth:`state_dict`."""
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         if self.ema is not None:
@@ -101,6 +96,24 @@ class TrainingState:
         self.random.set_state(state["random"])
         _set_global_random(state["global_random"])
         self.step = state["step"]
+
+    def first_bad(self) -> str | None:
+        """Return the name of the first tensor of the networks and their optimizers that holds NaN or inf, or None."""
+        return first_bad(self._tensors())
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from named_tensors(self.generator, "generator")
+        yield from named_tensors(self.discriminator, "discriminator")
+        for which, optimizer, network in (
+            ("generator", self.generator_optimizer, self.generator),
+            ("discriminator", self.discriminator_optimizer, self.discriminator),
+        ):
+            names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
+            for parameter, moments in optimizer.state.items():
+                for kind, moment in moments.items():
+                    yield f"the {which}'s optimizer's {kind} of {names[parameter]}", moment
+        if self.ema is not None:
+            yield from named_tensors(self.ema, "running average")
 
     def _watchers(self) -> dict[str, Compensator | Guard | Monitor | Pin | None]:
         return {"compensator": self.compensator, "monitor": self.monitor, "pin": self.pin}
@@ -120,16 +133,26 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a state so that the file is either the old one or the whole new one, whatever happens."""
-    with replacing(path) as file:
-        torch.save(state, file)
+    """Write a state so that the file is either the old one or the whole new one, whatever happens.
+
+    Raises:
+        OSError: it cannot be written, for want of room, say.
+    """
+    try:
+        with replacing(path) as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # what torch says when it closes a file that could not be written
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load_newest(paths: Sequence[Path]) -> tuple[dict[str, Any], Path]:
     """Read the first readable one of some checkpoints, the newest first, and say so if it is not the first.
 
     Raises:
-        ValueError: none is readable; says what is wrong with the first.
+        ValueError: none is readable; says what is wrong with the first. Or another version of specreg wrote it: that is
+            not damage, and nothing is taken in its place.
     """
     wrong: list[ValueError] = []
     for path in paths:
@@ -138,6 +161,11 @@ def load_newest(paths: Sequence[Path]) -> tuple[dict[str, Any], Path]:
         except ValueError as error:
             wrong.append(error)
             continue
+        if state["schema"] != SCHEMA:
+            raise ValueError(
+                f"{path} has schema {printable(str(state['schema']))}, this version of specreg reads {SCHEMA}: "
+                f"go on with the version that wrote it (environment.json names it), or train anew in another folder"
+            )
         if wrong:
             logger.warning("%s: taking %s instead", "; ".join(map(str, wrong)), path.name)
         return state, path

@@ -3,7 +3,7 @@
 Both take what they need as arguments, update one network and return its loss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -15,8 +15,11 @@ from specreg.losses import Loss, gradient_penalty, squared_slopes
 Batch = tuple[Tensor, Tensor | None]
 
 
+_NOT_MADE = "the update was not made"
+
+
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient is NaN or infinite; the update was not made."""
+    """A loss, gradient or weight is NaN or infinite; the update was not made."""
 
 
 def discriminator_step(
@@ -48,6 +51,7 @@ def discriminator_step(
         NonFiniteError: before the update.
     """
     total = torch.zeros((), device=real[0][0].device)
+    passed: list[tuple[str, Tensor]] = []  # through the networks, in their order
     for (images, labels), (z, fake_labels) in zip(real, latent, strict=True):
         with torch.no_grad():
             fake = _call(generator, z, fake_labels)
@@ -66,7 +70,8 @@ def discriminator_step(
             objective = objective + penalty()
         accelerator.backward(objective / len(real))
         total += objective.detach() / len(real)
-    _update(optimizer, discriminator, total, "discriminator")
+        passed += [("the real images", images), ("the generated images", fake), ("the scores", scores.detach())]
+    _update(optimizer, discriminator, total, "discriminator", _flow(generator, discriminator, passed))
     return total
 
 
@@ -86,6 +91,7 @@ def generator_step(
         real: as many micro-batches of real images as of z, and as large, if the loss is relativistic; else none.
     """
     total = torch.zeros((), device=latent[0][0].device)
+    passed: list[tuple[str, Tensor]] = []
     frozen = list(discriminator.parameters())
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -95,15 +101,31 @@ def generator_step(
             if loss.relativistic:
                 scores = _call(discriminator, *_together(real[index], (fake, labels)))
                 objective = loss.generator(*torch.split(scores, [len(scores) - len(fake), len(fake)]))
+                passed.append(("the real images", real[index][0]))
             else:
-                objective = loss.generator(_call(discriminator, fake, labels))
+                scores = _call(discriminator, fake, labels)
+                objective = loss.generator(scores)
             accelerator.backward(objective / len(latent))
             total += objective.detach() / len(latent)
+            passed += [("the generated images", fake.detach()), ("the scores", scores.detach())]
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-    _update(optimizer, generator, total, "generator")
+    _update(optimizer, generator, total, "generator", _flow(generator, discriminator, passed))
     return total
+
+
+def first_bad(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first tensor that holds NaN or inf, or None."""
+    return next((name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)
+
+
+def named_tensors(network: nn.Module, which: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield a network's floating-point parameters and buffers, as a message names them."""
+    for kind, tensors in (("parameter", network.named_parameters()), ("buffer", network.named_buffers())):
+        for name, tensor in tensors:
+            if tensor.is_floating_point():
+                yield f"the {which}'s {kind} {name}", tensor
 
 
 def _together(real: Batch, fake: Batch) -> Batch:
@@ -117,14 +139,40 @@ def _call(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None)
     return network(inputs) if labels is None else network(inputs, labels)
 
 
-def _update(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor, which: str) -> None:
-    """Apply the gradients, if they and the loss are finite, and clear them."""
+def _flow(
+    generator: nn.Module, discriminator: nn.Module, passed: Sequence[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a loss is made of, each after what it is made of itself: the first bad one is the cause."""
+    for kind, network in (
+        ("the real images", named_tensors(generator, "generator")),
+        ("the generated images", named_tensors(discriminator, "discriminator")),
+        ("the scores", ()),
+    ):
+        yield from (one for one in passed if one[0] == kind)
+        yield from network
+
+
+def _update(
+    optimizer: torch.optim.Optimizer,
+    network: nn.Module,
+    loss: Tensor,
+    which: str,
+    flow: Iterable[tuple[str, Tensor]],
+) -> None:
+    """Apply the gradients, if they and the loss are finite, and clear them.
+
+    Args:
+        flow: what the loss is made of, by name, which is looked at only if the loss is not finite.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if not bool(torch.isfinite(torch.stack([*norms, loss])).all()):
         if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"the {which}'s loss is {loss.item()}; the update was not made")
-        name = next(n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all())
-        raise NonFiniteError(f"the {which}'s gradient of {name} holds NaN or inf; the update was not made")
+            cause = f"NaN or inf first in {name}" if (name := first_bad(flow)) else "everything before it is finite"
+            raise NonFiniteError(f"the {which}'s loss is {loss.item()} ({cause}); {_NOT_MADE}")
+        gradients = [(name, p.grad) for name, p in network.named_parameters() if p.grad is not None]
+        # Squares of finite entries may overflow, and Adam makes squares.
+        name = first_bad(gradients) or first_bad((name, gradient.norm()) for name, gradient in gradients)
+        raise NonFiniteError(f"the {which}'s gradient of {name} holds NaN, inf or too large values; {_NOT_MADE}")
     optimizer.step()
     optimizer.zero_grad()
