@@ -187,7 +187,7 @@ class Recorder:
         }
         step = self._state.step
         if (fallbacks := NOT_CONVERGED.total()) > self._fallbacks:
-            self._event(step, "fallback", f"{fallbacks - self._fallbacks} decompositions did not converge")
+            self._event(step, "fallback", f"decompositions that did not converge: {fallbacks - self._fallbacks}")
             self._fallbacks = fallbacks
         self._run.append("spectra", {"step": step, "layers": layers})
         self._run.append("verdicts", {"step": step} | verdict.to_dict())

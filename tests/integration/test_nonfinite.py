@@ -1,0 +1,290 @@
+"""NaN and inf, wherever they come from, end a training before the update that would spread them, and are named."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import specreg
+from specreg.cli import main
+from specreg.data.digits import StackedDigits
+from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
+from specreg.experiments.run import build_state, execute, prepare_run
+from specreg.losses import LOSSES
+from specreg.records import RunDirectory
+from specreg.spectra import decompose
+from specreg.training.loop import TrainingConfig, train
+from specreg.training.state import TrainingState
+from specreg.training.steps import NonFiniteError, discriminator_step, generator_step
+from trainings import command, environment
+
+SETTINGS = Settings(
+    model=ModelConfig(d_channels=4, g_channels=4, latent=8),
+    training=TrainingConfig(steps=6, batch_size=4, d_steps=1),
+    records=RecordConfig(
+        log_every=1, spectra_every=2, evaluate_every=0, samples=32, reference=32, checkpoint_every=2, tensorboard=False
+    ),
+)
+
+
+def make_state(method: str = "static") -> TrainingState:
+    return build_state(RunConfig(method, 0, SETTINGS), StackedDigits(), Accelerator())
+
+
+def poison(tensor: Tensor, value: float = float("nan")) -> None:
+    with torch.no_grad():
+        tensor.view(-1)[tensor.numel() // 2] = value
+
+
+class BadStream:
+    """A source of images one of which holds NaN."""
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        images = torch.zeros(4, 3, 8, 8)
+        poison(images)
+        return images, torch.zeros(4, dtype=torch.int64)
+
+
+def bad_data(state: TrainingState) -> str:
+    state.stream = BadStream()
+    return "step 1: the discriminator's loss is nan (NaN or inf first in the real images)"
+
+
+def bad_generator(state: TrainingState) -> str:
+    poison(state.generator.get_parameter("start.weight"), float("inf"))
+    return "step 1: the discriminator's loss is nan (NaN or inf first in the generator's parameter start.weight)"
+
+
+def bad_discriminator(state: TrainingState) -> str:
+    name = "score.parametrizations.weight.original"
+    poison(state.discriminator.get_parameter(name))
+    return f"step 1: the discriminator's loss is nan (NaN or inf first in the discriminator's parameter {name})"
+
+
+def bad_buffer(state: TrainingState) -> str:
+    name = "score.parametrizations.weight.0._{}"
+    poison(state.discriminator.get_buffer(name.format("v")))  # power iteration makes u of it before it is used
+    name = name.format("u")
+    return f"step 1: the discriminator's loss is nan (NaN or inf first in the discriminator's buffer {name})"
+
+
+@pytest.mark.parametrize("cause", [bad_data, bad_generator, bad_discriminator, bad_buffer])
+def test_a_bad_loss_is_traced_to_the_first_bad_tensor(cause):
+    state = make_state()
+    message = cause(state)
+    before = [parameter.clone() for parameter in state.generator.parameters()]
+    with pytest.raises(NonFiniteError) as error:
+        train(state, SETTINGS.training, accelerator=Accelerator())
+    assert str(error.value) == f"{message}; the update was not made"
+    assert state.step == 0
+    assert all(
+        torch.equal(one.nan_to_num(), other.nan_to_num())
+        for one, other in zip(before, state.generator.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "what"), [(float("inf"), "loss is"), (1e30, "gradient of 0.weight holds NaN, inf or")]
+)
+@pytest.mark.parametrize("which", ["discriminator", "generator"])
+def test_what_overflows_in_a_step_is_not_applied(which, scale, what):
+    generator = nn.Sequential(nn.Linear(2, 2))
+    discriminator = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1), nn.Flatten(0))
+    network = {"discriminator": discriminator, "generator": generator}[which]
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    # Its value stays, its gradient grows: as of a step into a cliff.
+    original = discriminator[1].forward
+    discriminator[1].forward = lambda x: original(x + scale * (x - x.detach()))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    latent = [(torch.randn(4, 2), None)]
+    step, batches, options = generator_step, [latent], {}
+    if which == "discriminator":
+        step, batches, options = discriminator_step, [latent, latent], {"random": torch.Generator()}
+    with pytest.raises(NonFiniteError, match=f"the {which}'s {what}.*; the update was not made"):
+        step(
+            generator, discriminator, optimizer, LOSSES["non-saturating"], *batches,
+            accelerator=Accelerator(), **options,
+        )  # fmt: skip
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("nonfinite") / "run"
+    run = RunDirectory(out)
+    config = RunConfig("static", 0, SETTINGS)
+    prepare_run(config, run)
+    assert not execute(config, run, StackedDigits(), stop=(out / "checkpoint-before.pt").exists)
+    return out
+
+
+SPREAD = {
+    "weight": (
+        lambda state: state.discriminator.get_parameter("score.parametrizations.weight.original"),
+        "step 5: layer 'score': the weight holds NaN or inf",
+    ),
+    "moment": (
+        lambda state: state.generator_optimizer.state[next(state.generator.parameters())]["exp_avg_sq"],
+        "step 6: NaN or inf in the generator's optimizer's exp_avg_sq of start.weight; no checkpoint was made of it",
+    ),
+    "batch norm": (
+        lambda state: state.generator.get_buffer("norm.running_var"),
+        "step 6: NaN or inf in the generator's buffer norm.running_var; no checkpoint was made of it",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", SPREAD)
+def test_what_no_loss_shows_is_never_saved(trained, where, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    run = RunDirectory(out)
+    tensor, message = SPREAD[where]
+    whole = run.checkpoint.read_bytes()
+    assert torch.load(run.checkpoint, weights_only=True)["step"] == 4
+    original = specreg.Monitor.step
+
+    def step(monitor, iteration):
+        if iteration == 5:
+            poison(tensor(states[0]), float("inf"))
+            if where == "weight":
+                specreg.spectra(monitor.module)
+        return original(monitor, iteration)
+
+    states: list[TrainingState] = []
+    monkeypatch.setattr(specreg.Monitor, "step", step)
+    build = build_state
+    monkeypatch.setattr("specreg.experiments.run.build_state", lambda *given: states.append(build(*given)) or states[0])
+    with pytest.raises(NonFiniteError) as error:
+        execute(RunConfig("static", 0, SETTINGS), run, StackedDigits())
+    assert str(error.value).startswith(message)
+    assert run.checkpoint.read_bytes() == whole
+    assert not run.complete
+
+
+def test_the_command_line_ends_with_exit_code_3(trained, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    poison(state["generator"]["start.weight"])
+    torch.save(state, out / "checkpoint.pt")
+    assert main(["train", "--quiet", "--out", str(out)]) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "step 5: the discriminator's loss is nan (NaN or inf first in the generator's parameter" in error
+    assert "the last checkpoint is kept" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [pytest.param("static", marks=pytest.mark.soak), "dynamic"])
+def test_half_precision_with_compensation_stays_finite_for_500_steps(method, tmp_path):
+    out = tmp_path / "run"
+    options = ["--steps", "250", "--d-steps", "2", "--d-channels", "4", "--g-channels", "4", "--latent", "8"]
+    options += ["--batch-size", "4", "--start", "100", "--samples", "64", "--reference", "64", "--no-tensorboard"]
+    options += ["--evaluate-every", "0", "--precision", "bf16", "--method", method]
+    # In a process of its own: one process has one precision.
+    subprocess.run(command(out, *options), check=True, env=environment())
+    losses = [json.loads(line)["d_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(abs(loss) < 10 for loss in losses)
+    assert json.loads((out / "result.json").read_text())["compensations"] > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [
+        ("static", torch.float16),
+        ("dynamic", torch.bfloat16),
+        pytest.param("static", torch.bfloat16, marks=pytest.mark.soak),
+        pytest.param("dynamic", torch.float16, marks=pytest.mark.soak),
+    ],
+)
+def test_stored_and_computed_in_half_precision(scheme, dtype):
+    """500 updates of a discriminator whose weights themselves are in half precision, and under a scaled autocast."""
+    for stored in (torch.float32, dtype):
+        torch.manual_seed(0)
+        discriminator = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(), nn.Conv2d(8, 8, 4, 2, 1), nn.LeakyReLU(),
+            nn.Flatten(), nn.Linear(128, 1),
+        ).to(stored)  # fmt: skip
+        specreg.spectral_norm(discriminator)
+        verb = {"static": specreg.static_compensation, "dynamic": specreg.dynamic_compensation}[scheme]
+        compensator = verb(discriminator)
+        optimizer = torch.optim.SGD(discriminator.parameters(), lr=0.02)
+        scaler = torch.amp.GradScaler("cpu", enabled=stored != dtype and dtype == torch.float16)
+        for _ in range(500):
+            real, fake = torch.randn(4, 3, 8, 8, dtype=stored), torch.rand(4, 3, 8, 8, dtype=stored)
+            with torch.autocast("cpu", dtype, enabled=stored != dtype):
+                scores = discriminator(torch.cat([real, fake]))
+            loss = torch.relu(1 - scores[:4].float()).mean() + torch.relu(1 + scores[4:].float()).mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            compensator.step()
+        assert compensator.acted == 100
+        for name, s in specreg.spectra(discriminator).items():
+            assert bool(torch.isfinite(s).all()), name
+            assert 0.01 < s.max() < 100, name
+        if scheme == "static":
+            compensator.every = 1
+            compensator.step()
+            assert compensator.satisfied()
+
+
+def test_a_decomposition_that_does_not_converge_is_made_another_way_and_counted(monkeypatch, caplog):
+    decompose.NOT_CONVERGED.clear()
+    weight = torch.randn(40, 90)
+    layers = [nn.Linear(90, 40, bias=False) for _ in range(2)]
+    for layer in layers:
+        layer.weight.data.copy_(weight)
+    specreg.static_compensation(layers[0]).step()
+    wanted = layers[0].weight.detach()
+
+    def refuse(*_, **__):
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    for solver in ("eigh", "eigvalsh"):
+        monkeypatch.setattr(torch.linalg, solver, refuse)
+    exact, calls = torch.linalg.svd, []
+
+    def first_refuses(matrix, **options):
+        calls.append(matrix.shape)
+        return refuse() if len(calls) == 1 else exact(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, "svd", first_refuses)
+    specreg.static_compensation(layers[1]).step()
+    assert torch.allclose(layers[1].weight, wanted, atol=1e-5)
+    assert calls == [(40, 90), (90, 40)]
+    assert decompose.NOT_CONVERGED == {
+        "eigendecomposition of a Gram matrix": 2,  # in single and in double precision
+        "thin singular value decomposition": 1,
+    }
+    assert "did not converge, trying the next way (3 so far)" in caplog.text
+    monkeypatch.setattr(torch.linalg, "svd", refuse)
+    with pytest.raises(torch.linalg.LinAlgError):
+        specreg.static_compensation(layers[1]).step()
+
+
+def test_a_run_records_decompositions_that_did_not_converge(trained, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    values, steps, refused = torch.linalg.svdvals, [], []
+
+    def refuse_once(matrix):
+        if steps and not refused:
+            refused.append(matrix.shape)
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return values(matrix)
+
+    monkeypatch.setattr(torch.linalg, "svdvals", refuse_once)
+    run = RunDirectory(out)
+    assert execute(RunConfig("static", 0, SETTINGS), run, StackedDigits(), stop=lambda: steps.append(1))
+    assert run.series("events") == [
+        {"step": 6, "event": "fallback", "message": "decompositions that did not converge: 1"}
+    ]
