@@ -74,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[0] not in _COMMANDS:
             raise ValueError(f"unknown command {arguments[0]!r}: the commands are {', '.join(_COMMANDS)}")
         return _COMMANDS[arguments[0]](arguments[1:])
+    except KeyboardInterrupt:  # before or after the training, which asks for it where it can be resumed
+        sys.stderr.write(_INTERRUPTED if arguments[0] in ("compare", "sweep", "train") else "specreg: interrupted\n")
+        return 130
     except ArithmeticError as error:
         return _fail(f"training diverged: {error}; the last checkpoint is kept", 3)
     except (ValueError, OSError) as error:

@@ -18,7 +18,7 @@ from specreg.experiments.config import Settings
 from specreg.experiments.sampling import sample_images, sampling
 from specreg.experiments.scores import ScoreProbe
 from specreg.guard import Guard
-from specreg.monitor.attainment import attainment, gradient_norms
+from specreg.monitor.attainment import attainment, evaluating, gradient_norms
 from specreg.monitor.detector import Verdict
 from specreg.monitor.samples import diversity
 from specreg.records import RunDirectory, give_name
@@ -57,7 +57,8 @@ class Probe:
         with sampling(generator):
             fake = generator(z, *extra)
         attained = attainment(discriminator, real, *extra)
-        norms = gradient_norms(lambda x: discriminator(x, *extra), real, fake, generator=random)
+        with evaluating(discriminator):  # in training mode a forward pass would move the power iteration
+            norms = gradient_norms(lambda x: discriminator(x, *extra), real, fake, generator=random)
         measured: dict[str, Any] = {
             "attainment": {name: round(one.attained, 5) for name, one in attained.items()},
             "gradient_norms": {name: round(value, 6) for name, value in norms.items()},

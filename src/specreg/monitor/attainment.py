@@ -112,7 +112,8 @@ def gradient_norms(
 
     Args:
         discriminator: a module, or any function of samples (of a conditional one: a closure over the labels), that
-            returns scores or a list of them.
+            returns scores or a list of them. A function is called as it is: its networks have to be in eval mode, or
+            power iteration under spectral normalization moves.
         real, generated: samples of equal shape (N, \*).
         generator: source of t.
 

@@ -1,0 +1,55 @@
+"""The same seed gives the same bits: in another process, with another cadence of watching, or with none."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from specreg.data.digits import StackedDigits
+from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
+from specreg.experiments.run import execute, prepare_run
+from specreg.records import RunDirectory
+from specreg.training.loop import TrainingConfig
+from trainings import OPTIONS, assert_same_run, assert_same_value, command, environment
+
+WATCHFUL = RecordConfig(
+    log_every=1, spectra_every=2, evaluate_every=4, checkpoint_every=3, samples=64, reference=64, tensorboard=True
+)
+NEVER = 10**6
+BLIND = replace(
+    WATCHFUL, log_every=NEVER, spectra_every=NEVER, evaluate_every=0, checkpoint_every=NEVER, tensorboard=False
+)
+TRAINED = ("generator", "discriminator", "ema", "generator_optimizer", "discriminator_optimizer", "compensator")
+STREAMS = ("stream", "random", "global_random")
+
+
+def train(out: Path, method: str, records: RecordConfig) -> dict:
+    settings = Settings(
+        model=ModelConfig(d_channels=4, g_channels=4, latent=8),
+        training=TrainingConfig(steps=12, batch_size=4, d_steps=2, ema_decay=0.9),
+        records=records,
+    )
+    config, run = RunConfig(method, 3, settings), RunDirectory(out)
+    prepare_run(config, run)
+    assert execute(config, run, StackedDigits())
+    return torch.load(run.checkpoint, weights_only=True)
+
+
+@pytest.mark.parametrize("method", ["sn", "static", "dynamic", "oni"])
+def test_watching_changes_no_bit(method, tmp_path):
+    watched = train(tmp_path / "watched", method, WATCHFUL)
+    blind = train(tmp_path / "blind", method, BLIND)
+    assert len((tmp_path / "watched" / "spectra.jsonl").read_text().splitlines()) == 7
+    assert len((tmp_path / "blind" / "spectra.jsonl").read_text().splitlines()) == 1
+    for part in (*TRAINED, *STREAMS):
+        assert_same_value(watched[part], blind[part], part)
+
+
+@pytest.mark.slow
+def test_another_process_makes_the_same_bits(tmp_path):
+    for name, hashed in (("one", "1"), ("other", "2")):
+        told = command(tmp_path / name, "--method", "dynamic", *OPTIONS, "--steps", "12")
+        subprocess.run(told, check=True, env=environment() | {"PYTHONHASHSEED": hashed})
+    assert_same_run(tmp_path / "one", tmp_path / "other")

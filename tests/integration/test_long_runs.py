@@ -1,0 +1,199 @@
+"""What grows while a run or a folder of runs grows: memory, open files, waiting; and Ctrl-C in a terminal."""
+
+import json
+import os
+import pty
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from runs import make_run
+from specreg.cli import main
+from trainings import OPTIONS, assert_same_run, command, environment
+
+# Trains with everything on that writes, and prints step, memory (KiB), open files and threads every so many steps.
+WATCHED = """
+import os, sys
+from accelerate import Accelerator
+from specreg.data.digits import StackedDigits
+from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
+from specreg.experiments.run import execute, prepare_run
+from specreg.records import RunDirectory
+from specreg.training.loop import TrainingConfig
+
+steps, every = int(sys.argv[2]), int(sys.argv[3])
+records = RecordConfig(log_every=5, spectra_every=10, evaluate_every=100, checkpoint_every=50, samples=64, reference=64)
+model = ModelConfig(d_channels=4, g_channels=4, latent=8)
+training = TrainingConfig(steps=steps, batch_size=4, d_steps=1)
+config = RunConfig("static", 0, Settings(model=model, training=training, records=records))
+run = RunDirectory(sys.argv[1])
+
+def look(step, metrics):
+    if step % every == 0 and not metrics:
+        pages = int(open("/proc/self/statm").read().split()[1])
+        counts = [len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")]
+        print(step, pages * os.sysconf("SC_PAGE_SIZE") // 1024, *counts, flush=True)
+
+prepare_run(config, run)
+with run.lock():
+    assert execute(config, run, StackedDigits(), progress=look)
+"""
+SHOWS_CURSOR, HIDES_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """Return the slope of the least-squares line."""
+    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+
+
+def train_watched(out: Path, steps: int, every: int) -> list[list[int]]:
+    program = [sys.executable, "-c", WATCHED, str(out), str(steps), str(every)]
+    printed = subprocess.run(program, env=environment(), check=True, stdout=subprocess.PIPE, text=True).stdout
+    return [[int(word) for word in line.split()] for line in printed.splitlines()]
+
+
+def check_flat(rows: list[list[int]], most: float) -> float:
+    """Make sure that nothing grows after the first third; return the slope of the memory in KiB per 1,000 steps."""
+    settled = rows[len(rows) // 3 :]
+    grown = 1000 * slope([(step, memory) for step, memory, *_ in settled])
+    assert grown < most, rows
+    assert len({(files, threads) for _, _, files, threads in settled}) == 1, rows
+    return grown
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
+def test_memory_is_flat_over_600_steps(tmp_path, record_property):
+    grown = check_flat(train_watched(tmp_path / "run", 600, 50), 8000)
+    record_property("KiB per 1,000 steps", round(grown))
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
+def test_memory_is_flat_over_5000_steps(tmp_path, record_property):
+    rows = train_watched(tmp_path / "run", 5000, 100)
+    grown = check_flat(rows, 1000)
+    record_property("KiB per 1,000 steps", round(grown))
+    record_property("KiB at the end", rows[-1][1])
+    record_property("open files", rows[-1][2])
+
+
+@pytest.fixture(scope="module")
+def many_runs(tmp_path_factory) -> Path:
+    """Five hundred runs as trainings of 3,000 steps leave them, with thirty snapshots of a spectrum of six layers."""
+    folder = tmp_path_factory.mktemp("sweep")
+    template = make_run(folder / "template")
+    for name in ("spectra", "verdicts"):
+        lines = (template / f"{name}.jsonl").read_text().splitlines()
+        grown = []
+        for step in range(0, 3000, 100):
+            record = json.loads(lines[min(step // 100, 5)])
+            if name == "spectra":
+                record["layers"] = {f"blocks.{i}": [1.0 / (k + 1) for k in range(8)] for i in range(6)}
+            grown.append(json.dumps(record | {"step": step}))
+        (template / f"{name}.jsonl").write_text("\n".join(grown) + "\n")
+    sweep = folder / "sweep"
+    seeds = [str(seed) for seed in range(250)]
+    assert main(["sweep", "--preset", "digits", "--out", str(sweep), "--minutes", "1e-9", *CHOSEN, *seeds]) == 130
+    laid_out = sorted(sweep.glob("digits/*/config.json"))
+    assert len(laid_out) == 500
+    for config in laid_out:
+        shutil.copytree(template, config.parent, ignore=lambda *_: ["config.json"], dirs_exist_ok=True)
+    return sweep
+
+
+CHOSEN = ["--methods", "sn", "static", "--seeds"]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_500_runs_is_listed_and_reported_in_seconds(many_runs, tmp_path, capsys, record_property):
+    began = time.process_time()
+    seeds = [str(seed) for seed in range(250)]
+    assert main(["sweep", "--preset", "digits", "--out", str(many_runs), *CHOSEN, *seeds]) == 0
+    listed = time.process_time() - began
+    began = time.process_time()
+    assert main(["report", str(many_runs), "--out", str(tmp_path / "page.html")]) == 0
+    reported = time.process_time() - began
+    assert "static" in capsys.readouterr().out
+    record_property("listed, seconds", round(listed, 2))
+    record_property("reported, seconds", round(reported, 2))
+    assert listed < 10
+    assert reported < 10
+
+
+def in_terminal(arguments: list[str], after: float, begun: Path | None = None) -> tuple[int, bytes]:
+    """Run a command in a terminal of its own, type Ctrl-C after some seconds; return its exit code and what it wrote.
+
+    The terminal's settings have to be as before.
+    """
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvpe(arguments[0], arguments, environment() | {"TERM": "xterm", "COLUMNS": "100"})
+    settings = termios.tcgetattr(terminal)
+    shown, typed, began = b"", False, time.monotonic()
+    while True:
+        if begun is not None and not begun.exists():
+            began = time.monotonic()
+        if not typed and time.monotonic() - began > after:
+            os.write(terminal, b"\x03")
+            typed = True
+        os.set_blocking(terminal, False)
+        try:
+            if not (part := os.read(terminal, 65536)):
+                break
+            shown += part
+        except BlockingIOError:
+            if not typed:
+                assert termios.tcgetattr(terminal) == settings
+            time.sleep(0.01)
+        except OSError:  # the terminal has no other end any more
+            break
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status), shown
+
+
+INTERRUPTED = [*OPTIONS, "--steps", "400", "--spectra-every", "20", "--evaluate-every", "200", "--no-tensorboard"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("interrupts") / "run"
+    subprocess.run(command(out, *INTERRUPTED), check=True, env=environment())
+    return out
+
+
+def check_interrupts(reference: Path, out: Path, moments: list[float], begun: str) -> None:
+    told = [sys.executable, "-m", "specreg", "train", "--out", str(out), *INTERRUPTED]
+    for moment in moments:
+        code, shown = in_terminal(told, moment, out / begun if begun else None)
+        assert code in (130, -signal.SIGINT), shown.decode(errors="replace")
+        assert b"Traceback" not in shown
+        assert shown.count(HIDES_CURSOR) == shown.count(SHOWS_CURSOR)
+        assert shown.rfind(SHOWS_CURSOR) >= shown.rfind(HIDES_CURSOR)
+        assert b"the same command again goes on" in shown
+    subprocess.run(command(out), check=True, env=environment())
+    assert_same_run(reference, out)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal(uninterrupted, tmp_path):
+    check_interrupts(uninterrupted, tmp_path / "run", [0.5], "metrics.jsonl")
+
+
+@pytest.mark.soak
+def test_ctrl_c_at_ten_random_moments(uninterrupted, tmp_path, record_property):
+    moments = random.Random(1)
+    check_interrupts(uninterrupted, tmp_path / "run", [moments.uniform(0, 0.6) for _ in range(6)], "config.json")
+    # Before anything is written, too: while the lab is imported and the run is prepared.
+    shutil.rmtree(tmp_path / "run")
+    check_interrupts(uninterrupted, tmp_path / "run", [moments.uniform(3, 6) for _ in range(4)], "")
+    record_property("interrupts", 10)
