@@ -80,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArithmeticError as error:
         return _fail(f"training diverged: {error}; the last checkpoint is kept", 3)
     except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            return _fail(f"{error}: make room; the same command then goes on from the last checkpoint", 1)
-        return _fail(str(error), 2)
+        full = isinstance(error, OSError) and error.errno in _NO_ROOM
+        remedy = ": make room; the same command then goes on from the last checkpoint" if full else ""
+        return _fail(f"{error}{remedy}", 1 if full else 2)
 
 
 def _compare(arguments: list[str]) -> int:
