@@ -62,8 +62,8 @@ def relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     Pairs are formed in the order of the batch; both are independent draws.
 
     Reference:
-        Jolicoeur-Martineau 2019 (RGAN, called RpGAN since), with :math:`f(t) = -\operatorname{softplus}(-t)` as Huang et al.
-        2024 (R3GAN), equation 2.
+        Jolicoeur-Martineau 2019 (RGAN, called RpGAN since), with :math:`f(t) = -\operatorname{softplus}(-t)` as Huang
+        et al. 2024 (R3GAN), equation 2.
     """
     return F.softplus(fake - real).mean()
 
