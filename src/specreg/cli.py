@@ -1,7 +1,7 @@
 """The command line: parsing and exit codes. What a command does is in ``specreg.experiments``.
 
 Exit codes: 0 done, 1 a run of a comparison or sweep failed, or the machine did (its disk is full), 2 bad input, 3
-training diverged, 130 interrupted.
+training diverged, 4 another process of the job has ended or differs, 130 interrupted.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -59,7 +60,7 @@ specreg COMMAND --help lists a command's options. The library needs no command:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -73,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"the command line needs {', '.join(missing)}: pip install 'specreg[lab]'")
         if arguments[0] not in _COMMANDS:
             raise ValueError(f"unknown command {arguments[0]!r}: the commands are {', '.join(_COMMANDS)}")
+        if arguments[0] != "train" and (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise ValueError(
+                f"{arguments[0]} is for one process, this is one of {count}: start it without torchrun or accelerate "
+                f"launch (train is the command for several)"
+            )
         return _COMMANDS[arguments[0]](arguments[1:])
     except KeyboardInterrupt:  # before or after the training, which asks for it where it can be resumed
         sys.stderr.write(_INTERRUPTED if arguments[0] in ("compare", "sweep", "train") else "specreg: interrupted\n")
@@ -83,6 +89,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         full = isinstance(error, OSError) and error.errno in _NO_ROOM
         remedy = ": make room; the same command then goes on from the last checkpoint" if full else ""
         return _fail(f"{error}{remedy}", 1 if full else 2)
+    except RuntimeError as error:
+        return _of_several(error)
+
+
+def _of_several(error: RuntimeError) -> int:
+    """Return the exit code of what can happen to one of several processes; any other error goes on."""
+    from specreg import processes  # imports torch, which is slow: not every command needs it
+
+    if isinstance(error, processes.MainFailedError):
+        time.sleep(1)  # torchrun ends all processes when the first one has: the main one has to say why
+        return 2
+    if isinstance(error, processes.LostProcessError):
+        return _fail(f"{error}; the same command again goes on from the last checkpoint", 4)
+    if isinstance(error, processes.DisagreementError):
+        return _fail(str(error), 4)
+    raise error
 
 
 def _compare(arguments: list[str]) -> int:
@@ -233,13 +255,16 @@ def _train(arguments: list[str]) -> int:
     from specreg import display
     from specreg.experiments.config import RunConfig
     from specreg.experiments.interrupts import interruptible
-    from specreg.experiments.run import execute, prepare_run, saved_config, warn_about
+    from specreg.experiments.run import check_shares, execute, join_processes, prepare_run, saved_config, warn_about
     from specreg.experiments.sources import open_checked
     from specreg.records import RunDirectory
 
     @dataclass
     class Train:
-        """Train one GAN. The same command again goes on from the last checkpoint; a complete run stays as it is."""
+        """Train one GAN. The same command again goes on from the last checkpoint; a complete run stays as it is.
+
+        With several processes: torchrun --nproc-per-node N -m specreg train ...
+        """
 
         out: Path = Path("runs/train")
         """Run directory."""
@@ -247,19 +272,30 @@ def _train(arguments: list[str]) -> int:
         """Show no progress."""
         config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
-    saved = saved_config(RunDirectory(_output(arguments, Train.out)))
-    given = _parse(Train() if saved is None else Train(config=saved), "train", arguments)
-    run, config = RunDirectory(given.out), given.config
-    source = open_checked(config.settings)
-    prepare_run(config, run)
-    _show_log(given.quiet)
-    warn_about(config)
-    with interruptible() as interrupted, contextlib.ExitStack() as shown, run.lock():
+    processes = join_processes()
+    with contextlib.ExitStack() as held:
+        with processes.main_first():  # nobody reads the directory before it is prepared
+            saved = saved_config(RunDirectory(_output(arguments, Train.out)))
+            given = _parse(Train() if saved is None else Train(config=saved), "train", arguments)
+            run, config = RunDirectory(given.out), given.config
+            check_shares(config.settings, processes)
+            source = open_checked(config.settings)
+            if processes.main:
+                prepare_run(config, run)
+            _show_log(given.quiet, main=processes.main)
+            if processes.main:
+                warn_about(config)
+            interrupted = held.enter_context(interruptible())
+            if processes.main:
+                held.enter_context(run.lock())
         progress: Any = lambda step, metrics: None  # noqa: E731
-        if not given.quiet:
+        if processes.main and not given.quiet:
             label = f"{config.method}, seed {config.seed}"
-            progress = shown.enter_context(display.training(label, config.settings.training.steps))
-        finished = execute(config, run, source, stop=interrupted, progress=progress)
+            progress = held.enter_context(display.training(label, config.settings.training.steps))
+        finished = execute(config, run, source, stop=interrupted, progress=progress, processes=processes)
+    processes.leave()
+    if not processes.main:
+        return 0 if finished else 130
     if not finished:
         sys.stderr.write(_INTERRUPTED)
         return 130
@@ -488,9 +524,11 @@ def _output(arguments: Sequence[str], default: Path) -> Path:
     return default
 
 
-def _show_log(quiet: bool) -> None:
+def _show_log(quiet: bool, *, main: bool = True) -> None:
     logging.basicConfig(level=logging.WARNING, format="specreg: %(message)s")
-    logging.getLogger("specreg").setLevel(logging.WARNING if quiet else logging.INFO)
+    # What the main process says need not be said by the others, too.
+    level = (logging.WARNING if quiet else logging.INFO) if main else logging.ERROR
+    logging.getLogger("specreg").setLevel(level)
 
 
 def _split(values: Sequence[str]) -> list[str]:
@@ -505,6 +543,8 @@ def _integer(option: str, value: str) -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    process = "" if rank == "0" else f"process {printable(rank)}: "
     # Names come from strangers' files.
-    sys.stderr.write(f"specreg: error: {printable(' '.join(message.split()))}\n")
+    sys.stderr.write(f"{process}specreg: error: {printable(' '.join(message.split()))}\n")
     return code

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from specreg.layers import DEFAULT_KINDS, Selection, find, shown
 from specreg.monitor.actions import Pin, checked_states
@@ -38,6 +39,7 @@ class Guard:
         scale: see there, and :func:`specreg.anchored_compensation` for "record", which only its scheme knows. By
             default "record" for the anchored scheme and "keep" for the others.
         only, skip: the layers to compensate, among those monitored; the same forms as there.
+        process_group: processes to divide the layers over, see there; each has a monitor and a guard of its own.
 
     Attributes:
         compensator: None until it is switched on.
@@ -73,6 +75,7 @@ class Guard:
         scale: Scale | None = None,
         only: Selection = None,
         skip: Selection = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if scheme not in _VERBS:
             raise ValueError(f"there is no scheme {scheme!r}: the schemes are {', '.join(_VERBS)}")
@@ -87,7 +90,9 @@ class Guard:
         self.restored: int | None = None
         self._monitor = monitor
         default = "record" if scheme == "anchored" else "keep"
-        self._options: dict[str, Any] = {"every": every, "strength": strength, "scale": scale or default}
+        self._options: dict[str, Any] = {
+            "every": every, "strength": strength, "scale": scale or default, "process_group": process_group,
+        }  # fmt: skip
         # The layers are chosen now, and by name: a mistake is said here, not when the collapse begins.
         self._layers = list(find(monitor.module, kinds=DEFAULT_KINDS, only=only, skip=skip, title="guard"))
         if unwatched := [name for name in self._layers if name not in monitor.layers]:

@@ -103,6 +103,16 @@ class Layer:
         for module in self.modules:
             _refresh(module, weight, first, self.output_dim)
 
+    def stored(self) -> list[Tensor]:
+        """Return the tensors that :meth:`write` overwrites, spectral normalization's u and v among them, detached."""
+        vectors = [vector for module in self.modules for one in normalizers(module) for vector in _vectors(module, one)]
+        return [tensor.detach() for tensor in (*_storage(self.module), *vectors)]
+
+    def derive(self) -> None:
+        """Bring up to date what legacy hooks keep of the weight, after its stored tensors have been overwritten."""
+        for module in self.modules:
+            _derive(module)
+
     def _tensor(self) -> Tensor:
         return _storage(self.module)[-1]
 
@@ -389,12 +399,8 @@ def _refresh(module: nn.Module, weight: Tensor, first: tuple[Tensor, Tensor] | N
     use a weight of norm above 1 for some steps.
     """
     with torch.no_grad():
-        owner: Any = module
         for normalizer in normalizers(module):
-            if isinstance(normalizer, LegacySpectralNorm):
-                u, v = owner.weight_u, owner.weight_v
-            else:
-                u, v = normalizer._u, normalizer._v
+            u, v = _vectors(module, normalizer)
             # The normalizer reads the weight as a matrix of its own: groups stacked, perhaps another dimension first.
             dim = normalizer.dim % weight.ndim
             if first is None or dim != output_dim:
@@ -404,11 +410,25 @@ def _refresh(module: nn.Module, weight: Tensor, first: tuple[Tensor, Tensor] | N
             else:
                 u.copy_(first[0])
                 v.copy_(first[1])
+    _derive(module)
+
+
+def _derive(module: nn.Module) -> None:
+    owner: Any = module
+    with torch.no_grad():
         for hook in _legacy_hooks(module):
             if isinstance(hook, LegacyWeightNorm):
                 owner.weight = hook.compute_weight(module)
             else:
                 owner.weight = hook.compute_weight(module, do_power_iteration=False)
+
+
+def _vectors(module: nn.Module, normalizer: _SpectralNorm | LegacySpectralNorm) -> tuple[Tensor, Tensor]:
+    """Return u and v of one of the module's normalizers."""
+    owner: Any = module
+    if isinstance(normalizer, LegacySpectralNorm):
+        return owner.weight_u, owner.weight_v
+    return normalizer._u, normalizer._v
 
 
 def _plain(name: str) -> str:

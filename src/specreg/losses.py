@@ -96,7 +96,7 @@ def gradient_penalty(
     fake: Tensor,
     labels: Tensor | None = None,
     *,
-    generator: torch.Generator | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     r"""Return the mean of :math:`(\|\nabla D(\hat x)\| - 1)^2`, :math:`\hat x` uniform between real and fake pairs.
 
@@ -104,13 +104,14 @@ def gradient_penalty(
         discriminator: images and labels in, scores (N,) out.
         real, fake: images (N, C, H, W) or points (N, d).
         labels: classes (N,) of both, if conditional.
-        generator: source of the interpolation weights.
+        weights: where between each pair, (N, 1, ...) in [0, 1]; drawn by default.
 
     Reference:
         Gulrajani et al. 2017, equation 3.
     """
-    weights = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator).to(real)
-    between = torch.lerp(real, fake.detach(), weights).requires_grad_()
+    if weights is None:
+        weights = torch.rand(len(real), *[1] * (real.ndim - 1))
+    between = torch.lerp(real, fake.detach(), weights.to(real)).requires_grad_()
     scores = discriminator(between, labels) if labels is not None else discriminator(between)
     (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
     penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()

@@ -14,6 +14,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 NEIGHBOURS = 5
 SPLITS = 10
+# sync_on_compute: of several processes one evaluates, and torchmetrics would wait for the others' features.
+_SYNC = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     Reference:
         Heusel et al. 2017, equation 6.
     """
-    metric = FrechetInceptionDistance(feature=_Features(real.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_Features(real.shape[1]), sync_on_compute=_SYNC).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     return float(metric.compute())
@@ -49,7 +51,9 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_si
     size = min(subset_size, len(real), len(fake))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about memory: what it stores are these features, once
-        metric = KernelInceptionDistance(feature=_Features(real.shape[1]), subsets=subsets, subset_size=size)
+        metric = KernelInceptionDistance(
+            feature=_Features(real.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=_SYNC
+        )
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)

@@ -21,11 +21,12 @@ from specreg.guard import Guard
 from specreg.monitor.attainment import attainment, evaluating, gradient_norms
 from specreg.monitor.detector import Verdict
 from specreg.monitor.samples import diversity
+from specreg.processes import Processes
 from specreg.records import RunDirectory, give_name
 from specreg.spectra.decompose import NOT_CONVERGED
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
-from specreg.training.steps import NonFiniteError
+from specreg.training.steps import ALONE, NonFiniteError
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -68,8 +69,56 @@ class Probe:
         return measured
 
 
-class Recorder:
-    """The training's callback: it writes records and checkpoints."""
+class Follower:
+    """What every process of a training does beside it: watch and judge the spectra, and agree with the others.
+
+    The main process also records, see :class:`Recorder`; the others write nothing.
+    """
+
+    def __init__(self, settings: Settings, state: TrainingState, processes: Processes) -> None:
+        assert state.monitor is not None
+        self._settings, self._every = settings, settings.records
+        self._state, self._processes = state, processes
+        self._monitor = state.monitor
+        if state.step == 0 and not processes.main:  # the recorder begins when it can write
+            self._monitor.step(0)
+
+    def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
+        self._watch(state.step)
+        # An evaluation may end in a checkpoint.
+        if self._evaluates(state.step) or state.step % self._every.checkpoint_every == 0:
+            self._agree()
+
+    def _watch(self, step: int) -> None:
+        try:
+            self._monitor.step(step)
+        except ValueError as error:  # for a training, divergence and not bad input
+            raise NonFiniteError(f"step {step}: {error}") from error
+
+    def _evaluates(self, step: int) -> bool:
+        return self._every.evaluate_every > 0 and step % self._every.evaluate_every == 0
+
+    def _agree(self) -> None:
+        """Make sure, before a checkpoint, that there is one state and not as many as processes."""
+        if self._processes.count > 1:
+            self._processes.agree(self._state.step, self._state.digests())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the spectra have collapsed and the configuration says to stop then; known after a resume, too."""
+        verdict = self._monitor.verdict
+        return self._settings.stop_on_collapse and verdict is not None and verdict.state == "collapsed"
+
+    def checkpoint(self) -> None:
+        """Agree on the state; the main process saves it, if it is not saved yet."""
+        self._agree()
+
+    def close(self) -> None:
+        """Close the files."""
+
+
+class Recorder(Follower):
+    """The main process's callback: it writes records and checkpoints."""
 
     def __init__(
         self,
@@ -80,17 +129,16 @@ class Recorder:
         probe: Probe,
         scores: ScoreProbe | None,
         progress: Progress,
+        processes: Processes = ALONE,
     ) -> None:
-        assert state.monitor is not None
-        self._settings, self._every = settings, settings.records
-        self._run, self._state, self._evaluator, self._progress = run, state, evaluator, progress
+        super().__init__(settings, state, processes)
+        self._run, self._evaluator, self._progress = run, evaluator, progress
         self._probe, self._scores = probe, scores
         self._before = (
             float((run.read("timing") or {"seconds": 0.0})["seconds"]) if state.step or run.checkpoints else 0.0
         )
         self._began = time.monotonic()
         self._saved = state.step if run.checkpoints else -1
-        self._monitor = state.monitor
         self._fallbacks = NOT_CONVERGED.total()
         self._best = self._kept()
         self._monitor.actions.append(self._watched)
@@ -106,8 +154,8 @@ class Recorder:
             record = {"step": state.step} | {name: value.item() for name, value in losses.items()}
             self._record("metrics", record)
             self._progress(state.step, record)
-        self._watch(state.step)
-        if self._every.evaluate_every and state.step % self._every.evaluate_every == 0:
+        super().__call__(state, losses)
+        if self._evaluates(state.step):
             generator = state.sampler
             record = {"step": state.step} | self._evaluator.glance(lambda count: sample_images(generator, count))
             self._record("evaluations", record)
@@ -117,16 +165,10 @@ class Recorder:
             self._progress(state.step, record)
             if record["fd"] < self._best:
                 self._best = record["fd"]
-                self.checkpoint()
+                self._save()
                 give_name(self._run.checkpoint, self._run.kept_checkpoint("best"))
         if state.step % self._every.checkpoint_every == 0:
-            self.checkpoint()
-
-    def _watch(self, step: int) -> None:
-        try:
-            self._monitor.step(step)
-        except ValueError as error:  # for a training, divergence and not bad input
-            raise NonFiniteError(f"step {step}: {error}") from error
+            self._save()
 
     def _kept(self) -> float:
         """Give the run's checkpoint the names that a kill may have cut off, and return the best one's distance."""
@@ -144,18 +186,16 @@ class Recorder:
         if verdict is None or not verdict.alarming:
             give_name(self._run.checkpoint, self._run.kept_checkpoint("healthy"))
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the spectra have collapsed and the configuration says to stop then; known after a resume, too."""
-        verdict = self._monitor.verdict
-        return self._settings.stop_on_collapse and verdict is not None and verdict.state == "collapsed"
-
     def checkpoint(self) -> None:
-        """Save the state, if it is not saved yet.
+        """Agree on the state and save it, if it is not saved yet.
 
         Raises:
             NonFiniteError: it holds NaN or inf, which nothing could go on from; the checkpoints stay as they are.
         """
+        super().checkpoint()
+        self._save()
+
+    def _save(self) -> None:
         if self._saved == self._state.step:
             return
         if bad := self._state.first_bad():
@@ -170,7 +210,6 @@ class Recorder:
         self._run.write("timing", {"seconds": round(self._before + time.monotonic() - self._began, 3)})
 
     def close(self) -> None:
-        """Close the files."""
         if self._board is not None:
             self._board.close()
 

@@ -2,14 +2,16 @@
 
 import contextlib
 import logging
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -21,16 +23,18 @@ from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.evaluators import REFERENCE_SEED, make_evaluator
 from specreg.experiments.networks import make_discriminator, make_generator
-from specreg.experiments.recorder import Probe, Progress, Recorder
+from specreg.experiments.recorder import Follower, Probe, Progress, Recorder
 from specreg.experiments.sampling import sample_images, sample_labelled, save_picture
 from specreg.experiments.scores import ScoreProbe
 from specreg.experiments.sources import held_out_reference, open_held_out, open_source
 from specreg.guard import Guard
 from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
 from specreg.losses import LOSSES
+from specreg.models.normalization import share_batches
 from specreg.monitor.actions import Pin
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
+from specreg.processes import Processes
 from specreg.records import RunDirectory, prepare_directory
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
@@ -39,14 +43,36 @@ from specreg.regularizers.orthogonalization import orthogonalize
 from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty
 from specreg.training.loop import train
 from specreg.training.state import TrainingState, load_newest
+from specreg.training.steps import ALONE
 
 logger = logging.getLogger(__name__)
 
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
 _DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
+# The others wait while the main process evaluates, for an hour perhaps: torch's 10 or 30 minutes would end them.
+_PATIENCE = timedelta(hours=4)
 # What a method adds to the discriminator's loss, and its weight unless the configuration has one.
 _PENALTIES = {"orthogonal": (orthogonality_penalty, 1e-4), "d-optimal": (d_optimal_penalty, 1e-2)}
+
+
+def join_processes() -> Processes:
+    """Connect this process with the others that torchrun or accelerate launch has started, if it has."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return ALONE
+    # Without cpu=True accelerate would let processes on a machine without a GPU train each for itself.
+    joined = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+    return Processes(joined.process_index, joined.num_processes, joined.device)
+
+
+def check_shares(settings: Settings, processes: Processes) -> None:
+    """Make sure that every process gets an equal share of a batch; raises ValueError saying what to change."""
+    size, count = settings.training.batch_size, processes.count
+    if size % count:
+        raise ValueError(
+            f"batch_size {size} cannot be divided among {count} processes: it is the size of all shares together; "
+            f"give --batch-size {count * max(1, round(size / count))}, or start another number of processes"
+        )
 
 
 def prepare_run(config: RunConfig, run: RunDirectory) -> None:
@@ -91,15 +117,17 @@ def execute(
     *,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda step, metrics: None,
+    processes: Processes = ALONE,
 ) -> bool:
     """Train and evaluate one run, from its checkpoint if it has one.
 
     Args:
         config: the whole configuration.
-        run: where everything is written, after :func:`prepare_run`.
+        run: where everything is written by the main process, after its :func:`prepare_run`.
         source: the training data, from :func:`open_checked`.
         stop: asked after every step; True leaves a resumable run.
-        progress: told every step, and what was recorded at it.
+        progress: told every step, and what was recorded at it, in the main process.
+        processes: that train together, from :func:`join_processes`.
 
     Returns:
         Whether the run is complete.
@@ -107,40 +135,41 @@ def execute(
     Raises:
         ValueError: the checkpoint is damaged; nothing was written.
         NonFiniteError: the training diverged; the last checkpoint is kept.
+        LostProcessError, DisagreementError: of several processes one has ended, or they are not equal.
     """
     if run.complete:
         return True
     accelerator = make_accelerator(config.settings)
-    held_out = open_held_out(config.settings, source)
     # Before the state: making its networks draws from the global generator, which the state's restores.
-    evaluator = make_evaluator(config.settings, source, held_out)
-    state = build_state(config, source, accelerator)
-    if run.checkpoints:
-        path = _restore(state, run.checkpoints)
-        if path != run.checkpoint and run.checkpoint.exists():
-            # The next checkpoint would put it in the place of the one that is whole.
-            run.checkpoint.replace(run.kept_checkpoint("damaged"))
-        run.rewind(state.step)
-        logger.info("%s: going on from step %d", run.name, state.step)
+    held_out = open_held_out(config.settings, source) if processes.main else None
+    evaluator = make_evaluator(config.settings, source, held_out) if processes.main else None
+    state = build_state(config, source, accelerator, processes)
+    with processes.main_first():
+        _go_on(run, state, main=processes.main)
+        if processes.main:
+            run.write("environment", _environment(accelerator))
+    processes.agree(state.step, state.digests() if processes.count > 1 else {})
+    recorder: Follower
+    if evaluator is None:
+        recorder = Follower(config.settings, state, processes)
     else:
-        run.rewind(-1)
-    run.write("environment", _environment(accelerator))
-    probe = Probe(source, config.settings)
-    scores = None if held_out is None else ScoreProbe(source, held_out, config.settings)
-    recorder = Recorder(config.settings, run, state, evaluator, probe, scores, progress)
+        probe = Probe(source, config.settings)
+        scores = None if held_out is None else ScoreProbe(source, held_out, config.settings)
+        recorder = Recorder(config.settings, run, state, evaluator, probe, scores, progress, processes)
     with contextlib.closing(recorder):
         if not recorder.stopped:
             train(
                 state,
                 config.settings.training,
                 accelerator=accelerator,
+                processes=processes,
                 num_classes=source.num_classes if config.settings.data.conditional else 0,
                 callbacks=[recorder],
-                stop=lambda: stop() or recorder.stopped,
+                stop=lambda: processes.any(stop()) or recorder.stopped,
             )
         recorder.checkpoint()
     finished = recorder.stopped or state.step >= config.settings.training.steps
-    if finished:
+    if finished and evaluator is not None:
         _finish(config, run, state, evaluator, source)
     return finished
 
@@ -158,7 +187,24 @@ def _restore(state: TrainingState, checkpoints: Sequence[Path]) -> Path:
     return path
 
 
-def build_state(config: RunConfig, source: DataSource, accelerator: Accelerator) -> TrainingState:
+def _go_on(run: RunDirectory, state: TrainingState, *, main: bool) -> None:
+    """Load the newest whole checkpoint, if there is one; the main process brings the directory to its step."""
+    if not run.checkpoints:
+        if main:
+            run.rewind(-1)
+        return
+    path = _restore(state, run.checkpoints)
+    if main:
+        if path != run.checkpoint and run.checkpoint.exists():
+            # The next checkpoint would put it in the place of the one that is whole.
+            run.checkpoint.replace(run.kept_checkpoint("damaged"))
+        run.rewind(state.step)
+        logger.info("%s: going on from step %d", run.name, state.step)
+
+
+def build_state(
+    config: RunConfig, source: DataSource, accelerator: Accelerator, processes: Processes = ALONE
+) -> TrainingState:
     """Turn a configuration into networks, optimizers, a compensator and streams, all from its seed."""
     settings = config.settings
     set_seed(config.seed)  # Python's, numpy's and torch's global generators
@@ -172,6 +218,7 @@ def build_state(config: RunConfig, source: DataSource, accelerator: Accelerator)
         ema.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema.load_state_dict(generator.state_dict())
         ema.eval().requires_grad_(False)
+    share_batches(generator, processes.count)
     if settings.compile:  # in place, so that names and state_dicts stay as they are
         generator.compile()
         discriminator.compile()
@@ -179,9 +226,10 @@ def build_state(config: RunConfig, source: DataSource, accelerator: Accelerator)
     # fused: one kernel for all parameters, which matters most for small networks on a CPU.
     g_optimizer = torch.optim.Adam(generator.parameters(), settings.training.g_lr, betas=betas, fused=True)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), settings.training.d_lr, betas=betas, fused=True)
-    generator, discriminator, g_optimizer, d_optimizer = accelerator.prepare(
-        generator, discriminator, g_optimizer, d_optimizer
-    )
+    g_optimizer, d_optimizer = accelerator.prepare(g_optimizer, d_optimizer)
+    # evaluation_mode: as they are, not inside DistributedDataParallel; see specreg.training.steps.
+    generator = accelerator.prepare_model(generator, evaluation_mode=True)
+    discriminator = accelerator.prepare_model(discriminator, evaluation_mode=True)
     state = TrainingState(
         generator=generator,
         discriminator=discriminator,
@@ -192,7 +240,7 @@ def build_state(config: RunConfig, source: DataSource, accelerator: Accelerator)
         ema=ema,
         monitor=Monitor(discriminator, every=settings.records.spectra_every, detector=Detector(settings.detector)),
     )
-    attach_method(config, state)
+    attach_method(config, state, processes)
     return state
 
 
@@ -206,7 +254,7 @@ def normalize(config: RunConfig, discriminator: nn.Module) -> None:
         spectral_norm(discriminator)
 
 
-def attach_method(config: RunConfig, state: TrainingState) -> None:
+def attach_method(config: RunConfig, state: TrainingState, processes: Processes = ALONE) -> None:
     """Attach the method's compensation, guard or penalty to a discriminator that is normalized."""
     chosen = config.settings.regularization
     scheme = chosen.guard if config.method == "guard" else config.method
@@ -217,6 +265,7 @@ def attach_method(config: RunConfig, state: TrainingState) -> None:
     only = list(DEFAULT_KINDS if every_kind else CONVOLUTIONS)
     common: dict[str, Any] = {
         "every": chosen.every, "strength": chosen.strength, "scale": scale, "only": only,
+        "process_group": processes.group,
     }  # fmt: skip
     if config.method == "static":
         state.compensator = static_compensation(state.discriminator, keep=chosen.keep, **common)
@@ -361,4 +410,5 @@ def _environment(accelerator: Accelerator) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": str(accelerator.device),
         "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
     }

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from specreg.models.normalization import BatchNorm
+
 # Sides of the feature maps, from the generator's first to the image; the discriminator passes them backwards.
 SIDES = {28: (2, 4, 7, 14, 28), 32: (2, 4, 8, 16, 32)}
 _MULTIPLIERS = (8, 4, 2, 1)
@@ -51,7 +53,7 @@ class Generator(nn.Module):
                 itertools.pairwise([*widths, image_channels]), itertools.pairwise(self.sides), strict=True
             )
         )  # fmt: skip
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.norms = nn.ModuleList(BatchNorm(width) for width in widths)
         _initialize(self)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from specreg.models.normalization import BatchNorm
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -66,7 +68,7 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(
             _GeneratorBlock(before, after, num_classes) for before, after in itertools.pairwise(widths)
         )
-        self.norm = nn.BatchNorm2d(widths[-1])
+        self.norm = BatchNorm(widths[-1])
         self.to_image = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
         _glorot(self)
 
@@ -162,17 +164,12 @@ class _DiscriminatorBlock(nn.Module):
         return out
 
 
-class _BatchNorm(nn.BatchNorm2d):
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        return super().forward(hidden)
-
-
 class _ClassBatchNorm(nn.Module):
     """Batch normalization with one gain and bias for each class (de Vries et al. 2017)."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.norm = BatchNorm(channels, affine=False)
         self.gain = nn.Parameter(torch.ones(num_classes, channels))
         self.bias = nn.Parameter(torch.zeros(num_classes, channels))
 
@@ -182,7 +179,7 @@ class _ClassBatchNorm(nn.Module):
 
 
 def _norm(channels: int, num_classes: int) -> nn.Module:
-    return _ClassBatchNorm(channels, num_classes) if num_classes else _BatchNorm(channels)
+    return _ClassBatchNorm(channels, num_classes) if num_classes else BatchNorm(channels)
 
 
 def _double(hidden: Tensor) -> Tensor:

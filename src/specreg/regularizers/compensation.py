@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from specreg.layers import Selection, find
 from specreg.regularizers.compensators import (
@@ -29,6 +30,7 @@ def static_compensation(
     scale: Scale = "keep",
     only: Selection = None,
     skip: Selection = None,
+    process_group: ProcessGroup | None = None,
 ) -> "StaticCompensation":
     r"""Raise the first i singular values of every matching layer to the largest, :math:`\hat s_k = s_1` for k <= i.
 
@@ -49,6 +51,9 @@ def static_compensation(
             ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
             layers. The authors compensate convolutions only.
         skip: leave these out; the same forms.
+        process_group: divide the layers over these processes, which all have to hold the same weights and to call
+            ``step()`` alike, and pass the results on: the same bits everywhere. By default every process computes all
+            layers itself, which is as correct, and faster where they are small.
 
     Returns:
         A compensator.
@@ -70,7 +75,9 @@ def static_compensation(
         Liu et al. 2019, *Spectral Regularization for Combating Mode Collapse in GANs*, section 3.2.
     """
     layers = find(module, only=only, skip=skip, title="static_compensation")
-    return StaticCompensation(layers, every=every, start=start, strength=strength, scale=scale, keep=keep)
+    return StaticCompensation(
+        layers, every=every, start=start, strength=strength, scale=scale, keep=keep, process_group=process_group
+    )
 
 
 def dynamic_compensation(
@@ -83,6 +90,7 @@ def dynamic_compensation(
     scale: Scale = "keep",
     only: Selection = None,
     skip: Selection = None,
+    process_group: ProcessGroup | None = None,
 ) -> "DynamicCompensation":
     r"""Keep every ratio :math:`s_k / s_1` at the highest it ever had, :math:`\hat s_k = \gamma_k s_1`.
 
@@ -102,6 +110,9 @@ def dynamic_compensation(
             ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
             layers. The authors compensate convolutions only.
         skip: leave these out; the same forms.
+        process_group: divide the layers over these processes, which all have to hold the same weights and to call
+            ``step()`` alike, and pass the results on: the same bits everywhere. By default every process computes all
+            layers itself, which is as correct, and faster where they are small.
 
     Returns:
         A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
@@ -114,7 +125,9 @@ def dynamic_compensation(
         Liu et al. 2019, section 3.2; Obukhov et al. 2021 (``scale="unit"`` without spectral normalization).
     """
     layers = find(module, only=only, skip=skip, title="dynamic_compensation")
-    return DynamicCompensation(layers, every=every, strength=strength, scale=scale, start=start, record=record)
+    return DynamicCompensation(
+        layers, every=every, strength=strength, scale=scale, start=start, record=record, process_group=process_group
+    )
 
 
 def anchored_compensation(
@@ -128,6 +141,7 @@ def anchored_compensation(
     scale: Scale = "record",
     only: Selection = None,
     skip: Selection = None,
+    process_group: ProcessGroup | None = None,
 ) -> "AnchoredCompensation":
     r"""Keep every ratio :math:`s_k / s_1` at least at its mean over a healthy window, which is then frozen.
 
@@ -155,6 +169,9 @@ def anchored_compensation(
             ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
             layers.
         skip: leave these out; the same forms.
+        process_group: divide the layers over these processes, which all have to hold the same weights and to call
+            ``step()`` alike, and pass the results on: the same bits everywhere. By default every process computes all
+            layers itself, which is as correct, and faster where they are small.
 
     Returns:
         A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
@@ -165,5 +182,12 @@ def anchored_compensation(
     """
     layers = find(module, only=only, skip=skip, title="anchored_compensation")
     return AnchoredCompensation(
-        layers, every=every, strength=strength, scale=scale, start=start, window=window, record=record
+        layers,
+        every=every,
+        strength=strength,
+        scale=scale,
+        start=start,
+        window=window,
+        record=record,
+        process_group=process_group,
     )

@@ -3,6 +3,7 @@
 See there for the formulas.
 """
 
+import contextlib
 import math
 import numbers
 from abc import ABC, abstractmethod
@@ -11,8 +12,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from specreg.layers import Layer, Layers, require_finite, require_writable, shown
+from specreg.regularizers.division import Division
 from specreg.spectra.decompose import singular_values
 from specreg.spectra.lifting import PROMISED, Raising, Read, Target, lift_all
 from specreg.spectra.maps import raise_to_record, ratios, update_record
@@ -37,8 +40,18 @@ class Compensator(ABC):
     _uses_all_values = True
     _scales: tuple[Scale, ...] = ("keep", "unit")
 
-    def __init__(self, layers: Layers, *, every: int, strength: float, scale: Scale, start: int = 0) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        *,
+        every: int,
+        strength: float,
+        scale: Scale,
+        start: int = 0,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
         self.layers = layers
+        self._division = None if process_group is None else Division(process_group)
         self.calls = 0
         self._record: dict[str, Tensor] = {}  # of schemes with a memory: layer name -> ratios; anchored: a spectrum
         self._heads: dict[str, Head] = {}  # of schemes that raise a head: where the last call left it
@@ -60,18 +73,36 @@ class Compensator(ABC):
 
         Raises:
             ValueError: a weight holds NaN or inf, or can no longer be written (named by its layer); no layer was
-                changed and the call was not counted.
+                changed and the call was not counted. With a process group also that another of its processes failed.
+            LostProcessError: another process of the group has ended.
         """
         acts = self.calls >= self.start and (self.calls - self.start) % self.every == 0 and len(self.layers) > 0
         if acts:
-            require_writable(self.layers)  # something may have been put on a layer since
+            together = contextlib.nullcontext if self._division is None else self._division.together
             with torch.no_grad():
-                require_finite(self.layers)
-                self._prepare()
-                for count, matrices in _batches(self.layers, self._count):
-                    self._compensate(count, matrices)
+                with together():
+                    require_writable(self.layers)  # something may have been put on a layer since
+                    require_finite(self.layers)
+                    self._prepare()
+                with together():
+                    mine = self.layers if self._division is None else self._division.own(self.layers)
+                    for count, matrices in _batches(mine, self._count):
+                        self._compensate(count, matrices)
+                if self._division is not None:
+                    self._exchange(self._division)
         self.calls += 1
         return acts
+
+    def _exchange(self, division: Division) -> None:
+        """Take over the other processes' layers, and what they remember of them."""
+        nothing = (None, None)
+        memories = {name: (self._record.get(name), *self._heads.get(name, nothing)) for name in self.layers}
+        self._record, self._heads = {}, {}
+        for name, (record, basis, tail) in division.exchange(self.layers, memories).items():
+            if record is not None:
+                self._record[name] = record
+            if basis is not None and tail is not None:
+                self._heads[name] = Head(basis, tail)
 
     def satisfied(self) -> bool:
         """Tell whether every layer's spectrum is at its target of strength 1, within rounding of the weight's dtype.
@@ -194,8 +225,9 @@ class StaticCompensation(Compensator):
         scale: Scale,
         keep: float | int | Literal["auto"],
         start: int = 0,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(layers, every=every, strength=strength, scale=scale, start=start)
+        super().__init__(layers, every=every, strength=strength, scale=scale, start=start, process_group=process_group)
         self.keep: float | int | Literal["auto"] = "auto" if keep == "auto" else checked_keep(keep, or_auto=True)
 
     def counts(self) -> dict[str, int]:
@@ -236,8 +268,9 @@ class DynamicCompensation(Compensator):
         scale: Scale,
         start: int = 0,
         record: Mapping[str, Tensor] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(layers, every=every, strength=strength, scale=scale, start=start)
+        super().__init__(layers, every=every, strength=strength, scale=scale, start=start, process_group=process_group)
         if record is not None:
             self._load_records(_chosen(record, layers))
             self._record = {name: self._form(s) for name, s in self._record.items()}
@@ -281,10 +314,17 @@ class AnchoredCompensation(DynamicCompensation):
         start: int,
         window: int,
         record: Mapping[str, Tensor] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         given = record is not None
         super().__init__(
-            layers, every=every, strength=strength, scale=scale, start=0 if given else start, record=record
+            layers,
+            every=every,
+            strength=strength,
+            scale=scale,
+            start=0 if given else start,
+            record=record,
+            process_group=process_group,
         )
         self.window = 0 if given else _integer("window", window, at_least=1)
 

@@ -9,8 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from specreg.losses import LOSSES
+from specreg.processes import Processes
 from specreg.training.state import Stream, TrainingState, update_ema
-from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step
+from specreg.training.steps import ALONE, Batch, NonFiniteError, discriminator_step, generator_step
 
 # What a callback is told after each step: the state, and the losses of that step by name.
 Callback = Callable[[TrainingState, dict[str, Tensor]], None]
@@ -23,7 +24,7 @@ class TrainingConfig:
     steps: int = 3000
     """Generator updates."""
     batch_size: int = 16
-    """Real (and generated) images in a discriminator step."""
+    """Real (and generated) images in a discriminator step, those of all processes together."""
     generator_batch: int = 2
     """Generated images in a generator step, as a multiple of the batch size (2 in the authors' code)."""
     accumulate: int = 1
@@ -53,6 +54,7 @@ def train(
     config: TrainingConfig,
     *,
     accelerator: Accelerator,
+    processes: Processes = ALONE,
     num_classes: int = 0,
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = lambda: False,
@@ -61,9 +63,10 @@ def train(
 
     Args:
         state: updated in place.
+        processes: each draws the same batches and takes its share of them.
         num_classes: 0, or the number of classes that a conditional generator is asked for.
         callbacks: called after every step, in order.
-        stop: asked after every step; True ends the training early.
+        stop: asked after every step, and to answer the same in all processes; True ends the training early.
 
     Returns:
         Whether all steps were made.
@@ -75,10 +78,10 @@ def train(
     loss = LOSSES[config.loss]
     generator = accelerator.unwrap_model(state.generator)
     latent: Callable[[int], list[Batch]] = lambda size: [  # noqa: E731
-        draw_latent(generator, size, state.random) for _ in range(config.accumulate)
+        _shared(draw_latent(generator, size, state.random), processes) for _ in range(config.accumulate)
     ]
     real_batches: Callable[[int], list[Batch]] = lambda multiple: [  # noqa: E731
-        draw_real(state.stream, multiple, num_classes, accelerator) for _ in range(config.accumulate)
+        draw_real(state.stream, multiple, num_classes, accelerator, processes) for _ in range(config.accumulate)
     ]
     optimizers = (state.discriminator_optimizer, config.d_lr), (state.generator_optimizer, config.g_lr)
     while state.step < config.steps:
@@ -97,6 +100,7 @@ def train(
                     random=state.random,
                     gamma=config.gamma,
                     penalty=state.penalty,
+                    processes=processes,
                 )
                 _compensate(state)
             g_loss = generator_step(
@@ -107,6 +111,7 @@ def train(
                 latent(config.batch_size * config.generator_batch),
                 accelerator=accelerator,
                 real=real_batches(config.generator_batch) if loss.relativistic else (),
+                processes=processes,
             )
         except NonFiniteError as error:
             raise NonFiniteError(f"step {state.step + 1}: {error}") from error
@@ -134,10 +139,12 @@ def decay_factor(config: TrainingConfig, step: int) -> float:
     return 1 - step / config.steps if config.lr_decay == "linear" else 1.0
 
 
-def draw_real(stream: Stream, multiple: int, num_classes: int, accelerator: Accelerator) -> Batch:
-    """Take so many of a stream's batches as one, with labels if there are classes."""
+def draw_real(
+    stream: Stream, multiple: int, num_classes: int, accelerator: Accelerator, processes: Processes = ALONE
+) -> Batch:
+    """Take so many of a stream's batches as one, with labels if there are classes; of that, this process's share."""
     drawn = [stream.next() for _ in range(multiple)]
-    images, labels = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    images, labels = (processes.share(torch.cat(parts)) for parts in zip(*drawn, strict=True))
     # Of points there is no such format.
     memory_format = torch.channels_last if images.ndim == 4 else torch.preserve_format
     images = images.to(accelerator.device, memory_format=memory_format)
@@ -151,3 +158,8 @@ def draw_latent(generator: Any, size: int, random: torch.Generator) -> Batch:
     if not generator.num_classes:
         return z, None
     return z, torch.randint(generator.num_classes, (size,), generator=random).to(device)
+
+
+def _shared(batch: Batch, processes: Processes) -> Batch:
+    z, labels = batch
+    return processes.share(z), None if labels is None else processes.share(labels)

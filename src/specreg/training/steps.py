@@ -1,6 +1,8 @@
 """The two steps of adversarial training: the scientific core of the lab, to be read beside the paper.
 
-Both take what they need as arguments, update one network and return its loss.
+Both take what they need as arguments, update one network and return its loss. With several processes each has its
+share of every micro-batch, and the gradients are averaged in one message before the update. (Not by torch's
+DistributedDataParallel: its hooks know neither the second derivatives of gradient penalties nor two networks in turns.)
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,9 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from specreg.losses import Loss, gradient_penalty, squared_slopes
+from specreg.processes import Processes
 
 # A micro-batch: images or latent vectors, and labels if conditional.
 Batch = tuple[Tensor, Tensor | None]
+
+ALONE = Processes()
 
 
 _NOT_MADE = "the update was not made"
@@ -34,6 +39,7 @@ def discriminator_step(
     random: torch.Generator,
     gamma: float = 1.0,
     penalty: Callable[[], Tensor] | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Update the discriminator once.
 
@@ -43,6 +49,7 @@ def discriminator_step(
         random: source of the gradient penalty's interpolation.
         gamma: R1 and R2, where the loss has them, are weighted by gamma / 2.
         penalty: of the discriminator's weights, added to its loss.
+        processes: that have the other shares of the micro-batches.
 
     Returns:
         The mean loss, a scalar.
@@ -61,7 +68,8 @@ def discriminator_step(
         sizes = [len(images), len(fake)]
         objective = loss.discriminator(*torch.split(scores, sizes))
         if loss.gradient_penalty:
-            slope = gradient_penalty(discriminator, images, fake, labels, generator=random)
+            everywhere = torch.rand(len(images) * processes.count, *[1] * (images.ndim - 1), generator=random)
+            slope = gradient_penalty(discriminator, images, fake, labels, weights=processes.share(everywhere))
             objective = objective + loss.gradient_penalty * slope
         if loss.r1 or loss.r2:
             of_real, of_fake = torch.split(squared_slopes(scores, inputs), sizes)
@@ -71,8 +79,7 @@ def discriminator_step(
         accelerator.backward(objective / len(real))
         total += objective.detach() / len(real)
         passed += [("the real images", images), ("the generated images", fake), ("the scores", scores.detach())]
-    _update(optimizer, discriminator, total, "discriminator", _flow(generator, discriminator, passed))
-    return total
+    return _update(optimizer, discriminator, total, "discriminator", _flow(generator, discriminator, passed), processes)
 
 
 def generator_step(
@@ -84,6 +91,7 @@ def generator_step(
     *,
     accelerator: Accelerator,
     real: Sequence[Batch] = (),
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Update the generator once; arguments, return and errors as :func:`discriminator_step`.
 
@@ -111,8 +119,7 @@ def generator_step(
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-    _update(optimizer, generator, total, "generator", _flow(generator, discriminator, passed))
-    return total
+    return _update(optimizer, generator, total, "generator", _flow(generator, discriminator, passed), processes)
 
 
 def first_bad(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -158,21 +165,30 @@ def _update(
     loss: Tensor,
     which: str,
     flow: Iterable[tuple[str, Tensor]],
-) -> None:
-    """Apply the gradients, if they and the loss are finite, and clear them.
+    processes: Processes,
+) -> Tensor:
+    """Apply the gradients' mean over the processes, if it and that of the loss are finite; clear them, return the loss.
+
+    What is looked at is the same in every process, and so is what follows.
 
     Args:
         flow: what the loss is made of, by name, which is looked at only if the loss is not finite.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    loss = processes.mean(loss, gradients)
+    norms = torch._foreach_norm(gradients)
     if not bool(torch.isfinite(torch.stack([*norms, loss])).all()):
         if not bool(torch.isfinite(loss)):
-            cause = f"NaN or inf first in {name}" if (name := first_bad(flow)) else "everything before it is finite"
+            here = " in this process" if processes.count > 1 else ""
+            cause = (
+                f"NaN or inf first in {name}" if (name := first_bad(flow)) else f"everything before it is finite{here}"
+            )
             raise NonFiniteError(f"the {which}'s loss is {loss.item()} ({cause}); {_NOT_MADE}")
-        gradients = [(name, p.grad) for name, p in network.named_parameters() if p.grad is not None]
+        named = [(name, p.grad) for name, p in network.named_parameters() if p.grad is not None]
         # Squares of finite entries may overflow, and Adam makes squares.
-        name = first_bad(gradients) or first_bad((name, gradient.norm()) for name, gradient in gradients)
+        name = first_bad(named) or first_bad((name, gradient.norm()) for name, gradient in named)
         raise NonFiniteError(f"the {which}'s gradient of {name} holds NaN, inf or too large values; {_NOT_MADE}")
     optimizer.step()
     optimizer.zero_grad()
+    return loss

@@ -1,0 +1,60 @@
+"""Batch normalization whose batch may be divided among the processes of a job."""
+
+import torch
+from torch import Tensor, nn
+
+from specreg.processes import sum_over_processes
+
+
+class BatchNorm(nn.BatchNorm2d):
+    r"""Normalize by the statistics of the whole batch, wherever its parts are.
+
+    With one process this is torch's. With several, the means over processes of each share's :math:`\mu_p` and
+    :math:`\sigma_p^2 + \mu_p^2`, in double precision, give :math:`\mu` and :math:`\sigma^2` of the whole; shares have
+    to be of equal size. (torch's SyncBatchNorm does the same on GPUs only.)
+
+    Attributes:
+        processes: how many share the batch; see :func:`share_batches`.
+    """
+
+    processes = 1
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the normalized features, shape as given; labels are for class-conditional norms and not looked at."""
+        if self.processes == 1 or not self.training:
+            normalized: Tensor = super().forward(hidden)
+            return normalized
+        shared: Tensor = self._normalized_by_all(hidden)
+        return shared
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph would break at the communication anyway
+    def _normalized_by_all(self, hidden: Tensor) -> Tensor:
+        features = hidden.float() if hidden.dtype in (torch.float16, torch.bfloat16) else hidden
+        variance, mean = (part.double() for part in torch.var_mean(features, (0, 2, 3), correction=0))
+        moments = sum_over_processes(torch.stack([mean, variance + mean.square()])) / self.processes
+        mean, variance = moments[0], moments[1] - moments[0].square()
+        self._track(mean.detach(), variance.detach(), features.numel() // self.num_features * self.processes)
+        gain = (variance + self.eps).rsqrt()
+        if self.affine:
+            gain = gain * self.weight
+        offset = -mean * gain if self.bias is None else self.bias - mean * gain
+        scaled = features * gain.to(features)[:, None, None] + offset.to(features)[:, None, None]
+        return scaled.to(hidden.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Update the running statistics, by the variance's unbiased estimate, as torch does."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_((variance * count / max(1, count - 1)).to(self.running_var), self.momentum)
+
+
+def share_batches(network: nn.Module, processes: int) -> None:
+    """Let a network's norms take their batch's statistics over so many processes, each of which has an equal share."""
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.processes = processes
