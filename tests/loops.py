@@ -1,0 +1,267 @@
+"""What runs in each of several processes, started by ``run_together``, and leaves its results in files."""
+
+import contextlib
+import copy
+import inspect
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import specreg
+from specreg.experiments.config import RunConfig, from_dict
+from specreg.experiments.run import build_state, join_processes, make_accelerator
+from specreg.experiments.sources import open_source
+from specreg.models.normalization import share_batches
+from specreg.processes import DisagreementError, Processes
+from specreg.training.loop import train
+from specreg.training.state import TrainingState
+
+STEPS = 200
+BATCH = 8
+METHODS = ("sn", "static", "dynamic", "anchored", "differentiable")
+# A detector that takes anything for a collapse: the guard goes back and is switched on within a few steps.
+NERVOUS = {"warmup": 6, "window": 4, "fast": 0.001, "far": 0.001, "collapsed": 0.001, "patience": 1}
+LAB = {
+    "static": {"method": "static"},
+    "gradient penalty": {"method": "dynamic", "training": {"loss": "wasserstein-gp"}},
+    "relativistic, classes": {
+        "method": "sn", "training": {"loss": "relativistic-r1r2", "accumulate": 2}, "data": {"conditional": True},
+    },
+    "guard": {"method": "guard", "detector": NERVOUS, "regularization": {"roll_back": True, "guard_every": 2}},
+}  # fmt: skip
+LAB_STEPS = 20
+
+
+def run_together(count: int, what: Callable[[Path], None], folder: Path) -> None:
+    """Run a function of a folder in so many processes, connected by gloo, and wait for them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (count, port, what, folder), nprocs=count)
+
+
+def _process(rank: int, count: int, port: int, what: Callable[[Path], None], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    processes = join_processes()
+    what(folder)
+    processes.leave()
+
+
+def leave(folder: Path, name: str, value: Any) -> None:
+    torch.save(value, folder / f"{name}-{dist.get_rank()}.pt")
+
+
+def left(folder: Path, name: str) -> list[Any]:
+    """Return what each process has left under a name."""
+    paths = sorted(folder.glob(f"{name}-*.pt"))
+    return [torch.load(path, weights_only=True) for path in paths]
+
+
+def discriminator() -> nn.Sequential:
+    """Return a discriminator of 8x8 images; its second layer is large enough for its head to be followed."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(32, 32, 3, stride=2, padding=1),
+        nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(128, 1),
+    )  # fmt: skip
+
+
+def attach(method: str, network: nn.Module, group: dist.ProcessGroup | None) -> Any:
+    if method == "differentiable":
+        specreg.spectral_regularization(network)
+        return None
+    specreg.spectral_norm(network)
+    if method == "static":
+        return specreg.static_compensation(network, every=2, process_group=group)
+    if method == "dynamic":
+        return specreg.dynamic_compensation(network, every=2, start=10, process_group=group)
+    if method == "anchored":
+        return specreg.anchored_compensation(network, every=2, start=10, window=20, process_group=group)
+    return None
+
+
+def in_parallel(network: nn.Module, *, broadcast: bool = False) -> DistributedDataParallel:
+    """Wrap a network; torch 2.13 has a new name for ``broadcast_buffers``, which torch 2.11 has not."""
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    return DistributedDataParallel(network, **{"forward_sync_buffers" if new else "broadcast_buffers": broadcast})
+
+
+def hinge(network: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    """Return the loss of two forward passes."""
+    return torch.relu(1 - network(real)).mean() + torch.relu(1 + network(fake)).mean()
+
+
+def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
+    random = torch.Generator().manual_seed(1)
+    return [tuple(torch.randn(BATCH, 3, 8, 8, generator=random) * scale for scale in (1, 0.5)) for _ in range(steps)]
+
+
+def own_loops(folder: Path) -> None:
+    """Train under DistributedDataParallel by each method, as a user would."""
+    us = Processes(dist.get_rank(), dist.get_world_size())
+    for method in METHODS:
+        network = discriminator()
+        compensator = attach(method, network, us.group)
+        wrapped = in_parallel(network)
+        optimizer = torch.optim.Adam(wrapped.parameters(), 2e-3, betas=(0.0, 0.9))
+        for real, fake in batches(STEPS):
+            optimizer.zero_grad()
+            hinge(wrapped, us.share(real), us.share(fake)).backward()
+            optimizer.step()
+            if compensator is not None:
+                compensator.step()
+        state = {} if compensator is None else compensator.state_dict()
+        leave(folder, method, {"network": network.state_dict(), "compensator": state})
+
+
+def divided_and_not(folder: Path) -> None:
+    """Compensate the same weights with and without the group, under each kind of normalization, and as one fails."""
+    plain, normed = discriminator(), discriminator()
+    nn.utils.parametrizations.weight_norm(normed[0])
+    nn.utils.spectral_norm(normed[2])
+    for name, network in (("plain", plain), ("normed", normed)):
+        alone = copy.deepcopy(network)
+        kept = {}
+        for which, one, group in (("alone", alone, None), ("divided", network, dist.group.WORLD)):
+            one(torch.ones(1, 3, 8, 8))
+            compensator = specreg.static_compensation(one, every=1, process_group=group)
+            compensator.step()
+            kept[which] = {"network": one.state_dict(), "compensator": compensator.state_dict()}
+            if name == "normed":
+                kept[which]["legacy"] = one[2].weight.detach().clone()
+        leave(folder, name, kept)
+    rank = dist.get_rank()
+    compensator = specreg.static_compensation(plain, every=1, process_group=dist.group.WORLD)
+    before = copy.deepcopy(plain.state_dict())
+    good = plain[2].weight.detach().clone()
+    if rank == 1:
+        plain[2].weight.data[0, 0, 0, 0] = float("nan")
+    message = ""
+    try:
+        compensator.step()
+    except ValueError as error:
+        message = str(error)
+    plain[2].weight.data.copy_(good)
+    unchanged = all(torch.equal(before[key], value) for key, value in plain.state_dict().items())
+    calls = compensator.calls
+    leave(folder, "failure", {"message": message, "unchanged": unchanged, "calls": calls, "acts": compensator.step()})
+
+
+def wrappers(folder: Path) -> None:
+    """Try what DistributedDataParallel and torch.compile do with two forward passes before one backward pass."""
+    us = Processes(dist.get_rank(), dist.get_world_size())
+    ((real, fake),) = batches(1)
+    whole = discriminator()
+    specreg.spectral_norm(whole)
+    hinge(whole, real, fake).backward()
+    result: dict[str, Any] = {"whole": gradients(whole)}
+    for name, broadcast, compiled in (("kept", False, False), ("broadcast", True, False), ("compiled", False, True)):
+        network = discriminator()
+        specreg.spectral_norm(network)
+        wrapped: Any = in_parallel(network, broadcast=broadcast)
+        if compiled:
+            wrapped = torch.compile(wrapped, backend="aot_eager")
+        hinge(wrapped, us.share(real), us.share(fake)).backward()
+        result[name] = gradients(network)
+        result[f"{name} layers"] = [
+            list(specreg.static_compensation(wrapped).layers), list(specreg.Monitor(wrapped).layers),
+        ]  # fmt: skip
+    result |= accumulated(us, real, fake)
+    leave(folder, "wrappers", result)
+
+
+def accumulated(us: Processes, real: Tensor, fake: Tensor) -> dict[str, Any]:
+    """Return gradients of two micro-batches, the first under no_sync, and of both as one batch."""
+    found = {}
+    for name in ("large", "accumulated"):
+        network = discriminator()
+        specreg.spectral_norm(network)
+        with torch.no_grad():
+            for _ in range(2000):  # each forward pass moves the power iteration, until it has converged
+                network(real[:1])
+        wrapped = in_parallel(network)
+        parts = 1 if name == "large" else 2
+        pairs = zip(us.share(real).chunk(parts), us.share(fake).chunk(parts), strict=True)
+        for index, (some_real, some_fake) in enumerate(pairs):
+            with wrapped.no_sync() if index < parts - 1 else contextlib.nullcontext():
+                (hinge(wrapped, some_real, some_fake) / parts).backward()
+        found[name] = gradients(network)
+    return found
+
+
+def gradients(network: nn.Module) -> dict[str, Tensor]:
+    return {name.replace("_orig_mod.", ""): one.grad.clone() for name, one in network.named_parameters()}
+
+
+def lab(folder: Path) -> None:
+    """Train the lab's settings for some steps and leave the whole state; also where the processes disagree."""
+    processes = join_processes()
+    for name, settings in LAB.items():
+        losses, state = lab_training(settings, processes)
+        processes.agree(state.step, state.digests())
+        kept = state.state_dict()
+        share_batches(state.generator, 1)
+        leave(folder, name, {"losses": losses, "state": kept, "samples": samples(state.generator)})
+    message = ""
+    try:
+        processes.agree(7, {"stream": 1, "discriminator": processes.rank})
+    except DisagreementError as error:
+        message = str(error)
+    leave(folder, "disagreement", message)
+
+
+def samples(generator: Any) -> Tensor:
+    """Return what a generator makes of a fixed batch, by that batch's statistics."""
+    random = torch.Generator().manual_seed(2)
+    z = torch.randn(64, generator.latent, generator=random)
+    classes = generator.num_classes
+    labels = (torch.arange(64) % classes,) if classes else ()
+    with torch.no_grad():
+        return generator.train()(z, *labels)
+
+
+def lab_training(settings: dict[str, Any], processes: Processes) -> tuple[list[list[float]], TrainingState]:
+    """Train one of the lab's settings; returns the losses and the state."""
+    chosen = copy.deepcopy(settings)
+    method = chosen.pop("method")
+    chosen.setdefault("training", {}).update(steps=LAB_STEPS, batch_size=BATCH, d_steps=1, ema_decay=0.9)
+    chosen["model"] = {"d_channels": 4, "g_channels": 4, "latent": 8}
+    chosen["records"] = {"spectra_every": 1}
+    chosen.setdefault("regularization", {}).update(every=2, start=4)
+    config = from_dict(RunConfig, {"method": method, "seed": 0, "settings": chosen})
+    source = open_source(config.settings)
+    accelerator = make_accelerator(config.settings)
+    state = build_state(config, source, accelerator, processes)
+    losses: list[list[float]] = []
+
+    def watch(state: TrainingState, values: dict[str, Tensor]) -> None:
+        losses.append([value.item() for value in values.values()])
+        assert state.monitor is not None
+        state.monitor.step(state.step)
+
+    train(
+        state,
+        config.settings.training,
+        accelerator=accelerator,
+        processes=processes,
+        num_classes=source.num_classes if config.settings.data.conditional else 0,
+        callbacks=[watch],
+    )
+    return losses, state
+
+
+def everything(folder: Path) -> None:
+    for what in (own_loops, divided_and_not, wrappers, lab):
+        what(folder)
