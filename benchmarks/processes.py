@@ -26,7 +26,7 @@ from compensation import CASES, prepared
 from measure import environment, print_table, write
 
 DEFAULT = ("cifar-128", "cifar-256", "1024x9216")
-ROUNDS = {"cifar-128": 11, "cifar-256": 7, "1024x9216": 5}
+ROUNDS = {"cifar-128": 11, "cifar-256": 5, "1024x9216": 3}
 SCHEMES = {"static": specreg.static_compensation, "dynamic": specreg.dynamic_compensation}
 
 
@@ -43,7 +43,7 @@ def measure(case: str) -> dict[str, dict[str, Any]]:
             one.step()
         times: dict[str, list[float]] = {name: [] for name in contenders}
         remembered = {name: one.state_dict() for name, one in contenders.items()}
-        for turn in range(ROUNDS.get(case, 7) + 1):
+        for turn in range(ROUNDS.get(case, 5) + 1):
             for name, one in contenders.items():
                 one.load_state_dict(remembered[name])
                 put_back()
