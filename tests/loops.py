@@ -213,7 +213,7 @@ def lab(folder: Path) -> None:
         processes.agree(state.step, state.digests())
         kept = state.state_dict()
         share_batches(state.generator, 1)
-        leave(folder, name, {"losses": losses, "state": kept, "samples": samples(state.generator)})
+        leave(folder, f"lab, {name}", {"losses": losses, "state": kept, "samples": samples(state.generator)})
     message = ""
     try:
         processes.agree(7, {"stream": 1, "discriminator": processes.rank})

@@ -103,7 +103,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(together):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", loops.LAB)
 def test_two_processes_of_the_lab_train_as_one(together, name):
-    one, other = loops.left(together, name)
+    one, other = loops.left(together, f"lab, {name}")
     for state in (one["state"], other["state"]):
         del state["global_random"]
     assert_same_value(one, other)
