@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from specreg.records import write_text
 from specreg.report import sections
 from specreg.report.markup import Markup, join, tag
 from specreg.report.runs import Run, grouped
@@ -31,8 +32,7 @@ def write_page(path: Path, runs: Sequence[Run]) -> None:
     Raises:
         ValueError: a record is damaged; nothing is written.
     """
-    # A name may hold half of a surrogate pair, which no encoding can write.
-    path.write_text(render(runs), encoding="utf-8", errors="replace")
+    write_text(path, render(runs))
 
 
 def render(runs: Sequence[Run]) -> str:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import random
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from specreg.guard import Guard
+from specreg.inputs import check_file, check_stored
 from specreg.monitor.actions import Pin
 from specreg.monitor.monitor import Monitor
 from specreg.records import printable, replacing
@@ -82,7 +84,21 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`.
+
+        Raises:
+            ValueError: it is of another configuration, or damaged.
+        """
+        try:
+            self._restore(state)
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"the checkpoint is not of this run's configuration, or damaged ({type(error).__name__}: "
+                f"{reason:.80}): remove it to begin anew"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         if self.ema is not None:
@@ -178,17 +194,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged or holds something else.
     """
+    check_file(path)
     try:
+        check_stored(path)
         # A file of torch.save is a zip archive with a CRC-32 of every tensor, which torch itself does not look at.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what an odd file may be short before it fails on it
+            state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
             raise  # the file may be whole; an impossible offset in a damaged one is an invalid argument
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
     if damaged:
-        raise ValueError(f"{path} is not a readable checkpoint (the checksum of {damaged} is wrong)")
+        raise ValueError(f"{path} is not a readable checkpoint (the checksum of {damaged!r} is wrong)")
     if not isinstance(state, dict) or "schema" not in state:
         raise ValueError(f"{path} is not a checkpoint of specreg")
     return state
