@@ -44,7 +44,12 @@ def bomb_png(side: int = 100_000) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(side + 1))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(side + 1)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def zipped(entries: dict[str, bytes], how: int = zipfile.ZIP_STORED, mode: int = 0) -> bytes:
@@ -141,9 +146,13 @@ def torn(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
-def flipped(content: bytes, where: float = 0.5) -> bytes:
+def flipped(content: bytes) -> bytes:
+    """A zip with one bit of its largest entry changed; between entries there are bytes that mean nothing."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    name, extra = struct.unpack_from("<HH", content, largest.header_offset + 26)
     spoilt = bytearray(content)
-    spoilt[int(len(spoilt) * where)] ^= 0x10
+    spoilt[largest.header_offset + 30 + name + extra + largest.file_size // 2] ^= 0x10
     return bytes(spoilt)
 
 

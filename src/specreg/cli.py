@@ -7,6 +7,7 @@ training diverged, 130 interrupted.
 import contextlib
 import dataclasses
 import errno
+import functools
 import io
 import itertools
 import json
@@ -104,7 +105,7 @@ def _compare(arguments: list[str]) -> int:
     from specreg.experiments.config import METHODS, PAPER_METHODS, Settings, check_choice, check_integer
     from specreg.experiments.jobs import execute_all
     from specreg.experiments.run import warn_about
-    from specreg.report import write_report
+    from specreg.report import Run, write_report
 
     @dataclass
     class Compare:
@@ -130,6 +131,9 @@ def _compare(arguments: list[str]) -> int:
         check_choice("methods", method, METHODS)
     check_integer("jobs", given.jobs, at_least=1)
     jobs = compare.plan(given.out, methods, [_integer("seeds", seed) for seed in _split(given.seeds)], given.settings)
+    for job in jobs:
+        if job.run.complete:  # what the report will need is wrong now already
+            Run(job.run).read()
     _show_log(quiet=False)
     for job in {job.config.method: job for job in jobs}.values():
         warn_about(job.config)
@@ -270,7 +274,9 @@ def _train(arguments: list[str]) -> int:
         progress: Any = lambda step, metrics: None  # noqa: E731
         if not given.quiet:
             label = f"{config.method}, seed {config.seed}"
-            progress = shown.enter_context(display.training(label, config.settings.training.steps))
+            bar = display.training(label, config.settings.training.steps)
+            begun = functools.cache(functools.partial(shown.enter_context, bar))
+            progress = lambda step, metrics: begun()(step, metrics)  # noqa: E731, PLW0108  # after what could be wrong
         try:
             finished = execute(config, run, source, stop=interrupted, progress=progress)
         except NonFiniteError as error:

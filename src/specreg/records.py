@@ -37,7 +37,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from specreg.inputs import check_file
+from specreg.inputs import check_file, exists
 
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "scores", "events")
 _LOCK_ATTEMPTS = 10
@@ -139,7 +139,7 @@ class RunDirectory:
             ValueError: the file is damaged, or holds something else.
         """
         path = self.path / f"{name}.json"
-        if not path.exists():
+        if not exists(path):
             return None
         value = read_json(path)
         if not isinstance(value, dict):

@@ -202,7 +202,7 @@ WRONG_VALUES = {  # of a run's configuration -> what is said
     "seed": (2**40, "seed must be an integer of at most 4294967295"),
     "method": (["sn"], "method must be one of"),
     "settings__regularization__keep": (float("nan"), "keep must be"),
-    "settings__detector__fast": (None, "fast must be a finite number"),
+    "settings__detector__fast": (None, "fast must lie in (0, 1), got None"),
     "settings__precision": ("float8", "precision must be one of float32, bf16"),
 }
 
@@ -222,7 +222,7 @@ COMPARE = {
     "output below a file": (["--out", below_a_file("below")], "cannot write to"),
     "output that is a file": (["--out", file("out", b"text")], "cannot write to"),
     "output that is a device": (["--out", "/dev/full"], "cannot write to /dev/full"),
-    "output with too long a name": (["--out", too_long("")], "file name too long: give a shorter name"),
+    "output with too long a name": (["--out", too_long("")], "ile name too long"),
     "output in a circle": (["--out", circle("loop")], "cannot write to"),
     "no such features": (["--features", "mnist"], "features are for 28x28 images"),
     "unreadable result": (["--methods", "sn", "--out", compared(written("result.json", "[]"))], "result.json is damaged"),
@@ -259,7 +259,7 @@ SWEEP = {
 }  # fmt: skip
 
 TRAIN = {
-    "negative steps": (["--steps", "-1"], "--steps"),
+    "negative steps": (["--steps", "-1"], "steps must be an integer of at least 1"),
     "absurd steps": (["--steps", NINES], "steps must be an integer of at most"),
     "absurd batch": (["--batch-size", "1000000000000"], "batch_size must be an integer of at most 65536"),
     "absurd width": (["--d-channels", "1000000000"], "d_channels must be an integer of at most"),
@@ -274,7 +274,7 @@ TRAIN = {
     "beta of 1": (["--beta1", "1"], "beta1 must lie in [0, 1)"),
     "strength of 2": (["--strength", "2"], "strength must lie in [0, 1]"),
     "detector's nan": (["--detector.fast", "nan"], "fast must"),
-    "negative seed": (["--seed", "-1"], "--seed"),
+    "negative seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
     "unknown loss": (["--loss", "mse"], "--loss"),
     "no samples": (["--samples", "0"], "samples must be an integer of at least 10"),
     "too few in training": (["--samples", "9"], "samples must be an integer of at least 10"),
@@ -350,7 +350,7 @@ TRAIN = {
     "a time that is a list": (["--out", Run(written("timing.json", "[]"))], "timing.json is damaged"),
     "a time of words": (["--out", Run(written("timing.json", '{"seconds": "long"}'))], "timing.json is damaged"),
 } | {
-    f"configuration: {name}": (["--out", Run(written("config.json", content))], said or "is not a run's configuration")
+    f"configuration: {name}": (["--out", Run(written("config.json", content))], said or "config.json is ")
     for name, (content, said) in BAD_JSON.items()
 } | {
     f"configuration: {key}": (["--out", Run(changed("config.json", **{key: value}))], said)
@@ -382,7 +382,7 @@ EVALUATE = {
     "no run": ([OUT], "holds no run"),
     "a run that is a file": ([file("run", b"")], "holds no run"),
     "a run in a circle": ([circle("loop")], "holds no run"),
-    "a run with too long a name": ([too_long("")], "file name too long: give a shorter name"),
+    "a run with too long a name": ([too_long("")], "File name too long"),
     "a run of no UTF-8": ([unprintable("")], "holds no run"),
     "no checkpoint": ([Run(gone("checkpoint.pt"))], "has no checkpoint yet"),
     "no best checkpoint": ([Run(), "--checkpoint", "best"], "has no best checkpoint"),
@@ -390,7 +390,7 @@ EVALUATE = {
     "too few samples": ([Run(), "--samples", "2"], "samples must be an integer of at least 10"),
     "absurd samples": ([Run(), "--samples", NINES], "samples must be an integer of at most"),
     "absurd reference": ([Run(), "--reference", NINES], "reference must be an integer of at most"),
-    "other features": ([Run(), "--features", "cifar"], "features are for 32x32 images"),
+    "other features": ([Run(), "--features", "mnist"], "features are for 28x28 images"),
     "weights without their features": ([Run(), "--inception-weights", "w.pth"], "--inception-weights are for"),
     "configuration of a list": ([Run(written("config.json", "[]"))], "config.json is damaged"),
 } | {f"checkpoint: {name}": ([Run(spoil)], said) for name, (spoil, said) in CHECKPOINTS.items()}
@@ -453,11 +453,11 @@ INSPECT = {
 
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "scores", "events")
 REPORT = {
-    "nothing": ([], "required"),
+    "nothing": ([], "name at least one run directory"),
     "no run": ([OUT], "is neither a run directory nor a comparison folder"),
     "a file": ([file("run", b"")], "is neither a run directory nor"),
     "no UTF-8": ([unprintable("")], "is neither a run directory nor"),
-    "too long a name": ([too_long("")], "give a shorter name"),
+    "too long a name": ([too_long("")], "ile name too long"),
     "page of a wrong kind": ([made(), "--out", "page.pdf"], "has to be a .html or .htm file"),
     "page that exists": ([made(), "--out", file("page.html", b"")], "page.html exists: choose another name"),
     "page that is a folder": ([made(), "--out", folder_of("page.html"), "--overwrite"], "is no file that could be replaced"),
@@ -576,7 +576,11 @@ def test_a_file_that_vanishes_between_listing_and_reading_is_named(tmp_path, mon
     monkeypatch.setattr(ImageFiles, "_decode", vanish)
     with pytest.raises(ValueError, match=r"b\.png is not a readable image \(FileNotFoundError\): remove or replace it"):
         load_images(folder)
-    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     path = images(a__png=png())(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", fail)
     with pytest.raises(ValueError, match=r"a\.png is not a readable image"):
         load_images(path)

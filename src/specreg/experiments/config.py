@@ -291,7 +291,7 @@ def _said(hint: Any) -> str:
         return " or ".join(map(_said, typing.get_args(hint)))
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
+    words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string", type(None): "null"}
     return words.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 

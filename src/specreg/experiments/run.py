@@ -21,7 +21,7 @@ from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.evaluators import REFERENCE_SEED, make_evaluator
 from specreg.experiments.networks import make_discriminator, make_generator
-from specreg.experiments.recorder import Probe, Progress, Recorder
+from specreg.experiments.recorder import Probe, Progress, Recorder, check_records
 from specreg.experiments.sampling import sample_images, sample_labelled, save_picture
 from specreg.experiments.scores import ScoreProbe
 from specreg.experiments.sources import held_out_reference, open_held_out, open_source
@@ -117,6 +117,7 @@ def execute(
     state = build_state(config, source, accelerator)
     if run.checkpoints:
         path = _restore(state, run.checkpoints)
+        check_records(run)
         if path != run.checkpoint and run.checkpoint.exists():
             # The next checkpoint would put it in the place of the one that is whole.
             run.checkpoint.replace(run.kept_checkpoint("damaged"))
@@ -292,6 +293,16 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     state = build_state(config, source, make_accelerator(config.settings))
     _restore(state, paths)
     return config, source, state.sampler
+
+
+def _restore(state: TrainingState, paths: Sequence[Path]) -> Path:
+    """Restore a state from the newest readable one of some checkpoints, and return which it was."""
+    saved, path = load_newest(paths)
+    try:
+        state.load_state_dict(saved)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return path
 
 
 def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> Evaluation | MixtureEvaluation:

@@ -7,6 +7,7 @@ from pathlib import Path
 from specreg.records import write_text
 from specreg.report import sections
 from specreg.report.markup import Markup, join, tag
+from specreg.report.panels import opened
 from specreg.report.runs import Run, grouped
 
 # Even if a string from a record became markup, the browser would neither run it nor load anything.
@@ -32,6 +33,11 @@ def write_page(path: Path, runs: Sequence[Run]) -> None:
     Raises:
         ValueError: a record is damaged; nothing is written.
     """
+    for run in runs:  # before the first figure is drawn
+        run.read()
+        for name in ("data", "samples"):
+            if run.directory.image(name).exists():
+                opened(run.directory.image(name))
     write_text(path, render(runs))
 
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from specreg.inputs import exists
 from specreg.records import RunDirectory
 from specreg.report.tables import DECLARED, TITLES, title
 
@@ -155,6 +156,7 @@ def open_runs(paths: Iterable[str | Path]) -> list[Run]:
     found: dict[Path, Run] = {}
     for path in map(Path, paths):
         inside = []
+        exists(path)  # a name that cannot be looked up is said to be one
         if not (path / "config.json").exists():  # a comparison's folder, or one setting of a sweep
             inside = sorted((path / "runs").glob("*/config.json")) or sorted(path.glob("*/config.json"))
         if not inside and not (path / "config.json").exists():
