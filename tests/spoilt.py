@@ -115,7 +115,9 @@ def tensor(shape: list[Any], begin: int, end: int, kind: str = "F32") -> dict[st
 LIES = {
     "a header of 2^60 bytes": struct.pack("<Q", 2**60) + b"{}",
     "an offset beyond the file": safetensors({"a.weight": tensor([4, 4], 0, 64)}, bytes(8)),
-    "overlapping tensors": safetensors({"a.weight": tensor([2, 2], 0, 16), "b.weight": tensor([2, 2], 8, 24)}, bytes(24)),
+    "overlapping tensors": safetensors(
+        {"a.weight": tensor([2, 2], 0, 16), "b.weight": tensor([2, 2], 8, 24)}, bytes(24)
+    ),
     "a shape that overflows": safetensors({"a.weight": tensor([2**33, 2**33], 0, 16)}, bytes(16)),
     "a shape of less": safetensors({"a.weight": tensor([4, 4], 0, 16)}, bytes(16)),
     "an unknown type": safetensors({"a.weight": tensor([2, 2], 0, 16, "PICKLE")}, bytes(16)),

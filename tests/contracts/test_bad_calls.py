@@ -182,7 +182,7 @@ def test_a_refused_call_leaves_the_module_as_it_was():
         lambda: specreg.spectral_regularization(module, gradient="none"),
         lambda: specreg.orthogonalize(module, iterations=math.inf),
     ):
-        with pytest.raises(ValueError, match="must be|names no layer"):
+        with pytest.raises(ValueError, match=r"must be|names no layer"):
             call()
     assert list(module.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

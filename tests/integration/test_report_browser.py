@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runs import HOSTILE, make_run
+from runs import HOSTILE, hostile_sweep, hostile_weights, make_run
+from specreg.cli import main
 from specreg.report import open_runs, write_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -95,3 +96,16 @@ def test_pictures_decode_names_stay_text_and_the_page_fits_its_width(report, wid
     assert seen["width"] == seen["clientWidth"]
     assert seen["narrowest"] > 60  # a first column of single letters fits as well
     assert seen["height"] > 2000
+
+
+def test_no_script_of_a_hostile_sweep_or_checkpoint_runs(tmp_path):
+    assert main(["report", str(hostile_sweep(tmp_path / "sweep")), "--out", str(tmp_path / "page.html")]) == 0
+    weights = hostile_weights(tmp_path / "a.safetensors")
+    assert main(["inspect", weights, "--plot", str(tmp_path / "plot.svg")]) == 0
+    for name in ("page.html", "plot.svg"):
+        elements, console = dumped(tmp_path / name, tmp_path / f"profile of {name}")
+        assert console == []  # nothing was blocked either: there was nothing to run
+        assert "<script" not in elements
+        assert 'id="hostile"' not in elements.replace("&quot;", "'")
+        assert "<title>hostile</title>" not in elements
+    assert "<title>Sweep: " in (tmp_path / "page.html").read_text(encoding="utf-8")

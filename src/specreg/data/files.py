@@ -22,7 +22,7 @@ _MOST = 1 << 30
 _CHUNK = 1 << 20
 # Headers that say something of the next member are read at once, whatever size they claim; a path needs 4 KiB.
 _MOST_HEADER = 1 << 20
-_MOST_MEMBERS = 100_000  # each takes a kilobyte of memory, and of zeros that unpack a thousandfold a byte of the file
+_MOST_MEMBERS = 10_000  # each takes a kilobyte of memory, and in an archive of a few bytes there may be any number
 _BEFORE_A_MEMBER = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 )
