@@ -215,7 +215,7 @@ READERS = {
         lambda folder: inspect([folder / "m.safetensors.index.json"]),
     ),
     "torch file": Reader(
-        {"a.pt": st.one_of(st.binary(max_size=64), mutated([saved(weights()), saved({"model": weights(), "step": 3})]))},
+        {"a.pt": st.one_of(st.binary(max_size=64), mutated([saved(weights()), saved({"m": weights(), "step": 3})]))},
         lambda folder: inspect([folder / "a.pt"]),
     ),
     "old torch file": Reader({"a.pt": mutated([legacy(weights())])}, lambda folder: inspect([folder / "a.pt"])),
