@@ -83,11 +83,12 @@ def _seconds(run: RunDirectory) -> float:
 
 def _distances(run: RunDirectory) -> dict[int, float]:
     """Return the Fréchet distances of the evaluations, by step."""
-    found = {record["step"]: record.get("fd") for record in run.series("evaluations")}
-    for step, distance in found.items():
-        if not isinstance(distance, int | float):
+    found: dict[int, float] = {}
+    for record in run.series("evaluations"):
+        if not isinstance(distance := record.get("fd"), int | float):
             path = run.path / "evaluations.jsonl"
-            raise ValueError(f"{path} is damaged: 'fd' at step {step} is {distance!r:.60}; restore it")
+            raise ValueError(f"{path} is damaged: 'fd' at step {record['step']} is {distance!r:.60}; restore it")
+        found[record["step"]] = distance
     return found
 
 
