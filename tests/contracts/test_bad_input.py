@@ -369,11 +369,11 @@ CHECKPOINTS = {
     "a list": (written("checkpoint.pt", saved([1, 2])), "is not a checkpoint of specreg"),
     "compressed": (lambda run: written("checkpoint.pt", spoilt.compressed((run / "checkpoint.pt").read_bytes()))(run),
                    "is not a readable checkpoint"),
-    "of another schema": (state(lambda held: held.update(schema=99)), "the checkpoint has schema 99"),
-    "without a network": (state(lambda held: held.pop("generator") and None), "or damaged (KeyError"),
+    "of another schema": (state(lambda held: held.update(schema=99)), "checkpoint.pt has schema 99"),
+    "without a network": (state(lambda held: held.pop("generator") and None), "describes (KeyError"),
     "a network of another size": (state(lambda held: held["generator"].update({next(iter(held["generator"])): torch.ones(3)})),
-                                  "or damaged (RuntimeError"),
-    "a stream of text": (state(lambda held: held.update(stream="text")), "or damaged (TypeError"),
+                                  "describes (RuntimeError"),
+    "a stream of text": (state(lambda held: held.update(stream="text")), "describes (TypeError"),
 }  # fmt: skip
 for _name, (_spoil, _said) in CHECKPOINTS.items():
     TRAIN[f"checkpoint: {_name}"] = (["--out", Run(_spoil)], _said)

@@ -151,7 +151,7 @@ def _restore(state: TrainingState, checkpoints: Sequence[Path]) -> Path:
     saved, path = load_newest(checkpoints)
     try:
         state.load_state_dict(saved)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path} is not of the run that its folder's config.json describes ({type(error).__name__}: {error}): "
             f"restore the one or the other, or train anew in another folder"
@@ -293,16 +293,6 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     state = build_state(config, source, make_accelerator(config.settings))
     _restore(state, paths)
     return config, source, state.sampler
-
-
-def _restore(state: TrainingState, paths: Sequence[Path]) -> Path:
-    """Restore a state from the newest readable one of some checkpoints, and return which it was."""
-    saved, path = load_newest(paths)
-    try:
-        state.load_state_dict(saved)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return path
 
 
 def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> Evaluation | MixtureEvaluation:

@@ -84,21 +84,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`.
-
-        Raises:
-            ValueError: it is of another configuration, or damaged.
-        """
-        try:
-            self._restore(state)
-        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise ValueError(
-                f"the checkpoint is not of this run's configuration, or damaged ({type(error).__name__}: "
-                f"{reason:.80}): remove it to begin anew"
-            ) from error
-
-    def _restore(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
         self.generator.load_state_dict(state["generator"])
         self.discriminator.load_state_dict(state["discriminator"])
         if self.ema is not None:
