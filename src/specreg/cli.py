@@ -89,12 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before or after the training, which asks for it where it can be resumed
         sys.stderr.write(_INTERRUPTED if arguments[0] in ("compare", "sweep", "train") else "specreg: interrupted\n")
         return 130
-    except OSError as error:
-        return _fail(_explained(error), 1 if error.errno in _NO_ROOM else 2)
-    except ValueError as error:
-        return _fail(str(error), 2)
-    except MemoryError:
-        return _fail("there is not enough memory: make images, batches or networks smaller", 2)
+    except (OSError, ValueError, MemoryError) as error:
+        return _fail(_explained(error), 1 if getattr(error, "errno", None) in _NO_ROOM else 2)
 
 
 def _compare(arguments: list[str]) -> int:
@@ -541,9 +537,11 @@ def _check_output(path: Path, endings: tuple[str, ...]) -> None:
     prepare_directory(path.absolute().parent)
 
 
-def _explained(error: OSError) -> str:
+def _explained(error: Exception) -> str:
     """Return an operating system's error with the file and what to do; our own say so themselves."""
-    if error.errno is None:
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: make images, batches or networks smaller"
+    if not isinstance(error, OSError) or error.errno is None:
         return str(error)
     name = "" if error.filename is None else f"{error.filename}: "
     remedy = _REMEDIES.get(error.errno, "check the disk")
