@@ -1,15 +1,19 @@
 """Run directories as a training leaves them, made up in a moment: 12 spectra, of which "blocks.1" collapses."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from specreg.records import RunDirectory
+from specreg.records import RunDirectory, write_json
+from spoilt import safetensors, tensor
 
 # What breaks out of text, attributes and comments, if anything does, and what matplotlib takes for mathematics.
 HOSTILE = """$\\frac<b id="hostile">b</b>"'><script>document.title = "hostile"</script><img src=x onerror=alert(1)>$"""
+# And what steers a terminal, or rich.
+ESCAPES = "\x1b]0;hostile\x07\x1b[2J\u202e\x9b31m[link=file:///x]" + HOSTILE
 STEPS = tuple(range(0, 1200, 100))
 FALL = 600
 
@@ -74,3 +78,24 @@ def damage(path: Path, **changes: Any) -> None:
     lines = path.read_text().splitlines()
     lines[1] = json.dumps(json.loads(lines[1]) | changes)
     path.write_text("\n".join(lines) + "\n")
+
+
+def hostile_sweep(folder: Path) -> Path:
+    """Write a sweep's folder whose every string is hostile."""
+    name = ESCAPES.replace("/", "")
+    cell = {"changes": [ESCAPES], "runs": [f"{name}-seed0", "sn-seed1"], "settings": {ESCAPES: {"b": ESCAPES}}}
+    folder.mkdir()
+    write_json(folder / "sweep.json", {"preset": ESCAPES, "cells": {"C8-32": cell}})
+    make_run(folder / "C8-32" / "sn-seed1", "sn", 1, name=ESCAPES)
+    return folder
+
+
+def hostile_weights(path: Path) -> str:
+    """Write a safetensors file with two layers, one of which has a hostile name."""
+    header = {
+        name: tensor([4, 4], 64 * index, 64 * index + 64)
+        for index, name in enumerate((f"{ESCAPES}.weight", "a.weight"))
+    }
+    identity = struct.pack("<16f", *(float(index % 5 == 0) for index in range(16)))
+    path.write_bytes(safetensors(header | {"__metadata__": {ESCAPES: ESCAPES}}, 2 * identity))
+    return str(path)

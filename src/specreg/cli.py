@@ -7,6 +7,7 @@ training diverged, 4 another process of the job has ended or differs, 130 interr
 import contextlib
 import dataclasses
 import errno
+import functools
 import io
 import itertools
 import json
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from specreg import __version__
-from specreg.records import printable
+from specreg.records import prepare_directory, printable
 
 if TYPE_CHECKING:
     from specreg.experiments.config import Method
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 
 _LAB = ("accelerate", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
 _BOX = re.compile("[─│╭╮╰╯]+")
+# What to do about what the operating system says.
+_REMEDIES = {
+    errno.EACCES: "check its permissions",
+    errno.EISDIR: "name a file in this folder",
+    errno.ELOOP: "its links lead in a circle; name the file itself",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "a part of this path is a file; check the name",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose another folder",
+}
 _INTERRUPTED = "specreg: interrupted; the same command again goes on\n"
 # A full disk, a used-up quota, a limit on the size of files.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -60,7 +72,7 @@ specreg COMMAND --help lists a command's options. The library needs no command:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -83,12 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911
     except KeyboardInterrupt:  # before or after the training, which asks for it where it can be resumed
         sys.stderr.write(_INTERRUPTED if arguments[0] in ("compare", "sweep", "train") else "specreg: interrupted\n")
         return 130
-    except ArithmeticError as error:
-        return _fail(f"training diverged: {error}; the last checkpoint is kept", 3)
-    except (ValueError, OSError) as error:
-        full = isinstance(error, OSError) and error.errno in _NO_ROOM
-        remedy = ": make room; the same command then goes on from the last checkpoint" if full else ""
-        return _fail(f"{error}{remedy}", 1 if full else 2)
+    except (OSError, ValueError, MemoryError) as error:
+        return _fail(_explained(error), 1 if getattr(error, "errno", None) in _NO_ROOM else 2)
     except RuntimeError as error:
         return _of_several(error)
 
@@ -115,7 +123,7 @@ def _compare(arguments: list[str]) -> int:
     from specreg.experiments.config import METHODS, PAPER_METHODS, Settings, check_choice, check_integer
     from specreg.experiments.jobs import execute_all
     from specreg.experiments.run import warn_about
-    from specreg.report import write_report
+    from specreg.report import Run, write_report
 
     @dataclass
     class Compare:
@@ -141,6 +149,9 @@ def _compare(arguments: list[str]) -> int:
         check_choice("methods", method, METHODS)
     check_integer("jobs", given.jobs, at_least=1)
     jobs = compare.plan(given.out, methods, [_integer("seeds", seed) for seed in _split(given.seeds)], given.settings)
+    for job in jobs:
+        if job.run.complete:  # what the report will need is wrong now already
+            Run(job.run).read()
     _show_log(quiet=False)
     for job in {job.config.method: job for job in jobs}.values():
         warn_about(job.config)
@@ -242,7 +253,7 @@ def _outcome(jobs: "Sequence[Job]") -> int:
     """Say which runs failed, and that others wait; returns the exit code."""
     for job in jobs:
         if job.state == "failed":
-            sys.stderr.write(f"specreg: {job.name} failed: {job.error}\n")
+            sys.stderr.write(f"specreg: {printable(f'{job.name} failed: {job.error}')}\n")
     if any(job.state in ("waiting", "stopped") for job in jobs):
         sys.stderr.write(_INTERRUPTED)
         return 130
@@ -258,6 +269,7 @@ def _train(arguments: list[str]) -> int:
     from specreg.experiments.run import check_shares, execute, join_processes, prepare_run, saved_config, warn_about
     from specreg.experiments.sources import open_checked
     from specreg.records import RunDirectory
+    from specreg.training.steps import NonFiniteError
 
     @dataclass
     class Train:
@@ -291,8 +303,13 @@ def _train(arguments: list[str]) -> int:
         progress: Any = lambda step, metrics: None  # noqa: E731
         if processes.main and not given.quiet:
             label = f"{config.method}, seed {config.seed}"
-            progress = held.enter_context(display.training(label, config.settings.training.steps))
-        finished = execute(config, run, source, stop=interrupted, progress=progress, processes=processes)
+            bar = display.training(label, config.settings.training.steps)
+            begun = functools.cache(functools.partial(held.enter_context, bar))
+            progress = lambda step, metrics: begun()(step, metrics)  # noqa: E731, PLW0108  # after what could be wrong
+        try:
+            finished = execute(config, run, source, stop=interrupted, progress=progress, processes=processes)
+        except NonFiniteError as error:
+            return _fail(f"training diverged: {error}; the last checkpoint is kept", 3)
     processes.leave()
     if not processes.main:
         return 0 if finished else 130
@@ -349,7 +366,7 @@ def _evaluate(arguments: list[str]) -> int:
 def _sample(arguments: list[str]) -> int:
     import tyro
 
-    from specreg.experiments.config import check_integer
+    from specreg.experiments.config import LAST_SEED, check_integer
     from specreg.experiments.run import load_sampler
     from specreg.experiments.sampling import sample_images, save_picture
     from specreg.records import RunDirectory
@@ -370,15 +387,14 @@ def _sample(arguments: list[str]) -> int:
         """The newest, the one of the least Fréchet distance, or the last one without an alarm."""
 
     given = _parse(Sample(), "sample", arguments)
-    check_integer("side", given.side, at_least=1)
-    check_integer("seed", given.seed, at_least=0)
+    check_integer("side", given.side, at_least=1, at_most=100)
+    check_integer("seed", given.seed, at_least=0, at_most=LAST_SEED)
+    _check_output(given.out, (".png",))
     if given.out.exists():
         raise ValueError(f"{given.out} exists: choose another name with --out")
-    if given.out.suffix.lower() != ".png" or not given.out.absolute().parent.is_dir():
-        raise ValueError(f"{given.out} has to be a .png file in a folder that exists")
     _, source, generator = load_sampler(RunDirectory(given.run), which=given.checkpoint)
     save_picture(lambda count: sample_images(generator, count, seed=given.seed), source, given.out, side=given.side)
-    sys.stdout.write(f"{given.out}\n")
+    sys.stdout.write(f"{printable(str(given.out))}\n")
     return 0
 
 
@@ -452,8 +468,7 @@ def _report(arguments: list[str]) -> int:
     given = _parse(Report(()), "report", arguments)
     if not given.runs:
         raise ValueError("name at least one run directory or comparison folder: specreg report RUN")
-    if given.out.suffix.lower() not in (".html", ".htm") or not given.out.absolute().parent.is_dir():
-        raise ValueError(f"{given.out} has to be an .html file in a folder that exists")
+    _check_output(given.out, (".html", ".htm"))
     if given.out.exists() and not given.overwrite:
         raise ValueError(f"{given.out} exists: choose another name with --out, or replace it with --overwrite")
     if any(map(is_sweep, given.runs)):
@@ -462,11 +477,11 @@ def _report(arguments: list[str]) -> int:
         if (folder := folder_of(given.out)).exists() and not (given.overwrite and folder.is_dir()):
             raise ValueError(f"{folder} exists: choose another name with --out, or replace it with --overwrite")
         paths = write_sweep_report(given.out, open_sweeps(given.runs))
-        sys.stdout.write("".join(f"{path}\n" for path in paths))
+        sys.stdout.write("".join(f"{printable(str(path))}\n" for path in paths))
         return 0
     runs = open_runs(given.runs)
     write_page(given.out, runs)
-    sys.stdout.write("".join(f"{line}\n" for line in (given.out, *map(verdict_line, runs))))
+    sys.stdout.write("".join(f"{line}\n" for line in (printable(str(given.out)), *map(verdict_line, runs))))
     return 0
 
 
@@ -524,8 +539,17 @@ def _output(arguments: Sequence[str], default: Path) -> Path:
     return default
 
 
+class _Printable(logging.Formatter):
+    """Messages that cannot steer the terminal: they hold names of files and layers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).splitlines()))
+
+
 def _show_log(quiet: bool, *, main: bool = True) -> None:
-    logging.basicConfig(level=logging.WARNING, format="specreg: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("specreg: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # What the main process says need not be said by the others, too.
     level = (logging.WARNING if quiet else logging.INFO) if main else logging.ERROR
     logging.getLogger("specreg").setLevel(level)
@@ -539,7 +563,29 @@ def _integer(option: str, value: str) -> int:
     try:
         return int(value)
     except ValueError:
-        raise ValueError(f"{option} must be integers, got {value!r}") from None
+        raise ValueError(f"{option} must be integers, got {value!r:.60}") from None
+
+
+def _check_output(path: Path, endings: tuple[str, ...]) -> None:
+    """Make sure that a file can be written, before anything is computed for it."""
+    if path.suffix.lower() not in endings or not path.absolute().parent.is_dir():
+        raise ValueError(f"{path} has to be a {' or '.join(endings)} file in a folder that exists")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file that could be replaced: choose another name")
+    prepare_directory(path.absolute().parent)
+
+
+def _explained(error: Exception) -> str:
+    """Return an operating system's error with the file and what to do; our own say so themselves."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: make images, batches or networks smaller"
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    name = "" if error.filename is None else f"{error.filename}: "
+    remedy = _REMEDIES.get(error.errno, "check the disk")
+    if error.errno in _NO_ROOM:
+        remedy = "make room; the same command then goes on from the last checkpoint"
+    return f"{name}{error.strerror or error}: {remedy}"
 
 
 def _fail(message: str, code: int) -> int:

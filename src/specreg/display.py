@@ -103,21 +103,21 @@ def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapp
         "Divided by the multiply-adds a second that a machine sustains in training, they give its time."
     )
     for changed, names in _by_changes(plan).items():
-        console.print(Text(f"Changed from the preset in {', '.join(names)}: {'; '.join(changed)}."))
+        console.print(_plain(f"Changed from the preset in {', '.join(names)}: {'; '.join(changed)}."))
 
 
 def sweep_results(tables: "Sequence[SweepTable]", out: Path) -> None:
     """Print a sweep's tables, and how to have them as files."""
     console = Console(highlight=False)
     for one in tables:
-        shown = Table(title=Text(one.title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        shown = Table(title=_plain(one.title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
         for index, heading in enumerate(one.headings):
-            shown.add_column(Text(heading), justify="left" if index == 0 else "right")
+            shown.add_column(_plain(heading), justify="left" if index == 0 else "right")
         for row in one.rows:
-            shown.add_row(*map(Text, row))
+            shown.add_row(*map(_plain, row))
         console.print(shown)
         console.print()
-    console.print(f"tables, figures and a page: specreg report {out}", soft_wrap=True, markup=False)
+    console.print(_plain(f"tables, figures and a page: specreg report {out}"), soft_wrap=True)
 
 
 def results(rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
@@ -129,13 +129,13 @@ def results(rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
         shown = Table(title=f"{cells[0][1]} seed{'s' if spread else ''}{spread}", title_justify="left")
         shown.add_column("")
         for line in cells:
-            shown.add_column(line[0], justify="right")
+            shown.add_column(_plain(line[0]), justify="right")
         for heading, values in list(zip(headings, zip(*cells, strict=True), strict=True))[2:]:
-            shown.add_row(heading, *values)
+            shown.add_row(heading, *map(_plain, values))
         console.print(shown)
-        console.print(protocol(rows[0]), highlight=False)
+        console.print(_plain(protocol(rows[0])), highlight=False)
     for path in paths:
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(_plain(str(path)), highlight=False, soft_wrap=True)
 
 
 def metrics(values: Mapping[str, Any]) -> None:
@@ -143,7 +143,7 @@ def metrics(values: Mapping[str, Any]) -> None:
     shown = Table(show_header=False, box=None)
     for key, value in values.items():
         if not isinstance(value, dict) and value is not None:
-            shown.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+            shown.add_row(_plain(key), _plain(f"{value:.4g}" if isinstance(value, float) else str(value)))
     Console(file=sys.stdout).print(shown)
 
 
@@ -166,9 +166,9 @@ def autopsy(found: Autopsy, plot: Path | None = None) -> None:
     series = len(found.paths) > 1
     console.print(_series_table(found, console.width) if series else _spectra_table(found, console.width))
     for line in (*(_series_notes if series else _spectra_notes)(found), *found.notes):
-        console.print(Text(line))
+        console.print(_plain(line))
     if plot is not None:
-        console.print(Text(str(plot)), soft_wrap=True)
+        console.print(_plain(str(plot)), soft_wrap=True)
 
 
 def _spectra_table(found: Autopsy, width: int) -> Table:
@@ -283,7 +283,7 @@ def _curve(ratios: Sequence[float], *, width: int, height: int) -> str:
 
 
 def _coloured(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    state = str(verdicts[0]["state"]) if verdicts else ""
+    state = str(verdicts[0].get("state")) if verdicts else ""
     colour = _STYLES.get(state)
     return f"[{colour}]{state}[/]" if colour else escape(printable(state))
 
@@ -321,12 +321,12 @@ def _sweep(jobs: "Sequence[Job]") -> Group:
     for job in running[:_MOST_SHOWN]:
         latest = _latest(job)
         shown.add_row(
-            Text(job.name),
+            _plain(job.name),
             f"{latest['step']}/{job.config.settings.training.steps}",
             *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),
             _coloured(_last(job, "verdicts")),
         )
-    failed = [Text(f"{job.name}: {job.error}", "red", overflow="ellipsis", no_wrap=True)
+    failed = [Text(printable(f"{job.name}: {job.error}"), "red", overflow="ellipsis", no_wrap=True)
               for job in jobs if job.state == "failed"]  # fmt: skip
     return Group(f"{len(jobs)} runs: {said}", *([shown] if running else []), *failed[-_MOST_SHOWN:])
 
@@ -342,8 +342,14 @@ def _last(job: "Job", series: str) -> list[dict[str, Any]]:
 def _latest(job: "Job") -> dict[str, Any]:
     latest: dict[str, Any] = {"step": 0}
     for record in (*_last(job, "metrics"), *_last(job, "evaluations")):
-        latest |= record | {"step": max(latest["step"], record["step"])}
+        numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+        latest |= numbers | {"step": max(latest["step"], record["step"])}
     return latest
+
+
+def _plain(text: str) -> Text:
+    """Return what may come from a file as text alone: no markup, and nothing that steers a terminal."""
+    return Text(printable(text))
 
 
 def _unwrapped(text: str) -> str:

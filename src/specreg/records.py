@@ -33,13 +33,18 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from specreg.inputs import check_file, exists
 
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "scores", "events")
 _LOCK_ATTEMPTS = 10
 _PARTIAL = ".partial"  # ends the name of a file that is being written, and has no name of its own yet
+# Nothing written here comes near: what is larger or nested deeper would fill the memory or the interpreter's stack.
+_LARGEST, _DEEPEST = 1 << 26, 50  # bytes of a JSON file or of a line; objects and lists within each other
+_LAST_STEP = 1 << 53  # whole numbers are exact up to there, in whatever reads them
 
 
 class RunDirectory:
@@ -92,6 +97,8 @@ class RunDirectory:
             return
         import fcntl
 
+        if (self.path / "run.lock").exists():
+            check_file(self.path / "run.lock")
         with open(self.path / "run.lock", "a", encoding="utf-8") as file:
             for attempt in range(_LOCK_ATTEMPTS):  # who only asks for the holder locks it for a moment, too
                 try:
@@ -114,6 +121,7 @@ class RunDirectory:
             return None
         import fcntl
 
+        check_file(path)
         with open(path, encoding="utf-8", errors="replace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -128,10 +136,15 @@ class RunDirectory:
         """Return a JSON file's object, or None where there is no such file.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or holds something else.
         """
         path = self.path / f"{name}.json"
-        return read_json(path) if path.exists() else None
+        if not exists(path):
+            return None
+        value = read_json(path)
+        if not isinstance(value, dict):
+            raise ValueError(f"{path} is damaged (not an object): remove it or restore it")
+        return value
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file atomically."""
@@ -154,27 +167,40 @@ class RunDirectory:
         """Drop what was recorded after ``step``, which the checkpoint that a run goes on from does not know.
 
         The checkpoint that a killed process had half written is removed, too; so the lock has to be held.
+
+        Raises:
+            ValueError: a series is damaged; nothing is changed.
         """
-        for partial in self.path.glob(f".checkpoint*{_PARTIAL}"):
-            partial.unlink()
+        kept = {}  # all are read before the first is written
         for name in SERIES:
             path = self.path / f"{name}.jsonl"
             if path.exists():
-                kept = [json.dumps(record) + "\n" for record in _lines(path) if record["step"] <= step]
-                _write_atomically(path, "".join(kept))
+                kept[path] = [json.dumps(record) + "\n" for record in _lines(path) if record["step"] <= step]
+        for partial in self.path.glob(f".checkpoint*{_PARTIAL}"):
+            partial.unlink()
+        for path, lines in kept.items():
+            _write_atomically(path, "".join(lines))
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; ValueError names it where it is damaged."""
+    """Read a JSON file; ValueError names it where it is damaged, or is no file."""
+    check_file(path)
+    with _opened(path) as file:
+        content = file.read(_LARGEST + 1)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return _parsed(content)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): remove it or restore it") from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically: readers see the old one or the whole new one."""
     _write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically; half of a surrogate pair, as a name may hold it and no encoding writes it, becomes "?"."""
+    _write_atomically(path, text)
 
 
 @contextlib.contextmanager
@@ -231,19 +257,53 @@ def prepare_directory(path: Path) -> None:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            if number == len(lines) and not line.endswith(b"\n"):
-                return
-            raise ValueError(f"{path}, line {number} is damaged ({error}): remove it or restore it") from error
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise ValueError(f"{path}, line {number} is damaged: not an object with a step")
-        yield record
+    check_file(path)
+    with _opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(_LARGEST + 1), b""), start=1):
+            try:
+                record = _parsed(line)
+            except ValueError as error:
+                if not line.endswith(b"\n") and len(line) <= _LARGEST:
+                    return
+                raise ValueError(f"{path}, line {number} is damaged ({error}): remove it or restore it") from error
+            step = record.get("step") if isinstance(record, dict) else None
+            if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= _LAST_STEP:
+                raise ValueError(
+                    f"{path}, line {number} is damaged (not an object with a step): remove it or restore it"
+                )
+            yield record
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def _parsed(content: bytes) -> Any:
+    """Return JSON's value; ValueError, in one line, where it is none, or too large or too deep to be a record."""
+    if len(content) > _LARGEST:
+        raise ValueError(f"more than {_LARGEST} bytes")
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if content.count(b"[") + content.count(b"{") > _DEEPEST:
+        level = [value]
+        for _ in range(_DEEPEST):
+            level = [inner for one in level for inner in _held(one) if isinstance(inner, dict | list)]
+        if level:
+            raise ValueError("nested too deeply")
+    return value
+
+
+def _held(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _write_atomically(path: Path, text: str) -> None:
     with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", errors="replace"))

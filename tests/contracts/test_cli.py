@@ -1,4 +1,4 @@
-"""What the command line promises: help, version, and for bad input one line, exit code 2 and nothing written."""
+"""What the command line promises: help, version, and what inspect prints; bad input is in test_bad_input.py."""
 
 import json
 import subprocess
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import specreg
 from specreg.cli import main
@@ -49,98 +48,9 @@ def test_python_m_specreg_is_the_same_command():
     assert printed.stdout == f"specreg {specreg.__version__}\n"
 
 
-def mixed_folder(tmp_path: Path) -> str:
-    for side in (8, 16):
-        Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
-    return str(tmp_path)
-
-
-def corrupt_zip(tmp_path: Path) -> str:
-    (tmp_path / "images.zip").write_bytes(b"PK not really")
-    return str(tmp_path / "images.zip")
-
-
-def odd_size(tmp_path: Path) -> str:
-    Image.new("L", (30, 30)).save(tmp_path / "30.png")
-    return str(tmp_path)
-
-
-def pickled_module(tmp_path: Path) -> str:
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
-    return str(tmp_path / "module.pt")
-
-
 def weights(tmp_path: Path) -> str:
     torch.save({"conv[red]\x1b[31m.weight": torch.randn(4, 3, 3, 3), "last.weight": torch.eye(4)}, tmp_path / "w.pt")
     return str(tmp_path / "w.pt")
-
-
-OUT = "<out>"
-BAD = {
-    "unknown command": (["trian"], "unknown command 'trian'"),
-    "unknown flag": (["compare", "--out", OUT, "--stepz", "5"], "--stepz"),
-    "value of a wrong type": (["compare", "--out", OUT, "--steps", "many"], "--steps"),
-    "no steps": (["compare", "--out", OUT, "--steps", "0"], "steps must be an integer of at least 1, got 0"),
-    "unknown method": (["compare", "--out", OUT, "--methods", "magic"], "methods must be one of sn, static, dynamic"),
-    "no methods": (["compare", "--out", OUT, "--methods", ","], "methods must not be empty"),
-    "bad seed": (["compare", "--out", OUT, "--seeds", "one"], "seeds must be integers, got 'one'"),
-    "negative seed": (["compare", "--out", OUT, "--seeds", "-1"], "-1"),
-    "no jobs": (["compare", "--out", OUT, "--jobs", "0"], "jobs must be an integer of at least 1"),
-    "negative keep": (["train", "--out", OUT, "--keep", "-0.5"], "keep must be a fraction of r in (0, 1]"),
-    "zero layers": (["train", "--out", OUT, "--d-channels", "0"], "d_channels must be an integer of at least 1"),
-    "missing data": (["train", "--out", OUT, "--data", "nowhere.zip"], "no data at nowhere.zip"),
-    "corrupt zip": (["train", "--out", OUT, "--data", corrupt_zip], "images.zip is not a readable zip file"),
-    "mixed sizes": (["train", "--out", OUT, "--data", mixed_folder], "give an image size"),
-    "no network": (["train", "--out", OUT, "--data", odd_size], "no network for 30x30 images"),
-    "conditional on nothing": (["train", "--out", OUT, "--data", odd_size, "--image-size", "32", "--conditional"],
-                               "has no classes to be conditional on"),
-    "resized digits": (["train", "--out", OUT, "--image-size", "32"], "digits are 8x8"),
-    "unwritable output": (["compare", "--out", "/proc/specreg"], "cannot write to /proc/specreg"),
-    "no run": (["evaluate", OUT], "holds no run"),
-    "no run to sample": (["sample", OUT, "--out", "new.png"], "holds no run"),
-    "picture of a wrong kind": (["sample", OUT, "--out", "new.gif"], "has to be a .png file"),
-    "no checkpoint": (["inspect"], "no checkpoint given"),
-    "missing checkpoint": (["inspect", OUT], "there is no checkpoint"),
-    "checkpoint with code": (["inspect", pickled_module], "which only running code could restore"),
-    "unknown layer": (["inspect", weights, "--only", "body"], "--only 'body' names no layer"),
-    "plot of a wrong kind": (["inspect", weights, "--plot", "new.jpg"], "has to be a .png or .svg file"),
-    "plot that exists": (["inspect", weights, "--plot", "../there.png"], "exists: choose another name with --plot"),
-    "stacked digits": (["train", "--out", OUT, "--stacked"], "digits are always stacked"),
-    "cached digits": (["train", "--out", OUT, "--cache", "cache"], "drop --stacked and --cache"),
-    "cached points": (["train", "--out", OUT, "--data", "ring", "--cache", "cache"], "ring has points"),
-    "no such features": (["compare", "--out", OUT, "--features", "mnist"], "features are for 28x28 images"),
-    "weights without their features": (["sweep", "--preset", "digits", "--out", OUT, "--inception-weights", "w.pth"],
-                                       "--inception-weights are for --features inception"),
-    "too few in training": (["train", "--out", OUT, "--samples", "9"], "samples must be an integer of at least 10"),
-    "too few samples": (["evaluate", OUT, "--samples", "2"], "samples must be an integer of at least 10"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_exit_code_2_and_nothing_written(case, tmp_path, monkeypatch, capsys):
-    arguments, message = BAD[case]
-    (tmp_path / "data").mkdir()
-    (tmp_path / "work").mkdir()
-    (tmp_path / "there.png").touch()
-    monkeypatch.chdir(tmp_path / "work")
-    given = [str(tmp_path / "out") if a is OUT else a(tmp_path / "data") if callable(a) else a for a in arguments]
-    code, out, error = run(capsys, *given)
-    assert code == 2
-    assert out == ""
-    assert error.startswith("specreg: error: ")
-    assert error.count("\n") == 1
-    assert message in error
-    assert not (tmp_path / "out").exists()
-    assert list((tmp_path / "work").iterdir()) == []
-
-
-def test_an_unknown_key_in_a_saved_configuration_is_named(tmp_path, capsys):
-    (tmp_path / "config.json").write_text('{"method": "sn", "colour": "red"}')
-    code, _, error = run(capsys, "train", "--out", str(tmp_path))
-    assert code == 2
-    assert "unknown key 'colour'" in error
-    assert error.count("\n") == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_without_the_lab_the_command_line_says_what_to_install(capsys, monkeypatch):

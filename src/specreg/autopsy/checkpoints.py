@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from specreg.inputs import check_file, check_stored, exists
 from specreg.layers import matches, shown
 from specreg.records import printable, read_json
 
@@ -115,11 +116,14 @@ def open_checkpoint(
 
 
 def _file(path: Path) -> Path:
-    if not path.exists():
-        raise ValueError(f"there is no checkpoint {path}")
+    if not exists(path):
+        raise ValueError(f"there is no checkpoint {path}: check the name")
     if not path.is_dir():
         return path
-    inside = sorted(path.iterdir())
+    try:
+        inside = sorted(path.iterdir())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     candidates = [file for file in inside if file.name.endswith(INDEX)]
     candidates = candidates or [file for file in inside if file.suffix.lower() in _ENDINGS and file.is_file()]
     if len(candidates) != 1:
@@ -130,8 +134,12 @@ def _file(path: Path) -> Path:
 
 def _tensors(path: Path) -> dict[str, _Stored]:
     """Return all tensors in a file, by name. What a file is shows in its first bytes; endings are used at will."""
-    with open(path, "rb") as file:
-        head = file.read(16)
+    check_file(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check the file and the disk") from error
     if not head:
         raise ValueError(f"{path} is empty: copy or download it again")
     if path.name.endswith(INDEX):
@@ -153,7 +161,7 @@ def _safetensors(path: Path) -> dict[str, _Stored]:
             entry = file.get_slice(name)
             read = partial(file.get_tensor, name)
             found[name] = _Stored(tuple(entry.get_shape()), entry.get_dtype() in _FLOATING, read)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
     return found
 
@@ -178,11 +186,14 @@ def _sharded(path: Path) -> dict[str, _Stored]:
 
 def _pickled(path: Path, *, zipped: bool) -> dict[str, _Stored]:
     try:
+        if zipped:
+            check_stored(path)
         # weights_only makes tensors and plain values and calls nothing that the file names. The old format, which is
         # no zip file, cannot be mapped into memory.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what an odd file may be short before it fails on it
             root = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        tensors = list(_walk(root))
     except Exception as error:  # a damaged pickle makes its reader fail anywhere
         message = str(error)
         named = re.search(r"GLOBAL (\S+)", message)
@@ -195,7 +206,7 @@ def _pickled(path: Path, *, zipped: bool) -> dict[str, _Stored]:
             ) from error
         raise _damaged(path, error) from error
     found: dict[str, _Stored] = {}
-    for name, tensor in _walk(root):
+    for name, tensor in tensors:
         if name in found:
             raise ValueError(f"{path} holds two tensors named {name!r}")
         found[name] = _Stored(tuple(tensor.shape), tensor.dtype in _FLOATING_TYPES, partial(_itself, tensor))
@@ -209,8 +220,10 @@ def _walk(root: Any) -> Iterator[tuple[str, Tensor]]:
     while pending:
         name, value = pending.pop()
         if isinstance(value, Tensor):
-            # A view may claim to be far larger than what is stored, and fill the memory when it is read.
-            if value.layout == torch.strided and value.untyped_storage().nbytes() >= value.numel() * value.itemsize:
+            # A view may claim to be far larger than what is stored, and fill the memory when it is read; on the
+            # device "meta" nothing is stored at all.
+            dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+            if dense and value.untyped_storage().nbytes() >= value.numel() * value.itemsize:
                 yield name, value.detach()
         elif isinstance(value, dict | list | tuple) and id(value) not in visited:
             visited.add(id(value))

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specreg.autopsy.spectra import Autopsy
-from specreg.records import printable
+from specreg.records import prepare_directory, printable
 
 _PANELS = 16
 _FORMATS = (".png", ".svg")
@@ -17,12 +17,13 @@ def check_plot(path: Path) -> None:
     """Make sure that a picture can be written, before anything is computed.
 
     Raises:
-        ValueError: it exists, is neither PNG nor SVG, or its folder does not exist.
+        ValueError: it exists, is neither PNG nor SVG, or its folder does not exist or cannot be written to.
     """
     if path.suffix.lower() not in _FORMATS or not path.absolute().parent.is_dir():
         raise ValueError(f"--plot {path} has to be a .png or .svg file in a folder that exists")
     if path.exists():
         raise ValueError(f"{path} exists: choose another name with --plot")
+    prepare_directory(path.absolute().parent)
 
 
 def draw(autopsy: Autopsy) -> Figure:

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specreg.data.pixels import room
+from specreg.inputs import check_file
+
 # Part of every key: to be raised whenever the same files would give other pixels.
 _VERSION = 2
 
@@ -39,7 +42,7 @@ def hold(decode: Callable[[], Pixels], *, cache: Path | None, name: str, stamp: 
     """
     if cache is None:
         shape, chunks = decode()
-        images, filled = np.empty(shape, dtype=np.uint8), 0
+        images, filled = room(shape), 0
         for chunk in chunks:
             images[filled : filled + len(chunk)] = chunk
             filled += len(chunk)
@@ -72,10 +75,12 @@ def file_stamp(path: Path) -> list[str | int]:
 
 def _mapped(file: Path, key: str) -> Tensor | None:
     try:
+        check_file(file)
+        check_file(file.with_suffix(".json"))
         described = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         # Copy on write: torch warns of read-only arrays, and nobody writes to these.
         images = np.load(file, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, RecursionError):
         return None
     if not isinstance(described, dict) or described.get("key") != key:
         return None

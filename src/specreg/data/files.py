@@ -3,11 +3,14 @@
 import contextlib
 import gzip
 import io
+import itertools
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
+
+from specreg.inputs import check_file
 
 # What tarfile, gzip and zlib raise when an archive is damaged or ends early.
 _DAMAGED = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)
@@ -17,6 +20,30 @@ _OTHER_ENDINGS = (".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2", ".tar.zst", ".
 # All that is read at once, unpacked: a small file may unpack to any size. CIFAR-100 has 185 MB, EMNIST 550 MB.
 _MOST = 1 << 30
 _CHUNK = 1 << 20
+# Headers that say something of the next member are read at once, whatever size they claim; a path needs 4 KiB.
+_MOST_HEADER = 1 << 20
+_MOST_MEMBERS = 10_000  # each takes a kilobyte of memory, and in an archive of a few bytes there may be any number
+_BEFORE_A_MEMBER = frozenset(
+    (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+)
+
+
+class _Member(tarfile.TarInfo):
+    """A member that is refused before its header can claim more memory than a header needs."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0 or (self.type in _BEFORE_A_MEMBER and self.size > _MOST_HEADER):
+            raise tarfile.ReadError(f"a header claims {self.size} bytes")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise _SparseError(self.name)
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+    def _proc_gnusparse_10(self, *_: Any) -> None:  # its map of any length is read from the member
+        raise _SparseError(self.name)
+
+
+class _SparseError(Exception):
+    """A sparse file, which may claim any size."""
 
 
 class Files:
@@ -28,7 +55,10 @@ class Files:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.names = frozenset(file.name for file in path.iterdir() if file.is_file())
+        try:
+            self.names = frozenset(file.name for file in path.iterdir() if file.is_file())
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
 
     def size(self, name: str) -> int:
         """Return a file's size in bytes."""
@@ -37,6 +67,7 @@ class Files:
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """Open a file for reading."""
+        check_file(self.path / name)
         with open(self.path / name, "rb") as file:
             yield file
 
@@ -87,7 +118,10 @@ class Archive(Files):
         if path.name.lower().endswith(_OTHER_ENDINGS):
             raise ValueError(f"{path} is not read without being unpacked, as .tar and .tar.gz are: give its folder")
         with self._opened() as archive:
-            found = [member for member in archive if member.isfile()]
+            members = list(itertools.islice(archive, _MOST_MEMBERS + 1))
+        if len(members) > _MOST_MEMBERS:
+            raise ValueError(f"{path} has more than {_MOST_MEMBERS} files: unpack it and give the folder")
+        found = [member for member in members if member.isfile()]
         if sparse := [member.name for member in found if member.issparse()]:
             raise ValueError(f"{path} has {sparse[0]} as a sparse file, which is not read: unpack it, give the folder")
         self._members = {PurePosixPath(member.name).name: member for member in found}
@@ -108,6 +142,10 @@ class Archive(Files):
         try:
             with _tar(self.path) as archive:
                 yield archive
+        except _SparseError as error:
+            raise ValueError(
+                f"{self.path} has {error} as a sparse file, which is not read: unpack it, give the folder"
+            ) from error
         except _DAMAGED as error:
             raise ValueError(f"{self.path} is a truncated or damaged archive ({error}): fetch it again") from error
 
@@ -120,6 +158,8 @@ def is_archive(path: Path) -> bool:
     try:
         with _tar(path):
             return True
+    except _SparseError:
+        return True
     except _DAMAGED:
         return path.name.lower().endswith((*_ENDINGS, *_OTHER_ENDINGS))
 
@@ -127,7 +167,7 @@ def is_archive(path: Path) -> bool:
 def _tar(path: Path) -> tarfile.TarFile:
     with open(path, "rb") as file:
         compressed = file.read(2) == _GZIP
-    return tarfile.open(path, "r:gz" if compressed else "r:")
+    return tarfile.open(path, "r:gz" if compressed else "r:", tarinfo=_Member)
 
 
 def _unpacked(content: bytes, most: int) -> bytes:

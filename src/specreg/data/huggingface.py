@@ -69,9 +69,9 @@ def load_saved(path: Path, split: Split) -> ImageFiles:
 def _part(path: Path, split: Split) -> str | None:
     try:
         parts = json.loads((path / _SEVERAL).read_text(encoding="utf-8"))["splits"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return next((name for name in _PARTS[split] if name in parts), None)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path / _SEVERAL} does not list the data set's parts: save it again") from error
-    return next((name for name in _PARTS[split] if name in parts), None)
 
 
 def _labels(folder: Path, table: Any, kind: type) -> tuple[Sequence[int], tuple[str, ...]]:

@@ -3,7 +3,10 @@
 import contextlib
 import functools
 import io
+import lzma
 import posixpath
+import stat
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,20 +16,20 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.cache import Pixels, file_stamp, hold
 from specreg.data.npz import load_npz
-from specreg.data.pixels import planes, square
+from specreg.data.pixels import check_size, planes, square
+from specreg.inputs import check_file, exists
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _MOST = 1 << 28  # bytes of an image in a zip file, whose few bytes may unpack to any number
 _CHUNK = 256
-_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
-_UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 
 
 class _ColouredError(Exception):
@@ -94,13 +97,13 @@ class ImageFiles:
     def _image(self, index: int) -> Image.Image:
         try:
             with self.open(index) as file:
-                image: Image.Image = Image.open(io.BytesIO(file.read()))
-                image.load()
-        except _UNREADABLE as error:
-            name = f"{self.path}: {self.names[index]}"
-            raise ValueError(
-                f"{name} is not a readable image ({type(error).__name__}): remove or replace it"
-            ) from error
+                content = file.read(_MOST + 1)
+        except OSError as error:
+            raise self._unreadable(index, error) from error
+        try:
+            image = decoded(content)
+        except Exception as error:  # a damaged image makes its decoder fail anywhere
+            raise self._unreadable(index, error) from error
         with contextlib.suppress(Exception):  # damaged EXIF fails anywhere, and says nothing of the orientation
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F"):
@@ -110,11 +113,31 @@ class ImageFiles:
             )
         return _eight_bits(image) if image.mode in _SIXTEEN_BITS else image
 
+    def _unreadable(self, index: int, error: Exception) -> ValueError:
+        why = f"{self.path}: {self.names[index]} is not a readable image ({type(error).__name__})"
+        return ValueError(f"{why}: remove or replace it")
+
     def _no_squares(self, first: Image.Image, index: int, image: Image.Image) -> ValueError:
         return ValueError(
             f"{self.path}: images have to be squares of one size, but {self.names[0]} is {first.width}x{first.height} "
             f"and {self.names[index]} {image.width}x{image.height}; give an image size to crop and resize them"
         )
+
+
+def decoded(content: bytes) -> Image.Image:
+    """Decode an image of at most 89 million pixels, what Pillow takes for no bomb, and 256 MiB of file.
+
+    Raises:
+        Exception: of any kind that Pillow has for damaged files, or Image.DecompressionBombWarning.
+    """
+    if len(content) > _MOST:
+        raise ValueError(f"more than {_MOST} bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)  # of what an odd file may be short
+        image: Image.Image = Image.open(io.BytesIO(content))
+        image.load()
+    return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -149,12 +172,12 @@ def load_images(
             class that is not in ``classes``.
     """
     path = Path(path)
-    if not path.exists():
+    if not exists(path):
         raise FileNotFoundError(f"no data at {path}: give 'digits', a folder or zip of images, or an npz file")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    check_size(image_size)
     if path.is_dir():
         return _load_folder(path, image_size, cache, classes)
+    check_file(path)
     if path.suffix.lower() == ".npz":
         return load_npz(path, image_size=image_size)
     if path.suffix.lower() == ".zip":
@@ -194,7 +217,10 @@ def classes_in(path: Path) -> tuple[str, ...]:
 
 
 def _folder(root: Path) -> list[Path]:
-    return [file for file in sorted(root.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+    try:
+        return [file for file in sorted(root.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+    except OSError as error:
+        raise ValueError(f"{root} cannot be read ({error.strerror}): check its permissions") from error
 
 
 def _zipped(archive: zipfile.ZipFile) -> list[str]:
@@ -203,9 +229,19 @@ def _zipped(archive: zipfile.ZipFile) -> list[str]:
         for name in sorted(archive.namelist())
         if posixpath.splitext(name)[1].lower() in SUFFIXES and "__MACOSX" not in name.split("/")
     ]
+    if sum(entry.compress_size for entry in archive.infolist()) > Path(str(archive.filename)).stat().st_size:
+        raise ValueError(f"{archive.filename} has entries that claim more bytes than it has: make the zip again")
     for name in names:
-        if (size := archive.getinfo(name).file_size) > _MOST:
-            raise ValueError(f"{archive.filename}: {name} has {size} bytes, more than {_MOST}, no image's: remove it")
+        entry = archive.getinfo(name)
+        if entry.file_size > _MOST:
+            raise ValueError(
+                f"{archive.filename}: {name} has {entry.file_size} bytes, more than {_MOST}, no image's: remove it"
+            )
+        # Nothing is unpacked into files, but who made such an archive meant it to leave its folder.
+        if name.startswith(("/", "\\")) or ":" in name[:2] or ".." in name.replace("\\", "/").split("/"):
+            raise ValueError(f"{archive.filename}: {name} leads out of the archive's folder: make the zip again")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ValueError(f"{archive.filename}: {name} is a symbolic link: put the image itself into the zip")
     return names
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from specreg.data.arrays import ImageArrays
-from specreg.data.pixels import numbered, planes, source_of
+from specreg.data.pixels import check_memory, numbered, planes, source_of
+from specreg.inputs import check_file
 
 _MOST_CLASSES = 100_000  # a label of 2^40 is no class, but would name as many
 _DEFLATED = 1032  # times smaller than it was is the most that zip makes of anything
@@ -23,6 +24,7 @@ def load_npz(path: Path, *, image_size: int | None = None) -> ImageArrays:
     Raises:
         ValueError: the file is damaged, or its arrays are not as above, or no squares without an ``image_size``.
     """
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -69,5 +71,6 @@ def _array(archive: zipfile.ZipFile, name: str, most: int) -> np.ndarray:
         claimed = file.tell() + math.prod(shape) * kind.itemsize
     if not kind.hasobject and claimed != min(entry.file_size, most):
         raise ValueError(f"{name!r} claims {claimed} bytes, but there are at most {min(entry.file_size, most)}")
+    check_memory(claimed, repr(name))
     with archive.open(entry) as file:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))

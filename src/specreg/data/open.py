@@ -11,7 +11,9 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.files import Archive, Files, is_archive
 from specreg.data.huggingface import is_saved, load_saved, saved_splits
 from specreg.data.images import classes_in, load_images
+from specreg.data.pixels import check_size
 from specreg.data.published import Format, Split
+from specreg.inputs import check_file, exists
 
 FORMATS: tuple[Format, ...] = (*cifar.FORMATS, *mnist.FORMATS, *stl10.FORMATS)
 # Where torchvision and the archives put them below the folder that they are given.
@@ -64,8 +66,7 @@ class ImageSet:
         Raises:
             ValueError: the part is not there, is damaged, or is no squares of one size and has no ``image_size``.
         """
-        if image_size is not None and image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {image_size}")
+        check_size(image_size)
         if split not in self.splits:
             others = " or ".join(repr(other) for other in self.splits)
             raise ValueError(f"{self.path} has no part {split!r}: choose {others}, or fetch what is missing")
@@ -87,19 +88,26 @@ def find_images(path: str | Path) -> ImageSet:
         ValueError: it is in no known format, or in several.
     """
     path = Path(path)
-    if not path.exists():
+    if not exists(path):
         raise FileNotFoundError(f"no data at {path}: {_advice(path)}")
     if path.is_dir():
         if is_saved(path):
             return ImageSet(path, saved_splits(path), lambda split, *how: load_saved(path, split).load(*how))
         if (found := _in_folders(path)) is not None:
             return found
-    elif is_archive(path):
+    else:
+        check_file(path)
+        return _in_file(path)
+    return _own(path)
+
+
+def _in_file(path: Path) -> ImageSet:
+    if is_archive(path):
         if (found := _published(Archive(path))) is not None:
             return found
         known = ", ".join(form.title for form in FORMATS)
         raise ValueError(f"{path} is an archive of none of {known}: unpack it and give the folder")
-    elif (found := _published(Files(path.parent))) is not None and path.suffix.lower() not in (".zip", ".npz"):
+    if (found := _published(Files(path.parent))) is not None and path.suffix.lower() not in (".zip", ".npz"):
         raise ValueError(f"{path} is a part of a data set: give its folder, {path.parent}")
     return _own(path)
 

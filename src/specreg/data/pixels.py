@@ -1,5 +1,7 @@
 """Arrays of pixels on their way to a source: order of axes, cropping and resizing."""
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,41 @@ import torch
 from PIL import Image
 
 from specreg.data.arrays import ImageArrays
+
+_LARGEST_SIDE = 4096  # of images that networks are trained on
+
+
+def check_size(image_size: int | None) -> None:
+    """Raise ValueError unless it is None or a side that images can be resized to."""
+    if image_size is None:
+        return
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or not 1 <= image_size <= _LARGEST_SIDE:
+        raise ValueError(f"image_size must be at least 1 and at most {_LARGEST_SIDE}, got {image_size!r:.60}")
+
+
+def check_memory(size: int, what: str) -> None:
+    """Raise ValueError if the machine has less memory than that, which it may notice only when it is filled."""
+    if not hasattr(os, "sysconf"):
+        return
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > most:
+        raise ValueError(
+            f"{what} would take {size / 2**30:.0f} GiB of memory, this machine has {most / 2**30:.0f}: "
+            f"give a smaller --image-size, a --cache, or fewer images"
+        )
+
+
+def room(shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array of this shape, uint8, not filled yet.
+
+    Raises:
+        ValueError: the machine has not so much memory.
+    """
+    check_memory(math.prod(shape), f"images of shape {shape}")
+    try:
+        return np.empty(shape, dtype=np.uint8)
+    except MemoryError as error:
+        raise ValueError(f"no memory is left for images of shape {shape}: give a --cache or fewer images") from error
 
 
 def planes(images: np.ndarray) -> np.ndarray:
@@ -26,7 +63,7 @@ def resized(images: np.ndarray, side: int) -> np.ndarray:
     """Crop and resize images (N, C, H, W), uint8, one by one; those that have the size already stay as they are."""
     if images.shape[2:] == (side, side):
         return images
-    output = np.empty((*images.shape[:2], side, side), dtype=np.uint8)
+    output = room((*images.shape[:2], side, side))
     for index, image in enumerate(images):
         pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
         output[index] = planes(np.asarray(square(Image.fromarray(pixels), side))[None])[0]

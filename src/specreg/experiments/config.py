@@ -1,6 +1,8 @@
 """A run's full configuration: frozen dataclasses, JSON in and out, unknown keys refused."""
 
 import dataclasses
+import functools
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +20,9 @@ from specreg.training.loop import TrainingConfig
 Method = Literal["sn", "static", "dynamic", "anchored", "guard", "orthogonal", "d-optimal", "oni", "none"]
 Features = Literal["auto", "digits", "mnist", "cifar", "pixels", "inception"]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
+_LAST_INTEGER = 2**53
+_LARGEST = 1e300  # of a number; NaN and inf are beyond it, too
+LAST_SEED = 2**32 - 1  # that numpy takes
 FEWEST_IMAGES = 10  # of either kind in an evaluation: 5 neighbours and 10 splits need as many
 # What specreg compare runs unless told otherwise: the paper's methods.
 PAPER_METHODS: tuple[Method, ...] = ("sn", "static", "dynamic")
@@ -158,8 +163,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be an integer of at least 0, got {self.seed!r}")
+        check_integer("seed", self.seed, at_least=0, at_most=LAST_SEED)
 
 
 T = TypeVar("T", RunConfig, Settings)
@@ -174,7 +178,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
     """Rebuild a configuration from :func:`to_dict`.
 
     Raises:
-        ValueError: an unknown key, or a value out of range; names it.
+        ValueError: an unknown key, or a value out of range or of another type; names it.
     """
     return typing.cast(T, _build(kind, values, ""))
 
@@ -185,9 +189,11 @@ def differences(before: T, after: T) -> list[str]:
     return [f"{key} {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key]]
 
 
-def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(set(values) - set(hints)):
+def _build(kind: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{prefix.rstrip('.') or 'a configuration'} must be an object with keys, got {values!r:.60}")
+    hints = _types(kind)
+    if unknown := sorted(set(map(str, values)) - set(hints)):
         raise ValueError(
             f"unknown key {prefix + unknown[0]!r}; the keys are {', '.join(prefix + key for key in hints)}"
         )
@@ -199,6 +205,11 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
     )
 
 
+@functools.cache
+def _types(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -206,24 +217,28 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-_AT_LEAST_ONE = {
-    "regularization": ("every", "window", "guard_every"),
-    "model": ("d_channels", "g_channels", "latent"),
-    "training": ("steps", "batch_size", "generator_batch", "accumulate", "d_steps"),
-    "records": ("log_every", "spectra_every", "checkpoint_every"),
+# What is beyond these is a slip, and would fill the memory before anything could say so.
+_FROM_ONE_TO: dict[str, dict[str, int | None]] = {
+    "regularization": {"every": None, "window": None, "guard_every": None},
+    "data": {"image_size": 4096, "stacked_size": 10**7},
+    "model": {"d_channels": 4096, "g_channels": 4096, "latent": 10**5},
+    "training": {"steps": None, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16, "d_steps": None},
+    "records": {"log_every": None, "spectra_every": None, "checkpoint_every": None},
 }
+_MOST_SAMPLES = 10**7
+_MOST_ITERATIONS = 1000  # of Newton's method, which has converged long before
 
 
 def _check(settings: Settings) -> None:
-    for part, names in _AT_LEAST_ONE.items():
-        for name in names:
-            check_integer(name, getattr(getattr(settings, part), name), at_least=1)
+    _check_types(settings)
+    for part, limits in _FROM_ONE_TO.items():
+        for name, most in limits.items():
+            if (value := getattr(getattr(settings, part), name)) is not None:  # None is for those that may be left out
+                check_integer(name, value, at_least=1, at_most=most)
     _check_records(settings.records, at_least=1 if settings.data.data in MIXTURES else FEWEST_IMAGES)
     check_integer("start", settings.regularization.start, at_least=0)
-    check_integer("newton_iterations", settings.regularization.newton_iterations, at_least=0)
+    check_integer("newton_iterations", settings.regularization.newton_iterations, at_least=0, at_most=_MOST_ITERATIONS)
     check_choice("data_split", settings.data.data_split, ("train", "test", "unlabeled"))
-    if settings.data.stacked_size is not None:
-        check_integer("stacked_size", settings.data.stacked_size, at_least=1)
     check_choice("scale", settings.regularization.scale, ("authors", "keep", "unit"))
     check_choice("compensate", settings.regularization.compensate, ("auto", "convolutions", "all"))
     check_choice("network", settings.model.network, ("auto", "resnet", "dcgan", "mlp"))
@@ -251,21 +266,55 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"strength must lie in [0, 1], got {settings.regularization.strength!r}")
 
 
+def _check_types(part: Any) -> None:
+    """Raise ValueError naming the first field whose value is not of the type that the field is declared with."""
+    for name, hint in _types(part.__class__).items():
+        value = getattr(part, name)
+        if dataclasses.is_dataclass(hint) and isinstance(value, typing.cast(type, hint)):
+            _check_types(value)
+        elif not _fits(value, hint):
+            raise ValueError(f"{name} must be {_said(hint)}, got {value!r:.60}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return isinstance(value, str)  # which one is checked by name
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _said(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_said, typing.get_args(hint)))
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string", type(None): "null"}
+    return words.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
 def _check_records(records: RecordConfig, *, at_least: int) -> None:
     for name in ("samples", "reference"):
-        check_integer(name, getattr(records, name), at_least=at_least)
+        check_integer(name, getattr(records, name), at_least=at_least, at_most=_MOST_SAMPLES)
     check_integer("evaluate_every", records.evaluate_every, at_least=0)
     check_choice("reference_split", records.reference_split, ("train", "test"))
     check_choice("features", records.features, ("auto", *FEATURES))
 
 
-def check_integer(name: str, value: Any, *, at_least: int) -> None:
-    """Raise ValueError naming ``name`` unless ``value`` is an integer of at least ``at_least``."""
+def check_integer(name: str, value: Any, *, at_least: int, at_most: int | None = None) -> None:
+    """Raise ValueError naming ``name`` unless ``value`` is an integer in [``at_least``, ``at_most``].
+
+    ``at_most`` is by default 2^53, up to where all that reads a record is exact.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r:.60}")
+    if value > (most := _LAST_INTEGER if at_most is None else at_most):
+        raise ValueError(f"{name} must be an integer of at most {most}, got {value!r:.60}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise ValueError naming ``name`` unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.60}")

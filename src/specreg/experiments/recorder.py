@@ -69,6 +69,30 @@ class Probe:
         return measured
 
 
+def check_records(run: RunDirectory) -> None:
+    """Raise ValueError naming the file if what a run goes on from, beside its checkpoint, is damaged."""
+    _seconds(run)
+    _distances(run)
+
+
+def _seconds(run: RunDirectory) -> float:
+    seconds = (run.read("timing") or {"seconds": 0.0}).get("seconds")
+    if not isinstance(seconds, int | float):
+        raise ValueError(f"{run.path / 'timing.json'} is damaged: 'seconds' is {seconds!r:.60}; remove it")
+    return float(seconds)
+
+
+def _distances(run: RunDirectory) -> dict[int, float]:
+    """Return the Fréchet distances of the evaluations, by step."""
+    found: dict[int, float] = {}
+    for record in run.series("evaluations"):
+        if not isinstance(distance := record.get("fd"), int | float):
+            path = run.path / "evaluations.jsonl"
+            raise ValueError(f"{path} is damaged: 'fd' at step {record['step']} is {distance!r:.60}; restore it")
+        found[record["step"]] = distance
+    return found
+
+
 class Follower:
     """What every process of a training does beside it: watch and judge the spectra, and agree with the others.
 
@@ -134,9 +158,7 @@ class Recorder(Follower):
         super().__init__(settings, state, processes)
         self._run, self._evaluator, self._progress = run, evaluator, progress
         self._probe, self._scores = probe, scores
-        self._before = (
-            float((run.read("timing") or {"seconds": 0.0})["seconds"]) if state.step or run.checkpoints else 0.0
-        )
+        self._before = _seconds(run) if state.step or run.checkpoints else 0.0
         self._began = time.monotonic()
         self._saved = state.step if run.checkpoints else -1
         self._fallbacks = NOT_CONVERGED.total()
@@ -172,7 +194,7 @@ class Recorder(Follower):
 
     def _kept(self) -> float:
         """Give the run's checkpoint the names that a kill may have cut off, and return the best one's distance."""
-        scores = {record["step"]: record["fd"] for record in self._run.series("evaluations")}
+        scores = _distances(self._run)
         best = min((step for step in scores if math.isfinite(scores[step])), key=scores.__getitem__, default=None)
         kept = self._run.kept_checkpoint("best")
         if self._run.checkpoint.exists():

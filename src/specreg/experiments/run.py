@@ -23,7 +23,7 @@ from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.evaluators import REFERENCE_SEED, make_evaluator
 from specreg.experiments.networks import make_discriminator, make_generator
-from specreg.experiments.recorder import Follower, Probe, Progress, Recorder
+from specreg.experiments.recorder import Follower, Probe, Progress, Recorder, check_records
 from specreg.experiments.sampling import sample_images, sample_labelled, save_picture
 from specreg.experiments.scores import ScoreProbe
 from specreg.experiments.sources import held_out_reference, open_held_out, open_source
@@ -179,7 +179,7 @@ def _restore(state: TrainingState, checkpoints: Sequence[Path]) -> Path:
     saved, path = load_newest(checkpoints)
     try:
         state.load_state_dict(saved)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path} is not of the run that its folder's config.json describes ({type(error).__name__}: {error}): "
             f"restore the one or the other, or train anew in another folder"
@@ -195,6 +195,7 @@ def _go_on(run: RunDirectory, state: TrainingState, *, main: bool) -> None:
         return
     path = _restore(state, run.checkpoints)
     if main:
+        check_records(run)
         if path != run.checkpoint and run.checkpoint.exists():
             # The next checkpoint would put it in the place of the one that is whole.
             run.checkpoint.replace(run.kept_checkpoint("damaged"))

@@ -175,7 +175,9 @@ def _merged(out: Path, plan: Plan) -> dict[str, Any]:
         known = {name: from_dict(Settings, one["settings"]) for name, one in cells.items()}
         runs = {name: list(map(str, one["runs"])) for name, one in cells.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold a sweep ({error}): choose another folder") from error
+        raise ValueError(
+            f"{path} does not hold a sweep ({type(error).__name__}: {error}): choose another folder"
+        ) from error
     if preset != plan.preset:
         raise ValueError(f"{out} holds a sweep of the preset {preset!r}: choose another folder")
     for cell in plan.cells:

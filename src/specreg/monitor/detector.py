@@ -115,8 +115,8 @@ class Thresholds:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
         for name in ("fast", "together", "far", "collapsed", "regained"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)!r}")
+            if not isinstance(value := getattr(self, name), int | float) or not 0 < value < 1:
+                raise ValueError(f"{name} must lie in (0, 1), got {value!r:.60}")
         if self.collapsed < self.fast:
             raise ValueError(f"collapsed must be at least fast ({self.fast}), got {self.collapsed}")
 
@@ -152,7 +152,8 @@ class Detector:
                 or (groups, r). Layers with r = 1 have no bulk and are left out; so are layers of zeros.
 
         Raises:
-            ValueError: the iteration does not grow, there is no layer, or a value is not finite; nothing is changed.
+            ValueError: the iteration does not grow, there is no layer, one has no values, or a value is not finite;
+                nothing is changed.
         """
         if self._last is not None and iteration <= self._last:
             raise ValueError(f"iterations must grow: got {iteration} after {self._last}")
@@ -323,6 +324,8 @@ class _LayerTrack:
 
 def _bulk(name: str, s: Any) -> float | None:
     values = s.tolist() if hasattr(s, "tolist") else s
+    if not len(values) or (isinstance(values[0], Sequence) and not len(values[0])):
+        raise ValueError(f"layer {name!r} has no singular values")
     groups: Sequence[Sequence[float]] = values if isinstance(values[0], Sequence) else [values]
     if not all(math.isfinite(value) for group in groups for value in group):
         raise ValueError(f"layer {name!r}: its singular values hold NaN or inf")

@@ -1,5 +1,6 @@
 """Every layer's spectra over a training, compact: it can be saved, loaded and put into a checkpoint."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specreg.inputs import check_file
 from specreg.records import replacing
 from specreg.spectra.maps import ratios
 from specreg.spectra.statistics import Statistics, statistics
+
+# All arrays of a file, unpacked: 128 channels' discriminator has 3 MB, and zeros unpack a thousandfold.
+_MOST = 1 << 30
 
 
 class History:
@@ -101,18 +106,24 @@ class History:
         Raises:
             ValueError: the file is damaged or holds something else.
         """
+        history = cls(limit)
+        check_file(Path(path))
         try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > _MOST:
+                raise ValueError(f"more than {_MOST} bytes")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-        except FileNotFoundError:
-            raise
         except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-            raise ValueError(f"{path} is not a readable history of spectra ({type(error).__name__})") from error
-        iterations = arrays.pop("iterations", None)
-        if iterations is None or any(len(values) != len(iterations) for values in arrays.values()):
-            raise ValueError(f"{path} is not a history of spectra")
+            raise ValueError(
+                f"{path} is not a readable history of spectra ({type(error).__name__}): save it again"
+            ) from error
+        iterations = arrays.pop("iterations", np.zeros(0))
+        whole = iterations.ndim == 1 and iterations.dtype == np.int64 and bool((np.diff(iterations) > 0).all())
+        if not whole or not all(_is_past(values, len(iterations)) for values in arrays.values()):
+            raise ValueError(f"{path} is not a history of spectra: name a file that History.save wrote")
         layers = {name.removeprefix("layer:"): torch.from_numpy(values) for name, values in arrays.items()}
-        history = cls(limit)
         history.load_state_dict({"iterations": iterations.tolist(), "layers": layers})
         return history
 
@@ -129,3 +140,8 @@ class History:
             raise ValueError(f"not a history's state: it has the keys {sorted(map(str, state))}")
         self.iterations = [int(iteration) for iteration in state["iterations"]]
         self._values = {name: list(values.float().unbind(0)) for name, values in state["layers"].items()}
+
+
+def _is_past(values: np.ndarray, snapshots: int) -> bool:
+    """Whether an array is one layer's singular values over time, (snapshots, r) or (snapshots, groups, r)."""
+    return values.dtype == np.float32 and values.ndim in (2, 3) and len(values) == snapshots and values.size > 0

@@ -364,6 +364,8 @@ class AnchoredCompensation(DynamicCompensation):
 
 def _chosen(record: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:
     """Return the part of a record that belongs to the layers; a monitor records more layers than are compensated."""
+    if not isinstance(record, Mapping):
+        raise TypeError(f"record must map layers' names to singular values, got a {type(record).__name__}")
     if missing := [name for name in layers if name not in record]:
         raise ValueError(f"record lacks the layer {shown(missing[0])!r}; it has {', '.join(map(shown, record))}")
     return {name: record[name] for name in layers}

@@ -79,6 +79,8 @@ def remove(module: nn.Module) -> list[str]:
     Returns:
         The qualified names of the tensors that are plain again.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     parametrized = [(name, child) for name, child in unwrap(module).named_modules() if _is_undone(child)]
     values: dict[int, Tensor] = {}  # of shared originals: removing the first one's parametrization changes them
     undone = []

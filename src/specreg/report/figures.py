@@ -16,6 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from specreg.records import printable
 from specreg.report.runs import OUTPUTS, Run, grouped, ratios
 from specreg.report.tables import COLUMNS
 from specreg.report.verdicts import ALARMS, segments
@@ -56,11 +57,11 @@ def draw_spectra(runs: Sequence[Run]) -> Figure:
             axis = axes[row][column]
             plot_moments(axis, run, name)
             if row == 0:
-                axis.set_title(name, fontsize=10, parse_math=False)
+                axis.set_title(printable(name), fontsize=10, parse_math=False)
             if row < len(firsts) - 1:
                 axis.set_xlabel("")
             axis.set_ylabel("")
-        axes[row][0].set_ylabel(f"{group}\nsₖ / s₁", parse_math=False)
+        axes[row][0].set_ylabel(f"{printable(group)}\nsₖ / s₁", parse_math=False)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, title="step", loc="outside right center", frameon=False)
     figure.suptitle("Spectral distributions of the discriminator's layers during training", fontsize=11)
@@ -93,7 +94,7 @@ def draw_samples(runs: Sequence[Run]) -> Figure:
     )
     for axis, (title, path) in zip(axes[0], pictures, strict=True):
         axis.imshow(plt.imread(path), interpolation="nearest", cmap="gray")
-        axis.set_title(title, parse_math=False)
+        axis.set_title(printable(title), parse_math=False)
         axis.axis("off")
     return figure
 
@@ -108,7 +109,7 @@ def draw_outputs(runs: Sequence[Run]) -> Figure:
     for axis, (group, alike) in zip(axes[0], groups.items(), strict=True):
         plot_outputs(axis, alike[0])
         gaps = ", ".join(f"{run.outputs[-1]['overfitting']:.3f}" for run in alike if "overfitting" in run.outputs[-1])
-        axis.set_title(f"{group}\noverfitting {gaps}", fontsize=10, parse_math=False)
+        axis.set_title(f"{printable(group)}\noverfitting {gaps}", fontsize=10, parse_math=False)
     for axis in axes[0][1:]:
         axis.set_ylabel("")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -253,6 +254,11 @@ def least_second_ratio(run: Run) -> dict[int, float]:
     return {step: min(values) for step, values in seconds.items() if values}
 
 
+def words(text: str) -> str:
+    """Return a record's text for a legend, which cannot be told that a dollar sign begins no formula."""
+    return printable(text).replace("$", r"\$")
+
+
 def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style, label: str) -> None:
     if not curves:
         return
@@ -260,7 +266,7 @@ def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style, 
         axis.plot(list(curve), list(curve.values()), color=style.colour, alpha=0.5, lw=0.9)
     places = sorted(set.intersection(*(set(curve) for curve in curves)))
     means = [sum(curve[place] for curve in curves) / len(curves) for place in places]
-    axis.plot(places, means, color=style.colour, ls=style.pattern, lw=2.2, label=label)
+    axis.plot(places, means, color=style.colour, ls=style.pattern, lw=2.2, label=words(label))
 
 
 def _finish_distribution(axis: Axes) -> None:

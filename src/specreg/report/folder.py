@@ -13,9 +13,15 @@ from specreg.report.tables import markdown, protocol, results, table
 
 
 def write_report(out: Path, runs: Sequence[RunDirectory]) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Write results.json, table.md and the pictures into ``out``; returns the results and the paths."""
-    rows = results(runs)
+    """Write results.json, table.md and the pictures into ``out``; returns the results and the paths.
+
+    Raises:
+        ValueError: a record is damaged; nothing is written.
+    """
     complete = [Run(run) for run in runs if run.complete]
+    for run in complete:
+        run.read()
+    rows = results(runs)
     write_json(out / "results.json", rows)
     paths = [out / "results.json"]
     if not rows:

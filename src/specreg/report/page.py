@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from specreg.records import write_text
 from specreg.report import sections
 from specreg.report.markup import Markup, join, tag
+from specreg.report.panels import opened
 from specreg.report.runs import Run, grouped
 
 # Even if a string from a record became markup, the browser would neither run it nor load anything.
@@ -31,8 +33,12 @@ def write_page(path: Path, runs: Sequence[Run]) -> None:
     Raises:
         ValueError: a record is damaged; nothing is written.
     """
-    # A name may hold half of a surrogate pair, which no encoding can write.
-    path.write_text(render(runs), encoding="utf-8", errors="replace")
+    for run in runs:  # before the first figure is drawn
+        run.read()
+        for name in ("data", "samples"):
+            if run.directory.image(name).exists():
+                opened(run.directory.image(name))
+    write_text(path, render(runs))
 
 
 def render(runs: Sequence[Run]) -> str:

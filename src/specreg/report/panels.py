@@ -1,6 +1,7 @@
 """Figures of the page: small pictures without words from records, which stand beside them as text."""
 
 import io
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from PIL import Image
 
+from specreg.inputs import check_file
 from specreg.report.figures import Style
 from specreg.report.markup import Markup, image, join, tag
 
@@ -35,13 +37,7 @@ def photograph(title: str, alt: str, path: Path) -> Markup:
     Raises:
         ValueError: the file is not a picture.
     """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            mode = picture.mode if picture.mode in ("L", "RGB") else "RGB"
-            grid = picture.convert(mode)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is damaged: it is no picture") from error
+    grid = opened(path)
     shrink = -(-max(grid.size) // _GRID)
     if shrink > 1:
         grid = grid.resize((grid.width // shrink, grid.height // shrink), Image.Resampling.BOX)
@@ -51,6 +47,23 @@ def photograph(title: str, alt: str, path: Path) -> Markup:
         grid.save(file, "JPEG", quality=85)
         data, kind = file.getvalue(), "jpeg"
     return panel(title, image(data, alt, grid.size, kind=kind))
+
+
+def opened(path: Path) -> Image.Image:
+    """Return a picture of a run, grey or in colours.
+
+    Raises:
+        ValueError: the file is not a picture, or one that would take all memory.
+    """
+    check_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                picture.load()
+                return picture.convert(picture.mode if picture.mode in ("L", "RGB") else "RGB")
+    except Exception as error:  # a damaged image makes its decoder fail anywhere
+        raise ValueError(f"{path} is damaged: it is no picture; remove it or restore it") from error
 
 
 def panel(title: str, *content: str) -> Markup:

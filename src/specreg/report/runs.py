@@ -6,12 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from specreg.inputs import exists
 from specreg.records import RunDirectory
 from specreg.report.tables import DECLARED, TITLES, title
 
 OUTPUTS = ("training", "held_out", "generated")
 STATES = ("healthy", "recovered", "collapsing", "collapsed")
 _WORDS = ("method", "config", "verdict", *DECLARED)  # what is no number in a result
+_LARGEST = 1e100  # of a finite number; no loss or distance of single precision comes near, and sums stay finite
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
 
 
@@ -32,7 +34,7 @@ class Run:
         if config is None:
             raise ValueError(f"{directory.path} holds no run (no config.json)")
         kinds = {"method": str, "seed": int, "settings": dict}
-        if not isinstance(config, dict) or not all(isinstance(config.get(key), kinds[key]) for key in kinds):
+        if not all(isinstance(config.get(key), kinds[key]) for key in kinds):
             raise ValueError(f"{directory.path / 'config.json'} is not a run's configuration")
         self.method: str = config["method"]
         self.seed: int = config["seed"]
@@ -42,16 +44,17 @@ class Run:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        return flat(self._object("environment"))
+        return flat(self.directory.read("environment") or {})
 
     @cached_property
     def result(self) -> dict[str, Any]:
         """The final evaluation and ``seconds``; empty while the run is not complete."""
-        result = self._object("result")
+        result = self.directory.read("result") or {}
         numbers = {key: value for key, value in result.items() if key not in _WORDS}
-        if not all(value is None or _number(value) for value in numbers.values()):
-            raise ValueError(f"{self.directory.path / 'result.json'} is damaged: not a run's result")
-        seconds = self._object("timing").get("seconds")
+        named = isinstance(result.get("method", ""), str)
+        if not named or not all(value is None or _number(value) for value in numbers.values()):
+            raise ValueError(f"{self.directory.path / 'result.json'} is damaged: not a run's result; restore it")
+        seconds = (self.directory.read("timing") or {}).get("seconds")
         return result | {"seconds": seconds if _number(seconds) else None} if result else {}
 
     @cached_property
@@ -64,7 +67,7 @@ class Run:
             "iteration": _integer,
             "state": STATES.__contains__,
             "since": lambda value: value is None or _integer(value),
-            "layers": lambda value: isinstance(value, list),
+            "layers": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
             "message": lambda value: isinstance(value, str),
             "evidence": lambda value: isinstance(value, dict) and all(map(_is_evidence, value.values())),
         }
@@ -123,11 +126,13 @@ class Run:
         """Return the bulk of a layer by step, what the detector watches."""
         return {step: bulk(values) for step, values in self.ratios(name) if len(values) > 1}
 
-    def _object(self, name: str) -> dict[str, Any]:
-        value = self.directory.read(name)
-        if value is not None and not isinstance(value, dict):
-            raise ValueError(f"{self.directory.path / name}.json is damaged: not an object")
-        return value or {}
+    def read(self) -> None:
+        """Read and check everything, for whoever writes files of it.
+
+        Raises:
+            ValueError: a file is damaged; names it.
+        """
+        _ = self.environment, self.result, self.spectra, self.verdicts, self.events, self.curves
 
     def _series(self, name: str, fields: Mapping[str, Callable[[Any], bool]]) -> list[dict[str, Any]]:
         """Read a series and check its fields; sensitivity's are optional, as what is measured depends on the run."""
@@ -136,7 +141,9 @@ class Run:
             for key, valid in fields.items():
                 if (key not in record and name != "sensitivity") or (key in record and not valid(record[key])):
                     path = self.directory.path / f"{name}.jsonl"
-                    raise ValueError(f"{path} is damaged: {key!r} at step {record['step']} is {record.get(key)!r:.60}")
+                    raise ValueError(
+                        f"{path} is damaged: {key!r} at step {record['step']} is {record.get(key)!r:.60}; restore it"
+                    )
         return records
 
 
@@ -149,6 +156,7 @@ def open_runs(paths: Iterable[str | Path]) -> list[Run]:
     found: dict[Path, Run] = {}
     for path in map(Path, paths):
         inside = []
+        exists(path)  # a name that cannot be looked up is said to be one
         if not (path / "config.json").exists():  # a comparison's folder, or one setting of a sweep
             inside = sorted((path / "runs").glob("*/config.json")) or sorted(path.glob("*/config.json"))
         if not inside and not (path / "config.json").exists():
@@ -222,11 +230,13 @@ def _by(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= _LARGEST or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and _number(value)
 
 
 def _numbers(value: Any) -> bool:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from specreg.records import printable
 from specreg.report import figures
 from specreg.report.runs import Run
 from specreg.report.sweeps import Cell, methods
@@ -93,10 +94,10 @@ def _spectra(cells: Sequence[Cell]) -> Figure:
             else:
                 figures.plot_moments(axis, run, watched_layer(run))
                 legends.add(tuple(axis.get_legend_handles_labels()[1]))
-            axis.set_ylabel(f"{title(method)}\nsₖ / s₁" if column == 0 else "")
+            axis.set_ylabel(f"{figures.words(title(method))}\nsₖ / s₁" if column == 0 else "")
             axis.set_xlabel("k" if row == len(shown) - 1 else "")
             if row == 0:
-                axis.set_title(cell.label, fontsize=10, parse_math=False)
+                axis.set_title(printable(cell.label), fontsize=10, parse_math=False)
     if len(legends) == 1:
         with_curves = next(axis for line in axes for axis in line if axis.lines)
         figure.legend(*with_curves.get_legend_handles_labels(), title="iteration", loc="outside right upper",
@@ -123,7 +124,7 @@ def _scores(cells: Sequence[Cell]) -> Figure:
             axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             if row == len(curves) - 1:
                 axis.set_ylim(0, 1.05)
-        axes[0][column].set_title(cell.label, fontsize=10, parse_math=False)
+        axes[0][column].set_title(printable(cell.label), fontsize=10, parse_math=False)
     _legend(figure, cells)
     return figure
 
@@ -134,7 +135,7 @@ def _final(cells: Sequence[Cell]) -> Figure:
         begun = [run for run in cell.runs.values() if run.spectra]
         figures.plot_final(axis, begun, watched_layer(begun[0]))
         axis.set_ylabel("sₖ / s₁" if axis is line[0] else "")
-        axis.set_title(cell.label, fontsize=10, parse_math=False)
+        axis.set_title(printable(cell.label), fontsize=10, parse_math=False)
     _legend(figure, cells)
     return figure
 
@@ -154,7 +155,7 @@ def _outputs(cells: Sequence[Cell]) -> Figure:
         axis.axis("off")
     for index, (axis, (label, run)) in enumerate(zip(axes.flat, firsts.items(), strict=False)):
         figures.plot_outputs(axis, run)
-        axis.set_title(label, fontsize=9, parse_math=False)
+        axis.set_title("\n".join(map(printable, label.split("\n"))), fontsize=9, parse_math=False)
         axis.set_ylabel("share of images below" if index % columns == 0 else "")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
@@ -179,12 +180,15 @@ def _by_setting(cells: Sequence[Cell]) -> Figure:
                 [place for place, _ in points],
                 [statistics.fmean(values) for _, values in points],
                 [statistics.stdev(values) if len(values) > 1 else math.nan for _, values in points],
-                fmt="os^Dv"[index % 5], ms=5, capsize=3, color=figures.COLOURS.get(method), label=title(method),
+                fmt="os^Dv"[index % 5], ms=5, capsize=3, color=figures.COLOURS.get(method),
+                label=figures.words(title(method)),
             )  # fmt: skip
         axis.set_ylabel(heading)
         axis.grid(alpha=0.25)
         axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
-        axis.set_xticks(range(len(cells)), [cell.label for cell in cells], rotation=40, ha="right", parse_math=False)
+        axis.set_xticks(
+            range(len(cells)), [printable(cell.label) for cell in cells], rotation=40, ha="right", parse_math=False
+        )
         axis.set_xlim(-0.6, len(cells) - 0.4)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(shown), frameon=False)
     return figure
@@ -194,7 +198,7 @@ def _legend(figure: Figure, cells: Sequence[Cell]) -> None:
     """Name the methods once, in the styles that the panels give them."""
     styles = {group: style for cell in cells for group, style in figures.styles(cell.runs.values()).items()}
     lines = [Line2D([], [], color=style.colour, ls=style.pattern, lw=2.2) for style in styles.values()]
-    figure.legend(lines, list(styles), loc="outside lower center", ncols=len(styles), frameon=False)
+    figure.legend(lines, list(map(figures.words, styles)), loc="outside lower center", ncols=len(styles), frameon=False)
 
 
 def _nothing(axis: Axes) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from specreg.records import write_json
+from specreg.records import write_json, write_text
 from specreg.report import sweeps, verdicts
 from specreg.report.markup import Markup, fold, image, join, table, tag
 from specreg.report.page import document
@@ -28,9 +28,12 @@ def write_sweep_report(page: Path, cells: Sequence[Cell]) -> list[Path]:
     """Write the page, and table.md, results.json and the figures into the folder beside it; returns all paths.
 
     Raises:
-        ValueError: a record is damaged.
+        ValueError: a record is damaged; nothing is written.
     """
     folder = folder_of(page)
+    for cell in cells:
+        for run in cell.runs.values():
+            run.read()
     made, lacking, said = sweeps.tables(cells), sweeps.missing(cells), sweeps.notes(cells)
     folder.mkdir(exist_ok=True)
     figures = write_figures(folder, cells)
@@ -52,7 +55,7 @@ def write_sweep_report(page: Path, cells: Sequence[Cell]) -> list[Path]:
         f"Settings: {len(cells)}, runs: {runs}. specreg report SWEEP/SETTING makes a page about one setting's runs."
     )
     text = document(f"Sweep: {presets}", tag("p", subject, class_="soft"), contents)
-    page.write_text(text, encoding="utf-8", errors="replace")
+    write_text(page, text)
     return [page, folder / "table.md", folder / "results.json", *figures]
 
 

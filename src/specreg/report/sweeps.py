@@ -101,8 +101,12 @@ def open_sweeps(paths: Iterable[str | Path]) -> list[Cell]:
                 for name, one in saved["cells"].items()
             ]  # fmt: skip
         except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path / 'sweep.json'} does not hold a sweep ({error})") from error
+            raise ValueError(
+                f"{path / 'sweep.json'} does not hold a sweep ({type(error).__name__}: {error}): restore it"
+            ) from error
         for cell in found:
+            if led := [name for name in (cell.name, *cell.planned) if name in ("", ".", "..") or "/" in name]:
+                raise ValueError(f"{path / 'sweep.json'} names {led[0]!r:.60}, no folder of its own: restore it")
             _open_runs(cell)
         cells += found
     names = [cell.name for cell in cells]

@@ -61,7 +61,7 @@ def results(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
     for run in runs:
         result, timing = run.read("result"), run.read("timing")
         if result is not None:
-            config = result.pop("config")
+            config = result.pop("config", None)
             found.append(result | {"seconds": (timing or {}).get("seconds"), "config": config})
     return found
 
@@ -74,7 +74,7 @@ def table(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -
         labels: one for each row; by default the method's title.
     """
     columns = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
-    labels = [title(row["method"]) for row in rows] if labels is None else labels
+    labels = [title(str(row.get("method"))) for row in rows] if labels is None else labels
     cells = []
     for label in dict.fromkeys(labels):
         chosen = [row for row, its in zip(rows, labels, strict=True) if its == label]

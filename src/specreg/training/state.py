@@ -3,6 +3,7 @@
 import errno
 import logging
 import random
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from specreg.guard import Guard
+from specreg.inputs import check_file, check_stored
 from specreg.monitor.actions import Pin
 from specreg.monitor.monitor import Monitor
 from specreg.records import printable, replacing
@@ -186,17 +188,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged or holds something else.
     """
+    check_file(path)
     try:
+        check_stored(path)
         # A file of torch.save is a zip archive with a CRC-32 of every tensor, which torch itself does not look at.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what an odd file may be short before it fails on it
+            state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
             raise  # the file may be whole; an impossible offset in a damaged one is an invalid argument
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
     if damaged:
-        raise ValueError(f"{path} is not a readable checkpoint (the checksum of {damaged} is wrong)")
+        raise ValueError(f"{path} is not a readable checkpoint (the checksum of {damaged!r} is wrong)")
     if not isinstance(state, dict) or "schema" not in state:
         raise ValueError(f"{path} is not a checkpoint of specreg")
     return state

@@ -1,0 +1,188 @@
+"""Bad arguments of the library's functions: ValueError or TypeError, one line, and nothing changed."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import specreg
+import spoilt
+from specreg.autopsy.checkpoints import open_checkpoint
+from specreg.data.images import load_images
+from specreg.data.open import find_images
+from specreg.data.stacked import StackedImages
+from specreg.experiments.config import RunConfig, Settings, from_dict
+from specreg.records import RunDirectory
+from specreg.report import open_runs, open_sweeps
+from specreg.training.state import load_checkpoint
+
+NAN = float("nan")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+
+
+def sick() -> nn.Module:
+    module = network()
+    module[0].weight.data[0, 0] = NAN
+    return module
+
+
+def record(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"0": torch.ones(4), "2": torch.ones(1)} | changed
+
+
+def history() -> specreg.History:
+    past = specreg.History()
+    past.add(1, {"a": torch.ones(3)})
+    return past
+
+
+def guard() -> specreg.Guard:
+    return specreg.Guard(specreg.Monitor(network()))
+
+
+def dynamic(**options: object) -> object:
+    return specreg.dynamic_compensation(network(), **options)
+
+
+N = network
+CALLS: dict[str, tuple[Callable[[], object], str]] = {
+    "spectral_norm of a number": (lambda: specreg.spectral_norm(5), r"expected a torch\.nn\.Module, got int"),
+    "spectral_norm of nothing": (lambda: specreg.spectral_norm(nn.ReLU()), "no layer matched"),
+    "spectral_norm only a number": (lambda: specreg.spectral_norm(N(), only=5), "expected a name, a glob"),
+    "spectral_norm only what is not there": (lambda: specreg.spectral_norm(N(), only="9"), "names no layer"),
+    "spectral_norm but for all": (lambda: specreg.spectral_norm(N(), skip="*"), "no layer matched"),
+    "static keep 0": (lambda: specreg.static_compensation(N(), keep=0), "keep must be a fraction"),
+    "static keep nan": (lambda: specreg.static_compensation(N(), keep=NAN), "keep must be a fraction"),
+    "static keep of words": (lambda: specreg.static_compensation(N(), keep="half"), "keep must be a fraction"),
+    "static every 0": (lambda: specreg.static_compensation(N(), every=0), "every must be an integer >= 1"),
+    "static start -1": (lambda: specreg.static_compensation(N(), start=-1), "start must be an integer >= 0"),
+    "static strength nan": (lambda: specreg.static_compensation(N(), strength=NAN), "strength must lie in"),
+    "static scale": (lambda: specreg.static_compensation(N(), scale="huge"), "scale must be"),
+    "static of NaN": (lambda: specreg.static_compensation(sick()).step(), "layer '0': the weight holds NaN or inf"),
+    "dynamic record that lacks": (lambda: dynamic(record={"0": torch.ones(4)}), "record lacks"),
+    "dynamic record of a size": (lambda: dynamic(record=record(**{"0": torch.ones(3)})), "'0'"),
+    "dynamic record of NaN": (lambda: dynamic(record=record(**{"0": torch.full((4,), NAN)})), "'0'"),
+    "dynamic record of a list": (lambda: dynamic(record=[1]), "record must map layers' names"),
+    "anchored window 0": (lambda: specreg.anchored_compensation(N(), window=0), "window must be an integer >= 1"),
+    "regularization gradient": (lambda: specreg.spectral_regularization(N(), gradient="none"), "gradient must be"),
+    "regularization of NaN": (lambda: specreg.spectral_regularization(sick()), "holds NaN or inf"),
+    "orthogonalize -1": (lambda: specreg.orthogonalize(N(), iterations=-1), "iterations must be an integer"),
+    "orthogonalize 1.5": (lambda: specreg.orthogonalize(N(), iterations=1.5), "iterations must be an integer"),
+    "penalty of nothing": (lambda: specreg.orthogonality_penalty(nn.ReLU()), "no layer matched"),
+    "penalty of a number": (lambda: specreg.d_optimal_penalty(5), "expected a torch"),
+    "spectra of None": (lambda: specreg.spectra(None), "expected a torch"),
+    "spectra of NaN": (lambda: specreg.spectra(sick()), "layer '0': the weight holds NaN or inf"),
+    "remove from a number": (lambda: specreg.remove(5), "expected a torch"),
+    "Monitor every 0": (lambda: specreg.Monitor(N(), every=0), "every must be an integer >= 1"),
+    "Monitor every nan": (lambda: specreg.Monitor(N(), every=NAN), "every must be an integer >= 1"),
+    "Monitor of nothing": (lambda: specreg.Monitor(nn.ReLU()), "no layer matched"),
+    "Monitor's state": (lambda: specreg.Monitor(N()).load_state_dict({"a": 1}), "not a monitor's state"),
+    "Guard scheme": (lambda: specreg.Guard(specreg.Monitor(N()), scheme="magic"), "there is no scheme 'magic'"),
+    "Guard healthy 0": (lambda: specreg.Guard(specreg.Monitor(N()), healthy=0), "healthy must be an integer >= 1"),
+    "Guard states": (lambda: specreg.Guard(specreg.Monitor(N()), states=("sick",)), "sick"),
+    "Guard's state": (lambda: guard().load_state_dict({"a": 1}), "not a guard's state"),
+    "History limit 1": (lambda: specreg.History(1), "limit must be an integer >= 2"),
+    "History backwards": (lambda: history().add(1, {"a": torch.ones(3)}), "iterations must grow"),
+    "History of other layers": (lambda: history().add(2, {"b": torch.ones(3)}), "the layers changed"),
+    "History of no layer": (lambda: history().singular_values("b"), "no layer 'b'"),
+    "History between nothing": (lambda: history().mean_spectra(5, 9), "no snapshot between"),
+    "History's state": (lambda: history().load_state_dict({"a": 1}), "not a history's state"),
+    "Thresholds of words": (lambda: specreg.Thresholds(window="long"), "window must be an integer >= 1"),
+    "Thresholds nan": (lambda: specreg.Thresholds(far=NAN), "far must lie in"),
+    "Detector of nothing": (lambda: specreg.Detector().update(1, {}), "no layers"),
+    "Detector of NaN": (lambda: specreg.Detector().update(1, {"a": [1.0, NAN]}), "hold NaN or inf"),
+    "Detector of no values": (lambda: specreg.Detector().update(1, {"a": []}), "'a'"),
+    "Detector's state": (lambda: specreg.Detector().load_state_dict({"a": 1}), "not a detector's state"),
+    "attainment of nothing": (lambda: specreg.attainment(nn.ReLU(), torch.ones(2, 4)), "no layer matched"),
+    "diversity of shapes": (lambda: specreg.diversity(torch.ones(4, 2), torch.ones(4, 3)), "shape"),
+    "diversity of two": (lambda: specreg.diversity(torch.rand(2, 3), torch.rand(2, 3)), "at least 3 samples"),
+    "diversity of NaN": (lambda: specreg.diversity(torch.full((4, 2), NAN), torch.rand(4, 2)), "NaN or inf"),
+    "diversity of one": (lambda: specreg.diversity(torch.rand(4, 2), torch.ones(4, 2)), "all alike"),
+    "gradient_norms of shapes": (lambda: specreg.gradient_norms(N(), torch.ones(4, 4), torch.ones(3, 4)), "shape"),
+    "stacked colours": (lambda: StackedImages(torch.zeros(3, 3, 8, 8), torch.zeros(3)), "only grey squares"),
+    "from_dict of a list": (lambda: from_dict(RunConfig, [1]), "must be an object with keys"),
+    "from_dict of another type": (lambda: from_dict(Settings, {"compile": "yes"}), "compile must be true or false"),
+    "image_size true": (lambda: find_images(Path(__file__).parent).open(image_size=True), "image_size must be"),
+    "image_size 10**9": (lambda: load_images(Path(__file__).parent, image_size=10**9), "image_size must be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_bad_call_is_one_line(name):
+    call, said = CALLS[name]
+    with pytest.raises((ValueError, TypeError), match=said) as caught:
+        call()
+    assert "\n" not in str(caught.value).rstrip("\n") or "no layer matched" in str(caught.value)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "find_images": lambda path: find_images(path).open(),
+    "load_images": load_images,
+    "History.load": specreg.History.load,
+    "open_checkpoint": open_checkpoint,
+    "load_checkpoint": load_checkpoint,
+    "open_runs": lambda path: open_runs([path]),
+    "open_sweeps": lambda path: open_sweeps([path]),
+    "RunDirectory.read": lambda path: RunDirectory(path.parent).read(path.stem),
+}
+PATHS: dict[str, spoilt.Builder] = {
+    "nothing": spoilt.unprintable(".json"),
+    "a folder": spoilt.folder_of("a.json"),
+    "a pipe": spoilt.pipe("a.json"),
+    "a circle": spoilt.circle("a.json"),
+    "below a file": spoilt.below_a_file("a.json"),
+    "too long": spoilt.too_long(".json"),
+    "no bytes": spoilt.file("a.json", b""),
+    "text": spoilt.file("a.json", b"text\n\x1b[2J"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", PATHS)
+def test_a_bad_path_is_one_line_whatever_reads_it(kind, reader, tmp_path):
+    path = Path(PATHS[kind](tmp_path))
+    before = spoilt.tree(tmp_path)
+    if (reader, kind) in {("RunDirectory.read", one) for one in ("nothing", "a circle", "below a file")}:
+        assert READERS[reader](path) is None
+        return
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        READERS[reader](path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert spoilt.tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [spoilt.npz(iterations=np.array(["a"])), spoilt.npz(iterations=np.array(3)), spoilt.npz(x=np.ones((2, 2))),
+     spoilt.npz(iterations=np.array([2, 1]), a=np.ones((2, 3), np.float32)), spoilt.huge_npz("iterations"),
+     spoilt.npz(iterations=np.array([1, 2]), a=np.array(["a", "b"])), spoilt.torn(spoilt.npz(iterations=np.arange(9)))],
+)  # fmt: skip
+def test_a_history_of_something_else_is_refused(tmp_path, content):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz is not a (readable )?history of spectra.*: (save|name)"):
+        specreg.History.load(tmp_path / "a.npz")
+
+
+def test_a_refused_call_leaves_the_module_as_it_was():
+    module = network()
+    before = copy.deepcopy(module.state_dict())
+    for call in (
+        lambda: specreg.static_compensation(module, keep=NAN),
+        lambda: specreg.spectral_norm(module, only="9"),
+        lambda: specreg.spectral_regularization(module, gradient="none"),
+        lambda: specreg.orthogonalize(module, iterations=math.inf),
+    ):
+        with pytest.raises(ValueError, match=r"must be|names no layer"):
+            call()
+    assert list(module.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

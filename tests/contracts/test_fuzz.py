@@ -1,0 +1,275 @@
+"""Readers under random input: each reads it, or raises ValueError or FileNotFoundError in one line.
+
+200 examples for each reader in every run of the tests, 10,000 with ``-m soak``; the same ones each time.
+"""
+
+import io
+import json
+import resource
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from runs import make_run
+from specreg import History
+from specreg.autopsy.spectra import inspect
+from specreg.experiments.compare import saved_settings
+from specreg.experiments.config import RunConfig, from_dict, to_dict
+from specreg.experiments.run import saved_config
+from specreg.records import SERIES, RunDirectory
+from specreg.report import open_runs, open_sweeps
+from specreg.report.verdicts import history, line, segments
+from specreg.training.state import load_checkpoint
+from spoilt import safetensors, saved, tensor, zipped
+
+MEMORY = 256 << 20  # bytes that the process may grow by, whatever the examples claim
+Read = Callable[[Path], object]
+
+
+@st.composite
+def mutated(draw: st.DrawFn, valid: list[bytes]) -> bytes:
+    """A valid file with bits flipped, cut off, parts put in, doubled or taken out."""
+    content = bytearray(draw(st.sampled_from(valid)))
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, max(0, len(content) - 1)))
+        end = min(len(content), place + draw(st.integers(0, 64)))
+        how = draw(st.sampled_from(("flip", "set", "cut", "insert", "double", "remove", "number")))
+        if how == "flip" and content:
+            content[place] ^= 1 << draw(st.integers(0, 7))
+        elif how == "set" and content:
+            content[place] = draw(st.integers(0, 255))
+        elif how == "cut":
+            del content[place:]
+        elif how == "insert":
+            content[place:place] = draw(st.binary(max_size=16))
+        elif how == "double":
+            content[place:place] = content[place:end]
+        elif how == "remove":
+            del content[place:end]
+        else:  # what is a size or an offset becomes huge
+            content[place : place + 8] = draw(
+                st.sampled_from((b"\xff" * 8, b"\xff" * 4, b"\0" * 8, b"\x7f" + b"\xff" * 7))
+            )
+    return bytes(content)
+
+
+NUMBERS = st.one_of(
+    st.integers(), st.floats(), st.sampled_from([0, 1, -1, 2**31, 2**53, 2**63, 10**400, 1e-300, 1e300, True, False])
+)
+TEXTS = st.one_of(
+    st.text(max_size=8), st.sampled_from(["sn", "static", "collapsed", "healthy", "auto", "..", "\x1b[2J"])
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), NUMBERS, TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+def paths_in(value: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the ways to all values within a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [before, *(way for key, one in inner for way in paths_in(one, (*before, key)))]
+
+
+@st.composite
+def reshaped(draw: st.DrawFn, valid: list[Any]) -> Any:
+    """A valid JSON value with some of its values replaced, keys added or taken away."""
+    value = json.loads(json.dumps(draw(st.sampled_from(valid))))
+    for _ in range(draw(st.integers(1, 3))):
+        way = draw(st.sampled_from(paths_in(value)))
+        if not way:
+            continue
+        holder = value
+        for key in way[:-1]:
+            holder = holder[key]
+        how = draw(st.sampled_from(("replace", "replace", "remove", "add")))
+        if how == "remove":
+            del holder[way[-1]]
+        elif how == "add" and isinstance(holder, dict):
+            holder[draw(TEXTS)] = draw(VALUES)
+        else:
+            holder[way[-1]] = draw(VALUES)
+    return value
+
+
+def texts(*valid: Any, lines: bool = False) -> SearchStrategy[bytes]:
+    """Bytes, mutated JSON, JSON of other shapes; or several of them as lines."""
+    plain = [json.dumps(one).encode() for one in valid]
+    whole = st.one_of(
+        st.binary(max_size=64), mutated(plain), VALUES.map(json.dumps).map(str.encode),
+        *[reshaped(list(valid)).map(json.dumps).map(str.encode)] * 3,
+    )  # fmt: skip
+    return st.lists(whole, min_size=1, max_size=3).map(lambda some: b"\n".join(some) + b"\n") if lines else whole
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What is read, by file name, and how."""
+
+    files: dict[str, SearchStrategy[bytes]]
+    read: Read
+
+
+def series() -> dict[str, SearchStrategy[bytes]]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDirectory(make_run(Path(folder) / "run"))
+        return {f"{name}.jsonl": texts(*run.series(name)[-3:], lines=True) for name in SERIES}
+
+
+def results() -> dict[str, SearchStrategy[bytes]]:
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDirectory(make_run(Path(folder) / "run"))
+        return {f"{name}.json": texts(run.read(name)) for name in ("config", "result", "timing", "environment")}
+
+
+def read_records(folder: Path) -> None:
+    directory = RunDirectory(folder)
+    for name in SERIES:
+        directory.series(name)
+    directory.rewind(500)
+
+
+def read_report(folder: Path) -> None:
+    (run,) = open_runs([folder])
+    run.read()
+    for name in run.layers:
+        run.bulks(name)
+    assert line(run).isprintable()
+    segments(run), history(run)
+
+
+def read_state(folder: Path) -> None:
+    state = load_checkpoint(folder / "a.pt")
+    assert isinstance(state["schema"], object)
+
+
+def checkpoints() -> list[bytes]:
+    state = {
+        "schema": 2,
+        "step": 3,
+        "generator": {"a.weight": torch.eye(3)},
+        "random": torch.zeros(9, dtype=torch.uint8),
+    }
+    return [saved(state), saved({**state, "monitor": {"detector": {"layers": {"a": {"recent": [1.0]}}}}})]
+
+
+def legacy(value: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+def weights() -> dict[str, torch.Tensor]:
+    return {"a.weight": torch.randn(4, 3), "b.weight_orig": torch.randn(3, 3), "b.weight_u": torch.randn(3)}
+
+
+def past() -> bytes:
+    one = History()
+    for step in range(3):
+        one.add(step, {"a": torch.rand(4), "b": torch.rand(2, 3)})
+    with tempfile.TemporaryDirectory() as folder:
+        one.save(Path(folder) / "a.npz")
+        return (Path(folder) / "a.npz").read_bytes()
+
+
+HEADER = {"a.weight": tensor([2, 3], 0, 24), "b.weight": tensor([2, 2], 24, 40), "__metadata__": {"format": "pt"}}
+SWEEP = {"preset": "paper", "cells": {"C8-32": {"changes": [], "runs": ["sn-seed0"], "settings": {"a": {"b": 1}}}}}
+CONTENT = np.linspace(0.1, 1, 10, dtype=np.float32).tobytes()
+READERS = {
+    "config": Reader(
+        {"config.json": texts(to_dict(RunConfig()))}, lambda folder: saved_config(RunDirectory(folder)),
+    ),
+    "config as values": Reader(
+        {"config.json": st.one_of(VALUES, reshaped([to_dict(RunConfig())])).map(json.dumps).map(str.encode)},
+        lambda folder: from_dict(RunConfig, json.loads((folder / "config.json").read_text())),
+    ),
+    "comparison": Reader({"comparison.json": texts(to_dict(RunConfig().settings))}, saved_settings),
+    "sweep": Reader({"sweep.json": texts(SWEEP)}, lambda folder: open_sweeps([folder])),
+    "series": Reader(series(), read_records),
+    "report": Reader(results() | series(), read_report),
+    "history": Reader(
+        {"a.npz": st.one_of(st.binary(max_size=64), mutated([past(), zipped({"iterations.npy": b"\x93NUMPY"})]))},
+        lambda folder: History.load(folder / "a.npz"),
+    ),
+    "checkpoint": Reader({"a.pt": st.one_of(st.binary(max_size=64), mutated(checkpoints()))}, read_state),
+    "safetensors": Reader(
+        {"a.safetensors": st.one_of(
+            st.binary(max_size=64), mutated([safetensors(HEADER, CONTENT)]),
+            reshaped([HEADER]).map(lambda header: safetensors(header, CONTENT)),
+        )},
+        lambda folder: inspect([folder / "a.safetensors"]),
+    ),
+    "index": Reader(
+        {"m.safetensors.index.json": texts({"weight_map": {"a.weight": "a.safetensors"}, "metadata": {}}),
+         "a.safetensors": st.just(safetensors(HEADER, CONTENT))},
+        lambda folder: inspect([folder / "m.safetensors.index.json"]),
+    ),
+    "torch file": Reader(
+        {"a.pt": st.one_of(st.binary(max_size=64), mutated([saved(weights()), saved({"m": weights(), "step": 3})]))},
+        lambda folder: inspect([folder / "a.pt"]),
+    ),
+    "old torch file": Reader({"a.pt": mutated([legacy(weights())])}, lambda folder: inspect([folder / "a.pt"])),
+}  # fmt: skip
+
+
+def fuzz(reader: Reader, examples: int, folder: Path) -> tuple[int, int]:
+    """Run the reader on so many examples; returns how many it read and how many it refused."""
+    counts = [0, 0]
+
+    @settings(
+        max_examples=examples, derandomize=True, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(
+        st.fixed_dictionaries({}, optional=reader.files)
+        if len(reader.files) > 2
+        else st.fixed_dictionaries(reader.files)
+    )
+    def attempt(contents: dict[str, bytes]) -> None:
+        for name in reader.files:
+            (folder / name).unlink(missing_ok=True)
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        said = None
+        try:
+            reader.read(folder)
+        except (ValueError, FileNotFoundError) as error:
+            said = str(error)
+        assert said is None or len(said.splitlines()) == 1
+        counts[0 if said is None else 1] += 1
+
+    attempt()
+    return counts[0], counts[1]
+
+
+def grown(before: int) -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_reads_or_says_in_one_line_what_is_wrong(name, tmp_path):
+    before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _, refused = fuzz(READERS[name], 200, tmp_path)
+    assert refused > 10
+    assert grown(before) < MEMORY
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", READERS)
+def test_ten_thousand_times(name, tmp_path, capsys):
+    before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read, refused = fuzz(READERS[name], 10_000, tmp_path)
+    with capsys.disabled():
+        print(f"\n{name}: {read} read, {refused} refused, {grown(before) / 2**20:.0f} MiB more memory")  # noqa: T201
+    assert refused > 500
+    assert grown(before) < MEMORY

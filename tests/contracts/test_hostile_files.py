@@ -1,0 +1,205 @@
+"""Files made to do harm: refused within bounded memory, and what they hold stays text in a terminal."""
+
+import gzip
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import spoilt
+from runs import ESCAPES, hostile_sweep, hostile_weights, make_run
+from specreg.cli import main
+from specreg.data.open import find_images
+from spoilt import LIES, file, npy, png, saved, zipped
+
+MOST = 400 << 20  # bytes that a process may need beyond what its imports take; a bomb here asks for 1 to 4,000 GB
+
+
+def sparse_pax() -> bytes:
+    """A tar archive by gzip with a sparse file of the newest kind, whose map, in the file, has a billion entries."""
+    info = tarfile.TarInfo("data_batch_1.bin")
+    info.size = 10**7
+    info.pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "a",
+        "GNU.sparse.realsize": "1",
+    }
+    return gzip.compress(info.tobuf(tarfile.PAX_FORMAT) + b"1000000000\n" + b"1\n" * 5_000_000)
+
+
+def negative() -> bytes:
+    """A member of less than no bytes: who goes on by its size comes back to it for ever."""
+    info = tarfile.TarInfo("data_batch_1.bin")
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # -512
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(1024)
+
+
+def many_members() -> bytes:
+    return gzip.compress(tarfile.TarInfo("a").tobuf() * 15_000, 1)
+
+
+def claiming(size: int, content: int) -> bytes:
+    """A zip whose entry claims a size, and unpacks to another."""
+    whole = bytearray(zipped({"a.png": bytes(content)}, zipfile.ZIP_DEFLATED))
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        place = whole.index(signature) + offset
+        whole[place : place + 4] = size.to_bytes(4, "little")
+    return bytes(whole)
+
+
+def nested_zip() -> bytes:
+    return zipped({"a.zip": zipped({"b.png": bytes(10**7)}, zipfile.ZIP_DEFLATED)})
+
+
+def too_many_pixels() -> bytes:
+    """20,000 squares of 4,000 pixels, if the first one is believed: a terabyte."""
+    return zipped({"0.png": png(4000)} | {f"{i}.png": b"" for i in range(1, 20_000)})
+
+
+def npz_bomb() -> bytes:
+    header = npy({"descr": "|u1", "fortran_order": False, "shape": (100, 1000, 1000)})
+    return zipped({"images.npy": header + bytes(10**7)}, zipfile.ZIP_DEFLATED)
+
+
+def idx_bomb() -> bytes:
+    return gzip.compress(
+        b"\x00\x00\x08\x03" + (10**6).to_bytes(4, "big") + (1000).to_bytes(4, "big") * 2 + bytes(10**8)
+    )
+
+
+def legacy_claims() -> bytes:
+    return saved({"a.weight": torch.empty(1).expand(2**20, 2**20)})
+
+
+BOMBS: dict[str, tuple[str, Callable[[], bytes], str, str]] = {
+    "a tar header of 10 GB": ("train", spoilt.pax_bomb, "a.tar.gz", "a header claims 10000000000 bytes"),
+    "a sparse file's map": ("train", sparse_pax, "a.tar.gz", "sparse file, which is not read"),
+    "a file of -512 bytes": ("train", negative, "a.tar", "a header claims -"),
+    "a tar of 15,000 files": ("train", many_members, "a.tar.gz", "has more than 10000 files"),
+    "a zip of zeros": ("train", lambda: claiming(300_000_000, 1000), "a.zip", "has 300000000 bytes"),
+    "a zip that claims less": ("train", lambda: claiming(100, 10**7), "a.zip", "a.zip"),
+    "a zip in a zip": ("train", nested_zip, "a.zip", "holds no images"),
+    "a zip whose entries share bytes": ("train", spoilt.shared_entries, "a.zip", "claim more bytes than it has"),
+    "a zip that leaves its folder": ("train", lambda: zipped({"../a.png": png()}), "a.zip", "leads out of the archive"),
+    "a zip with an absolute path": ("train", lambda: zipped({"/etc/a.png": png()}), "a.zip", "leads out of the archive"),
+    "a zip with a Windows path": ("train", lambda: zipped({"C:\\a.png": png()}), "a.zip", "leads out of the archive"),
+    "a zip with a link": ("train", lambda: zipped({"a.png": b"/etc/passwd"}, mode=0o120777), "a.zip", "is a symbolic link"),
+    "a zip with damaged LZMA": ("train", spoilt.damaged_lzma, "a.zip", "is not a readable"),
+    "a picture of 10^10 pixels": ("train", lambda: zipped({"a.png": spoilt.bomb_png()}), "a.zip", "is not a readable image"),
+    "a picture of 10^8 pixels": ("train", lambda: zipped({"a.png": spoilt.bomb_png(10_000)}), "a.zip", "is not a readable image"),
+    "pictures of a terabyte": ("train", too_many_pixels, "a.zip", "GiB of memory, this machine has"),
+    "an npz of 10^14 bytes": ("train", spoilt.huge_npz, "a.npz", "claims 100000000000"),
+    "an npz that claims more": ("train", npz_bomb, "a.npz", "claims 100000128 bytes"),
+    "a text as npz": ("train", lambda: zipped({"images.npy": b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535}), "a.npz", "not a readable npz"),
+    "an MNIST of 10^12 pixels": ("train", idx_bomb, "train-images-idx3-ubyte.gz", "is a part of a data set: give its folder"),
+    "a deep configuration": ("report", lambda: spoilt.DEEP * 100, "config.json", "nested too deeply"),
+    "a configuration of 65 MB": ("report", lambda: b'["' + b"a" * 68_000_000 + b'"]', "config.json", "more than 67108864 bytes"),
+    "a compressed checkpoint": ("inspect", lambda: zipped({"archive/data.pkl": bytes(10**7)}, zipfile.ZIP_DEFLATED), "a.pt", "is compressed"),
+    "a tensor of 4 TB": ("inspect", legacy_claims, "a.pt", "holds no weight matrix"),
+    "a tensor without storage": ("inspect", spoilt.of_meta, "a.pt", "holds no weight matrix"),
+} | {f"safetensors: {name}": ("inspect", lambda content=content: content, "a.safetensors", "is damaged") for name, content in LIES.items()}  # fmt: skip
+
+CHILD = """
+import json, resource, sys
+from specreg.cli import main
+import specreg.experiments.run, specreg.autopsy.spectra, specreg.display, specreg.report
+main(["inspect", sys.argv[1]])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+for arguments in json.load(sys.stdin):
+    before = peak()
+    code = main(arguments)
+    print(json.dumps([code, peak() - before]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_bombs_are_refused_within_bounded_memory(tmp_path):
+    """All in one process, in their order, whose peak is read after each: what one took is free for the next."""
+    commands = []
+    for index, (kind, make, name, _) in enumerate(BOMBS.values()):
+        folder = tmp_path / str(index)
+        path = Path(file(f"{index}/{name}", make)(tmp_path))
+        out = str(tmp_path / "out")
+        commands.append(
+            ["train", "--data", str(path), "--out", out] if kind == "train"
+            else ["report", str(folder), "--out", str(tmp_path / "page.html")] if kind == "report"
+            else ["inspect", str(path)]
+        )  # fmt: skip
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    small = file("small.pt", lambda: saved({"a.weight": torch.eye(3)}))(tmp_path)
+    finished = subprocess.run(
+        [sys.executable, "-c", CHILD, small], input=json.dumps(commands), capture_output=True, text=True, check=True,
+        timeout=300,
+    )  # fmt: skip
+    answers = [
+        json.loads(line) for line in finished.stdout.splitlines() if line.startswith("[2,") or line.startswith("[0,")
+    ]
+    errors = [line for line in finished.stderr.splitlines() if line.startswith("specreg: error: ")]
+    assert len(answers) == len(errors) == len(BOMBS)
+    for (name, (_, _, _, said)), (code, grown), error in zip(BOMBS.items(), answers, errors, strict=True):
+        assert (name, code) == (name, 2)
+        assert said in error
+        assert grown < MOST, name
+    os.unlink(small)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+
+
+def test_a_gzip_bomb_in_mnist_is_refused_at_a_gibibyte(tmp_path, monkeypatch):
+    monkeypatch.setattr("specreg.data.files._MOST", 1 << 22)
+    for name, content in (("train-images-idx3-ubyte.gz", idx_bomb()), ("train-labels-idx1-ubyte", b"")):
+        (tmp_path / name).write_bytes(content)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"there are more than 4194304 bytes"):
+        find_images(tmp_path).open()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 64 << 10
+
+
+def plain(text: str) -> bool:
+    return all(character == "\n" or character.isprintable() for character in text)
+
+
+@pytest.mark.parametrize("command", ["report", "report of a sweep", "inspect", "inspect of several", "inspect as JSON"])
+def test_what_a_file_says_cannot_steer_the_terminal(command, tmp_path, capsys):
+    page = ["--out", str(tmp_path / "page.html")]
+    arguments = {
+        "report": lambda: ["report", str(make_run(tmp_path / "a", ESCAPES, name=ESCAPES, keep=ESCAPES)), *page],
+        "report of a sweep": lambda: ["report", str(hostile_sweep(tmp_path / "sweep")), *page],
+        "inspect": lambda: ["inspect", hostile_weights(tmp_path / "a.safetensors")],
+        "inspect of several": lambda: ["inspect", *2 * [hostile_weights(tmp_path / "\x1b[2J.safetensors")]],
+        "inspect as JSON": lambda: ["inspect", "--json", hostile_weights(tmp_path / "a.safetensors")],
+    }[command]()
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.out
+    assert plain(printed.out)
+    assert plain(printed.err)
+
+
+def test_a_comparison_and_a_training_print_what_they_find_as_text(tmp_path, capsys):
+    from specreg import display
+    from specreg.records import RunDirectory
+    from specreg.report import sweep_table, write_report
+
+    run = RunDirectory(make_run(tmp_path / "runs" / "sn-seed0", "sn", name=ESCAPES))
+    run.write("result", (run.read("result") or {}) | {"features": ESCAPES, "protocol": ESCAPES, "method": ESCAPES})
+    rows, _ = write_report(tmp_path, [run])
+    display.results(rows, [tmp_path / "\x1b[2J"])
+    display.metrics(run.read("result") or {})
+    display.sweep_results(sweep_table(hostile_sweep(tmp_path / "sweep")), tmp_path / "\x1b[2J")
+    assert main(["train", "--out", str(tmp_path / "x"), "--data", str(tmp_path / ESCAPES.replace("/", ""))]) == 2
+    printed = capsys.readouterr()
+    assert plain(printed.out)
+    assert plain(printed.err)
+    assert "\u202e" not in printed.out + printed.err
