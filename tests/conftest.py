@@ -20,7 +20,7 @@ def _deterministic() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--figures", metavar="FILE", help="write what tests measured (record_property) as JSON")
+    parser.addoption("--figures", metavar="FILE", help="write what tests measured as JSON, if all pass")
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
@@ -29,5 +29,5 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     figures = {report.nodeid: dict(report.user_properties) for report in passed if report.user_properties}
     for test, measured in figures.items():
         terminalreporter.write_line(f"{test}: {', '.join(f'{name} {value}' for name, value in measured.items())}")
-    if path := config.getoption("--figures"):
+    if (path := config.getoption("--figures")) and not terminalreporter.getreports("failed"):
         Path(path).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

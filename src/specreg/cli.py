@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from specreg import __version__
+from specreg.processes import launched
 from specreg.records import prepare_directory, printable
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"the command line needs {', '.join(missing)}: pip install 'specreg[lab]'")
         if arguments[0] not in _COMMANDS:
             raise ValueError(f"unknown command {arguments[0]!r}: the commands are {', '.join(_COMMANDS)}")
-        if arguments[0] != "train" and (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        if arguments[0] != "train" and (count := launched()) > 1:
             raise ValueError(
                 f"{arguments[0]} is for one process, this is one of {count}: start it without torchrun or accelerate "
                 f"launch (train is the command for several)"
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _of_several(error: RuntimeError) -> int:
     """Return the exit code of what can happen to one of several processes; any other error goes on."""
-    from specreg import processes  # imports torch, which is slow: not every command needs it
+    from specreg import processes
 
     if isinstance(error, processes.MainFailedError):
         time.sleep(1)  # torchrun ends all processes when the first one has: the main one has to say why

@@ -5,13 +5,26 @@ communicated, and nothing is computed.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def launched() -> int:
+    """Return how many processes a launcher has started for this job: the environment's WORLD_SIZE, 1 without.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    value = os.environ.get("WORLD_SIZE", "1")
+    if not value.isdecimal():
+        raise ValueError(f"the environment variable WORLD_SIZE is {value!r:.60}, not a number of processes: unset it")
+    return int(value)
 
 
 class LostProcessError(RuntimeError):
@@ -32,8 +45,11 @@ def talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+            raise  # this process's own trouble
         first = str(error).strip().partition("\n")[0]
-        reason = first.rpartition("] ")[2] if first.startswith("[") else first  # without the place in gloo's source
+        # Without the place in gloo's source, and what it says beyond one sentence.
+        reason = (first.rpartition("] ")[2] if first.startswith("[") else first).partition(". ")[0]
         raise LostProcessError(f"another process of this job has ended ({reason or type(error).__name__})") from error
 
 
@@ -65,12 +81,13 @@ class Processes:
     Attributes:
         rank: its number, from 0; 0 is the main one, which alone writes.
         count: how many there are.
-        device: where tensors have to be to be sent.
+        control: a group that sends flags and checksums between CPUs and waits for as long as the main process may
+            evaluate, where the gradients' would give up; by default the one of all processes.
     """
 
     rank: int = 0
     count: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    control: dist.ProcessGroup | None = None
 
     @property
     def main(self) -> bool:
@@ -82,9 +99,15 @@ class Processes:
         return dist.group.WORLD if self.count > 1 else None
 
     def share(self, batch: Tensor) -> Tensor:
-        """Return this process's part of a batch, whose size the number of processes divides: contiguous, by rank."""
+        """Return this process's part of a batch, contiguous, by rank.
+
+        Raises:
+            ValueError: the number of processes does not divide the batch.
+        """
         if self.count == 1:
             return batch
+        if len(batch) % self.count:
+            raise ValueError(f"a batch of {len(batch)} cannot be divided among {self.count} processes")
         size = len(batch) // self.count
         return batch[self.rank * size : (self.rank + 1) * size]
 
@@ -99,16 +122,20 @@ class Processes:
         parts = torch.split(flat[1:], [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view(gradient.shape))
-        return flat[0]
+        return flat[0].clone()  # not a view, which would keep the whole message
 
     def any(self, flag: bool) -> bool:
         """Tell whether a flag is set in any process."""
+        return self.total(int(flag)) > 0
+
+    def total(self, number: int) -> int:
+        """Return the sum of a number over the processes."""
         if self.count == 1:
-            return flag
-        flags = torch.tensor([int(flag)], device=self.device)
+            return number
+        numbers = torch.tensor([number])
         with talking():
-            dist.all_reduce(flags)
-        return bool(flags.item())
+            dist.all_reduce(numbers, group=self.control)
+        return int(numbers.item())
 
     def agree(self, step: int, digests: Mapping[str, int]) -> None:
         """Make sure that all processes are at the same step and hold the same values.
@@ -122,20 +149,21 @@ class Processes:
         """
         if self.count == 1:
             return
-        mine = torch.tensor([step, *digests.values()], dtype=torch.int64, device=self.device)
+        mine = torch.tensor([step, *digests.values()], dtype=torch.int64)
         gathered = [torch.empty_like(mine) for _ in range(self.count)]
         with talking():
-            dist.all_gather(gathered, mine)
+            dist.all_gather(gathered, mine, group=self.control)
         rows = torch.stack(gathered).tolist()
         others = [rank for rank in range(1, self.count) if rows[rank] != rows[0]]
         if others:
             names = ["the step", *digests]
             wrong = [name for i, name in enumerate(names) if any(rows[rank][i] != rows[0][i] for rank in others)]
+            folder = "; all machines have to see the same run folder" if "the step" in wrong else ""
             who = f"process{'es' if len(others) > 1 else ''} {', '.join(map(str, others))}"
             raise DisagreementError(
                 f"step {rows[0][0]}: {who} of {self.count} differ{'' if len(others) > 1 else 's'} from process 0 in "
-                f"{', '.join(wrong)}; nothing was saved. Start the job again, it goes on from its last checkpoint; if "
-                f"this comes back, the machines compute differently: use equal ones, or one process"
+                f"{', '.join(wrong)}{folder}; nothing was saved. Start the job again, it goes on from its last "
+                f"checkpoint; if this comes back, the machines compute differently: use equal ones, or one process"
             )
 
     @contextlib.contextmanager
@@ -151,9 +179,14 @@ class Processes:
         try:
             yield
             failed = False
+        except SystemExit as end:  # help, which every process shows
+            failed = bool(end.code)
+            raise
         finally:
             if self.main:
-                self.any(failed)
+                # What failed here is what has to be said, not that the others have gone meanwhile.
+                with contextlib.suppress(LostProcessError) if failed else contextlib.nullcontext():
+                    self.any(failed)
 
     def leave(self) -> None:
         """Close the connections to the other processes."""

@@ -166,7 +166,7 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Drop what was recorded after ``step``, which the checkpoint that a run goes on from does not know.
 
-        The checkpoint that a killed process had half written is removed, too; so the lock has to be held.
+        What a killed process had half written is removed, too; so the lock has to be held.
 
         Raises:
             ValueError: a series is damaged; nothing is changed.
@@ -176,8 +176,8 @@ class RunDirectory:
             path = self.path / f"{name}.jsonl"
             if path.exists():
                 kept[path] = [json.dumps(record) + "\n" for record in _lines(path) if record["step"] <= step]
-        for partial in self.path.glob(f".checkpoint*{_PARTIAL}"):
-            partial.unlink()
+        for partial in self.path.glob(f".*{_PARTIAL}"):
+            partial.unlink(missing_ok=True)
         for path, lines in kept.items():
             _write_atomically(path, "".join(lines))
 

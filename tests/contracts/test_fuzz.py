@@ -5,7 +5,6 @@
 
 import io
 import json
-import resource
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from specreg.report import open_runs, open_sweeps
 from specreg.report.verdicts import history, line, segments
 from specreg.training.state import load_checkpoint
 from spoilt import safetensors, saved, tensor, zipped
+
+resource = pytest.importorskip("resource")  # not on Windows
 
 MEMORY = 256 << 20  # bytes that the process may grow by, whatever the examples claim
 Read = Callable[[Path], object]

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import resource
 import subprocess
 import sys
 import tarfile
@@ -19,6 +18,8 @@ from runs import ESCAPES, hostile_sweep, hostile_weights, make_run
 from specreg.cli import main
 from specreg.data.open import find_images
 from spoilt import LIES, file, npy, png, saved, zipped
+
+resource = pytest.importorskip("resource")  # not on Windows
 
 MOST = 400 << 20  # bytes that a process may need beyond what its imports take; a bomb here asks for 1 to 4,000 GB
 

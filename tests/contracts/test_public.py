@@ -138,3 +138,11 @@ def test_relative_links_in_the_documentation_lead_somewhere():
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             if not link.startswith("http"):
                 assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_networks_do_without_the_compiler_until_it_is_asked_for():
+    program = (
+        "import sys, specreg.models, specreg.models.resnet, specreg.models.dcgan; print('torch._dynamo' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert printed.stdout == "False\n"

@@ -2,13 +2,11 @@
 
 import json
 import os
-import pty
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -17,6 +15,9 @@ import pytest
 from runs import make_run
 from specreg.cli import main
 from trainings import OPTIONS, assert_same_run, command, environment
+
+pty = pytest.importorskip("pty")  # not on Windows
+termios = pytest.importorskip("termios")  # not on Windows
 
 # Trains with everything on that writes, and prints step, memory (KiB), open files and threads every so many steps.
 WATCHED = """

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_resume import SERIES, assert_same_value, command, environment
 
 from specreg.cli import main
+from trainings import SERIES, assert_same_value, command, environment
 
 OPTIONS = [
     "--data", "ring", "--steps", "24", "--d-channels", "1", "--g-channels", "1", "--latent", "2", "--batch-size", "8",

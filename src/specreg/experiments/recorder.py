@@ -104,28 +104,39 @@ class Follower:
         self._settings, self._every = settings, settings.records
         self._state, self._processes = state, processes
         self._monitor = state.monitor
+        self._fallbacks = NOT_CONVERGED.total()
         if state.step == 0 and not processes.main:  # the recorder begins when it can write
-            self._monitor.step(0)
+            self._watch(0)
 
     def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
         self._watch(state.step)
-        # An evaluation may end in a checkpoint.
+        # Before an evaluation, too, which may end in a checkpoint.
         if self._evaluates(state.step) or state.step % self._every.checkpoint_every == 0:
             self._agree()
 
     def _watch(self, step: int) -> None:
         try:
             self._monitor.step(step)
-        except ValueError as error:  # for a training, divergence and not bad input
+        # For a training, divergence and not bad input.
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise NonFiniteError(f"step {step}: {error}") from error
 
     def _evaluates(self, step: int) -> bool:
         return self._every.evaluate_every > 0 and step % self._every.evaluate_every == 0
 
     def _agree(self) -> None:
-        """Make sure, before a checkpoint, that there is one state and not as many as processes."""
+        """Make sure, before a checkpoint, that the state is finite and one, and not as many as processes."""
+        if bad := self._state.first_bad():
+            raise NonFiniteError(f"step {self._state.step}: NaN or inf in {bad}; no checkpoint was made of it")
         if self._processes.count > 1:
             self._processes.agree(self._state.step, self._state.digests())
+        # Each process decomposes its own layers.
+        if new := self._processes.total(NOT_CONVERGED.total() - self._fallbacks):
+            self._fallbacks = NOT_CONVERGED.total()
+            self._event("fallback", f"decompositions that did not converge: {new}")
+
+    def _event(self, event: str, message: str) -> None:
+        """Record that something was done; the main process does."""
 
     @property
     def stopped(self) -> bool:
@@ -134,7 +145,11 @@ class Follower:
         return self._settings.stop_on_collapse and verdict is not None and verdict.state == "collapsed"
 
     def checkpoint(self) -> None:
-        """Agree on the state; the main process saves it, if it is not saved yet."""
+        """Agree on the state; the main process saves it, if it is not saved yet.
+
+        Raises:
+            NonFiniteError: it holds NaN or inf, which nothing could go on from; the checkpoints stay as they are.
+        """
         self._agree()
 
     def close(self) -> None:
@@ -161,7 +176,6 @@ class Recorder(Follower):
         self._before = _seconds(run) if state.step or run.checkpoints else 0.0
         self._began = time.monotonic()
         self._saved = state.step if run.checkpoints else -1
-        self._fallbacks = NOT_CONVERGED.total()
         self._best = self._kept()
         self._monitor.actions.append(self._watched)
         self._board = None
@@ -209,19 +223,12 @@ class Recorder(Follower):
             give_name(self._run.checkpoint, self._run.kept_checkpoint("healthy"))
 
     def checkpoint(self) -> None:
-        """Agree on the state and save it, if it is not saved yet.
-
-        Raises:
-            NonFiniteError: it holds NaN or inf, which nothing could go on from; the checkpoints stay as they are.
-        """
         super().checkpoint()
         self._save()
 
     def _save(self) -> None:
         if self._saved == self._state.step:
             return
-        if bad := self._state.first_bad():
-            raise NonFiniteError(f"step {self._state.step}: NaN or inf in {bad}; no checkpoint was made of it")
         if self._board is not None:
             self._board.flush()  # what the checkpoint stands for is not written again
         if self._run.checkpoint.exists():
@@ -248,19 +255,16 @@ class Recorder(Follower):
             if s.shape[-1] > 1
         }
         step = self._state.step
-        if (fallbacks := NOT_CONVERGED.total()) > self._fallbacks:
-            self._event(step, "fallback", f"decompositions that did not converge: {fallbacks - self._fallbacks}")
-            self._fallbacks = fallbacks
         self._run.append("spectra", {"step": step, "layers": layers})
         self._run.append("verdicts", {"step": step} | verdict.to_dict())
         self._progress(step, {"verdict": verdict.state})
         guard = self._state.compensator
         if isinstance(guard, Guard) and guard.switched_on == step:
             if guard.restored is not None:
-                self._event(step, "rolled back", f"the networks are those of step {guard.restored}")
-            self._event(step, "guard on", f"{guard.scheme} compensation switched on")
+                self._event("rolled back", f"the networks are those of step {guard.restored}")
+            self._event("guard on", f"{guard.scheme} compensation switched on")
         if self.stopped:
-            self._event(step, "stopped", verdict.message)
+            self._event("stopped", verdict.message)
 
-    def _event(self, step: int, event: str, message: str) -> None:
-        self._run.append("events", {"step": step, "event": event, "message": message})
+    def _event(self, event: str, message: str) -> None:
+        self._run.append("events", {"step": self._state.step, "event": event, "message": message})

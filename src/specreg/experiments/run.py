@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -34,7 +33,7 @@ from specreg.models.normalization import share_batches
 from specreg.monitor.actions import Pin
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
-from specreg.processes import Processes
+from specreg.processes import Processes, launched
 from specreg.records import RunDirectory, prepare_directory
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
@@ -50,19 +49,30 @@ logger = logging.getLogger(__name__)
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
 _DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
-# The others wait while the main process evaluates, for an hour perhaps: torch's 10 or 30 minutes would end them.
+# The others wait while the main process evaluates, for an hour perhaps: torch's 10 or 30 minutes, which gradients keep,
+# would end them.
 _PATIENCE = timedelta(hours=4)
 # What a method adds to the discriminator's loss, and its weight unless the configuration has one.
 _PENALTIES = {"orthogonal": (orthogonality_penalty, 1e-4), "d-optimal": (d_optimal_penalty, 1e-2)}
 
 
 def join_processes() -> Processes:
-    """Connect this process with the others that torchrun or accelerate launch has started, if it has."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    """Connect this process with the others that torchrun or accelerate launch has started, if it has.
+
+    Raises:
+        ValueError: they cannot be connected.
+    """
+    if (count := launched()) < 2:
         return ALONE
     # Without cpu=True accelerate would let processes on a machine without a GPU train each for itself.
-    joined = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
-    return Processes(joined.process_index, joined.num_processes, joined.device)
+    joined = PartialState(cpu=not torch.cuda.is_available())
+    if joined.num_processes != count:
+        raise ValueError(
+            f"WORLD_SIZE says that there are {count} processes, and only {joined.num_processes} could be connected: "
+            f"start them with torchrun or accelerate launch, or unset WORLD_SIZE"
+        )
+    control = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    return Processes(joined.process_index, joined.num_processes, control)
 
 
 def check_shares(settings: Settings, processes: Processes) -> None:
@@ -137,12 +147,13 @@ def execute(
         NonFiniteError: the training diverged; the last checkpoint is kept.
         LostProcessError, DisagreementError: of several processes one has ended, or they are not equal.
     """
-    if run.complete:
+    if processes.any(processes.main and run.complete):
         return True
     accelerator = make_accelerator(config.settings)
     # Before the state: making its networks draws from the global generator, which the state's restores.
-    held_out = open_held_out(config.settings, source) if processes.main else None
-    evaluator = make_evaluator(config.settings, source, held_out) if processes.main else None
+    with processes.main_first():
+        held_out = open_held_out(config.settings, source) if processes.main else None
+        evaluator = make_evaluator(config.settings, source, held_out) if processes.main else None
     state = build_state(config, source, accelerator, processes)
     with processes.main_first():
         _go_on(run, state, main=processes.main)
@@ -150,12 +161,13 @@ def execute(
             run.write("environment", _environment(accelerator))
     processes.agree(state.step, state.digests() if processes.count > 1 else {})
     recorder: Follower
-    if evaluator is None:
-        recorder = Follower(config.settings, state, processes)
-    else:
-        probe = Probe(source, config.settings)
-        scores = None if held_out is None else ScoreProbe(source, held_out, config.settings)
-        recorder = Recorder(config.settings, run, state, evaluator, probe, scores, progress, processes)
+    with processes.main_first():
+        if evaluator is None:
+            recorder = Follower(config.settings, state, processes)
+        else:
+            probe = Probe(source, config.settings)
+            scores = None if held_out is None else ScoreProbe(source, held_out, config.settings)
+            recorder = Recorder(config.settings, run, state, evaluator, probe, scores, progress, processes)
     with contextlib.closing(recorder):
         if not recorder.stopped:
             train(
@@ -180,6 +192,8 @@ def _restore(state: TrainingState, checkpoints: Sequence[Path]) -> Path:
     try:
         state.load_state_dict(saved)
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ValueError(
             f"{path} is not of the run that its folder's config.json describes ({type(error).__name__}: {error}): "
             f"restore the one or the other, or train anew in another folder"

@@ -1,5 +1,7 @@
 """Batch normalization whose batch may be divided among the processes of a job."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,6 @@ class BatchNorm(nn.BatchNorm2d):
         shared: Tensor = self._normalized_by_all(hidden)
         return shared
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph would break at the communication anyway
     def _normalized_by_all(self, hidden: Tensor) -> Tensor:
         features = hidden.float() if hidden.dtype in (torch.float16, torch.bfloat16) else hidden
         variance, mean = (part.double() for part in torch.var_mean(features, (0, 2, 3), correction=0))
@@ -58,3 +59,8 @@ def share_batches(network: nn.Module, processes: int) -> None:
     for module in network.modules():
         if isinstance(module, BatchNorm):
             module.processes = processes
+            if processes > 1:
+                # A graph would break at the communication anyway. Here and not as a decorator, which would load
+                # torch.compile's machinery, seconds of it, in every process.
+                disable: Any = torch.compiler.disable
+                module._normalized_by_all = disable(module._normalized_by_all)  # type: ignore[method-assign]

@@ -58,9 +58,11 @@ class Division:
             failure = error
         failed = torch.zeros(self._size, dtype=torch.int64)
         failed[self._rank] = failure is not None
-        failed = self._sum(failed)
-        if failure is not None:
-            raise failure
+        try:
+            failed = self._sum(failed)
+        finally:
+            if failure is not None:  # also where the others have gone meanwhile
+                raise failure
         if ranks := failed.nonzero().flatten().tolist():
             raise ValueError(
                 f"the compensation failed in process {', '.join(map(str, ranks))} of its group, which says why, and "

@@ -121,7 +121,8 @@ class TrainingState:
             names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
             for parameter, moments in optimizer.state.items():
                 for kind, moment in moments.items():
-                    yield f"the {which}'s optimizer's {kind} of {names[parameter]}", moment
+                    if isinstance(moment, Tensor):
+                        yield f"the {which}'s optimizer's {kind} of {names.get(parameter, '?')}", moment
         if self.ema is not None:
             yield from named_tensors(self.ema, "running average")
 
