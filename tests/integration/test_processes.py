@@ -237,11 +237,19 @@ def test_a_stop_that_reaches_one_process_stops_all_at_one_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_input_is_said_once_and_makes_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--batch-size", "9"], "batch_size 9 cannot be divided among 2 processes: "),
+        (["--features", "inception", "--inception-weights", "nowhere.pth"], "nowhere.pth"),  # only the main one looks
+    ],
+)
+def test_bad_input_is_said_once_and_trains_nothing(options, said, tmp_path):
     out = tmp_path / "run"
-    job = torchrun(out, *OPTIONS, "--batch-size", "9")
+    job = torchrun(out, *OPTIONS, *options)
     errors = job.communicate(timeout=300)[1]
     assert job.returncode != 0
     (line,) = [line for line in errors.splitlines() if "specreg: error" in line]
-    assert line.startswith("specreg: error: batch_size 9 cannot be divided among 2 processes: ")
-    assert not out.exists()
+    assert line.startswith("specreg: error: ")
+    assert said in line
+    assert not list(out.glob("*.jsonl")) + list(out.glob("*.pt"))

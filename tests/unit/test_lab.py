@@ -17,7 +17,7 @@ from specreg.losses import LOSSES, gradient_penalty
 from specreg.models import STAGES, Discriminator, Generator
 from specreg.records import RunDirectory, give_name, prepare_directory
 from specreg.training.loop import TrainingConfig, decay_factor, train
-from specreg.training.state import load_checkpoint, load_newest, save_checkpoint, update_ema
+from specreg.training.state import SCHEMA, load_checkpoint, load_newest, save_checkpoint, update_ema
 from specreg.training.steps import NonFiniteError, discriminator_step
 
 
@@ -210,12 +210,12 @@ def test_a_flipped_bit_is_found_or_does_no_harm(tmp_path):
 
 def test_the_newest_readable_checkpoint_is_taken(tmp_path, caplog):
     newest, before = tmp_path / "checkpoint.pt", tmp_path / "checkpoint-before.pt"
-    save_checkpoint({"schema": 1, "step": 2}, newest)
-    save_checkpoint({"schema": 1, "step": 1}, before)
-    assert load_newest([newest, before]) == ({"schema": 1, "step": 2}, newest)
+    save_checkpoint({"schema": SCHEMA, "step": 2}, newest)
+    save_checkpoint({"schema": SCHEMA, "step": 1}, before)
+    assert load_newest([newest, before]) == ({"schema": SCHEMA, "step": 2}, newest)
     assert not caplog.records
     newest.write_bytes(newest.read_bytes()[:-9])
-    assert load_newest([newest, before]) == ({"schema": 1, "step": 1}, before)
+    assert load_newest([newest, before]) == ({"schema": SCHEMA, "step": 1}, before)
     assert "checkpoint.pt is not a readable checkpoint" in caplog.text
     assert "taking checkpoint-before.pt instead" in caplog.text
     before.unlink()
