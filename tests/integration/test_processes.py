@@ -241,7 +241,8 @@ def test_a_stop_that_reaches_one_process_stops_all_at_one_step(tmp_path):
     ("options", "said"),
     [
         (["--batch-size", "9"], "batch_size 9 cannot be divided among 2 processes: "),
-        (["--features", "inception", "--inception-weights", "nowhere.pth"], "Inception features need "),  # only the main one looks
+        # Only the main process looks for these.
+        (["--features", "inception", "--inception-weights", "nowhere.pth"], "Inception features need "),
     ],
 )
 def test_bad_input_is_said_once_and_trains_nothing(options, said, tmp_path):
