@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from specreg import __version__
+from specreg.experiments.interrupts import import_whole
 from specreg.processes import launched
 from specreg.records import prepare_directory, printable
 
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{arguments[0]} is for one process, this is one of {count}: start it without torchrun or accelerate "
                 f"launch (train is the command for several)"
             )
+        import_whole(_NEEDS[arguments[0]])
         return _COMMANDS[arguments[0]](arguments[1:])
     except KeyboardInterrupt:  # before or after the training, which asks for it where it can be resumed
         sys.stderr.write(_INTERRUPTED if arguments[0] in ("compare", "sweep", "train") else "specreg: interrupted\n")
@@ -494,6 +496,17 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sample": _sample,
     "inspect": _inspect,
     "report": _report,
+}
+# What takes seconds to import; each command takes from it what it uses.
+_RUNS = ("tyro", "specreg.display", "specreg.experiments.run")
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "compare": (*_RUNS, "specreg.experiments.compare"),
+    "sweep": (*_RUNS, "specreg.experiments.sweep"),
+    "train": _RUNS,
+    "evaluate": _RUNS,
+    "sample": _RUNS,
+    "inspect": ("tyro", "specreg.display", "specreg.autopsy.figure"),
+    "report": ("tyro", "specreg.report"),
 }
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,21 +131,22 @@ def test_a_sweep_of_500_runs_is_listed_and_reported_in_seconds(many_runs, tmp_pa
     assert reported < 10
 
 
-def in_terminal(arguments: list[str], after: float, begun: Path | None = None) -> tuple[int, bytes]:
+def in_terminal(arguments: list[str], after: float, begun: Callable[[bytes], bool]) -> tuple[int, bytes]:
     """Run a command in a terminal of its own, type Ctrl-C after some seconds; return its exit code and what it wrote.
 
-    The terminal's settings have to be as before.
+    The terminal's settings have to be as before. The seconds are counted from when ``begun`` says so of what the
+    command has written in the terminal.
     """
     child, terminal = pty.fork()
     if child == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells let background jobs inherit that it is ignored
         os.execvpe(arguments[0], arguments, environment() | {"TERM": "xterm", "COLUMNS": "100"})
     settings = termios.tcgetattr(terminal)
-    shown, typed, began = b"", False, time.monotonic()
+    shown, typed, started, began = b"", False, False, 0.0
     while True:
-        if begun is not None and not begun.exists():
-            began = time.monotonic()
-        if not typed and time.monotonic() - began > after:
+        if not started:
+            started, began = begun(shown), time.monotonic()
+        if started and not typed and time.monotonic() - began > after:
             os.write(terminal, b"\x03")
             typed = True
         os.set_blocking(terminal, False)
@@ -163,7 +165,9 @@ def in_terminal(arguments: list[str], after: float, begun: Path | None = None) -
     return os.waitstatus_to_exitcode(status), shown
 
 
-INTERRUPTED = [*OPTIONS, "--steps", "400", "--spectra-every", "20", "--evaluate-every", "200", "--no-tensorboard"]
+# What comes before, torch's import, is Python's to interrupt.
+READY = "import sys; from specreg.cli import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
+INTERRUPTED = [*OPTIONS, "--steps", "200", "--spectra-every", "20", "--evaluate-every", "100", "--no-tensorboard"]
 
 
 @pytest.fixture(scope="module")
@@ -173,29 +177,32 @@ def uninterrupted(tmp_path_factory) -> Path:
     return out
 
 
-def check_interrupts(reference: Path, out: Path, moments: list[float], begun: str) -> None:
-    told = [sys.executable, "-m", "specreg", "train", "--out", str(out), *INTERRUPTED]
+def check_interrupts(reference: Path, out: Path, moments: list[float], *, early: bool = False) -> None:
+    """Interrupt a run at moments of its training (or before it, from its first import), go on, and compare it."""
+    told = [sys.executable, "-c", READY, "train", "--out", str(out), *INTERRUPTED]
     for moment in moments:
-        code, shown = in_terminal(told, moment, out / begun if begun else None)
+        (out / "environment.json").unlink(missing_ok=True)  # written anew, by a run that can be interrupted
+        begun = (lambda shown: b"ready" in shown) if early else (lambda _: (out / "environment.json").exists())
+        code, shown = in_terminal(told, moment, begun)
         assert code in (130, -signal.SIGINT), shown.decode(errors="replace")
-        assert b"Traceback" not in shown or not out.exists()  # torch was being imported
         assert shown.count(HIDES_CURSOR) == shown.count(SHOWS_CURSOR)
         assert shown.rfind(SHOWS_CURSOR) >= shown.rfind(HIDES_CURSOR)
-        assert b"the same command again goes on" in shown or not out.exists()
+        assert b"Traceback" not in shown
+        assert b"the same command again goes on" in shown
     subprocess.run(command(out), check=True, env=environment())
     assert_same_run(reference, out)
 
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal(uninterrupted, tmp_path):
-    check_interrupts(uninterrupted, tmp_path / "run", [0.5], "metrics.jsonl")
+    check_interrupts(uninterrupted, tmp_path / "run", [0.5])
 
 
 @pytest.mark.soak
 def test_ctrl_c_at_ten_random_moments(uninterrupted, tmp_path, record_property):
     moments = random.Random(1)
-    check_interrupts(uninterrupted, tmp_path / "run", [moments.uniform(0, 0.6) for _ in range(6)], "config.json")
+    check_interrupts(uninterrupted, tmp_path / "run", [moments.uniform(0, 0.4) for _ in range(6)])
     # Before anything is written, too: while the lab is imported and the run is prepared.
     shutil.rmtree(tmp_path / "run")
-    check_interrupts(uninterrupted, tmp_path / "run", [moments.uniform(3, 6) for _ in range(4)], "")
+    check_interrupts(uninterrupted, tmp_path / "run", [moments.uniform(0, 4) for _ in range(4)], early=True)
     record_property("interrupts", 10)

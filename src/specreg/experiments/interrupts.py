@@ -1,8 +1,10 @@
 """Ctrl-C as a question that loops ask, so that they stop where they can be resumed."""
 
 import contextlib
+import importlib
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 
 _NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -19,3 +21,23 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def import_whole(names: Iterable[str]) -> None:
+    """Import modules with all that they import; Ctrl-C waits until then.
+
+    An import that is broken off leaves half a module behind, and whatever tries it again fails for odd reasons, or goes
+    on as if nothing had been asked.
+
+    Raises:
+        KeyboardInterrupt: it was typed meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():  # to which alone signals come
+        for name in names:
+            importlib.import_module(name)
+        return
+    with interruptible() as interrupted:
+        for name in names:
+            importlib.import_module(name)
+    if interrupted():
+        raise KeyboardInterrupt
