@@ -19,7 +19,7 @@ MNIST_WEIGHTS = _HERE / "mnist_classifier.safetensors"
 CIFAR_WEIGHTS = _HERE / "cifar_classifier.safetensors"
 DIGIT_HELD_OUT_CORRECT = 295  # of the 297 held-out digits, 99.3%
 MNIST_TEST_CORRECT = 9969  # of MNIST's 10,000 test images, 99.7%
-CIFAR_TEST_CORRECT: int | None = None  # of CIFAR-10's 10,000 test images, once the weights are exported
+CIFAR_TEST_CORRECT = 9002  # of CIFAR-10's 10,000 test images, 90.0%, as JPEG of quality 50, as it was trained on
 
 
 class Classifier(nn.Module):
@@ -143,7 +143,7 @@ def load_classifier(name: "ClassifierName") -> Classifier:
     """Return a trained classifier, in eval mode and without gradients.
 
     Args:
-        name: "digits" and "mnist" ship with the package; the weights of "cifar" are not shipped with this version.
+        name: "digits", "mnist" or "cifar".
 
     Raises:
         FileNotFoundError: its weights are not there.
@@ -152,7 +152,7 @@ def load_classifier(name: "ClassifierName") -> Classifier:
     kind, weights = CLASSIFIERS[name]
     if not weights.exists():
         raise FileNotFoundError(
-            f"the weights of the {name} classifier ({weights.name}) are not shipped with this version: "
+            f"the weights of the {name} classifier ({weights.name}) are missing: install the package again; "
             f"scripts/train_{weights.stem}.py of the source repository makes them"
         )
     classifier = kind()
