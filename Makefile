@@ -13,7 +13,7 @@ test: $(VENV)/.dev lint
 
 # What is promised of long trainings, in full; `make test` has a smaller version of each.
 soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m soak --figures docs/results/reliability.json
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m soak --figures=docs/results/reliability.json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
