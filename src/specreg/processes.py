@@ -126,7 +126,7 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Tell whether a flag is set in any process."""
-        return self.total(int(flag)) > 0
+        return self.total(int(bool(flag))) > 0
 
     def total(self, number: int) -> int:
         """Return the sum of a number over the processes."""

@@ -33,7 +33,7 @@ from specreg.models.normalization import share_batches
 from specreg.monitor.actions import Pin
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
-from specreg.processes import Processes, launched
+from specreg.processes import LostProcessError, Processes, launched
 from specreg.records import RunDirectory, prepare_directory
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
@@ -60,12 +60,17 @@ def join_processes() -> Processes:
     """Connect this process with the others that torchrun or accelerate launch has started, if it has.
 
     Raises:
-        ValueError: they cannot be connected.
+        ValueError: fewer than were started could be found.
+        LostProcessError: they could not be connected; starting the job again may help.
     """
     if (count := launched()) < 2:
         return ALONE
     # Without cpu=True accelerate would let processes on a machine without a GPU train each for itself.
-    joined = PartialState(cpu=not torch.cuda.is_available())
+    try:
+        joined = PartialState(cpu=not torch.cuda.is_available())
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise LostProcessError(f"the {count} processes of this job could not be connected ({first:.200})") from error
     if joined.num_processes != count:
         raise ValueError(
             f"WORLD_SIZE says that there are {count} processes, and only {joined.num_processes} could be connected: "
