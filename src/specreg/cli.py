@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from specreg import __version__
 from specreg.experiments.interrupts import import_whole
-from specreg.processes import launched
+from specreg.processes import DisagreementError, LostProcessError, MainFailedError, launched
 from specreg.records import prepare_directory, printable
 
 if TYPE_CHECKING:
@@ -106,14 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _of_several(error: RuntimeError) -> int:
     """Return the exit code of what can happen to one of several processes; any other error goes on."""
-    from specreg import processes
-
-    if isinstance(error, processes.MainFailedError):
+    if isinstance(error, MainFailedError):
         time.sleep(1)  # torchrun ends all processes when the first one has: the main one has to say why
         return 2
-    if isinstance(error, processes.LostProcessError):
+    if isinstance(error, LostProcessError):
         return _fail(f"{error}; the same command again goes on from the last checkpoint", 4)
-    if isinstance(error, processes.DisagreementError):
+    if isinstance(error, DisagreementError):
         return _fail(str(error), 4)
     raise error
 

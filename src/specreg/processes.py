@@ -192,3 +192,6 @@ class Processes:
         """Close the connections to the other processes."""
         if self.count > 1:
             dist.destroy_process_group()
+
+
+ALONE = Processes()

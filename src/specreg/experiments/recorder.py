@@ -21,12 +21,12 @@ from specreg.guard import Guard
 from specreg.monitor.attainment import attainment, evaluating, gradient_norms
 from specreg.monitor.detector import Verdict
 from specreg.monitor.samples import diversity
-from specreg.processes import Processes
+from specreg.processes import ALONE, Processes
 from specreg.records import RunDirectory, give_name
 from specreg.spectra.decompose import NOT_CONVERGED
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
-from specreg.training.steps import ALONE, NonFiniteError
+from specreg.training.steps import NonFiniteError
 
 Progress = Callable[[int, dict[str, Any]], None]
 

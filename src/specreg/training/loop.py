@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from specreg.losses import LOSSES
-from specreg.processes import Processes
+from specreg.processes import ALONE, Processes
 from specreg.training.state import Stream, TrainingState, update_ema
-from specreg.training.steps import ALONE, Batch, NonFiniteError, discriminator_step, generator_step
+from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step
 
 # What a callback is told after each step: the state, and the losses of that step by name.
 Callback = Callable[[TrainingState, dict[str, Tensor]], None]

@@ -12,13 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from specreg.losses import Loss, gradient_penalty, squared_slopes
-from specreg.processes import Processes
+from specreg.processes import ALONE, Processes
 
 # A micro-batch: images or latent vectors, and labels if conditional.
 Batch = tuple[Tensor, Tensor | None]
-
-ALONE = Processes()
-
 
 _NOT_MADE = "the update was not made"
 
