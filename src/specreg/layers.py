@@ -353,7 +353,7 @@ def _parametrizations(module: nn.Module) -> list[nn.Module]:
 
 def _parametrization_list(module: nn.Module) -> Any:
     lists = module._modules.get("parametrizations")
-    return lists["weight"] if isinstance(lists, nn.ModuleDict) and "weight" in lists else None
+    return lists._modules.get("weight") if isinstance(lists, nn.ModuleDict) else None
 
 
 def _legacy_hooks(module: nn.Module) -> list[LegacySpectralNorm | LegacyWeightNorm]:
@@ -386,10 +386,14 @@ def _weight_norm_dim(module: nn.Module) -> int:
 
 def _foreign(module: nn.Module) -> ParametrizationList | None:
     """Return the weight's parametrizations where one of them is unknown to specreg."""
-    chain = _parametrizations(module)
-    after = chain[1:] if chain and isinstance(chain[0], _WeightNorm) else chain
-    known = all(isinstance(p, (_SpectralNorm, SpectrumPreserving, SpectrumChanging)) for p in after)
-    return None if known else _parametrization_list(module)
+    if (held := _parametrization_list(module)) is None:
+        return None
+    for index, one in enumerate(held._modules.values()):
+        first = index == 0 and isinstance(one, _WeightNorm)
+        if not first and not isinstance(one, (_SpectralNorm, SpectrumPreserving, SpectrumChanging)):
+            foreign: ParametrizationList = held
+            return foreign
+    return None
 
 
 def _refresh(module: nn.Module, weight: Tensor, first: tuple[Tensor, Tensor] | None, output_dim: int) -> None:

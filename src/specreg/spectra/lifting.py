@@ -128,12 +128,12 @@ def _followed(matrices: dict[str, Read], target: Raising, dtype: torch.dtype, un
     with or_next_path("following a head", heads[0].basis), full_precision(heads[0].basis):
         grams = torch.stack([gram(read(), dtype) for read in matrices.values()])
         basis, tail = (torch.stack(parts) for parts in zip(*heads, strict=True))
-        found = follow(grams, Head(basis.to(grams), tail.to(grams.real)))
+        found = follow(grams, Head(basis.to(grams), tail))
         operators = found.change
         operators.diagonal(dim1=-2, dim2=-1).add_(1)
         if unit:
             operators.div_(found.s1[:, None, None])
-        taken = (found.error <= TOLERANCE).tolist()
+        taken = [error <= TOLERANCE for error in found.error]
         for index, key in enumerate(matrices):
             if taken[index]:
                 target.heads[key] = Head(*(part[index].clone() for part in found.head))
