@@ -23,7 +23,7 @@ from measure import environment, print_table, write
 from specreg.records import RunDirectory
 from traces import RECORDED, SETTINGS, Trace, recorded, synthetic
 
-CHOICE_SEEDS, TEST_SEEDS = range(10), range(500, 510)
+CHOICE_SEEDS, TEST_SEEDS = range(10), range(2000, 2030)
 # Recorded trainings that the choice may see.
 CHOSEN_ON = ("fast-sn-0", "fast-static-0")
 GRID = {

@@ -92,7 +92,8 @@ class Thresholds:
         window: iterations within which a fall counts as fast.
         fast: part of the highest bulk within the window that has to be lost for "collapsing".
         together: the same, where at least half of the layers (of three or more) have lost that much.
-        far: part of the highest bulk since the warm-up that has to be lost for "collapsing", however slowly.
+        far: part of the highest bulk since the warm-up that has to be lost for "collapsing", however slowly, and lost
+            for a whole window: a dip at the end of a long drift is none.
         collapsed: part of the bulk before the fall that has to be lost for "collapsed".
         regained: part of what was lost that has to come back for "recovered".
         patience: consecutive snapshots that have to agree.
@@ -261,7 +262,7 @@ class _LayerTrack:
             self.best_at = iteration
         peak = self._peak()
         # Less than, because a layer of rank one, whose bulk has always been 0, has not lost anything.
-        fast, far = level < (1 - enough) * peak, level < (1 - limits.far) * self.best
+        fast, far = level < (1 - enough) * peak, peak < (1 - limits.far) * self.best
         self.agreeing = self.agreeing + 1 if fast or far else 0
         if self.agreeing >= limits.patience:
             self.before = peak if fast else self.best
