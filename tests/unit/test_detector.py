@@ -189,7 +189,7 @@ def test_a_foreign_state_is_refused():
         Detector().load_state_dict({"calls": 3})
 
 
-# Seeds that the choice of the constants did not see (benchmarks/detector.py); thirty others of each are in docs/monitor.md.
+# Seeds that the choice of the constants did not see (benchmarks/detector.py); docs/monitor.md has others.
 @pytest.mark.parametrize("name", SETTINGS)
 def test_synthetic_traces_of_the_paper(name):
     for seed in (200, 201):
