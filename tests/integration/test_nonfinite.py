@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import specreg
 from specreg.cli import main
 from specreg.data.digits import StackedDigits
-from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
+from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings, to_dict
 from specreg.experiments.run import build_state, execute, prepare_run
 from specreg.losses import LOSSES
 from specreg.records import RunDirectory
@@ -269,6 +270,23 @@ def test_a_decomposition_that_does_not_converge_is_made_another_way_and_counted(
     monkeypatch.setattr(torch.linalg, "svd", refuse)
     with pytest.raises(torch.linalg.LinAlgError):
         specreg.static_compensation(layers[1]).step()
+
+
+def test_a_discriminator_that_learns_nothing_is_said_once(trained, tmp_path, caplog):
+    """Finite, and no spectrum falls: a last rectifier that lets nothing through ends a training all the same."""
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    run, settings = RunDirectory(out), replace(SETTINGS, records=replace(SETTINGS.records, evaluate_every=1))
+    run.write("config", to_dict(RunConfig("static", 0, settings)))
+    checkpoint = torch.load(run.checkpoint, weights_only=True)
+    checkpoint["discriminator"]["blocks.3.conv2.bias"].fill_(-1e6)
+    torch.save(checkpoint, run.checkpoint)
+    assert execute(RunConfig("static", 0, settings), run, StackedDigits())
+    step = checkpoint["step"] + 1
+    message = "its gradient is 0 on real, generated and interpolated samples: neither network learns any more"
+    assert run.series("events") == [{"step": step, "event": "dead discriminator", "message": message}]
+    assert [record["step"] for record in run.series("sensitivity")] == list(range(step, 7))
+    assert caplog.text.count("the discriminator is dead") == 1
 
 
 def test_a_run_records_decompositions_that_did_not_converge(trained, tmp_path, monkeypatch):

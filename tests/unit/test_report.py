@@ -89,6 +89,8 @@ def test_verdicts_in_words(tmp_path):
     assert sentence(run) == f"{fell} ended when the guard came on."
     run.events = []
     assert sentence(run) == f"{fell} came to an end."
+    run.events = [{"step": 80, "event": "dead discriminator"}]
+    assert sentence(run).endswith("came to an end. Its discriminator was dead at iteration 80: its gradient was 0.")
 
 
 def test_every_picture_is_inside_decodable_and_described(page):

@@ -1,8 +1,9 @@
 """What a run writes down while it trains: losses, spectra and verdicts, metrics, events, checkpoints."""
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +30,8 @@ from specreg.training.state import TrainingState, save_checkpoint
 from specreg.training.steps import NonFiniteError
 
 Progress = Callable[[int, dict[str, Any]], None]
+
+logger = logging.getLogger(__name__)
 
 _PROBE_SEED, _PROBE_SIZE = 5_000_011, 64
 _SPECTRUM_DIGITS = 6
@@ -156,6 +159,12 @@ class Follower:
         """Close the files."""
 
 
+def _is_dead(record: Mapping[str, Any]) -> bool:
+    """Whether the discriminator's scores depended on none of the probe's samples."""
+    norms = record.get("gradient_norms")
+    return isinstance(norms, Mapping) and len(norms) > 0 and not any(norms.values())
+
+
 class Recorder(Follower):
     """The main process's callback: it writes records and checkpoints."""
 
@@ -177,6 +186,7 @@ class Recorder(Follower):
         self._began = time.monotonic()
         self._saved = state.step if run.checkpoints else -1
         self._best = self._kept()
+        self._dead = any(_is_dead(record) for record in run.series("sensitivity")[-1:])
         self._monitor.actions.append(self._watched)
         self._board = None
         if self._every.tensorboard:
@@ -195,7 +205,7 @@ class Recorder(Follower):
             generator = state.sampler
             record = {"step": state.step} | self._evaluator.glance(lambda count: sample_images(generator, count))
             self._record("evaluations", record)
-            self._record("sensitivity", {"step": state.step} | self._probe.measure(state))
+            self._sense(state)
             if self._scores is not None:
                 self._record("scores", {"step": state.step} | self._scores.measure(state))
             self._progress(state.step, record)
@@ -205,6 +215,17 @@ class Recorder(Follower):
                 give_name(self._run.checkpoint, self._run.kept_checkpoint("best"))
         if state.step % self._every.checkpoint_every == 0:
             self._save()
+
+    def _sense(self, state: TrainingState) -> None:
+        record = {"step": state.step} | self._probe.measure(state)
+        self._record("sensitivity", record)
+        dead, before = _is_dead(record), self._dead
+        self._dead = dead
+        if dead and not before:
+            # Its spectra stand still, so that the detector has nothing to say.
+            message = "its gradient is 0 on real, generated and interpolated samples: neither network learns any more"
+            self._event("dead discriminator", message)
+            logger.warning("step %d: the discriminator is dead: %s", state.step, message)
 
     def _kept(self) -> float:
         """Give the run's checkpoint the names that a kill may have cut off, and return the best one's distance."""

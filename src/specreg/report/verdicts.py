@@ -31,6 +31,9 @@ def sentence(run: Run) -> str:
         said = f"No spectrum is falling now; the fall seen from iteration {alarms[0]} to {alarms[-1]} {why}."
     else:
         said = f"No layer's spectrum collapsed in {run.verdicts[-1]['step']} iterations."
+    dead = [event["step"] for event in run.events if event["event"] == "dead discriminator"]
+    if dead:
+        said += f" Its discriminator was dead at iteration {dead[-1]}: its gradient was 0."
     return said + unfinished
 
 
