@@ -283,7 +283,7 @@ def test_a_discriminator_that_learns_nothing_is_said_once(trained, tmp_path, cap
     torch.save(checkpoint, run.checkpoint)
     assert execute(RunConfig("static", 0, settings), run, StackedDigits())
     step = checkpoint["step"] + 1
-    message = "its gradient is 0 on real, generated and interpolated samples: neither network learns any more"
+    message = "its gradient is 0 on real, generated and interpolated samples: neither network learns from them"
     assert run.series("events") == [{"step": step, "event": "dead discriminator", "message": message}]
     assert [record["step"] for record in run.series("sensitivity")] == list(range(step, 7))
     assert caplog.text.count("the discriminator is dead") == 1

@@ -223,7 +223,7 @@ class Recorder(Follower):
         self._dead = dead
         if dead and not before:
             # Its spectra stand still, so that the detector has nothing to say.
-            message = "its gradient is 0 on real, generated and interpolated samples: neither network learns any more"
+            message = "its gradient is 0 on real, generated and interpolated samples: neither network learns from them"
             self._event("dead discriminator", message)
             logger.warning("step %d: the discriminator is dead: %s", state.step, message)
 
