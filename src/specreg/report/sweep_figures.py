@@ -33,7 +33,7 @@ CAPTIONS = {
     ),
     "figure5-final": (
         "As figure 5 of the paper: the last convolution's sₖ/s₁ at the last record. After static compensation it is a "
-        "step: the first half at 1."
+        "step: the first i at 1."
     ),
     "outputs": (
         "As the longer text of the paper, where it chooses i: cumulative distributions of the discriminator's scores "
