@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+REMEDY = "start them with torchrun or accelerate launch, or unset WORLD_SIZE"
+
 
 def launched() -> int:
     """Return how many processes a launcher has started for this job: the environment's WORLD_SIZE, 1 without.
@@ -25,6 +27,30 @@ def launched() -> int:
     if not value.isdecimal():
         raise ValueError(f"the environment variable WORLD_SIZE is {value!r:.60}, not a number of processes: unset it")
     return int(value)
+
+
+def connect(backend: str) -> None:
+    """Let torch connect the processes, unless it has; a job that is started again must not see the attempt before.
+
+    torchrun's store stays the same, and has the addresses of processes that are gone. On several machines the number of
+    the attempt may differ from one to the other, and so cannot tell them apart: docs/processes.md has what does.
+
+    Raises:
+        ValueError: the environment does not say where the others are.
+        RuntimeError: they could not be connected.
+    """
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        unset = ", ".join(missing)
+        raise ValueError(
+            f"WORLD_SIZE says that there are {launched()} processes, and not where ({unset} not set): {REMEDY}"
+        )
+    if dist.is_initialized():
+        return
+    store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 class LostProcessError(RuntimeError):

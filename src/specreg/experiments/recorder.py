@@ -34,7 +34,7 @@ Progress = Callable[[int, dict[str, Any]], None]
 logger = logging.getLogger(__name__)
 
 _PROBE_SEED, _PROBE_SIZE = 5_000_011, 64
-_SPECTRUM_DIGITS = 6
+_DIGITS = 6
 
 
 class Probe:
@@ -65,11 +65,16 @@ class Probe:
             norms = gradient_norms(lambda x: discriminator(x, *extra), real, fake, generator=random)
         measured: dict[str, Any] = {
             "attainment": {name: round(one.attained, 5) for name, one in attained.items()},
-            "gradient_norms": {name: round(value, 6) for name, value in norms.items()},
+            "gradient_norms": {name: _short(value) for name, value in norms.items()},
         }
         if bool((self._samples != self._samples[:1]).any()):  # a single image has no diversity to compare with
             measured["diversity"] = asdict(diversity(decode(fake).float().cpu(), self._samples.float()))
         return measured
+
+
+def _short(value: float) -> float:
+    """Return a number with so many digits as a record has: only 0 becomes 0."""
+    return float(f"{value:.{_DIGITS}g}")
 
 
 def check_records(run: RunDirectory) -> None:
@@ -271,7 +276,7 @@ class Recorder(Follower):
     def _watched(self, verdict: Verdict) -> None:
         """Write a snapshot down; the monitor calls this after the guard."""
         layers = {
-            name: [float(f"{value:.{_SPECTRUM_DIGITS}g}") for value in s.flatten().tolist()]
+            name: [_short(value) for value in s.flatten().tolist()]
             for name, s in self._monitor.latest.items()
             if s.shape[-1] > 1
         }

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import nn
@@ -35,7 +33,7 @@ from specreg.models.normalization import share_batches
 from specreg.monitor.actions import Pin
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
-from specreg.processes import ALONE, LostProcessError, Processes, launched
+from specreg.processes import ALONE, REMEDY, LostProcessError, Processes, connect, launched
 from specreg.records import RunDirectory, prepare_directory
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
@@ -66,37 +64,18 @@ def join_processes() -> Processes:
     """
     if (count := launched()) < 2:
         return ALONE
-    how = "start them with torchrun or accelerate launch, or unset WORLD_SIZE"
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise ValueError(
-            f"WORLD_SIZE says that there are {count} processes, and not where ({', '.join(missing)} not set): {how}"
-        )
     on_cpu = not torch.cuda.is_available()
     try:
-        if not dist.is_initialized():
-            _connect("gloo" if on_cpu else "nccl")
+        connect("gloo" if on_cpu else "nccl")
         # Without cpu=True accelerate would let processes on a machine without a GPU train each for itself.
         joined = PartialState(cpu=on_cpu)
     except RuntimeError as error:
         first = str(error).strip().partition("\n")[0]
         raise LostProcessError(f"the {count} processes of this job could not be connected ({first:.200})") from error
     if (found := joined.num_processes) != count:
-        raise ValueError(f"WORLD_SIZE says that there are {count} processes, and {found} could be connected: {how}")
-    control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        raise ValueError(f"WORLD_SIZE says that there are {count} processes, and {found} could be connected: {REMEDY}")
+    control = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
     return Processes(joined.process_index, joined.num_processes, control)
-
-
-def _connect(backend: str) -> None:
-    """Let torch connect the processes; a job that torchrun starts again must not see the attempt before.
-
-    Its store is the same one, and has the addresses of processes that are gone. On several machines the number of the
-    attempt may differ from one to the other, and so cannot tell them apart: docs/processes.md has what does.
-    """
-    store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def check_shares(settings: Settings, processes: Processes) -> None:
