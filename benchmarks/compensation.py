@@ -171,7 +171,7 @@ STAGES = {
     "application": (lifting, "_applied"),
     "first singular vectors": (lifting, "_first"),
     "thin decompositions": (lifting, "_by_decomposition"),
-    "looking for NaN": (compensators, "require_finite"),
+    "looking for NaN": (compensators, "require_finite_weights"),
     "writing weights, u and v": (Layer, "write"),
 }
 

@@ -22,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.spectra.decompose import svd
-from specreg.spectra.matrices import from_matrix, to_matrix
+from specreg.spectra.matrices import from_matrix, matrix_shape, to_matrix
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -67,8 +67,7 @@ class Layer:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(out, in·kernel) of one group's matrix."""
-        rows, columns = to_matrix(self._tensor(), output_dim=self.output_dim, groups=self.groups).shape[-2:]
-        return rows, columns
+        return matrix_shape(self._tensor().shape, output_dim=self.output_dim, groups=self.groups)
 
     @property
     def rank(self) -> int:
@@ -97,11 +96,13 @@ class Layer:
             u1, v1: its first singular vectors, (out,) and (in·kernel,), given to spectral normalization's
                 power iteration; computed anew where they do not fit.
         """
-        weight = from_matrix(matrix, self._tensor().shape, output_dim=self.output_dim, groups=self.groups)
-        write_weight(self.module, weight)
+        storage = _storage(self.module)
+        weight = from_matrix(matrix, storage[-1].shape, output_dim=self.output_dim, groups=self.groups)
         first = None if u1 is None or v1 is None or self.groups > 1 else (u1, v1)
-        for module in self.modules:
-            _refresh(module, weight, first, self.output_dim)
+        with torch.no_grad():
+            _store(self.module, storage, weight)
+            for module in self.modules:
+                _refresh(module, weight, first, self.output_dim)
 
     def stored(self) -> list[Tensor]:
         """Return the tensors that :meth:`write` overwrites, spectral normalization's u and v among them, detached."""
@@ -110,8 +111,9 @@ class Layer:
 
     def derive(self) -> None:
         """Bring up to date what legacy hooks keep of the weight, after its stored tensors have been overwritten."""
-        for module in self.modules:
-            _derive(module)
+        with torch.no_grad():
+            for module in self.modules:
+                _derive(module)
 
     def _tensor(self) -> Tensor:
         return _storage(self.module)[-1]
@@ -262,20 +264,6 @@ def effective_weight(module: nn.Module) -> Tensor:
     return weight
 
 
-def write_weight(module: nn.Module, weight: Tensor) -> None:
-    """Overwrite the stored weight in place, its dtype and memory format kept; g and v under weight normalization."""
-    with torch.no_grad():
-        storage = _storage(module)
-        if len(storage) == 1:
-            storage[0].copy_(weight)
-            return
-        g, v = storage
-        norms = torch.norm_except_dim(weight.to(v.dtype), 2, _weight_norm_dim(module))
-        # A row of norm 0 keeps its direction in v: g alone makes it zero, and 0/0 would make it NaN.
-        v.copy_(torch.where(norms > 0, weight.to(v.dtype), v))
-        g.copy_(norms)
-
-
 def require_writable(layers: Layers) -> None:
     """Raise ValueError for the first layer whose weight is computed from others in a way that specreg does not know."""
     for name, layer in layers.items():
@@ -315,9 +303,13 @@ def memory_format(weight: Tensor) -> torch.memory_format:
 
 def require_finite(layers: Layers) -> None:
     """Raise ValueError naming the first layer whose stored weight holds NaN or inf."""
-    weights = {name: stored_weight(layer.module) for name, layer in layers.items()}
+    require_finite_weights({name: stored_weight(layer.module) for name, layer in layers.items()})
+
+
+def require_finite_weights(weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming the first layer, by its key, whose weight holds NaN or inf."""
     # NaN and inf survive a sum, which costs a twentieth of looking at every entry; finite entries may overflow it.
-    sums = [weight.sum().to(torch.complex64) for weight in weights.values()]
+    sums = [weight.sum() for weight in weights.values()]
     if bool(torch.isfinite(torch.stack([one.to(sums[0].device) for one in sums])).all()):
         return
     for name, weight in weights.items():
@@ -396,35 +388,45 @@ def _foreign(module: nn.Module) -> ParametrizationList | None:
     return None
 
 
+def _store(module: nn.Module, storage: tuple[Tensor, ...], weight: Tensor) -> None:
+    """Overwrite the stored weight in place, its dtype and memory format kept; g and v under weight normalization."""
+    if len(storage) == 1:
+        storage[0].copy_(weight)
+        return
+    g, v = storage
+    norms = torch.norm_except_dim(weight.to(v.dtype), 2, _weight_norm_dim(module))
+    # A row of norm 0 keeps its direction in v: g alone makes it zero, and 0/0 would make it NaN.
+    v.copy_(torch.where(norms > 0, weight.to(v.dtype), v))
+    g.copy_(norms)
+
+
 def _refresh(module: nn.Module, weight: Tensor, first: tuple[Tensor, Tensor] | None, output_dim: int) -> None:
     """Point spectral normalization's vectors at the new weight, and the legacy hooks' `weight` at the new value.
 
     Power iteration that starts from vectors of another matrix under-estimates s1, and the network would
     use a weight of norm above 1 for some steps.
     """
-    with torch.no_grad():
-        for normalizer in normalizers(module):
-            u, v = _vectors(module, normalizer)
-            # The normalizer reads the weight as a matrix of its own: groups stacked, perhaps another dimension first.
-            dim = normalizer.dim % weight.ndim
-            if first is None or dim != output_dim:
-                factors = svd(weight.movedim(dim, 0).flatten(1))
-                u.copy_(factors.U[:, 0])
-                v.copy_(factors.Vh[0].conj())
-            else:
-                u.copy_(first[0])
-                v.copy_(first[1])
+    for normalizer in normalizers(module):
+        u, v = _vectors(module, normalizer)
+        # The normalizer reads the weight as a matrix of its own: groups stacked, perhaps another dimension first.
+        dim = normalizer.dim % weight.ndim
+        if first is None or dim != output_dim:
+            factors = svd(weight.movedim(dim, 0).flatten(1))
+            u.copy_(factors.U[:, 0])
+            v.copy_(factors.Vh[0].conj())
+        else:
+            u.copy_(first[0])
+            v.copy_(first[1])
     _derive(module)
 
 
 def _derive(module: nn.Module) -> None:
     owner: Any = module
-    with torch.no_grad():
-        for hook in _legacy_hooks(module):
-            if isinstance(hook, LegacyWeightNorm):
-                owner.weight = hook.compute_weight(module)
-            else:
-                owner.weight = hook.compute_weight(module, do_power_iteration=False)
+    for hook in _legacy_hooks(module):
+        if isinstance(hook, LegacyWeightNorm):
+            owner.weight = hook.compute_weight(module)
+        else:
+            owner.weight = hook.compute_weight(module, do_power_iteration=False)
 
 
 def _vectors(module: nn.Module, normalizer: _SpectralNorm | LegacySpectralNorm) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from specreg.layers import Layer, Layers, require_finite, require_writable, shown
+from specreg.layers import Layer, Layers, require_finite, require_finite_weights, require_writable, shown
 from specreg.regularizers.division import Division
 from specreg.spectra.decompose import singular_values
 from specreg.spectra.lifting import PROMISED, Raising, Read, Target, lift_all
@@ -24,9 +24,9 @@ from specreg.spectra.subspace import Head
 
 Scale = Literal["keep", "unit", "record"]
 
-# The Gram matrices of a batch of layers hold at most this part of the largest weight's entries: about eight tensors of
-# their size live at a time, beside one new weight.
-BATCH_SHARE = 3
+# The Gram matrices of a batch of layers hold at most half of the largest weight's entries: about six tensors of their
+# size live at a time, or two and one new weight. Four matrices of 128x1152 are a batch, which keeps two cores busy.
+BATCH_SHARE = 2
 
 
 class Compensator(ABC):
@@ -82,11 +82,12 @@ class Compensator(ABC):
             with torch.no_grad():
                 with together():
                     require_writable(self.layers)  # something may have been put on a layer since
-                    require_finite(self.layers)
+                    readers = {name: layer.reader() for name, layer in self.layers.items()}
+                    require_finite_weights({name: read() for name, read in readers.items()})
                     self._prepare()
                 with together():
                     mine = self.layers if self._division is None else self._division.own(self.layers)
-                    for count, matrices in _batches(mine, self._count):
+                    for count, matrices in _batches(mine, readers, self._count):
                         self._compensate(count, matrices)
                 if self._division is not None:
                     self._exchange(self._division)
@@ -185,6 +186,7 @@ class Compensator(ABC):
                 self._remember(name, lifted.before)
             if lifted.matrix is not None:
                 self.layers[name].write(lifted.matrix, lifted.u1, lifted.v1)
+            del lifted  # or two new matrices would exist while the next one is made
 
     def _holds(self, layer: Layer) -> bool:
         s = singular_values(layer.matrix())
@@ -388,7 +390,9 @@ def head_count(keep: float | int, rank: int) -> int:
     return min(keep, rank) if isinstance(keep, int) else max(1, math.floor(keep * rank + 1e-9))
 
 
-def _batches(layers: Layers, count: Callable[[Layer], int]) -> Iterator[tuple[int, dict[str, Read]]]:
+def _batches(
+    layers: Layers, readers: Mapping[str, Read], count: Callable[[Layer], int]
+) -> Iterator[tuple[int, dict[str, Read]]]:
     """Yield a count and readers of matrices that have it, few enough for their Gram matrices to take little memory.
 
     The matrices have one rank, too.
@@ -396,7 +400,7 @@ def _batches(layers: Layers, count: Callable[[Layer], int]) -> Iterator[tuple[in
     equal: dict[tuple[Any, ...], list[tuple[str, Read]]] = {}
     largest = 0
     for name, layer in layers.items():
-        read = layer.reader()
+        read = readers[name]
         matrix = read()
         largest = max(largest, matrix.numel())
         key = min(matrix.shape[-2:]), matrix.shape[:-2], matrix.dtype, matrix.device, count(layer)

@@ -133,15 +133,13 @@ def _followed(matrices: dict[str, Read], target: Raising, dtype: torch.dtype, un
         operators.diagonal(dim1=-2, dim2=-1).add_(1)
         if unit:
             operators.div_(found.s1[:, None, None])
-        taken = [error <= TOLERANCE for error in found.error]
-        for index, key in enumerate(matrices):
-            if taken[index]:
-                target.heads[key] = Head(*(part[index].clone() for part in found.head))
-        return {
-            key: _Operator(operators[index], found.head.basis[index, :, 0], None)
-            for index, key in enumerate(matrices)
-            if taken[index]
-        }
+        result = {}
+        parts = (matrices, operators.unbind(), found.head.basis.unbind(), found.head.tail.unbind(), found.error)
+        for key, operator, basis, tail, error in zip(*parts, strict=True):
+            if error <= TOLERANCE:
+                target.heads[key] = Head(basis, tail)
+                result[key] = _Operator(operator, basis[:, 0], None)
+        return result
     return {}
 
 
@@ -251,10 +249,10 @@ def _applied(operator: Tensor, matrix: Tensor) -> Tensor:
 def _first(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
     """Return u1 and v1: one of them is given, the other is the matrix times it."""
     known = vector.to(matrix.dtype)
-    if matrix.shape[-2] <= matrix.shape[-1]:
-        other = (known[..., None, :].conj() @ matrix)[..., 0, :].conj()
-        return known, torch.nn.functional.normalize(other, dim=-1)
-    return torch.nn.functional.normalize((matrix @ known[..., None])[..., 0], dim=-1), known
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    other = ((matrix.mH if wide else matrix) @ known[..., None]).squeeze(-1)
+    other /= torch.linalg.vector_norm(other, dim=-1, keepdim=True).clamp_(min=torch.finfo(other.dtype).tiny)
+    return (known, other) if wide else (other, known)
 
 
 def _by_decomposition(key: str, matrix: Tensor, target: Target | Raising, unit: bool) -> Lifted:

@@ -26,17 +26,21 @@ def to_matrix(weight: Tensor, *, output_dim: int = 0, groups: int = 1) -> Tensor
     Reference:
         Miyato et al. 2018, section 2.1 (flattening); Liu et al. 2019, section 3.
     """
+    if groups == 1:
+        return (weight.transpose(0, 1) if output_dim == 1 else weight).flatten(1)
     blocks = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, a, b, *kernel)
-    if output_dim == 1:
-        blocks = blocks.transpose(1, 2)
-    matrix = blocks.flatten(2)
-    return matrix if groups > 1 else matrix.squeeze(0)
+    return (blocks.transpose(1, 2) if output_dim == 1 else blocks).flatten(2)
+
+
+def matrix_shape(shape: torch.Size, *, output_dim: int = 0, groups: int = 1) -> tuple[int, int]:
+    """Return the rows and columns of a group's matrix that :func:`to_matrix` reads from a weight of a shape."""
+    rows = shape[1] if output_dim == 1 else shape[0] // groups
+    return rows, shape.numel() // (groups * rows)
 
 
 def from_matrix(matrix: Tensor, shape: torch.Size, *, output_dim: int = 0, groups: int = 1) -> Tensor:
     """Undo :func:`to_matrix`: ``from_matrix(to_matrix(w, ...), w.shape, ...)`` equals ``w``."""
+    if output_dim == 0:
+        return matrix.reshape(shape)
     rows, columns = shape[0] // groups, shape[1]
-    blocks = matrix if groups > 1 else matrix[None]
-    if output_dim == 1:
-        blocks = blocks.reshape(groups, columns, rows, *shape[2:]).transpose(1, 2)
-    return blocks.reshape(shape)
+    return matrix.reshape(groups, columns, rows, *shape[2:]).transpose(1, 2).reshape(shape)
