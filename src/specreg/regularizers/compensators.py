@@ -86,8 +86,9 @@ class Compensator(ABC):
                     require_finite_weights({name: read() for name, read in readers.items()})
                     self._prepare()
                 with together():
-                    mine = self.layers if self._division is None else self._division.own(self.layers)
-                    for count, matrices in _batches(mine, readers, self._count):
+                    if self._division is not None:
+                        readers = {name: readers[name] for name in self._division.own(self.layers)}
+                    for count, matrices in _batches(readers, self._count):
                         self._compensate(count, matrices)
                 if self._division is not None:
                     self._exchange(self._division)
@@ -175,8 +176,8 @@ class Compensator(ABC):
     def _prepare(self) -> None:  # noqa: B027, most schemes need nothing
         """Measure what the acting call needs to know of all layers."""
 
-    def _count(self, layer: Layer) -> int:
-        """Return how many singular values are raised by number; 0 where the scheme does not count."""
+    def _count(self, name: str, rank: int) -> int:
+        """Return how many of a layer's singular values are raised by number; 0 where the scheme does not count."""
         return 0
 
     def _compensate(self, count: int, matrices: dict[str, Read]) -> None:
@@ -234,18 +235,18 @@ class StaticCompensation(Compensator):
 
     def counts(self) -> dict[str, int]:
         """Return i for each layer; with keep="auto" ValueError before the first acting call."""
-        return {name: self._count(layer) for name, layer in self.layers.items()}
+        return {name: self._count(name, layer.rank) for name, layer in self.layers.items()}
 
     def _prepare(self) -> None:
         if self.keep == "auto" and not self._record:
             self._record = {name: ratios(singular_values(layer.matrix())) for name, layer in self.layers.items()}
 
-    def _count(self, layer: Layer) -> int:
+    def _count(self, name: str, rank: int) -> int:
         if not isinstance(self.keep, str):
-            return head_count(self.keep, layer.rank)
-        if layer.name not in self._record:
+            return head_count(self.keep, rank)
+        if name not in self._record:
             raise ValueError('keep="auto" is measured at the first acting call of step()')
-        return max(1, round(stable_rank(self._record[layer.name]).mean().item()))
+        return max(1, round(stable_rank(self._record[name]).mean().item()))
 
     def _target(self, count: int) -> Raising:
         return Raising(count, self.strength, self._heads)
@@ -255,7 +256,8 @@ class StaticCompensation(Compensator):
 
     def _least_ratios(self, layer: Layer, s: Tensor) -> Tensor:
         measured = self.keep != "auto" or layer.name in self._record
-        return (torch.arange(s.shape[-1], device=s.device) < (self._count(layer) if measured else 1)).to(s.dtype)
+        count = self._count(layer.name, s.shape[-1]) if measured else 1
+        return (torch.arange(s.shape[-1], device=s.device) < count).to(s.dtype)
 
 
 class DynamicCompensation(Compensator):
@@ -390,20 +392,18 @@ def head_count(keep: float | int, rank: int) -> int:
     return min(keep, rank) if isinstance(keep, int) else max(1, math.floor(keep * rank + 1e-9))
 
 
-def _batches(
-    layers: Layers, readers: Mapping[str, Read], count: Callable[[Layer], int]
-) -> Iterator[tuple[int, dict[str, Read]]]:
+def _batches(readers: Mapping[str, Read], count: Callable[[str, int], int]) -> Iterator[tuple[int, dict[str, Read]]]:
     """Yield a count and readers of matrices that have it, few enough for their Gram matrices to take little memory.
 
     The matrices have one rank, too.
     """
     equal: dict[tuple[Any, ...], list[tuple[str, Read]]] = {}
     largest = 0
-    for name, layer in layers.items():
-        read = readers[name]
+    for name, read in readers.items():
         matrix = read()
         largest = max(largest, matrix.numel())
-        key = min(matrix.shape[-2:]), matrix.shape[:-2], matrix.dtype, matrix.device, count(layer)
+        rank = min(matrix.shape[-2:])
+        key = rank, matrix.shape[:-2], matrix.dtype, matrix.device, count(name, rank)
         equal.setdefault(key, []).append((name, read))
     for (rank, leading, *_, raised), members in equal.items():
         size = max(1, largest // (BATCH_SHARE * math.prod(leading) * rank**2))
