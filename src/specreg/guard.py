@@ -1,8 +1,8 @@
 """The guard: spectral normalization's price while all is well, compensation from the moment a collapse begins."""
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -12,7 +12,8 @@ from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.detector import State, Verdict
 from specreg.monitor.monitor import Monitor
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
-from specreg.regularizers.compensators import Compensator, Scale
+from specreg.regularizers.compensators import Compensator, Scale, checked_keep
+from specreg.spectra.maps import ratios
 
 logger = logging.getLogger("specreg")
 
@@ -29,9 +30,11 @@ class Guard:
     Args:
         monitor: watches the discriminator.
         scheme: "anchored" keeps every ratio at least at the healthy one; "dynamic" starts its running maximum there;
-            "static" raises the first half, whatever the past was.
+            "static" raises the first i singular values, see ``keep``, whatever the past was.
         states: that switch it on, by default "collapsing" and "collapsed".
         healthy: iterations of healthy past that the record is taken from.
+        keep: of the static scheme, i as in :func:`specreg.static_compensation`; "auto" is the stable rank of the
+            healthy spectrum.
         pin: go back to its newest copy from before the fall when switching on. It is put into the actions, too.
         every: discriminator steps between compensations. A fall takes hundreds of steps, so that a floor can be
             looked after less often than the published schemes' 5.
@@ -69,6 +72,7 @@ class Guard:
         scheme: Scheme = "anchored",
         states: tuple[State, ...] = ("collapsing", "collapsed"),
         healthy: int = 1000,
+        keep: float | int | Literal["auto"] = 0.5,
         pin: Pin | None = None,
         every: int = 25,
         strength: float = 1.0,
@@ -77,12 +81,13 @@ class Guard:
         skip: Selection = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        if scheme not in _VERBS:
-            raise ValueError(f"there is no scheme {scheme!r}: the schemes are {', '.join(_VERBS)}")
+        if scheme not in (schemes := get_args(Scheme)):
+            raise ValueError(f"there is no scheme {scheme!r}: the schemes are {', '.join(schemes)}")
         if isinstance(healthy, bool) or not isinstance(healthy, int) or healthy < 1:
             raise ValueError(f"healthy must be an integer >= 1, got {healthy!r}")
         self.states = checked_states(states)
         self.scheme: Scheme = scheme
+        self.keep: float | int | Literal["auto"] = "auto" if keep == "auto" else checked_keep(keep, or_auto=True)
         self.healthy = healthy
         self.pin = pin
         self.compensator: Compensator | None = None
@@ -152,12 +157,10 @@ class Guard:
 
     def _attach(self, record: Mapping[str, Tensor]) -> Compensator:
         if self.scheme == "static":
-            return _VERBS["static"](self._monitor.module, only=self._layers, **self._options)
-        return _VERBS[self.scheme](self._monitor.module, only=self._layers, record=record or None, **self._options)
-
-
-_VERBS: dict[Scheme, Callable[..., Compensator]] = {
-    "anchored": anchored_compensation,
-    "dynamic": dynamic_compensation,
-    "static": static_compensation,
-}
+            static = static_compensation(self._monitor.module, keep=self.keep, only=self._layers, **self._options)
+            if self.keep == "auto" and record:  # measured now, it would be of the spectrum that has fallen
+                measured = {name: ratios(record[name]) for name in static.layers}
+                static.load_state_dict(static.state_dict() | {"record": measured})
+            return static
+        verb = anchored_compensation if self.scheme == "anchored" else dynamic_compensation
+        return verb(self._monitor.module, only=self._layers, record=record or None, **self._options)

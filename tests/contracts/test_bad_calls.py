@@ -88,6 +88,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "Monitor's state": (lambda: specreg.Monitor(N()).load_state_dict({"a": 1}), "not a monitor's state"),
     "Guard scheme": (lambda: specreg.Guard(specreg.Monitor(N()), scheme="magic"), "there is no scheme 'magic'"),
     "Guard healthy 0": (lambda: specreg.Guard(specreg.Monitor(N()), healthy=0), "healthy must be an integer >= 1"),
+    "Guard keep 0": (lambda: specreg.Guard(specreg.Monitor(N()), scheme="static", keep=0), "keep must be a fraction"),
     "Guard states": (lambda: specreg.Guard(specreg.Monitor(N()), states=("sick",)), "sick"),
     "Guard's state": (lambda: guard().load_state_dict({"a": 1}), "not a guard's state"),
     "History limit 1": (lambda: specreg.History(1), "limit must be an integer >= 2"),

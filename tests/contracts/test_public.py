@@ -44,8 +44,8 @@ SIGNATURES = {
     "Monitor": "(module, *, every=100, detector=None, actions=(), samples=None, only=None, skip=None)",
     "Detector": "(thresholds=None)",
     "Guard": (
-        "(monitor, *, scheme='anchored', states=('collapsing', 'collapsed'), healthy=1000, pin=None, every=25, "
-        "strength=1.0, scale=None, only=None, skip=None, process_group=None)"
+        "(monitor, *, scheme='anchored', states=('collapsing', 'collapsed'), healthy=1000, keep=0.5, pin=None, "
+        "every=25, strength=1.0, scale=None, only=None, skip=None, process_group=None)"
     ),
     "History": "(limit=1000)",
     "attainment": "(module, *inputs, operator=False, only=None, skip=None)",

@@ -321,6 +321,19 @@ class TestGuard:
             assert torch.equal(record[name], expected[name])
         assert not torch.equal(record["2"], other["2"])
 
+    @pytest.mark.parametrize(("keep", "count"), [(2, 2), (0.75, 4), ("auto", 4)])
+    def test_the_static_scheme_raises_i_singular_values(self, keep, count):
+        module = network()
+        nn.init.orthogonal_(module[2].weight)
+        flatten_spectrum(module[2], 0.8)  # a stable rank of 1 + 5 * 0.64, which falls to 1
+        monitor = specreg.Monitor(module)
+        guard = specreg.Guard(monitor, scheme="static", keep=keep, every=1)
+        train(module, monitor, guard)
+        assert guard.compensator.counts()["2"] == count
+        resumed = specreg.Guard(specreg.Monitor(module), scheme="static", keep=keep, every=1)
+        resumed.load_state_dict(guard.state_dict())
+        assert resumed.compensator.counts() == guard.compensator.counts()
+
     def test_it_rolls_back_if_asked(self):
         module = network()
         monitor = specreg.Monitor(module)

@@ -33,7 +33,8 @@ class RegularizationConfig:
     """How the discriminator's spectra are controlled; every method but oni and none has spectral normalization."""
 
     keep: int | float | Literal["auto"] = 0.5
-    """static: i as a fraction of r, i itself as an integer, or auto: the stable rank at the first compensation."""
+    """static, also as the guard's scheme: i as a fraction of r, i itself as an integer, or auto: the stable rank at the
+    first compensation, under the guard of the healthy spectrum."""
     start: int = 2000
     """dynamic, anchored: discriminator steps before the record begins."""
     window: int = 1000

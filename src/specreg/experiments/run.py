@@ -303,7 +303,7 @@ def attach_method(config: RunConfig, state: TrainingState, processes: Processes 
         } | ({} if state.ema is None else {"ema": state.ema})
         state.pin = Pin(networks) if chosen.roll_back else None
         common["every"] = chosen.guard_every
-        state.compensator = Guard(state.monitor, scheme=chosen.guard, pin=state.pin, **common)
+        state.compensator = Guard(state.monitor, scheme=chosen.guard, keep=chosen.keep, pin=state.pin, **common)
     elif config.method in _PENALTIES:
         penalty, usual = _PENALTIES[config.method]
         weight = usual if chosen.penalty_weight is None else chosen.penalty_weight
