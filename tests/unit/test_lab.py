@@ -11,7 +11,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from specreg.data.digits import StackedDigits
-from specreg.experiments.config import ModelConfig, RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.config import (
+    ModelConfig,
+    RegularizationConfig,
+    RunConfig,
+    Settings,
+    differences,
+    from_dict,
+    to_dict,
+)
 from specreg.experiments.run import build_state, make_accelerator
 from specreg.losses import LOSSES, gradient_penalty
 from specreg.models import STAGES, Discriminator, Generator
@@ -114,6 +122,13 @@ def test_keep_stays_an_integer_or_a_fraction_through_json():
         values["settings"]["regularization"]["keep"] = keep
         loaded = from_dict(RunConfig, json.loads(json.dumps(values))).settings.regularization.keep
         assert type(loaded) is type(keep)
+
+
+@pytest.mark.parametrize("keep", [3, 0.25, "auto"])
+def test_keep_reaches_the_guard(keep):
+    settings = Settings(regularization=RegularizationConfig(guard="static", keep=keep))
+    state = build_state(RunConfig("guard", 0, settings), StackedDigits(), make_accelerator(settings))
+    assert state.compensator.keep == keep
 
 
 def test_unknown_keys_are_refused_by_name():
