@@ -211,10 +211,14 @@ def find(
         raise ValueError(f"no layer matched{_filters(only, skip)}: {_inventory(module, there)}")
     users: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, child in matched:
-        if isinstance(_storage(child)[-1], nn.UninitializedParameter):
+        stored = _storage(child)[-1]
+        if isinstance(stored, nn.UninitializedParameter):
             raise ValueError(f"layer {shown(name)!r} has no weight yet (lazy module): run one forward pass first")
+        if stored.numel() == 0:
+            size = " x ".join(map(str, stored.shape))
+            raise ValueError(f"layer {shown(name)!r} has an empty weight, {size}: leave it out with skip={name!r}")
         # A foreign parametrization makes a new tensor at each reading: it stands for itself.
-        users.setdefault(id(_foreign(child) or _storage(child)[-1]), []).append((name, child))
+        users.setdefault(id(_foreign(child) or stored), []).append((name, child))
     return Layers(
         (
             Layer(shared[0][0], tuple(child for _, child in shared), tuple(name for name, _ in shared[1:]))

@@ -45,6 +45,12 @@ def history() -> specreg.History:
     return past
 
 
+def empty() -> nn.Module:
+    module = network()
+    module[0].weight = nn.Parameter(torch.empty(0, 4))
+    return module
+
+
 def guard() -> specreg.Guard:
     return specreg.Guard(specreg.Monitor(network()))
 
@@ -80,6 +86,8 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "penalty of nothing": (lambda: specreg.orthogonality_penalty(nn.ReLU()), "no layer matched"),
     "penalty of a number": (lambda: specreg.d_optimal_penalty(5), "expected a torch"),
     "spectra of None": (lambda: specreg.spectra(None), "expected a torch"),
+    "spectra of an empty layer": (lambda: specreg.spectra(empty()), "layer '0' has an empty weight, 0 x 4"),
+    "static of an empty layer": (lambda: specreg.static_compensation(empty()), "layer '0' has an empty weight, 0 x 4"),
     "spectra of NaN": (lambda: specreg.spectra(sick()), "layer '0': the weight holds NaN or inf"),
     "remove from a number": (lambda: specreg.remove(5), "expected a torch"),
     "Monitor every 0": (lambda: specreg.Monitor(N(), every=0), "every must be an integer >= 1"),
