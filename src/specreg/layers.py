@@ -22,7 +22,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.spectra.decompose import svd
-from specreg.spectra.matrices import from_matrix, matrix_shape, to_matrix
+from specreg.spectra.matrices import from_matrix, to_matrix
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -67,7 +67,8 @@ class Layer:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(out, in·kernel) of one group's matrix."""
-        return matrix_shape(self._tensor().shape, output_dim=self.output_dim, groups=self.groups)
+        rows, columns = to_matrix(self._tensor(), output_dim=self.output_dim, groups=self.groups).shape[-2:]
+        return rows, columns
 
     @property
     def rank(self) -> int:

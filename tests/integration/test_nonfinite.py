@@ -289,6 +289,18 @@ def test_a_discriminator_that_learns_nothing_is_said_once(trained, tmp_path, cap
     assert caplog.text.count("the discriminator is dead") == 1
 
 
+def test_a_small_gradient_is_not_a_dead_one(trained, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    run, settings = RunDirectory(out), replace(SETTINGS, records=replace(SETTINGS.records, evaluate_every=1))
+    run.write("config", to_dict(RunConfig("static", 0, settings)))
+    small = {"real": 1.23456789e-8, "generated": 0.0, "interpolated": 0.0}
+    monkeypatch.setattr("specreg.experiments.recorder.gradient_norms", lambda *_, **__: small)
+    assert execute(RunConfig("static", 0, settings), run, StackedDigits())
+    assert run.series("sensitivity")[-1]["gradient_norms"]["real"] == 1.23457e-8
+    assert run.series("events") == []
+
+
 def test_a_run_records_decompositions_that_did_not_converge(trained, tmp_path, monkeypatch):
     out = tmp_path / "run"
     shutil.copytree(trained, out)

@@ -249,13 +249,10 @@ def _applied(operator: Tensor, matrix: Tensor) -> Tensor:
 def _first(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
     """Return u1 and v1: one of them is given, the other is the matrix times it."""
     known = vector.to(matrix.dtype)
-    wide = matrix.shape[-2] <= matrix.shape[-1]
-    if wide:
-        other = (known.conj()[..., None, :] @ matrix).squeeze(-2).conj()
-    else:
-        other = (matrix @ known[..., None]).squeeze(-1)
-    other /= torch.linalg.vector_norm(other, dim=-1, keepdim=True).clamp_(min=torch.finfo(other.dtype).tiny)
-    return (known, other) if wide else (other, known)
+    if matrix.shape[-2] <= matrix.shape[-1]:
+        other = (known[..., None, :].conj() @ matrix)[..., 0, :].conj()
+        return known, torch.nn.functional.normalize(other, dim=-1)
+    return torch.nn.functional.normalize((matrix @ known[..., None])[..., 0], dim=-1), known
 
 
 def _by_decomposition(key: str, matrix: Tensor, target: Target | Raising, unit: bool) -> Lifted:

@@ -32,12 +32,6 @@ def to_matrix(weight: Tensor, *, output_dim: int = 0, groups: int = 1) -> Tensor
     return (blocks.transpose(1, 2) if output_dim == 1 else blocks).flatten(2)
 
 
-def matrix_shape(shape: torch.Size, *, output_dim: int = 0, groups: int = 1) -> tuple[int, int]:
-    """Return the rows and columns of a group's matrix that :func:`to_matrix` reads from a weight of a shape."""
-    rows = shape[1] if output_dim == 1 else shape[0] // groups
-    return rows, shape.numel() // (groups * rows)
-
-
 def from_matrix(matrix: Tensor, shape: torch.Size, *, output_dim: int = 0, groups: int = 1) -> Tensor:
     """Undo :func:`to_matrix`: ``from_matrix(to_matrix(w, ...), w.shape, ...)`` equals ``w``."""
     if output_dim == 0:
