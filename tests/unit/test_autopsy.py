@@ -123,7 +123,7 @@ def test_every_floating_type_is_read(dtype, tmp_path):
     expected = np.linalg.svd(matrix_of(weight.double()), compute_uv=False)
     np.testing.assert_allclose(found.layers[0]["a"].singular_values, expected, rtol=1e-4)
     assert list(found.layers[0]) == ["a"]
-    assert found.notes[0].endswith("tensors left out: 1 of integers or quantized")
+    assert found.notes[0].endswith("tensors left out: 1 of integers, complex or quantized")
 
 
 def sharded(folder: Path) -> dict[str, torch.Tensor]:
@@ -313,11 +313,24 @@ def test_several_checkpoints_are_judged_against_their_past(levels, verdict, tmp_
     assert found.verdict.state == verdict
 
 
-def test_iterations_come_from_names_that_grow():
+def test_iterations_come_from_names_that_differ():
     assert iterations_of([Path("a2/x_9.pt"), Path("a1/x_10.pt")]) == (9, 10)
-    assert iterations_of([Path("x_10.pt"), Path("x_9.pt")]) is None
+    assert iterations_of([Path("x_10.pt"), Path("x_9.pt")]) == (10, 9)
+    assert iterations_of([Path("a1/x_9.pt"), Path("a2/x_9.pt")]) is None
     assert iterations_of([Path("x_1.pt"), Path("x.pt")]) is None
     assert iterations_of([Path("1.mp3"), Path("2.mp3")]) == (1, 2)
+
+
+def test_checkpoints_are_judged_in_the_order_of_their_training(tmp_path):
+    # As a shell gives them: step-1000, step-1500, step-2000, step-500.
+    for iteration, level in ((500, 0.9), (1000, 0.88), (1500, 0.3), (2000, 0.25)):
+        torch.save({"conv.weight": torch.diag(torch.tensor([1.0] + [level] * 15))}, tmp_path / f"step-{iteration}.pt")
+    found = inspect(sorted(tmp_path.iterdir()))
+    assert found.iterations == (500, 1000, 1500, 2000)
+    assert [path.stem for path in found.paths] == ["step-500", "step-1000", "step-1500", "step-2000"]
+    assert found.numbered
+    assert [layers["conv"].ratios[1] for layers in found.layers] == pytest.approx([0.9, 0.88, 0.3, 0.25])
+    assert (found.verdict.state, found.verdict.since) == ("collapsed", 1000)
 
 
 def test_checkpoints_of_different_models_are_told_apart(tmp_path):

@@ -255,7 +255,7 @@ def _layers(tensors: Mapping[str, _Stored], only: Sequence[str]) -> tuple[dict[s
         if not parts.composed and _WEIGHT.fullmatch(parts.parameter) is None and parts.layer not in only:
             left_out["not named like a weight"] += 1
         elif not tensors[name].floating:
-            left_out["of integers or quantized"] += 1
+            left_out["of integers, complex or quantized"] += 1
         else:
             found[parts.layer] = _weight(parts, name, tensors)
     ordered = {parts.layer: found[parts.layer] for parts in usual.values() if parts.layer in found}

@@ -69,7 +69,7 @@ class Autopsy:
     """The spectra of one checkpoint, or of several of one model.
 
     Attributes:
-        paths: of the checkpoints, as they were given.
+        paths: of the checkpoints, in the order of ``iterations``.
         iterations: of each; 1, 2, 3... if their names do not tell.
         numbered: whether the names told.
         layers: for each checkpoint its layers by name, the same ones in all.
@@ -114,16 +114,21 @@ def inspect(
     transposed: Sequence[str] = (),
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Autopsy:
-    """Read one checkpoint, or several of one model in the order of its training, and judge every layer.
+    """Read one checkpoint, or several of one model, and judge every layer.
 
     Args:
-        paths: safetensors files, indices of several, files of ``torch.save``, or folders that hold one of them.
+        paths: safetensors files, indices of several, files of ``torch.save``, or folders that hold one of them. Taken
+            in the order of their names' last numbers, where each has one of its own (a shell's ``step-*.pt`` has
+            step-1500 before step-500), and as given elsewhere.
         only, skip, transposed: see :func:`~specreg.autopsy.checkpoints.open_checkpoint`.
         progress: called before each matrix with how many are done, how many there are, and its name.
 
     Raises:
         ValueError: a file cannot be inspected, or the checkpoints are not of one model.
     """
+    if (iterations := iterations_of(paths)) is not None:
+        paths = [path for _, path in sorted(zip(iterations, paths, strict=True))]
+        iterations = tuple(sorted(iterations))
     # All files are opened before the first is computed: what is wrong with the last one shows at once.
     checkpoints = [open_checkpoint(path, only=only, skip=skip, transposed=transposed) for path in paths]
     names, notes = _common(checkpoints)
@@ -136,19 +141,18 @@ def inspect(
             spectra[name] = _spectrum(weights[name])
             done += 1
         layers.append(spectra)
-    iterations = iterations_of(paths)
     numbers = iterations or tuple(range(1, len(paths) + 1))
     verdict = _judge(numbers, layers) if len(paths) > 1 else None
     return Autopsy(tuple(paths), numbers, iterations is not None, tuple(layers), verdict, notes)
 
 
 def iterations_of(paths: Sequence[Path]) -> tuple[int, ...] | None:
-    """Return the last number in each file's name, or None unless all have one and they grow."""
+    """Return the last number in each file's name, or None unless each has one of its own."""
     numbers = [re.findall("[0-9]+", _stem(path)) for path in paths]
     if not all(numbers):
         return None
     last = tuple(int(found[-1]) for found in numbers)
-    return last if all(a < b for a, b in itertools.pairwise(last)) else None
+    return last if len(set(last)) == len(last) else None
 
 
 def _stem(path: Path) -> str:
