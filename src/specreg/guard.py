@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from specreg.layers import DEFAULT_KINDS, Selection, find, shown
@@ -99,9 +99,10 @@ class Guard:
             "every": every, "strength": strength, "scale": scale or default, "process_group": process_group,
         }  # fmt: skip
         # The layers are chosen now, and by name: a mistake is said here, not when the collapse begins.
-        self._layers = list(find(monitor.module, kinds=DEFAULT_KINDS, only=only, skip=skip, title="guard"))
-        if unwatched := [name for name in self._layers if name not in monitor.layers]:
+        layers = find(monitor.module, kinds=DEFAULT_KINDS, only=only, skip=skip, title="guard")
+        if unwatched := [name for name in layers if name not in monitor.layers]:
             raise ValueError(f"the monitor does not watch the layer {shown(unwatched[0])!r}: leave it out with skip")
+        self._names = {name for layer in layers.values() for name in (layer.name, *layer.shared_with)}
         self._attach({}).remove()
         monitor.actions += [self] if pin is None else [pin, self]
 
@@ -151,16 +152,23 @@ class Guard:
 
     def _healthy_past(self, since: int) -> tuple[int, int]:
         """Return the iterations that the record is taken from; they hold a snapshot."""
+        iterations = self._monitor.history.iterations
         # The second half of the warm-up counts: a fall may begin where it ends, and one snapshot is noisy.
-        warm = self._monitor.history.iterations[0] + self._monitor.detector.thresholds.warmup // 2
-        return min(since, max(warm, since - self.healthy)), since
+        warm = iterations[0] + self._monitor.detector.thresholds.warmup // 2
+        # A long history is thinned, and may have nothing left within so many iterations of an old beginning.
+        nearest = max((iteration for iteration in iterations if iteration <= since), default=iterations[0])
+        return min(nearest, max(warm, since - self.healthy)), max(nearest, since)
 
     def _attach(self, record: Mapping[str, Tensor]) -> Compensator:
+        def chosen(name: str, _: nn.Module) -> bool:
+            # As a string a name would stand for everything below it too.
+            return name in self._names
+
         if self.scheme == "static":
-            static = static_compensation(self._monitor.module, keep=self.keep, only=self._layers, **self._options)
+            static = static_compensation(self._monitor.module, keep=self.keep, only=chosen, **self._options)
             if self.keep == "auto" and record:  # measured now, it would be of the spectrum that has fallen
                 measured = {name: ratios(record[name]) for name in static.layers}
                 static.load_state_dict(static.state_dict() | {"record": measured})
             return static
         verb = anchored_compensation if self.scheme == "anchored" else dynamic_compensation
-        return verb(self._monitor.module, only=self._layers, record=record or None, **self._options)
+        return verb(self._monitor.module, only=chosen, record=record or None, **self._options)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import specreg
 from specreg.integrations.lightning import SpectralMonitorCallback
+from specreg.monitor.actions import Pin, RollBack
 from specreg.monitor.detector import Detector, Thresholds
 
 # Lightning's own, about this tiny training and about torch.
@@ -152,6 +153,36 @@ def test_a_checkpoint_restores_the_count_the_monitor_and_the_guard(tmp_path):
     assert start.state["guard"]["compensator"]["calls"] == 1
     assert second.iteration == 26
     assert second.guard.compensator.calls == 1 + 13  # it went on compensating
+
+
+def test_each_discriminator_has_its_own_callback(tmp_path):
+    def callbacks():
+        return [SpectralMonitorCallback(path, every=2) for path in ("nets.critic", "generator")]
+
+    path, logger = tmp_path / "half.ckpt", Kept()
+    fit(HandGan(), *callbacks(), batches=3, logger=logger).save_checkpoint(path)
+    names = {name for numbers, _ in logger.metrics for name in numbers}
+    assert {"nets.critic/spectral_state", "generator/spectral_state"} <= names
+    resumed = callbacks()
+    fit(HandGan(), *resumed, batches=3, epochs=2, checkpoint=path)
+    assert [one.monitor.history.singular_values("").shape for one in resumed] == [(4, 4), (4, 2)]
+
+
+def test_actions_with_a_state_are_resumed(tmp_path):
+    def make(module):
+        pin = Pin({"d": module.nets})
+        return make_callback(actions=[pin, RollBack(pin)], guard={"pin": pin}), pin
+
+    module = HandGan(collapse_at=9)
+    callback, pin = make(module)
+    path = tmp_path / "half.ckpt"
+    fit(module, callback, batches=13).save_checkpoint(path)
+    assert callback.guard.restored is not None
+    second = HandGan()
+    resumed, copies = make(second)
+    fit(second, resumed, batches=13, epochs=2, checkpoint=path)
+    assert copies.iterations[: len(pin.iterations)] == pin.iterations == [1]
+    assert resumed.monitor.actions[1].restored == callback.monitor.actions[1].restored == [(12, 1)]
 
 
 @pytest.mark.parametrize(

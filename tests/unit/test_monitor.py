@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -245,6 +246,66 @@ class TestActions:
         assert len(files) <= 4
         assert set(torch.load(tmp_path / f"healthy-{to}.pt", weights_only=True)) == {"d", "o"}
 
+    def test_a_fall_that_is_over_when_it_is_seen_is_rolled_back_too(self):
+        module = network()
+        pin = Pin({"d": module}, every=100)
+        roll_back = RollBack(pin)
+        monitor = specreg.Monitor(module, actions=[pin, roll_back])
+        train(module, monitor, end=3000, falls=())
+        flatten_spectrum(module[2], 0.2)
+        changes = train(module, monitor, begin=3001, end=3600, falls=())
+        assert changes[0].state == "collapsed"
+        assert roll_back.restored == [(changes[0].iteration, 3000)]
+
+    def test_a_resumed_training_does_not_roll_back_more_often(self):
+        detector = specreg.Detector()
+        verdicts = [detector.update(100 * i, {"a": [1.0, 0.9]}) for i in range(1, 31)]
+        verdicts += [detector.update(100 * i, {"a": [1.0, 0.1]}) for i in range(31, 40)]
+        verdicts += [detector.update(100 * i, {"a": [1.0, 0.9]}) for i in range(40, 60)]
+        verdicts += [detector.update(100 * i, {"a": [1.0, 0.1]}) for i in range(60, 70)]
+        assert [one.state for one in verdicts if one.changed].count("collapsed") == 2
+
+        def run(resumed_at):
+            pin = Pin({"d": nn.Linear(2, 2)})
+            roll_back = RollBack(pin)
+            for index, verdict in enumerate(verdicts):
+                if index == resumed_at:
+                    states = saved(pin, roll_back)
+                    pin = Pin({"d": nn.Linear(2, 2)})
+                    roll_back = RollBack(pin)
+                    pin.load_state_dict(states[0])
+                    roll_back.load_state_dict(states[1])
+                pin(verdict)
+                roll_back(verdict)
+            return roll_back.restored
+
+        assert len(run(None)) == 1
+        assert all(run(at) == run(None) for at in (10, 35, 50))
+
+    def test_copies_of_a_past_that_did_not_happen_leave_no_files(self, tmp_path, caplog):
+        pin = Pin({"d": nn.Linear(2, 2)}, every=1, copies=2, folder=tmp_path)
+        detector = specreg.Detector()
+        for iteration in range(1, 5):
+            pin(detector.update(iteration, {"a": [1.0, 0.9]}))
+        assert pin.restore(before=3) == 3
+        assert not caplog.records
+        assert [path.name for path in tmp_path.iterdir()] == ["healthy-3.pt"]
+        assert pin.restore(before=2) == 3
+        assert "no copy is from before iteration 2" in caplog.text
+
+    def test_states_with_named_tuples_are_copied(self):
+        class Counts(NamedTuple):
+            seen: torch.Tensor
+            kept: int
+
+        class Counter:
+            def state_dict(self):
+                return {"counts": Counts(torch.ones(1), 2)}
+
+        pin = Pin({"c": Counter()})
+        pin(specreg.Detector().update(1, {"a": [1.0, 0.9]}))
+        assert pin.state_dict()["kept"][1]["c"]["counts"] == Counts(torch.ones(1), 2)
+
     def test_a_copy_that_cannot_be_written_leaves_nothing_half(self, tmp_path, monkeypatch):
         module = nn.Linear(2, 2)
         monitor = specreg.Monitor(module, actions=[Pin({"d": module}, every=1, folder=tmp_path)])
@@ -333,6 +394,34 @@ class TestGuard:
         resumed = specreg.Guard(specreg.Monitor(module), scheme="static", keep=keep, every=1)
         resumed.load_state_dict(guard.state_dict())
         assert resumed.compensator.counts() == guard.compensator.counts()
+
+    @pytest.mark.parametrize("scheme", ["anchored", "dynamic", "static"])
+    def test_a_past_that_was_thinned_is_past_enough(self, scheme):
+        layer = nn.Linear(4, 4, bias=False)
+        monitor = specreg.Monitor(layer)
+        monitor.history.limit = 20
+        guard = specreg.Guard(monitor, scheme=scheme)
+        for iteration in range(100, 40_000, 100):
+            level = 0.9 - 0.8 * iteration / 40_000
+            layer.weight.data.copy_(torch.diag(torch.tensor([1.0] + [level] * 3)))
+            monitor.step(iteration)
+        assert guard.switched_on > 10_000
+        if scheme == "anchored":
+            (record,) = guard.compensator.state_dict()["record"].values()
+            assert record[1] > level + 0.3
+
+    def test_a_name_does_not_stand_for_what_is_below_it(self):
+        class Adapted(nn.Linear):
+            def __init__(self):
+                super().__init__(8, 8)
+                self.lora_a = nn.Linear(8, 2, bias=False)
+
+        module = nn.Sequential(Adapted(), nn.Linear(8, 8), nn.Linear(8, 8))
+        module[2].weight = module[1].weight
+        guard = specreg.Guard(specreg.Monitor(module), skip="*lora*", scheme="static")
+        compensator = guard._attach({})
+        assert list(compensator.layers) == ["0", "1"]
+        assert compensator.layers["1"].shared_with == ("2",)
 
     def test_it_rolls_back_if_asked(self):
         module = network()

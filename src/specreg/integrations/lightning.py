@@ -45,7 +45,7 @@ class SpectralMonitorCallback(Callback):
     An iteration is a training batch, counted by the callback and kept in its checkpoint: under manual optimization
     ``trainer.global_step`` counts the steps of all optimizers, two for each batch of a common GAN. Each snapshot's
     scalars (see :func:`specreg.monitor.writers.scalars`) go to all of the trainer's loggers, with the iteration as
-    their step.
+    their step. With several callbacks, one for each discriminator, the scalars' names begin with where it is.
 
     The guard compensates right after a step of the optimizer that holds the discriminator's parameters, wherever in
     ``training_step`` that is. A compensator is put there without this callback, in ``configure_optimizers``:
@@ -131,6 +131,9 @@ class SpectralMonitorCallback(Callback):
         verdict = self.monitor.step(self.iteration)
         if verdict.iteration == self.iteration:
             numbers = scalars(self.monitor.latest, verdict)
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            if sum(isinstance(one, SpectralMonitorCallback) for one in callbacks) > 1:
+                numbers = {f"{self._path}/{name}": number for name, number in numbers.items()}
             for one in trainer.loggers:
                 one.log_metrics(numbers, step=self.iteration)
         if verdict.state in self.stop_on and not trainer.should_stop:
@@ -141,12 +144,18 @@ class SpectralMonitorCallback(Callback):
         """Let go of the discriminator's optimizer."""
         self._let_go()
 
+    @property
+    def state_key(self) -> str:
+        """Of the callback's state in a checkpoint: one for each discriminator."""
+        return self._generate_state_key(discriminator=self._path)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the count and the monitor's and the guard's states; Lightning puts it into its checkpoints."""
+        """Return the count and the states of monitor, guard and actions; Lightning puts it into its checkpoints."""
         return {
             "iteration": self.iteration,
             "monitor": None if self.monitor is None else self.monitor.state_dict(),
             "guard": None if self.guard is None else self.guard.state_dict(),
+            "actions": {name: action.state_dict() for name, action in self._stateful().items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -158,9 +167,22 @@ class SpectralMonitorCallback(Callback):
         self.iteration = state["iteration"]
         if state["monitor"] is not None:
             self.monitor.load_state_dict(state["monitor"])
-        # A guard that the interrupted training did not have begins anew, switched off.
+        # A guard or an action that the interrupted training did not have begins anew.
         if self.guard is not None and state["guard"] is not None:
             self.guard.load_state_dict(state["guard"])
+        for name, action in self._stateful().items():
+            if name in state.get("actions", {}):
+                action.load_state_dict(state["actions"][name])
+
+    def _stateful(self) -> dict[str, Any]:
+        """Return the actions that have a state, the guard's pin among them, by kind and number."""
+        pin = None if self.guard is None else self.guard.pin
+        found: dict[str, Any] = {}
+        for action in [*(action for action in self._actions if action is not pin), pin]:
+            if hasattr(action, "state_dict"):
+                kind = type(action).__name__
+                found[f"{kind} {sum(name.startswith(f'{kind} ') for name in found)}"] = action
+        return found
 
     def _after_step(self, *_: Any) -> None:
         assert self.guard is not None

@@ -115,10 +115,7 @@ class Pin:
             with replacing(self._file(verdict.iteration)) as file:
                 torch.save(state, file)
         while len(self._kept) > self.copies:
-            dropped = min(self._kept)
-            del self._kept[dropped]
-            if self.folder is not None:
-                self._file(dropped).unlink(missing_ok=True)
+            self._drop(min(self._kept))
 
     def restore(self, before: int | None = None) -> int:
         """Put the newest copy back that is not later than ``before`` (else the oldest one).
@@ -133,10 +130,12 @@ class Pin:
             raise ValueError("nothing was pinned yet: no healthy snapshot was seen")
         suitable = [iteration for iteration in self._kept if before is None or iteration <= before]
         chosen = max(suitable) if suitable else min(self._kept)
+        if not suitable:
+            logger.warning("no copy is from before iteration %s: the oldest one, of %d, is put back", before, chosen)
         for name, one in self._objects.items():
             one.load_state_dict(copy.deepcopy(self._kept[chosen][name]))
-        # Later copies belong to the past that did not happen.
-        self._kept = {iteration: state for iteration, state in self._kept.items() if iteration <= chosen}
+        for later in [iteration for iteration in self._kept if iteration > chosen]:
+            self._drop(later)  # it belongs to the past that did not happen
         return chosen
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,17 +146,22 @@ class Pin:
         """Restore what :meth:`state_dict` returned."""
         self._kept = {int(iteration): kept for iteration, kept in state["kept"].items()}
 
+    def _drop(self, iteration: int) -> None:
+        del self._kept[iteration]
+        if self.folder is not None:
+            self._file(iteration).unlink(missing_ok=True)
+
     def _file(self, iteration: int) -> Path:
         assert self.folder is not None
         return self.folder / f"healthy-{iteration}.pt"
 
 
 class RollBack:
-    """Go back to the last healthy copy when the state changes to one of those named.
+    """Go back to the last healthy copy when the state becomes one of those named, from another.
 
     Args:
         pin: where the copies are; put it into the actions too, before this one.
-        states: "collapsing" by default.
+        states: "collapsing" and "collapsed" by default: a steep fall is seen when it is over.
         times: how often at most. Rolling back alone repeats the past with other random numbers; change something, too
             (see :class:`specreg.Guard`).
 
@@ -167,15 +171,27 @@ class RollBack:
 
     def __init__(self, pin: Pin, *states: State, times: int = 1) -> None:
         self.pin = pin
-        self.states = checked_states(states or ("collapsing",))
+        self.states = checked_states(states or ("collapsing", "collapsed"))
         self.times = times
         self.restored: list[tuple[int, int]] = []
+        self._inside = False
 
     def __call__(self, verdict: Verdict) -> None:
-        if verdict.changed and verdict.state in self.states and len(self.restored) < self.times:
+        entered = verdict.changed and verdict.state in self.states and not self._inside
+        self._inside = verdict.state in self.states
+        if entered and len(self.restored) < self.times:
             to = self.pin.restore(before=verdict.since)
             self.restored.append((verdict.iteration, to))
             logger.warning("iteration %d: rolled back to the healthy state of iteration %d", verdict.iteration, to)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was restored so far, which ``times`` limits; it belongs into the checkpoint, with the pin's."""
+        return {"restored": list(self.restored), "inside": self._inside}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.restored = [(int(seen), int(to)) for seen, to in state["restored"]]
+        self._inside = bool(state["inside"])
 
 
 def checked_states(states: tuple[State, ...]) -> tuple[State, ...]:
@@ -192,6 +208,6 @@ def _copied(state: Any) -> Any:
         return state.detach().to("cpu", copy=True)
     if isinstance(state, Mapping):
         return {key: _copied(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
+    if isinstance(state, (list, tuple)) and not hasattr(state, "_fields"):  # a namedtuple takes them one by one
         return type(state)(_copied(value) for value in state)
     return copy.deepcopy(state)

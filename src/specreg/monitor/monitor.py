@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from specreg.layers import Selection
+from specreg.layers import Selection, reusable
 from specreg.monitor.detector import Detector, Verdict
 from specreg.monitor.history import History
 from specreg.monitor.samples import Diversity, diversity
@@ -77,7 +77,7 @@ class Monitor:
         self.latest: dict[str, Tensor] = {}
         self.verdict: Verdict | None = None
         self._samples = samples
-        self._only, self._skip = only, skip
+        self._only, self._skip = reusable(only), reusable(skip)
         self.layers = tuple(self._read())  # whatever is wrong with the choice is said here, not hours later
 
     def step(self, iteration: int) -> Verdict:
