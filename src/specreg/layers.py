@@ -215,6 +215,10 @@ def find(
         stored = _storage(child)[-1]
         if isinstance(stored, nn.UninitializedParameter):
             raise ValueError(f"layer {shown(name)!r} has no weight yet (lazy module): run one forward pass first")
+        if stored.is_meta:
+            raise ValueError(f"layer {shown(name)!r} is on the meta device: give it memory and values first (to_empty)")
+        if hasattr(stored, "device_mesh"):
+            raise ValueError(f"layer {shown(name)!r} is sharded between processes, which specreg cannot read")
         if stored.numel() == 0:
             size = " x ".join(map(str, stored.shape))
             raise ValueError(f"layer {shown(name)!r} has an empty weight, {size}: leave it out with skip={name!r}")
@@ -465,13 +469,21 @@ def _has_weight(module: nn.Module) -> bool:
     )
 
 
+def reusable(selection: Selection) -> Selection:
+    """Return a selection that may be gone through more than once, as a generator may not."""
+    return selection if selection is None or _is_one(selection) else tuple(selection)  # type: ignore[arg-type]
+
+
+def _is_one(selection: Selection) -> bool:
+    return isinstance(selection, (str, type)) or not isinstance(selection, Iterable)
+
+
 def _selectors(
     option: str, selection: Selection, there: list[tuple[str, nn.Module]]
 ) -> list[Selector | tuple[type, ...]]:
     if selection is None:
         return []
-    several = isinstance(selection, Iterable) and not isinstance(selection, (str, type))
-    selectors: list[Any] = list(selection) if several else [selection]  # type: ignore[arg-type]
+    selectors: list[Any] = [selection] if _is_one(selection) else list(selection)  # type: ignore[arg-type]
     for one in selectors:
         if not isinstance(one, (str, type)) and not callable(one):
             raise TypeError(f"{option}: expected a name, a glob, a layer class or a predicate, got {one!r}")
@@ -497,7 +509,11 @@ def _filters(only: Selection, skip: Selection) -> str:
 def _inventory(module: nn.Module, there: list[tuple[str, nn.Module]]) -> str:
     if there:
         return "the layers are " + ", ".join(f"{shown(name)} ({type(child).__name__})" for name, child in there)
-    leaves = Counter(type(child).__name__ for child in module.modules() if not list(child.children()))
+    leaves = Counter(
+        f"{type(child).__name__}{' whose weight a hook derives (pruning, say)' * isinstance(child, ALL_KINDS)}"
+        for child in module.modules()
+        if not list(child.children())
+    )
     found = ", ".join(f"{count} x {kind}" for kind, count in sorted(leaves.items()))
     return f"the module holds {found or 'nothing'}, specreg takes {', '.join(kind.__name__ for kind in ALL_KINDS)}"
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import specreg
 import spoilt
@@ -51,6 +52,10 @@ def empty() -> nn.Module:
     return module
 
 
+def pruned() -> nn.Module:
+    return prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5)
+
+
 def guard() -> specreg.Guard:
     return specreg.Guard(specreg.Monitor(network()))
 
@@ -88,6 +93,9 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "spectra of None": (lambda: specreg.spectra(None), "expected a torch"),
     "spectra of an empty layer": (lambda: specreg.spectra(empty()), "layer '0' has an empty weight, 0 x 4"),
     "static of an empty layer": (lambda: specreg.static_compensation(empty()), "layer '0' has an empty weight, 0 x 4"),
+    "spectra on meta": (lambda: specreg.spectra(N().to("meta")), "layer '0' is on the meta device: give it memory"),
+    "SN on meta": (lambda: specreg.spectral_norm(N().to("meta")), "layer '0' is on the meta device"),
+    "spectra of a pruned layer": (lambda: specreg.spectra(pruned()), "1 x Linear whose weight a hook derives"),
     "spectra of NaN": (lambda: specreg.spectra(sick()), "layer '0': the weight holds NaN or inf"),
     "remove from a number": (lambda: specreg.remove(5), "expected a torch"),
     "Monitor every 0": (lambda: specreg.Monitor(N(), every=0), "every must be an integer >= 1"),

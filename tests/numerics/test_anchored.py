@@ -164,3 +164,15 @@ def test_bad_keep_is_refused(keep):
 def test_bad_options_of_anchored_are_refused(option, value):
     with pytest.raises(ValueError, match=f"{option} must be an integer"):
         specreg.anchored_compensation(network(), **{option: value})
+
+
+def test_a_layer_that_was_zero_in_the_window_is_not_made_zero():
+    layer = nn.Linear(4, 3)
+    nn.init.zeros_(layer.weight)
+    compensator = specreg.anchored_compensation(layer, start=0, window=1, every=1)
+    compensator.step()
+    nn.init.orthogonal_(layer.weight)
+    before = layer.weight.detach().clone()
+    compensator.step()
+    torch.testing.assert_close(layer.weight.detach(), before)
+    assert compensator.satisfied()

@@ -87,6 +87,14 @@ def test_the_operator_norm_stands_beside_the_matrix_norm():
     assert 0 < strided.operator_attained <= 1
 
 
+def test_the_norm_of_a_complex_convolution_is_its_own():
+    layer = nn.Conv1d(1, 1, 1, bias=False, dtype=torch.complex64)
+    layer.weight.data.fill_(3j)
+    found = specreg.attainment(nn.Sequential(layer), torch.randn(4, 1, 8, dtype=torch.complex64), operator=True)["0"]
+    assert found.operator_norm == pytest.approx(3)
+    assert found.operator_attained == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("normalize", [specreg.spectral_norm, lambda m: nn.utils.spectral_norm(m[0])])
 def test_modes_hooks_and_gradients_are_as_before(normalize):
     module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5), nn.Conv2d(6, 6, 1))

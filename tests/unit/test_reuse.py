@@ -83,6 +83,15 @@ def test_a_swap_there_and_back_is_seen_twice():
     assert torch.equal(layer.weight, before)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_module_that_was_in_half_precision_is_in_single_again(half):
+    layer = nn.Linear(8, 8)
+    specreg.spectral_regularization(layer)
+    assert layer.to(half).weight.dtype == half
+    assert layer.float()(torch.randn(2, 8)).dtype == torch.float32
+    assert torch.equal(layer.weight, fresh(layer))
+
+
 def test_another_keep_and_another_dtype_are_seen():
     layer = network()[0]
     (one,) = layer.parametrizations.weight

@@ -163,6 +163,25 @@ def test_a_weight_that_becomes_zero_later_stays_finite():
     assert_same(before, buffers(layer))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
+def test_a_zero_weight_of_any_precision_is_normalized_once_it_moves(dtype):
+    layer = nn.Linear(6, 4, bias=False, dtype=dtype)
+    nn.init.zeros_(layer.weight)
+    specreg.spectral_norm(layer)
+    x = torch.ones(2, 6, dtype=dtype)
+    assert torch.equal(layer(x), torch.zeros(2, 4, dtype=dtype))
+    layer.parametrizations.weight.original.data.fill_(1)
+    for _ in range(20):
+        layer(x)
+    torch.testing.assert_close(layer.weight.abs().float(), torch.full((4, 6), 24**-0.5), rtol=5e-3, atol=0)
+
+
+def test_a_normalized_module_computes_shapes_on_the_meta_device():
+    module = discriminator()
+    specreg.spectral_norm(module)
+    assert module.to("meta")(images().to("meta")).shape == discriminator()(images()).shape
+
+
 @pytest.mark.parametrize("normalize", [specreg.spectral_norm, specreg.spectral_regularization])
 def test_under_autocast_s1_is_computed_in_the_weights_precision(normalize):
     layer = nn.Linear(64, 32)
@@ -731,6 +750,18 @@ def test_remove_keeps_a_frozen_layer_frozen(wrap):
     layer = wrap(nn.Linear(4, 4)).requires_grad_(False)
     specreg.remove(layer)
     assert not layer.weight.requires_grad
+
+
+@pytest.mark.parametrize("wrap", [specreg.spectral_norm, specreg.orthogonalize, parametrizations.weight_norm])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_remove_leaves_parameters_where_there_were_parameters(wrap, frozen):
+    layer = nn.Linear(4, 4)
+    wrap(layer)
+    layer.requires_grad_(not frozen)
+    with torch.no_grad():
+        specreg.remove(layer)
+    assert sorted(name for name, _ in layer.named_parameters()) == ["bias", "weight"]
+    assert layer.weight.requires_grad == (not frozen)
 
 
 def test_a_removed_module_can_be_pickled_again(tmp_path):

@@ -345,7 +345,10 @@ class AnchoredCompensation(DynamicCompensation):
             return None
         record = self._record[name].to(s)
         raised = raise_to_record(s, update_record(ratios(record), s), self.strength)
-        return ratios(raised) * record[..., :1] if self.scale == "record" else raised
+        if self.scale != "record":
+            return raised
+        # A layer that was zero in the window has no scale to go back to.
+        return torch.where(record[..., :1] > 0, ratios(raised) * record[..., :1], raised)
 
     def _remember(self, name: str, s: Tensor) -> None:
         if self.anchored:
@@ -362,7 +365,8 @@ class AnchoredCompensation(DynamicCompensation):
 
     def _largest(self, layer: Layer, s: Tensor) -> Tensor:
         if self.scale == "record":
-            return self._record[layer.name].to(s)[..., 0] if self.anchored else s[..., 0]
+            anchor = self._record[layer.name].to(s)[..., 0] if self.anchored else s[..., 0]
+            return torch.where(anchor > 0, anchor, s[..., 0])
         return super()._largest(layer, s)
 
 

@@ -20,6 +20,7 @@ from specreg.layers import (
     stored_weight,
     unwrap,
 )
+from specreg.spectra.decompose import full_precision
 
 
 def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection = None) -> Layers:
@@ -93,7 +94,13 @@ def remove(module: nn.Module) -> list[str]:
             lists[tensor].eval()
             key = id(getattr(lists[tensor], "original", lists[tensor]))
             value = values.setdefault(key, getattr(child, tensor).detach().clone())
+            originals = list(lists[tensor].parameters(recurse=False))
             parametrize.remove_parametrizations(child, tensor, leave_parametrized=True)
+            if originals and not isinstance(getattr(child, tensor), nn.Parameter):
+                # Torch leaves a buffer where what it computed needed no gradient: frozen, or without gradients now.
+                delattr(child, tensor)
+                trained = any(original.requires_grad for original in originals)
+                child.register_parameter(tensor, nn.Parameter(value.clone(), requires_grad=trained))
             with torch.no_grad():
                 getattr(child, tensor).copy_(value)
             undone.append(f"{name}.{tensor}" if name else tensor)
@@ -147,12 +154,12 @@ class _SpectralNormOfAnyWeight(_SpectralNorm):
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
         before = self._u.clone(), self._v.clone()
         super()._power_method(weight_mat, n_power_iterations)
-        moved = torch.any(self._u != 0)
+        moved = torch.any(self._u.abs() > 0)  # false for NaN too: half precision knows no 1e-12, and has 0/0 there
         for vector, old in zip((self._u, self._v), before, strict=True):
             vector.copy_(torch.where(moved, vector, old))
 
     def forward(self, weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
+        with full_precision(weight):
             matrix = self._reshape_weight_to_matrix(weight)
             if self.training:
                 self._power_method(matrix, self.n_power_iterations)

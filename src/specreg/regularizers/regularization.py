@@ -126,7 +126,7 @@ class SpectralRegularization(SpectrumPreserving):
         if torch.compiler.is_compiling():  # a graph cannot branch on what it computes
             return _known(matrix, count, thin_svd(matrix), matrix)
         content = _fingerprint(matrix)
-        if self._known is not None and self._known.serves(content, count):
+        if self._known is not None and self._known.serves(content, count, matrix.dtype):
             return self._known
         known = _known(matrix, count, svd(matrix), content)
         if not torch.is_inference_mode_enabled():  # autograd cannot save tensors that were made there
@@ -149,8 +149,8 @@ class _Known(NamedTuple):
     factors: SVD
     regularized: Tensor
 
-    def serves(self, content: Tensor, count: int) -> bool:
-        same = self.head == count and self.content.device == content.device and self.content.dtype == content.dtype
+    def serves(self, content: Tensor, count: int, dtype: torch.dtype) -> bool:
+        same = self.head == count and self.content.device == content.device and self.regularized.dtype == dtype
         return same and torch.equal(self.content, content)
 
 

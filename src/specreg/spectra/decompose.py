@@ -237,7 +237,9 @@ def thin_svd(matrix: Tensor) -> SVD:
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
     """Return a context in which products are made in their factors' dtype, whatever autocast asks for outside."""
     kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def _single_is_single() -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from specreg.spectra.decompose import working_dtype
+
 
 def convolution_norm(
     weight: Tensor,
@@ -32,7 +34,7 @@ def convolution_norm(
         groups: number of blocks.
 
     Returns:
-        A scalar in double precision.
+        A scalar, real, in double precision where the device has it.
 
     Reference:
         Sedghi, Gupta and Long 2019, *The singular values of convolutional layers*, theorem 6, for stride 1.
@@ -44,7 +46,12 @@ def convolution_norm(
         raise ValueError(f"grid {tuple(grid)} is not a multiple of the stride {tuple(stride)}")
     dims = len(kernel)
     # (*kernel, groups, out, in); a kernel larger than the grid wraps around it.
-    blocks = weight.detach().double().reshape(groups, -1, *weight.shape[1:]).permute(*range(3, 3 + dims), 0, 1, 2)
+    blocks = (
+        weight.detach()
+        .to(working_dtype(weight))
+        .reshape(groups, -1, *weight.shape[1:])
+        .permute(*range(3, 3 + dims), 0, 1, 2)
+    )
     positions = [
         torch.arange(size, device=weight.device) * step % pixels
         for size, step, pixels in zip(kernel, dilation, grid, strict=True)
