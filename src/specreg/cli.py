@@ -101,11 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, MemoryError) as error:
         return _fail(_explained(error), 1 if getattr(error, "errno", None) in _NO_ROOM else 2)
     except RuntimeError as error:
-        return _of_several(error)
+        return _of_training(error)
 
 
-def _of_several(error: RuntimeError) -> int:
-    """Return the exit code of what can happen to one of several processes; any other error goes on."""
+def _of_training(error: RuntimeError) -> int:
+    """Return the exit code of what can happen to a training or to one of its processes; any other error goes on."""
     if isinstance(error, MainFailedError):
         time.sleep(1)  # torchrun ends all processes when the first one has: the main one has to say why
         return 2
@@ -113,6 +113,8 @@ def _of_several(error: RuntimeError) -> int:
         return _fail(f"{error}; the same command again goes on from the last checkpoint", 4)
     if isinstance(error, DisagreementError):
         return _fail(str(error), 4)
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return _fail(_explained(MemoryError()), 2)
     raise error
 
 
@@ -150,15 +152,16 @@ def _compare(arguments: list[str]) -> int:
         check_choice("methods", method, METHODS)
     check_integer("jobs", given.jobs, at_least=1)
     jobs = compare.plan(given.out, methods, [_integer("seeds", seed) for seed in _split(given.seeds)], given.settings)
-    for job in jobs:
-        if job.run.complete:  # what the report will need is wrong now already
-            Run(job.run).read()
+    runs = compare.all_runs(given.out, jobs)
+    for run in runs:
+        if run.complete:  # what the report will need is wrong now already
+            Run(run).read()
     _show_log(quiet=False)
     for job in {job.config.method: job for job in jobs}.values():
         warn_about(job.config)
     with display.comparison(jobs) as watch:
         execute_all(jobs, min(given.jobs, len(jobs)), watch)
-    rows, paths = write_report(given.out, [job.run for job in jobs])
+    rows, paths = write_report(given.out, runs)
     display.results(rows, paths)
     return _outcome(jobs)
 

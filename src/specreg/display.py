@@ -125,12 +125,14 @@ def results(rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
     console = Console()
     if rows:
         headings, cells = table(rows)
-        spread = ", mean ± standard deviation" if int(cells[0][1]) > 1 else ""
-        shown = Table(title=f"{cells[0][1]} seed{'s' if spread else ''}{spread}", title_justify="left")
+        counts = {int(line[1]) for line in cells}
+        spread = "mean ± standard deviation" if max(counts) > 1 else ""
+        seeds = f"{max(counts)} seed{'s' if spread else ''}" if len(counts) == 1 else ""
+        shown = Table(title=", ".join(filter(None, [seeds, spread])), title_justify="left")
         shown.add_column("")
         for line in cells:
             shown.add_column(_plain(line[0]), justify="right")
-        for heading, values in list(zip(headings, zip(*cells, strict=True), strict=True))[2:]:
+        for heading, values in list(zip(headings, zip(*cells, strict=True), strict=True))[2 if seeds else 1 :]:
             shown.add_row(heading, *map(_plain, values))
         console.print(shown)
         console.print(_plain(protocol(rows[0])), highlight=False)

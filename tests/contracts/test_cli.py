@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import specreg
-from specreg.cli import main
+from specreg.cli import _COMMANDS, main
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -58,6 +58,17 @@ def test_without_the_lab_the_command_line_says_what_to_install(capsys, monkeypat
     code, _, error = run(capsys, "compare")
     assert code == 2
     assert "pip install 'specreg[lab]'" in error
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("you can't allocate memory: 9 GB")])
+def test_torch_out_of_memory_is_one_line(error, capsys, monkeypatch):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setitem(_COMMANDS, "train", fail)
+    code, _, said = run(capsys, "train")
+    assert code == 2
+    assert said == "specreg: error: there is not enough memory: make images, batches or networks smaller\n"
 
 
 def test_inspect_prints_a_table_of_80_columns_and_no_control_characters(tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,8 +70,12 @@ def test_what_is_done_is_skipped_and_more_can_be_asked_for(done):
     stamps = {run: (run / "result.json").stat().st_mtime_ns for run in (out / "runs").iterdir()}
     finished = compare(out, "--methods", "sn", "static", "dynamic", "--seeds", "0")  # settings are the folder's own
     assert finished.returncode == 0, finished.stderr
-    assert "the record would begin after 2000 discriminator steps, the run has 6" in finished.stderr
-    assert len(json.loads((out / "results.json").read_text())) == 3
+    assert "the record would be there after 2000 discriminator steps, the run has 6" in finished.stderr
+    # What the folder held before is still in its results.
+    rows = [(row["method"], row["seed"]) for row in json.loads((out / "results.json").read_text())]
+    assert rows == [("sn", 0), ("static", 0), ("dynamic", 0), ("sn", 3), ("static", 3)]
+    assert (out / "table.md").read_text().count("\n| ") == 4
+    assert re.search(r"seeds .* 2 .* 2 .* 1 ", finished.stdout)
     assert all((run / "result.json").stat().st_mtime_ns == stamp for run, stamp in stamps.items())
 
 

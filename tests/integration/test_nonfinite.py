@@ -68,9 +68,8 @@ def bad_discriminator(state: TrainingState) -> str:
 
 
 def bad_buffer(state: TrainingState) -> str:
-    name = "score.parametrizations.weight.0._{}"
-    poison(state.discriminator.get_buffer(name.format("v")))  # power iteration makes u of it before it is used
-    name = name.format("u")
+    name = "score.parametrizations.weight.0._v"
+    poison(state.discriminator.get_buffer(name))
     return f"step 1: the discriminator's loss is nan (NaN or inf first in the discriminator's buffer {name})"
 
 
@@ -228,7 +227,7 @@ def test_stored_and_computed_in_half_precision(scheme, dtype):
             scaler.step(optimizer)
             scaler.update()
             compensator.step()
-        assert compensator.acted == 100
+        assert compensator.acted == 100 - (scheme == "dynamic")  # whose first acting call takes the record
         for name, s in specreg.spectra(discriminator).items():
             assert bool(torch.isfinite(s).all()), name
             assert 0.01 < s.max() < 100, name

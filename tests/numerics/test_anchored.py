@@ -62,6 +62,7 @@ def test_the_record_is_the_mean_over_the_window_and_does_not_change_afterwards(s
                 expected = lifted(matrix, np.mean(seen[name], axis=0), scaled, strength)
             assert np.linalg.norm(after[name] - expected) <= 1e-5 * np.linalg.norm(expected)
     assert len(seen["0"]) == 3
+    assert compensator.acted == 7 - 3
     for name, ratios in seen.items():
         expected = np.mean(ratios, axis=0) * np.mean(largest[name])
         assert np.allclose(compensator.state_dict()["record"][name].numpy(), expected, atol=5e-6)

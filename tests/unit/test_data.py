@@ -541,6 +541,8 @@ def test_held_out_images_have_to_be_like_those_in_training(tmp_path):
         picture(1, side=16).save(file)
     with pytest.raises(ValueError, match="images are 8x8 with 1 channels, but those for testing 16x16 with 3"):
         open_held_out(data, source)
+    with pytest.raises(ValueError, match="images are 8x8 with 1 channels, but those for testing 16x16 with 3"):
+        open_checked(data)  # the training looks at them, whatever it is compared with
 
 
 @pytest.mark.parametrize("form", ["flat", "npz without labels", "npz with a class more"])

@@ -185,6 +185,15 @@ def test_stacked_images_that_are_no_digits_have_no_modes():
         )
 
 
+def test_colour_images_that_are_not_stacked_have_no_modes():
+    source = ImageArrays("folder", noise(50, 3, 8), torch.zeros(50, dtype=torch.long), ("a",))
+    evaluator = make_evaluator(settings("folder", features="digits", samples=20, reference=30), source)
+    found = evaluator.evaluate(lambda count: noise(count, 3, 8, 1))
+    assert found.protocol == "fd_digits_20_train30"
+    assert (found.modes, found.kl, found.kl_floor, found.classifier_score) == (None, None, None, None)
+    assert list(evaluator.glance(lambda count: noise(count, 3, 8, 1))) == ["fd"]
+
+
 def test_images_stacked_once_are_used_once():
     digits = like_mnist(18, 5, size=25)
     random = torch.Generator().manual_seed(1)
@@ -206,7 +215,9 @@ def test_weights_of_inception_without_its_features_are_refused():
 def test_so_few_images_that_no_statistic_can_do_with_them_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least 10, got 9"):
         settings(**{name: 9})
-    assert getattr(settings("ring", **{name: 1}).records, name) == 1
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 2, got 1"):
+        settings("ring", **{name: 1})
+    assert getattr(settings("ring", **{name: 2}).records, name) == 2
 
 
 def test_configurations_of_before_the_options_are_read_as_they_were():

@@ -18,6 +18,7 @@ from specreg.records import RunDirectory
 from specreg.report import open_runs, table, write_page
 from specreg.report.panels import photograph
 from specreg.report.runs import Run, bulk, grouped, ratios
+from specreg.report.tables import protocol
 from specreg.report.verdicts import line, segments, sentence
 from specreg.spectra import statistics
 
@@ -91,6 +92,35 @@ def test_verdicts_in_words(tmp_path):
     assert sentence(run) == f"{fell} came to an end."
     run.events = [{"step": 80, "event": "dead discriminator"}]
     assert sentence(run).endswith("came to an end. Its discriminator was dead at iteration 80: its gradient was 0.")
+
+
+def test_a_run_within_the_warm_up_is_not_called_healthy(tmp_path):
+    run = Run(RunDirectory(make_run(tmp_path / "run")))
+    run.settings["detector.warmup"] = 1101
+    assert line(run) == (
+        "SN, seed 0: not judged. The detector judges nothing in its warm-up, the first 1101 iterations."
+    )
+    run.settings["detector.warmup"] = 1100
+    assert line(run).startswith("SN, seed 0: collapsed.")
+
+
+def test_a_mean_says_how_many_runs_had_a_value():
+    rows = [{"method": "sn", "kl": kl, "fd": 1.0} for kl in (0.5, None, float("inf"), 1.5)]
+    headings, cells = table(rows)
+    assert dict(zip(headings, cells[0], strict=True)) == {
+        "method": "SN", "seeds": "4", "KL (nats) ↓": "1.00 ± 0.71 (2 of 4)", "FD ↓": "1.00 ± 0.00",
+    }  # fmt: skip
+
+
+def test_scores_of_different_protocols_are_not_averaged():
+    rows = [{"method": "sn", "protocol": name, "fd": fd} for name, fd in (("a", 1.0), ("b", 9.0), ("a", 3.0))]
+    assert [cells[:3] for cells in table(rows)[1]] == [["SN, a", "2", "2.00 ± 1.41"], ["SN, b", "1", "9.00"]]
+
+
+def test_one_protocol_of_points_is_one_line():
+    row = {"features": "coordinates", "protocol": "p", "num_real": 9, "num_fake": 9}
+    assert protocol(row | {"kl_floor": 0.5}) == protocol(row | {"kl_floor": 0.6})
+    assert "KL of a perfect sampler: 0.5" in protocol(row | {"kl_floor": 0.5, "features": "digit-classifier"})
 
 
 def test_every_picture_is_inside_decodable_and_described(page):

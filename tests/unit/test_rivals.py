@@ -170,6 +170,16 @@ def test_configurations_of_older_runs_load_and_bad_values_are_named():
             from_dict(RunConfig, values)
 
 
+@pytest.mark.parametrize(
+    ("method", "steps", "remedy"), [("dynamic", 666, "lower --start"), ("anchored", 1000, "lower --start and --window")]
+)
+def test_a_record_that_comes_too_late_is_warned_about(method, steps, remedy, caplog):
+    warn_about(RunConfig(method, 0, Settings(training=TrainingConfig(steps=steps + 1))))
+    assert caplog.text == ""
+    warn_about(RunConfig(method, 0, Settings(training=TrainingConfig(steps=steps))))
+    assert f"it equals sn; {remedy}" in caplog.text
+
+
 def test_plain_weights_with_a_loss_that_bounds_nothing_are_warned_about(caplog):
     warn_about(RunConfig("none"))
     assert "nothing bounds the discriminator's slope with --loss hinge" in caplog.text

@@ -75,9 +75,10 @@ def test_the_other_presets():
     grid = {(settings.model.d_channels, settings.training.batch_size) for settings in cells}
     assert grid == {(channels, batch) for channels in (4, 8, 16) for batch in (8, 16, 32)}
     assert PRESETS["digits-grid"].seeds == (0, 1, 2)
+    assert type(PRESETS["keep"].cells[0].settings.regularization.keep) is int  # i itself, and not all of r
     studied = [(cell.name, cell.methods, cell.settings.regularization.keep) for cell in PRESETS["keep"].cells]
     assert studied == [
-        ("i=1", ("sn",), 0.5), ("i=0.25r", ("static",), 0.25), ("i=0.5r", ("static",), 0.5),
+        ("i=1", ("sn",), 1), ("i=0.25r", ("static",), 0.25), ("i=0.5r", ("static",), 0.5),
         ("i=0.75r", ("static",), 0.75), ("i=r", ("static",), 1.0),
     ]  # fmt: skip
     for preset in PRESETS.values():
@@ -106,6 +107,21 @@ def test_the_cost_is_what_one_counts_by_hand():
     assert cost(cell).real_images == 7 * 2 * 3
     first, rest = 3 * ch * 9 + ch + ch * ch * 9 + ch + 3 * ch + ch, block + 2 * ch
     assert cost(cell).d_parameters == first + (rest + ch * ch + ch) + 2 * rest + ch
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["stacked-mnist", "--conditional"], "the dcgan is not conditional: drop --conditional"),
+        (["paper", "--network", "mlp"], "the mlp makes points, and CIFAR-10 are images: --network resnet or dcgan"),
+        (["paper", "--data", "ring"], "ring has points and no images: drop --image-size"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_sweep_would(given, said, capsys):
+    assert main(["sweep", "--dry-run", "--preset", *given]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 def test_a_dry_run_lists_cells_and_cost_with_the_deviations_and_writes_nothing(tmp_path, monkeypatch, capsys):

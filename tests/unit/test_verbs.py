@@ -279,6 +279,7 @@ def test_start_delays_the_dynamic_record():
     compensator = specreg.dynamic_compensation(layer, every=2, start=3)
     acted = [compensator.step() for _ in range(8)]
     assert acted == [False, False, False, True, False, True, False, True]
+    assert compensator.acted == 2  # the first acting call took the record
 
 
 def test_the_first_acting_call_of_the_dynamic_scheme_only_records():

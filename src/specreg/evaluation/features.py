@@ -29,19 +29,22 @@ class Pixels:
 class StackedClassifier:
     """A classifier of grey digits, applied to every channel.
 
-    Features are the channels' features side by side. Of three channels (stacked digits, Stacked MNIST) the modes are
-    known, and a mode's probability is the product of its digits' probabilities.
+    Features are the channels' features side by side. Of stacked images (stacked digits, Stacked MNIST) the modes are
+    known, and a mode's probability is the product of its digits' probabilities. Other images of three channels have
+    features alone.
 
     Args:
         key: "digits" for 8x8, "mnist" for 28x28.
+        stacked: whether three channels are three digits.
         device: where it computes.
     """
 
     resizing = "none"
     library = None
 
-    def __init__(self, key: Literal["digits", "mnist"], *, device: str = "cpu") -> None:
+    def __init__(self, key: Literal["digits", "mnist"], *, stacked: bool = True, device: str = "cpu") -> None:
         self.key: FeatureName = key
+        self._stacked = stacked
         self.title = {"digits": "digit-classifier", "mnist": "MNIST-classifier"}[key]
         self._device = device
         self._classifier: Classifier = load_classifier(key).to(device)
@@ -58,6 +61,8 @@ class StackedClassifier:
         each = torch.cat(logits).cpu().view(len(images), -1, 10)  # N, channels, digits
         if each.shape[1] == 1:
             return Description(features, each[:, 0].softmax(-1))
+        if not self._stacked:
+            return Description(features)
         red, green, blue = each.softmax(-1).unbind(1)
         joint = torch.einsum("nr,ng,nb->nrgb", red, green, blue).flatten(1)
         return Description(features, joint, each.argmax(-1) @ _DECIMALS)
@@ -102,7 +107,7 @@ class CifarFeatures:
         return Description(torch.cat(hidden), torch.cat(probabilities))
 
 
-def open_extractor(name: FeatureName, *, inception_weights: Path | None = None) -> Extractor:
+def open_extractor(name: FeatureName, *, stacked: bool = True, inception_weights: Path | None = None) -> Extractor:
     """Return an extractor by name.
 
     The digits' classifier computes on the CPU, so that records are the same everywhere; the others on a GPU if there
@@ -110,6 +115,7 @@ def open_extractor(name: FeatureName, *, inception_weights: Path | None = None) 
 
     Args:
         name: one of ``FEATURES``.
+        stacked: for "digits" and "mnist", see :class:`StackedClassifier`.
         inception_weights: for "inception", see :class:`specreg.evaluation.inception.Inception`.
 
     Raises:
@@ -119,9 +125,9 @@ def open_extractor(name: FeatureName, *, inception_weights: Path | None = None) 
     if name == "pixels":
         return Pixels()
     if name == "digits":
-        return StackedClassifier("digits")
+        return StackedClassifier("digits", stacked=stacked)
     if name == "mnist":
-        return StackedClassifier("mnist", device=device)
+        return StackedClassifier("mnist", stacked=stacked, device=device)
     if name == "cifar":
         return CifarFeatures(device=device)
     from specreg.evaluation.inception import Inception  # needs a package that is not always installed

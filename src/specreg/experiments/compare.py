@@ -39,6 +39,14 @@ def plan(out: Path, methods: Sequence[Method], seeds: Sequence[int], settings: S
     return jobs
 
 
+def all_runs(out: Path, jobs: Sequence[Job]) -> list[RunDirectory]:
+    """Return the runs of a comparison's folder: those asked for, then what else is complete in it."""
+    asked = [job.run for job in jobs]
+    names = {run.path.name for run in asked}
+    others = [RunDirectory(path) for path in sorted((out / "runs").iterdir()) if path.name not in names]
+    return [*asked, *(run for run in others if run.complete)]
+
+
 def saved_settings(out: Path) -> Settings | None:
     """Return the settings of the comparison in a folder, or None where there is none."""
     path = out / "comparison.json"

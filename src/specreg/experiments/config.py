@@ -236,7 +236,7 @@ def _check(settings: Settings) -> None:
         for name, most in limits.items():
             if (value := getattr(getattr(settings, part), name)) is not None:  # None is for those that may be left out
                 check_integer(name, value, at_least=1, at_most=most)
-    _check_records(settings.records, at_least=1 if settings.data.data in MIXTURES else FEWEST_IMAGES)
+    _check_records(settings.records, at_least=2 if settings.data.data in MIXTURES else FEWEST_IMAGES)
     check_integer("start", settings.regularization.start, at_least=0)
     check_integer("newton_iterations", settings.regularization.newton_iterations, at_least=0, at_most=_MOST_ITERATIONS)
     check_choice("data_split", settings.data.data_split, ("train", "test", "unlabeled"))

@@ -90,7 +90,8 @@ def _extractor(settings: Settings, source: ImageSource) -> Extractor:
     if records.features == "auto":
         return _suggested_extractor(source)
     weights = None if records.inception_weights is None else Path(records.inception_weights)
-    extractor = open_extractor(records.features, inception_weights=weights)
+    stacked = isinstance(source, StackedImages)
+    extractor = open_extractor(records.features, stacked=stacked, inception_weights=weights)
     if isinstance(extractor, StackedClassifier) and isinstance(source, StackedImages):
         share = _recognized(extractor, source)
         if share < _RECOGNIZED:

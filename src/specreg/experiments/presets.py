@@ -246,7 +246,8 @@ def keep() -> list[Cell]:
         Cell(name, replace(default, regularization=replace(default.regularization, keep=share)), methods=("static",))
         for name, share in shares.items()
     ]
-    return [Cell("i=1", default, methods=("sn",)), *compensated]
+    least = replace(default, regularization=replace(default.regularization, keep=1))  # sn does not look at it
+    return [Cell("i=1", least, methods=("sn",)), *compensated]
 
 
 @preset("mixtures", seeds=(0, 1, 2))

@@ -320,13 +320,15 @@ def warn_about(config: RunConfig) -> None:
             published,
             published,
         )
-    training, start = config.settings.training, config.settings.regularization.start
-    if config.method in ("dynamic", "anchored") and start >= training.steps * training.d_steps:
+    training, chosen = config.settings.training, config.settings.regularization
+    measured = {"dynamic": chosen.start, "anchored": chosen.start + chosen.window}.get(config.method, -1)
+    if measured >= training.steps * training.d_steps:
         logger.warning(
-            "%s: the record would begin after %d discriminator steps, the run has %d: it equals sn; lower --start",
+            "%s: the record would be there after %d discriminator steps, the run has %d: it equals sn; lower %s",
             config.method,
-            start,
+            measured,
             training.steps * training.d_steps,
+            "--start" if config.method == "dynamic" else "--start and --window",
         )
     loss = LOSSES[training.loss]
     if config.method == "none" and not (loss.gradient_penalty or loss.r1 or loss.r2):

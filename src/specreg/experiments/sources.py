@@ -32,7 +32,8 @@ def open_checked(settings: Settings) -> DataSource:
         FileNotFoundError, ValueError: as there, or by :func:`specreg.experiments.evaluators.check_evaluation`.
     """
     source = open_source(settings)
-    check_evaluation(settings, source, held_out_reference(settings, source))
+    held_out = open_held_out(settings, source)  # looked at during the training, whatever the reference is
+    check_evaluation(settings, source, held_out if settings.records.reference_split == "test" else None)
     return source
 
 

@@ -13,9 +13,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from specreg.data.arrays import ImageArrays
+from specreg.data.mixtures import MIXTURES, DataSource
 from specreg.experiments.config import Method, RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.jobs import Job
-from specreg.experiments.networks import make_discriminator, make_generator
+from specreg.experiments.networks import check_networks, make_discriminator, make_generator
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import prepare_run
 from specreg.experiments.sources import open_checked, open_source
@@ -123,7 +124,12 @@ def cost(cell: Cell) -> Cost:
     Spectral normalization, compensation, a gradient penalty and evaluations are not counted.
     """
     settings, training = cell.settings, cell.settings.training
-    source = _stand_in(cell) if cell.images else open_source(settings)
+    source: DataSource
+    if cell.images and settings.data.data not in MIXTURES:
+        source = _stand_in(cell)
+        check_networks(replace(settings, data=replace(settings.data, data=cell.images)), source)
+    else:
+        source = open_source(settings)
     with torch.device("meta"):
         generator, discriminator = make_generator(settings, source), make_discriminator(settings, source)
         labels = (torch.zeros(1, dtype=torch.long),) if settings.data.conditional else ()

@@ -165,7 +165,7 @@ class Detector:
         self._begin = iteration if self._begin is None else self._begin
         for name, bulk in bulks.items():
             self._layers.setdefault(name, _LayerTrack.empty(self.thresholds)).observe(bulk)
-        if iteration - self._begin >= self.thresholds.warmup:
+        if self._judges(iteration):
             falls = [self._layers[name].fall(iteration, self.thresholds) for name in bulks]
             shared = len(falls) > 2 and statistics.median(falls) >= self.thresholds.together
             for name in bulks:
@@ -198,6 +198,12 @@ class Detector:
         self._layers = {name: _LayerTrack.from_state(track, self.thresholds) for name, track in state["layers"].items()}
         self._begin, self._last, self._state = state["begin"], state["last"], state["state"]
 
+    def _judges(self, iteration: int) -> bool:
+        return self._begin is not None and iteration - self._begin >= self.thresholds.warmup
+
+    def _too_early(self, evidence: Mapping[str, Evidence]) -> str:
+        return f"healthy so far: the first {self.thresholds.warmup} iterations are not judged ({len(evidence)} watched)"
+
     def _verdict(self, iteration: int, before: State) -> Verdict:
         evidence = {name: track.evidence() for name, track in self._layers.items()}
         state: State = max((one.state for one in evidence.values()), key=SEVERITY.index, default="healthy")
@@ -211,7 +217,7 @@ class Detector:
             layers=tuple(ordered),
             confidence=max((one.confidence for one in affected.values()), default=0.0),
             changed=state != before,
-            message=_message(state, since, ordered, evidence),
+            message=_message(state, since, ordered, evidence) if self._judges(iteration) else self._too_early(evidence),
             evidence=evidence,
         )
 

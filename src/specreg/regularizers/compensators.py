@@ -118,8 +118,8 @@ class Compensator(ABC):
 
     @property
     def acted(self) -> int:
-        """How many calls acted."""
-        return max(0, math.ceil((self.calls - self.start) / self.every))
+        """How many calls compensated; those that only measured a record do not count."""
+        return max(0, math.ceil((self.calls - self.start) / self.every) - self._measuring)
 
     def remove(self) -> None:
         """Let go of the layers: later calls of ``step()`` do nothing. The weights stay as they are."""
@@ -172,6 +172,11 @@ class Compensator(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(shown, self.layers))})"
+
+    @property
+    def _measuring(self) -> int:
+        """How many calls take a record before the first one that compensates."""
+        return 0
 
     def _prepare(self) -> None:  # noqa: B027, most schemes need nothing
         """Measure what the acting call needs to know of all layers."""
@@ -275,9 +280,14 @@ class DynamicCompensation(Compensator):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(layers, every=every, strength=strength, scale=scale, start=start, process_group=process_group)
+        self._given = record is not None
         if record is not None:
             self._load_records(_chosen(record, layers))
             self._record = {name: self._form(s) for name, s in self._record.items()}
+
+    @property
+    def _measuring(self) -> int:
+        return 0 if self._given else 1
 
     def _form(self, s: Tensor) -> Tensor:
         """Return what is remembered of a spectrum."""
@@ -320,17 +330,20 @@ class AnchoredCompensation(DynamicCompensation):
         record: Mapping[str, Tensor] | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        given = record is not None
         super().__init__(
             layers,
             every=every,
             strength=strength,
             scale=scale,
-            start=0 if given else start,
+            start=0 if record is not None else start,
             record=record,
             process_group=process_group,
         )
-        self.window = 0 if given else _integer("window", window, at_least=1)
+        self.window = 0 if self._given else _integer("window", window, at_least=1)
+
+    @property
+    def _measuring(self) -> int:
+        return math.ceil(self.window / self.every)
 
     @property
     def anchored(self) -> bool:

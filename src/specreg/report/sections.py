@@ -27,7 +27,7 @@ _COLOURS = {"healthy": "#8cc5a0", "recovered": "#86abd9", "collapsing": "#f0b45c
 def verdict(runs: Sequence[Run]) -> Markup:
     """One sentence for each run, and what changed when."""
     counts = Counter(map(verdicts.state_of, runs))
-    words = [state for state in (*reversed(STATES), verdicts.UNWATCHED) if counts[state]]
+    words = [state for state in (*reversed(STATES), verdicts.UNJUDGED, verdicts.UNWATCHED) if counts[state]]
     tally = f"Of {len(runs)} runs: {', '.join(f'{counts[word]} {word}' for word in words)}."
     meaning = (
         "A layer's spectrum is judged by its bulk, the mean of sₖ/s₁ over k = 2 to ⌈r/2⌉, against its own past: "

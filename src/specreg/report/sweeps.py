@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from specreg.records import RunDirectory, read_json
 from specreg.report.runs import Run, flat
 from specreg.report.tables import COLUMNS, TITLES, protocol, title
+from specreg.report.verdicts import is_judged
 
 # Our measure -> the published score that answers the same question; the other scores stand beside the first table.
 _COUNTERPARTS = {"fd": "FID", "inception_score": "IS"}
@@ -275,7 +276,7 @@ def _published(cell: Cell, score: str, method: str) -> str:
 
 def _collapse_steps(cell: Cell, method: str) -> dict[int, int | None]:
     """Return by seed the first step at which the detector said collapsed, None where it never did."""
-    watched = [run for run in cell.runs.values() if run.method == method and run.verdicts]
+    watched = [run for run in cell.runs.values() if run.method == method and is_judged(run)]
     return {
         run.seed: next((verdict["step"] for verdict in run.verdicts if verdict["state"] == "collapsed"), None)
         for run in watched

@@ -45,7 +45,8 @@ def protocol(row: Mapping[str, Any]) -> str:
     details += [f"{key}: {row[key]}" for key in ("resizing", "library") if key in row]
     real, fake = row.get("num_real"), row.get("num_fake")
     what = "points" if row.get("features") == "coordinates" else "images"
-    if row.get("kl_floor") is not None:
+    # Of points it depends on how many of a run's own are of high quality.
+    if row.get("kl_floor") is not None and row.get("features") != "coordinates":
         details.append(f"KL of a perfect sampler: {row['kl_floor']:.3g}")
     return f"{name}{fake} generated against {real} real {what}{part}, {', '.join(details)}"
 
@@ -71,10 +72,13 @@ def table(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -
 
     Args:
         rows: from :func:`results`.
-        labels: one for each row; by default the method's title.
+        labels: one for each row; by default the method's title. Where rows have different protocols, whose numbers do
+            not compare, it is followed by the protocol's name.
     """
     columns = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
     labels = [title(str(row.get("method"))) for row in rows] if labels is None else labels
+    if len({row.get("protocol") for row in rows}) > 1:
+        labels = [f"{label}, {row.get('protocol')}" for label, row in zip(labels, rows, strict=True)]
     cells = []
     for label in dict.fromkeys(labels):
         chosen = [row for row, its in zip(rows, labels, strict=True) if its == label]
@@ -95,5 +99,8 @@ def _mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return "-"
-    mean = f"{statistics.fmean(known):.{decimals}f}"
-    return f"{mean} ± {statistics.stdev(known):.{decimals}f}" if len(known) > 1 else mean
+    said = f"{statistics.fmean(known):.{decimals}f}"
+    if len(known) > 1:
+        said += f" ± {statistics.stdev(known):.{decimals}f}"
+    # A run without a value is often the worst one: the KL of a generator that hits no mode.
+    return said if len(known) == len(values) else f"{said} ({len(known)} of {len(values)})"

@@ -7,12 +7,26 @@ from specreg.records import printable
 from specreg.report.runs import Run
 
 ALARMS = ("collapsing", "collapsed")
-UNWATCHED = "not watched"
+UNWATCHED, UNJUDGED = "not watched", "not judged"
 
 
 def state_of(run: Run) -> str:
-    """Return the state that the detector saw last, or "not watched"."""
-    return run.verdicts[-1]["state"] if run.verdicts else UNWATCHED
+    """Return the state that the detector saw last, "not watched", or "not judged" within its warm-up."""
+    if not run.verdicts:
+        return UNWATCHED
+    return run.verdicts[-1]["state"] if is_judged(run) else UNJUDGED
+
+
+def is_judged(run: Run) -> bool:
+    """Tell whether a run was watched beyond the detector's warm-up, in which it says "healthy" of everything."""
+    if not run.verdicts:
+        return False
+    return bool(run.verdicts[-1]["step"] - run.verdicts[0]["step"] >= _warmup(run))
+
+
+def _warmup(run: Run) -> int:
+    warmup = run.settings.get("detector.warmup", 0)
+    return warmup if isinstance(warmup, int) else 0
 
 
 def sentence(run: Run) -> str:
@@ -21,6 +35,8 @@ def sentence(run: Run) -> str:
     unfinished = f" The run is at iteration {run.last_step} of {planned}." if not run.directory.complete else ""
     if not run.verdicts:
         return f"No detector judged this run's spectra.{unfinished}"
+    if not is_judged(run):
+        return f"The detector judges nothing in its warm-up, the first {_warmup(run)} iterations.{unfinished}"
     last = run.verdicts[-1]
     alarms = [verdict["step"] for verdict in run.verdicts if verdict["state"] in ALARMS]
     if last["state"] != "healthy":
