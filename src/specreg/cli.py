@@ -130,7 +130,7 @@ def _compare(arguments: list[str]) -> int:
 
     @dataclass
     class Compare:
-        """Train methods side by side and compare them; complete runs are not made again.
+        """Train methods side by side and compare them; complete runs are not made again, and stay in the results.
 
         Writes results.json, table.md, spectra.png, curves.png, outputs.png and samples.png into the output folder.
         """
