@@ -179,6 +179,21 @@ def wrappers(folder: Path) -> None:
             list(specreg.static_compensation(wrapped).layers), list(specreg.Monitor(wrapped).layers),
         ]  # fmt: skip
     result |= accumulated(us, real, fake)
+    result["late"] = []
+    for verb in (specreg.spectral_norm, specreg.spectral_regularization, specreg.orthogonalize):
+        try:
+            verb(nn.ModuleDict({"d": in_parallel(discriminator())}))
+        except ValueError as error:
+            result["late"].append(str(error))
+    inside = nn.ModuleDict({"a": in_parallel(discriminator()), "b": discriminator()})
+    result["inside"] = list(specreg.Monitor(inside).layers)
+    normalized = discriminator()
+    specreg.spectral_norm(normalized)
+    wrapped = in_parallel(normalized, broadcast=True)
+    if dist.get_rank() == 0:  # looking at it is nobody else's business
+        result["attained"] = list(specreg.attainment(wrapped, real))
+        result["norms"] = specreg.gradient_norms(wrapped, real, fake)
+    hinge(wrapped, us.share(real), us.share(fake)).backward()
     leave(folder, "wrappers", result)
 
 

@@ -200,7 +200,7 @@ def find(
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     module = unwrap(module)
-    there = [(_plain(name), child) for name, child in module.named_modules() if _has_weight(child)]
+    there = [(name, child) for name, child in plainly_named_modules(module) if _has_weight(child)]
     wanted = _selectors("only", only, there) if only is not None else [kinds]
     unwanted = _selectors("skip", skip, there)
     matched = [
@@ -291,8 +291,17 @@ def require_writable(layers: Layers) -> None:
             )
 
 
-def require_parametrizable(layers: Layers) -> None:
-    """Raise ValueError for the first layer under the legacy weight_norm, whose hook overwrites the weight."""
+def require_parametrizable(module: nn.Module, layers: Layers) -> None:
+    """Raise ValueError for what a new parametrization would break.
+
+    That is a layer under the legacy weight_norm, whose hook overwrites the weight, and data parallelism, which has
+    hooked the parameters that there were when it wrapped the module, and would not average the new ones' gradients.
+    """
+    if any(isinstance(child, nn.parallel.DistributedDataParallel) for child in module.modules()):
+        raise ValueError(
+            "the module is wrapped in DistributedDataParallel, which would not average the gradients of parametrized "
+            "weights: wrap it afterwards"
+        )
     for name, layer in layers.items():
         if any(isinstance(hook, LegacyWeightNorm) for child in layer.modules for hook in _legacy_hooks(child)):
             raise ValueError(
@@ -446,18 +455,28 @@ def _vectors(module: nn.Module, normalizer: _SpectralNorm | LegacySpectralNorm) 
     return normalizer._u, normalizer._v
 
 
-def _plain(name: str) -> str:
-    """Return a name without torch.compile's part, so that compiling a submodule renames nothing."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules, named without the wrappers of torch.compile and data parallelism: wrapping renames nothing."""
+    wrappers = set()
+    for name, child in module.named_modules():
+        if isinstance(child, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            wrappers.add(name)
+        parts = name.split(".")
+        kept = [
+            part
+            for index, part in enumerate(parts)
+            if part != "_orig_mod" and not (part == "module" and ".".join(parts[:index]) in wrappers)
+        ]
+        yield ".".join(kept), child
 
 
 def _not_covered(module: nn.Module) -> list[str]:
     return [
-        _plain(f"{name}.{parameter}" if name else parameter)
-        for name, child in module.named_modules()
+        f"{name}.{parameter}" if name else parameter
+        for name, child in plainly_named_modules(module)
         if not _has_weight(child) and not isinstance(child, ParametrizationList)
         for parameter, value in child.named_parameters(recurse=False)
-        if not isinstance(value, nn.UninitializedParameter) and value.ndim > 1
+        if not isinstance(value, nn.UninitializedParameter) and sum(side > 1 for side in value.shape) > 1
     ]
 
 

@@ -93,6 +93,17 @@ def test_two_forward_passes_before_one_backward_pass(together, wrapped):
 
 
 @pytest.mark.slow
+def test_a_wrapped_module_is_read_but_not_parametrized(together):
+    result, other = loops.left(together, "wrappers")
+    assert len(result["late"]) == 3
+    assert all("wrapped in DistributedDataParallel" in said for said in result["late"])
+    assert result["inside"] == ["a.0", "a.2", "a.5", "b.0", "b.2", "b.5"]
+    assert result["attained"] == ["0", "2", "5"]
+    assert result["norms"]["real"] > 0
+    assert "norms" not in other
+
+
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_larger_batch(together):
     result = loops.left(together, "wrappers")[0]
     for name, gradient in result["large"].items():

@@ -87,6 +87,26 @@ def test_the_operator_norm_stands_beside_the_matrix_norm():
     assert 0 < strided.operator_attained <= 1
 
 
+def test_a_layer_with_a_forward_of_its_own_is_left_out(caplog):
+    class Equalized(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight / 8, self.bias)
+
+    module = nn.Sequential(Equalized(8, 8), nn.Linear(8, 2))
+    assert list(specreg.attainment(module, torch.randn(4, 8))) == ["1"]
+    assert "layer '0' has a forward of its own" in caplog.text
+    specreg.spectral_norm(module[1])  # a parametrization is none
+    assert list(specreg.attainment(module, torch.randn(4, 8))) == ["1"]
+
+
+@pytest.mark.parametrize(
+    "given", [{"score": torch.ones(1)}, [(torch.ones(1), torch.ones(1))], (torch.ones(1), None), []]
+)
+def test_gradient_norms_are_of_scores_alone(given):
+    with pytest.raises(TypeError, match="give a function that returns its scores alone"):
+        specreg.gradient_norms(lambda x: given, torch.randn(4, 2), torch.randn(4, 2))
+
+
 def test_the_norm_of_a_complex_convolution_is_its_own():
     layer = nn.Conv1d(1, 1, 1, bias=False, dtype=torch.complex64)
     layer.weight.data.fill_(3j)
@@ -155,7 +175,7 @@ def test_gradient_norms_of_a_linear_function():
     real, generated = torch.randn(5, 6), torch.randn(5, 6)
     norms = specreg.gradient_norms(module, real, generated)
     assert norms == pytest.approx(dict.fromkeys(("real", "generated", "interpolated"), module.weight.norm().item()))
-    several = specreg.gradient_norms(lambda x: [module(x), (2 * module(x),)], real, generated)
+    several = specreg.gradient_norms(lambda x: [module(x), 2 * module(x)], real, generated)
     assert several["real"] == pytest.approx(3 * norms["real"])
     squared = specreg.gradient_norms(lambda x: 0.5 * x.square().sum(1), real, generated)
     assert squared["real"] == pytest.approx(real.norm(dim=1).mean().item())

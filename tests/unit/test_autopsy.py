@@ -333,6 +333,14 @@ def test_checkpoints_are_judged_in_the_order_of_their_training(tmp_path):
     assert (found.verdict.state, found.verdict.since) == ("collapsed", 1000)
 
 
+def test_a_blurs_kernel_is_no_layer(tmp_path):
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    torch.save({"conv.weight": torch.randn(16, 9), "blur.kernel": torch.outer(row, row) / 64}, tmp_path / "k.pt")
+    found = inspect([tmp_path / "k.pt"])
+    assert list(found.layers[0]) == ["conv"]
+    assert found.notes[0].endswith("tensors left out: 1 a blur's kernel")
+
+
 def test_checkpoints_of_different_models_are_told_apart(tmp_path):
     for name, state in {
         "a": {"x": (3, 4), "y": (3, 4)},

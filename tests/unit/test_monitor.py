@@ -344,6 +344,29 @@ class TestActions:
             Pin({"d": nn.Linear(2, 2)}).restore()
 
 
+def test_what_is_not_watched_is_said(caplog):
+    class Modulated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(1, 4, 3, 3, 3))
+            self.scale = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+    monitor = specreg.Monitor(nn.Sequential(Modulated(), nn.Linear(3, 3)))
+    assert monitor.layers == ("1",)
+    assert monitor.not_covered == ("0.weight",)
+    assert caplog.messages == ["not watched, as they are no layers that specreg takes: 0.weight"]
+
+
+def test_a_state_of_other_layers_is_refused_before_anything_changes():
+    monitor, other = specreg.Monitor(network()), specreg.Monitor(nn.Sequential(nn.Linear(3, 3)))
+    monitor.step(1)
+    with pytest.raises(ValueError, match="the state is of the layers 0, 2, 4; these are 0"):
+        other.load_state_dict(monitor.state_dict())
+    assert other.detector.verdict() is None
+    other.load_state_dict(specreg.Monitor(network()).state_dict())  # of before its first snapshot: nothing is known
+    other.step(1)
+
+
 class TestGuard:
     @pytest.mark.parametrize("scheme", ["anchored", "dynamic", "static"])
     def test_it_is_off_while_all_is_well_and_then_holds_the_spectrum(self, scheme):

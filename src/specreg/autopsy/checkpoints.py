@@ -21,6 +21,8 @@ from specreg.inputs import check_file, check_stored, exists
 from specreg.layers import matches, shown
 from specreg.records import printable, read_json
 
+# Sides of filters against aliasing, buffers of StyleGAN's ports: outer products, and no layers.
+_BLUR = 8
 INDEX = ".safetensors.index.json"
 _ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl")
 # Types whose values are numbers of their own. Integers and the formats below 8 bits need scales that lie elsewhere.
@@ -256,6 +258,8 @@ def _layers(tensors: Mapping[str, _Stored], only: Sequence[str]) -> tuple[dict[s
             left_out["not named like a weight"] += 1
         elif not tensors[name].floating:
             left_out["of integers, complex or quantized"] += 1
+        elif parts.parameter == "kernel" and len(shape := tensors[name].shape) == 2 and max(shape) <= _BLUR:
+            left_out["a blur's kernel"] += 1
         else:
             found[parts.layer] = _weight(parts, name, tensors)
     ordered = {parts.layer: found[parts.layer] for parts in usual.values() if parts.layer in found}

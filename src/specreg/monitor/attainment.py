@@ -6,6 +6,7 @@ on real activations ever less (Liu et al. 2019, section 3).
 """
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from specreg.layers import CONVOLUTIONS, TRANSPOSED, Layer, Selection, find
+from specreg.layers import CONVOLUTIONS, TRANSPOSED, Layer, Selection, find, shown, unwrap
 from specreg.spectra.decompose import singular_values
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.operator import convolution_norm
+
+logger = logging.getLogger("specreg")
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -59,7 +62,8 @@ def attainment(
         skip: leave these out; the same forms.
 
     Returns:
-        Layer name -> :class:`Attainment`. Layers that did not run, or whose inputs were zero, are left out.
+        Layer name -> :class:`Attainment`. Layers that did not run, or whose inputs were zero, are left out, and with a
+        warning those whose class has a forward of its own (an equalized learning rate, say), which is another map.
 
     Raises:
         ValueError: no layer matched.
@@ -79,6 +83,9 @@ def attainment(
     for name, layer in layers.items():
         if not isinstance(layer.module, (nn.Linear, *CONVOLUTIONS)):
             continue
+        if any(map(_is_customized, layer.modules)):
+            logger.warning("attainment: layer %r has a forward of its own and is left out", shown(name))
+            continue
 
         def measure(
             used: Any, given: tuple[Tensor, ...], named: Any, output: Tensor, name: str = name, layer: Layer = layer
@@ -91,7 +98,7 @@ def attainment(
         handles += [used.register_forward_hook(measure, with_kwargs=True) for used in layer.modules]
     try:
         with evaluating(module), torch.no_grad():
-            module(*inputs)
+            unwrap(module)(*inputs)  # data parallelism's wrapper would talk to the other processes
     finally:
         for handle in handles:
             handle.remove()
@@ -112,7 +119,8 @@ def gradient_norms(
 
     Args:
         discriminator: a module, or any function of samples (of a conditional one: a closure over the labels), that
-            returns scores or a list of them. A function is called as it is: its networks have to be in eval mode, or
+            returns scores or a list of them, which are added up: of one that returns feature maps, too, a function that
+            returns its scores alone. A function is called as it is: its networks have to be in eval mode, or
             power iteration under spectral normalization moves.
         real, generated: samples of equal shape (N, \*).
         generator: source of t.
@@ -122,12 +130,15 @@ def gradient_norms(
 
     Raises:
         ValueError: the shapes differ.
+        TypeError: it returns something else than scores.
     """
     if real.shape != generated.shape:
         raise ValueError(f"real and generated samples differ in shape: {tuple(real.shape)}, {tuple(generated.shape)}")
     t = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator).to(real)
     samples = {"real": real, "generated": generated, "interpolated": generated + t * (real - generated)}
-    context = evaluating(discriminator) if isinstance(discriminator, nn.Module) else contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if isinstance(discriminator, nn.Module):
+        context, discriminator = evaluating(discriminator), unwrap(discriminator)
     norms = {}
     with context, torch.enable_grad():
         for name, x in samples.items():
@@ -241,7 +252,16 @@ def _mean(values: Sequence[Attainment]) -> Attainment:
 
 
 def _total(scores: Any) -> Tensor:
-    if isinstance(scores, Tensor):
-        return scores.sum()
-    total: Tensor = sum((_total(one) for one in scores), start=torch.zeros(()))
+    several = [scores] if isinstance(scores, Tensor) else scores
+    if not isinstance(several, (list, tuple)) or not all(isinstance(one, Tensor) for one in several) or not several:
+        raise TypeError(
+            "the discriminator returns more than scores or a list of them: give a function that returns its scores "
+            "alone, as lambda x: discriminator(x)[0]"
+        )
+    total: Tensor = sum((one.sum() for one in several[1:]), start=several[0].sum())
     return total
+
+
+def _is_customized(layer: nn.Module) -> bool:
+    kind = next(kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(layer, kind))
+    return type(layer).forward is not kind.forward or "forward" in vars(layer)

@@ -1,16 +1,19 @@
 """The monitor: snapshots of a module's spectra at a cadence, judged by the detector, and handed to actions."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from specreg.layers import Selection, reusable
+from specreg.layers import ALL_KINDS, Selection, find, reusable
 from specreg.monitor.detector import Detector, Verdict
 from specreg.monitor.history import History
 from specreg.monitor.samples import Diversity, diversity
 from specreg.monitor.snapshot import spectra
+
+logger = logging.getLogger("specreg")
 
 # What is told each new verdict.
 Action = Callable[[Verdict], object]
@@ -39,6 +42,7 @@ class Monitor:
 
     Attributes:
         layers: the names of the layers that are watched.
+        not_covered: weight matrices that are not, of layer kinds that specreg does not take; a warning names them.
         history: every snapshot, compact.
         latest: the newest snapshot, layer name -> singular values in double precision.
         verdict: the newest one, None before the first snapshot.
@@ -79,6 +83,9 @@ class Monitor:
         self._samples = samples
         self._only, self._skip = reusable(only), reusable(skip)
         self.layers = tuple(self._read())  # whatever is wrong with the choice is said here, not hours later
+        self.not_covered = find(module, kinds=ALL_KINDS, only=self._only, skip=self._skip).not_covered
+        if self.not_covered and only is None:
+            logger.warning("not watched, as they are no layers that specreg takes: %s", ", ".join(self.not_covered))
 
     def step(self, iteration: int) -> Verdict:
         """Take a snapshot if one is due, at the first call and at each multiple of ``every``, and judge it.
@@ -102,8 +109,8 @@ class Monitor:
         """Take a snapshot now, whether due or not, judge it and call the actions."""
         values = self._read()
         self.latest = values
+        self.history.add(iteration, values)  # first, as it refuses other layers than before
         verdict = self.detector.update(iteration, values)
-        self.history.add(iteration, values)
         if self._samples is not None and verdict.alarming:
             verdict = agreeing(verdict, diversity(*self._samples()))
         self.verdict = verdict
@@ -125,6 +132,8 @@ class Monitor:
         """Restore what :meth:`state_dict` returned; ValueError if it is something else."""
         if set(state) != {"detector", "history"}:
             raise ValueError(f"not a monitor's state: it has the keys {sorted(map(str, state))}")
+        if (known := list(state["history"].get("layers", self.layers))) and known != list(self.layers):
+            raise ValueError(f"the state is of the layers {', '.join(known)}; these are {', '.join(self.layers)}")
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
         self.verdict = self.detector.verdict()

@@ -15,6 +15,7 @@ from specreg.layers import (
     Selection,
     find,
     normalizers,
+    plainly_named_modules,
     require_finite,
     require_parametrizable,
     stored_weight,
@@ -30,7 +31,8 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
     iteration a forward pass in training mode, singular vectors held constant in the gradient. The matrix is the
     weight with its output dimension as rows; torch stacks the groups of a grouped convolution into one matrix, and
     so does this verb (the compensators treat each group on its own). A layer already under spectral normalization,
-    new or legacy, stays as it is.
+    new or legacy, stays as it is. Of a layer whose class scales the weight in a forward of its own (an equalized
+    learning rate), the weight before that scale is normalized.
 
     Args:
         module: the discriminator, or any module. Changed in place.
@@ -43,7 +45,8 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
         The layers under spectral normalization: a mapping from name to layer that prints as a table.
 
     Raises:
-        ValueError: no layer matched, a name matches nothing, or a weight holds NaN or inf.
+        ValueError: no layer matched, a name matches nothing, a weight holds NaN or inf, or the module is wrapped in
+            DistributedDataParallel.
 
     Example:
         >>> import specreg
@@ -57,13 +60,13 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
         Miyato et al. 2018, *Spectral Normalization for Generative Adversarial Networks*, equations 8 and 9.
     """
     layers = find(module, kinds=ALL_KINDS, only=only, skip=skip, title="spectral_norm")
-    require_parametrizable(layers)
+    plain = [(layer, child) for layer in layers.values() for child in layer.modules if not normalizers(child)]
+    if plain:
+        require_parametrizable(module, layers)
     require_finite(layers)
-    for layer in layers.values():
-        for child in layer.modules:
-            if not normalizers(child):
-                normalizer = _SpectralNormOfAnyWeight(stored_weight(child), dim=layer.output_dim)
-                parametrize.register_parametrization(child, "weight", normalizer)
+    for layer, child in plain:
+        normalizer = _SpectralNormOfAnyWeight(stored_weight(child), dim=layer.output_dim)
+        parametrize.register_parametrization(child, "weight", normalizer)
     return layers
 
 
@@ -72,7 +75,8 @@ def remove(module: nn.Module) -> list[str]:
 
     Takes off spectral normalization and regularization, torch's weight normalization and any other
     parametrization of a submodule's tensor, and torch's legacy ``spectral_norm`` and ``weight_norm`` hooks. A weight
-    that several modules share stays shared and becomes the one that the first of them used.
+    that several modules share stays shared and becomes the one that the first of them used. Under the legacy hooks
+    the plain weights are new parameters: an optimizer has to be made anew to go on training them.
 
     Args:
         module: changed in place; without parametrizations it stays as it is.
@@ -82,7 +86,7 @@ def remove(module: nn.Module) -> list[str]:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
-    parametrized = [(name, child) for name, child in unwrap(module).named_modules() if _is_undone(child)]
+    parametrized = [(name, child) for name, child in plainly_named_modules(unwrap(module)) if _is_undone(child)]
     values: dict[int, Tensor] = {}  # of shared originals: removing the first one's parametrization changes them
     undone = []
     for name, child in parametrized:

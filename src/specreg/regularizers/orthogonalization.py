@@ -67,7 +67,7 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise ValueError(f"iterations must be an integer of at least 0, got {iterations!r}")
     layers = find(module, only=only, skip=skip, title="orthogonalize")
-    require_parametrizable(layers)
+    require_parametrizable(module, layers)
     require_writable(layers)
     require_finite(layers)
     for name, layer in layers.items():

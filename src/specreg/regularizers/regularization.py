@@ -67,7 +67,7 @@ def spectral_regularization(
     if gradient not in ("paper", "exact"):
         raise ValueError(f'gradient must be "paper" or "exact", got {gradient!r}')
     layers = find(module, only=only, skip=skip, title="spectral_regularization")
-    require_parametrizable(layers)
+    require_parametrizable(module, layers)
     require_writable(layers)
     require_finite(layers)
     for name, layer in layers.items():
