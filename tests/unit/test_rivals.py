@@ -135,7 +135,7 @@ def test_methods_attach_what_they_say():
     assert set(kinds.values()) == {"Orthogonalization"}
     assert not any(nn.utils.parametrize.is_parametrized(child) for child in networks["none"].discriminator.modules())
     for method, weight, penalty in (
-        ("orthogonal", 1e-4, specreg.orthogonality_penalty), ("d-optimal", 1e-2, specreg.d_optimal_penalty),
+        ("orthogonal", 1e-4, specreg.orthogonality_penalty), ("d-optimal", 1e-4, specreg.d_optimal_penalty),
     ):  # fmt: skip
         discriminator = networks[method].discriminator
         assert specreg.spectra(discriminator)["score"].equal(specreg.spectra(networks["sn"].discriminator)["score"])

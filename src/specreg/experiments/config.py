@@ -56,8 +56,8 @@ class RegularizationConfig:
     """Layers to compensate or to penalize: convolutions as the authors do, or all, the linear ones too; auto:
     convolutions, but all of a network without any (mlp)."""
     penalty_weight: float | None = None
-    """orthogonal, d-optimal: weight of the penalty in the discriminator's loss; None: 1e-4 (Brock et al. 2019) for
-    orthogonal, 0.01 (none is published for this form) for d-optimal."""
+    """orthogonal, d-optimal: weight of the penalty in the discriminator's loss; None: 1e-4 (Brock et al. 2019 for
+    orthogonal; tried for d-optimal, in whose form none is published)."""
     newton_iterations: int = 3
     """oni: Newton iterations (3 in its authors' residual networks); 0 is its normalization alone."""
 

@@ -52,7 +52,7 @@ _DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
 # would end them.
 _PATIENCE = timedelta(hours=4)
 # What a method adds to the discriminator's loss, and its weight unless the configuration has one.
-_PENALTIES = {"orthogonal": (orthogonality_penalty, 1e-4), "d-optimal": (d_optimal_penalty, 1e-2)}
+_PENALTIES = {"orthogonal": (orthogonality_penalty, 1e-4), "d-optimal": (d_optimal_penalty, 1e-4)}
 
 
 def join_processes() -> Processes:
