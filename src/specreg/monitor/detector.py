@@ -88,7 +88,8 @@ class Thresholds:
     """The detector's constants; docs/monitor.md tells how they were chosen and what they do.
 
     Attributes:
-        warmup: iterations that are not judged: networks leave their initialization fast and in every training.
+        warmup: iterations that are not judged, from when the spectra first move: networks leave their initialization
+            fast and in every training.
         window: iterations within which a fall counts as fast.
         fast: part of the highest bulk within the window that has to be lost for "collapsing".
         together: the same, where at least half of the layers (of three or more) have lost that much.
@@ -162,7 +163,8 @@ class Detector:
             raise ValueError("no layers: singular_values is empty")
         bulks = {name: bulk for name, s in singular_values.items() if (bulk := _bulk(name, s)) is not None}
         self._last = iteration
-        self._begin = iteration if self._begin is None else self._begin
+        if self._begin is None or (not self._judges(iteration) and self._stands_still(bulks)):
+            self._begin, self._layers = iteration, {}
         for name, bulk in bulks.items():
             self._layers.setdefault(name, _LayerTrack.empty(self.thresholds)).observe(bulk)
         if self._judges(iteration):
@@ -197,6 +199,11 @@ class Detector:
             raise ValueError(f"not a detector's state: it has the keys {sorted(map(str, state))}")
         self._layers = {name: _LayerTrack.from_state(track, self.thresholds) for name, track in state["layers"].items()}
         self._begin, self._last, self._state = state["begin"], state["last"], state["state"]
+
+    def _stands_still(self, bulks: Mapping[str, float]) -> bool:
+        """Tell whether nothing has moved since the first snapshot: a discriminator whose training begins later."""
+        tracks = self._layers.items()
+        return all(not any(track.steps) and track.recent[-1] == bulks.get(name) for name, track in tracks)
 
     def _judges(self, iteration: int) -> bool:
         return self._begin is not None and iteration - self._begin >= self.thresholds.warmup
