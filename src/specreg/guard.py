@@ -154,7 +154,7 @@ class Guard:
         """Return the iterations that the record is taken from; they hold a snapshot."""
         iterations = self._monitor.history.iterations
         # The second half of the warm-up counts: a fall may begin where it ends, and one snapshot is noisy.
-        warm = iterations[0] + self._monitor.detector.thresholds.warmup // 2
+        warm = (self._monitor.detector.begin or iterations[0]) + self._monitor.detector.thresholds.warmup // 2
         # A long history is thinned, and may have nothing left within so many iterations of an old beginning.
         nearest = max((iteration for iteration in iterations if iteration <= since), default=iterations[0])
         return min(nearest, max(warm, since - self.healthy)), max(nearest, since)

@@ -176,6 +176,11 @@ class Detector:
         self._state = verdict.state
         return verdict
 
+    @property
+    def begin(self) -> int | None:
+        """The iteration that the warm-up counts from; None before the first snapshot."""
+        return self._begin
+
     def verdict(self) -> Verdict | None:
         """Return the newest verdict again, unchanged; None before the first."""
         return None if self._last is None else self._verdict(self._last, self._state)
