@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -370,6 +371,14 @@ def test_a_state_of_other_layers_is_refused_before_anything_changes():
     assert other.detector.verdict() is None
     other.load_state_dict(specreg.Monitor(network()).state_dict())  # of before its first snapshot: nothing is known
     other.step(1)
+
+
+def test_a_file_whose_entries_only_look_like_arrays_is_no_history(tmp_path):
+    path = tmp_path / "h.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("iterations.npy", b"\x93NUMPX")  # numpy returns such an entry as bytes
+    with pytest.raises(ValueError, match="is not a history of spectra"):
+        specreg.History.load(path)
 
 
 class TestGuard:

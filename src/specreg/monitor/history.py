@@ -114,7 +114,8 @@ class History:
             if unpacked > _MOST:
                 raise ValueError(f"more than {_MOST} bytes")
             with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+                # numpy hands out as bytes what only looks like an array's file
+                arrays = {name: np.asarray(file[name]) for name in file.files}
         except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
             raise ValueError(
                 f"{path} is not a readable history of spectra ({type(error).__name__}): save it again"
