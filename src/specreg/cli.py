@@ -113,6 +113,7 @@ def _of_training(error: RuntimeError) -> int:
         return _fail(f"{error}; the same command again goes on from the last checkpoint", 4)
     if isinstance(error, DisagreementError):
         return _fail(str(error), 4)
+    # Torch's own error on a GPU, named without importing torch, and what its CPU allocator says.
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return _fail(_explained(MemoryError()), 2)
     raise error

@@ -152,9 +152,10 @@ class Guard:
 
     def _healthy_past(self, since: int) -> tuple[int, int]:
         """Return the iterations that the record is taken from; they hold a snapshot."""
-        iterations = self._monitor.history.iterations
+        iterations, begin = self._monitor.history.iterations, self._monitor.detector.begin
+        assert begin is not None  # there is a verdict
         # The second half of the warm-up counts: a fall may begin where it ends, and one snapshot is noisy.
-        warm = (self._monitor.detector.begin or iterations[0]) + self._monitor.detector.thresholds.warmup // 2
+        warm = begin + self._monitor.detector.thresholds.warmup // 2
         # A long history is thinned, and may have nothing left within so many iterations of an old beginning.
         nearest = max((iteration for iteration in iterations if iteration <= since), default=iterations[0])
         return min(nearest, max(warm, since - self.healthy)), max(nearest, since)

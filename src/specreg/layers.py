@@ -528,8 +528,11 @@ def _filters(only: Selection, skip: Selection) -> str:
 def _inventory(module: nn.Module, there: list[tuple[str, nn.Module]]) -> str:
     if there:
         return "the layers are " + ", ".join(f"{shown(name)} ({type(child).__name__})" for name, child in there)
+    # A layer of these kinds would have been found, had it a weight of its own.
     leaves = Counter(
-        f"{type(child).__name__}{' whose weight a hook derives (pruning, say)' * isinstance(child, ALL_KINDS)}"
+        f"{type(child).__name__} whose weight a hook derives (pruning, say)"
+        if isinstance(child, ALL_KINDS)
+        else type(child).__name__
         for child in module.modules()
         if not list(child.children())
     )

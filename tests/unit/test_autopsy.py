@@ -339,6 +339,7 @@ def test_a_blurs_kernel_is_no_layer(tmp_path):
     found = inspect([tmp_path / "k.pt"])
     assert list(found.layers[0]) == ["conv"]
     assert found.notes[0].endswith("tensors left out: 1 a blur's kernel")
+    assert list(inspect([tmp_path / "k.pt"], only=["blur.kernel"]).layers[0]) == ["blur.kernel"]
 
 
 def test_checkpoints_of_different_models_are_told_apart(tmp_path):

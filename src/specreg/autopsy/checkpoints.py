@@ -258,12 +258,16 @@ def _layers(tensors: Mapping[str, _Stored], only: Sequence[str]) -> tuple[dict[s
             left_out["not named like a weight"] += 1
         elif not tensors[name].floating:
             left_out["of integers, complex or quantized"] += 1
-        elif parts.parameter == "kernel" and len(shape := tensors[name].shape) == 2 and max(shape) <= _BLUR:
+        elif _is_blur(parts, tensors[name].shape) and parts.layer not in only:
             left_out["a blur's kernel"] += 1
         else:
             found[parts.layer] = _weight(parts, name, tensors)
     ordered = {parts.layer: found[parts.layer] for parts in usual.values() if parts.layer in found}
     return ordered, +left_out
+
+
+def _is_blur(parts: _Parts, shape: tuple[int, ...]) -> bool:
+    return parts.parameter == "kernel" and len(shape) == 2 and max(shape) <= _BLUR
 
 
 def _parts(name: str, tensors: Mapping[str, _Stored]) -> _Parts:

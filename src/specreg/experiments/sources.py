@@ -32,8 +32,8 @@ def open_checked(settings: Settings) -> DataSource:
         FileNotFoundError, ValueError: as there, or by :func:`specreg.experiments.evaluators.check_evaluation`.
     """
     source = open_source(settings)
-    held_out = open_held_out(settings, source)  # looked at during the training, whatever the reference is
-    check_evaluation(settings, source, held_out if settings.records.reference_split == "test" else None)
+    # Opened whatever the reference is: the training looks at what is held out.
+    check_evaluation(settings, source, open_held_out(settings, source))
     return source
 
 

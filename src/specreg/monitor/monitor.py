@@ -132,7 +132,8 @@ class Monitor:
         """Restore what :meth:`state_dict` returned; ValueError if it is something else."""
         if set(state) != {"detector", "history"}:
             raise ValueError(f"not a monitor's state: it has the keys {sorted(map(str, state))}")
-        if (known := list(state["history"].get("layers", self.layers))) and known != list(self.layers):
+        known = tuple(state["history"].get("layers", ()))  # none before the first snapshot
+        if known and known != self.layers:
             raise ValueError(f"the state is of the layers {', '.join(known)}; these are {', '.join(self.layers)}")
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
