@@ -38,7 +38,9 @@ def from_matrices(matrices: list[np.ndarray], weight: np.ndarray, layer: nn.Modu
 def static(matrix: np.ndarray, keep: float | int, strength: float = 1.0, unit: bool = False) -> np.ndarray:
     """The static scheme, one singular value after the other."""
     u, s, vh = np.linalg.svd(matrix, full_matrices=False)
-    count = min(keep, len(s)) if isinstance(keep, int) else max(1, math.floor(keep * len(s)))
+    count = min(keep, len(s)) if isinstance(keep, int) else math.ceil(keep * len(s))
+    if count == 1:
+        return matrix  # nothing is raised, and the layer is left as it is
     result = np.zeros_like(matrix)
     for k in range(len(s)):
         value = s[k] + strength * (s[0] - s[k]) if k < count else s[k]
@@ -67,6 +69,8 @@ class Dynamic:
         if self.record is None:
             self.record = s / s[0]
             return matrix
+        if len(s) == 1:
+            return matrix  # there is nothing to raise
         self.record = np.maximum(self.record, s / s[0])
         lifted = s + self.strength * (s[0] * self.record - s)
         return (u * (lifted / s[0] if self.unit else lifted)) @ vh

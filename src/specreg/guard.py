@@ -5,44 +5,39 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from specreg.layers import DEFAULT_KINDS, Selection, find, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.detector import State, Verdict
 from specreg.monitor.monitor import Monitor
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
-from specreg.regularizers.compensators import Compensator, Scale, checked_keep
-from specreg.spectra.maps import ratios
+from specreg.regularizers.compensators import Compensator, checked_integer
 
 logger = logging.getLogger("specreg")
 
-Scheme = Literal["anchored", "dynamic", "static"]
+SchemeName = Literal["static", "anchored", "dynamic"]
+_VERBS = {"static": static_compensation, "anchored": anchored_compensation, "dynamic": dynamic_compensation}
 
 
 class Guard:
     r"""Train without compensation, and switch it on when the monitor says that a collapse begins.
 
-    What is compensated to is the healthy past: the mean spectrum over the monitor's snapshots of the ``healthy``
-    iterations before the fall began. The guard puts itself into the monitor's actions; ``step()`` belongs
-    after each step of the discriminator's optimizer, like a compensator's.
+    The guard puts itself into the monitor's actions; ``step()`` belongs after each step of the discriminator's
+    optimizer, like a compensator's.
 
     Args:
         monitor: watches the discriminator.
-        scheme: "anchored" keeps every ratio at least at the healthy one; "dynamic" starts its running maximum there;
-            "static" raises the first i singular values, see ``keep``, whatever the past was.
+        scheme: "static" raises the first i singular values, whatever the past was; "anchored" keeps every ratio at
+            least at the healthy one, "dynamic" starts its running maximum there. Healthy is the mean spectrum over the
+            monitor's snapshots of the ``healthy`` iterations before the fall began.
         states: that switch it on, by default "collapsing" and "collapsed".
         healthy: iterations of healthy past that the record is taken from.
-        keep: of the static scheme, i as in :func:`specreg.static_compensation`; "auto" is the stable rank of the
-            healthy spectrum.
         pin: go back to its newest copy from before the fall when switching on. It is put into the actions, too.
-        every: discriminator steps between compensations. A fall takes hundreds of steps, so that a floor can be
-            looked after less often than the published schemes' 5.
-        strength: see :func:`specreg.dynamic_compensation`.
-        scale: see there, and :func:`specreg.anchored_compensation` for "record", which only its scheme knows. By
-            default "record" for the anchored scheme and "keep" for the others.
-        only, skip: the layers to compensate, among those monitored; the same forms as there.
-        process_group: processes to divide the layers over, see there; each has a monitor and a guard of its own.
+        every: discriminator steps between compensations. A fall takes hundreds of steps: every tenth was as good as
+            the published fifth (docs/results/guard.md).
+        only, skip: the layers to compensate, among those monitored; see :func:`specreg.layers.find`.
+        options: of the scheme's verb, such as ``keep`` and ``strength``: see :func:`specreg.static_compensation`,
+            :func:`specreg.anchored_compensation`, :func:`specreg.dynamic_compensation`.
 
     Attributes:
         compensator: None until it is switched on.
@@ -50,7 +45,7 @@ class Guard:
         restored: the iteration that was gone back to, or None.
 
     Raises:
-        ValueError: a bad option, or no layer matched.
+        TypeError, ValueError: a bad option, or no layer matched.
 
     Example:
         >>> import specreg
@@ -69,41 +64,32 @@ class Guard:
         self,
         monitor: Monitor,
         *,
-        scheme: Scheme = "anchored",
+        scheme: SchemeName = "static",
         states: tuple[State, ...] = ("collapsing", "collapsed"),
         healthy: int = 1000,
-        keep: float | int | Literal["auto"] = 0.5,
         pin: Pin | None = None,
-        every: int = 25,
-        strength: float = 1.0,
-        scale: Scale | None = None,
+        every: int = 10,
         only: Selection = None,
         skip: Selection = None,
-        process_group: ProcessGroup | None = None,
+        **options: Any,
     ) -> None:
-        if scheme not in (schemes := get_args(Scheme)):
+        if scheme not in (schemes := get_args(SchemeName)):
             raise ValueError(f"there is no scheme {scheme!r}: the schemes are {', '.join(schemes)}")
-        if isinstance(healthy, bool) or not isinstance(healthy, int) or healthy < 1:
-            raise ValueError(f"healthy must be an integer >= 1, got {healthy!r}")
+        self.healthy = checked_integer("healthy", healthy, at_least=1)
         self.states = checked_states(states)
-        self.scheme: Scheme = scheme
-        self.keep: float | int | Literal["auto"] = "auto" if keep == "auto" else checked_keep(keep, or_auto=True)
-        self.healthy = healthy
+        self.scheme: SchemeName = scheme
         self.pin = pin
         self.compensator: Compensator | None = None
         self.switched_on: int | None = None
         self.restored: int | None = None
         self._monitor = monitor
-        default = "record" if scheme == "anchored" else "keep"
-        self._options: dict[str, Any] = {
-            "every": every, "strength": strength, "scale": scale or default, "process_group": process_group,
-        }  # fmt: skip
+        self._options = {"every": every, **options}
         # The layers are chosen now, and by name: a mistake is said here, not when the collapse begins.
         layers = find(monitor.module, kinds=DEFAULT_KINDS, only=only, skip=skip, title="guard")
         if unwatched := [name for name in layers if name not in monitor.layers]:
             raise ValueError(f"the monitor does not watch the layer {shown(unwatched[0])!r}: leave it out with skip")
         self._names = {name for layer in layers.values() for name in (layer.name, *layer.shared_with)}
-        self._attach({}).remove()
+        self._attach(None).remove()
         monitor.actions += [self] if pin is None else [pin, self]
 
     def __call__(self, verdict: Verdict) -> None:
@@ -146,7 +132,7 @@ class Guard:
             raise ValueError(f"the state is of the scheme {state['scheme']!r}, this guard has {self.scheme!r}")
         compensator = None
         if state["compensator"] is not None:
-            compensator = self._attach(state["compensator"]["record"])
+            compensator = self._attach(state["compensator"]["record"] or None)
             compensator.load_state_dict(state["compensator"])
         self.compensator, self.switched_on, self.restored = compensator, state["switched_on"], state["restored"]
 
@@ -160,16 +146,11 @@ class Guard:
         nearest = max((iteration for iteration in iterations if iteration <= since), default=iterations[0])
         return min(nearest, max(warm, since - self.healthy)), max(nearest, since)
 
-    def _attach(self, record: Mapping[str, Tensor]) -> Compensator:
-        def chosen(name: str, _: nn.Module) -> bool:
+    def _attach(self, record: Mapping[str, Tensor] | None) -> Compensator:
+        def is_guarded(name: str, _: nn.Module) -> bool:
             # As a string a name would stand for everything below it too.
             return name in self._names
 
-        if self.scheme == "static":
-            static = static_compensation(self._monitor.module, keep=self.keep, only=chosen, **self._options)
-            if self.keep == "auto" and record:  # measured now, it would be of the spectrum that has fallen
-                measured = {name: ratios(record[name]) for name in static.layers}
-                static.load_state_dict(static.state_dict() | {"record": measured})
-            return static
-        verb = anchored_compensation if self.scheme == "anchored" else dynamic_compensation
-        return verb(self._monitor.module, only=chosen, record=record or None, **self._options)
+        verb: Any = _VERBS[self.scheme]
+        compensator: Compensator = verb(self._monitor.module, only=is_guarded, record=record, **self._options)
+        return compensator

@@ -21,7 +21,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
-from specreg.spectra.decompose import svd
+from specreg.spectra.gram import svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -83,11 +83,13 @@ class Layer:
         """Read the stored weight as a matrix, detached, shape (out, in·kernel), one leading dimension if grouped."""
         return to_matrix(stored_weight(self.module), output_dim=self.output_dim, groups=self.groups)
 
-    def reader(self) -> Callable[[], Tensor]:
-        """Return a function that reads the matrix: once, where that takes no memory, or anew each time."""
-        matrix = self.matrix()
-        in_place = matrix.untyped_storage().data_ptr() == self._tensor().untyped_storage().data_ptr()
-        return (lambda: matrix) if in_place else self.matrix
+    @property
+    def is_normalized(self) -> bool:
+        """Whether s1 is divided out wherever the weight is used, so that the network does not see its scale."""
+        return all(
+            normalizers(module) or any(isinstance(p, SpectrumPreserving) for p in _parametrizations(module))
+            for module in self.modules
+        )
 
     def write(self, matrix: Tensor, u1: Tensor | None = None, v1: Tensor | None = None) -> None:
         """Store a matrix in place and refresh what was derived from the old one.
@@ -104,17 +106,6 @@ class Layer:
             _store(self.module, storage, weight)
             for module in self.modules:
                 _refresh(module, weight, first, self.output_dim)
-
-    def stored(self) -> list[Tensor]:
-        """Return the tensors that :meth:`write` overwrites, spectral normalization's u and v among them, detached."""
-        vectors = [vector for module in self.modules for one in normalizers(module) for vector in _vectors(module, one)]
-        return [tensor.detach() for tensor in (*_storage(self.module), *vectors)]
-
-    def derive(self) -> None:
-        """Bring up to date what legacy hooks keep of the weight, after its stored tensors have been overwritten."""
-        with torch.no_grad():
-            for module in self.modules:
-                _derive(module)
 
     def _tensor(self) -> Tensor:
         return _storage(self.module)[-1]
@@ -321,17 +312,12 @@ def memory_format(weight: Tensor) -> torch.memory_format:
 
 def require_finite(layers: Layers) -> None:
     """Raise ValueError naming the first layer whose stored weight holds NaN or inf."""
-    require_finite_weights({name: stored_weight(layer.module) for name, layer in layers.items()})
-
-
-def require_finite_weights(weights: Mapping[str, Tensor]) -> None:
-    """Raise ValueError naming the first layer, by its key, whose weight holds NaN or inf."""
     # NaN and inf survive a sum, which costs a twentieth of looking at every entry; finite entries may overflow it.
-    sums = [weight.sum() for weight in weights.values()]
-    if bool(torch.isfinite(torch.stack([one.to(sums[0].device) for one in sums])).all()):
+    sums = [stored_weight(layer.module).sum() for layer in layers.values()]
+    if not sums or bool(torch.isfinite(torch.stack([total.to(sums[0].device) for total in sums])).all()):
         return
-    for name, weight in weights.items():
-        if not bool(torch.isfinite(weight).all()):
+    for name, layer in layers.items():
+        if not bool(torch.isfinite(stored_weight(layer.module)).all()):
             raise ValueError(f"layer {shown(name)!r}: the weight holds NaN or inf; stop and go back to a checkpoint")
 
 
@@ -435,16 +421,10 @@ def _refresh(module: nn.Module, weight: Tensor, first: tuple[Tensor, Tensor] | N
         else:
             u.copy_(first[0])
             v.copy_(first[1])
-    _derive(module)
-
-
-def _derive(module: nn.Module) -> None:
     owner: Any = module
     for hook in _legacy_hooks(module):
-        if isinstance(hook, LegacyWeightNorm):
-            owner.weight = hook.compute_weight(module)
-        else:
-            owner.weight = hook.compute_weight(module, do_power_iteration=False)
+        options = {} if isinstance(hook, LegacyWeightNorm) else {"do_power_iteration": False}
+        owner.weight = hook.compute_weight(module, **options)
 
 
 def _vectors(module: nn.Module, normalizer: _SpectralNorm | LegacySpectralNorm) -> tuple[Tensor, Tensor]:

@@ -332,7 +332,7 @@ def test_strength_zero_changes_nothing_and_half_goes_half_the_way():
     torch.testing.assert_close(specreg.spectra(layer)[""], expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(("keep", "raised"), [(1, 1), (3, 3), (99, 8), (0.5, 4), (0.49, 3), (0.01, 1), (1.0, 8)])
+@pytest.mark.parametrize(("keep", "raised"), [(1, 1), (3, 3), (99, 8), (0.5, 4), (0.49, 4), (0.37, 3), (0.01, 1), (1.0, 8)])
 def test_keep_is_a_fraction_or_an_integer(keep, raised):
     layer = nn.Linear(8, 8)
     set_spectrum(layer, lambda r: torch.linspace(2, 1, r).double())
@@ -368,7 +368,7 @@ def test_compensation_keeps_spectral_normalization_converged():
         module(images()).sum().backward()
         optimizer.step()
         compensator.step()
-        for name in ("0", "2", "5"):
+        for name in ("0", "2"):  # nothing is raised in the last layer, of rank one, and its power iteration is its own
             layer = module.get_submodule(name)
             torch.testing.assert_close(spectrum_used(layer)[0].item(), 1.0, rtol=1e-5, atol=0)
             layer.train()
@@ -457,7 +457,7 @@ def test_a_shared_weight_is_handled_once():
     assert list(specreg.spectra(module)) == ["a", "c"]
     assert list(specreg.spectral_norm(module)) == ["a", "c"]
     assert parametrize.is_parametrized(module["b"])
-    compensator = specreg.static_compensation(module, strength=0.5, every=1)
+    compensator = specreg.static_compensation(module, strength=0.5, every=1, scale="keep")
     assert list(compensator.layers) == ["a", "c"]
     assert "shared with b" in str(compensator.layers)
     before = specreg.spectra(module)["a"]
@@ -529,7 +529,7 @@ def test_a_state_of_other_layers_is_refused():
         specreg.dynamic_compensation(discriminator()).load_state_dict(state)
     with pytest.raises(ValueError, match=r"shape \(4,\) and has to be finite of shape \(3,\)"):
         specreg.dynamic_compensation(nn.Linear(3, 3)).load_state_dict(state)
-    with pytest.raises(ValueError, match="of a DynamicCompensation, this is a StaticCompensation"):
+    with pytest.raises(ValueError, match="of the scheme 'dynamic', this is 'static'"):
         specreg.static_compensation(nn.Linear(4, 4)).load_state_dict(state)
     state["record"][""][0] = float("nan")
     with pytest.raises(ValueError, match="has to be finite"):

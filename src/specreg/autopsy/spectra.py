@@ -13,7 +13,7 @@ from specreg.autopsy.checkpoints import INDEX, Checkpoint, Weight, open_checkpoi
 from specreg.layers import shown
 from specreg.monitor.detector import Detector, Thresholds, Verdict
 from specreg.records import printable
-from specreg.spectra.decompose import singular_values
+from specreg.spectra.gram import singular_values
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.statistics import random_bulk, statistics
 

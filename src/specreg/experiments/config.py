@@ -14,7 +14,8 @@ from specreg.data.mixtures import MIXTURES
 from specreg.evaluation.extractor import FEATURES
 from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
-from specreg.regularizers.compensators import checked_keep
+from specreg.regularizers.compensators import Scale
+from specreg.spectra.reference import checked_keep
 from specreg.training.loop import TrainingConfig
 
 Method = Literal["sn", "static", "dynamic", "anchored", "guard", "orthogonal", "d-optimal", "oni", "none"]
@@ -39,9 +40,9 @@ class RegularizationConfig:
     """dynamic, anchored: discriminator steps before the record begins."""
     window: int = 1000
     """anchored: discriminator steps that the record is averaged over."""
-    guard: Literal["anchored", "dynamic", "static"] = "anchored"
+    guard: Literal["static", "anchored", "dynamic"] = "static"
     """guard: the scheme that is switched on when a collapse begins."""
-    guard_every: int = 25
+    guard_every: int = 10
     """guard: compensate after every so many discriminator steps, once it is on."""
     roll_back: bool = False
     """guard: go back to the healthy networks from before the collapse, too."""
@@ -49,12 +50,9 @@ class RegularizationConfig:
     """Compensate after every so many discriminator steps."""
     strength: float = 1.0
     """How far singular values move to their target; 1 is the paper."""
-    scale: Literal["authors", "keep", "unit"] = "authors"
-    """keep: leave s1 of the stored weight; unit: make it 1; authors: unit for static, keep for dynamic, the record's s1
-    for anchored."""
-    compensate: Literal["auto", "convolutions", "all"] = "auto"
-    """Layers to compensate or to penalize: convolutions as the authors do, or all, the linear ones too; auto:
-    convolutions, but all of a network without any (mlp)."""
+    scale: Scale = "auto"
+    """The stored weight's s1. unit: make it 1; keep: leave it; hold: as at the first compensation; auto: unit where the
+    layer is normalized, keep elsewhere."""
     penalty_weight: float | None = None
     """orthogonal, d-optimal: weight of the penalty in the discriminator's loss; None: 1e-4 (Brock et al. 2019 for
     orthogonal; tried for d-optimal, in whose form none is published)."""
@@ -240,8 +238,7 @@ def _check(settings: Settings) -> None:
     check_integer("start", settings.regularization.start, at_least=0)
     check_integer("newton_iterations", settings.regularization.newton_iterations, at_least=0, at_most=_MOST_ITERATIONS)
     check_choice("data_split", settings.data.data_split, ("train", "test", "unlabeled"))
-    check_choice("scale", settings.regularization.scale, ("authors", "keep", "unit"))
-    check_choice("compensate", settings.regularization.compensate, ("auto", "convolutions", "all"))
+    check_choice("scale", settings.regularization.scale, typing.get_args(Scale))
     check_choice("network", settings.model.network, ("auto", "resnet", "dcgan", "mlp"))
     check_choice("loss", settings.training.loss, tuple(LOSSES))
     loss = LOSSES[settings.training.loss]
@@ -249,9 +246,9 @@ def _check(settings: Settings) -> None:
         raise ValueError(f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs")
     check_choice("lr_decay", settings.training.lr_decay, ("linear", "none"))
     check_choice("precision", settings.precision, ("float32", "bf16"))
-    check_choice("guard", settings.regularization.guard, ("anchored", "dynamic", "static"))
+    check_choice("guard", settings.regularization.guard, ("static", "anchored", "dynamic"))
     if settings.regularization.keep != "auto":
-        checked_keep(settings.regularization.keep, or_auto=True)
+        checked_keep(settings.regularization.keep)
     for name in ("d_lr", "g_lr"):
         if not 0 < getattr(settings.training, name) < float("inf"):
             raise ValueError(f"{name} must be positive, got {getattr(settings.training, name)!r}")

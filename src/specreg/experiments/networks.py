@@ -26,8 +26,6 @@ def check_networks(settings: Settings, source: DataSource) -> None:
             )
     if settings.data.conditional and network != "resnet":
         raise ValueError(f"the {network} is not conditional: drop --conditional")
-    if network == "mlp" and settings.regularization.compensate == "convolutions":
-        raise ValueError("the mlp has no convolutions to compensate: drop --compensate, or give --compensate all")
 
 
 def network_for(settings: Settings, source: DataSource) -> str:

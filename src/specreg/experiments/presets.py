@@ -99,7 +99,7 @@ PAPER_SETTINGS: dict[str, tuple[tuple[int, int], ...]] = {
 _CIFAR, _STL, _IMAGENET = "CIFAR-10", "STL-10's unlabeled images", "ImageNet"
 
 # The authors' code: their record of the dynamic scheme begins at the first call.
-_COMPENSATION = RegularizationConfig(keep=0.5, start=0, every=5, scale="authors", compensate="convolutions")
+_COMPENSATION = RegularizationConfig(keep=0.5, start=0, every=5, scale="auto")
 _RECORDS = RecordConfig(
     log_every=100, spectra_every=250, evaluate_every=2500, checkpoint_every=500, samples=10000, reference=10000
 )

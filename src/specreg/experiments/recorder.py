@@ -24,7 +24,6 @@ from specreg.monitor.detector import Verdict
 from specreg.monitor.samples import diversity
 from specreg.processes import ALONE, Processes
 from specreg.records import RunDirectory, give_name
-from specreg.spectra.decompose import NOT_CONVERGED
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
 from specreg.training.steps import NonFiniteError
@@ -112,7 +111,6 @@ class Follower:
         self._settings, self._every = settings, settings.records
         self._state, self._processes = state, processes
         self._monitor = state.monitor
-        self._fallbacks = NOT_CONVERGED.total()
         if state.step == 0 and not processes.main:  # the recorder begins when it can write
             self._watch(0)
 
@@ -138,10 +136,6 @@ class Follower:
             raise NonFiniteError(f"step {self._state.step}: NaN or inf in {bad}; no checkpoint was made of it")
         if self._processes.count > 1:
             self._processes.agree(self._state.step, self._state.digests())
-        # Each process decomposes its own layers.
-        if new := self._processes.total(NOT_CONVERGED.total() - self._fallbacks):
-            self._fallbacks = NOT_CONVERGED.total()
-            self._event("fallback", f"decompositions that did not converge: {new}")
 
     def _event(self, event: str, message: str) -> None:
         """Record that something was done; the main process does."""
@@ -170,6 +164,17 @@ def _is_dead(record: Mapping[str, Any]) -> bool:
     return isinstance(norms, Mapping) and len(norms) > 0 and not any(norms.values())
 
 
+class _Fallbacks(logging.Handler):
+    """Makes an event of what the library warns of: a decomposition that did not converge."""
+
+    def __init__(self, event: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._event = event
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._event(record.getMessage())
+
+
 class Recorder(Follower):
     """The main process's callback: it writes records and checkpoints."""
 
@@ -193,6 +198,8 @@ class Recorder(Follower):
         self._best = self._kept()
         self._dead = any(_is_dead(record) for record in run.series("sensitivity")[-1:])
         self._monitor.actions.append(self._watched)
+        self._fallbacks = _Fallbacks(lambda message: self._event("fallback", message))
+        logging.getLogger("specreg.spectra").addHandler(self._fallbacks)
         self._board = None
         if self._every.tensorboard:
             self._board = Board(run.tensorboard, self._monitor, begin=state.step + 1 if self._saved >= 0 else 0)
@@ -265,6 +272,7 @@ class Recorder(Follower):
         self._run.write("timing", {"seconds": round(self._before + time.monotonic() - self._began, 3)})
 
     def close(self) -> None:
+        logging.getLogger("specreg.spectra").removeHandler(self._fallbacks)
         if self._board is not None:
             self._board.close()
 

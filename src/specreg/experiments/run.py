@@ -27,7 +27,6 @@ from specreg.experiments.sampling import sample_images, sample_labelled, save_pi
 from specreg.experiments.scores import ScoreProbe
 from specreg.experiments.sources import held_out_reference, open_held_out, open_source
 from specreg.guard import Guard
-from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
 from specreg.losses import LOSSES
 from specreg.models.normalization import share_batches
 from specreg.monitor.actions import Pin
@@ -258,7 +257,7 @@ def build_state(
         ema=ema,
         monitor=Monitor(discriminator, every=settings.records.spectra_every, detector=Detector(settings.detector)),
     )
-    attach_method(config, state, processes)
+    attach_method(config, state)
     return state
 
 
@@ -272,19 +271,10 @@ def normalize(config: RunConfig, discriminator: nn.Module) -> None:
         spectral_norm(discriminator)
 
 
-def attach_method(config: RunConfig, state: TrainingState, processes: Processes = ALONE) -> None:
+def attach_method(config: RunConfig, state: TrainingState) -> None:
     """Attach the method's compensation, guard or penalty to a discriminator that is normalized."""
     chosen = config.settings.regularization
-    scheme = chosen.guard if config.method == "guard" else config.method
-    authors = {"static": "unit", "dynamic": "keep", "anchored": "record"}
-    scale = authors.get(scheme) if chosen.scale == "authors" else chosen.scale
-    convolutional = any(isinstance(module, CONVOLUTIONS) for module in state.discriminator.modules())
-    every_kind = chosen.compensate == "all" or (chosen.compensate == "auto" and not convolutional)
-    only = list(DEFAULT_KINDS if every_kind else CONVOLUTIONS)
-    common: dict[str, Any] = {
-        "every": chosen.every, "strength": chosen.strength, "scale": scale, "only": only,
-        "process_group": processes.group,
-    }  # fmt: skip
+    common: dict[str, Any] = {"every": chosen.every, "strength": chosen.strength, "scale": chosen.scale}
     if config.method == "static":
         state.compensator = static_compensation(state.discriminator, keep=chosen.keep, **common)
     elif config.method == "dynamic":
@@ -303,11 +293,13 @@ def attach_method(config: RunConfig, state: TrainingState, processes: Processes 
         } | ({} if state.ema is None else {"ema": state.ema})
         state.pin = Pin(networks) if chosen.roll_back else None
         common["every"] = chosen.guard_every
-        state.compensator = Guard(state.monitor, scheme=chosen.guard, keep=chosen.keep, pin=state.pin, **common)
+        if chosen.guard == "static":
+            common["keep"] = chosen.keep
+        state.compensator = Guard(state.monitor, scheme=chosen.guard, pin=state.pin, **common)
     elif config.method in _PENALTIES:
         penalty, usual = _PENALTIES[config.method]
         weight = usual if chosen.penalty_weight is None else chosen.penalty_weight
-        state.penalty = lambda: weight * penalty(state.discriminator, only=only)
+        state.penalty = lambda: weight * penalty(state.discriminator)
 
 
 def warn_about(config: RunConfig) -> None:

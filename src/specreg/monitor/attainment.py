@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.layers import CONVOLUTIONS, TRANSPOSED, Layer, Selection, find, shown, unwrap
-from specreg.spectra.decompose import singular_values
+from specreg.spectra.gram import singular_values
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.operator import convolution_norm
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specreg.inputs import check_file
 from specreg.records import replacing
-from specreg.spectra.maps import ratios
+from specreg.spectra.reference import ratios
 from specreg.spectra.statistics import Statistics, statistics
 
 # All arrays of a file, unpacked: 128 channels' discriminator has 3 MB, and zeros unpack a thousandfold.

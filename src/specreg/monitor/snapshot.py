@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from specreg.layers import ALL_KINDS, Selection, find, require_finite
-from specreg.spectra.decompose import singular_values_of
-from specreg.spectra.maps import ratios
+from specreg.spectra.gram import singular_values
+from specreg.spectra.reference import ratios
 
 
 def spectra(
@@ -41,7 +41,7 @@ def spectra(
     layers = find(module, kinds=ALL_KINDS, only=only, skip=skip, title="spectra")
     with torch.no_grad():
         try:
-            found = singular_values_of([layer.matrix() for layer in layers.values()])
+            found = [singular_values(layer.matrix()) for layer in layers.values()]
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             require_finite(layers)  # LAPACK's usual reason, said with the layer's name
             raise

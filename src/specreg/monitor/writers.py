@@ -15,7 +15,7 @@ from torch import Tensor
 from specreg.monitor.detector import SEVERITY, Verdict
 from specreg.monitor.monitor import Monitor
 from specreg.records import replacing
-from specreg.spectra.maps import ratios
+from specreg.spectra.reference import ratios
 from specreg.spectra.statistics import statistics
 
 if TYPE_CHECKING:

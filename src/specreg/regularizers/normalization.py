@@ -21,7 +21,7 @@ from specreg.layers import (
     stored_weight,
     unwrap,
 )
-from specreg.spectra.decompose import full_precision
+from specreg.spectra.gram import full_precision
 
 
 def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection = None) -> Layers:

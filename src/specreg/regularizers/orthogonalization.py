@@ -16,7 +16,7 @@ from specreg.layers import (
     require_writable,
     shown,
 )
-from specreg.spectra.decompose import full_precision, gram
+from specreg.spectra.gram import full_precision, gram
 from specreg.spectra.matrices import from_matrix, to_matrix
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from specreg.layers import Layers, Selection, effective_weight, find
-from specreg.spectra.decompose import full_precision, gram, working_dtype
+from specreg.spectra.gram import full_precision, gram
 from specreg.spectra.matrices import to_matrix
+from specreg.spectra.reference import working_dtype
 
 # Singular values enter the D-optimal penalty as sqrt(s² + EPS²): far below what a trained layer has, so that it does
 # not count there, and large enough to keep the slope, at most 1/(2·EPS), finite for an optimizer.

@@ -19,9 +19,9 @@ from specreg.layers import (
     require_writable,
     shown,
 )
-from specreg.regularizers.compensators import checked_keep, head_count
-from specreg.spectra.decompose import SVD, full_precision, svd, thin_svd
+from specreg.spectra.gram import full_precision, svd
 from specreg.spectra.matrices import from_matrix, to_matrix
+from specreg.spectra.reference import SVD, checked_keep, head_size, thin_svd
 from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized
 
 Gradient = Literal["paper", "exact"]
@@ -108,7 +108,7 @@ class SpectralRegularization(SpectrumPreserving):
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = to_matrix(weight, output_dim=self.output_dim, groups=self.groups)
-        count = head_count(self.keep, min(matrix.shape[-2:]))
+        count = head_size(self.keep, min(matrix.shape[-2:]))
         try:
             known = self._look_up(matrix.detach(), count)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specreg.spectra.decompose import working_dtype
+from specreg.spectra.reference import working_dtype
 
 
 def convolution_norm(

@@ -7,7 +7,7 @@ r"""The map :math:`W_{SR} = (W + \Delta W) / s_1` of static compensation, and it
 import torch
 from torch import Tensor
 
-from specreg.spectra.decompose import SVD
+from specreg.spectra.reference import SVD
 
 
 def regularized(matrix: Tensor, svd: SVD, count: int) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specreg.spectra.maps import ratios
+from specreg.spectra.reference import ratios
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,146 @@
+r"""The method itself, to be read beside section 3 of Liu et al. 2019: what a spectrum is raised to, and how.
+
+A weight is a matrix :math:`W = U \operatorname{diag}(s) V^H`, :math:`s_1 \ge \dots \ge s_r`. Spectral regularization
+gives it new singular values and keeps its singular vectors,
+
+.. math:: \hat W = W + \Delta W, \qquad \Delta W = \sum_k (\hat s_k - s_k)\, u_k v_k^H,
+
+and spectral normalization then divides by :math:`s_1`. A scheme is a target :math:`\hat s`:
+
+=========  =============================================  =====================================
+static     :math:`s_1` for k <= i, :math:`s_k` beyond     i, from :func:`head_size`
+dynamic    :math:`\gamma_k s_1`                           :math:`\gamma_k`: highest ratio so far
+anchored   :math:`\max(\gamma_k s_1, s_k)`                :math:`\gamma_k`: mean healthy ratio
+=========  =============================================  =====================================
+
+All functions take singular values of shape (\*, r), descending. ``specreg.spectra.gram`` computes the same without a
+singular value decomposition; this one is what it falls back on, and what it is tested against.
+"""
+
+import math
+import numbers
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SVD(NamedTuple):
+    r"""Thin decomposition :math:`W = U \operatorname{diag}(S) V^H`, singular values descending.
+
+    Shapes for a matrix (\*, m, n) with r = min(m, n): ``U`` (\*, m, r), ``S`` (\*, r), ``Vh`` (\*, r, n).
+    """
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+
+class Compensated(NamedTuple):
+    r"""A matrix with new singular values.
+
+    Attributes:
+        matrix: shape (\*, m, n).
+        u1, v1: its first singular vectors, (\*, m) and (\*, n).
+    """
+
+    matrix: Tensor
+    u1: Tensor
+    v1: Tensor
+
+
+def ratios(s: Tensor) -> Tensor:
+    r"""Return the spectral distribution :math:`s_k / s_1`; all zeros for a zero matrix."""
+    s1 = s[..., :1]
+    return s / torch.where(s1 > 0, s1, torch.ones_like(s1))
+
+
+def checked_keep(keep: float | int) -> float | int:
+    """Return ``keep``, an integer i >= 1 or a fraction in (0, 1], or raise ValueError."""
+    if isinstance(keep, numbers.Integral) and not isinstance(keep, bool):
+        if keep >= 1:
+            return int(keep)
+    elif isinstance(keep, numbers.Real) and not isinstance(keep, bool) and 0 < keep <= 1:
+        return float(keep)
+    raise ValueError(f"keep must be a fraction of r in (0, 1] or an integer i >= 1, got {keep!r}")
+
+
+def head_size(keep: float | int, rank: int) -> int:
+    r"""Return i, how many of r singular values the static scheme raises.
+
+    Args:
+        keep: a fraction of r, :math:`i = \lceil \mathrm{keep} \cdot r \rceil`, or an integer, i = min(keep, r).
+        rank: r.
+
+    Reference:
+        Liu et al. 2019, section 4: i = 0.5 r. Their code rounds down; docs/math.md says why this does not.
+    """
+    # The product's rounding must not cost a singular value: 0.57 of 100 is 57, not 58.
+    return min(keep, rank) if isinstance(keep, int) else math.ceil(keep * rank - 1e-9)
+
+
+def static_target(s: Tensor, count: int) -> Tensor:
+    r"""Return :math:`\hat s_k = s_1` for k <= i = ``count``, :math:`s_k` beyond; i = 1 changes nothing.
+
+    Reference:
+        Liu et al. 2019, section 3.2, static compensation.
+    """
+    return torch.cat([s[..., :1].expand_as(s[..., :count]), s[..., count:]], dim=-1)
+
+
+def dynamic_target(s: Tensor, record: Tensor) -> Tensor:
+    r"""Return :math:`\hat s_k = \max(\gamma_k, s_k / s_1)\, s_1` for a record :math:`\gamma`.
+
+    Reference:
+        Liu et al. 2019, section 3.2, dynamic compensation, whose record is never below the present ratios.
+    """
+    return updated_record(record, s) * s[..., :1]
+
+
+def updated_record(record: Tensor | None, s: Tensor) -> Tensor:
+    r"""Return :math:`\gamma_k \leftarrow \max(\gamma_k, s_k / s_1)`; the ratios themselves at first."""
+    return ratios(s) if record is None else torch.maximum(record, ratios(s))
+
+
+def scaled(s: Tensor, largest: Tensor) -> Tensor:
+    r"""Return singular values scaled so that the largest is what is asked for, (\*,); zeros stay zeros."""
+    first = s[..., :1]
+    return s * torch.where(first > 0, largest[..., None] / first, 1.0)
+
+
+def compensated(matrix: Tensor, target: Tensor, svd: SVD) -> Compensated:
+    r"""Return :math:`\hat W = W + \sum_k (\hat s_k - s_k)\, u_k v_k^H`.
+
+    Args:
+        matrix: W, shape (\*, m, n).
+        target: :math:`\hat s`, (\*, r).
+        svd: of W.
+    """
+    U, S, Vh = svd
+    result = matrix.to(U.dtype) + (U * (target - S)[..., None, :]) @ Vh
+    return Compensated(result, U[..., 0], Vh[..., 0, :].conj())
+
+
+def thin_svd(matrix: Tensor) -> SVD:
+    """Decompose by LAPACK in the working dtype; where that does not converge, the adjoint, whose steps are others.
+
+    Args:
+        matrix: shape (\\*, m, n), any floating or complex dtype.
+
+    Raises:
+        torch.linalg.LinAlgError: the matrix holds NaN or inf, or neither converged.
+    """
+    working = matrix.to(working_dtype(matrix))
+    try:
+        return SVD(*torch.linalg.svd(working, full_matrices=False))
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        U, S, Vh = torch.linalg.svd(working.mH, full_matrices=False)
+        return SVD(Vh.mH, S, U.mH)
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """Return double precision, real or complex as the tensor is; single on Apple's MPS, which has no other."""
+    double = tensor.device.type != "mps"
+    if tensor.is_complex():
+        return torch.complex128 if double else torch.complex64
+    return torch.float64 if double else torch.float32
