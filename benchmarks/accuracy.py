@@ -14,12 +14,12 @@ from unittest import mock
 
 import numpy as np
 import torch
+from specreg.spectra.lifting import TOLERANCE, lift
+from specreg.spectra.maps import raise_head
 from torch import Tensor
 
 from measure import environment, print_table, write
 from specreg.spectra import lifting
-from specreg.spectra.lifting import TOLERANCE, lift
-from specreg.spectra.maps import raise_head
 
 SHAPE = (128, 1152)
 SEEDS = range(3)

@@ -14,11 +14,11 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from specreg.spectra.lifting import Raising, lift_all
 from torch import Tensor
 
 from measure import environment, interleaved, print_table, summary, write
 from specreg.spectra import lifting
-from specreg.spectra.lifting import Raising, lift_all
 
 RANKS = (8, 16, 27, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
 

@@ -332,7 +332,9 @@ def test_strength_zero_changes_nothing_and_half_goes_half_the_way():
     torch.testing.assert_close(specreg.spectra(layer)[""], expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(("keep", "raised"), [(1, 1), (3, 3), (99, 8), (0.5, 4), (0.49, 4), (0.37, 3), (0.01, 1), (1.0, 8)])
+@pytest.mark.parametrize(
+    ("keep", "raised"), [(1, 1), (3, 3), (99, 8), (0.5, 4), (0.49, 4), (0.37, 3), (0.01, 1), (1.0, 8)]
+)
 def test_keep_is_a_fraction_or_an_integer(keep, raised):
     layer = nn.Linear(8, 8)
     set_spectrum(layer, lambda r: torch.linspace(2, 1, r).double())
