@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from specreg.experiments.config import Method
     from specreg.experiments.jobs import Job
 
-_LAB = ("accelerate", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
+_LAB = ("matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
 _BOX = re.compile("[─│╭╮╰╯]+")
 # What to do about what the operating system says.
 _REMEDIES = {
@@ -271,8 +271,9 @@ def _train(arguments: list[str]) -> int:
     from specreg import display
     from specreg.experiments.config import RunConfig
     from specreg.experiments.interrupts import interruptible
-    from specreg.experiments.run import check_shares, execute, join_processes, prepare_run, saved_config, warn_about
+    from specreg.experiments.run import check_shares, execute, prepare_run, saved_config, warn_about
     from specreg.experiments.sources import open_checked
+    from specreg.processes import join
     from specreg.records import RunDirectory
     from specreg.training.steps import NonFiniteError
 
@@ -289,7 +290,7 @@ def _train(arguments: list[str]) -> int:
         """Show no progress."""
         config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
-    processes = join_processes()
+    processes = join()
     with contextlib.ExitStack() as held:
         with processes.main_first():  # nobody reads the directory before it is prepared
             saved = saved_config(RunDirectory(_output(arguments, Train.out)))

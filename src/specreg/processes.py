@@ -8,12 +8,16 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# The others wait while the main process evaluates, for an hour perhaps: torch's 10 or 30 minutes, which gradients keep,
+# would end them.
+_PATIENCE = timedelta(hours=4)
 REMEDY = "start them with torchrun or accelerate launch, or unset WORLD_SIZE"
 
 
@@ -29,21 +33,54 @@ def launched() -> int:
     return int(value)
 
 
-def connect(backend: str) -> None:
+def local_device() -> torch.device:
+    """Return where this process computes: on the GPU that LOCAL_RANK names, or on the CPU where there is none.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes on this machine.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank, num_gpus = os.environ.get("LOCAL_RANK", "0"), torch.cuda.device_count()
+    if not rank.isdecimal() or int(rank) >= num_gpus:
+        raise ValueError(
+            f"the environment variable LOCAL_RANK is {rank!r:.60}, and this machine has {num_gpus} GPU(s): start one "
+            f"process for each, or hide them with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    return torch.device("cuda", int(rank))
+
+
+def join() -> "Processes":
+    """Connect this process with the others that torchrun or accelerate launch has started, if it has.
+
+    Raises:
+        ValueError: the environment does not say where the others are.
+        LostProcessError: they could not be connected; starting the job again may help.
+    """
+    if (count := launched()) < 2:
+        return ALONE
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ValueError(
+            f"WORLD_SIZE says that there are {count} processes, and not where ({', '.join(missing)} not set): {REMEDY}"
+        )
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        _connect("gloo" if device.type == "cpu" else "nccl")
+        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise LostProcessError(f"the {count} processes of this job could not be connected ({first:.200})") from error
+    return Processes(dist.get_rank(), dist.get_world_size(), control)
+
+
+def _connect(backend: str) -> None:
     """Let torch connect the processes, unless it has; a job that is started again must not see the attempt before.
 
     torchrun's store stays the same, and has the addresses of processes that are gone. On several machines the number of
     the attempt may differ from one to the other, and so cannot tell them apart: docs/processes.md has what does.
-
-    Raises:
-        ValueError: the environment does not say where the others are.
-        RuntimeError: they could not be connected.
     """
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        unset = ", ".join(missing)
-        raise ValueError(
-            f"WORLD_SIZE says that there are {launched()} processes, and not where ({unset} not set): {REMEDY}"
-        )
     if dist.is_initialized():
         return
     store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
@@ -118,11 +155,6 @@ class Processes:
     @property
     def main(self) -> bool:
         return self.rank == 0
-
-    @property
-    def group(self) -> dist.ProcessGroup | None:
-        """All processes, as torch's functions take them; None with one process."""
-        return dist.group.WORLD if self.count > 1 else None
 
     def share(self, batch: Tensor) -> Tensor:
         """Return this process's part of a batch, contiguous, by rank.

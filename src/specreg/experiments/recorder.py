@@ -138,8 +138,7 @@ class Follower:
             raise NonFiniteError(f"step {self._state.step}: NaN or inf in {bad}; no checkpoint was made of it")
         if self._processes.count > 1:
             self._processes.agree(self._state.step, self._state.digests())
-        # Each process decomposes its own layers.
-        if new := self._processes.total(NOT_CONVERGED.total() - self._fallbacks):
+        if new := NOT_CONVERGED.total() - self._fallbacks:
             self._fallbacks = NOT_CONVERGED.total()
             self._event("fallback", f"decompositions that did not converge: {new}")
 

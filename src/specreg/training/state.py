@@ -221,6 +221,13 @@ def _digest(value: Any, start: int = 0) -> int:
     return zlib.crc32(repr(value).encode(), start)
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def _global_random() -> dict[str, Any]:
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {

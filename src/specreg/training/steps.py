@@ -8,7 +8,6 @@ DistributedDataParallel: its hooks know neither the second derivatives of gradie
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from specreg.losses import Loss, gradient_penalty, squared_slopes
@@ -32,7 +31,6 @@ def discriminator_step(
     real: Sequence[Batch],
     latent: Sequence[Batch],
     *,
-    accelerator: Accelerator,
     random: torch.Generator,
     gamma: float = 1.0,
     penalty: Callable[[], Tensor] | None = None,
@@ -73,7 +71,7 @@ def discriminator_step(
             objective = objective + gamma / 2 * (loss.r1 * of_real.mean() + loss.r2 * of_fake.mean())
         if penalty is not None:  # after the scores: power iteration has seen this step's weights
             objective = objective + penalty()
-        accelerator.backward(objective / len(real))
+        (objective / len(real)).backward()
         total += objective.detach() / len(real)
         passed += [("the real images", images), ("the generated images", fake), ("the scores", scores.detach())]
     return _update(optimizer, discriminator, total, "discriminator", _flow(generator, discriminator, passed), processes)
@@ -86,7 +84,6 @@ def generator_step(
     loss: Loss,
     latent: Sequence[Batch],
     *,
-    accelerator: Accelerator,
     real: Sequence[Batch] = (),
     processes: Processes = ALONE,
 ) -> Tensor:
@@ -110,7 +107,7 @@ def generator_step(
             else:
                 scores = _call(discriminator, fake, labels)
                 objective = loss.generator(scores)
-            accelerator.backward(objective / len(latent))
+            (objective / len(latent)).backward()
             total += objective.detach() / len(latent)
             passed += [("the generated images", fake.detach()), ("the scores", scores.detach())]
     finally:
