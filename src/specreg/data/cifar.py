@@ -65,7 +65,7 @@ class Binary:
 
 @dataclass(frozen=True)
 class Python:
-    """Pickled dictionaries with an array ``data`` (N, 3072) and a list of labels, read without unpickling.
+    """Pickled dictionaries with an array ``data`` (N, 3072) and a list of labels; see :mod:`specreg.data.pickled`.
 
     Attributes:
         title: the data set.
