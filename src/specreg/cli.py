@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from specreg.experiments.config import Method
     from specreg.experiments.jobs import Job
 
-_LAB = ("matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
+_LAB = ("filelock", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
 _BOX = re.compile("[─│╭╮╰╯]+")
 # What to do about what the operating system says.
 _REMEDIES = {

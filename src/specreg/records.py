@@ -30,9 +30,7 @@ import json
 import os
 import platform
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,7 +38,7 @@ from typing import Any, BinaryIO
 from specreg.inputs import check_file, exists
 
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "scores", "events")
-_LOCK_ATTEMPTS = 10
+_LOCK_SECONDS, _ASKING_SECONDS = 0.5, 0.1
 _PARTIAL = ".partial"  # ends the name of a file that is being written, and has no name of its own yet
 # Nothing written here comes near: what is larger or nested deeper would fill the memory or the interpreter's stack.
 _LARGEST, _DEEPEST = 1 << 26, 50  # bytes of a JSON file or of a line; objects and lists within each other
@@ -86,48 +84,47 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Hold the directory, which has to exist, for this process: two that wrote one run would tear its records.
 
-        The operating system lets go when the process ends, however it ends; so nothing is left behind but the file,
-        which is not removed because another process may have opened it. (Windows has no such lock: nothing is held.)
+        The operating system lets go when the process ends, however it ends; the file stays.
 
         Raises:
             ValueError: another process holds it; names that process and its machine.
         """
-        if sys.platform == "win32":
-            yield
-            return
-        import fcntl
-
-        if (self.path / "run.lock").exists():
-            check_file(self.path / "run.lock")
-        with open(self.path / "run.lock", "a", encoding="utf-8") as file:
-            for attempt in range(_LOCK_ATTEMPTS):  # who only asks for the holder locks it for a moment, too
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if attempt == _LOCK_ATTEMPTS - 1:
-                        holder = self.holder() or "another process"
-                        raise ValueError(f"{self.path} is being written by {holder}: wait for it, or stop it") from None
-                    time.sleep(0.05)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
+        with self._held(_LOCK_SECONDS) as holder:
+            if holder is not None:
+                raise ValueError(f"{self.path} is being written by {holder}: wait for it, or stop it")
+            with contextlib.suppress(OSError):  # where a locked file cannot be written to, as on Windows
+                self._lock_file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
             yield
 
     def holder(self) -> str | None:
         """Return "process PID on HOST" of the process that holds the directory (:meth:`lock`), None if none does."""
-        path = self.path / "run.lock"
-        if sys.platform == "win32" or not path.exists():
+        if not self._lock_file.exists():
             return None
-        import fcntl
+        with self._held(_ASKING_SECONDS) as holder:
+            return holder
 
-        check_file(path)
-        with open(path, encoding="utf-8", errors="replace") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "another process"
-        return None
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / "run.lock"
+
+    @contextlib.contextmanager
+    def _held(self, seconds: float) -> Iterator[str | None]:
+        """Hold the lock if it can be had within a time (others may ask for its holder, too), or yield who holds it."""
+        import filelock  # of the lab: monitors write their records without it
+
+        if self._lock_file.exists():
+            check_file(self._lock_file)
+        lock, holder = filelock.FileLock(self._lock_file), None
+        try:
+            lock.acquire(timeout=seconds, poll_interval=0.02)
+        except filelock.Timeout:
+            holder = "another process"
+            with contextlib.suppress(OSError):
+                holder = self._lock_file.read_text(encoding="utf-8", errors="replace").strip() or holder
+        try:
+            yield holder
+        finally:
+            lock.release()
 
     def image(self, name: str) -> Path:
         return self.path / f"{name}.png"
