@@ -9,8 +9,9 @@ from torch.distributed import ProcessGroup
 
 from specreg.layers import DEFAULT_KINDS, Selection, find, shown
 from specreg.monitor.actions import Pin, checked_states
-from specreg.monitor.detector import State, Verdict
+from specreg.monitor.detector import Verdict
 from specreg.monitor.monitor import Monitor
+from specreg.names import State
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator, Scale, checked_keep
 from specreg.spectra.maps import ratios

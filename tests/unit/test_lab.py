@@ -21,9 +21,10 @@ from specreg.experiments.config import (
     to_dict,
 )
 from specreg.experiments.run import build_state
+from specreg.files import give_name, prepare_directory
 from specreg.losses import LOSSES, gradient_penalty
 from specreg.models import STAGES, Discriminator, Generator
-from specreg.records import RunDirectory, give_name, prepare_directory
+from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig, decay_factor, train
 from specreg.training.precision import compute_in_bf16
 from specreg.training.state import SCHEMA, load_checkpoint, load_newest, save_checkpoint, update_ema

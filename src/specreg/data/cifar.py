@@ -11,13 +11,13 @@ from specreg.data.files import Files
 from specreg.data.pickled import read_pickled, text
 from specreg.data.pixels import numbered, source_of
 from specreg.data.published import (
-    Split,
     checked_labels,
     checked_names,
     class_names,
     require,
     whole_records,
 )
+from specreg.names import Split
 
 _SIDE, _CHANNELS = 32, 3
 _PIXELS = _CHANNELS * _SIDE * _SIDE

@@ -63,7 +63,7 @@ def _check_operations(content: bytes) -> None:
         if index >= _MOST_OPERATIONS or num_tuples > _MOST_TUPLES or num_references > _MOST_REFERENCES:
             raise ValueError("has more operations than a batch needs: not read")
         # The unpickler makes room for as many values as the largest number under which one is kept.
-        if opcode.name == "LONG_BINPUT" and argument > _MOST_OPERATIONS:
+        if opcode.name == "LONG_BINPUT" and (argument or 0) > _MOST_OPERATIONS:
             raise ValueError(f"keeps a value as number {argument}: not read")
 
 

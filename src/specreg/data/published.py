@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
-
-Split = Literal["train", "test", "unlabeled"]
+from specreg.names import Split
 
 
 class Format(Protocol):

@@ -16,14 +16,15 @@ from specreg.evaluation.mixtures import MixtureEvaluator
 from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.board import Board
 from specreg.experiments.config import Settings
-from specreg.experiments.sampling import sample_images, sampling
-from specreg.experiments.scores import ScoreProbe
+from specreg.experiments.outputs import OutputProbe
+from specreg.experiments.sampling import sample_images
+from specreg.files import give_name
 from specreg.guard import Guard
 from specreg.monitor.attainment import attainment, evaluating, gradient_norms
 from specreg.monitor.detector import Verdict
 from specreg.monitor.samples import diversity
 from specreg.processes import ALONE, Processes
-from specreg.records import RunDirectory, give_name
+from specreg.records import RunDirectory
 from specreg.spectra.decompose import NOT_CONVERGED
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
@@ -58,7 +59,7 @@ class Probe:
         z, _ = draw_latent(generator, _PROBE_SIZE, random)
         labels = None if self._labels is None else self._labels.to(z.device)
         real, extra = self._real.to(z.device), () if labels is None else (labels,)
-        with sampling(generator):
+        with evaluating(generator), torch.no_grad():
             fake = generator(z, *extra)
         attained = attainment(discriminator, real, *extra)
         with evaluating(discriminator):  # in training mode a forward pass would move the power iteration
@@ -179,13 +180,13 @@ class Recorder(Follower):
         state: TrainingState,
         evaluator: Evaluator | MixtureEvaluator,
         probe: Probe,
-        scores: ScoreProbe | None,
+        outputs: OutputProbe | None,
         progress: Progress,
         processes: Processes = ALONE,
     ) -> None:
         super().__init__(settings, state, processes)
         self._run, self._evaluator, self._progress = run, evaluator, progress
-        self._probe, self._scores = probe, scores
+        self._probe, self._outputs = probe, outputs
         self._before = _seconds(run) if state.step or run.checkpoints else 0.0
         self._began = time.monotonic()
         self._saved = state.step if run.checkpoints else -1
@@ -210,8 +211,8 @@ class Recorder(Follower):
             record = {"step": state.step} | self._evaluator.glance(lambda count: sample_images(generator, count))
             self._record("evaluations", record)
             self._sense(state)
-            if self._scores is not None:
-                self._record("scores", {"step": state.step} | self._scores.measure(state))
+            if self._outputs is not None:
+                self._record("outputs", {"step": state.step} | self._outputs.measure(state))
             self._progress(state.step, record)
             if record["fd"] < self._best:
                 self._best = record["fd"]

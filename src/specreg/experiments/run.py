@@ -19,10 +19,11 @@ from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.evaluators import REFERENCE_SEED, make_evaluator
 from specreg.experiments.networks import make_discriminator, make_generator
+from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Probe, Progress, Recorder, check_records
 from specreg.experiments.sampling import sample_images, sample_labelled, save_picture
-from specreg.experiments.scores import ScoreProbe
 from specreg.experiments.sources import held_out_reference, open_held_out, open_source
+from specreg.files import prepare_directory
 from specreg.guard import Guard
 from specreg.layers import CONVOLUTIONS, DEFAULT_KINDS
 from specreg.losses import LOSSES
@@ -31,7 +32,7 @@ from specreg.monitor.actions import Pin
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
 from specreg.processes import ALONE, Processes, local_device
-from specreg.records import RunDirectory, prepare_directory
+from specreg.records import RunDirectory
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
 from specreg.regularizers.normalization import spectral_norm
@@ -140,8 +141,8 @@ def execute(
             recorder = Follower(config.settings, state, processes)
         else:
             probe = Probe(source, config.settings)
-            scores = None if held_out is None else ScoreProbe(source, held_out, config.settings)
-            recorder = Recorder(config.settings, run, state, evaluator, probe, scores, progress, processes)
+            outputs = None if held_out is None else OutputProbe(source, held_out, config.settings)
+            recorder = Recorder(config.settings, run, state, evaluator, probe, outputs, progress, processes)
     with contextlib.closing(recorder):
         if not recorder.stopped:
             train(

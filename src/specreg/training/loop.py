@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from specreg.losses import LOSSES
+from specreg.losses import LOSSES, LossName
 from specreg.processes import ALONE, Processes
 from specreg.training.state import Stream, TrainingState, update_ema
 from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step
@@ -30,7 +30,7 @@ class TrainingConfig:
     """Micro-batches whose gradients are averaged before each update."""
     d_steps: int = 3
     """Discriminator steps for each generator step (n_dis; 5 in the paper)."""
-    loss: Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-r1", "relativistic-r1r2"] = "hinge"
+    loss: LossName = "hinge"
     """Adversarial loss."""
     gamma: float = 1.0
     """Losses with R1 or R2: these gradient penalties are weighted by gamma / 2 (10 in Mescheder et al. 2018)."""

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from specreg.files import check_file, check_stored, replacing
 from specreg.guard import Guard
-from specreg.inputs import check_file, check_stored
 from specreg.monitor.actions import Pin
 from specreg.monitor.monitor import Monitor
-from specreg.records import printable, replacing
+from specreg.names import printable
 from specreg.regularizers.compensators import Compensator
 from specreg.training.steps import first_bad, named_tensors
 

@@ -71,7 +71,7 @@ def discriminator_step(
             objective = objective + gamma / 2 * (loss.r1 * of_real.mean() + loss.r2 * of_fake.mean())
         if penalty is not None:  # after the scores: power iteration has seen this step's weights
             objective = objective + penalty()
-        (objective / len(real)).backward()
+        torch.autograd.backward(objective / len(real))
         total += objective.detach() / len(real)
         passed += [("the real images", images), ("the generated images", fake), ("the scores", scores.detach())]
     return _update(optimizer, discriminator, total, "discriminator", _flow(generator, discriminator, passed), processes)
@@ -107,7 +107,7 @@ def generator_step(
             else:
                 scores = _call(discriminator, fake, labels)
                 objective = loss.generator(scores)
-            (objective / len(latent)).backward()
+            torch.autograd.backward(objective / len(latent))
             total += objective.detach() / len(latent)
             passed += [("the generated images", fake.detach()), ("the scores", scores.detach())]
     finally:
