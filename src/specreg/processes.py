@@ -184,16 +184,12 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Tell whether a flag is set in any process."""
-        return self.total(int(bool(flag))) > 0
-
-    def total(self, number: int) -> int:
-        """Return the sum of a number over the processes."""
         if self.count == 1:
-            return number
-        numbers = torch.tensor([number])
+            return bool(flag)
+        num_flags = torch.tensor([int(bool(flag))])
         with talking():
-            dist.all_reduce(numbers, group=self.control)
-        return int(numbers.item())
+            dist.all_reduce(num_flags, group=self.control)
+        return int(num_flags.item()) > 0
 
     def agree(self, step: int, digests: Mapping[str, int]) -> None:
         """Make sure that all processes are at the same step and hold the same values.
@@ -207,20 +203,20 @@ class Processes:
         """
         if self.count == 1:
             return
-        mine = torch.tensor([step, *digests.values()], dtype=torch.int64)
-        gathered = [torch.empty_like(mine) for _ in range(self.count)]
+        values = torch.tensor([step, *digests.values()], dtype=torch.int64)
+        gathered = [torch.empty_like(values) for _ in range(self.count)]
         with talking():
-            dist.all_gather(gathered, mine, group=self.control)
+            dist.all_gather(gathered, values, group=self.control)
         rows = torch.stack(gathered).tolist()
-        others = [rank for rank in range(1, self.count) if rows[rank] != rows[0]]
-        if others:
+        deviating = [rank for rank in range(1, self.count) if rows[rank] != rows[0]]
+        if deviating:
             names = ["the step", *digests]
-            wrong = [name for i, name in enumerate(names) if any(rows[rank][i] != rows[0][i] for rank in others)]
-            folder = "; all machines have to see the same run folder" if "the step" in wrong else ""
-            who = f"process{'es' if len(others) > 1 else ''} {', '.join(map(str, others))}"
+            parts = [name for i, name in enumerate(names) if any(rows[rank][i] != rows[0][i] for rank in deviating)]
+            folder = "; all machines have to see the same run folder" if "the step" in parts else ""
+            who = f"process{'es' if len(deviating) > 1 else ''} {', '.join(map(str, deviating))}"
             raise DisagreementError(
-                f"step {rows[0][0]}: {who} of {self.count} differ{'' if len(others) > 1 else 's'} from process 0 in "
-                f"{', '.join(wrong)}{folder}; nothing was saved. Start the job again, it goes on from its last "
+                f"step {rows[0][0]}: {who} of {self.count} differ{'' if len(deviating) > 1 else 's'} from process 0 in "
+                f"{', '.join(parts)}{folder}; nothing was saved. Start the job again, it goes on from its last "
                 f"checkpoint; if this comes back, the machines compute differently: use equal ones, or one process"
             )
 

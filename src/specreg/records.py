@@ -163,13 +163,13 @@ class RunDirectory:
         Raises:
             ValueError: a series is damaged; nothing is changed.
         """
-        kept = {}  # all are read before the first is written
+        remaining = {}  # all are read before the first is written
         for name in SERIES:
             path = self.path / f"{name}.jsonl"
             if path.exists():
-                kept[path] = [json.dumps(record) + "\n" for record in _lines(path) if record["step"] <= step]
+                remaining[path] = [json.dumps(record) + "\n" for record in _lines(path) if record["step"] <= step]
         remove_partial(self.path)
-        for path, lines in kept.items():
+        for path, lines in remaining.items():
             write_text(path, "".join(lines))
 
 

@@ -195,12 +195,12 @@ def test_accelerate_launch_sets_the_variables_that_join_reads(tmp_path):
     script.write_text(
         "import os, pathlib, sys\nfrom specreg.processes import join\nprocesses = join()\n"
         "pathlib.Path(sys.argv[1], os.environ['RANK']).write_text("
-        "f'{processes.rank} of {processes.count}, {processes.total(processes.rank + 1)}')\nprocesses.leave()\n"
+        "f'{processes.rank} of {processes.count}, {processes.any(processes.rank == 1)}')\nprocesses.leave()\n"
     )
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     command = [sys.executable, *launcher, str(script), str(tmp_path)]
     subprocess.run(command, env=environment() | {"CUDA_VISIBLE_DEVICES": ""}, check=True)
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["0 of 2, 3", "1 of 2, 3"]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["0 of 2, True", "1 of 2, True"]
 
 
 def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch):

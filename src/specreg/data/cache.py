@@ -47,8 +47,8 @@ def hold(decode: Callable[[], Pixels], *, cache: Path | None, name: str, stamp: 
     stamp = {**stamp, "version": _VERSION}
     key = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
     file = cache / f"{name}-{key[:16]}.npy"
-    if (known := _mapped(file, key)) is not None:
-        return known
+    if (mapped := _mapped(file, key)) is not None:
+        return mapped
     shape, chunks = decode()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -57,10 +57,9 @@ def hold(decode: Callable[[], Pixels], *, cache: Path | None, name: str, stamp: 
         write_json(file.with_suffix(".json"), {"key": key, "shape": shape, **_small(stamp)})  # vouches for the other
     except OSError as error:
         raise ValueError(f"cannot write the cache {cache} ({error.strerror}): choose another folder") from error
-    written = _mapped(file, key)
-    if written is None:
+    if (mapped := _mapped(file, key)) is None:
         raise ValueError(f"{file} cannot be read back: choose another folder for the cache")
-    return written
+    return mapped
 
 
 def file_stamp(path: Path) -> list[str | int]:

@@ -56,9 +56,9 @@ class _Cifar:
         contents = files.read([*batches, *files.names.intersection({self.names})])
         images, labels = [], []
         for name in batches:
-            pixels, given = self._batch(files.path, name, contents.pop(name))
+            pixels, indices = self._batch(files.path, name, contents.pop(name))
             images.append(pixels.reshape(-1, _CHANNELS, _SIDE, _SIDE))
-            labels.append(checked_labels(files.path, name, given, self.classes))
+            labels.append(checked_labels(files.path, name, indices, self.classes))
         classes = numbered(self.classes)
         if self.names in contents:
             classes = self._class_names(files.path, contents[self.names])

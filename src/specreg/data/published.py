@@ -62,10 +62,10 @@ def checked_labels(path: Path, name: str, labels: Sequence[int] | np.ndarray, cl
     """
     if not all(isinstance(label, int | np.integer) for label in labels):
         raise ValueError(f"{path}: {name} has labels that are no integers: damaged")
-    wrong = [(index, int(label)) for index, label in enumerate(labels) if not 0 <= label < classes]
-    if wrong:
+    invalid = [(index, int(label)) for index, label in enumerate(labels) if not 0 <= label < classes]
+    if invalid:
         raise ValueError(
-            f"{path}: {name} gives image {wrong[0][0]} the label {wrong[0][1]}, but there are {classes} classes, "
+            f"{path}: {name} gives image {invalid[0][0]} the label {invalid[0][1]}, but there are {classes} classes, "
             f"0 to {classes - 1}: damaged or of another data set"
         )
     return np.asarray(labels, dtype=np.int64)

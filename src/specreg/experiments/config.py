@@ -236,9 +236,9 @@ _MOST_ITERATIONS = 1000  # of Newton's method, which has converged long before
 def _check(settings: Settings) -> None:
     _check_types(settings)
     for part, limits in _FROM_ONE_TO.items():
-        for name, most in limits.items():
+        for name, limit in limits.items():
             if (value := getattr(getattr(settings, part), name)) is not None:  # None is for those that may be left out
-                integer(name, value, at_least=1, at_most=most)
+                integer(name, value, at_least=1, at_most=limit)
     _check_records(settings.records, at_least=2 if settings.data.data in MIXTURES else FEWEST_IMAGES)
     integer("start", settings.regularization.start, at_least=0)
     integer("newton_iterations", settings.regularization.newton_iterations, at_least=0, at_most=_MOST_ITERATIONS)

@@ -43,7 +43,7 @@ class OutputProbe:
         treats them alike; ``separation`` that a held-out image scores above a generated one.
         """
         random = torch.Generator().manual_seed(_SEED)
-        scores = {name: self._score(state, *both) for name, both in self._images.items()}
+        scores = {name: self._score(state, *batch) for name, batch in self._images.items()}
         z, labels = draw_latent(state.sampler, self._count, random)
         with evaluating(state.sampler), torch.no_grad():
             fake = [state.sampler(*_given(chunk)) for chunk in _chunks(z, labels)]
@@ -77,8 +77,8 @@ def _given(inputs: tuple[Tensor, Tensor | None]) -> list[Tensor]:
     return [part for part in inputs if part is not None]
 
 
-def _above(one: Tensor, other: Tensor) -> float:
-    """Return the probability that a value of ``one`` exceeds one of ``other``, ties half (Mann and Whitney 1947)."""
-    ordered = other.sort().values
-    below, at_most = torch.searchsorted(ordered, one), torch.searchsorted(ordered, one, right=True)
-    return round(float((below + at_most).double().mean()) / (2 * len(other)), _DIGITS)
+def _above(values: Tensor, reference: Tensor) -> float:
+    """Return the probability that one of ``values`` exceeds one of ``reference``, ties half (Mann and Whitney 1947)."""
+    ordered = reference.sort().values
+    below, at_most = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+    return round(float((below + at_most).double().mean()) / (2 * len(reference)), _DIGITS)

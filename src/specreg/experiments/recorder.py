@@ -65,7 +65,7 @@ class Probe:
         with evaluating(discriminator):  # in training mode a forward pass would move the power iteration
             norms = gradient_norms(lambda x: discriminator(x, *extra), real, fake, generator=random)
         measured: dict[str, Any] = {
-            "attainment": {name: round(one.attained, 5) for name, one in attained.items()},
+            "attainment": {name: round(layer.attained, 5) for name, layer in attained.items()},
             "gradient_norms": {name: _short(value) for name, value in norms.items()},
         }
         if bool((self._samples != self._samples[:1]).any()):  # a single image has no diversity to compare with
@@ -93,13 +93,13 @@ def _seconds(run: RunDirectory) -> float:
 
 def _distances(run: RunDirectory) -> dict[int, float]:
     """Return the Fréchet distances of the evaluations, by step."""
-    found: dict[int, float] = {}
+    distances: dict[int, float] = {}
     for record in run.series("evaluations"):
         if not isinstance(distance := record.get("fd"), int | float):
             path = run.path / "evaluations.jsonl"
             raise ValueError(f"{path} is damaged: 'fd' at step {record['step']} is {distance!r:.60}; restore it")
-        found[record["step"]] = distance
-    return found
+        distances[record["step"]] = distance
+    return distances
 
 
 class Follower:
@@ -234,14 +234,16 @@ class Recorder(Follower):
 
     def _kept(self) -> float:
         """Give the run's checkpoint the names that a kill may have cut off, and return the best one's distance."""
-        scores = _distances(self._run)
-        best = min((step for step in scores if math.isfinite(scores[step])), key=scores.__getitem__, default=None)
+        distances = _distances(self._run)
+        best = min(
+            (step for step in distances if math.isfinite(distances[step])), key=distances.__getitem__, default=None
+        )
         kept = self._run.kept_checkpoint("best")
         if self._run.checkpoint.exists():
             if best == self._state.step:
                 give_name(self._run.checkpoint, kept)
             self._keep_healthy()
-        return scores[best] if best is not None and kept.exists() else math.inf
+        return distances[best] if best is not None and kept.exists() else math.inf
 
     def _keep_healthy(self) -> None:
         verdict = self._monitor.verdict

@@ -57,14 +57,14 @@ def discriminator_step(
     for (images, labels), (z, fake_labels) in zip(real, latent, strict=True):
         with torch.no_grad():
             fake = _call(generator, z, fake_labels)
-        inputs, both = _together((images, labels), (fake, fake_labels))
+        inputs, classes = _together((images, labels), (fake, fake_labels))
         inputs.requires_grad_(loss.r1 or loss.r2)
-        scores = _call(discriminator, inputs, both)
+        scores = _call(discriminator, inputs, classes)
         sizes = [len(images), len(fake)]
         objective = loss.discriminator(*torch.split(scores, sizes))
         if loss.gradient_penalty:
-            everywhere = torch.rand(len(images) * processes.count, *[1] * (images.ndim - 1), generator=random)
-            slope = gradient_penalty(discriminator, images, fake, labels, weights=processes.share(everywhere))
+            mixing = torch.rand(len(images) * processes.count, *[1] * (images.ndim - 1), generator=random)
+            slope = gradient_penalty(discriminator, images, fake, labels, weights=processes.share(mixing))
             objective = objective + loss.gradient_penalty * slope
         if loss.r1 or loss.r2:
             of_real, of_fake = torch.split(squared_slopes(scores, inputs), sizes)
@@ -132,8 +132,8 @@ def named_tensors(network: nn.Module, which: str) -> Iterator[tuple[str, Tensor]
 def _together(real: Batch, fake: Batch) -> Batch:
     """Return real and generated images as one batch: one power iteration, and both see the same weights."""
     (images, labels), (generated, fake_labels) = real, fake
-    both = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
-    return torch.cat([images, generated]), both
+    classes = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
+    return torch.cat([images, generated]), classes
 
 
 def _call(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None) -> Tensor:
@@ -149,7 +149,7 @@ def _flow(
         ("the generated images", named_tensors(discriminator, "discriminator")),
         ("the scores", ()),
     ):
-        yield from (one for one in passed if one[0] == kind)
+        yield from (tensor for tensor in passed if tensor[0] == kind)
         yield from network
 
 
@@ -174,9 +174,9 @@ def _update(
     norms = torch._foreach_norm(gradients)
     if not bool(torch.isfinite(torch.stack([*norms, loss])).all()):
         if not bool(torch.isfinite(loss)):
-            here = " in this process" if processes.count > 1 else ""
+            place = " in this process" if processes.count > 1 else ""
             cause = (
-                f"NaN or inf first in {name}" if (name := first_bad(flow)) else f"everything before it is finite{here}"
+                f"NaN or inf first in {name}" if (name := first_bad(flow)) else f"everything before it is finite{place}"
             )
             raise NonFiniteError(f"the {which}'s loss is {loss.item()} ({cause}); {_NOT_MADE}")
         named = [(name, p.grad) for name, p in network.named_parameters() if p.grad is not None]
