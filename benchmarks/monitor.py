@@ -18,7 +18,7 @@ import specreg
 from compensation import CASES
 from measure import environment, interleaved, print_table, ratio, summary, write
 from specreg.experiments.config import RunConfig, Settings
-from specreg.experiments.run import build_state, make_accelerator
+from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
 from specreg.layers import ALL_KINDS, find
 from specreg.training.loop import train
@@ -48,14 +48,13 @@ def watching(iterations: int = 600) -> dict[str, float]:
     Every iteration is timed with its call of the monitor, so that the share does not depend on the machine's mood.
     """
     settings = Settings()
-    accelerator = make_accelerator(settings)
-    state = build_state(RunConfig("sn", settings=settings), open_source(settings), accelerator)
+    state = build_state(RunConfig("sn", settings=settings), open_source(settings))
     monitor = specreg.Monitor(state.discriminator)
     monitor.step(0)
     training = watched = 0.0
     for iteration in range(1, iterations + 1):
         began = time.perf_counter()
-        train(state, dataclasses.replace(settings.training, steps=iteration), accelerator=accelerator)
+        train(state, dataclasses.replace(settings.training, steps=iteration))
         trained = time.perf_counter()
         monitor.step(iteration)
         training, watched = training + trained - began, watched + time.perf_counter() - trained

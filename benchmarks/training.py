@@ -25,12 +25,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from accelerate.state import AcceleratorState
 
 from measure import environment, interleaved, print_table, ratio, summary, synchronize, write
 from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import ModelConfig, RegularizationConfig, RunConfig, Settings
-from specreg.experiments.run import build_state, make_accelerator
+from specreg.experiments.run import build_state
+from specreg.processes import local_device
 from specreg.training.loop import TrainingConfig, train
 
 D_STEPS = 5
@@ -40,27 +40,24 @@ class Contender:
     """A training of ours, one iteration a call, that knows how long its compensations took."""
 
     def __init__(self, method: str, settings: Settings, source: ImageArrays) -> None:
-        # Accelerate keeps one precision for a process; here trainings of two take turns.
-        precision = "bf16" if settings.precision == "bf16" else "no"
-        AcceleratorState._shared_state.update({"_mixed_precision": precision} if AcceleratorState._shared_state else {})
-        self.accelerator = make_accelerator(settings)
-        self.state = build_state(RunConfig(method, settings=settings), source, self.accelerator)  # type: ignore[arg-type]
+        self.device = local_device()
+        self.state = build_state(RunConfig(method, settings=settings), source)  # type: ignore[arg-type]
         self.config = settings.training
         self.compensating: list[float] = []
         if self.state.compensator is not None:
             self.step, self.state.compensator.step = self.state.compensator.step, self.timed  # type: ignore[method-assign]
 
     def timed(self) -> bool:
-        synchronize(self.accelerator.device)
+        synchronize(self.device)
         began = time.perf_counter()
         acted = self.step()
-        synchronize(self.accelerator.device)
+        synchronize(self.device)
         self.compensating[-1] += 1e3 * (time.perf_counter() - began)
         return acted
 
     def __call__(self) -> None:
         self.compensating.append(0.0)
-        train(self.state, replace(self.config, steps=self.state.step + 1), accelerator=self.accelerator)
+        train(self.state, replace(self.config, steps=self.state.step + 1))
 
 
 def settings_of(options: argparse.Namespace, **changes: Any) -> Settings:

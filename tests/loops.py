@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import specreg
 from specreg.experiments.config import RunConfig, from_dict
-from specreg.experiments.run import build_state, join_processes, make_accelerator
+from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
 from specreg.models.normalization import share_batches
-from specreg.processes import DisagreementError, Processes
+from specreg.processes import DisagreementError, Processes, join
 from specreg.training.loop import train
 from specreg.training.state import TrainingState
 
@@ -54,7 +54,7 @@ def _process(rank: int, count: int, port: int, what: Callable[[Path], None], fol
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
-    processes = join_processes()
+    processes = join()
     what(folder)
     processes.leave()
 
@@ -113,7 +113,7 @@ def own_loops(folder: Path) -> None:
     us = Processes(dist.get_rank(), dist.get_world_size())
     for method in METHODS:
         network = discriminator()
-        compensator = attach(method, network, us.group)
+        compensator = attach(method, network, dist.group.WORLD)
         wrapped = in_parallel(network)
         optimizer = torch.optim.Adam(wrapped.parameters(), 2e-3, betas=(0.0, 0.9))
         for real, fake in batches(STEPS):
@@ -222,7 +222,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 
 def lab(folder: Path) -> None:
     """Train the lab's settings for some steps and leave the whole state; also where the processes disagree."""
-    processes = join_processes()
+    processes = join()
     for name, settings in LAB.items():
         losses, state = lab_training(settings, processes)
         processes.agree(state.step, state.digests())
@@ -257,8 +257,7 @@ def lab_training(settings: dict[str, Any], processes: Processes) -> tuple[list[l
     chosen.setdefault("regularization", {}).update(every=2, start=4)
     config = from_dict(RunConfig, {"method": method, "seed": 0, "settings": chosen})
     source = open_source(config.settings)
-    accelerator = make_accelerator(config.settings)
-    state = build_state(config, source, accelerator, processes)
+    state = build_state(config, source, processes)
     losses: list[list[float]] = []
 
     def watch(state: TrainingState, values: dict[str, Tensor]) -> None:
@@ -269,7 +268,6 @@ def lab_training(settings: dict[str, Any], processes: Processes) -> tuple[list[l
     train(
         state,
         config.settings.training,
-        accelerator=accelerator,
         processes=processes,
         num_classes=source.num_classes if config.settings.data.conditional else 0,
         callbacks=[watch],

@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from specreg.records import RunDirectory, write_json
+from specreg.files import write_json
+from specreg.records import RunDirectory
 from spoilt import safetensors, tensor
 
 # What breaks out of text, attributes and comments, if anything does, and what matplotlib takes for mathematics.
@@ -43,7 +44,7 @@ def make_run(
         if step % 300 == 0:
             run.append("evaluations", {"step": step, "modes": 900 - step // 2, "kl": 0.5, "fd": 10.0 + seed})
             scores = {"training": [0.0, 1.0, 2.0], "held_out": [-0.5, 0.8, 1.7], "generated": [-2.0, -1.0, 0.5]}
-            run.append("scores", {"step": step, "overfitting": 0.55, "separation": 0.9} | scores)
+            run.append("outputs", {"step": step, "overfitting": 0.55, "separation": 0.9} | scores)
         if watched:
             _watch(run, step, name)
     for picture in ("samples", "data"):

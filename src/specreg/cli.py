@@ -7,7 +7,6 @@ training diverged, 4 another process of the job has ended or differs, 130 interr
 import contextlib
 import dataclasses
 import errno
-import functools
 import io
 import itertools
 import json
@@ -24,14 +23,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from specreg import __version__
 from specreg.experiments.interrupts import import_whole
+from specreg.files import prepare_directory
+from specreg.names import check_choice, integer, printable
 from specreg.processes import DisagreementError, LostProcessError, MainFailedError, launched
-from specreg.records import prepare_directory, printable
 
 if TYPE_CHECKING:
     from specreg.experiments.config import Method
     from specreg.experiments.jobs import Job
 
-_LAB = ("accelerate", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
+_LAB = ("filelock", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
 _BOX = re.compile("[─│╭╮╰╯]+")
 # What to do about what the operating system says.
 _REMEDIES = {
@@ -124,7 +124,7 @@ def _compare(arguments: list[str]) -> int:
 
     from specreg import display
     from specreg.experiments import compare
-    from specreg.experiments.config import METHODS, PAPER_METHODS, Settings, check_choice, check_integer
+    from specreg.experiments.config import METHODS, PAPER_METHODS, Settings
     from specreg.experiments.jobs import execute_all
     from specreg.experiments.run import warn_about
     from specreg.report import Run, write_report
@@ -151,7 +151,7 @@ def _compare(arguments: list[str]) -> int:
     methods: list[Method] = _split(given.methods)  # type: ignore[assignment]
     for method in methods:
         check_choice("methods", method, METHODS)
-    check_integer("jobs", given.jobs, at_least=1)
+    integer("jobs", given.jobs, at_least=1)
     jobs = compare.plan(given.out, methods, [_integer("seeds", seed) for seed in _split(given.seeds)], given.settings)
     runs = compare.all_runs(given.out, jobs)
     for run in runs:
@@ -172,7 +172,7 @@ def _sweep(arguments: list[str]) -> int:
 
     from specreg import display
     from specreg.experiments import cluster, presets, sweep
-    from specreg.experiments.config import METHODS, Settings, check_choice, check_integer
+    from specreg.experiments.config import METHODS, Settings
     from specreg.experiments.jobs import execute_all
     from specreg.experiments.run import warn_about
     from specreg.report import sweep_table
@@ -224,7 +224,7 @@ def _sweep(arguments: list[str]) -> int:
     methods: list[Method] = _split(given.methods)  # type: ignore[assignment]
     for method in methods:
         check_choice("methods", method, METHODS)
-    check_integer("jobs", given.jobs, at_least=1)
+    integer("jobs", given.jobs, at_least=1)
     for name, value in (("minutes", given.minutes), ("cpus", given.cpus)):
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
@@ -271,8 +271,9 @@ def _train(arguments: list[str]) -> int:
     from specreg import display
     from specreg.experiments.config import RunConfig
     from specreg.experiments.interrupts import interruptible
-    from specreg.experiments.run import check_shares, execute, join_processes, prepare_run, saved_config, warn_about
+    from specreg.experiments.run import check_shares, execute, prepare_run, saved_config, warn_about
     from specreg.experiments.sources import open_checked
+    from specreg.processes import join
     from specreg.records import RunDirectory
     from specreg.training.steps import NonFiniteError
 
@@ -289,7 +290,7 @@ def _train(arguments: list[str]) -> int:
         """Show no progress."""
         config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
-    processes = join_processes()
+    processes = join()
     with contextlib.ExitStack() as held:
         with processes.main_first():  # nobody reads the directory before it is prepared
             saved = saved_config(RunDirectory(_output(arguments, Train.out)))
@@ -308,9 +309,7 @@ def _train(arguments: list[str]) -> int:
         progress: Any = lambda step, metrics: None  # noqa: E731
         if processes.main and not given.quiet:
             label = f"{config.method}, seed {config.seed}"
-            bar = display.training(label, config.settings.training.steps)
-            begun = functools.cache(functools.partial(held.enter_context, bar))
-            progress = lambda step, metrics: begun()(step, metrics)  # noqa: E731, PLW0108  # after what could be wrong
+            progress = held.enter_context(display.training(label, config.settings.training.steps))
         try:
             finished = execute(config, run, source, stop=interrupted, progress=progress, processes=processes)
         except NonFiniteError as error:
@@ -330,7 +329,7 @@ def _evaluate(arguments: list[str]) -> int:
     import tyro
 
     from specreg import display
-    from specreg.experiments.config import Features, check_integer
+    from specreg.experiments.config import Features
     from specreg.experiments.run import evaluate_run
     from specreg.records import RunDirectory
 
@@ -357,7 +356,7 @@ def _evaluate(arguments: list[str]) -> int:
 
     given = _parse(Evaluate(), "evaluate", arguments)
     if given.samples is not None:
-        check_integer("samples", given.samples, at_least=10)
+        integer("samples", given.samples, at_least=10)
     names = ("samples", "reference", "reference_split", "features", "inception_weights")
     changed = {name: value for name in names if (value := getattr(given, name)) is not None}
     values = dataclasses.asdict(evaluate_run(RunDirectory(given.run), which=given.checkpoint, **changed))
@@ -371,7 +370,7 @@ def _evaluate(arguments: list[str]) -> int:
 def _sample(arguments: list[str]) -> int:
     import tyro
 
-    from specreg.experiments.config import LAST_SEED, check_integer
+    from specreg.experiments.config import LAST_SEED
     from specreg.experiments.run import load_sampler
     from specreg.experiments.sampling import sample_images, save_picture
     from specreg.records import RunDirectory
@@ -392,8 +391,8 @@ def _sample(arguments: list[str]) -> int:
         """The newest, the one of the least Fréchet distance, or the last one without an alarm."""
 
     given = _parse(Sample(), "sample", arguments)
-    check_integer("side", given.side, at_least=1, at_most=100)
-    check_integer("seed", given.seed, at_least=0, at_most=LAST_SEED)
+    integer("side", given.side, at_least=1, at_most=100)
+    integer("seed", given.seed, at_least=0, at_most=LAST_SEED)
     _check_output(given.out, (".png",))
     if given.out.exists():
         raise ValueError(f"{given.out} exists: choose another name with --out")

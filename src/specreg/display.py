@@ -19,7 +19,7 @@ from rich.text import Text
 
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers import shown as layer_name
-from specreg.records import printable
+from specreg.names import printable
 from specreg.report import TITLES, protocol, table
 
 if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need
@@ -37,7 +37,7 @@ _LIVE = (*_METRICS, ("d_loss", "loss D", 2), ("g_loss", "loss G", 2))
 
 @contextlib.contextmanager
 def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """Show one run's progress bar; yields what is to be told each step and its metrics."""
+    """Show one run's progress bar from its first step on; yields what is to be told each step and its metrics."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -46,15 +46,20 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
         TextColumn("{task.fields[metrics]}"),
     )
     latest: dict[str, Any] = {}
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(label, total=steps, metrics="")
+    bars = Progress(*columns, console=Console(stderr=True))
+    task = bars.add_task(label, total=steps, metrics="")
 
-        def tell(step: int, metrics: Mapping[str, Any]) -> None:
-            latest.update(metrics)
-            shown = [f"{heading} {latest[key]:.{digits}f}" for key, heading, digits in _LIVE if key in latest]
-            bars.update(task, completed=step, metrics="  ".join([*shown, str(latest.get("verdict", ""))]))
+    def tell(step: int, metrics: Mapping[str, Any]) -> None:
+        bars.start()  # once: until the first step something may be wrong, which is shown without a bar
+        latest.update(metrics)
+        shown = [f"{heading} {latest[key]:.{digits}f}" for key, heading, digits in _LIVE if key in latest]
+        bars.update(task, completed=step, metrics="  ".join([*shown, str(latest.get("verdict", ""))]))
 
+    try:
         yield tell
+    finally:
+        if bars.live.is_started:
+            bars.stop()
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from specreg.layers import DEFAULT_KINDS, Selection, find, shown
 from specreg.monitor.actions import Pin, checked_states
-from specreg.monitor.detector import State, Verdict
+from specreg.monitor.detector import Verdict
 from specreg.monitor.monitor import Monitor
+from specreg.names import State, integer
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
-from specreg.regularizers.compensators import Compensator, checked_integer
+from specreg.regularizers.compensators import Compensator
 
 logger = logging.getLogger("specreg")
 
@@ -75,7 +76,7 @@ class Guard:
     ) -> None:
         if scheme not in (schemes := get_args(SchemeName)):
             raise ValueError(f"there is no scheme {scheme!r}: the schemes are {', '.join(schemes)}")
-        self.healthy = checked_integer("healthy", healthy, at_least=1)
+        self.healthy = integer("healthy", healthy, at_least=1)
         self.states = checked_states(states)
         self.scheme: SchemeName = scheme
         self.pin = pin

@@ -5,10 +5,13 @@ Each loss is a pair of functions of score tensors (N,), averaged over the batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+LossName = Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-r1", "relativistic-r1r2"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def gradient_penalty(
     return penalty
 
 
-LOSSES = {
+LOSSES: dict[LossName, Loss] = {
     "hinge": Loss(hinge_discriminator, raise_scores),
     "non-saturating": Loss(non_saturating_discriminator, non_saturating_generator),
     "wasserstein-gp": Loss(wasserstein_discriminator, raise_scores, gradient_penalty=10.0),

@@ -8,12 +8,16 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# The others wait while the main process evaluates, for an hour perhaps: torch's 10 or 30 minutes, which gradients keep,
+# would end them.
+_PATIENCE = timedelta(hours=4)
 REMEDY = "start them with torchrun or accelerate launch, or unset WORLD_SIZE"
 
 
@@ -29,21 +33,54 @@ def launched() -> int:
     return int(value)
 
 
-def connect(backend: str) -> None:
+def local_device() -> torch.device:
+    """Return where this process computes: on the GPU that LOCAL_RANK names, or on the CPU where there is none.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes on this machine.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank, num_gpus = os.environ.get("LOCAL_RANK", "0"), torch.cuda.device_count()
+    if not rank.isdecimal() or int(rank) >= num_gpus:
+        raise ValueError(
+            f"the environment variable LOCAL_RANK is {rank!r:.60}, and this machine has {num_gpus} GPU(s): start one "
+            f"process for each, or hide them with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    return torch.device("cuda", int(rank))
+
+
+def join() -> "Processes":
+    """Connect this process with the others that torchrun or accelerate launch has started, if it has.
+
+    Raises:
+        ValueError: the environment does not say where the others are.
+        LostProcessError: they could not be connected; starting the job again may help.
+    """
+    if (count := launched()) < 2:
+        return ALONE
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ValueError(
+            f"WORLD_SIZE says that there are {count} processes, and not where ({', '.join(missing)} not set): {REMEDY}"
+        )
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        _connect("gloo" if device.type == "cpu" else "nccl")
+        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise LostProcessError(f"the {count} processes of this job could not be connected ({first:.200})") from error
+    return Processes(dist.get_rank(), dist.get_world_size(), control)
+
+
+def _connect(backend: str) -> None:
     """Let torch connect the processes, unless it has; a job that is started again must not see the attempt before.
 
     torchrun's store stays the same, and has the addresses of processes that are gone. On several machines the number of
     the attempt may differ from one to the other, and so cannot tell them apart: docs/processes.md has what does.
-
-    Raises:
-        ValueError: the environment does not say where the others are.
-        RuntimeError: they could not be connected.
     """
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        unset = ", ".join(missing)
-        raise ValueError(
-            f"WORLD_SIZE says that there are {launched()} processes, and not where ({unset} not set): {REMEDY}"
-        )
     if dist.is_initialized():
         return
     store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
@@ -119,11 +156,6 @@ class Processes:
     def main(self) -> bool:
         return self.rank == 0
 
-    @property
-    def group(self) -> dist.ProcessGroup | None:
-        """All processes, as torch's functions take them; None with one process."""
-        return dist.group.WORLD if self.count > 1 else None
-
     def share(self, batch: Tensor) -> Tensor:
         """Return this process's part of a batch, contiguous, by rank.
 
@@ -152,16 +184,12 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Tell whether a flag is set in any process."""
-        return self.total(int(bool(flag))) > 0
-
-    def total(self, number: int) -> int:
-        """Return the sum of a number over the processes."""
         if self.count == 1:
-            return number
-        numbers = torch.tensor([number])
+            return bool(flag)
+        num_flags = torch.tensor([int(bool(flag))])
         with talking():
-            dist.all_reduce(numbers, group=self.control)
-        return int(numbers.item())
+            dist.all_reduce(num_flags, group=self.control)
+        return int(num_flags.item()) > 0
 
     def agree(self, step: int, digests: Mapping[str, int]) -> None:
         """Make sure that all processes are at the same step and hold the same values.
@@ -175,20 +203,20 @@ class Processes:
         """
         if self.count == 1:
             return
-        mine = torch.tensor([step, *digests.values()], dtype=torch.int64)
-        gathered = [torch.empty_like(mine) for _ in range(self.count)]
+        values = torch.tensor([step, *digests.values()], dtype=torch.int64)
+        gathered = [torch.empty_like(values) for _ in range(self.count)]
         with talking():
-            dist.all_gather(gathered, mine, group=self.control)
+            dist.all_gather(gathered, values, group=self.control)
         rows = torch.stack(gathered).tolist()
-        others = [rank for rank in range(1, self.count) if rows[rank] != rows[0]]
-        if others:
+        deviating = [rank for rank in range(1, self.count) if rows[rank] != rows[0]]
+        if deviating:
             names = ["the step", *digests]
-            wrong = [name for i, name in enumerate(names) if any(rows[rank][i] != rows[0][i] for rank in others)]
-            folder = "; all machines have to see the same run folder" if "the step" in wrong else ""
-            who = f"process{'es' if len(others) > 1 else ''} {', '.join(map(str, others))}"
+            parts = [name for i, name in enumerate(names) if any(rows[rank][i] != rows[0][i] for rank in deviating)]
+            folder = "; all machines have to see the same run folder" if "the step" in parts else ""
+            who = f"process{'es' if len(deviating) > 1 else ''} {', '.join(map(str, deviating))}"
             raise DisagreementError(
-                f"step {rows[0][0]}: {who} of {self.count} differ{'' if len(others) > 1 else 's'} from process 0 in "
-                f"{', '.join(wrong)}{folder}; nothing was saved. Start the job again, it goes on from its last "
+                f"step {rows[0][0]}: {who} of {self.count} differ{'' if len(deviating) > 1 else 's'} from process 0 in "
+                f"{', '.join(parts)}{folder}; nothing was saved. Start the job again, it goes on from its last "
                 f"checkpoint; if this comes back, the machines compute differently: use equal ones, or one process"
             )
 

@@ -10,7 +10,7 @@ A run directory holds
 - ``verdicts.jsonl``: what the collapse detector says of each of these snapshots;
 - ``sensitivity.jsonl``: with the metrics, how nearly each layer attains its bound, the discriminator's gradient norms
   and the samples' diversity;
-- ``scores.jsonl``: with the metrics, how the discriminator scores training, held-out and generated images;
+- ``outputs.jsonl``: with the metrics, what the discriminator says of training, held-out and generated images;
 - ``events.jsonl``: what was done about a verdict;
 - ``tensorboard/``: the numbers of all these series once more, and pictures of the spectra;
 - ``checkpoint.pt``: everything needed to go on; ``checkpoint-before.pt``: the one before it, for the case that it is
@@ -29,22 +29,15 @@ import contextlib
 import json
 import os
 import platform
-import shutil
-import sys
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from specreg.inputs import check_file, exists
+from specreg.files import check_file, exists, read_json, read_json_lines, remove_partial, write_json, write_text
+from specreg.names import LARGEST_INTEGER
 
-SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "scores", "events")
-_LOCK_ATTEMPTS = 10
-_PARTIAL = ".partial"  # ends the name of a file that is being written, and has no name of its own yet
-# Nothing written here comes near: what is larger or nested deeper would fill the memory or the interpreter's stack.
-_LARGEST, _DEEPEST = 1 << 26, 50  # bytes of a JSON file or of a line; objects and lists within each other
-_LAST_STEP = 1 << 53  # whole numbers are exact up to there, in whatever reads them
+SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "outputs", "events")
+_LOCK_SECONDS, _ASKING_SECONDS = 0.5, 0.1
 
 
 class RunDirectory:
@@ -86,48 +79,47 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Hold the directory, which has to exist, for this process: two that wrote one run would tear its records.
 
-        The operating system lets go when the process ends, however it ends; so nothing is left behind but the file,
-        which is not removed because another process may have opened it. (Windows has no such lock: nothing is held.)
+        The operating system lets go when the process ends, however it ends; the file stays.
 
         Raises:
             ValueError: another process holds it; names that process and its machine.
         """
-        if sys.platform == "win32":
-            yield
-            return
-        import fcntl
-
-        if (self.path / "run.lock").exists():
-            check_file(self.path / "run.lock")
-        with open(self.path / "run.lock", "a", encoding="utf-8") as file:
-            for attempt in range(_LOCK_ATTEMPTS):  # who only asks for the holder locks it for a moment, too
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if attempt == _LOCK_ATTEMPTS - 1:
-                        holder = self.holder() or "another process"
-                        raise ValueError(f"{self.path} is being written by {holder}: wait for it, or stop it") from None
-                    time.sleep(0.05)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
+        with self._held(_LOCK_SECONDS) as holder:
+            if holder is not None:
+                raise ValueError(f"{self.path} is being written by {holder}: wait for it, or stop it")
+            with contextlib.suppress(OSError):  # where a locked file cannot be written to, as on Windows
+                self._lock_file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
             yield
 
     def holder(self) -> str | None:
         """Return "process PID on HOST" of the process that holds the directory (:meth:`lock`), None if none does."""
-        path = self.path / "run.lock"
-        if sys.platform == "win32" or not path.exists():
+        if not self._lock_file.exists():
             return None
-        import fcntl
+        with self._held(_ASKING_SECONDS) as holder:
+            return holder
 
-        check_file(path)
-        with open(path, encoding="utf-8", errors="replace") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "another process"
-        return None
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / "run.lock"
+
+    @contextlib.contextmanager
+    def _held(self, seconds: float) -> Iterator[str | None]:
+        """Hold the lock if it can be had within a time (others may ask for its holder, too), or yield who holds it."""
+        import filelock  # of the lab: monitors write their records without it
+
+        if self._lock_file.exists():
+            check_file(self._lock_file)
+        lock, holder = filelock.FileLock(self._lock_file), None
+        try:
+            lock.acquire(timeout=seconds, poll_interval=0.02)
+        except filelock.Timeout:
+            holder = "another process"
+            with contextlib.suppress(OSError):
+                holder = self._lock_file.read_text(encoding="utf-8", errors="replace").strip() or holder
+        try:
+            yield holder
+        finally:
+            lock.release()
 
     def image(self, name: str) -> Path:
         return self.path / f"{name}.png"
@@ -171,139 +163,19 @@ class RunDirectory:
         Raises:
             ValueError: a series is damaged; nothing is changed.
         """
-        kept = {}  # all are read before the first is written
+        remaining = {}  # all are read before the first is written
         for name in SERIES:
             path = self.path / f"{name}.jsonl"
             if path.exists():
-                kept[path] = [json.dumps(record) + "\n" for record in _lines(path) if record["step"] <= step]
-        for partial in self.path.glob(f".*{_PARTIAL}"):
-            partial.unlink(missing_ok=True)
-        for path, lines in kept.items():
-            _write_atomically(path, "".join(lines))
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; ValueError names it where it is damaged, or is no file."""
-    check_file(path)
-    with _opened(path) as file:
-        content = file.read(_LARGEST + 1)
-    try:
-        return _parsed(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it or restore it") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically: readers see the old one or the whole new one."""
-    _write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text atomically; half of a surrogate pair, as a name may hold it and no encoding writes it, becomes "?"."""
-    _write_atomically(path, text)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to write; when the block ends it takes the place of ``path``, which is the old or the whole new one.
-
-    If the block fails, or the machine does, the old file stays.
-    """
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # mkstemp makes private files; a shared results folder has to be readable
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
-
-
-def printable(text: str) -> str:
-    """Replace what could steer a terminal: control characters, and those that turn the direction of writing."""
-    return "".join(character if character.isprintable() else "�" for character in text)
-
-
-def give_name(existing: Path, name: Path) -> None:
-    """Make ``name`` a second name of a file (a copy, where there are no links), in the place of what had it before."""
-    partial = name.with_name(f".{name.name}{_PARTIAL}")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(existing, partial)
-    except OSError:
-        shutil.copyfile(existing, partial)
-    os.replace(partial, name)
-    partial.unlink(missing_ok=True)  # renaming a file to another of its own names does nothing
-
-
-def prepare_directory(path: Path) -> None:
-    """Create a directory and make sure that it can be written to.
-
-    Raises:
-        ValueError: it is a file, or cannot be created or written.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot write to {path} ({error.strerror or error}): choose another output folder") from error
+                remaining[path] = [json.dumps(record) + "\n" for record in _lines(path) if record["step"] <= step]
+        remove_partial(self.path)
+        for path, lines in remaining.items():
+            write_text(path, "".join(lines))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    check_file(path)
-    with _opened(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(_LARGEST + 1), b""), start=1):
-            try:
-                record = _parsed(line)
-            except ValueError as error:
-                if not line.endswith(b"\n") and len(line) <= _LARGEST:
-                    return
-                raise ValueError(f"{path}, line {number} is damaged ({error}): remove it or restore it") from error
-            step = record.get("step") if isinstance(record, dict) else None
-            if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= _LAST_STEP:
-                raise ValueError(
-                    f"{path}, line {number} is damaged (not an object with a step): remove it or restore it"
-                )
-            yield record
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-
-
-def _parsed(content: bytes) -> Any:
-    """Return JSON's value; ValueError, in one line, where it is none, or too large or too deep to be a record."""
-    if len(content) > _LARGEST:
-        raise ValueError(f"more than {_LARGEST} bytes")
-    try:
-        value = json.loads(content.decode("utf-8"))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if content.count(b"[") + content.count(b"{") > _DEEPEST:
-        level = [value]
-        for _ in range(_DEEPEST):
-            level = [inner for one in level for inner in _held(one) if isinstance(inner, dict | list)]
-        if level:
-            raise ValueError("nested too deeply")
-    return value
-
-
-def _held(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode("utf-8", errors="replace"))
+    for place, record in read_json_lines(path):
+        step = record.get("step") if isinstance(record, dict) else None
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= LARGEST_INTEGER:
+            raise ValueError(f"{place} is damaged (not an object with a step): remove it or restore it")
+        yield record

@@ -451,7 +451,7 @@ INSPECT = {
     "deep index": ([file("m.safetensors.index.json", DEEP)], "nested too deeply"),
 } | {f"safetensors with {name}": ([file("a.safetensors", content)], "a.safetensors is damaged") for name, content in LIES.items()}  # fmt: skip
 
-SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "scores", "events")
+SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "outputs", "events")
 REPORT = {
     "nothing": ([], "name at least one run directory"),
     "no run": ([OUT], "is neither a run directory nor a comparison folder"),

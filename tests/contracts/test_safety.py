@@ -13,6 +13,8 @@ SOURCES = sorted(
     path for folder in ("src", "scripts", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
+# Its unpickler finds nothing but functions of its own file: tests/unit/test_formats.py.
+UNPICKLES = {ROOT / "src/specreg/data/pickled.py": ["imports pickle"]}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "os.system", "os.popen", "subprocess.getoutput"}
 
 
@@ -39,7 +41,8 @@ def violations(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_unpickles_or_starts_a_shell(path):
-    assert violations(path.read_text(encoding="utf-8")) == []
+    found = [violation.partition(": ")[2] for violation in violations(path.read_text(encoding="utf-8"))]
+    assert found == UNPICKLES.get(path, [])
 
 
 @pytest.mark.parametrize(

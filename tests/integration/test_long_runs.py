@@ -23,7 +23,6 @@ termios = pytest.importorskip("termios")  # not on Windows
 # Trains with everything on that writes, and prints step, memory (KiB), open files and threads every so many steps.
 WATCHED = """
 import os, sys
-from accelerate import Accelerator
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import execute, prepare_run

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 import specreg
@@ -34,7 +33,7 @@ SETTINGS = Settings(
 
 
 def make_state(method: str = "static") -> TrainingState:
-    return build_state(RunConfig(method, 0, SETTINGS), StackedDigits(), Accelerator())
+    return build_state(RunConfig(method, 0, SETTINGS), StackedDigits())
 
 
 def poison(tensor: Tensor, value: float = float("nan")) -> None:
@@ -79,7 +78,7 @@ def test_a_bad_loss_is_traced_to_the_first_bad_tensor(cause):
     message = cause(state)
     before = [parameter.clone() for parameter in state.generator.parameters()]
     with pytest.raises(NonFiniteError) as error:
-        train(state, SETTINGS.training, accelerator=Accelerator())
+        train(state, SETTINGS.training)
     assert str(error.value) == f"{message}; the update was not made"
     assert state.step == 0
     assert all(
@@ -108,7 +107,7 @@ def test_what_overflows_in_a_step_is_not_applied(which, scale, what):
     with pytest.raises(NonFiniteError, match=f"the {which}'s {what}.*; the update was not made"):
         step(
             generator, discriminator, optimizer, LOSSES["non-saturating"], *batches,
-            accelerator=Accelerator(), **options,
+            **options,
         )  # fmt: skip
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 

@@ -15,7 +15,7 @@ import loops
 from specreg.cli import main
 from specreg.experiments.config import Settings, TrainingConfig
 from specreg.experiments.run import check_shares
-from specreg.processes import ALONE, Processes
+from specreg.processes import ALONE, Processes, local_device
 from specreg.records import RunDirectory
 from trainings import OPTIONS, assert_same_value, environment
 
@@ -186,6 +186,35 @@ def torchrun(out: Path, *options: str, restarts: int = 0) -> subprocess.Popen:
     command = [sys.executable, *launcher, "-m", "specreg", "--", "train", "--quiet", "--out", str(out), *options]
     alone = {"CUDA_VISIBLE_DEVICES": ""}  # gloo, wherever this is run
     return subprocess.Popen(command, env=environment() | alone, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_sets_the_variables_that_join_reads(tmp_path):
+    pytest.importorskip("accelerate")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib, sys\nfrom specreg.processes import join\nprocesses = join()\n"
+        "pathlib.Path(sys.argv[1], os.environ['RANK']).write_text("
+        "f'{processes.rank} of {processes.count}, {processes.any(processes.rank == 1)}')\nprocesses.leave()\n"
+    )
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    command = [sys.executable, *launcher, str(script), str(tmp_path)]
+    subprocess.run(command, env=environment() | {"CUDA_VISIBLE_DEVICES": ""}, check=True)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["0 of 2, True", "1 of 2, True"]
+
+
+def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert local_device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert local_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"LOCAL_RANK is '2', and this machine has 2 GPU\(s\): start one process for"):
+        local_device()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert local_device() == torch.device("cpu")
 
 
 def worker(job: subprocess.Popen, rank: int) -> int:

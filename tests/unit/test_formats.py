@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from specreg.data.open import find_images
+from specreg.data.pickled import read_pickled
 
 TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 HUNDRED = [f"class {index}" for index in range(100)]
@@ -389,9 +390,9 @@ def nested(depth: int) -> bytes:
 HOSTILE = {
     "a global": (b"\x80\x02cos\nsystem\nU\x04true\x85R.", r"names 'os\.system', which is not an array"),
     "a named global": (pickle.dumps(subprocess.run, protocol=4), r"names 'subprocess\.run'"),
-    "a list for a name": (b"\x80\x04]]\x93.", "has a list for a name"),
+    "a list for a name": (b"\x80\x04]]\x93.", r"damaged \(UnpicklingError\)"),
     "numpy's loader": (b"\x80\x02cnumpy\nload\nU\x01a\x85R.", r"names 'numpy\.load'"),
-    "a call of a string": (b"\x80\x02U\x02osU\x01a\x85R.", "calls what is not an array's constructor"),
+    "a call of a string": (b"\x80\x02U\x02osU\x01a\x85R.", r"damaged \(TypeError\)"),
     "a call of a type": (b"\x80\x02cnumpy\nndarray\nK\x04\x85\x85R.", "calls what is not an array's constructor"),
     "an array of another type": (
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\nK\x00\x85U\x01b\x87R.", "calls what is not",
@@ -401,14 +402,24 @@ HOSTILE = {
     "an instance": (b"(ios\nsystem\n.", "asks for INST"),
     "an extension": (b"\x80\x02\x82\x01.", "asks for EXT1"),
     "an object elsewhere": (b"\x80\x02U\x01aQ.", "asks for BINPERSID"),
-    "a state for a list": (b"\x80\x02]}b.", "sets the state of what is not an array"),
+    "a state for a list": (b"\x80\x02]}b.", "damaged|holds a list"),
+    "a state for a constructor": (b"\x80\x02cnumpy\ndtype\nN}U\x0c__defaults__)s\x86b.", "sets the state of what"),
+    "a list for a type": (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x85R(K\x01K\x01\x85]\x89U\x01atb.",
+        "is not uint8",
+    ),
+    "an encoder of another kind": (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aU\x03rot\x86R.", "encodes what is"),
     "an empty stack": (b"\x80\x02u.", "damaged"),
     "nothing to return": (b"\x80\x02.", "damaged"),
     "a memo that is not there": (b"\x80\x02h\x07.", "damaged"),
     "a length beyond the end": (b"\x80\x02T\xff\xff\xff\x7fabc.", "is no part of"),
-    "nesting": (nested(60), "has lists within a list"),
-    "deep nesting": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "has lists within a list"),
-    "tuples in a list": (b"\x80\x02](K\x01K\x02\x86e.", "has lists within a list"),
+    "nesting": (nested(60), "more operations than a batch needs"),
+    "deep nesting": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "holds a list, not a dictionary"),
+    "a million lists": (b"\x80\x02" + b"]" * 1_000_001 + b".", "more operations than a batch needs"),
+    "a key of repeated tuples": (b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * 60 + b"Ns.", "more operations than a batch"),
+    "a key of deep tuples": (b"\x80\x02}K\x01" + b"\x85" * 100_000 + b"Ns.", "more operations than a batch needs"),
+    "a tuple for a name": (b"\x80\x02}K\x01\x85Ns.", "has a tuple for a name"),
+    "a place of its own for a value": (b"\x80\x02}r\xff\xff\xff\x7f.", "keeps a value as number 2147483647"),
     "itself": (b"\x80\x02}q\x00U\x01ah\x00sU\x06labelsh\x00s.", "has no 'data'"),
 }  # fmt: skip
 
@@ -434,6 +445,16 @@ def test_names_of_classes_are_strings(tmp_path, shown):
     with pytest.raises(ValueError, match=r"batches\.meta (is no part of|has names of classes that)") as caught:
         find_images(path).open()
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_batches_of_every_protocol_that_holds_arrays_are_read(tmp_path, protocol):
+    path, _ = cifar10_python(tmp_path / "set")
+    expected = find_images(path).open().images
+    for file in path.glob("data_batch_*"):
+        values = read_pickled(file.read_bytes())
+        file.write_bytes(pickle.dumps(values, protocol=protocol))
+    assert torch.equal(find_images(path).open().images, expected)
 
 
 def test_names_of_classes_may_be_bytes(tmp_path):

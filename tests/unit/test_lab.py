@@ -1,5 +1,6 @@
 """Networks, losses, configuration, records, checkpoints: small pieces of the lab."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -7,7 +8,6 @@ import os
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from specreg.data.digits import StackedDigits
@@ -20,11 +20,13 @@ from specreg.experiments.config import (
     from_dict,
     to_dict,
 )
-from specreg.experiments.run import build_state, make_accelerator
+from specreg.experiments.run import build_state
+from specreg.files import give_name, prepare_directory
 from specreg.losses import LOSSES, gradient_penalty
 from specreg.models import STAGES, Discriminator, Generator
-from specreg.records import RunDirectory, give_name, prepare_directory
+from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig, decay_factor, train
+from specreg.training.precision import compute_in_bf16
 from specreg.training.state import SCHEMA, load_checkpoint, load_newest, save_checkpoint, update_ema
 from specreg.training.steps import NonFiniteError, discriminator_step
 
@@ -127,7 +129,7 @@ def test_keep_stays_an_integer_or_a_fraction_through_json():
 @pytest.mark.parametrize("keep", [3, 0.25, "auto"])
 def test_keep_reaches_the_guard(keep):
     settings = Settings(regularization=RegularizationConfig(guard="static", keep=keep))
-    state = build_state(RunConfig("guard", 0, settings), StackedDigits(), make_accelerator(settings))
+    state = build_state(RunConfig("guard", 0, settings), StackedDigits())
     assert state.compensator.keep == keep
 
 
@@ -264,6 +266,23 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
         load_checkpoint(path)
 
 
+def test_bf16_computes_the_forward_pass_alone_and_returns_float32():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    x = torch.randn(5, 3)
+    exact, seen = network(x), []
+    network[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    compute_in_bf16(network)
+    mixed = network(x)
+    assert (seen, mixed.dtype) == ([torch.bfloat16], torch.float32)
+    assert 0 < (mixed - exact).abs().max() < 0.05
+    twin = copy.deepcopy(network)
+    twin[1].bias.data += 1
+    torch.testing.assert_close(twin(x), mixed + 1, rtol=0, atol=0.05)
+    mixed.sum().backward()
+    assert {parameter.grad.dtype for parameter in network.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [("loss", "the discriminator's loss is nan"), ("weight", r"layer 'blocks\.0\.conv1': the weight holds NaN or inf")],
@@ -271,8 +290,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
 def test_divergence_is_named_with_its_step_before_the_update(damage, message):
     training = TrainingConfig(steps=3, batch_size=4)
     config = RunConfig("static", 0, Settings(model=ModelConfig(4, 4, 8), training=training))
-    accelerator = Accelerator()
-    state = build_state(config, StackedDigits(), accelerator)
+    state = build_state(config, StackedDigits())
     weights = {name: p.detach().clone() for name, p in state.generator.named_parameters()}
     if damage == "loss":
         state.discriminator.score.parametrizations.weight.original.data.fill_(math.nan)
@@ -281,7 +299,7 @@ def test_divergence_is_named_with_its_step_before_the_update(damage, message):
         convolution = state.discriminator.blocks[0].conv1.parametrizations.weight.original
         state.discriminator_optimizer.step = lambda: (step(), convolution.data.fill_(math.inf))
     with pytest.raises(NonFiniteError, match=f"step 1: {message}"):
-        train(state, config.settings.training, accelerator=accelerator)
+        train(state, config.settings.training)
     assert all(torch.equal(weights[name], p) for name, p in state.generator.named_parameters())
 
 
@@ -300,7 +318,6 @@ def test_accumulated_micro_batches_equal_one_large_batch_without_normalization()
             LOSSES["non-saturating"],
             [(part, None) for part in real.chunk(parts)],
             [(part, None) for part in latent.chunk(parts)],
-            accelerator=Accelerator(),
             random=torch.Generator(),
         )
         gradients.append(before - discriminator.score.weight.detach())
@@ -314,7 +331,7 @@ def test_compiling_the_networks_renames_nothing(monkeypatch):
     states = []
     for compile_ in (False, True):
         config = RunConfig(settings=Settings(compile=compile_))
-        states.append(build_state(config, source, make_accelerator(config.settings)).state_dict())
+        states.append(build_state(config, source).state_dict())
     assert compiled == ["Generator", "Discriminator"]
     for network in ("generator", "discriminator"):
         assert list(states[0][network]) == list(states[1][network])

@@ -189,7 +189,7 @@ def test_actions_with_a_state_are_resumed(tmp_path):
     ("options", "message"),
     [
         ({"discriminator": "critic"}, "the LightningModule has no discriminator 'critic'"),
-        ({"discriminator": "nets.critic", "every": 0}, "every must be an integer >= 1"),
+        ({"discriminator": "nets.critic", "every": 0}, "every must be an integer of at least 1"),
         ({"discriminator": "", "guard": True}, "one optimizer with parameters of '', the trainer has 2"),
     ],
 )

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
@@ -147,7 +146,7 @@ def test_what_does_not_fit_is_refused_with_the_remedy(settings, message):
 @pytest.mark.parametrize(("data", "layers"), [("ring", [nn.Linear] * 4), ("digits", [nn.Conv2d] * 10)])
 def test_auto_compensates_convolutions_or_where_there_are_none_all_layers(data, layers):
     settings = Settings(data=DataConfig(data), model=ModelConfig(2, 2, 4))
-    state = build_state(RunConfig("static", 0, settings), open_source(settings), Accelerator())
+    state = build_state(RunConfig("static", 0, settings), open_source(settings))
     assert [type(state.discriminator.get_submodule(name)).__mro__[1] for name in state.compensator.layers] == layers
 
 
@@ -167,9 +166,9 @@ def test_gradient_penalty_of_points():
 
 def test_a_dcgan_trains_and_its_convolutions_are_compensated():
     settings = Settings(model=ModelConfig(2, 4, 8), training=TrainingConfig(steps=2, batch_size=4, d_steps=1))
-    accelerator, source = Accelerator(), images_of(28)
-    state = build_state(RunConfig("static", 0, settings), source, accelerator)
-    assert train(state, settings.training, accelerator=accelerator)
+    source = images_of(28)
+    state = build_state(RunConfig("static", 0, settings), source)
+    assert train(state, settings.training)
     assert state.compensator.acted > 0
     last = state.discriminator.convolutions[-1].parametrizations.weight.original.detach().flatten(1)
     s = torch.linalg.svdvals(last)

@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 import specreg
 from specreg.cli import main
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import DataConfig, ModelConfig, RegularizationConfig, RunConfig, Settings, from_dict
-from specreg.experiments.run import build_state, make_accelerator, warn_about
+from specreg.experiments.run import build_state, warn_about
 from specreg.losses import LOSSES, squared_slopes
 from specreg.training.loop import TrainingConfig, train
 from specreg.training.steps import discriminator_step, generator_step
@@ -71,7 +70,7 @@ def test_the_discriminators_step_is_the_gradient_of_the_written_loss(name):
     real, z = (torch.randn(4, 3, 2, 2, dtype=torch.float64) for _ in range(2))
     returned = discriminator_step(
         generator, network, torch.optim.SGD(network.parameters(), 1.0), LOSSES[name], [(real, None)], [(z, None)],
-        accelerator=Accelerator(), random=torch.Generator(), gamma=gamma, penalty=lambda: weight * network.a**2,
+        random=torch.Generator(), gamma=gamma, penalty=lambda: weight * network.a**2,
     )  # fmt: skip
     a, b = before["a"], before["b"]
     x, y = real.flatten(1), generator(z).detach().flatten(1)
@@ -97,7 +96,7 @@ def test_the_generators_step_is_judged_beside_real_images():
     (gradient,) = torch.autograd.grad(torch.log1p(torch.exp(network(real) - fake)).mean(), c)
     generator_step(
         generator, network, torch.optim.SGD(generator.parameters(), 1.0), LOSSES["relativistic-r1r2"], [(z, None)],
-        accelerator=Accelerator(), real=[(real, None)],
+        real=[(real, None)],
     )  # fmt: skip
     torch.testing.assert_close(c.detach() - generator.c.detach(), gradient)
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
@@ -108,12 +107,12 @@ def test_the_generators_step_is_judged_beside_real_images():
 def test_real_images_are_drawn_for_the_generator_only_where_it_needs_them(loss, per_step, conditional):
     training = TrainingConfig(steps=2, batch_size=4, d_steps=3, accumulate=2, generator_batch=2, loss=loss)
     settings = Settings(model=SMALL, training=training, data=DataConfig(conditional=conditional))
-    accelerator, source = make_accelerator(settings), StackedDigits()
-    state = build_state(RunConfig("none", 0, settings), source, accelerator)
+    source = StackedDigits()
+    state = build_state(RunConfig("none", 0, settings), source)
     draw, drawn = state.stream.next, []
     state.stream.next = lambda: drawn.append(1) or draw()
     classes = source.num_classes if conditional else 0
-    assert train(state, training, accelerator=accelerator, num_classes=classes)
+    assert train(state, training, num_classes=classes)
     assert len(drawn) == 2 * per_step
 
 
@@ -122,7 +121,7 @@ def test_methods_attach_what_they_say():
     networks = {}
     for method in ("sn", "orthogonal", "d-optimal", "oni", "none"):
         settings = Settings(model=SMALL, data=DataConfig(conditional=method == "oni"))
-        state = build_state(RunConfig(method, 0, settings), source, make_accelerator(settings))
+        state = build_state(RunConfig(method, 0, settings), source)
         assert state.compensator is None
         networks[method] = state
     kinds = {
@@ -146,7 +145,7 @@ def test_methods_attach_what_they_say():
 
 def test_the_penaltys_weight_can_be_chosen():
     settings = Settings(model=SMALL, regularization=RegularizationConfig(penalty_weight=3.0, compensate="all"))
-    state = build_state(RunConfig("orthogonal", 0, settings), StackedDigits(), make_accelerator(settings))
+    state = build_state(RunConfig("orthogonal", 0, settings), StackedDigits())
     expected = 3 * specreg.orthogonality_penalty(state.discriminator).item()
     assert state.penalty().item() == pytest.approx(expected)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from runs import HOSTILE, make_run
 from specreg.cli import main
-from specreg.records import write_json
+from specreg.files import write_json
 from specreg.report import open_runs, open_sweeps
 from specreg.report.runs import grouped
 from specreg.report.sweeps import missing, notes, published, summary, tables

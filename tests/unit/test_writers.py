@@ -166,7 +166,7 @@ def test_tensorboard_writes_to_the_trainings_own_writer_and_leaves_it_open(monit
 
 @pytest.mark.parametrize("images_every", [-1, True, 2.5])
 def test_tensorboard_names_a_bad_option(monitor, tmp_path, images_every):
-    with pytest.raises(ValueError, match="images_every must be an integer >= 0"):
+    with pytest.raises(ValueError, match="images_every must be an integer of at least 0"):
         TensorBoardWriter(monitor, tmp_path, images_every=images_every)
 
 

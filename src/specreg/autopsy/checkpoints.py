@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from specreg.inputs import check_file, check_stored, exists
+from specreg.files import check_file, check_stored, exists, read_json
 from specreg.layers import matches, shown
-from specreg.records import printable, read_json
+from specreg.names import printable
 
 # Sides of filters against aliasing, buffers of StyleGAN's ports: outer products, and no layers.
 _BLUR = 8

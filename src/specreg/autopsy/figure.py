@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specreg.autopsy.spectra import Autopsy
-from specreg.records import prepare_directory, printable
+from specreg.files import prepare_directory
+from specreg.names import printable
 
 _PANELS = 16
 _FORMATS = (".png", ".svg")

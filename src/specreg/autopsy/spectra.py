@@ -12,7 +12,7 @@ import torch
 from specreg.autopsy.checkpoints import INDEX, Checkpoint, Weight, open_checkpoint
 from specreg.layers import shown
 from specreg.monitor.detector import Detector, Thresholds, Verdict
-from specreg.records import printable
+from specreg.names import printable
 from specreg.spectra.gram import singular_values
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.statistics import random_bulk, statistics

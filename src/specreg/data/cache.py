@@ -1,21 +1,18 @@
 """Pixels in memory, or decoded once into a memory-mapped file."""
 
-import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from specreg.data.pixels import room
-from specreg.inputs import check_file
+from specreg.files import check_file, replacing, write_json
 
 # Part of every key: to be raised whenever the same files would give other pixels.
 _VERSION = 2
@@ -50,21 +47,19 @@ def hold(decode: Callable[[], Pixels], *, cache: Path | None, name: str, stamp: 
     stamp = {**stamp, "version": _VERSION}
     key = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
     file = cache / f"{name}-{key[:16]}.npy"
-    if (known := _mapped(file, key)) is not None:
-        return known
+    if (mapped := _mapped(file, key)) is not None:
+        return mapped
     shape, chunks = decode()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _replacing(file) as path:
-            _write(path, shape, chunks)
-        with _replacing(file.with_suffix(".json")) as path:
-            path.write_text(json.dumps({"key": key, "shape": shape, **_small(stamp)}, indent=1), encoding="utf-8")
+        with replacing(file) as opened:
+            _write(opened, shape, chunks)
+        write_json(file.with_suffix(".json"), {"key": key, "shape": shape, **_small(stamp)})  # vouches for the other
     except OSError as error:
         raise ValueError(f"cannot write the cache {cache} ({error.strerror}): choose another folder") from error
-    written = _mapped(file, key)
-    if written is None:
+    if (mapped := _mapped(file, key)) is None:
         raise ValueError(f"{file} cannot be read back: choose another folder for the cache")
-    return written
+    return mapped
 
 
 def file_stamp(path: Path) -> list[str | int]:
@@ -88,31 +83,13 @@ def _mapped(file: Path, key: str) -> Tensor | None:
     return torch.from_numpy(images) if whole else None
 
 
-def _write(path: Path, shape: tuple[int, int, int, int], chunks: Iterator[np.ndarray]) -> None:
+def _write(file: BinaryIO, shape: tuple[int, int, int, int], chunks: Iterator[np.ndarray]) -> None:
     # Written, not mapped: a full disk is an error then, and not a bus error.
-    with open(path, "wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        start = file.tell()
-        for chunk in chunks:
-            file.write(np.ascontiguousarray(chunk).data)
-        assert file.tell() - start == math.prod(shape)
-        file.flush()
-        os.fsync(file.fileno())  # the .json that follows vouches for it
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a new file's path beside ``path``, and put it in its place if all went well."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp makes private files; a cache may be shared
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    start = file.tell()
+    for chunk in chunks:
+        file.write(np.ascontiguousarray(chunk).data)
+    assert file.tell() - start == math.prod(shape)
 
 
 def _small(stamp: Mapping[str, Any]) -> dict[str, Any]:

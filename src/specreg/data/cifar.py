@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 as published: the binary version and the python batches (Krizhevsky 2009)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,69 +12,27 @@ from specreg.data.files import Files
 from specreg.data.pickled import read_pickled, text
 from specreg.data.pixels import numbered, source_of
 from specreg.data.published import (
-    Split,
     checked_labels,
     checked_names,
     class_names,
     require,
     whole_records,
 )
+from specreg.names import Split
 
 _SIDE, _CHANNELS = 32, 3
 _PIXELS = _CHANNELS * _SIDE * _SIDE
 
 
 @dataclass(frozen=True)
-class Binary:
-    """Records of label bytes, the last of which is the class, and 3072 pixels: red, green, blue, row by row.
-
-    Attributes:
-        title: the data set.
-        train, test: its files.
-        names: the file that has the classes' names, one a line.
-        classes: how many.
-        label_bytes: how many precede an image (CIFAR-100: the coarse class, then the fine one).
-    """
-
-    title: str
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    names: str
-    classes: int
-    label_bytes: int
-    home: str = "the binary version from cs.toronto.edu/~kriz/cifar.html"
-
-    def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
-        return _splits(names, self.train, self.test)
-
-    def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
-        wanted = self.train if split == "train" else self.test
-        require(files, wanted, self)
-        contents = files.read([*wanted, *files.names.intersection({self.names})])
-        images, labels = [], []
-        for name in wanted:
-            record = self.label_bytes + _PIXELS
-            count = whole_records(files.path, name, len(contents[name]), record, self)
-            records = np.frombuffer(contents[name], dtype=np.uint8).reshape(count, record)
-            labels.append(checked_labels(files.path, name, records[:, self.label_bytes - 1], self.classes))
-            images.append(_planes(records[:, self.label_bytes :]))
-        classes = numbered(self.classes)
-        if self.names in contents:
-            classes = class_names(files.path, self.names, contents[self.names], self.classes)
-        return source_of(files.path, np.concatenate(images), np.concatenate(labels), classes, image_size)
-
-
-@dataclass(frozen=True)
-class Python:
-    """Pickled dictionaries with an array ``data`` (N, 3072) and a list of labels, read without unpickling.
+class _Cifar:
+    """What the two versions have in common.
 
     Attributes:
         title: the data set.
         train, test: its files.
         names: the file that has the classes' names.
         classes: how many.
-        labels: the labels' key.
-        label_names: the key of the classes' names.
     """
 
     title: str
@@ -81,37 +40,94 @@ class Python:
     test: tuple[str, ...]
     names: str
     classes: int
-    labels: str
-    label_names: str
-    home: str = "the python version from cs.toronto.edu/~kriz/cifar.html"
+
+    @property
+    def home(self) -> str:
+        raise NotImplementedError
 
     def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
-        return _splits(names, self.train, self.test)
+        # A single training batch is enough to know the format by: loading names those that are missing.
+        parts: list[Split] = ["train"] if names.intersection(self.train) else []
+        return (*parts, "test") if names.issuperset(self.test) else tuple(parts)
 
     def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
-        wanted = self.train if split == "train" else self.test
-        require(files, wanted, self)
-        contents = files.read([*wanted, *files.names.intersection({self.names})])
+        batches = self.train if split == "train" else self.test
+        require(files, batches, self)
+        contents = files.read([*batches, *files.names.intersection({self.names})])
         images, labels = [], []
-        for name in wanted:
-            values = self._read(files.path, name, contents.pop(name))
-            data = self._entry(files.path, name, values, "data", np.ndarray)
-            given = self._entry(files.path, name, values, self.labels, list)
-            if data.shape != (len(given), _PIXELS) or not given:
-                raise ValueError(
-                    f"{files.path}: {name} has data of shape {data.shape} for {len(given)} labels instead of "
-                    f"(N, {_PIXELS}): damaged; fetch {self.home}"
-                )
-            images.append(_planes(data))
-            labels.append(checked_labels(files.path, name, given, self.classes))
+        for name in batches:
+            pixels, indices = self._batch(files.path, name, contents.pop(name))
+            images.append(pixels.reshape(-1, _CHANNELS, _SIDE, _SIDE))
+            labels.append(checked_labels(files.path, name, indices, self.classes))
         classes = numbered(self.classes)
         if self.names in contents:
-            values = self._read(files.path, self.names, contents[self.names])
-            known = self._entry(files.path, self.names, values, self.label_names, list)
-            if not all(isinstance(value, str | bytes) for value in known):
-                raise ValueError(f"{files.path}: {self.names} has names of classes that are no strings: damaged")
-            classes = checked_names(files.path, self.names, [text(value) for value in known], self.classes)
+            classes = self._class_names(files.path, contents[self.names])
         return source_of(files.path, np.concatenate(images), np.concatenate(labels), classes, image_size)
+
+    def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
+        """Return pixels (N, 3072), red, green, blue, row by row, and labels (N,)."""
+        raise NotImplementedError
+
+    def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Binary(_Cifar):
+    """Records of label bytes, the last of which is the class, and 3072 pixels; names of classes are lines of text.
+
+    Attributes:
+        label_bytes: how many precede an image (CIFAR-100: the coarse class, then the fine one).
+    """
+
+    label_bytes: int
+
+    @property
+    def home(self) -> str:
+        return "the binary version from cs.toronto.edu/~kriz/cifar.html"
+
+    def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
+        record = self.label_bytes + _PIXELS
+        whole_records(path, name, len(content), record, self)
+        records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
+        return records[:, self.label_bytes :], records[:, self.label_bytes - 1]
+
+    def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:
+        return class_names(path, self.names, content, self.classes)
+
+
+@dataclass(frozen=True)
+class Python(_Cifar):
+    """Pickled dictionaries with an array ``data`` (N, 3072) and a list of labels; see :mod:`specreg.data.pickled`.
+
+    Attributes:
+        labels: the labels' key.
+        label_names: the key of the classes' names.
+    """
+
+    labels: str
+    label_names: str
+
+    @property
+    def home(self) -> str:
+        return "the python version from cs.toronto.edu/~kriz/cifar.html"
+
+    def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
+        values = self._read(path, name, content)
+        data = self._entry(path, name, values, "data", np.ndarray)
+        labels = self._entry(path, name, values, self.labels, list)
+        if data.shape != (len(labels), _PIXELS) or not labels:
+            raise ValueError(
+                f"{path}: {name} has data of shape {data.shape} for {len(labels)} labels instead of "
+                f"(N, {_PIXELS}): damaged; fetch {self.home}"
+            )
+        return data, labels
+
+    def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:
+        names = self._entry(path, self.names, self._read(path, self.names, content), self.label_names, list)
+        if not all(isinstance(name, str | bytes) for name in names):
+            raise ValueError(f"{path}: {self.names} has names of classes that are no strings: damaged")
+        return checked_names(path, self.names, [text(name) for name in names], self.classes)
 
     def _read(self, path: Path, name: str, content: bytes) -> dict[str, Any]:
         try:
@@ -128,51 +144,22 @@ class Python:
         return values[key]
 
 
-def _splits(names: frozenset[str], train: tuple[str, ...], test: tuple[str, ...]) -> tuple[Split, ...]:
-    # A single training batch is enough to know the format by: loading names those that are missing.
-    found: list[Split] = ["train"] if names.intersection(train) else []
-    return (*found, "test") if names.issuperset(test) else tuple(found)
-
-
-def _planes(pixels: np.ndarray) -> np.ndarray:
-    return pixels.reshape(-1, _CHANNELS, _SIDE, _SIDE)
-
-
 _BATCHES = tuple(f"data_batch_{index}" for index in range(1, 6))
 
 FORMATS = (
     Binary(
-        "CIFAR-10, binary version",
-        train=tuple(f"{name}.bin" for name in _BATCHES),
-        test=("test_batch.bin",),
-        names="batches.meta.txt",
-        classes=10,
-        label_bytes=1,
+        "CIFAR-10, binary version", tuple(f"{name}.bin" for name in _BATCHES), ("test_batch.bin",), "batches.meta.txt",
+        classes=10, label_bytes=1,
     ),
     Python(
-        "CIFAR-10, python version",
-        train=_BATCHES,
-        test=("test_batch",),
-        names="batches.meta",
-        classes=10,
-        labels="labels",
-        label_names="label_names",
+        "CIFAR-10, python version", _BATCHES, ("test_batch",), "batches.meta",
+        classes=10, labels="labels", label_names="label_names",
     ),
     Binary(
-        "CIFAR-100, binary version",
-        train=("train.bin",),
-        test=("test.bin",),
-        names="fine_label_names.txt",
-        classes=100,
-        label_bytes=2,
+        "CIFAR-100, binary version", ("train.bin",), ("test.bin",), "fine_label_names.txt", classes=100, label_bytes=2
     ),
     Python(
-        "CIFAR-100, python version",
-        train=("train",),
-        test=("test",),
-        names="meta",
-        classes=100,
-        labels="fine_labels",
-        label_names="fine_label_names",
+        "CIFAR-100, python version", ("train",), ("test",), "meta",
+        classes=100, labels="fine_labels", label_names="fine_label_names",
     ),
-)
+)  # fmt: skip

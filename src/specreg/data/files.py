@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from specreg.inputs import check_file
+from specreg.files import check_file
 
 # What tarfile, gzip and zlib raise when an archive is damaged or ends early.
 _DAMAGED = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)

@@ -9,7 +9,7 @@ from typing import IO, Any
 from specreg.data.cache import file_stamp
 from specreg.data.images import ImageFiles
 from specreg.data.pixels import numbered
-from specreg.data.published import Split
+from specreg.names import Split
 
 _SINGLE, _SEVERAL = "dataset_info.json", "dataset_dict.json"
 _PARTS: dict[Split, tuple[str, ...]] = {

@@ -22,7 +22,7 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.cache import Pixels, file_stamp, hold
 from specreg.data.npz import load_npz
 from specreg.data.pixels import check_size, planes, square
-from specreg.inputs import check_file, exists
+from specreg.files import check_file, exists
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 _GREY_MODES = frozenset({"1", "L", "LA"})

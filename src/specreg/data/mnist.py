@@ -10,7 +10,8 @@ import numpy as np
 from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
 from specreg.data.pixels import numbered, source_of
-from specreg.data.published import Split, checked_labels
+from specreg.data.published import checked_labels
+from specreg.names import Split
 
 _PREFIXES: dict[Split, str] = {"train": "train", "test": "t10k"}
 _CLASSES = 10

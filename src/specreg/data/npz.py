@@ -8,7 +8,7 @@ import numpy as np
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.pixels import check_memory, numbered, planes, source_of
-from specreg.inputs import check_file
+from specreg.files import check_file
 
 _MOST_CLASSES = 100_000  # a label of 2^40 is no class, but would name as many
 _DEFLATED = 1032  # times smaller than it was is the most that zip makes of anything

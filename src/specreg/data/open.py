@@ -12,8 +12,9 @@ from specreg.data.files import Archive, Files, is_archive
 from specreg.data.huggingface import is_saved, load_saved, saved_splits
 from specreg.data.images import classes_in, load_images
 from specreg.data.pixels import check_size
-from specreg.data.published import Format, Split
-from specreg.inputs import check_file, exists
+from specreg.data.published import Format
+from specreg.files import check_file, exists
+from specreg.names import Split
 
 FORMATS: tuple[Format, ...] = (*cifar.FORMATS, *mnist.FORMATS, *stl10.FORMATS)
 # Where torchvision and the archives put them below the folder that they are given.

@@ -9,16 +9,15 @@ import torch
 from PIL import Image
 
 from specreg.data.arrays import ImageArrays
+from specreg.names import integer
 
 _LARGEST_SIDE = 4096  # of images that networks are trained on
 
 
 def check_size(image_size: int | None) -> None:
     """Raise ValueError unless it is None or a side that images can be resized to."""
-    if image_size is None:
-        return
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or not 1 <= image_size <= _LARGEST_SIDE:
-        raise ValueError(f"image_size must be at least 1 and at most {_LARGEST_SIDE}, got {image_size!r:.60}")
+    if image_size is not None:
+        integer("image_size", image_size, at_least=1, at_most=_LARGEST_SIDE)
 
 
 def check_memory(size: int, what: str) -> None:

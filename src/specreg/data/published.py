@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
-
-Split = Literal["train", "test", "unlabeled"]
+from specreg.names import Split
 
 
 class Format(Protocol):
@@ -63,10 +62,10 @@ def checked_labels(path: Path, name: str, labels: Sequence[int] | np.ndarray, cl
     """
     if not all(isinstance(label, int | np.integer) for label in labels):
         raise ValueError(f"{path}: {name} has labels that are no integers: damaged")
-    wrong = [(index, int(label)) for index, label in enumerate(labels) if not 0 <= label < classes]
-    if wrong:
+    invalid = [(index, int(label)) for index, label in enumerate(labels) if not 0 <= label < classes]
+    if invalid:
         raise ValueError(
-            f"{path}: {name} gives image {wrong[0][0]} the label {wrong[0][1]}, but there are {classes} classes, "
+            f"{path}: {name} gives image {invalid[0][0]} the label {invalid[0][1]}, but there are {classes} classes, "
             f"0 to {classes - 1}: damaged or of another data set"
         )
     return np.asarray(labels, dtype=np.int64)

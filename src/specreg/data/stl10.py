@@ -11,7 +11,8 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.cache import Pixels, file_stamp, hold
 from specreg.data.files import Files
 from specreg.data.pixels import numbered, resized
-from specreg.data.published import Split, checked_labels, class_names, require, whole_records
+from specreg.data.published import checked_labels, class_names, require, whole_records
+from specreg.names import Split
 
 _SIDE, _CHANNELS, _CLASSES = 96, 3, 10
 _RECORD = _CHANNELS * _SIDE * _SIDE

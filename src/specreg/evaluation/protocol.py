@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from specreg.evaluation.metrics import (
     neighbourhoods,
 )
 from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
+from specreg.names import Split
 
 NUM_STACKED_MODES = 1000
 # Of each kind at most, with 5 neighbours, as Naeem et al. 2020 have it. Published precision and recall (Kynkäänniemi et
@@ -26,7 +27,6 @@ NEIGHBOURHOOD_IMAGES = 10_000
 
 # A number of images in, that many uint8 images (N, C, H, W) out.
 Sampler = Callable[[int], Tensor]
-Split = Literal["train", "test", "unlabeled"]
 
 
 @dataclass(frozen=True)

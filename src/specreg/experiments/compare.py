@@ -7,7 +7,8 @@ from specreg.experiments.config import Method, RunConfig, Settings, differences,
 from specreg.experiments.jobs import Job
 from specreg.experiments.run import prepare_run
 from specreg.experiments.sources import open_checked
-from specreg.records import RunDirectory, prepare_directory, read_json, write_json
+from specreg.files import prepare_directory, read_json, write_json
+from specreg.records import RunDirectory
 
 
 def plan(out: Path, methods: Sequence[Method], seeds: Sequence[int], settings: Settings) -> list[Job]:

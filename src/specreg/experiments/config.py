@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from specreg.data.mixtures import MIXTURES
-from specreg.evaluation.extractor import FEATURES
+from specreg.evaluation.extractor import FeatureName
 from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
+from specreg.names import LARGEST_INTEGER, Split, integer
 from specreg.regularizers.compensators import Scale
 from specreg.spectra.reference import checked_keep
 from specreg.training.loop import TrainingConfig
 
 Method = Literal["sn", "static", "dynamic", "anchored", "guard", "orthogonal", "d-optimal", "oni", "none"]
-Features = Literal["auto", "digits", "mnist", "cifar", "pixels", "inception"]
+Features = Literal["auto", FeatureName]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
-_LAST_INTEGER = 2**53
 _LARGEST = 1e300  # of a number; NaN and inf are beyond it, too
 LAST_SEED = 2**32 - 1  # that numpy takes
 FEWEST_IMAGES = 10  # of either kind in an evaluation: 5 neighbours and 10 splits need as many
@@ -72,7 +72,7 @@ class DataConfig:
     """Crop to the central square and resize to this side."""
     conditional: bool = False
     """Use the classes: class-conditional batch normalization and projection."""
-    data_split: Literal["train", "test", "unlabeled"] = "train"
+    data_split: Split = "train"
     """The part to train on; unlabeled is STL-10's, at the paper's --image-size 48."""
     stacked: bool = False
     """Stack three grey images of ten classes as red, green and blue: 1000 modes (Stacked MNIST)."""
@@ -161,8 +161,8 @@ class RunConfig:
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, METHODS)
-        check_integer("seed", self.seed, at_least=0, at_most=LAST_SEED)
+        _check_types(self)
+        integer("seed", self.seed, at_least=0, at_most=LAST_SEED)
 
 
 T = TypeVar("T", RunConfig, Settings)
@@ -217,13 +217,16 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What is beyond these is a slip, and would fill the memory before anything could say so.
-_FROM_ONE_TO: dict[str, dict[str, int | None]] = {
-    "regularization": {"every": None, "window": None, "guard_every": None},
+_FROM_ONE_TO: dict[str, dict[str, int]] = {
+    "regularization": {"every": LARGEST_INTEGER, "window": LARGEST_INTEGER, "guard_every": LARGEST_INTEGER},
     "data": {"image_size": 4096, "stacked_size": 10**7},
     "model": {"d_channels": 4096, "g_channels": 4096, "latent": 10**5},
-    "training": {"steps": None, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16, "d_steps": None},
-    "records": {"log_every": None, "spectra_every": None, "checkpoint_every": None},
-}
+    "training": {
+        "steps": LARGEST_INTEGER, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16,
+        "d_steps": LARGEST_INTEGER,
+    },
+    "records": dict.fromkeys(("log_every", "spectra_every", "checkpoint_every"), LARGEST_INTEGER),
+}  # fmt: skip
 _MOST_SAMPLES = 10**7
 _MOST_ITERATIONS = 1000  # of Newton's method, which has converged long before
 
@@ -231,22 +234,15 @@ _MOST_ITERATIONS = 1000  # of Newton's method, which has converged long before
 def _check(settings: Settings) -> None:
     _check_types(settings)
     for part, limits in _FROM_ONE_TO.items():
-        for name, most in limits.items():
+        for name, limit in limits.items():
             if (value := getattr(getattr(settings, part), name)) is not None:  # None is for those that may be left out
-                check_integer(name, value, at_least=1, at_most=most)
+                integer(name, value, at_least=1, at_most=limit)
     _check_records(settings.records, at_least=2 if settings.data.data in MIXTURES else FEWEST_IMAGES)
-    check_integer("start", settings.regularization.start, at_least=0)
-    check_integer("newton_iterations", settings.regularization.newton_iterations, at_least=0, at_most=_MOST_ITERATIONS)
-    check_choice("data_split", settings.data.data_split, ("train", "test", "unlabeled"))
-    check_choice("scale", settings.regularization.scale, typing.get_args(Scale))
-    check_choice("network", settings.model.network, ("auto", "resnet", "dcgan", "mlp"))
-    check_choice("loss", settings.training.loss, tuple(LOSSES))
+    integer("start", settings.regularization.start, at_least=0)
+    integer("newton_iterations", settings.regularization.newton_iterations, at_least=0, at_most=_MOST_ITERATIONS)
     loss = LOSSES[settings.training.loss]
     if settings.compile and (loss.gradient_penalty or loss.r1 or loss.r2):
         raise ValueError(f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs")
-    check_choice("lr_decay", settings.training.lr_decay, ("linear", "none"))
-    check_choice("precision", settings.precision, ("float32", "bf16"))
-    check_choice("guard", settings.regularization.guard, ("static", "anchored", "dynamic"))
     if settings.regularization.keep != "auto":
         checked_keep(settings.regularization.keep)
     for name in ("d_lr", "g_lr"):
@@ -271,22 +267,22 @@ def _check_types(part: Any) -> None:
         if dataclasses.is_dataclass(hint) and isinstance(value, typing.cast(type, hint)):
             _check_types(value)
         elif not _fits(value, hint):
-            raise ValueError(f"{name} must be {_said(hint)}, got {value!r:.60}")
+            raise ValueError(f"{name} must be {_described(hint)}, got {value!r:.60}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(hint))
+        return any(_fits(value, part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is Literal:
-        return isinstance(value, str)  # which one is checked by name
+        return isinstance(value, str) and value in typing.get_args(hint)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
-def _said(hint: Any) -> str:
+def _described(hint: Any) -> str:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(map(_said, typing.get_args(hint)))
+        return " or ".join(map(_described, typing.get_args(hint)))
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string", type(None): "null"}
@@ -295,24 +291,5 @@ def _said(hint: Any) -> str:
 
 def _check_records(records: RecordConfig, *, at_least: int) -> None:
     for name in ("samples", "reference"):
-        check_integer(name, getattr(records, name), at_least=at_least, at_most=_MOST_SAMPLES)
-    check_integer("evaluate_every", records.evaluate_every, at_least=0)
-    check_choice("reference_split", records.reference_split, ("train", "test"))
-    check_choice("features", records.features, ("auto", *FEATURES))
-
-
-def check_integer(name: str, value: Any, *, at_least: int, at_most: int | None = None) -> None:
-    """Raise ValueError naming ``name`` unless ``value`` is an integer in [``at_least``, ``at_most``].
-
-    ``at_most`` is by default 2^53, up to where all that reads a record is exact.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r:.60}")
-    if value > (most := _LAST_INTEGER if at_most is None else at_most):
-        raise ValueError(f"{name} must be an integer of at most {most}, got {value!r:.60}")
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise ValueError naming ``name`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.60}")
+        integer(name, getattr(records, name), at_least=at_least, at_most=_MOST_SAMPLES)
+    integer("evaluate_every", records.evaluate_every, at_least=0)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from specreg.experiments.config import RunConfig
 from specreg.experiments.interrupts import interruptible
-from specreg.records import RunDirectory, printable
+from specreg.names import printable
+from specreg.records import RunDirectory
 
 POLL_SECONDS = 0.5
 

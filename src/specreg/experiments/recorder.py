@@ -16,14 +16,15 @@ from specreg.evaluation.mixtures import MixtureEvaluator
 from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.board import Board
 from specreg.experiments.config import Settings
-from specreg.experiments.sampling import sample_images, sampling
-from specreg.experiments.scores import ScoreProbe
+from specreg.experiments.outputs import OutputProbe
+from specreg.experiments.sampling import sample_images
+from specreg.files import give_name
 from specreg.guard import Guard
 from specreg.monitor.attainment import attainment, evaluating, gradient_norms
 from specreg.monitor.detector import Verdict
 from specreg.monitor.samples import diversity
 from specreg.processes import ALONE, Processes
-from specreg.records import RunDirectory, give_name
+from specreg.records import RunDirectory
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
 from specreg.training.steps import NonFiniteError
@@ -57,13 +58,13 @@ class Probe:
         z, _ = draw_latent(generator, _PROBE_SIZE, random)
         labels = None if self._labels is None else self._labels.to(z.device)
         real, extra = self._real.to(z.device), () if labels is None else (labels,)
-        with sampling(generator):
+        with evaluating(generator), torch.no_grad():
             fake = generator(z, *extra)
         attained = attainment(discriminator, real, *extra)
         with evaluating(discriminator):  # in training mode a forward pass would move the power iteration
             norms = gradient_norms(lambda x: discriminator(x, *extra), real, fake, generator=random)
         measured: dict[str, Any] = {
-            "attainment": {name: round(one.attained, 5) for name, one in attained.items()},
+            "attainment": {name: round(layer.attained, 5) for name, layer in attained.items()},
             "gradient_norms": {name: _short(value) for name, value in norms.items()},
         }
         if bool((self._samples != self._samples[:1]).any()):  # a single image has no diversity to compare with
@@ -91,13 +92,13 @@ def _seconds(run: RunDirectory) -> float:
 
 def _distances(run: RunDirectory) -> dict[int, float]:
     """Return the Fréchet distances of the evaluations, by step."""
-    found: dict[int, float] = {}
+    distances: dict[int, float] = {}
     for record in run.series("evaluations"):
         if not isinstance(distance := record.get("fd"), int | float):
             path = run.path / "evaluations.jsonl"
             raise ValueError(f"{path} is damaged: 'fd' at step {record['step']} is {distance!r:.60}; restore it")
-        found[record["step"]] = distance
-    return found
+        distances[record["step"]] = distance
+    return distances
 
 
 class Follower:
@@ -185,13 +186,13 @@ class Recorder(Follower):
         state: TrainingState,
         evaluator: Evaluator | MixtureEvaluator,
         probe: Probe,
-        scores: ScoreProbe | None,
+        outputs: OutputProbe | None,
         progress: Progress,
         processes: Processes = ALONE,
     ) -> None:
         super().__init__(settings, state, processes)
         self._run, self._evaluator, self._progress = run, evaluator, progress
-        self._probe, self._scores = probe, scores
+        self._probe, self._outputs = probe, outputs
         self._before = _seconds(run) if state.step or run.checkpoints else 0.0
         self._began = time.monotonic()
         self._saved = state.step if run.checkpoints else -1
@@ -218,8 +219,8 @@ class Recorder(Follower):
             record = {"step": state.step} | self._evaluator.glance(lambda count: sample_images(generator, count))
             self._record("evaluations", record)
             self._sense(state)
-            if self._scores is not None:
-                self._record("scores", {"step": state.step} | self._scores.measure(state))
+            if self._outputs is not None:
+                self._record("outputs", {"step": state.step} | self._outputs.measure(state))
             self._progress(state.step, record)
             if record["fd"] < self._best:
                 self._best = record["fd"]
@@ -241,14 +242,16 @@ class Recorder(Follower):
 
     def _kept(self) -> float:
         """Give the run's checkpoint the names that a kill may have cut off, and return the best one's distance."""
-        scores = _distances(self._run)
-        best = min((step for step in scores if math.isfinite(scores[step])), key=scores.__getitem__, default=None)
+        distances = _distances(self._run)
+        best = min(
+            (step for step in distances if math.isfinite(distances[step])), key=distances.__getitem__, default=None
+        )
         kept = self._run.kept_checkpoint("best")
         if self._run.checkpoint.exists():
             if best == self._state.step:
                 give_name(self._run.checkpoint, kept)
             self._keep_healthy()
-        return scores[best] if best is not None and kept.exists() else math.inf
+        return distances[best] if best is not None and kept.exists() else math.inf
 
     def _keep_healthy(self) -> None:
         verdict = self._monitor.verdict

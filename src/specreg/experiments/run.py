@@ -5,13 +5,10 @@ import logging
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
 from torch import nn
 
 import specreg
@@ -22,59 +19,35 @@ from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.evaluators import REFERENCE_SEED, make_evaluator
 from specreg.experiments.networks import make_discriminator, make_generator
+from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Probe, Progress, Recorder, check_records
 from specreg.experiments.sampling import sample_images, sample_labelled, save_picture
-from specreg.experiments.scores import ScoreProbe
 from specreg.experiments.sources import held_out_reference, open_held_out, open_source
+from specreg.files import prepare_directory
 from specreg.guard import Guard
 from specreg.losses import LOSSES
 from specreg.models.normalization import share_batches
 from specreg.monitor.actions import Pin
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
-from specreg.processes import ALONE, REMEDY, LostProcessError, Processes, connect, launched
-from specreg.records import RunDirectory, prepare_directory
+from specreg.processes import ALONE, Processes, local_device
+from specreg.records import RunDirectory
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
 from specreg.regularizers.normalization import spectral_norm
 from specreg.regularizers.orthogonalization import orthogonalize
 from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty
 from specreg.training.loop import train
-from specreg.training.state import TrainingState, load_newest
+from specreg.training.precision import compute_in_bf16
+from specreg.training.state import TrainingState, load_newest, seed_everything
 
 logger = logging.getLogger(__name__)
 
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
 _DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
-# The others wait while the main process evaluates, for an hour perhaps: torch's 10 or 30 minutes, which gradients keep,
-# would end them.
-_PATIENCE = timedelta(hours=4)
 # What a method adds to the discriminator's loss, and its weight unless the configuration has one.
 _PENALTIES = {"orthogonal": (orthogonality_penalty, 1e-4), "d-optimal": (d_optimal_penalty, 1e-4)}
-
-
-def join_processes() -> Processes:
-    """Connect this process with the others that torchrun or accelerate launch has started, if it has.
-
-    Raises:
-        ValueError: the environment does not say where the others are, or fewer than were started could be found.
-        LostProcessError: they could not be connected; starting the job again may help.
-    """
-    if (count := launched()) < 2:
-        return ALONE
-    on_cpu = not torch.cuda.is_available()
-    try:
-        connect("gloo" if on_cpu else "nccl")
-        # Without cpu=True accelerate would let processes on a machine without a GPU train each for itself.
-        joined = PartialState(cpu=on_cpu)
-    except RuntimeError as error:
-        first = str(error).strip().partition("\n")[0]
-        raise LostProcessError(f"the {count} processes of this job could not be connected ({first:.200})") from error
-    if (found := joined.num_processes) != count:
-        raise ValueError(f"WORLD_SIZE says that there are {count} processes, and {found} could be connected: {REMEDY}")
-    control = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    return Processes(joined.process_index, joined.num_processes, control)
 
 
 def check_shares(settings: Settings, processes: Processes) -> None:
@@ -139,7 +112,7 @@ def execute(
         source: the training data, from :func:`open_checked`.
         stop: asked after every step; True leaves a resumable run.
         progress: told every step, and what was recorded at it, in the main process.
-        processes: that train together, from :func:`join_processes`.
+        processes: that train together, from :func:`specreg.processes.join`.
 
     Returns:
         Whether the run is complete.
@@ -151,16 +124,15 @@ def execute(
     """
     if processes.any(processes.main and run.complete):
         return True
-    accelerator = make_accelerator(config.settings)
     # Before the state: making its networks draws from the global generator, which the state's restores.
     with processes.main_first():
         held_out = open_held_out(config.settings, source) if processes.main else None
         evaluator = make_evaluator(config.settings, source, held_out) if processes.main else None
-    state = build_state(config, source, accelerator, processes)
+    state = build_state(config, source, processes)
     with processes.main_first():
         _go_on(run, state, main=processes.main)
         if processes.main:
-            run.write("environment", _environment(accelerator))
+            run.write("environment", _environment(processes))
     processes.agree(state.step, state.digests() if processes.count > 1 else {})
     recorder: Follower
     with processes.main_first():
@@ -168,14 +140,13 @@ def execute(
             recorder = Follower(config.settings, state, processes)
         else:
             probe = Probe(source, config.settings)
-            scores = None if held_out is None else ScoreProbe(source, held_out, config.settings)
-            recorder = Recorder(config.settings, run, state, evaluator, probe, scores, progress, processes)
+            outputs = None if held_out is None else OutputProbe(source, held_out, config.settings)
+            recorder = Recorder(config.settings, run, state, evaluator, probe, outputs, progress, processes)
     with contextlib.closing(recorder):
         if not recorder.stopped:
             train(
                 state,
                 config.settings.training,
-                accelerator=accelerator,
                 processes=processes,
                 num_classes=source.num_classes if config.settings.data.conditional else 0,
                 callbacks=[recorder],
@@ -219,20 +190,18 @@ def _go_on(run: RunDirectory, state: TrainingState, *, main: bool) -> None:
         logger.info("%s: going on from step %d", run.name, state.step)
 
 
-def build_state(
-    config: RunConfig, source: DataSource, accelerator: Accelerator, processes: Processes = ALONE
-) -> TrainingState:
+def build_state(config: RunConfig, source: DataSource, processes: Processes = ALONE) -> TrainingState:
     """Turn a configuration into networks, optimizers, a compensator and streams, all from its seed."""
-    settings = config.settings
-    set_seed(config.seed)  # Python's, numpy's and torch's global generators
+    settings, device = config.settings, local_device()
+    seed_everything(config.seed)
     generator, discriminator = make_generator(settings, source), make_discriminator(settings, source)
-    generator.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    discriminator.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalize(config, discriminator)
     ema = None
     if settings.training.ema_decay:
         ema = make_generator(settings, source)
-        ema.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ema.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema.load_state_dict(generator.state_dict())
         ema.eval().requires_grad_(False)
     share_batches(generator, processes.count)
@@ -243,10 +212,9 @@ def build_state(
     # fused: one kernel for all parameters, which matters most for small networks on a CPU.
     g_optimizer = torch.optim.Adam(generator.parameters(), settings.training.g_lr, betas=betas, fused=True)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), settings.training.d_lr, betas=betas, fused=True)
-    g_optimizer, d_optimizer = accelerator.prepare(g_optimizer, d_optimizer)
-    # evaluation_mode: as they are, not inside DistributedDataParallel; see specreg.training.steps.
-    generator = accelerator.prepare_model(generator, evaluation_mode=True)
-    discriminator = accelerator.prepare_model(discriminator, evaluation_mode=True)
+    if settings.precision == "bf16":
+        compute_in_bf16(generator)
+        compute_in_bf16(discriminator)
     state = TrainingState(
         generator=generator,
         discriminator=discriminator,
@@ -350,7 +318,7 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
         why = "no evaluation during training" if which == "best" else "no checkpoint without an alarm"
         raise ValueError(f"{run.path} has no {which} checkpoint ({why}): take the last one")
     source = open_source(config.settings)
-    state = build_state(config, source, make_accelerator(config.settings))
+    state = build_state(config, source)
     _restore(state, paths)
     return config, source, state.sampler
 
@@ -410,17 +378,12 @@ def _compensator(state: TrainingState) -> Compensator | None:
     return state.compensator.compensator if isinstance(state.compensator, Guard) else state.compensator
 
 
-def make_accelerator(settings: Settings) -> Accelerator:
-    """Return what places networks and data, in a configuration's precision."""
-    return Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
-
-
-def _environment(accelerator: Accelerator) -> dict[str, Any]:
+def _environment(processes: Processes) -> dict[str, Any]:
     return {
         "specreg": specreg.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": str(accelerator.device),
+        "device": str(local_device()),
         "threads": torch.get_num_threads(),
-        "processes": accelerator.num_processes,
+        "processes": processes.count,
     }

@@ -1,7 +1,6 @@
 """Samples drawn from a generator, and the picture of them."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from specreg.data.arrays import decode
 from specreg.data.mixtures import DataSource, GaussianMixture
+from specreg.monitor.attainment import evaluating
 from specreg.training.loop import draw_latent
 
 SAMPLE_SEED = 4_000_037
@@ -29,25 +29,13 @@ def sample_labelled(
     """Draw the images of :func:`sample_images` and the classes (count,) asked for, None if it is not conditional."""
     random = torch.Generator().manual_seed(seed)
     images, classes = [], []
-    with sampling(generator):
+    with evaluating(generator), torch.no_grad():
         for begin in range(0, count, batch):
             z, labels = draw_latent(generator, min(batch, count - begin), random)
             images.append(decode(generator(z) if labels is None else generator(z, labels)).cpu())
             if labels is not None:
                 classes.append(labels.cpu())
     return torch.cat(images), torch.cat(classes) if classes else None
-
-
-@contextlib.contextmanager
-def sampling(generator: nn.Module) -> Iterator[None]:
-    """Put a generator into eval mode, without gradients, and back into its own mode afterwards."""
-    training = generator.training
-    generator.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        generator.train(training)
 
 
 def save_picture(draw: Callable[[int], Tensor], source: DataSource, path: Path, *, side: int = GRID) -> None:

@@ -4,11 +4,11 @@ from specreg.data.arrays import ImageArrays, ImageSource
 from specreg.data.digits import StackedDigits
 from specreg.data.mixtures import MIXTURES, DataSource, GaussianMixture
 from specreg.data.open import find_images
-from specreg.data.published import Split
 from specreg.data.stacked import stack
 from specreg.experiments.config import DataConfig, Settings
 from specreg.experiments.evaluators import check_evaluation
 from specreg.experiments.networks import check_networks
+from specreg.names import Split
 
 
 def open_source(settings: Settings) -> DataSource:

@@ -20,7 +20,9 @@ from specreg.experiments.networks import check_networks, make_discriminator, mak
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import prepare_run
 from specreg.experiments.sources import open_checked, open_source
-from specreg.records import RunDirectory, prepare_directory, printable, read_json, write_json
+from specreg.files import prepare_directory, read_json, write_json
+from specreg.names import printable
+from specreg.records import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from torch.utils.hooks import RemovableHandle
 from specreg.guard import Guard
 from specreg.layers import Selection
 from specreg.monitor.actions import checked_states, log
-from specreg.monitor.detector import Detector, State
+from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Action, Monitor
 from specreg.monitor.writers import scalars
+from specreg.names import State
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from specreg.monitor.detector import SEVERITY, State, Verdict
-from specreg.records import replacing
+from specreg.files import replacing
+from specreg.monitor.detector import Verdict
+from specreg.names import STATES, State, integer
 
 logger = logging.getLogger("specreg")
 
@@ -86,14 +87,10 @@ class Pin:
     def __init__(
         self, objects: Mapping[str, Stateful], *, every: int = 500, copies: int = 4, folder: str | Path | None = None
     ) -> None:
-        for name, value in (("every", every), ("copies", copies)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        self.every, self.copies = integer("every", every, at_least=1), integer("copies", copies, at_least=1)
         if not objects:
             raise ValueError("nothing to pin: objects is empty")
         self._objects = dict(objects)
-        self.every = every
-        self.copies = copies
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None and not self.folder.is_dir():
             raise ValueError(f"folder {self.folder} does not exist: create it first")
@@ -197,8 +194,8 @@ class RollBack:
 def checked_states(states: tuple[State, ...]) -> tuple[State, ...]:
     """Return the states, or raise ValueError naming one that there is not."""
     for state in states:
-        if state not in SEVERITY:
-            raise ValueError(f"there is no state {state!r}: the states are {', '.join(SEVERITY)}")
+        if state not in STATES:
+            raise ValueError(f"there is no state {state!r}: the states are {', '.join(STATES)}")
     return states
 
 

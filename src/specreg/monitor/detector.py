@@ -11,13 +11,11 @@ import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from specreg.names import ALARMS, STATES, State, integer
 from specreg.spectra.statistics import bulk_range
 
-State = Literal["healthy", "collapsing", "collapsed", "recovered"]
-# From the mildest to the gravest: what the whole is said to be when its layers differ.
-SEVERITY: tuple[State, ...] = ("healthy", "recovered", "collapsing", "collapsed")
 # A fall begins where the bulk was last at this part of its old level.
 _NEAR = 0.9
 
@@ -72,7 +70,7 @@ class Verdict:
     @property
     def alarming(self) -> bool:
         """Whether the state is "collapsing" or "collapsed"."""
-        return self.state in ("collapsing", "collapsed")
+        return self.state in ALARMS
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; of the layers only those that are not healthy."""
@@ -114,8 +112,7 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name in ("warmup", "window", "patience", "smoothing"):
             value, least = getattr(self, name), 0 if name == "warmup" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+            integer(name, value, at_least=least)
         for name in ("fast", "together", "far", "collapsed", "regained"):
             if not isinstance(value := getattr(self, name), int | float) or not 0 < value < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {value!r:.60}")
@@ -218,7 +215,7 @@ class Detector:
 
     def _verdict(self, iteration: int, before: State) -> Verdict:
         evidence = {name: track.evidence() for name, track in self._layers.items()}
-        state: State = max((one.state for one in evidence.values()), key=SEVERITY.index, default="healthy")
+        state: State = max((one.state for one in evidence.values()), key=STATES.index, default="healthy")
         affected = {name: one for name, one in evidence.items() if one.state == state} if state != "healthy" else {}
         ordered = sorted(affected, key=lambda name: affected[name].now / max(affected[name].before, 1e-12))
         since = min((one.since for one in affected.values() if one.since is not None), default=None)

@@ -12,6 +12,7 @@ from specreg.monitor.detector import Detector, Verdict
 from specreg.monitor.history import History
 from specreg.monitor.samples import Diversity, diversity
 from specreg.monitor.snapshot import spectra
+from specreg.names import integer
 
 logger = logging.getLogger("specreg")
 
@@ -71,10 +72,8 @@ class Monitor:
         only: Selection = None,
         skip: Selection = None,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be an integer >= 1, got {every!r}")
         self.module = module
-        self.every = every
+        self.every = integer("every", every, at_least=1)
         self.detector = detector or Detector()
         self.actions = list(actions)
         self.history = History()

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from specreg.monitor.detector import SEVERITY, Verdict
+from specreg.files import replacing
+from specreg.monitor.detector import Verdict
 from specreg.monitor.monitor import Monitor
-from specreg.records import replacing
+from specreg.names import STATES, integer
 from specreg.spectra.reference import ratios
 from specreg.spectra.statistics import statistics
 
@@ -42,7 +43,7 @@ def scalars(singular_values: Mapping[str, Tensor], verdict: Verdict) -> dict[str
         singular_values: layer name -> singular values, (r,) or (groups, r): ``monitor.latest``.
         verdict: on them.
     """
-    numbers = {"spectral_state": float(SEVERITY.index(verdict.state))}
+    numbers = {"spectral_state": float(STATES.index(verdict.state))}
     for name, s in singular_values.items():
         values, rank = statistics(s), s.shape[-1]
         of_layer = {"s1": values.largest}
@@ -161,9 +162,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, monitor: Monitor, target: "SummaryWriter | str | Path", *, images_every: int = 10) -> None:
-        if isinstance(images_every, bool) or not isinstance(images_every, int) or images_every < 0:
-            raise ValueError(f"images_every must be an integer >= 0, got {images_every!r}")
-        self.images_every = images_every
+        self.images_every = integer("images_every", images_every, at_least=0)
         self._monitor = monitor
         self._snapshots = 0
         self._folder = target if isinstance(target, (str, Path)) else None

@@ -24,11 +24,11 @@ from typing import Literal
 from torch import Tensor, nn
 
 from specreg.layers import Selection, find
+from specreg.names import integer
 from specreg.regularizers.compensators import (
     Compensator,
     Scale,
     anchored_scheme,
-    checked_integer,
     dynamic_scheme,
     static_scheme,
 )
@@ -166,7 +166,7 @@ def anchored_compensation(
             record of other layers.
     """
     layers = find(module, only=only, skip=skip, title="anchored_compensation")
-    every, window = checked_integer("every", every, at_least=1), checked_integer("window", window, at_least=1)
+    every, window = integer("every", every, at_least=1), integer("window", window, at_least=1)
     given = record is not None
     scheme = anchored_scheme(0 if given else math.ceil(window / every))
     return Compensator(

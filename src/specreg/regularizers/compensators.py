@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from specreg.layers import Layer, Layers, require_finite, require_writable, shown
+from specreg.names import integer
 from specreg.spectra.gram import PROMISED, compensate, singular_values
 from specreg.spectra.reference import dynamic_target, head_size, ratios, scaled, static_target, updated_record
 from specreg.spectra.statistics import stable_rank
@@ -108,8 +109,8 @@ class Compensator:
     ) -> None:
         self.layers = layers
         self.scheme = scheme
-        self.every = checked_integer("every", every, at_least=1)
-        self.start = checked_integer("start", start, at_least=0)
+        self.every = integer("every", every, at_least=1)
+        self.start = integer("start", start, at_least=0)
         if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
             raise ValueError(f"strength must lie in [0, 1], got {strength!r}")
         self.strength = float(strength)
@@ -285,10 +286,3 @@ def satisfied_tolerance(dtype: torch.dtype) -> float:
     """
     rounded = 16 * torch.finfo(dtype).eps
     return rounded if dtype in (torch.float64, torch.complex128) else rounded + PROMISED
-
-
-def checked_integer(option: str, value: int, *, at_least: int) -> int:
-    """Return an integer option, or raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
-        raise ValueError(f"{option} must be an integer >= {at_least}, got {value!r}")
-    return int(value)

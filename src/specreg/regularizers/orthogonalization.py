@@ -16,6 +16,7 @@ from specreg.layers import (
     require_writable,
     shown,
 )
+from specreg.names import integer
 from specreg.spectra.gram import full_precision, gram
 from specreg.spectra.matrices import from_matrix, to_matrix
 
@@ -64,8 +65,7 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
     Reference:
         Huang et al. 2020, *Controllable Orthogonalization in Training DNNs*, section 3 (bounding and iteration).
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations must be an integer of at least 0, got {iterations!r}")
+    iterations = integer("iterations", iterations, at_least=0)
     layers = find(module, only=only, skip=skip, title="orthogonalize")
     require_parametrizable(module, layers)
     require_writable(layers)

@@ -17,10 +17,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from specreg.records import printable
+from specreg.names import ALARMS, printable
 from specreg.report.runs import OUTPUTS, Run, grouped, ratios
 from specreg.report.tables import COLUMNS
-from specreg.report.verdicts import ALARMS, segments
+from specreg.report.verdicts import segments
 
 COLOURS = {
     "sn": "#c44e52", "static": "#2a6fbb", "dynamic": "#3a923a", "anchored": "#7b5aa6", "guard": "#d9822b",

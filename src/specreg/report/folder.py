@@ -6,7 +6,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from specreg.records import RunDirectory, write_json
+from specreg.files import write_json
+from specreg.records import RunDirectory
 from specreg.report.figures import draw_curves, draw_outputs, draw_samples, draw_spectra
 from specreg.report.runs import Run
 from specreg.report.tables import markdown, protocol, results, table

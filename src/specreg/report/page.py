@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from specreg.records import write_text
+from specreg.files import write_text
 from specreg.report import sections
 from specreg.report.markup import Markup, join, tag
 from specreg.report.panels import opened

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from PIL import Image
 
-from specreg.inputs import check_file
+from specreg.files import check_file
 from specreg.report.figures import Style
 from specreg.report.markup import Markup, image, join, tag
 

@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from specreg.inputs import exists
+from specreg.files import exists
+from specreg.names import STATES
 from specreg.records import RunDirectory
 from specreg.report.tables import DECLARED, TITLES, title
 
 OUTPUTS = ("training", "held_out", "generated")
-STATES = ("healthy", "recovered", "collapsing", "collapsed")
 _WORDS = ("method", "config", "verdict", *DECLARED)  # what is no number in a result
 _LARGEST = 1e100  # of a finite number; no loss or distance of single precision comes near, and sums stay finite
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
@@ -85,7 +85,7 @@ class Run:
     @cached_property
     def outputs(self) -> list[dict[str, Any]]:
         """Quantiles of the discriminator's scores of training, held-out and generated images."""
-        return self._series("scores", dict.fromkeys(OUTPUTS, _quantiles))
+        return self._series("outputs", dict.fromkeys(OUTPUTS, _quantiles))
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:

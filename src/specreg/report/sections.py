@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from specreg.names import STATES
 from specreg.report import figures, tables, verdicts
 from specreg.report.markup import Markup, fold, join, table, tag
 from specreg.report.panels import captioned, drawn, grid, legend, photograph
-from specreg.report.runs import STATES, Run, differing, grouped
+from specreg.report.runs import Run, differing, grouped
 
 _PANELS = 3  # layers shown before the others are folded: one row on a desktop
 _SCORES = {key: heading for key, heading, _ in tables.COLUMNS}

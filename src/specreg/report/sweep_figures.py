@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from specreg.records import printable
+from specreg.names import printable
 from specreg.report import figures
 from specreg.report.runs import Run
 from specreg.report.sweeps import Cell, methods

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from specreg.records import write_json, write_text
+from specreg.files import write_json, write_text
 from specreg.report import sweeps, verdicts
 from specreg.report.markup import Markup, fold, image, join, table, tag
 from specreg.report.page import document

@@ -15,7 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from specreg.records import RunDirectory, read_json
+from specreg.files import read_json
+from specreg.records import RunDirectory
 from specreg.report.runs import Run, flat
 from specreg.report.tables import COLUMNS, TITLES, protocol, title
 from specreg.report.verdicts import is_judged

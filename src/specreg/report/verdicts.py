@@ -3,10 +3,9 @@
 from itertools import pairwise
 from typing import Any
 
-from specreg.records import printable
+from specreg.names import ALARMS, printable
 from specreg.report.runs import Run
 
-ALARMS = ("collapsing", "collapsed")
 UNWATCHED, UNJUDGED = "not watched", "not judged"
 
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from specreg.losses import LOSSES
+from specreg.losses import LOSSES, LossName
 from specreg.processes import ALONE, Processes
 from specreg.training.state import Stream, TrainingState, update_ema
 from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step
@@ -31,7 +30,7 @@ class TrainingConfig:
     """Micro-batches whose gradients are averaged before each update."""
     d_steps: int = 3
     """Discriminator steps for each generator step (n_dis; 5 in the paper)."""
-    loss: Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-r1", "relativistic-r1r2"] = "hinge"
+    loss: LossName = "hinge"
     """Adversarial loss."""
     gamma: float = 1.0
     """Losses with R1 or R2: these gradient penalties are weighted by gamma / 2 (10 in Mescheder et al. 2018)."""
@@ -53,7 +52,6 @@ def train(
     state: TrainingState,
     config: TrainingConfig,
     *,
-    accelerator: Accelerator,
     processes: Processes = ALONE,
     num_classes: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -76,12 +74,12 @@ def train(
             be compensated; names the step.
     """
     loss = LOSSES[config.loss]
-    generator = accelerator.unwrap_model(state.generator)
+    device = next(state.generator.parameters()).device
     latent: Callable[[int], list[Batch]] = lambda size: [  # noqa: E731
-        _shared(draw_latent(generator, size, state.random), processes) for _ in range(config.accumulate)
+        _shared(draw_latent(state.generator, size, state.random), processes) for _ in range(config.accumulate)
     ]
     real_batches: Callable[[int], list[Batch]] = lambda multiple: [  # noqa: E731
-        draw_real(state.stream, multiple, num_classes, accelerator, processes) for _ in range(config.accumulate)
+        draw_real(state.stream, multiple, num_classes, device, processes) for _ in range(config.accumulate)
     ]
     optimizers = (state.discriminator_optimizer, config.d_lr), (state.generator_optimizer, config.g_lr)
     while state.step < config.steps:
@@ -96,7 +94,6 @@ def train(
                     loss,
                     real_batches(1),
                     latent(config.batch_size),
-                    accelerator=accelerator,
                     random=state.random,
                     gamma=config.gamma,
                     penalty=state.penalty,
@@ -109,14 +106,13 @@ def train(
                 state.generator_optimizer,
                 loss,
                 latent(config.batch_size * config.generator_batch),
-                accelerator=accelerator,
                 real=real_batches(config.generator_batch) if loss.relativistic else (),
                 processes=processes,
             )
         except NonFiniteError as error:
             raise NonFiniteError(f"step {state.step + 1}: {error}") from error
         if state.ema is not None:
-            update_ema(state.ema, generator, config.ema_decay)
+            update_ema(state.ema, state.generator, config.ema_decay)
         state.step += 1
         for callback in callbacks:
             callback(state, {"d_loss": d_loss, "g_loss": g_loss})
@@ -140,15 +136,15 @@ def decay_factor(config: TrainingConfig, step: int) -> float:
 
 
 def draw_real(
-    stream: Stream, multiple: int, num_classes: int, accelerator: Accelerator, processes: Processes = ALONE
+    stream: Stream, multiple: int, num_classes: int, device: torch.device, processes: Processes = ALONE
 ) -> Batch:
     """Take so many of a stream's batches as one, with labels if there are classes; of that, this process's share."""
     drawn = [stream.next() for _ in range(multiple)]
     images, labels = (processes.share(torch.cat(parts)) for parts in zip(*drawn, strict=True))
     # Of points there is no such format.
     memory_format = torch.channels_last if images.ndim == 4 else torch.preserve_format
-    images = images.to(accelerator.device, memory_format=memory_format)
-    return images, labels.to(accelerator.device) if num_classes else None
+    images = images.to(device, memory_format=memory_format)
+    return images, labels.to(device) if num_classes else None
 
 
 def draw_latent(generator: Any, size: int, random: torch.Generator) -> Batch:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from specreg.files import check_file, check_stored, replacing
 from specreg.guard import Guard
-from specreg.inputs import check_file, check_stored
 from specreg.monitor.actions import Pin
 from specreg.monitor.monitor import Monitor
-from specreg.records import printable, replacing
+from specreg.names import printable
 from specreg.regularizers.compensators import Compensator
 from specreg.training.steps import first_bad, named_tensors
 
@@ -139,8 +139,8 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
     with torch.no_grad():
         for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
             mean.lerp_(parameter, 1 - decay)
-        for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
-            kept.copy_(buffer)
+        for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
+            copied.copy_(buffer)
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -165,22 +165,22 @@ def load_newest(paths: Sequence[Path]) -> tuple[dict[str, Any], Path]:
         ValueError: none is readable; says what is wrong with the first. Or another version of specreg wrote it: that is
             not damage, and nothing is taken in its place.
     """
-    wrong: list[ValueError] = []
+    errors: list[ValueError] = []
     for path in paths:
         try:
             state = load_checkpoint(path)
         except ValueError as error:
-            wrong.append(error)
+            errors.append(error)
             continue
         if state["schema"] != SCHEMA:
             raise ValueError(
                 f"{path} has schema {printable(str(state['schema']))}, this version of specreg reads {SCHEMA}: "
                 f"go on with the version that wrote it (environment.json names it), or train anew in another folder"
             )
-        if wrong:
-            logger.warning("%s: taking %s instead", "; ".join(map(str, wrong)), path.name)
+        if errors:
+            logger.warning("%s: taking %s instead", "; ".join(map(str, errors)), path.name)
         return state, path
-    raise wrong[0]
+    raise errors[0]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -219,6 +219,13 @@ def _digest(value: Any, start: int = 0) -> int:
             start = _digest(part, start)
         return start
     return zlib.crc32(repr(value).encode(), start)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _global_random() -> dict[str, Any]:

@@ -8,7 +8,6 @@ DistributedDataParallel: its hooks know neither the second derivatives of gradie
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from specreg.losses import Loss, gradient_penalty, squared_slopes
@@ -32,7 +31,6 @@ def discriminator_step(
     real: Sequence[Batch],
     latent: Sequence[Batch],
     *,
-    accelerator: Accelerator,
     random: torch.Generator,
     gamma: float = 1.0,
     penalty: Callable[[], Tensor] | None = None,
@@ -59,21 +57,21 @@ def discriminator_step(
     for (images, labels), (z, fake_labels) in zip(real, latent, strict=True):
         with torch.no_grad():
             fake = _call(generator, z, fake_labels)
-        inputs, both = _together((images, labels), (fake, fake_labels))
+        inputs, classes = _together((images, labels), (fake, fake_labels))
         inputs.requires_grad_(loss.r1 or loss.r2)
-        scores = _call(discriminator, inputs, both)
+        scores = _call(discriminator, inputs, classes)
         sizes = [len(images), len(fake)]
         objective = loss.discriminator(*torch.split(scores, sizes))
         if loss.gradient_penalty:
-            everywhere = torch.rand(len(images) * processes.count, *[1] * (images.ndim - 1), generator=random)
-            slope = gradient_penalty(discriminator, images, fake, labels, weights=processes.share(everywhere))
+            mixing = torch.rand(len(images) * processes.count, *[1] * (images.ndim - 1), generator=random)
+            slope = gradient_penalty(discriminator, images, fake, labels, weights=processes.share(mixing))
             objective = objective + loss.gradient_penalty * slope
         if loss.r1 or loss.r2:
             of_real, of_fake = torch.split(squared_slopes(scores, inputs), sizes)
             objective = objective + gamma / 2 * (loss.r1 * of_real.mean() + loss.r2 * of_fake.mean())
         if penalty is not None:  # after the scores: power iteration has seen this step's weights
             objective = objective + penalty()
-        accelerator.backward(objective / len(real))
+        torch.autograd.backward(objective / len(real))
         total += objective.detach() / len(real)
         passed += [("the real images", images), ("the generated images", fake), ("the scores", scores.detach())]
     return _update(optimizer, discriminator, total, "discriminator", _flow(generator, discriminator, passed), processes)
@@ -86,7 +84,6 @@ def generator_step(
     loss: Loss,
     latent: Sequence[Batch],
     *,
-    accelerator: Accelerator,
     real: Sequence[Batch] = (),
     processes: Processes = ALONE,
 ) -> Tensor:
@@ -110,7 +107,7 @@ def generator_step(
             else:
                 scores = _call(discriminator, fake, labels)
                 objective = loss.generator(scores)
-            accelerator.backward(objective / len(latent))
+            torch.autograd.backward(objective / len(latent))
             total += objective.detach() / len(latent)
             passed += [("the generated images", fake.detach()), ("the scores", scores.detach())]
     finally:
@@ -135,8 +132,8 @@ def named_tensors(network: nn.Module, which: str) -> Iterator[tuple[str, Tensor]
 def _together(real: Batch, fake: Batch) -> Batch:
     """Return real and generated images as one batch: one power iteration, and both see the same weights."""
     (images, labels), (generated, fake_labels) = real, fake
-    both = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
-    return torch.cat([images, generated]), both
+    classes = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
+    return torch.cat([images, generated]), classes
 
 
 def _call(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None) -> Tensor:
@@ -152,7 +149,7 @@ def _flow(
         ("the generated images", named_tensors(discriminator, "discriminator")),
         ("the scores", ()),
     ):
-        yield from (one for one in passed if one[0] == kind)
+        yield from (tensor for tensor in passed if tensor[0] == kind)
         yield from network
 
 
@@ -177,9 +174,9 @@ def _update(
     norms = torch._foreach_norm(gradients)
     if not bool(torch.isfinite(torch.stack([*norms, loss])).all()):
         if not bool(torch.isfinite(loss)):
-            here = " in this process" if processes.count > 1 else ""
+            place = " in this process" if processes.count > 1 else ""
             cause = (
-                f"NaN or inf first in {name}" if (name := first_bad(flow)) else f"everything before it is finite{here}"
+                f"NaN or inf first in {name}" if (name := first_bad(flow)) else f"everything before it is finite{place}"
             )
             raise NonFiniteError(f"the {which}'s loss is {loss.item()} ({cause}); {_NOT_MADE}")
         named = [(name, p.grad) for name, p in network.named_parameters() if p.grad is not None]

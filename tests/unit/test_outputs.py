@@ -8,7 +8,7 @@ from torch import nn
 
 from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import Settings
-from specreg.experiments.scores import ScoreProbe
+from specreg.experiments.outputs import OutputProbe
 
 
 class Brightness(nn.Module):
@@ -44,7 +44,7 @@ def images(low, high):
 
 def measure(training, held_out):
     state = SimpleNamespace(discriminator=Brightness().train(), sampler=Uniform().train())
-    return ScoreProbe(training, held_out, Settings()).measure(state), state
+    return OutputProbe(training, held_out, Settings()).measure(state), state
 
 
 def test_distributions_of_a_known_discriminator():
@@ -66,11 +66,11 @@ def test_alike_images_are_scored_alike_and_ties_count_half():
     state = SimpleNamespace(discriminator=Brightness(), sampler=Uniform())
     with torch.no_grad():
         state.discriminator.forward = lambda images: torch.zeros(len(images))
-    assert ScoreProbe(images(0, 9), images(9, 20), Settings()).measure(state)["overfitting"] == 0.5
+    assert OutputProbe(images(0, 9), images(9, 20), Settings()).measure(state)["overfitting"] == 0.5
 
 
 def test_it_measures_the_same_each_time_and_draws_no_global_random_number():
-    probe = ScoreProbe(images(0, 9), images(9, 20), Settings())
+    probe = OutputProbe(images(0, 9), images(9, 20), Settings())
     state = SimpleNamespace(discriminator=Brightness(), sampler=Uniform())
     before = torch.get_rng_state()
     assert probe.measure(state) == probe.measure(state)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from specreg.data.arrays import Source, encode
 from specreg.experiments.config import Settings
-from specreg.experiments.sampling import sampling
+from specreg.monitor.attainment import evaluating
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState
 
@@ -16,7 +16,7 @@ _QUANTILES = 33
 _DIGITS = 5
 
 
-class ScoreProbe:
+class OutputProbe:
     """The same training images, held-out ones and latent vectors each time: 2,000, or as many as are evaluated.
 
     Liu et al. 2019 (the longer text) choose i by these distributions: a discriminator that overfits scores training
@@ -43,9 +43,9 @@ class ScoreProbe:
         treats them alike; ``separation`` that a held-out image scores above a generated one.
         """
         random = torch.Generator().manual_seed(_SEED)
-        scores = {name: self._score(state, *both) for name, both in self._images.items()}
+        scores = {name: self._score(state, *batch) for name, batch in self._images.items()}
         z, labels = draw_latent(state.sampler, self._count, random)
-        with sampling(state.sampler):
+        with evaluating(state.sampler), torch.no_grad():
             fake = [state.sampler(*_given(chunk)) for chunk in _chunks(z, labels)]
         scores["generated"] = self._score(state, torch.cat(fake), labels)
         levels = torch.linspace(0, 1, _QUANTILES, dtype=torch.float64)
@@ -60,7 +60,7 @@ class ScoreProbe:
     def _score(self, state: TrainingState, images: Tensor, labels: Tensor | None) -> Tensor:
         device = next(state.discriminator.parameters()).device
         labels = labels if self._conditional else None
-        with sampling(state.discriminator):
+        with evaluating(state.discriminator), torch.no_grad():
             scores = [
                 state.discriminator(*(part.to(device) for part in _given(chunk))) for chunk in _chunks(images, labels)
             ]
@@ -77,8 +77,8 @@ def _given(inputs: tuple[Tensor, Tensor | None]) -> list[Tensor]:
     return [part for part in inputs if part is not None]
 
 
-def _above(one: Tensor, other: Tensor) -> float:
-    """Return the probability that a value of ``one`` exceeds one of ``other``, ties half (Mann and Whitney 1947)."""
-    ordered = other.sort().values
-    below, at_most = torch.searchsorted(ordered, one), torch.searchsorted(ordered, one, right=True)
-    return round(float((below + at_most).double().mean()) / (2 * len(other)), _DIGITS)
+def _above(values: Tensor, reference: Tensor) -> float:
+    """Return the probability that one of ``values`` exceeds one of ``reference``, ties half (Mann and Whitney 1947)."""
+    ordered = reference.sort().values
+    below, at_most = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+    return round(float((below + at_most).double().mean()) / (2 * len(reference)), _DIGITS)

@@ -1,0 +1,186 @@
+"""Files: checks of those from elsewhere before they are read, JSON, and atomic writing. Standard library only."""
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_PARTIAL = ".partial"  # ends the name of a file that is being written, and has no name of its own yet
+# Nothing written here comes near: what is larger or nested deeper would fill the memory or the interpreter's stack.
+_LARGEST, _DEEPEST = 1 << 26, 50  # bytes of a JSON file or of a line; objects and lists within each other
+
+
+def exists(path: Path) -> bool:
+    """Return whether anything is at a path; ValueError if that cannot be found out, as of a name that is too long."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its name and permissions") from error
+
+
+def check_file(path: Path) -> None:
+    """Make sure that a path names a regular file: reading a pipe waits for ever, and a device has no end.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: it is a folder, a pipe or a device, or cannot be looked at; says the remedy.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}: check the name") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its name and permissions") from error
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a folder: name a file in it")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is a pipe or a device, not a file: write what it gives into a file and name that")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{path} cannot be read: check its permissions")
+
+
+def check_stored(path: Path) -> None:
+    """Make sure that a zip archive unpacks to no more than it holds: torch.save compresses nothing.
+
+    Raises:
+        ValueError: an entry is compressed, or entries share their bytes, as those of a zip bomb do.
+        zipfile.BadZipFile: it is no zip archive, or damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"its entry {entry.filename!r:.80} is compressed, which torch.save never does")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its entries claim more bytes than the file has")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; ValueError names it where it is damaged, or is no file."""
+    check_file(path)
+    with _opened(path) as file:
+        content = file.read(_LARGEST + 1)
+    try:
+        return _parsed(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it or restore it") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield each line's place, as a message names it, and value; a last line torn by a crash is left out.
+
+    Raises:
+        ValueError: another line is damaged; names it.
+    """
+    if not path.exists():
+        return
+    check_file(path)
+    with _opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(_LARGEST + 1), b""), start=1):
+            place = f"{path}, line {number}"
+            try:
+                value = _parsed(line)
+            except ValueError as error:
+                if not line.endswith(b"\n") and len(line) <= _LARGEST:
+                    return
+                raise ValueError(f"{place} is damaged ({error}): remove it or restore it") from error
+            yield place, value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically: readers see the old one or the whole new one."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically; half of a surrogate pair, as a name may hold it and no encoding writes it, becomes "?"."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", errors="replace"))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write; when the block ends it takes the place of ``path``, which is the old or the whole new one.
+
+    If the block fails, or the machine does, the old file stays.
+    """
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # mkstemp makes private files; a shared results folder has to be readable
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process had half written into a folder."""
+    for partial in folder.glob(f".*{_PARTIAL}"):
+        partial.unlink(missing_ok=True)
+
+
+def give_name(existing: Path, name: Path) -> None:
+    """Make ``name`` a second name of a file (a copy, where there are no links), in the place of what had it before."""
+    partial = name.with_name(f".{name.name}{_PARTIAL}")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(existing, partial)
+    except OSError:
+        shutil.copyfile(existing, partial)
+    os.replace(partial, name)
+    partial.unlink(missing_ok=True)  # renaming a file to another of its own names does nothing
+
+
+def prepare_directory(path: Path) -> None:
+    """Create a directory and make sure that it can be written to.
+
+    Raises:
+        ValueError: it is a file, or cannot be created or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to {path} ({error.strerror or error}): choose another output folder") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+
+
+def _parsed(content: bytes) -> Any:
+    """Return JSON's value; ValueError, in one line, where it is none, or too large or too deep to be a record."""
+    if len(content) > _LARGEST:
+        raise ValueError(f"more than {_LARGEST} bytes")
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if content.count(b"[") + content.count(b"{") > _DEEPEST:
+        level = [value]
+        for _ in range(_DEEPEST):
+            level = [inner for outer in level for inner in _contents(outer) if isinstance(inner, dict | list)]
+        if level:
+            raise ValueError("nested too deeply")
+    return value
+
+
+def _contents(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value

@@ -1,0 +1,39 @@
+"""Words that several packages share, and the checks of a user's values. Standard library only."""
+
+import operator
+from typing import Any, Literal
+
+Split = Literal["train", "test", "unlabeled"]
+"""The part of a data set."""
+State = Literal["healthy", "recovered", "collapsing", "collapsed"]
+"""What the detector says of a training."""
+# From the mildest to the gravest: what the whole is said to be when its layers differ.
+STATES: tuple[State, ...] = ("healthy", "recovered", "collapsing", "collapsed")
+ALARMS: tuple[State, ...] = ("collapsing", "collapsed")
+LARGEST_INTEGER = 2**53  # whole numbers are exact up to there, in whatever reads a record
+
+
+def integer(name: str, value: Any, *, at_least: int | None = None, at_most: int = LARGEST_INTEGER) -> int:
+    """Return a value as an int if it is an integer of any library within bounds.
+
+    Raises:
+        ValueError: it is a bool, a float or anything else, or out of bounds; says ``name``, the bound and the value.
+    """
+    bound = "" if at_least is None else f" of at least {at_least}"
+    number = None if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
+    if number is None or (at_least is not None and number < at_least):
+        raise ValueError(f"{name} must be an integer{bound}, got {value!r:.60}")
+    if number > at_most:
+        raise ValueError(f"{name} must be an integer of at most {at_most}, got {value!r:.60}")
+    return number
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError naming ``name`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.60}")
+
+
+def printable(text: str) -> str:
+    """Replace what could steer a terminal: control characters, and those that turn the direction of writing."""
+    return "".join(character if character.isprintable() else "�" for character in text)

@@ -1,0 +1,67 @@
+"""Checks of values: what they take, what they refuse, and what they say."""
+
+import math
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from specreg.experiments.config import DataConfig, ModelConfig, RecordConfig, RegularizationConfig, Settings
+from specreg.losses import LOSSES, LossName
+from specreg.monitor.detector import Detector
+from specreg.monitor.monitor import Monitor
+from specreg.names import ALARMS, STATES, State, integer
+from specreg.training.loop import TrainingConfig
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
+def test_integers_of_any_library_become_ints(value):
+    assert type(integer("every", value, at_least=1)) is int
+    assert integer("every", value) == 3
+
+
+@pytest.mark.parametrize("value", [True, 3.0, "3", None, math.nan, np.float64(3), np.bool_(True), [3]])
+def test_what_is_no_integer_is_refused(value):
+    with pytest.raises(ValueError, match="every must be an integer of at least 1, got "):
+        integer("every", value, at_least=1)
+    with pytest.raises(ValueError, match="every must be an integer, got "):
+        integer("every", value)
+
+
+def test_bounds_are_named_and_belong_to_the_range():
+    assert [integer("n", value, at_least=-2, at_most=2) for value in (-2, 2)] == [-2, 2]
+    with pytest.raises(ValueError, match="n must be an integer of at least -2, got -3"):
+        integer("n", -3, at_least=-2)
+    with pytest.raises(ValueError, match="n must be an integer of at most 2, got 3"):
+        integer("n", 3, at_most=2)
+    with pytest.raises(ValueError, match="n must be an integer of at most 9007199254740992, got "):
+        integer("n", 2**53 + 1)
+
+
+def test_numpy_integers_reach_the_library():
+    from torch import nn
+
+    assert type(Monitor(nn.Sequential(nn.Linear(4, 4)), every=np.int32(5), detector=Detector()).every) is int
+
+
+def test_the_words_of_a_type_are_the_keys_of_what_they_choose():
+    assert get_args(LossName) == tuple(LOSSES)
+    assert get_args(State) == STATES
+    assert set(ALARMS) < set(STATES)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"precision": "float8"}, "precision must be one of float32, bf16, got 'float8'"),
+        ({"regularization": RegularizationConfig(guard="sn")}, "guard must be one of .*static, got 'sn'"),
+        ({"data": DataConfig(data_split="all")}, "data_split must be one of train, test, unlabeled, got 'all'"),
+        ({"model": ModelConfig(network="unet")}, "network must be one of auto, resnet, dcgan, mlp, got 'unet'"),
+        ({"training": TrainingConfig(lr_decay="cosine")}, "lr_decay must be one of linear, none, got 'cosine'"),
+        ({"training": TrainingConfig(loss=("hinge",))}, r"loss must be one of hinge, .*, got \('hinge',\)"),
+        ({"records": RecordConfig(features="clip")}, "features must be one of auto, digits, .*inception, got 'clip'"),
+    ],
+)
+def test_a_choice_that_the_type_does_not_have_is_refused(part, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**part)
