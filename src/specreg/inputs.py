@@ -1,9 +1,18 @@
-"""What is asked of a file from elsewhere before it is read. Standard library only."""
+"""Input checks: files before they are read, and options. Standard library only."""
 
+import numbers
 import os
 import stat
 import zipfile
 from pathlib import Path
+from typing import Any
+
+
+def checked_integer(name: str, value: Any, *, at_least: int = 1) -> int:
+    """Return an option's value as an integer; ValueError names the option if it is none, or too small."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
+        raise ValueError(f"{name} must be an integer >= {at_least}, got {value!r}")
+    return int(value)
 
 
 def exists(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import typing
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ class Description:
     modes: Tensor | None = None
 
 
-class Extractor(Protocol):
+class Extractor:
     """A network, or pixels, as the source of features.
 
     Attributes:
@@ -35,15 +35,11 @@ class Extractor(Protocol):
         library: the network's library and version, None if it is this package.
     """
 
-    @property
-    def key(self) -> FeatureName: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def resizing(self) -> str: ...
-    @property
-    def library(self) -> str | None: ...
+    key: FeatureName
+    title: str
+    resizing: str = "none"
+    library: str | None = None
 
     def describe(self, images: Tensor) -> Description:
         """Describe images (N, C, H, W), uint8; ValueError names the shape that they should have."""
-        ...
+        raise NotImplementedError

@@ -14,19 +14,18 @@ _PIXELS = 8  # side that pixels are averaged to
 _DECIMALS = torch.tensor([100, 10, 1])
 
 
-class Pixels:
+class Pixels(Extractor):
     """Images of any size, averaged to 8x8: the features where no classifier fits."""
 
-    key: FeatureName = "pixels"
+    key = "pixels"
     title = "pixels"
     resizing = f"averaged to {_PIXELS}x{_PIXELS}"
-    library = None
 
     def describe(self, images: Tensor) -> Description:
         return Description(F.adaptive_avg_pool2d(images.float() / 255, _PIXELS).flatten(1))
 
 
-class StackedClassifier:
+class StackedClassifier(Extractor):
     """A classifier of grey digits, applied to every channel; the channels' features stand side by side.
 
     Stacked images (stacked digits, Stacked MNIST) have modes, too; a mode's probability is the product of its digits'
@@ -38,11 +37,8 @@ class StackedClassifier:
         device: where it computes.
     """
 
-    resizing = "none"
-    library = None
-
     def __init__(self, key: Literal["digits", "mnist"], *, stacked: bool = True, device: str = "cpu") -> None:
-        self.key: FeatureName = key
+        self.key = key
         self.title = {"digits": "digit-classifier", "mnist": "MNIST-classifier"}[key]
         self._stacked = stacked
         self._classifier: Classifier = load_classifier(key).to(device)
@@ -62,17 +58,15 @@ class StackedClassifier:
         return Description(features, joint, digits.argmax(-1) @ _DECIMALS)
 
 
-class CifarFeatures:
+class CifarFeatures(Extractor):
     """The last hidden layer of the CIFAR-10 classifier, on 32x32 colour images.
 
     Args:
         device: where it computes.
     """
 
-    key: FeatureName = "cifar"
+    key = "cifar"
     title = "CIFAR-10-classifier"
-    resizing = "none"
-    library = None
 
     def __init__(self, *, device: str = "cpu") -> None:
         self._classifier: Classifier = load_classifier("cifar").to(device)

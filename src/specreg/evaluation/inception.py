@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.evaluation.extractor import Description, FeatureName
+from specreg.evaluation.extractor import Description, Extractor
 
 WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
 
 
-class Inception:
+class Inception(Extractor):
     """Features (N, 2048) and class probabilities (N, 1008) of the Inception network of Heusel et al. 2017.
 
     Images are resized to 299x299 as TensorFlow 1 did it; grey ones are repeated to three channels. The probabilities
@@ -33,7 +33,7 @@ class Inception:
         Heusel et al. 2017; Salimans et al. 2016; Obukhov and Krasnyanskiy 2020 (torch-fidelity).
     """
 
-    key: FeatureName = "inception"
+    key = "inception"
     resizing = "bilinear to 299x299 as in TensorFlow 1"
 
     def __init__(self, weights: Path | None = None, *, device: str = "cpu", batch: int = 50) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from specreg.inputs import checked_integer
 from specreg.monitor.detector import SEVERITY, State, Verdict
 from specreg.records import replacing
 
@@ -86,14 +87,11 @@ class Pin:
     def __init__(
         self, objects: Mapping[str, Stateful], *, every: int = 500, copies: int = 4, folder: str | Path | None = None
     ) -> None:
-        for name, value in (("every", every), ("copies", copies)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        self.every = checked_integer("every", every)
+        self.copies = checked_integer("copies", copies)
         if not objects:
             raise ValueError("nothing to pin: objects is empty")
         self._objects = dict(objects)
-        self.every = every
-        self.copies = copies
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None and not self.folder.is_dir():
             raise ValueError(f"folder {self.folder} does not exist: create it first")

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from specreg.inputs import checked_integer
 from specreg.spectra.statistics import bulk_range
 
 State = Literal["healthy", "collapsing", "collapsed", "recovered"]
@@ -114,9 +115,7 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name in ("warmup", "window", "patience", "smoothing"):
-            value, least = getattr(self, name), 0 if name == "warmup" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+            checked_integer(name, getattr(self, name), at_least=0 if name == "warmup" else 1)
         for name in ("fast", "together", "far", "collapsed", "regained"):
             if not isinstance(value := getattr(self, name), int | float) or not 0 < value < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {value!r:.60}")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specreg.inputs import check_file
+from specreg.inputs import check_file, checked_integer
 from specreg.records import replacing
 from specreg.spectra.maps import ratios
 from specreg.spectra.statistics import Statistics, statistics
@@ -30,9 +30,7 @@ class History:
     """
 
     def __init__(self, limit: int = 1000) -> None:
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 2:
-            raise ValueError(f"limit must be an integer >= 2, got {limit!r}")
-        self.limit = limit
+        self.limit = checked_integer("limit", limit, at_least=2)
         self.iterations: list[int] = []
         self._values: dict[str, list[Tensor]] = {}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from specreg.inputs import checked_integer
 from specreg.layers import ALL_KINDS, Selection, find, reusable
 from specreg.monitor.detector import Detector, Verdict
 from specreg.monitor.history import History
@@ -67,10 +68,8 @@ class Monitor:
         only: Selection = None,
         skip: Selection = None,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be an integer >= 1, got {every!r}")
         self.module = module
-        self.every = every
+        self.every = checked_integer("every", every)
         self.detector = detector or Detector()
         self.actions = list(actions)
         self.history = History()

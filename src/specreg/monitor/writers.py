@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from specreg.inputs import checked_integer
 from specreg.monitor.detector import SEVERITY, Verdict
 from specreg.monitor.monitor import Monitor
 from specreg.records import replacing
@@ -156,9 +157,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, monitor: Monitor, target: "SummaryWriter | str | Path", *, images_every: int = 10) -> None:
-        if isinstance(images_every, bool) or not isinstance(images_every, int) or images_every < 0:
-            raise ValueError(f"images_every must be an integer >= 0, got {images_every!r}")
-        self.images_every = images_every
+        self.images_every = checked_integer("images_every", images_every, at_least=0)
         self._monitor = monitor
         self._num_snapshots = 0
         self._writer: SummaryWriter | None = None
