@@ -92,7 +92,7 @@ class History:
         return means
 
     def save(self, path: str | Path) -> None:
-        """Write everything to a compressed npz file: the old file or the whole new one, whatever happens."""
+        """Write everything to a compressed npz file: atomically."""
         arrays: dict[str, Any] = {f"layer:{name}": self.singular_values(name).numpy() for name in self._values}
         with replacing(Path(path)) as file:
             np.savez_compressed(file, iterations=np.asarray(self.iterations, dtype=np.int64), **arrays)
