@@ -93,9 +93,7 @@ def choose(traces: Sequence[Trace]) -> specreg.Thresholds:
     for values in itertools.product(*GRID.values()):
         thresholds = specreg.Thresholds(**dict(zip(GRID, values, strict=True)))
         outcomes = [judge(trace, thresholds) for trace in traces]
-        errors = sum(
-            outcome.missed + outcome.late + outcome.false_alarms + (outcome.recovered is False) for outcome in outcomes
-        )
+        errors = sum(outcome.errors for outcome in outcomes)
         delays = [outcome.delay for outcome in outcomes if outcome.delay is not None]
         score = (errors, statistics.fmean(delays) if delays else float("inf"))
         if best is None or score < best[0]:
@@ -146,16 +144,11 @@ def main() -> None:
         print(f"chosen: {thresholds}")
     outcomes = [judge(synthetic(name, seed).bulks(), thresholds) for name in SETTINGS for seed in TEST_SEEDS]
     on_real = [judge(trace, thresholds) for trace in real]
-    for title, selection in (
-        ("synthetic traces that the choice did not see", outcomes),
-        (
-            "recorded trainings that the choice did not see",
-            [outcome for outcome in on_real if outcome.name not in CHOSEN_ON],
-        ),
-        ("recorded trainings that the choice saw", [outcome for outcome in on_real if outcome.name in CHOSEN_ON]),
-    ):
+    print_table("synthetic traces that the choice did not see", table(outcomes))
+    for verb, chosen_on in (("did not see", False), ("saw", True)):
+        selection = [outcome for outcome in on_real if (outcome.name in CHOSEN_ON) == chosen_on]
         if selection:
-            print_table(title, table(selection))
+            print_table(f"recorded trainings that the choice {verb}", table(selection))
     late = sum(outcome.late for outcome in (*outcomes, *on_real))
     print(f"\nflagged later than {PROMISED_DELAY} iterations after the start: {late}")
     if options.out:

@@ -132,7 +132,7 @@ def inspect(
     total, layers = len(names) * len(paths), []
     for index, checkpoint in enumerate(checkpoints):
         weights = {weight.name: weight for weight in checkpoint.weights}
-        spectra = {}
+        spectra: dict[str, LayerSpectrum] = {}
         for name in names:
             progress(index * len(names) + len(spectra), total, name)
             spectra[name] = _spectrum(weights[name])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import lzma
+import math
 import posixpath
 import stat
 import warnings
@@ -19,8 +20,7 @@ from PIL import Image, ImageOps
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.cache import Pixels, file_stamp, hold
-from specreg.data.npz import load_npz
-from specreg.data.pixels import check_size, planes, square
+from specreg.data.pixels import check_memory, check_size, numbered, planes, source_of, square
 from specreg.inputs import check_file, exists
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -28,6 +28,8 @@ _GREY_MODES = frozenset({"1", "L", "LA"})
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _MOST = 1 << 28  # bytes of an image in a zip file, whose few bytes may unpack to any number
 _CHUNK = 256
+_MOST_CLASSES = 100_000  # of an npz file: every class up to the largest label gets a name
+_DEFLATED = 1032  # the largest factor by which zip compresses anything
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 
 
@@ -113,11 +115,14 @@ class ImageFiles:
                 f"{self.path}: {self.names[index]} has pixels of 32 bits (mode {image.mode}), whose white is not "
                 f"known: convert it to 8 or 16 bits"
             )
-        return _eight_bits(image) if image.mode in _SIXTEEN_BITS else image
+        if image.mode in _SIXTEEN_BITS:  # Pillow's own conversion clips at 255: white nearly everywhere
+            return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        return image
 
     def _unreadable(self, index: int, error: Exception) -> ValueError:
-        why = f"{self.path}: {self.names[index]} is not a readable image ({type(error).__name__})"
-        return ValueError(f"{why}: remove or replace it")
+        return ValueError(
+            f"{self.path}: {self.names[index]} is not a readable image ({type(error).__name__}): remove or replace it"
+        )
 
     def _no_squares(self, first: Image.Image, index: int, image: Image.Image) -> ValueError:
         return ValueError(
@@ -142,11 +147,6 @@ def decoded(content: bytes) -> Image.Image:
     return image
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion clips at 255 instead: white nearly everywhere.
-    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
 def load_images(
     path: str | Path,
     *,
@@ -161,8 +161,7 @@ def load_images(
             ``images`` (N, H, W) or (N, H, W, C), uint8, and optionally ``labels`` (N,), integers from 0.
         image_size: crop every image to its central square and resize it to this side. Without it all images
             have to be squares of one size already.
-        cache: a folder for what was decoded from image files, see :func:`specreg.data.cache.hold`; None holds it
-            in memory.
+        cache: a folder for decoded image files, see :func:`specreg.data.cache.hold`; None holds them in memory.
         classes: their names in the labels' order, for a folder or zip; None takes the folders' names, sorted.
 
     Returns:
@@ -180,7 +179,7 @@ def load_images(
     if not path.is_dir():
         check_file(path)
         if path.suffix.lower() == ".npz":
-            return load_npz(path, image_size=image_size)
+            return _load_npz(path, image_size)
         if path.suffix.lower() != ".zip":
             raise ValueError(f"{path} is neither a folder, a .zip nor a .npz file")
     with _opened(path) as (names, open_image):
@@ -255,3 +254,52 @@ def _labels(path: Path, names: Sequence[str], classes: Sequence[str] | None) -> 
     if unknown := [name for name in present if name not in positions]:
         raise ValueError(f"{path} has images of the class {unknown[0]!r}, which the training images lack")
     return [positions[name] for name in folders], tuple(class_names)
+
+
+def _load_npz(path: Path, image_size: int | None) -> ImageArrays:
+    """Read ``images`` (N, H, W) or (N, H, W, 1 or 3), uint8, and ``labels`` (N,), integers from 0, if there are any."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "images" not in names:
+                raise ValueError(f"no array 'images', it has {', '.join(names) or 'none'}")
+            limit = _DEFLATED * path.stat().st_size
+            images = _array(archive, "images", limit)
+            labels = _array(archive, "labels", limit) if "labels" in names else np.zeros(len(images), dtype=np.int64)
+    except Exception as error:  # a damaged or encrypted file makes its readers fail anywhere
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is not a readable npz file ({reason}): make it again") from error
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+        raise ValueError(
+            f"{path}: 'images' has to be uint8 of shape (N, H, W) or (N, H, W, 1 or 3), "
+            f"got {images.dtype} {images.shape}"
+        )
+    if len(images) == 0:
+        raise ValueError(f"{path} holds no images")
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise ValueError(f"{path}: 'labels' has to be one integer >= 0 an image, got {labels.dtype} {labels.shape}")
+    if (last := int(labels.max())) >= _MOST_CLASSES:
+        raise ValueError(
+            f"{path}: 'labels' go up to {last}, at most {_MOST_CLASSES} classes are read: number them from 0"
+        )
+    return source_of(path, planes(images), labels.astype(np.int64), numbered(last + 1), image_size)
+
+
+def _array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
+    """Read an array, unless its header claims more bytes than its entry or ``limit``: numpy allocates them first."""
+    entry = archive.getinfo(f"{name}.npy")
+    size = min(entry.file_size, limit)
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"{name!r} is of npy's version {version}")
+        claimed = file.tell() + math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and claimed != size:
+        raise ValueError(f"{name!r} claims {claimed} bytes, but there are at most {size}")
+    check_memory(claimed, repr(name))
+    with archive.open(entry) as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))

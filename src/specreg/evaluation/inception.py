@@ -19,7 +19,7 @@ class Inception(Extractor):
     """Features (N, 2048) and class probabilities (N, 1008) of the Inception network of Heusel et al. 2017.
 
     Images are resized to 299x299 as TensorFlow 1 did it; grey ones are repeated to three channels. The probabilities
-    are the softmax of the logits without their bias, which is what published Inception Scores use.
+    are the softmax of the logits without their bias, as in published Inception Scores.
 
     Args:
         weights: a file of torch-fidelity's weights; None looks where torch-fidelity keeps them. Nothing is downloaded.

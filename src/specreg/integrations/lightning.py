@@ -117,8 +117,7 @@ class SpectralMonitorCallback(Callback):
             self._loaded = None
         if self.guard is not None:
             optimizer = _optimizer_of(module, self._path, trainer.optimizers)
-            guard = self.guard
-            self._handle = optimizer.register_step_post_hook(lambda *_: guard.step())
+            self._handle = optimizer.register_step_post_hook(self._compensate)
 
     def on_train_batch_end(
         self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -181,6 +180,10 @@ class SpectralMonitorCallback(Callback):
                 kind = type(action).__name__
                 named[f"{kind} {sum(name.startswith(f'{kind} ') for name in named)}"] = action
         return named
+
+    def _compensate(self, *_: Any) -> None:
+        assert self.guard is not None
+        self.guard.step()
 
     def _let_go(self) -> None:
         if self._handle is not None:

@@ -95,7 +95,8 @@ class Discriminator(nn.Module):
 
     def __init__(self, resolution: int, channels: int, *, image_channels: int = 3, num_classes: int = 0) -> None:
         super().__init__()
-        blocks, inputs = [], image_channels
+        blocks: list[_DiscriminatorBlock] = []
+        inputs = image_channels
         for multiplier, halves in stages_for(resolution).discriminator:
             outputs = channels * multiplier
             blocks.append(_DiscriminatorBlock(inputs, outputs, halves=halves, first=not blocks))

@@ -191,13 +191,12 @@ def _patches(child: Any, x: Tensor, linear: Tensor) -> Tensor:
         return energy
     spatial = child.weight.ndim - 2
     # (N, channels, *) -> (N, groups, *), with or without N.
-    energy = energy.unflatten(-spatial - 1, (child.groups, -1)).sum(-spatial - 1)
+    lead, pixels = energy.shape[: -spatial - 1], energy.shape[-spatial:]
+    energy = energy.reshape(*lead, child.groups, -1, *pixels).sum(-spatial - 1)
     ones = energy.new_ones(child.groups, 1, *child.kernel_size)
-    options = {"stride": child.stride, "dilation": child.dilation, "groups": child.groups}
+    options: dict[str, Any] = {"stride": child.stride, "dilation": child.dilation, "groups": child.groups}
     if isinstance(child, TRANSPOSED):
-        sizes = zip(
-            energy.shape[-spatial:], child.kernel_size, child.stride, child.padding, child.dilation, strict=True
-        )
+        sizes = zip(pixels, child.kernel_size, child.stride, child.padding, child.dilation, strict=True)
         least = [(n - 1) * stride - 2 * pad + dilation * (k - 1) + 1 for n, k, stride, pad, dilation in sizes]
         # The rest is output padding: the layer's own, or that of the output size which its caller gave.
         rest = [size - smallest for size, smallest in zip(linear.shape[-spatial:], least, strict=True)]

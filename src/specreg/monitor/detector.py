@@ -1,9 +1,9 @@
 r"""Tell spectral collapse from healthy drift: a pure function of a stream of spectra.
 
-Healthy trainings drift too (Liu et al. 2019, figures 1 to 4), so no level of :math:`s_k/s_1` means collapse. What does
-is a layer's *bulk*, the mean of :math:`s_k/s_1` over the upper half of its spectrum, falling fast or far against its
-own past. Every layer is judged with hysteresis, and the worst one gives the verdict. A fall that most layers share
-needs to be less deep than that of one layer: the published collapses are seen in every layer.
+Healthy trainings drift too (Liu et al. 2019, figures 1 to 4), so no level of :math:`s_k/s_1` means collapse. A collapse
+is a fast or far fall of a layer's *bulk*, the mean of :math:`s_k/s_1` over the upper half of its spectrum, against its
+own past. Every layer is judged with hysteresis, and the worst gives the verdict. A fall that most layers share may be
+less deep than that of a single layer: the published collapses are seen in every layer.
 """
 
 import math
@@ -154,8 +154,8 @@ class Detector:
                 or (groups, r). Layers with r = 1 have no bulk and are left out; so are layers of zeros.
 
         Raises:
-            ValueError: the iteration does not grow, there is no layer, one has no values, or a value is not finite;
-                nothing is changed.
+            ValueError: the iteration does not grow, there is no layer, or a layer has no values or values that are not
+                finite; nothing is changed.
         """
         if self._last is not None and iteration <= self._last:
             raise ValueError(f"iterations must grow: got {iteration} after {self._last}")
@@ -166,7 +166,7 @@ class Detector:
         if self._begin is None or (not self._judges(iteration) and self._stands_still(bulks)):
             self._begin, self._layers = iteration, {}
         for name, bulk in bulks.items():
-            self._layers.setdefault(name, _LayerTrack.empty(self.thresholds)).observe(bulk)
+            self._layers.setdefault(name, _LayerTrack(deque(maxlen=self.thresholds.smoothing))).observe(bulk)
         if self._judges(iteration):
             falls = [self._layers[name].fall(iteration, self.thresholds) for name in bulks]
             shared = len(falls) > 2 and statistics.median(falls) >= self.thresholds.together
@@ -317,10 +317,6 @@ class _LayerTrack:
     def state_dict(self) -> dict[str, Any]:
         levels = [list(level) for level in self.levels]
         return vars(self) | {"recent": list(self.recent), "levels": levels, "steps": list(self.steps)}
-
-    @classmethod
-    def empty(cls, limits: Thresholds) -> "_LayerTrack":
-        return cls(deque(maxlen=limits.smoothing))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":

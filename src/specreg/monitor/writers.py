@@ -146,7 +146,7 @@ class TensorBoardWriter:
     Args:
         monitor: takes the snapshots.
         target: a ``SummaryWriter`` of the training, which is left open, or a folder. In a folder the first snapshot
-            hides what is there of its iteration and later ones, so that a resumed training leaves nothing twice.
+            hides entries of its iteration and later ones, so that a resumed training leaves nothing twice.
         images_every: snapshots between images; 0 for no images.
 
     Raises:
