@@ -62,12 +62,10 @@ class Idx:
 
 def _name(names: frozenset[str], split: Split, kind: str, dimensions: int) -> str | None:
     """Return the name of a part's file, in the authors' spelling or another, plain files before compressed ones."""
-    for ending in ("", ".gz"):
-        for dot in "-.":
-            name = f"{_PREFIXES[split]}-{kind}{dot}idx{dimensions}-ubyte{ending}"
-            if name in names:
-                return name
-    return None
+    candidates = (
+        f"{_PREFIXES[split]}-{kind}{dot}idx{dimensions}-ubyte{ending}" for ending in ("", ".gz") for dot in "-."
+    )
+    return next((name for name in candidates if name in names), None)
 
 
 FORMATS = (Idx(),)

@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from specreg.evaluation.classifier import Classifier, load_classifier
 from specreg.evaluation.extractor import Description, Extractor, FeatureName
+from specreg.evaluation.inception import Inception
 
 _PIXELS = 8  # side that pixels are averaged to
 _DECIMALS = torch.tensor([100, 10, 1])
@@ -100,8 +101,6 @@ def open_extractor(name: FeatureName, *, stacked: bool = True, inception_weights
         return StackedClassifier("mnist", stacked=stacked, device=device)
     if name == "cifar":
         return CifarFeatures(device=device)
-    from specreg.evaluation.inception import Inception  # needs a package that is not always installed
-
     return Inception(inception_weights, device=device)
 
 
