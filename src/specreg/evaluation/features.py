@@ -116,7 +116,7 @@ def _check_shape(images: Tensor, classifier: Classifier, channels: tuple[int, ..
 @torch.no_grad()
 def _outputs(classifier: Classifier, images: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Return features and logits of uint8 images, ``chunk`` at a time, where the classifier computes."""
-    device = classifier.head.weight.device
+    device = next(classifier.parameters()).device
     features = [classifier.features(part.to(device).float() / 255) for part in torch.split(images, chunk)]
     logits = [classifier.classify(part) for part in features]
     return torch.cat(features), torch.cat(logits)

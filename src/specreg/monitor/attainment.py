@@ -196,7 +196,7 @@ def _patches(child: Any, x: Tensor, linear: Tensor) -> Tensor:
     ones = energy.new_ones(child.groups, 1, *child.kernel_size)
     options: dict[str, Any] = {"stride": child.stride, "dilation": child.dilation, "groups": child.groups}
     if isinstance(child, TRANSPOSED):
-        sizes = zip(pixels, child.kernel_size, child.stride, child.padding, child.dilation, strict=True)
+        sizes: Any = zip(pixels, child.kernel_size, child.stride, child.padding, child.dilation, strict=True)
         least = [(n - 1) * stride - 2 * pad + dilation * (k - 1) + 1 for n, k, stride, pad, dilation in sizes]
         # The rest is output padding: the layer's own, or that of the output size which its caller gave.
         rest = [size - smallest for size, smallest in zip(linear.shape[-spatial:], least, strict=True)]
