@@ -36,13 +36,13 @@ PROMISED_DELAY = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What the detector made of one trace.
+    """The detector's verdicts on a trace.
 
     Attributes:
         delay: iterations from the collapse's start to the first alarm; None without a collapse or an alarm.
         false_alarms: changes to "collapsing" or "collapsed" in a healthy training, or before the collapse's start.
-        named_collapsed: it said "collapsed" in the end.
-        recovered: it said "recovered" within 5,000 iterations of the recovery (None where there is none).
+        named_collapsed: the state was "collapsed" at some time.
+        recovered: the state was "recovered" within 5,000 iterations of the recovery (None where there is none).
     """
 
     name: str
@@ -60,6 +60,10 @@ class Outcome:
     def late(self) -> bool:
         return self.delay is not None and self.delay > PROMISED_DELAY
 
+    @property
+    def errors(self) -> int:
+        return self.missed + self.late + self.false_alarms + (self.recovered is False)
+
 
 def judge(trace: Trace, thresholds: specreg.Thresholds) -> Outcome:
     """Run the detector over a trace."""
@@ -69,7 +73,7 @@ def judge(trace: Trace, thresholds: specreg.Thresholds) -> Outcome:
     for iteration, spectra in trace.snapshots():
         verdict = detector.update(iteration, spectra)
         rising, alarmed = verdict.alarming and not alarmed, verdict.alarming
-        # A start is known to a snapshot or two.
+        # The start is exact to a snapshot or two.
         true = trace.start is not None and iteration >= trace.start - 200
         false_alarms += rising and not true
         if alarmed and true and delay is None:
@@ -89,8 +93,8 @@ def choose(traces: Sequence[Trace]) -> specreg.Thresholds:
     for values in itertools.product(*GRID.values()):
         thresholds = specreg.Thresholds(**dict(zip(GRID, values, strict=True)))
         outcomes = [judge(trace, thresholds) for trace in traces]
-        errors = sum(one.missed + one.late + one.false_alarms + (one.recovered is False) for one in outcomes)
-        delays = [one.delay for one in outcomes if one.delay is not None]
+        errors = sum(outcome.errors for outcome in outcomes)
+        delays = [outcome.delay for outcome in outcomes if outcome.delay is not None]
         score = (errors, statistics.fmean(delays) if delays else float("inf"))
         if best is None or score < best[0]:
             best = (score, thresholds)
@@ -102,22 +106,22 @@ def choose(traces: Sequence[Trace]) -> specreg.Thresholds:
 def table(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
     """Return a row for each name."""
     groups: dict[str, list[Outcome]] = {}
-    for one in outcomes:
-        groups.setdefault(one.name, []).append(one)
+    for outcome in outcomes:
+        groups.setdefault(outcome.name, []).append(outcome)
     rows: list[dict[str, object]] = []
     for name, members in groups.items():
-        delays = [one.delay for one in members if one.delay is not None]
-        known = [one.recovered for one in members if one.recovered is not None]
+        delays = [outcome.delay for outcome in members if outcome.delay is not None]
+        recoveries = [outcome.recovered for outcome in members if outcome.recovered is not None]
         rows.append(
             {
                 "trace": name,
                 "runs": len(members),
-                "collapses": sum(one.start is not None for one in members),
+                "collapses": sum(outcome.start is not None for outcome in members),
                 "flagged": len(delays),
                 "median delay": statistics.median(delays) if delays else "-",
                 "worst": max(delays, default="-"),
-                "false alarms": sum(one.false_alarms for one in members),
-                "recovery seen": f"{sum(known)} of {len(known)}" if known else "-",
+                "false alarms": sum(outcome.false_alarms for outcome in members),
+                "recovery seen": f"{sum(recoveries)} of {len(recoveries)}" if recoveries else "-",
             }
         )
     return rows
@@ -128,35 +132,33 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true")
     parser.add_argument("--record", nargs=2, metavar=("RUN", "NAME"))
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    if given.record:
-        record(RunDirectory(given.record[0]), given.record[1])
+    options = parser.parse_args()
+    if options.record:
+        record(RunDirectory(options.record[0]), options.record[1])
         return
     real = recorded()
     thresholds = specreg.Thresholds()
-    if given.choose:
+    if options.choose:
         for_choice = [synthetic(name, seed) for name in SETTINGS for seed in CHOICE_SEEDS]
         thresholds = choose([*for_choice, *(trace for trace in real if trace.name in CHOSEN_ON)])
         print(f"chosen: {thresholds}")
     outcomes = [judge(synthetic(name, seed).bulks(), thresholds) for name in SETTINGS for seed in TEST_SEEDS]
     on_real = [judge(trace, thresholds) for trace in real]
-    for title, some in (
-        ("synthetic traces that the choice did not see", outcomes),
-        ("recorded trainings that the choice did not see", [o for o in on_real if o.name not in CHOSEN_ON]),
-        ("recorded trainings that the choice saw", [o for o in on_real if o.name in CHOSEN_ON]),
-    ):
-        if some:
-            print_table(title, table(some))
-    late = sum(one.late for one in (*outcomes, *on_real))
+    print_table("synthetic traces that the choice did not see", table(outcomes))
+    for verb, chosen_on in (("did not see", False), ("saw", True)):
+        selection = [outcome for outcome in on_real if (outcome.name in CHOSEN_ON) == chosen_on]
+        if selection:
+            print_table(f"recorded trainings that the choice {verb}", table(selection))
+    late = sum(outcome.late for outcome in (*outcomes, *on_real))
     print(f"\nflagged later than {PROMISED_DELAY} iterations after the start: {late}")
-    if given.out:
+    if options.out:
         results = {
             "thresholds": dataclasses.asdict(thresholds),
             "chosen_on": {"seeds": list(CHOICE_SEEDS), "trainings": list(CHOSEN_ON)},
-            "synthetic": [dataclasses.asdict(one) for one in outcomes],
-            "recorded": [dataclasses.asdict(one) for one in on_real],
+            "synthetic": [dataclasses.asdict(outcome) for outcome in outcomes],
+            "recorded": [dataclasses.asdict(outcome) for outcome in on_real],
         }
-        write(given.out, {"environment": environment(torch.device("cpu")), "results": results})
+        write(options.out, {"environment": environment(torch.device("cpu")), "results": results})
 
 
 def record(run: RunDirectory, name: str) -> None:

@@ -45,7 +45,7 @@ def measure(case: str, device: torch.device) -> dict[str, object]:
 def watching(iterations: int = 600) -> dict[str, float]:
     """Return what the monitor at its default interval costs of the smallest training there is, the digits'.
 
-    Every iteration is timed with its call of the monitor, so that the share does not depend on the machine's mood.
+    Every iteration is timed with its call of the monitor, so that the share does not depend on the machine's load.
     """
     settings = Settings()
     state = build_state(RunConfig("sn", settings=settings), open_source(settings))
@@ -88,8 +88,8 @@ def main() -> None:
         for _ in range(5)
     ]
     print(f"\nimport specreg after import torch: {statistics.median(imports):.3f} s, median of {len(imports)}")
-    found = {"environment": environment(device), "results": results, "watching": share, "import_seconds": imports}
-    write(options.out, found)
+    record = {"environment": environment(device), "results": results, "watching": share, "import_seconds": imports}
+    write(options.out, record)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The synthetic ones are shaped like the figures of Liu et al. 2019 (see ``SETTINGS``), with noise, dips, a transient
 after the initialization and slow drift as the project's own recorded trainings have them. The start of a collapse is
-where its fall has taken a tenth of the bulk: what came before cannot be told from noise by anybody.
+where its fall has taken a tenth of the bulk: before, nobody could tell it from noise.
 """
 
 import math
@@ -21,7 +21,7 @@ NEAR = 0.9  # of the old level: where a fall starts
 
 @dataclass(frozen=True)
 class Setting:
-    """What is drawn for one of the paper's settings.
+    """The distribution of trainings of one of the paper's settings.
 
     Attributes:
         length: iterations.
@@ -70,7 +70,7 @@ SETTINGS: Mapping[str, Setting] = {
 
 @dataclass(frozen=True)
 class Trace:
-    """Bulks of every layer over a training, and what is known of it.
+    """Bulks of every layer over a training, and its collapse.
 
     Attributes:
         iterations: (T,).
@@ -111,9 +111,9 @@ def synthetic(name: str, seed: int, layers: int = 4) -> Trace:
         level = _healthy(t, setting, random)
         if begin is not None and falling in (None, layer):
             tau, depth = random.uniform(*setting.duration), random.uniform(0.65, 0.85)
-            own = begin + (0 if falling is not None else random.uniform(0, 0.3 * tau))
-            fall = 1 - depth * -np.expm1(-np.clip((t - own) / tau, 0, None))
-            starts.append(own - tau * math.log(1 - (1 - NEAR) / depth))
+            onset = begin + (0 if falling is not None else random.uniform(0, 0.3 * tau))
+            fall = 1 - depth * -np.expm1(-np.clip((t - onset) / tau, 0, None))
+            starts.append(onset - tau * math.log(1 - (1 - NEAR) / depth))
             if setting.recovers is not None:
                 back, share = random.uniform(25_000, 35_000), random.uniform(*setting.recovers)
                 risen = share * depth * -np.expm1(-np.clip((t - back) / 2000, 0, None))
@@ -157,8 +157,8 @@ def hindsight(iterations: np.ndarray, spectra: Mapping[str, np.ndarray], warmup:
         highest = np.maximum.accumulate(np.where(after, smooth, 0))
         low = after & (smooth < 0.5 * highest)
         for index in np.flatnonzero(low):
-            held = (iterations >= iterations[index]) & (iterations <= iterations[index] + 1000)
-            if low[held].all():
+            following = (iterations >= iterations[index]) & (iterations <= iterations[index] + 1000)
+            if low[following].all():
                 near = np.flatnonzero(after[:index] & (smooth[:index] >= NEAR * highest[index]))
                 starts.append(int(iterations[near[-1]]))
                 break

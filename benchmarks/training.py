@@ -188,8 +188,8 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2048, 3, 32, 32), dtype=torch.uint8, generator=generator)
     source = ImageArrays("noise", pixels, torch.zeros(len(pixels), dtype=torch.long), ("all",))
-    given = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
-    results: dict[str, Any] = {"environment": environment(device), "options": given}
+    plain = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+    results: dict[str, Any] = {"environment": environment(device), "options": plain}
     parts = {"overhead": overhead, "trainer": trainer, "profile": profiled}
     results[options.part] = parts[options.part](options, source, device)
     write(options.out, results)

@@ -1,4 +1,4 @@
-"""Three lines in a training loop of one's own: a small waveform GAN with a Conv1d discriminator.
+"""Three lines in a training loop: a small waveform GAN with a Conv1d discriminator.
 
 The generator has to learn sine waves of any frequency and phase. Nothing here comes from specreg but the lines
 marked with (1), (2) and (3).

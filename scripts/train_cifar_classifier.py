@@ -2,9 +2,9 @@
 
     .venv/bin/python scripts/train_cifar_classifier.py CIFAR --minutes 60
 
-CIFAR is whatever the data loader reads and has a part for testing: the published files, or a folder or zip named
-train beside one named test, the ten classes as folders. The same command again goes on from the checkpoint; after the
-last epoch the accuracy on the test part is printed and the weights are written in float16. ``--epochs`` may be
+CIFAR is any data set that the data loader reads, with a part for testing: the published files, or a folder or zip named
+train beside another named test, the ten classes as folders. The same command again goes on from the checkpoint; after
+the last epoch the accuracy on the test part is printed and the weights are written in float16. ``--epochs`` may be
 changed between pieces: the schedule then jumps to the place that belongs to it.
 
 The recipe (frozen whitening of 2x2 patches, identity initialization, alternating flips, a large step for the biases,
@@ -98,8 +98,8 @@ def schedule(progress: float) -> float:
 
 @torch.no_grad()
 def initialize(classifier: CifarClassifier, images: Tensor) -> None:
-    """Whiten the first layer's patches, make the other convolutions pass their input on, fix the norms' weights."""
-    first, *others = [module for module in classifier.body if isinstance(module, nn.Conv2d)]
+    """Whiten the first layer's patches, make the other convolutions the identity, fix the norms' weights."""
+    first, *convolutions = [module for module in classifier.body if isinstance(module, nn.Conv2d)]
     sample = (images[:5000].float() / 255 - classifier.mean) / classifier.std
     patches = F.unfold(sample, 2).transpose(1, 2).reshape(-1, 12)
     values, vectors = torch.linalg.eigh(patches.T.cov())
@@ -107,7 +107,7 @@ def initialize(classifier: CifarClassifier, images: Tensor) -> None:
     first.weight.copy_(torch.cat([filters, -filters]))
     first.weight.requires_grad_(False)
     first.bias.zero_()
-    for convolution in others:
+    for convolution in convolutions:
         nn.init.dirac_(convolution.weight[: convolution.in_channels])
     for module in classifier.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -136,7 +136,7 @@ def epoch_batches(images: Tensor, labels: Tensor, epoch: int, first: int) -> Any
 def correct(classifier: nn.Module, images: Tensor, labels: Tensor) -> int:
     """Return how many images an eval-mode classifier gets right."""
     batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    return sum(int((classifier(batch.float() / 255).argmax(1) == its).sum()) for batch, its in batches)
+    return sum(int((classifier(batch.float() / 255).argmax(1) == classes).sum()) for batch, classes in batches)
 
 
 @torch.no_grad()
@@ -164,28 +164,28 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many, resumable")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=CIFAR_WEIGHTS)
-    given = parser.parse_args()
-    end = time.monotonic() + 60 * given.minutes
-    found = find_images(given.data)
-    train, test = found.open("train"), found.open("test")
+    options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
+    images = find_images(options.data)
+    train, test = images.open("train"), images.open("test")
     if train.images.shape[1:] != (3, 32, 32) or train.num_classes != 10:
-        raise SystemExit(f"{given.data} must hold 32x32 colour images of ten classes")
-    training = Training(train.images, given.device)
-    if given.checkpoint.exists():
-        training.load_state_dict(torch.load(given.checkpoint, weights_only=True, map_location=given.device))
+        raise SystemExit(f"{options.data} must hold 32x32 colour images of ten classes")
+    training = Training(train.images, options.device)
+    if options.checkpoint.exists():
+        training.load_state_dict(torch.load(options.checkpoint, weights_only=True, map_location=options.device))
         print(f"going on from step {training.step}", flush=True)
     per_epoch = -(-len(train.images) // BATCH)
-    total = round(given.epochs * per_epoch)
+    total = round(options.epochs * per_epoch)
     while training.step < total and time.monotonic() < end:
         piece(training, (train.images, train.labels), per_epoch, total, end)
-        save(training, given.checkpoint)
+        save(training, options.checkpoint)
     if training.step < total:
         print(f"stopped at step {training.step} of {total}: the same command goes on", flush=True)
         return
-    classifier = export(training, train.images, given.out)
+    classifier = export(training, train.images, options.out)
     hits = correct(classifier, test.images, test.labels)
     print(f"{hits} of {len(test.labels)} test images = {hits / len(test.labels):.4f}: set CIFAR_TEST_CORRECT to it")
-    print(f"{given.out.name}: {given.out.stat().st_size} bytes")
+    print(f"{options.out.name}: {options.out.stat().st_size} bytes")
 
 
 def piece(training: Training, data: tuple[Tensor, Tensor], per_epoch: int, total: int, end: float) -> None:

@@ -2,9 +2,9 @@
 
     .venv/bin/python scripts/train_mnist_classifier.py MNIST
 
-MNIST is whatever the data loader reads and has a part for testing: the published files, or a folder or zip of 28x28
-images named train beside one named test, the ten digits as folders. Prints the accuracy on the test part and writes
-the weights. A quarter of an hour on one core.
+MNIST is any data set that the data loader reads, with a part for testing: the published files, or a folder or zip of
+28x28 images named train beside another named test, the ten digits as folders. Prints the accuracy on the test part and
+writes the weights. A quarter of an hour on one core.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 def correct(classifier: MnistClassifier, images: Tensor, labels: Tensor) -> int:
     """Return how many uint8 images an eval-mode classifier gets right."""
     batches = zip(images.split(1000), labels.split(1000), strict=True)
-    return sum(int((classifier(batch.float() / 255).argmax(1) == its).sum()) for batch, its in batches)
+    return sum(int((classifier(batch.float() / 255).argmax(1) == classes).sum()) for batch, classes in batches)
 
 
 @torch.no_grad()
@@ -57,18 +57,18 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="MNIST")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--out", type=Path, default=MNIST_WEIGHTS)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    found = find_images(given.data)
-    train, test = found.open("train"), found.open("test")
+    images = find_images(options.data)
+    train, test = images.open("train"), images.open("test")
     if train.images.shape[1:] != (1, 28, 28) or train.num_classes != 10:
-        raise SystemExit(f"{given.data} must hold 28x28 grey images of ten classes")
+        raise SystemExit(f"{options.data} must hold 28x28 grey images of ten classes")
     classifier = MnistClassifier().to(memory_format=torch.channels_last)
-    steps = given.epochs * math.ceil(len(train.images) / BATCH)
+    steps = options.epochs * math.ceil(len(train.images) / BATCH)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=LR, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
-    for epoch in range(given.epochs):
+    for epoch in range(options.epochs):
         classifier.train()
         for index in torch.randperm(len(train.images), generator=generator).split(BATCH):
             batch = augment(train.images[index].float() / 255, generator)
@@ -81,8 +81,8 @@ def main() -> None:
     normalize(classifier, train.images[:10000])
     hits = correct(classifier, test.images, test.labels)
     print(f"{hits} of {len(test.labels)} test images = {hits / len(test.labels):.4f}: set MNIST_TEST_CORRECT to it")
-    save_file({name: value.contiguous() for name, value in classifier.state_dict().items()}, given.out)
-    print(f"{given.out.name}: {given.out.stat().st_size} bytes")
+    save_file({name: value.contiguous() for name, value in classifier.state_dict().items()}, options.out)
+    print(f"{options.out.name}: {options.out.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

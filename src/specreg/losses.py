@@ -1,6 +1,6 @@
-r"""Adversarial losses: what the discriminator and the generator minimize, given the scores D(x).
+r"""Adversarial losses: pairs of objectives of discriminator and generator.
 
-Each loss is a pair of functions of score tensors (N,), averaged over the batch.
+They are functions of score tensors D(x), (N,), averaged over the batch.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Loss:
         discriminator: ``(real_scores, fake_scores) -> loss``.
         generator: ``(fake_scores) -> loss``; of a relativistic loss ``(real_scores, fake_scores) -> loss``.
         gradient_penalty: weight of :func:`gradient_penalty` in the discriminator's loss.
-        relativistic: the generator is judged beside real images, too; as many of them as it makes.
+        relativistic: the generator's loss needs as many real images as generated ones.
         r1, r2: the discriminator's loss has the mean of :func:`squared_slopes` of real, and of generated images.
     """
 
@@ -62,7 +62,7 @@ def raise_scores(fake: Tensor) -> Tensor:
 def relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     r"""Return mean softplus(-(D(x) - D(G(z)))) over pairs of a real and a generated image.
 
-    Pairs are formed in the order of the batch; both are independent draws.
+    Pairs are formed in the order of the batch.
 
     Reference:
         Jolicoeur-Martineau 2019 (RGAN, called RpGAN since), with :math:`f(t) = -\operatorname{softplus}(-t)` as Huang
@@ -107,7 +107,7 @@ def gradient_penalty(
         discriminator: images and labels in, scores (N,) out.
         real, fake: images (N, C, H, W) or points (N, d).
         labels: classes (N,) of both, if conditional.
-        weights: where between each pair, (N, 1, ...) in [0, 1]; drawn by default.
+        weights: positions between the pairs, (N, 1, ...) in [0, 1]; drawn by default.
 
     Reference:
         Gulrajani et al. 2017, equation 3.

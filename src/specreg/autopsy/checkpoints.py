@@ -1,14 +1,14 @@
-"""Find the weight matrices in a checkpoint file: names, shapes, and how to read each one alone.
+"""Find the weight matrices in a checkpoint file: names, shapes, and how to read each alone.
 
-A checkpoint is a file of somebody else's: nothing in it is executed, and its names are made printable before they are
-shown. Which tensors make a layer's *stored* weight follows the rules of ``specreg.layers``.
+A checkpoint is a foreign file: nothing in it is executed, and its names are made printable before they are shown. Which
+tensors make a layer's *stored* weight follows the rules of ``specreg.layers``.
 """
 
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ from specreg.files import check_file, check_stored, exists, read_json
 from specreg.layers import matches, shown
 from specreg.names import printable
 
-# Sides of filters against aliasing, buffers of StyleGAN's ports: outer products, and no layers.
-_BLUR = 8
+_BLUR = 8  # largest side of filters against aliasing, buffers of StyleGAN's ports that are no layers
 INDEX = ".safetensors.index.json"
 _ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl")
-# Types whose values are numbers of their own. Integers and the formats below 8 bits need scales that lie elsewhere.
+# Integers and the formats below 8 bits are left out: they need scales that other tensors hold.
 _FLOATING = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _FLOATING_TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16} | {
     getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")
@@ -33,7 +32,7 @@ _FLOATING_TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16} 
 _OPTIMIZER = re.compile(r"optimizer|exp_avg|momentum_buffer", re.IGNORECASE)
 _WEIGHT = re.compile(r"(\w*_)?(weight|kernel)s?\d*(_(ih|hh|hr)_l\d+(_reverse)?)?")
 _PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.original(1?)", re.DOTALL)
-# What torch's unpickler says of objects that it does not make, other than by naming them.
+# Messages of torch's unpickler on objects that it refuses without naming them.
 _REFUSALS = ("Unsupported class", "unrecognized function", "Can only build", "Can only create", "TorchScript")
 
 
@@ -42,9 +41,9 @@ class Weight:
     """One layer's stored weight in a checkpoint.
 
     Attributes:
-        name: the module's; of a parameter not called ``weight`` the parameter's.
+        name: of the module, or of the parameter if that is not called ``weight``.
         shape: of the weight.
-        output_dim: the dimension that counts outputs, 0 or 1.
+        output_dim: the dimension of the outputs, 0 or 1.
         read: reads it from the file, in single or double precision.
     """
 
@@ -56,12 +55,12 @@ class Weight:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights found in a checkpoint.
+    """The weights in a checkpoint.
 
     Attributes:
         path: as it was given.
-        weights: in the file's order; that of a safetensors file, which has none, is by name.
-        left_out: how many tensors of two dimensions and more were left out, by reason.
+        weights: in the file's order; by name in a safetensors file, which has no order.
+        left_out: reason -> number of tensors of two dimensions and more that were left out.
     """
 
     path: Path
@@ -85,36 +84,39 @@ def open_checkpoint(
 
     Args:
         path: the file, or a folder that holds one checkpoint.
-        only: take just these layers: names or globs; a name stands for everything below it. A tensor that is not named
+        only: the layers to take, names or globs; a name stands for everything below it. A tensor that is not named
             like a weight is taken if it is named in full.
-        skip: leave these out.
-        transposed: these are transposed convolutions, whose dimension 1 counts the outputs. A checkpoint does not say
-            so, unless spectral normalization's vectors do.
+        skip: the layers to leave out.
+        transposed: the transposed convolutions, whose outputs are dimension 1. A checkpoint shows them only by
+            spectral normalization's vectors.
 
     Raises:
         ValueError: there is no such file, it is damaged or no checkpoint, it could be read only by running code in it,
             it holds no weight matrix, or a name matches no layer.
     """
     tensors = _tensors(_file(path))
-    found, left_out = _layers(tensors, only)
-    if not found:
-        held = f" ({_listed(list(tensors))})" if tensors else ""
+    layers, left_out = _layers(tensors, only)
+    if not layers:
+        names = f" ({_listed(list(tensors))})" if tensors else ""
         raise ValueError(
-            f"{path} holds no weight matrix, but {len(tensors)} other tensors{held}: name those to take with --only"
+            f"{path} holds no weight matrix, but {len(tensors)} other tensors{names}: name those to take with --only"
         )
     for option, patterns in (("--only", only), ("--skip", skip), ("--transposed", transposed)):
         for pattern in patterns:
-            if not any(matches(pattern, name) for name in found):
-                raise ValueError(f"{option} {pattern!r} names no layer of {path}; the layers are: {_listed(found)}")
-    kept = [
-        weight if not any(matches(pattern, name) for pattern in transposed) else _transposed(weight)
-        for name, weight in found.items()
-        if (not only or any(matches(pattern, name) for pattern in only))
-        and not any(matches(pattern, name) for pattern in skip)
-    ]
-    if not kept:
+            if not any(matches(pattern, name) for name in layers):
+                raise ValueError(f"{option} {pattern!r} names no layer of {path}; the layers are: {_listed(layers)}")
+    weights = tuple(
+        replace(weight, output_dim=1) if _matches_any(transposed, name) else weight
+        for name, weight in layers.items()
+        if (not only or _matches_any(only, name)) and not _matches_any(skip, name)
+    )
+    if not weights:
         raise ValueError(f"--skip leaves no layer of {path}")
-    return Checkpoint(path, tuple(kept), left_out)
+    return Checkpoint(path, weights, left_out)
+
+
+def _matches_any(patterns: Sequence[str], name: str) -> bool:
+    return any(matches(pattern, name) for pattern in patterns)
 
 
 def _file(path: Path) -> Path:
@@ -123,11 +125,11 @@ def _file(path: Path) -> Path:
     if not path.is_dir():
         return path
     try:
-        inside = sorted(path.iterdir())
+        files = sorted(path.iterdir())
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    candidates = [file for file in inside if file.name.endswith(INDEX)]
-    candidates = candidates or [file for file in inside if file.suffix.lower() in _ENDINGS and file.is_file()]
+    candidates = [file for file in files if file.name.endswith(INDEX)]
+    candidates = candidates or [file for file in files if file.suffix.lower() in _ENDINGS and file.is_file()]
     if len(candidates) != 1:
         names = f" ({_listed([file.name for file in candidates])})" if candidates else ""
         raise ValueError(f"the folder {path} holds {len(candidates) or 'no'} checkpoints{names}: name the one file")
@@ -135,7 +137,7 @@ def _file(path: Path) -> Path:
 
 
 def _tensors(path: Path) -> dict[str, _Stored]:
-    """Return all tensors in a file, by name. What a file is shows in its first bytes; endings are used at will."""
+    """Return all tensors in a file, by name. The first bytes tell the format; endings do not."""
     check_file(path)
     try:
         with open(path, "rb") as file:
@@ -158,14 +160,14 @@ def _tensors(path: Path) -> dict[str, _Stored]:
 def _safetensors(path: Path) -> dict[str, _Stored]:
     try:
         file: Any = safe_open(path, framework="pt")
-        found = {}
+        tensors = {}
         for name in sorted(file.keys(), key=_natural):
             entry = file.get_slice(name)
             read = partial(file.get_tensor, name)
-            found[name] = _Stored(tuple(entry.get_shape()), entry.get_dtype() in _FLOATING, read)
+            tensors[name] = _Stored(tuple(entry.get_shape()), entry.get_dtype() in _FLOATING, read)
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
-    return found
+    return tensors
 
 
 def _sharded(path: Path) -> dict[str, _Stored]:
@@ -173,17 +175,17 @@ def _sharded(path: Path) -> dict[str, _Stored]:
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise ValueError(f"{path} is no index of safetensors files: it has no weight_map of file names")
-    found: dict[str, _Stored] = {}
+    tensors: dict[str, _Stored] = {}
     for shard in sorted(set(shards.values())):
         # An index may come from anywhere and must not lead out of its folder.
         if shard in ("", ".", "..") or "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
             raise ValueError(f"{path} names the file {shard!r}: a shard is a .safetensors file in the index's folder")
         if not (path.parent / shard).is_file():
             raise ValueError(f"{path} names {shard!r}, which is not in its folder: copy or download it too")
-        found |= _tensors(path.parent / shard)
-    if missing := [name for name in shards if name not in found]:
+        tensors |= _tensors(path.parent / shard)
+    if missing := [name for name in shards if name not in tensors]:
         raise ValueError(f"{path} names tensors that its files lack ({_listed(missing)}): download them again")
-    return {name: found[name] for name in sorted(found, key=_natural)}
+    return {name: tensors[name] for name in sorted(tensors, key=_natural)}
 
 
 def _pickled(path: Path, *, zipped: bool) -> dict[str, _Stored]:
@@ -193,26 +195,26 @@ def _pickled(path: Path, *, zipped: bool) -> dict[str, _Stored]:
         # weights_only makes tensors and plain values and calls nothing that the file names. The old format, which is
         # no zip file, cannot be mapped into memory.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of what an odd file may be short before it fails on it
+            warnings.simplefilter("ignore")  # torch warns before it fails on an odd file
             root = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-        tensors = list(_walk(root))
+        named_tensors = list(_walk(root))
     except Exception as error:  # a damaged pickle makes its reader fail anywhere
         message = str(error)
-        named = re.search(r"GLOBAL (\S+)", message)
+        class_name = re.search(r"GLOBAL (\S+)", message)
         refused = isinstance(error, RuntimeError) or type(error).__name__ == "UnpicklingError"
-        if refused and (named or any(part in message for part in _REFUSALS)):
-            what = f"Python objects ({printable(named[1])})" if named else "Python objects or code"
+        if refused and (class_name or any(part in message for part in _REFUSALS)):
+            content = f"Python objects ({printable(class_name[1])})" if class_name else "Python objects or code"
             raise ValueError(
-                f"{path} holds {what}, which only running code could restore, so it was refused and nothing of it was "
-                f"run: save model.state_dict() with torch.save or as safetensors, and inspect that"
+                f"{path} holds {content}, which only running code could restore, so it was refused and nothing of it "
+                f"was run: save model.state_dict() with torch.save or as safetensors, and inspect that"
             ) from error
         raise _damaged(path, error) from error
-    found: dict[str, _Stored] = {}
-    for name, tensor in tensors:
-        if name in found:
+    tensors: dict[str, _Stored] = {}
+    for name, tensor in named_tensors:
+        if name in tensors:
             raise ValueError(f"{path} holds two tensors named {name!r}")
-        found[name] = _Stored(tuple(tensor.shape), tensor.dtype in _FLOATING_TYPES, partial(_itself, tensor))
-    return found
+        tensors[name] = _Stored(tuple(tensor.shape), tensor.dtype in _FLOATING_TYPES, tensor.detach)
+    return tensors
 
 
 def _walk(root: Any) -> Iterator[tuple[str, Tensor]]:
@@ -222,11 +224,11 @@ def _walk(root: Any) -> Iterator[tuple[str, Tensor]]:
     while pending:
         name, value = pending.pop()
         if isinstance(value, Tensor):
-            # A view may claim to be far larger than what is stored, and fill the memory when it is read; on the
-            # device "meta" nothing is stored at all.
+            # A view may claim to be far larger than its storage, and fill the memory when it is read; on the device
+            # "meta" there is no storage.
             dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
             if dense and value.untyped_storage().nbytes() >= value.numel() * value.itemsize:
-                yield name, value.detach()
+                yield name, value
         elif isinstance(value, dict | list | tuple) and id(value) not in visited:
             visited.add(id(value))
             items = list(value.items() if isinstance(value, dict) else enumerate(value))
@@ -235,39 +237,36 @@ def _walk(root: Any) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a tensor is to its layer: the others that make the weight with it, by role (g, u, mask)."""
+    """A tensor's layer and parameter, and the companions that make the weight with it, by role (g, u, mask)."""
 
     layer: str
     parameter: str
-    others: Mapping[str, str] = field(default_factory=dict)
+    companions: Mapping[str, str] = field(default_factory=dict)
     composed: bool = True
 
 
 def _layers(tensors: Mapping[str, _Stored], only: Sequence[str]) -> tuple[dict[str, Weight], Counter[str]]:
     """Put the tensors together to layers, in the tensors' order; also count those left out, by reason."""
-    matrices = [name for name, one in tensors.items() if len(one.shape) > 1 and 0 not in one.shape]
-    usual = {name: _parts(name, tensors) for name in matrices if _OPTIMIZER.search(name) is None}
-    left_out = Counter({"of an optimizer": len(matrices) - len(usual)})
-    companions = {other for parts in usual.values() for other in parts.others.values()}
-    found: dict[str, Weight] = {}
-    # A weight may be stored beside those that it was derived from: they come first, and it is no layer of its own.
-    for name, parts in sorted(usual.items(), key=lambda one: not one[1].composed):
-        if name in companions or parts.layer in found:
+    matrices = [name for name, tensor in tensors.items() if len(tensor.shape) > 1 and 0 not in tensor.shape]
+    candidates = {name: _parts(name, tensors) for name in matrices if _OPTIMIZER.search(name) is None}
+    left_out = Counter({"of an optimizer": len(matrices) - len(candidates)})
+    companions = {name for parts in candidates.values() for name in parts.companions.values()}
+    weights: dict[str, Weight] = {}
+    # A weight may be stored beside the tensors that it was derived from: they come first, and it is no second layer.
+    for name, parts in sorted(candidates.items(), key=lambda item: not item[1].composed):
+        if name in companions or parts.layer in weights:
             continue
+        shape = tensors[name].shape
         if not parts.composed and _WEIGHT.fullmatch(parts.parameter) is None and parts.layer not in only:
             left_out["not named like a weight"] += 1
         elif not tensors[name].floating:
             left_out["of integers, complex or quantized"] += 1
-        elif _is_blur(parts, tensors[name].shape) and parts.layer not in only:
+        elif parts.parameter == "kernel" and len(shape) == 2 and max(shape) <= _BLUR and parts.layer not in only:
             left_out["a blur's kernel"] += 1
         else:
-            found[parts.layer] = _weight(parts, name, tensors)
-    ordered = {parts.layer: found[parts.layer] for parts in usual.values() if parts.layer in found}
+            weights[parts.layer] = _weight(parts, name, tensors)
+    ordered = {parts.layer: weights[parts.layer] for parts in candidates.values() if parts.layer in weights}
     return ordered, +left_out
-
-
-def _is_blur(parts: _Parts, shape: tuple[int, ...]) -> bool:
-    return parts.parameter == "kernel" and len(shape) == 2 and max(shape) <= _BLUR
 
 
 def _parts(name: str, tensors: Mapping[str, _Stored]) -> _Parts:
@@ -275,25 +274,22 @@ def _parts(name: str, tensors: Mapping[str, _Stored]) -> _Parts:
         module, parameter, second = match[1] or "", match[2], match[3]
         base = name.removesuffix("1") if second else name
         chain = base.removesuffix("original")
-        # Spectral normalization may come after others, weight normalization say.
+        # Spectral normalization may follow another parametrization, weight normalization for instance.
         vectors = (f"{chain}{position}._u" for position in range(4))
-        others = {"u": next((name for name in vectors if name in tensors), "")}
-        if second:
-            others["g"] = f"{base}0"
-        return _Parts(_layer(module, parameter), parameter, _there(others, tensors))
-    module, _, last = name.rpartition(".")
-    stem = name[: len(name) - len(last)] + last.rpartition("_")[0]
-    parameter = last.rpartition("_")[0]
-    if last.endswith("_v") and f"{stem}_g" in tensors:
-        return _Parts(_layer(module, parameter), parameter, {"g": f"{stem}_g"})
-    # torch's spectral normalization and pruning say _orig, a widespread spectral normalization by hand says _bar.
-    if last.endswith(("_orig", "_bar")):
-        return _Parts(_layer(module, parameter), parameter, _there({"u": f"{stem}_u", "mask": f"{stem}_mask"}, tensors))
-    return _Parts(_layer(module, last), last, composed=False)
-
-
-def _there(others: Mapping[str, str], tensors: Mapping[str, _Stored]) -> dict[str, str]:
-    return {role: name for role, name in others.items() if name in tensors}
+        companions = {"u": next((name for name in vectors if name in tensors), ""), "g": f"{base}0" if second else ""}
+    else:
+        module, _, last = name.rpartition(".")
+        parameter, _, ending = last.rpartition("_")
+        stem = name.removesuffix(f"_{ending}")
+        if parameter and ending == "v" and f"{stem}_g" in tensors:
+            companions = {"g": f"{stem}_g"}
+        # torch's spectral normalization and pruning have _orig, a widespread spectral normalization by hand has _bar.
+        elif parameter and ending in ("orig", "bar"):
+            companions = {"u": f"{stem}_u", "mask": f"{stem}_mask"}
+        else:
+            return _Parts(_layer(module, last), last, composed=False)
+    present = {role: companion for role, companion in companions.items() if companion in tensors}
+    return _Parts(_layer(module, parameter), parameter, present)
 
 
 def _layer(module: str, parameter: str) -> str:
@@ -301,20 +297,19 @@ def _layer(module: str, parameter: str) -> str:
 
 
 def _weight(parts: _Parts, name: str, tensors: Mapping[str, _Stored]) -> Weight:
-    stored = tensors[name]
-    shape = stored.shape
-    others = {role: tensors[other] for role, other in parts.others.items()}
+    shape = tensors[name].shape
+    companions = {role: tensors[companion] for role, companion in parts.companions.items()}
     for role, fits in (("g", _broadcasts), ("mask", tuple.__eq__)):
-        if role in others and not fits(others[role].shape, shape):
-            raise ValueError(f"layer {shown(parts.layer)!r}: {parts.others[role]!r} does not fit {name!r}")
-    u = others["u"].shape if "u" in others else shape[:1]
+        if role in companions and not fits(companions[role].shape, shape):
+            raise ValueError(f"layer {shown(parts.layer)!r}: {parts.companions[role]!r} does not fit {name!r}")
+    u = companions["u"].shape if "u" in companions else shape[:1]
     output_dim = 1 if u[-1:] == shape[1:2] and u[-1:] != shape[:1] else 0
-    read = partial(_read, stored, others.get("g"), others.get("mask"))
+    read = partial(_read, tensors[name], companions.get("g"), companions.get("mask"))
     return Weight(parts.layer, shape, output_dim, read)
 
 
 def _broadcasts(g: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    return not g or (len(g) == len(shape) and all(one in (1, size) for one, size in zip(g, shape, strict=True)))
+    return not g or (len(g) == len(shape) and all(small in (1, large) for small, large in zip(g, shape, strict=True)))
 
 
 def _read(stored: _Stored, g: _Stored | None, mask: _Stored | None) -> Tensor:
@@ -335,22 +330,14 @@ def _single(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _transposed(weight: Weight) -> Weight:
-    return Weight(weight.name, weight.shape, 1, weight.read)
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort blocks.2 before blocks.10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split("([0-9]{1,18})", name)]
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any], most: int = 8) -> str:
-    some = ", ".join(printable(name) for name in list(names)[:most])
-    return f"{some} and {len(names) - most} more" if len(names) > most else some
+    listed = ", ".join(printable(name) for name in list(names)[:most])
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -15,11 +15,7 @@ _FORMATS = (".png", ".svg")
 
 
 def check_plot(path: Path) -> None:
-    """Make sure that a picture can be written, before anything is computed.
-
-    Raises:
-        ValueError: it exists, is neither PNG nor SVG, or its folder does not exist or cannot be written to.
-    """
+    """Raise ValueError if a picture could not be written: before anything is computed, nothing is lost."""
     if path.suffix.lower() not in _FORMATS or not path.absolute().parent.is_dir():
         raise ValueError(f"--plot {path} has to be a .png or .svg file in a folder that exists")
     if path.exists():
@@ -34,7 +30,7 @@ def draw(autopsy: Autopsy) -> Figure:
         ValueError: no layer has a spectrum, or more than one singular value.
     """
     newest = autopsy.layers[-1]
-    parts = {name: part for name, one in newest.items() if (part := one.part) is not None}
+    parts = {name: spectrum.part for name, spectrum in newest.items() if spectrum.part is not None}
     if not parts:
         raise ValueError("there is no spectrum to plot: no layer has finite weights and two singular values")
     lowest = sorted(parts, key=lambda name: parts[name])[:_PANELS]
@@ -52,8 +48,8 @@ def draw(autopsy: Autopsy) -> Figure:
     if len(autopsy.paths) > 1:
         title = "iteration" if autopsy.numbered else "checkpoint"
         figure.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside right center", frameon=False)
-    shown = f" ({len(names)} of {len(newest)} layers)" if len(names) < len(newest) else ""
-    figure.suptitle(f"Spectral distributions{shown}; dotted: the bulk of a random matrix", fontsize=11)
+    selection = f" ({len(names)} of {len(newest)} layers)" if len(names) < len(newest) else ""
+    figure.suptitle(f"Spectral distributions{selection}; dotted: the bulk of a random matrix", fontsize=11)
     return figure
 
 
@@ -71,7 +67,7 @@ def _panel(axis: Axes, autopsy: Autopsy, name: str) -> None:
         shade = colormaps["viridis_r"](0.08 + 0.9 * index / last) if len(autopsy.paths) > 1 else "#2a6fbb"
         axis.plot(range(1, len(ratios) + 1), ratios, color=shade, lw=1.3, label=f"{iteration}")
     axis.axhline(autopsy.layers[-1][name].random_bulk, color="grey", ls=":", lw=1)
-    # Names come from a file: a $ in them is no formula, and a glyph that no font has is no warning.
+    # Names come from a file: a $ in them starts no formula, and a glyph that no font has gives no warning.
     title = name if len(name) <= 34 else f"{name[:10]}...{name[-21:]}"
     axis.set_title(printable(title).encode("ascii", "replace").decode(), fontsize=8, parse_math=False)
     axis.set_ylim(0, 1.05)

@@ -1,4 +1,4 @@
-"""Judge the spectra of checkpoints: one alone against a random initialization, several against their own past."""
+"""Judge the spectra of checkpoints: a single one against a random initialization, several against their past."""
 
 import itertools
 import re
@@ -17,25 +17,24 @@ from specreg.spectra.gram import singular_values
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.statistics import random_bulk, statistics
 
-# One checkpoint has no past: its bulk is held against that of a random matrix of the same shape, which the layer had at
-# its initialization. Below these parts of it the verdict is "collapsed" and "reduced". They are conventions, not
-# measurements: what a network unlearns of its initialization depends on the network.
+# A single checkpoint has no past: its bulk is compared with that of a random matrix of the same shape, as at the
+# initialization. Below these parts of it the verdict is "collapsed" and "reduced": conventions, not measurements, as
+# networks differ in how far they leave their initialization.
 COLLAPSED, REDUCED = 0.25, 0.6
-# Verdicts on layers that have no bulk.
+# Verdicts on layers without a bulk.
 _UNJUDGED = ("not finite", "zero", "-")
 
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """One layer in one checkpoint.
+    """A layer in a checkpoint.
 
     Attributes:
-        name: as in :class:`~specreg.autopsy.checkpoints.Weight`.
-        shape: of the weight.
-        matrix: (rows, columns) of the matrix whose spectrum it is.
+        name, shape: as in :class:`~specreg.autopsy.checkpoints.Weight`.
+        matrix: (rows, columns) of the weight's matrix.
         singular_values: descending; None if the weight holds NaN or inf.
         statistics: as in ``specreg.spectra.statistics.Statistics``, by name, as numbers; None likewise.
-        random_bulk: the bulk that a random matrix of this shape has.
+        random_bulk: of a random matrix of this shape.
         verdict: "healthy", "reduced", "collapsed", "zero", "not finite", or "-" for r = 1.
     """
 
@@ -60,21 +59,21 @@ class LayerSpectrum:
 
     @property
     def part(self) -> float | None:
-        """The bulk as a part of a random matrix's; None where there is none to compare."""
+        """The bulk as a part of a random matrix's; None without a bulk."""
         return None if self.statistics is None or self.rank < 2 else self.statistics["bulk"] / self.random_bulk
 
 
 @dataclass(frozen=True)
 class Autopsy:
-    """The spectra of one checkpoint, or of several of one model.
+    """The spectra of a checkpoint, or of several of a model.
 
     Attributes:
         paths: of the checkpoints, in the order of ``iterations``.
-        iterations: of each; 1, 2, 3... if their names do not tell.
-        numbered: whether the names told.
-        layers: for each checkpoint its layers by name, the same ones in all.
-        verdict: the detector's, over several checkpoints; None for one alone.
-        notes: what was left out, a line each.
+        iterations: of each; 1, 2, 3... if their names have none.
+        numbered: whether their names have iterations.
+        layers: for each checkpoint the layers that all have, by name.
+        verdict: the detector's, over several checkpoints; None for a single one.
+        notes: on what was left out, a line each.
     """
 
     paths: tuple[Path, ...]
@@ -86,23 +85,22 @@ class Autopsy:
 
     def series_verdict(self, name: str) -> str:
         """Return the verdict on a layer over several checkpoints."""
-        spectra = [layers[name] for layers in self.layers]
-        if unwell := [one.verdict for one in spectra if one.verdict in _UNJUDGED]:
-            return unwell[-1]
+        verdicts = [layers[name].verdict for layers in self.layers]
+        if unjudged := [verdict for verdict in verdicts if verdict in _UNJUDGED]:
+            return unjudged[-1]
         assert self.verdict is not None
         return self.verdict.evidence[name].state
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         checkpoints = [
-            {"path": str(path), "iteration": iteration, "layers": [_plain(one) for one in layers.values()]}
+            {"path": str(path), "iteration": iteration, "layers": [_plain(spectrum) for spectrum in layers.values()]}
             for path, iteration, layers in zip(self.paths, self.iterations, self.layers, strict=True)
         ]
         verdict = None
         if self.verdict is not None:
-            verdict = self.verdict.to_dict() | {
-                "by_layer": {name: self.series_verdict(name) for name in self.layers[0]}
-            }
+            by_layer = {name: self.series_verdict(name) for name in self.layers[0]}
+            verdict = self.verdict.to_dict() | {"by_layer": by_layer}
         return {"checkpoints": checkpoints, "verdict": verdict, "notes": list(self.notes)}
 
 
@@ -114,14 +112,13 @@ def inspect(
     transposed: Sequence[str] = (),
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Autopsy:
-    """Read one checkpoint, or several of one model, and judge every layer.
+    """Read a checkpoint, or several of a model, and judge every layer.
 
     Args:
-        paths: safetensors files, indices of several, files of ``torch.save``, or folders that hold one of them. Taken
-            in the order of their names' last numbers, where each has one of its own (a shell's ``step-*.pt`` has
-            step-1500 before step-500), and as given elsewhere.
+        paths: as :func:`~specreg.autopsy.checkpoints.open_checkpoint` takes them, sorted by :func:`iterations_of` if
+            they have iterations (a shell's ``step-*.pt`` has step-1500 before step-500).
         only, skip, transposed: see :func:`~specreg.autopsy.checkpoints.open_checkpoint`.
-        progress: called before each matrix with how many are done, how many there are, and its name.
+        progress: called before each matrix with the number done, the number of all, and its name.
 
     Raises:
         ValueError: a file cannot be inspected, or the checkpoints are not of one model.
@@ -129,17 +126,16 @@ def inspect(
     if (iterations := iterations_of(paths)) is not None:
         paths = [path for _, path in sorted(zip(iterations, paths, strict=True))]
         iterations = tuple(sorted(iterations))
-    # All files are opened before the first is computed: what is wrong with the last one shows at once.
+    # All files are opened before the first is computed, so that a bad file fails at once.
     checkpoints = [open_checkpoint(path, only=only, skip=skip, transposed=transposed) for path in paths]
     names, notes = _common(checkpoints)
-    total, done, layers = len(names) * len(paths), 0, []
-    for checkpoint in checkpoints:
+    total, layers = len(names) * len(paths), []
+    for index, checkpoint in enumerate(checkpoints):
         weights = {weight.name: weight for weight in checkpoint.weights}
-        spectra = {}
+        spectra: dict[str, LayerSpectrum] = {}
         for name in names:
-            progress(done, total, name)
+            progress(index * len(names) + len(spectra), total, name)
             spectra[name] = _spectrum(weights[name])
-            done += 1
         layers.append(spectra)
     numbers = iterations or tuple(range(1, len(paths) + 1))
     verdict = _judge(numbers, layers) if len(paths) > 1 else None
@@ -147,12 +143,10 @@ def inspect(
 
 
 def iterations_of(paths: Sequence[Path]) -> tuple[int, ...] | None:
-    """Return the last number in each file's name, or None unless each has one of its own."""
+    """Return the last number in each file's name, or None if a name has none or two have the same."""
     numbers = [re.findall("[0-9]+", _stem(path)) for path in paths]
-    if not all(numbers):
-        return None
-    last = tuple(int(found[-1]) for found in numbers)
-    return last if len(set(last)) == len(last) else None
+    last = tuple(int(number[-1]) for number in numbers if number)
+    return last if len(set(last)) == len(paths) else None
 
 
 def _stem(path: Path) -> str:
@@ -178,7 +172,7 @@ def _spectrum(weight: Weight) -> LayerSpectrum:
 
 
 def _common(checkpoints: Sequence[Checkpoint]) -> tuple[list[str], tuple[str, ...]]:
-    """Return the layers that all checkpoints hold, and notes on the others and on what else was left out."""
+    """Return the layers that all checkpoints hold, and notes on the rest and on what else was left out."""
     first = {weight.name: weight.shape for weight in checkpoints[0].weights}
     names = list(first)
     notes = []
@@ -201,10 +195,10 @@ def _common(checkpoints: Sequence[Checkpoint]) -> tuple[list[str], tuple[str, ..
 
 
 def _judge(iterations: Sequence[int], series: Sequence[Mapping[str, LayerSpectrum]]) -> Verdict | None:
-    """Return the detector's verdict on the layers that have a bulk in every checkpoint; None if there is no such.
+    """Return the detector's verdict on the layers that have a bulk in every checkpoint; None without such a layer.
 
-    Checkpoints are few and far apart, and each may be the last one of interest: none is smoothed away and none has to
-    be confirmed by the next. "Fast" means within three checkpoints, the nearest to speed that so few can show.
+    Checkpoints are few and far apart, and each may be the last of interest: none is smoothed away or has to be
+    confirmed by the next. "Fast" means within three checkpoints.
     """
     judged = [name for name in series[0] if all(layers[name].verdict not in _UNJUDGED for layers in series)]
     if not judged:

@@ -1,6 +1,6 @@
-"""The data sets that a stream draws from, and how their samples become what networks see, and back.
+"""The data sets that a stream draws from, and the conversion of samples to networks' inputs and back.
 
-The kind of a sample says how: uint8 images are dequantized into [-1, 1), points of the plane are seen as they are.
+uint8 images are dequantized into [-1, 1); points of the plane stay as they are.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,10 @@ from torch import Tensor
 
 
 class Source(Protocol):
-    """What a stream needs of a data set."""
+    """A data set for a stream; ``num_classes`` is the number of classes of its labels."""
 
     @property
-    def num_classes(self) -> int:
-        """How many classes the labels tell apart."""
-        ...
+    def num_classes(self) -> int: ...
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw samples and labels (count,), int64, with replacement.
@@ -27,17 +25,12 @@ class Source(Protocol):
 
 
 class ImageSource(Source, Protocol):
-    """A source of images."""
+    """A source of images: ``resolution`` is their side, ``channels`` 1 or 3."""
 
     @property
-    def resolution(self) -> int:
-        """Side of the images."""
-        ...
-
+    def resolution(self) -> int: ...
     @property
-    def channels(self) -> int:
-        """1 or 3."""
-        ...
+    def channels(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -45,10 +38,10 @@ class ImageArrays:
     """Images with labels.
 
     Attributes:
-        name: what the user called it.
+        name: the user's name of the data set.
         images: (N, C, H, W), uint8, square.
         labels: (N,), int64; zeros where there are no classes.
-        classes: their names.
+        classes: the classes' names.
     """
 
     name: str
@@ -74,7 +67,7 @@ class ImageArrays:
 
 
 def encode(samples: Tensor, generator: torch.Generator) -> Tensor:
-    """Return samples as networks see them: uint8 images by :func:`dequantize`, points (N, dimension) as they are."""
+    """Return samples as networks' inputs: uint8 images by :func:`dequantize`, points (N, dimension) as they are."""
     return dequantize(samples, generator) if samples.dtype == torch.uint8 else samples
 
 

@@ -10,7 +10,7 @@ NUM_HELD_OUT = 297
 
 
 def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return scikit-learn's 1,797 handwritten digits, split once and for all.
+    """Return scikit-learn's 1,797 handwritten digits, in a fixed split.
 
     Returns:
         Training images (1500, 8, 8) uint8 and labels (1500,), held-out images (297, 8, 8) and labels.
@@ -32,14 +32,12 @@ class StackedDigits(StackedImages):
 
     Args:
         held_out: stack the held-out digits.
-        size: as :class:`StackedImages` has it.
+        size: see :class:`StackedImages`.
     """
 
     resolution = 8
 
     def __init__(self, *, held_out: bool = False, size: int | None = None) -> None:
-        train_images, train_labels, test_images, test_labels = load_split()
-        if held_out:
-            super().__init__(test_images, test_labels, size=size)
-        else:
-            super().__init__(train_images, train_labels, size=size)
+        split = load_split()
+        images, labels = split[2:] if held_out else split[:2]
+        super().__init__(images, labels, size=size)

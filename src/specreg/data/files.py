@@ -12,18 +12,18 @@ from typing import IO, Any
 
 from specreg.files import check_file
 
-# What tarfile, gzip and zlib raise when an archive is damaged or ends early.
+# Raised by tarfile, gzip and zlib for an archive that is damaged or ends early.
 _DAMAGED = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)
 _GZIP = b"\x1f\x8b"
 _ENDINGS = (".tar", ".tar.gz", ".tgz")
 _OTHER_ENDINGS = (".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2", ".tar.zst", ".tar.lzma")
-# All that is read at once, unpacked: a small file may unpack to any size. CIFAR-100 has 185 MB, EMNIST 550 MB.
+# Bytes that are read at once, unpacked: a small file may unpack to any size. CIFAR-100 has 185 MB, EMNIST 550 MB.
 _MOST = 1 << 30
 _CHUNK = 1 << 20
-# Headers that say something of the next member are read at once, whatever size they claim; a path needs 4 KiB.
+# Headers about the next member are read at once, whatever size they claim; a path needs 4 KiB.
 _MOST_HEADER = 1 << 20
-_MOST_MEMBERS = 10_000  # each takes a kilobyte of memory, and in an archive of a few bytes there may be any number
-_BEFORE_A_MEMBER = frozenset(
+_MOST_MEMBERS = 10_000  # each takes a kilobyte of memory, and an archive of a few bytes may hold any number
+_HEADERS = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 )
 
@@ -32,7 +32,7 @@ class _Member(tarfile.TarInfo):
     """A member that is refused before its header can claim more memory than a header needs."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.size < 0 or (self.type in _BEFORE_A_MEMBER and self.size > _MOST_HEADER):
+        if self.size < 0 or (self.type in _HEADERS and self.size > _MOST_HEADER):
             raise tarfile.ReadError(f"a header claims {self.size} bytes")
         if self.type == tarfile.GNUTYPE_SPARSE:
             raise _SparseError(self.name)
@@ -75,21 +75,21 @@ class Files:
         """Return files' contents; those that are compressed by gzip are unpacked, whatever their names.
 
         Raises:
-            ValueError: one is damaged, or they have more than 1 GiB in all.
+            ValueError: a file is damaged, or all together have more than 1 GiB.
         """
         contents: dict[str, bytes] = {}
-        left = _MOST
-        for name in self._in_order(names):
-            if self.size(name) > left:
+        remaining = _MOST
+        for name in names:
+            if self.size(name) > remaining:
                 raise self._too_large(name)
             with self.open(name) as file:
                 content = file.read()
             try:
-                contents[name] = _unpacked(content, left) if content[:2] == _GZIP else content
+                contents[name] = _unpacked(content, remaining) if content[:2] == _GZIP else content
             except _DAMAGED as error:
                 raise ValueError(f"{self.path}: {name} is truncated or damaged ({error}): fetch it again") from error
-            left -= len(contents[name])
-            if left < 0:
+            remaining -= len(contents[name])
+            if remaining < 0:
                 raise self._too_large(name)
         return contents
 
@@ -99,9 +99,6 @@ class Files:
             f"here has: damaged or of another data set; fetch it again"
         )
 
-    def _in_order(self, names: Iterable[str]) -> list[str]:
-        return list(names)
-
 
 class Archive(Files):
     """The regular files of a tar archive, by their names without folders, plain or compressed by gzip.
@@ -110,7 +107,7 @@ class Archive(Files):
         path: the archive.
 
     Raises:
-        ValueError: it is damaged, compressed by anything else, or has sparse files, which may claim any size.
+        ValueError: it is damaged, compressed otherwise, or has sparse files, which may claim any size.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,12 +116,11 @@ class Archive(Files):
             raise ValueError(f"{path} is not read without being unpacked, as .tar and .tar.gz are: give its folder")
         with self._opened() as archive:
             members = list(itertools.islice(archive, _MOST_MEMBERS + 1))
+            if sparse := [member.name for member in members if member.isfile() and member.issparse()]:
+                raise _SparseError(sparse[0])
         if len(members) > _MOST_MEMBERS:
             raise ValueError(f"{path} has more than {_MOST_MEMBERS} files: unpack it and give the folder")
-        found = [member for member in members if member.isfile()]
-        if sparse := [member.name for member in found if member.issparse()]:
-            raise ValueError(f"{path} has {sparse[0]} as a sparse file, which is not read: unpack it, give the folder")
-        self._members = {PurePosixPath(member.name).name: member for member in found}
+        self._members = {PurePosixPath(member.name).name: member for member in members if member.isfile()}
         self.names = frozenset(self._members)
 
     def size(self, name: str) -> int:
@@ -149,12 +145,9 @@ class Archive(Files):
         except _DAMAGED as error:
             raise ValueError(f"{self.path} is a truncated or damaged archive ({error}): fetch it again") from error
 
-    def _in_order(self, names: Iterable[str]) -> list[str]:
-        return sorted(names, key=lambda name: self._members[name].offset_data)
-
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a tar archive, plain or compressed by gzip, or has the name of any."""
+    """Tell whether a file is a tar archive, plain or compressed by gzip, or is named like one."""
     try:
         with _tar(path):
             return True
@@ -170,11 +163,11 @@ def _tar(path: Path) -> tarfile.TarFile:
     return tarfile.open(path, "r:gz" if compressed else "r:", tarinfo=_Member)
 
 
-def _unpacked(content: bytes, most: int) -> bytes:
-    """Return what gzip compressed, or the first ``most`` bytes and some more if there are more."""
+def _unpacked(content: bytes, limit: int) -> bytes:
+    """Unpack what gzip compressed, up to ``limit`` bytes and the rest of a chunk."""
     chunks, size = [], 0
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        while size <= most and (chunk := file.read(_CHUNK)):
+        while size <= limit and (chunk := file.read(_CHUNK)):
             chunks.append(chunk)
             size += len(chunk)
     return b"".join(chunks)

@@ -20,19 +20,19 @@ _PARTS: dict[Split, tuple[str, ...]] = {
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a folder was written by ``save_to_disk``."""
+    """Tell whether a folder was written by ``save_to_disk``."""
     return (path / _SEVERAL).is_file() or ((path / _SINGLE).is_file() and (path / "state.json").is_file())
 
 
 def saved_splits(path: Path) -> tuple[Split, ...]:
-    """Return the parts of a saved data set; one that has no parts is for training."""
+    """Return the parts of a saved data set; a data set without parts is for training."""
     if not (path / _SEVERAL).is_file():
         return ("train",)
     return tuple(split for split in _PARTS if _part(path, split) is not None)
 
 
 def load_saved(path: Path, split: Split) -> ImageFiles:
-    """Return the images of a part, not decoded: the first column of images and, if any, of class labels.
+    """Return the undecoded images of a part: the first column of images and, if any, of class labels.
 
     Raises:
         ValueError: ``datasets`` is not installed, the folder is damaged or has no column of images, or a row lacks its
@@ -54,16 +54,20 @@ def load_saved(path: Path, split: Split) -> ImageFiles:
     except Exception as error:  # a damaged folder makes its readers fail anywhere
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder} is not a readable Hugging Face data set ({reason}): save it again") from error
-    pictures = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
-    if not pictures:
+    column = next((name for name, kind in table.features.items() if isinstance(kind, datasets.Image)), None)
+    if column is None:
         raise ValueError(f"{folder} has no column of images, it has {', '.join(table.features)}")
-    encoded = table.cast_column(pictures[0], datasets.Image(decode=False)).select_columns([pictures[0]])
+    encoded = table.cast_column(column, datasets.Image(decode=False)).select_columns([column])
     labels, classes = _labels(folder, table, datasets.ClassLabel)
     names = [f"image {index}" for index in range(len(table))]
     stamp = [file_stamp(file)[1:] for file in sorted(folder.glob("*.arrow"))]
-    stamp += [file_stamp(file) for file in _elsewhere(folder, encoded.data.column(pictures[0]))]
-    opened = lambda index: _opened(encoded[index][pictures[0]])  # noqa: E731
-    return ImageFiles(folder, names, labels, classes, opened, [pictures[0], *stamp])
+    stamp += [file_stamp(file) for file in _outside_files(folder, encoded.data.column(column))]
+
+    def open_image(index: int) -> IO[bytes]:
+        value = encoded[index][column]
+        return open(value["path"], "rb") if value["bytes"] is None else io.BytesIO(value["bytes"])
+
+    return ImageFiles(folder, names, labels, classes, open_image, [column, *stamp])
 
 
 def _part(path: Path, split: Split) -> str | None:
@@ -92,15 +96,15 @@ def _labels(folder: Path, table: Any, kind: type) -> tuple[Sequence[int], tuple[
     return [0] * len(table), numbered(1)
 
 
-def _elsewhere(folder: Path, column: Any) -> list[Path]:
+def _outside_files(folder: Path, column: Any) -> list[Path]:
     """Return the files whose paths a column (of Arrow's structures of bytes and path) has instead of their bytes."""
     rows: list[tuple[bool, str | None]] = []
     for chunk in column.chunks:
         parts = dict(zip((field.name for field in chunk.type), chunk.flatten(), strict=True))
         rows.extend(zip(parts["bytes"].is_valid().to_pylist(), parts["path"].to_pylist(), strict=True))
     files = []
-    for index, (held, path) in enumerate(rows):
-        if held:
+    for index, (has_bytes, path) in enumerate(rows):
+        if has_bytes:
             continue
         if path is None:
             raise ValueError(f"{folder}: image {index} is missing: leave out its row")
@@ -108,9 +112,3 @@ def _elsewhere(folder: Path, column: Any) -> list[Path]:
             raise ValueError(f"{folder}: image {index} is not in the data set but at {path}, where there is no file")
         files.append(Path(path))
     return files
-
-
-def _opened(value: dict[str, Any]) -> IO[bytes]:
-    if value["bytes"] is None:
-        return open(value["path"], "rb")
-    return io.BytesIO(value["bytes"])

@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians in the plane: the data of the mode-collapse benchmarks whose modes are known exactly."""
+"""Mixtures of Gaussians in the plane, whose modes are known exactly."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class GaussianMixture:
 
     Attributes:
         name: "ring" or "grid".
-        publication: whose protocol the centres, the standard deviation and the evaluation are.
+        publication: of the protocol for centres, standard deviation and evaluation.
         centres: :math:`c_k`, (K, 2).
         deviation: :math:`\sigma` in each coordinate.
     """
@@ -41,12 +41,12 @@ class GaussianMixture:
         return self.centres[modes] + self.deviation * noise, modes
 
 
-# What a run is trained on.
+# The training data of a run.
 DataSource = ImageSource | GaussianMixture
 
 
 def ring(radius: float, count: int = 8) -> Tensor:
-    """Return ``count`` centres (count, 2) on a circle, the first one at (radius, 0)."""
+    """Return ``count`` centres (count, 2) on a circle, the first at (radius, 0)."""
     angles = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
     return (radius * torch.stack([angles.cos(), angles.sin()], 1)).float()
 
@@ -57,7 +57,7 @@ def grid(spacing: float = 2.0, side: int = 5) -> Tensor:
     return torch.cartesian_prod(ticks, ticks)
 
 
-# As the option --data names them. PacGAN: Lin et al. 2018, section 4.1, and the authors' code (the unit circle);
+# By their names for the option --data. PacGAN: Lin et al. 2018, section 4.1, and the authors' code (the unit circle);
 # self-conditioned: Liu et al. 2020, *Diverse Image Generation via Self-Conditioned GANs*, the authors' code.
 MIXTURES = {
     "ring": GaussianMixture("ring", "pacgan", ring(1.0), 0.01),

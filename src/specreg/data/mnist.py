@@ -1,4 +1,4 @@
-"""MNIST and whatever is published in its format: IDX files, plain or compressed by gzip (LeCun et al. 1998)."""
+"""MNIST and other data sets in its format: IDX files, plain or compressed by gzip (LeCun et al. 1998)."""
 
 import math
 import struct
@@ -35,20 +35,15 @@ class Idx:
             raise ValueError(f"{files.path} lacks the labels of its {split} images: fetch {self.home}")
         contents = files.read([images_name, labels_name])
         images = self._read(files.path, images_name, contents[images_name], dimensions=3)
-        given = self._read(files.path, labels_name, contents[labels_name], dimensions=1)
-        if len(images) != len(given):
+        label_bytes = self._read(files.path, labels_name, contents[labels_name], dimensions=1)
+        if len(images) != len(label_bytes):
             raise ValueError(
-                f"{files.path}: {len(images)} images in {images_name}, but {len(given)} labels in {labels_name}: "
+                f"{files.path}: {len(images)} images in {images_name}, but {len(label_bytes)} labels in {labels_name}: "
                 f"of different data sets"
             )
         if images.size == 0:
             raise ValueError(f"{files.path}: {images_name} holds no images")
-        if image_size is None and images.shape[1] != images.shape[2]:
-            raise ValueError(
-                f"{files.path}: images have to be squares, got {images.shape[2]}x{images.shape[1]}; "
-                f"give an image size to crop and resize them"
-            )
-        labels = checked_labels(files.path, labels_name, given, _CLASSES)
+        labels = checked_labels(files.path, labels_name, label_bytes, _CLASSES)
         return source_of(files.path, images[:, None], labels, numbered(_CLASSES), image_size)
 
     def _read(self, path: Path, name: str, content: bytes, *, dimensions: int) -> np.ndarray:
@@ -66,14 +61,12 @@ class Idx:
         return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
-def _name(names: frozenset[str], split: Split, what: str, dimensions: int) -> str | None:
-    """Return the file of a part, as it is named by its authors or by those who unpacked it, plain ones first."""
-    for ending in ("", ".gz"):
-        for dot in "-.":
-            name = f"{_PREFIXES[split]}-{what}{dot}idx{dimensions}-ubyte{ending}"
-            if name in names:
-                return name
-    return None
+def _name(names: frozenset[str], split: Split, kind: str, dimensions: int) -> str | None:
+    """Return the name of a part's file, in the authors' spelling or another, plain files before compressed ones."""
+    candidates = (
+        f"{_PREFIXES[split]}-{kind}{dot}idx{dimensions}-ubyte{ending}" for ending in ("", ".gz") for dot in "-."
+    )
+    return next((name for name in candidates if name in names), None)
 
 
 FORMATS = (Idx(),)

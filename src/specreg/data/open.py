@@ -1,4 +1,4 @@
-"""Whatever a path names, as images: the format is told by what is there."""
+"""Images at a path, in whatever format: the files there tell."""
 
 import functools
 import re
@@ -41,11 +41,11 @@ _TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set that was found, and has not been read yet.
+    """A data set that has not been read yet.
 
     Attributes:
-        path: where it is.
-        splits: the parts that are there.
+        path: of its folder or file.
+        splits: its parts.
         load: reads a part, with an image size and a cache.
     """
 
@@ -59,30 +59,30 @@ class ImageSet:
         """Read a part.
 
         Args:
-            split: which one.
+            split: the part.
             image_size: crop every image to its central square and resize it to this side.
-            cache: a folder in which decoded images are kept, for folders, zips, STL-10 and Hugging Face data sets;
-                they are mapped from there instead of being held in memory.
+            cache: a folder for decoded images, of folders, zips, STL-10 and Hugging Face data sets; they are mapped
+                from there instead of being held in memory.
 
         Raises:
-            ValueError: the part is not there, is damaged, or is no squares of one size and has no ``image_size``.
+            ValueError: the part is missing or damaged, or is no squares of one size and has no ``image_size``.
         """
         check_size(image_size)
         if split not in self.splits:
-            others = " or ".join(repr(other) for other in self.splits)
-            raise ValueError(f"{self.path} has no part {split!r}: choose {others}, or fetch what is missing")
+            present = " or ".join(map(repr, self.splits))
+            raise ValueError(f"{self.path} has no part {split!r}: choose {present}, or fetch what is missing")
         return self.load(split, image_size, None if cache is None else Path(cache))
 
 
 def find_images(path: str | Path) -> ImageSet:
-    """Find out what is at a path, by its content.
+    """Find the data set at a path, by its content.
 
     Args:
         path: CIFAR-10, CIFAR-100, STL-10 or MNIST as published, as a folder or a tar archive, or a folder with one
             of them as torchvision lays it out; a folder written by Hugging Face's ``save_to_disk``; any folder, zip
-            or npz file that :func:`specreg.data.images.load_images` reads. These last have a part for testing if
-            ``test`` or ``val`` in place of ``train`` in their names gives what is there, too: X-test.zip beside
-            X-train.zip, val/ beside train/.
+            or npz file that :func:`specreg.data.images.load_images` reads. These have a part for testing if ``test``
+            or ``val`` in place of ``train`` in their names gives an existing path: X-test.zip beside X-train.zip, val/
+            beside train/.
 
     Raises:
         FileNotFoundError: nothing is there; says where to get it.
@@ -91,68 +91,67 @@ def find_images(path: str | Path) -> ImageSet:
     path = Path(path)
     if not exists(path):
         raise FileNotFoundError(f"no data at {path}: {_advice(path)}")
-    if path.is_dir():
-        if is_saved(path):
-            return ImageSet(path, saved_splits(path), lambda split, *how: load_saved(path, split).load(*how))
-        if (found := _in_folders(path)) is not None:
-            return found
-    else:
+    if not path.is_dir():
         check_file(path)
         return _in_file(path)
-    return _own(path)
+    if is_saved(path):
+        return ImageSet(path, saved_splits(path), lambda split, *how: load_saved(path, split).load(*how))
+    return _in_folders(path) or _unpublished(path)
 
 
 def _in_file(path: Path) -> ImageSet:
     if is_archive(path):
-        if (found := _published(Archive(path))) is not None:
-            return found
-        known = ", ".join(form.title for form in FORMATS)
-        raise ValueError(f"{path} is an archive of none of {known}: unpack it and give the folder")
-    if (found := _published(Files(path.parent))) is not None and path.suffix.lower() not in (".zip", ".npz"):
+        if (images := _published(Archive(path))) is not None:
+            return images
+        titles = ", ".join(form.title for form in FORMATS)
+        raise ValueError(f"{path} is an archive of none of {titles}: unpack it and give the folder")
+    if path.suffix.lower() not in (".zip", ".npz") and _published(Files(path.parent)) is not None:
         raise ValueError(f"{path} is a part of a data set: give its folder, {path.parent}")
-    return _own(path)
+    return _unpublished(path)
 
 
 def _published(files: Files) -> ImageSet | None:
-    matching = [(form, splits) for form in FORMATS if (splits := form.splits(files.names))]
+    matching = [form for form in FORMATS if form.splits(files.names)]
     if not matching:
         return None
     if len(matching) > 1:
-        titles = " and ".join(form.title for form, _ in matching)
+        titles = " and ".join(form.title for form in matching)
         raise ValueError(f"{files.path} holds {titles}: put them into folders of their own and give one")
-    (form, splits) = matching[0]
-    return ImageSet(files.path, splits, functools.partial(form.load, files))
+    form = matching[0]
+    return ImageSet(files.path, form.splits(files.names), functools.partial(form.load, files))
 
 
 def _in_folders(path: Path) -> ImageSet | None:
     folders = [folder for folder in (path, *(path / name for name in _BELOW)) if folder.is_dir()]
-    found = [images for folder in folders if (images := _published(Files(folder))) is not None]
-    if len(found) > 1:
-        raise ValueError(f"{path} holds several data sets: give one of {', '.join(str(each.path) for each in found)}")
-    return found[0] if found else None
+    sets = [images for folder in folders if (images := _published(Files(folder))) is not None]
+    if len(sets) > 1:
+        paths = ", ".join(str(images.path) for images in sets)
+        raise ValueError(f"{path} holds several data sets: give one of {paths}")
+    return sets[0] if sets else None
 
 
-def _own(path: Path) -> ImageSet:
-    beside = _beside(path)
+def _unpublished(path: Path) -> ImageSet:
+    test = _test_part_beside(path)
 
     def load(split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
         if split == "train":
             return load_images(path, image_size=image_size, cache=cache)
-        assert beside is not None
-        # A test part that lacks a class must not count the others differently.
+        assert test is not None
+        # The training part's classes: a test part that lacks a class must not number the rest differently.
         classes = None if path.suffix.lower() == ".npz" else classes_in(path)
-        return load_images(beside, image_size=image_size, cache=cache, classes=classes)
+        return load_images(test, image_size=image_size, cache=cache, classes=classes)
 
-    return ImageSet(path, ("train",) if beside is None else ("train", "test"), load)
+    return ImageSet(path, ("train",) if test is None else ("train", "test"), load)
 
 
-def _beside(path: Path) -> Path | None:
-    """Return the test part that lies beside a training part and is named like it."""
-    name = path.resolve().name
-    if (match := re.search(r"(?<![a-z])train(ing)?(?![a-z])", name)) is None:
+def _test_part_beside(path: Path) -> Path | None:
+    """Return the path that is named like a training part, but for testing; None if it does not exist."""
+    path = path.resolve()
+    if (match := re.search(r"(?<![a-z])train(ing)?(?![a-z])", path.name)) is None:
         return None
-    others = (path.resolve().with_name(name[: match.start()] + other + name[match.end() :]) for other in _TEST_NAMES)
-    return next((other for other in others if other.exists()), None)
+    before, after = path.name[: match.start()], path.name[match.end() :]
+    candidates = (path.with_name(f"{before}{test}{after}") for test in _TEST_NAMES)
+    return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
 def _advice(path: Path) -> str:

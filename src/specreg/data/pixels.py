@@ -20,24 +20,20 @@ def check_size(image_size: int | None) -> None:
         integer("image_size", image_size, at_least=1, at_most=_LARGEST_SIDE)
 
 
-def check_memory(size: int, what: str) -> None:
-    """Raise ValueError if the machine has less memory than that, which it may notice only when it is filled."""
+def check_memory(size: int, title: str) -> None:
+    """Raise ValueError if the machine has less than ``size`` bytes, which may show only when memory is filled."""
     if not hasattr(os, "sysconf"):
         return
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > most:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
         raise ValueError(
-            f"{what} would take {size / 2**30:.0f} GiB of memory, this machine has {most / 2**30:.0f}: "
+            f"{title} would take {size / 2**30:.0f} GiB of memory, this machine has {memory / 2**30:.0f}: "
             f"give a smaller --image-size, a --cache, or fewer images"
         )
 
 
 def room(shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array of this shape, uint8, not filled yet.
-
-    Raises:
-        ValueError: the machine has not so much memory.
-    """
+    """Return an empty array of this shape, uint8; ValueError if there is too little memory."""
     check_memory(math.prod(shape), f"images of shape {shape}")
     try:
         return np.empty(shape, dtype=np.uint8)
@@ -59,7 +55,7 @@ def square(image: Image.Image, side: int) -> Image.Image:
 
 
 def resized(images: np.ndarray, side: int) -> np.ndarray:
-    """Crop and resize images (N, C, H, W), uint8, one by one; those that have the size already stay as they are."""
+    """Crop and resize images (N, C, H, W), uint8, unless they have the size already."""
     if images.shape[2:] == (side, side):
         return images
     output = room((*images.shape[:2], side, side))
@@ -69,17 +65,25 @@ def resized(images: np.ndarray, side: int) -> np.ndarray:
     return output
 
 
-def numbered(classes: int) -> tuple[str, ...]:
-    """Return "0", "1", ..., the names of classes that have none."""
-    return tuple(map(str, range(classes)))
+def numbered(num_classes: int) -> tuple[str, ...]:
+    """Return "0", "1", ..., the names of classes without names."""
+    return tuple(map(str, range(num_classes)))
 
 
 def source_of(
     path: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], image_size: int | None
 ) -> ImageArrays:
-    """Return images (N, C, H, W) with labels as a source, resized if wanted."""
+    """Return images (N, C, H, W) with labels as a source, resized to ``image_size`` unless that is None.
+
+    Raises:
+        ValueError: they are no squares and have no ``image_size``.
+    """
+    height, width = images.shape[2:]
     if image_size is not None:
         images = resized(images, image_size)
-    return ImageArrays(
-        path.name, torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(labels), classes
-    )
+    elif height != width:
+        raise ValueError(
+            f"{path}: images have to be squares, got {width}x{height}; give an image size to crop and resize them"
+        )
+    pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    return ImageArrays(path.name, pixels, torch.from_numpy(labels), classes)

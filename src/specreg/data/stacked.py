@@ -19,11 +19,11 @@ class StackedImages:
     Args:
         images: (N, H, H), uint8.
         labels: (N,), int64, 0 to 9.
-        size: how many stacked images there are: they are chosen once and for all, the same for every run (the
-            published sets have 128,000). None draws new ones for ever.
+        size: number of stacked images, chosen once, the same for every run (128,000 in the published sets). None
+            stacks new images at every draw.
 
     Attributes:
-        stacks: which grey images are stacked, (size, 3), int64; None if new ones are drawn for ever.
+        stacks: indices of the grey images that are stacked, (size, 3), int64; None without ``size``.
 
     Raises:
         ValueError: the images are not grey squares of ten classes, or ``size`` is below 1.
@@ -40,13 +40,18 @@ class StackedImages:
     def __init__(self, images: Tensor, labels: Tensor, *, size: int | None = None) -> None:
         if images.ndim != 3 or images.shape[1] != images.shape[2]:
             raise ValueError(f"only grey squares (N, H, H) can be stacked, got {tuple(images.shape)}")
-        found = set(labels.tolist())
-        if len(labels) != len(images) or found != set(range(10)):
-            raise ValueError(f"only images of ten classes, 0 to 9, can be stacked, got {len(found)} classes")
+        classes = set(labels.tolist())
+        if len(labels) != len(images) or classes != set(range(10)):
+            raise ValueError(f"only images of ten classes, 0 to 9, can be stacked, got {len(classes)} classes")
+        if size is not None and size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
         self.images = images
         self.labels = labels
         self.resolution = images.shape[-1]
-        self.stacks = None if size is None else _stacks(len(images), size)
+        self.stacks: Tensor | None = None
+        if size is not None:
+            generator = torch.Generator().manual_seed(_STACKING_SEED)
+            self.stacks = torch.randint(len(images), (size, 3), generator=generator)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw images (count, 3, H, H), uint8, and modes (count,), int64, with replacement."""
@@ -73,9 +78,3 @@ def stack(source: ImageArrays, size: int | None = None) -> StackedImages:
         return StackedImages(source.images[:, 0], source.labels, size=size)
     except ValueError as error:
         raise ValueError(f"{source.name} cannot be stacked: {error}") from error
-
-
-def _stacks(images: int, size: int) -> Tensor:
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    return torch.randint(images, (size, 3), generator=torch.Generator().manual_seed(_STACKING_SEED))

@@ -16,8 +16,8 @@ from specreg.names import Split
 
 _SIDE, _CHANNELS, _CLASSES = 96, 3, 10
 _RECORD = _CHANNELS * _SIDE * _SIDE
-_MOST = 100_000  # images of a part: an archive of zeros compresses a thousandfold, and may claim many more
-_CHUNK = 500  # images; 100,000 unlabeled ones are 2.8 GB and are resized as they are read
+_MOST = 100_000  # images of a part: zeros compress a thousandfold, and an archive may claim many more
+_CHUNK = 500  # images that are read and resized at once: the 100,000 unlabeled images are 2.8 GB
 _PIXELS: dict[Split, str] = {"train": "train_X.bin", "test": "test_X.bin", "unlabeled": "unlabeled_X.bin"}
 _LABELS: dict[Split, str] = {"train": "train_y.bin", "test": "test_y.bin"}
 _NAMES = "class_names.txt"
@@ -36,32 +36,34 @@ class Stl10:
     def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
         name = _PIXELS[split]
         require(files, [name], self)
-        count = whole_records(files.path, name, files.size(name), _RECORD, self)
-        if count > _MOST:
+        num_images = whole_records(files.path, name, files.size(name), _RECORD, self)
+        if num_images > _MOST:
             raise ValueError(
-                f"{files.path}: {name} has {count} images, more than {_MOST}: of another data set than {self.title}; "
-                f"fetch {self.home}"
+                f"{files.path}: {name} has {num_images} images, more than {_MOST}: of another data set than "
+                f"{self.title}; fetch {self.home}"
             )
-        labels, classes = np.zeros(count, dtype=np.int64), numbered(1)
+        labels, classes = np.zeros(num_images, dtype=np.int64), numbered(1)
         if split in _LABELS:
-            labels, classes = self._labels(files, _LABELS[split], count)
+            labels, classes = self._labels(files, _LABELS[split], num_images)
 
         def decode() -> Pixels:
             side = _SIDE if image_size is None else image_size
-            return (count, _CHANNELS, side, side), _chunks(files, name, side)
+            return (num_images, _CHANNELS, side, side), _chunks(files, name, side)
 
         path = files.path if files.path.is_file() else files.path / name
         stamp = {"file": file_stamp(path), "part": split, "image_size": image_size}
         images = hold(decode, cache=cache, name=f"stl10-{split}", stamp=stamp)
         return ImageArrays(files.path.name, images, torch.from_numpy(labels), classes)
 
-    def _labels(self, files: Files, name: str, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    def _labels(self, files: Files, name: str, num_images: int) -> tuple[np.ndarray, tuple[str, ...]]:
         require(files, [name], self)
         contents = files.read([name, *files.names.intersection({_NAMES})])
-        given = np.frombuffer(contents[name], dtype=np.uint8)
-        if len(given) != count:
-            raise ValueError(f"{files.path}: {name} has {len(given)} labels for {count} images: fetch {self.home}")
-        labels = checked_labels(files.path, f"{name} (less 1)", given.astype(np.int64) - 1, _CLASSES)
+        from_one = np.frombuffer(contents[name], dtype=np.uint8)
+        if len(from_one) != num_images:
+            raise ValueError(
+                f"{files.path}: {name} has {len(from_one)} labels for {num_images} images: fetch {self.home}"
+            )
+        labels = checked_labels(files.path, f"{name} (less 1)", from_one.astype(np.int64) - 1, _CLASSES)
         if _NAMES in contents:
             return labels, class_names(files.path, _NAMES, contents[_NAMES], _CLASSES)
         return labels, numbered(_CLASSES)

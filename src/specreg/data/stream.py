@@ -9,15 +9,15 @@ from specreg.data.arrays import Source, encode
 
 
 class BatchStream:
-    """Draw batches with replacement from a source, for ever, as networks see them.
+    """Draw batches of networks' inputs from a source, with replacement, without end.
 
-    The stream's whole position is the state of its generator: restored, it goes on with the same batches.
-    (The authors shuffle epochs instead; with replacement nothing else has to be stored.)
+    The state of the generator is the stream's whole position: restored, it goes on with the same batches. (The authors
+    shuffle epochs instead; with replacement nothing else has to be stored.)
 
     Args:
         source: the images or points.
         batch_size: samples a batch.
-        seed: where the stream begins.
+        seed: of the generator.
     """
 
     def __init__(self, source: Source, batch_size: int, seed: int) -> None:

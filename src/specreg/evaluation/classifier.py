@@ -1,7 +1,6 @@
 """The classifiers behind the metrics: labels for counting modes, features for distances.
 
-Each maps grey or colour images in [0, 1] to features and logits, and states the accuracy that it reached on images
-it was not trained on. The scripts that trained them are in ``scripts/``.
+Their accuracies below are on images that they were not trained on; ``scripts/`` has their trainings.
 """
 
 from collections.abc import Callable
@@ -26,7 +25,7 @@ class Classifier(nn.Module):
     """A body that ends in features (N, num_features) and a linear head of ten logits.
 
     Attributes:
-        shape: (channels, side) of the images that it classifies.
+        shape: (channels, side) of the images.
         num_features: dimension of the features.
     """
 
@@ -142,11 +141,8 @@ class CifarClassifier(Classifier):
 def load_classifier(name: "ClassifierName") -> Classifier:
     """Return a trained classifier, in eval mode and without gradients.
 
-    Args:
-        name: "digits", "mnist" or "cifar".
-
     Raises:
-        FileNotFoundError: its weights are not there.
+        FileNotFoundError: its weights are missing.
         ValueError: they are damaged.
     """
     kind, weights = CLASSIFIERS[name]

@@ -1,8 +1,8 @@
-"""What an evaluation needs to know of images, and the interface of whatever tells it."""
+"""The interface of feature extractors."""
 
 import typing
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ FEATURES: tuple[FeatureName, ...] = typing.get_args(FeatureName)
 
 @dataclass(frozen=True)
 class Description:
-    """What an extractor says of N images.
+    """An extractor's output for N images.
 
     Attributes:
         features: (N, d).
@@ -25,29 +25,21 @@ class Description:
     modes: Tensor | None = None
 
 
-class Extractor(Protocol):
-    """What an evaluation needs of a network, or of pixels.
+class Extractor:
+    """A network, or pixels, as the source of features.
 
     Attributes:
-        key: one of ``FEATURES``, for the protocol's name.
+        key: an element of ``FEATURES``, for the protocol's name.
         title: the features in words, for the record.
-        resizing: what happens to images before the network sees them, for the record.
-        library: whose network it is, with its version, where it is not this package's.
+        resizing: of images before the network, in words, for the record.
+        library: the network's library and version, None if it is this package.
     """
 
-    @property
-    def key(self) -> FeatureName: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def resizing(self) -> str: ...
-    @property
-    def library(self) -> str | None: ...
+    key: FeatureName
+    title: str
+    resizing: str = "none"
+    library: str | None = None
 
     def describe(self, images: Tensor) -> Description:
-        """Return what is known of images (N, C, H, W), uint8.
-
-        Raises:
-            ValueError: they have a shape that the extractor is not for; says which it is for.
-        """
-        ...
+        """Describe images (N, C, H, W), uint8; ValueError names the shape that they should have."""
+        raise NotImplementedError

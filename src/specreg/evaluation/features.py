@@ -1,4 +1,4 @@
-"""Feature extractors behind one small interface: uint8 images in; features, class probabilities and modes out."""
+"""Feature extractors behind one interface: uint8 images in; features, class probabilities and modes out."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,29 +9,28 @@ from torch.nn import functional as F  # noqa: N812
 
 from specreg.evaluation.classifier import Classifier, load_classifier
 from specreg.evaluation.extractor import Description, Extractor, FeatureName
+from specreg.evaluation.inception import Inception
 
 _PIXELS = 8  # side that pixels are averaged to
 _DECIMALS = torch.tensor([100, 10, 1])
 
 
-class Pixels:
+class Pixels(Extractor):
     """Images of any size, averaged to 8x8: the features where no classifier fits."""
 
-    key: FeatureName = "pixels"
+    key = "pixels"
     title = "pixels"
     resizing = f"averaged to {_PIXELS}x{_PIXELS}"
-    library = None
 
     def describe(self, images: Tensor) -> Description:
         return Description(F.adaptive_avg_pool2d(images.float() / 255, _PIXELS).flatten(1))
 
 
-class StackedClassifier:
-    """A classifier of grey digits, applied to every channel.
+class StackedClassifier(Extractor):
+    """A classifier of grey digits, applied to every channel; the channels' features stand side by side.
 
-    Features are the channels' features side by side. Of stacked images (stacked digits, Stacked MNIST) the modes are
-    known, and a mode's probability is the product of its digits' probabilities. Other images of three channels have
-    features alone.
+    Stacked images (stacked digits, Stacked MNIST) have modes, too; a mode's probability is the product of its digits'
+    probabilities. Other images of three channels have features alone.
 
     Args:
         key: "digits" for 8x8, "mnist" for 28x28.
@@ -39,79 +38,51 @@ class StackedClassifier:
         device: where it computes.
     """
 
-    resizing = "none"
-    library = None
-
     def __init__(self, key: Literal["digits", "mnist"], *, stacked: bool = True, device: str = "cpu") -> None:
-        self.key: FeatureName = key
-        self._stacked = stacked
+        self.key = key
         self.title = {"digits": "digit-classifier", "mnist": "MNIST-classifier"}[key]
-        self._device = device
+        self._stacked = stacked
         self._classifier: Classifier = load_classifier(key).to(device)
-        self._side = self._classifier.shape[1]
 
-    @torch.no_grad()
     def describe(self, images: Tensor) -> Description:
-        self._check(images)
-        hidden, logits = [], []
-        for chunk in torch.split(images, 1000):
-            hidden.append(self._classifier.features(chunk.to(self._device).flatten(0, 1)[:, None].float() / 255))
-            logits.append(self._classifier.classify(hidden[-1]))
-        features = torch.cat(hidden).cpu().view(len(images), -1)
-        each = torch.cat(logits).cpu().view(len(images), -1, 10)  # N, channels, digits
-        if each.shape[1] == 1:
-            return Description(features, each[:, 0].softmax(-1))
+        _check_shape(images, self._classifier, (1, 3), self.title)
+        num_images, channels = images.shape[:2]
+        features, logits = _outputs(self._classifier, images.flatten(0, 1)[:, None], 1000 * channels)
+        features = features.cpu().view(num_images, -1)
+        digits = logits.cpu().view(num_images, channels, 10)
+        if channels == 1:
+            return Description(features, digits[:, 0].softmax(-1))
         if not self._stacked:
             return Description(features)
-        red, green, blue = each.softmax(-1).unbind(1)
+        red, green, blue = digits.softmax(-1).unbind(1)
         joint = torch.einsum("nr,ng,nb->nrgb", red, green, blue).flatten(1)
-        return Description(features, joint, each.argmax(-1) @ _DECIMALS)
-
-    def _check(self, images: Tensor) -> None:
-        _, channels, height, width = images.shape
-        if channels not in (1, 3) or (height, width) != (self._side, self._side):
-            raise ValueError(
-                f"{self.title} features are for {self._side}x{self._side} images of 1 or 3 channels, "
-                f"got {width}x{height} with {channels}: choose others with --features"
-            )
+        return Description(features, joint, digits.argmax(-1) @ _DECIMALS)
 
 
-class CifarFeatures:
+class CifarFeatures(Extractor):
     """The last hidden layer of the CIFAR-10 classifier, on 32x32 colour images.
 
     Args:
         device: where it computes.
     """
 
-    key: FeatureName = "cifar"
+    key = "cifar"
     title = "CIFAR-10-classifier"
-    resizing = "none"
-    library = None
 
     def __init__(self, *, device: str = "cpu") -> None:
-        self._device = device
         self._classifier: Classifier = load_classifier("cifar").to(device)
 
-    @torch.no_grad()
     def describe(self, images: Tensor) -> Description:
-        if images.shape[1:] != (3, 32, 32):
-            raise ValueError(
-                f"{self.title} features are for 32x32 images of 3 channels, got {images.shape[3]}x{images.shape[2]} "
-                f"with {images.shape[1]}: choose others with --features"
-            )
-        hidden, probabilities = [], []
-        for chunk in torch.split(images, 500):
-            features = self._classifier.features(chunk.to(self._device).float() / 255)
-            hidden.append(features.cpu())
-            probabilities.append(self._classifier.classify(features).softmax(-1).cpu())
-        return Description(torch.cat(hidden), torch.cat(probabilities))
+        _check_shape(images, self._classifier, (3,), self.title)
+        features, logits = _outputs(self._classifier, images, 500)
+        return Description(features.cpu(), logits.softmax(-1).cpu())
 
 
 def open_extractor(name: FeatureName, *, stacked: bool = True, inception_weights: Path | None = None) -> Extractor:
     """Return an extractor by name.
 
-    The digits' classifier computes on the CPU, so that records are the same everywhere; the others on a GPU if there
-    is one.
+    The digits' classifier computes on the CPU, so that records are the same everywhere, the other networks on a GPU if
+    there is one.
 
     Args:
         name: one of ``FEATURES``.
@@ -130,6 +101,22 @@ def open_extractor(name: FeatureName, *, stacked: bool = True, inception_weights
         return StackedClassifier("mnist", stacked=stacked, device=device)
     if name == "cifar":
         return CifarFeatures(device=device)
-    from specreg.evaluation.inception import Inception  # needs a package that is not always installed
-
     return Inception(inception_weights, device=device)
+
+
+def _check_shape(images: Tensor, classifier: Classifier, channels: tuple[int, ...], title: str) -> None:
+    side, (_, num_channels, height, width) = classifier.shape[1], images.shape
+    if num_channels not in channels or (height, width) != (side, side):
+        raise ValueError(
+            f"{title} features are for {side}x{side} images of {' or '.join(map(str, channels))} channels, "
+            f"got {width}x{height} with {num_channels}: choose others with --features"
+        )
+
+
+@torch.no_grad()
+def _outputs(classifier: Classifier, images: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Return features and logits of uint8 images, ``chunk`` at a time, where the classifier computes."""
+    device = next(classifier.parameters()).device
+    features = [classifier.features(part.to(device).float() / 255) for part in torch.split(images, chunk)]
+    logits = [classifier.classify(part) for part in features]
+    return torch.cat(features), torch.cat(logits)

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.evaluation.extractor import Description, FeatureName
+from specreg.evaluation.extractor import Description, Extractor
 
 WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
 
 
-class Inception:
+class Inception(Extractor):
     """Features (N, 2048) and class probabilities (N, 1008) of the Inception network of Heusel et al. 2017.
 
     Images are resized to 299x299 as TensorFlow 1 did it; grey ones are repeated to three channels. The probabilities
-    are the softmax of the logits without their bias, which is what published Inception Scores use.
+    are the softmax of the logits without their bias, as in published Inception Scores.
 
     Args:
         weights: a file of torch-fidelity's weights; None looks where torch-fidelity keeps them. Nothing is downloaded.
@@ -33,7 +33,7 @@ class Inception:
         Heusel et al. 2017; Salimans et al. 2016; Obukhov and Krasnyanskiy 2020 (torch-fidelity).
     """
 
-    key: FeatureName = "inception"
+    key = "inception"
     resizing = "bilinear to 299x299 as in TensorFlow 1"
 
     def __init__(self, weights: Path | None = None, *, device: str = "cpu", batch: int = 50) -> None:
@@ -49,19 +49,15 @@ class Inception:
     def describe(self, images: Tensor) -> Description:
         features, probabilities = [], []
         for chunk in torch.split(images, self._batch):
-            found, logits = self._network(chunk.to(self._device).expand(-1, 3, -1, -1))
-            features.append(found.cpu())
+            hidden, logits = self._network(chunk.to(self._device).expand(-1, 3, -1, -1))
+            features.append(hidden.cpu())
             probabilities.append(logits.softmax(-1).cpu())
         return Description(torch.cat(features), torch.cat(probabilities))
 
 
-def find_weights(given: Path | None) -> Path:
-    """Return the file of weights: the one that was given, or the one that torch-fidelity downloaded before.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_NAME if given is None else given
+def find_weights(weights: Path | None) -> Path:
+    """Return the file of weights given, or else torch-fidelity's; FileNotFoundError if it does not exist."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_NAME if weights is None else weights
     if not path.is_file():
         raise FileNotFoundError(
             f"no Inception weights at {path}: download {WEIGHTS_URL} and name the file with --inception-weights"
@@ -74,7 +70,7 @@ def _load(path: Path) -> Any:
 
     wrong = f"{path} does not hold torch-fidelity's Inception weights"
     try:
-        # torch-fidelity unpickles whatever it is given; what passes here holds tensors alone.
+        # torch-fidelity unpickles its file; a file that passes here holds tensors alone.
         torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{wrong} ({type(error).__name__}): fetch {WEIGHTS_URL} again") from error

@@ -1,11 +1,12 @@
 r"""Distances between two sets of features, real and generated, and the score of class probabilities.
 
-Features are of shape (N, d) and (M, d), real first. Fréchet and kernel distance come from torchmetrics, the
-neighbourhood metrics are here because no maintained package has them.
+Features are of shape (N, d) and (M, d), real first. Fréchet and kernel distance come from torchmetrics; no maintained
+package has the neighbourhood metrics, and torchmetrics' Inception Score takes logits and shuffles the images.
 """
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 NEIGHBOURS = 5
 SPLITS = 10
-# sync_on_compute: of several processes one evaluates, and torchmetrics would wait for the others' features.
+# sync_on_compute: a single process evaluates, and torchmetrics would wait for the features of all.
 _SYNC = False
 
 
@@ -36,7 +37,8 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     Reference:
         Heusel et al. 2017, equation 6.
     """
-    metric = FrechetInceptionDistance(feature=_Features(real.shape[1]), sync_on_compute=_SYNC).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_identity(real.shape[1]), sync_on_compute=_SYNC)
+    metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     return float(metric.compute())
@@ -50,9 +52,9 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_si
     """
     size = min(subset_size, len(real), len(fake))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about memory: what it stores are these features, once
+        warnings.simplefilter("ignore")  # about memory: it stores these features, once
         metric = KernelInceptionDistance(
-            feature=_Features(real.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=_SYNC
+            feature=_identity(real.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=_SYNC
         )
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
@@ -65,27 +67,29 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_si
 def intra_class_distance(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor) -> float:
     r"""Return :math:`\frac1K \sum_k d(R_k, F_k)`: the mean over classes of the Fréchet distance within each class.
 
-    A generator that makes good images of the wrong class is not seen by the Fréchet distance of all images, but here.
+    Good images of the wrong class do not change the Fréchet distance of all images, but this.
 
     Args:
         real, fake: features (N, d), (M, d).
-        real_labels, fake_labels: the class of each, (N,) and (M,), int64.
+        real_labels, fake_labels: their classes, (N,) and (M,), int64.
 
     Raises:
-        ValueError: a class has fewer than two images of one kind; names it.
+        ValueError: a class has fewer than two real or generated images; names it.
 
     Reference:
         Miyato and Koyama 2018, section 5 ("intra FID").
     """
     classes = torch.unique(torch.cat([real_labels, fake_labels])).tolist()
-    pairs = [(real[real_labels == each], fake[fake_labels == each]) for each in classes]
-    for each, pair in zip(classes, pairs, strict=True):
-        if min(map(len, pair)) < 2:
+    distances = []
+    for label in classes:
+        real_part, fake_part = real[real_labels == label], fake[fake_labels == label]
+        if min(len(real_part), len(fake_part)) < 2:
             raise ValueError(
-                f"a distance within class {each} needs 2 real and 2 generated images, "
-                f"got {len(pair[0])} and {len(pair[1])}"
+                f"a distance within class {label} needs 2 real and 2 generated images, "
+                f"got {len(real_part)} and {len(fake_part)}"
             )
-    return sum(frechet_distance(*pair) for pair in pairs) / len(pairs)
+        distances.append(frechet_distance(real_part, fake_part))
+    return sum(distances) / len(distances)
 
 
 def classifier_score(probabilities: Tensor, *, splits: int = SPLITS) -> tuple[float, float]:
@@ -96,7 +100,7 @@ def classifier_score(probabilities: Tensor, *, splits: int = SPLITS) -> tuple[fl
 
     Args:
         probabilities: p(y|x) of generated images, (N, K); rows sum to 1.
-        splits: into how many equal parts, in order, the images are divided (a remainder is left out).
+        splits: number of equal parts, in order; a remainder is left out.
 
     Raises:
         ValueError: fewer images than splits.
@@ -112,8 +116,8 @@ def classifier_score(probabilities: Tensor, *, splits: int = SPLITS) -> tuple[fl
         marginal = part.mean(0)
         divergence = torch.special.entr(marginal).sum() - torch.special.entr(part).sum(1).mean()
         scores.append(divergence.exp())
-    found = torch.stack(scores)
-    return found.mean().item(), found.std(correction=0).item()
+    stacked = torch.stack(scores)
+    return stacked.mean().item(), stacked.std(correction=0).item()
 
 
 def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> Neighbourhoods:
@@ -156,17 +160,13 @@ def _radii(points: Tensor, neighbours: int) -> Tensor:
     return _distances(points, points).topk(neighbours + 1, dim=1, largest=False).values[:, -1]
 
 
-def _distances(one: Tensor, other: Tensor) -> Tensor:
+def _distances(left: Tensor, right: Tensor) -> Tensor:
     # By a matrix product, ten times as fast as the sum of squares; in float64 its cancellation does not matter.
-    return torch.cdist(one.double(), other.double(), compute_mode="use_mm_for_euclid_dist")
+    return torch.cdist(left.double(), right.double(), compute_mode="use_mm_for_euclid_dist")
 
 
-class _Features(nn.Module):
-    """Hand torchmetrics features in the place of images: its extractor, here, is the identity."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+def _identity(num_features: int) -> nn.Module:
+    """Return torchmetrics' extractor for features in the place of images."""
+    identity: Any = nn.Identity()
+    identity.num_features = num_features
+    return identity  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
 r"""Evaluate a sampler of points against a mixture of Gaussians whose centres are known.
 
-A point belongs to the nearest centre and is of high quality if it is near enough. The publications differ in what near
-is and in which points the KL counts, so every number goes with the name of its protocol.
+A point belongs to the nearest centre and is of high quality if it is near enough. The publications differ in the region
+and in the points that the KL counts, so every number goes with the name of its protocol.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ _REACH = 3.0  # standard deviations
 
 @dataclass(frozen=True)
 class Rule:
-    """How a publication evaluates a mixture.
+    """A publication's evaluation of a mixture.
 
     Attributes:
-        region: where a point is of high quality: within 3 standard deviations of its centre ("radial"), or within 3 in
-            each coordinate ("box").
+        region: of high quality: within 3 standard deviations of the centre ("radial"), or within 3 in each coordinate
+            ("box").
         counted: the points whose modes the reverse KL counts, "high-quality" or "all".
-        samples: how many points the publication draws.
+        samples: number of points.
     """
 
     region: Literal["radial", "box"]
@@ -33,8 +33,8 @@ class Rule:
     samples: int
 
 
-# PacGAN (Lin et al. 2018, section 4.1) and self-conditioned GAN (Liu et al. 2020), from the authors' code; the second
-# has no fixed number of points and gets the first's.
+# PacGAN (Lin et al. 2018, section 4.1) and self-conditioned GAN (Liu et al. 2020), from the authors' code; the latter
+# has no fixed number of points and gets PacGAN's.
 RULES = {
     "pacgan": Rule("radial", "high-quality", 2500),
     "self-conditioned": Rule("box", "all", 2500),
@@ -43,13 +43,13 @@ RULES = {
 
 @dataclass(frozen=True)
 class MixtureEvaluation:
-    """The metrics of one sampler, with the protocol they were taken under.
+    """The metrics of a sampler, with their protocol.
 
     Attributes:
         protocol: publication, mixture and number of generated points, as in "pacgan_ring_2500".
         features: always "coordinates": distances are those of the points themselves.
-        num_real, num_fake: how many points of each.
-        modes: how many have at least one high-quality point.
+        num_real, num_fake: numbers of points.
+        modes: number of modes with at least one high-quality point.
         high_quality: the share of high-quality points.
         kl: reverse KL from the uniform distribution over modes, in nats; None where no point counts.
         kl_floor: its expectation for a perfect sampler of as many counted points; None likewise.
@@ -76,7 +76,7 @@ class MixtureEvaluator:
         publication: a key of ``RULES``.
         centres: (K, 2).
         deviation: standard deviation in each coordinate.
-        num_samples: how many points are drawn from a sampler.
+        num_samples: number of points drawn from a sampler.
     """
 
     def __init__(
@@ -111,10 +111,9 @@ class MixtureEvaluator:
         )
 
     def glance(self, sampler: Callable[[int], Tensor]) -> dict[str, float | int]:
-        """Return what is shown during training: modes, high_quality, kl where there is one, and fd."""
-        found = self.evaluate(sampler)
-        known = {"modes": found.modes, "high_quality": found.high_quality, "kl": found.kl, "fd": found.fd}
-        return {key: value for key, value in known.items() if value is not None}
+        """Return the metrics for the display during training: modes, high_quality, kl where there is one, and fd."""
+        evaluation = vars(self.evaluate(sampler))
+        return {key: evaluation[key] for key in ("modes", "high_quality", "kl", "fd") if evaluation[key] is not None}
 
 
 def assign(
@@ -130,6 +129,6 @@ def assign(
     """
     points, centres = points.double(), centres.double()
     modes = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-    apart = (points - centres[modes]).abs()
-    distance = apart.norm(dim=1) if region == "radial" else apart.amax(1)
+    offsets = (points - centres[modes]).abs()
+    distance = offsets.norm(dim=1) if region == "radial" else offsets.amax(1)
     return modes, distance < _REACH * deviation

@@ -1,20 +1,19 @@
-"""Mode coverage where the modes are known."""
+"""Mode coverage of data with known modes."""
 
 import math
 
 import torch
 from torch import Tensor
 
-# How many images the two published protocols of Stacked MNIST draw: Srivastava et al. 2017 (VEEGAN) and Metz et al.
-# 2017 (Unrolled GAN), both as Lin et al. 2018 (PacGAN) repeat them. Their numbers do not compare with each other.
+# Numbers of images in the published protocols of Stacked MNIST, whose results do not compare: Srivastava et al. 2017
+# (VEEGAN) and Metz et al. 2017 (Unrolled GAN), both as Lin et al. 2018 (PacGAN) repeat them.
 STACKED_MNIST_SAMPLES = {"veegan": 26_000, "unrolled": 25_600}
 
 
 def modes_covered(modes: Tensor, num_modes: int) -> int:
-    """Return how many of the modes 0 .. num_modes - 1 occur at least once in ``modes`` (N,), int64.
+    """Return the number of modes, of 0 .. num_modes - 1, that occur in ``modes`` (N,), int64.
 
-    A perfect sampler of N images reaches K·(1 - (1 - 1/K)^N) of K modes on average: 993 of 1000 with
-    5,000 images.
+    A perfect sampler of N images reaches K·(1 - (1 - 1/K)^N) of K modes on average: 993 of 1000 with 5,000 images.
     """
     return int((torch.bincount(modes, minlength=num_modes) > 0).sum())
 
@@ -22,8 +21,7 @@ def modes_covered(modes: Tensor, num_modes: int) -> int:
 def reverse_kl(modes: Tensor, num_modes: int) -> float:
     r"""Return :math:`\sum_k p_k \log(p_k K)` in nats, p the share of each of the K modes in ``modes`` (N,).
 
-    Zero for the uniform distribution, log K if one mode is left. Even a perfect sampler stays above zero,
-    see :func:`reverse_kl_floor`.
+    Zero for the uniform distribution, log K if one mode is left; a perfect sampler has :func:`reverse_kl_floor`.
 
     Reference:
         Lin et al. 2018 (PacGAN), section 4; natural logarithm.

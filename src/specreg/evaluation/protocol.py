@@ -1,4 +1,4 @@
-"""Evaluate a sampler under a declared protocol: which images, how many, which features, and every metric of them."""
+"""Evaluate a sampler under a declared protocol: which images, how many, which features, and their metrics."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,26 +21,25 @@ from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
 from specreg.names import Split
 
 NUM_STACKED_MODES = 1000
-# Of each kind at most, with 5 neighbours, as Naeem et al. 2020 have it. Published precision and recall (Kynkäänniemi et
-# al. 2019) are of 50,000 images with 3 neighbours: they do not compare with these.
+# Of real and of generated images at most, with 5 neighbours, as in Naeem et al. 2020. Published precision and recall
+# (Kynkäänniemi et al. 2019) are of 50,000 images with 3 neighbours and do not compare.
 NEIGHBOURHOOD_IMAGES = 10_000
 
-# A number of images in, that many uint8 images (N, C, H, W) out.
+# N in, uint8 images (N, C, H, W) out.
 Sampler = Callable[[int], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The metrics of one generator, with the protocol they were taken under.
+    """The metrics of a generator, with their protocol.
 
     Attributes:
         protocol: its name, e.g. ``fd_digits_5k_train10k``: Fréchet distance in the digits' features of 5,000 generated
             images to 10,000 of the training part. ``fid_...`` with Inception's features, and only then.
-        split: which part of the data the real images are from.
-        num_real, num_fake: how many images of each.
-        features: whose features, in words.
-        resizing: what happens to images before the network sees them.
-        library: what computed distances and Inception's features, with versions.
+        split: the part of the data that the real images are from.
+        num_real, num_fake: numbers of images.
+        features, resizing: see :class:`specreg.evaluation.extractor.Extractor`.
+        library: the libraries of distances and of Inception's features, with versions.
         modes: of 1000, stacked digits and Stacked MNIST only.
         kl: reverse KL in nats, where modes are counted.
         kl_floor: the KL that a perfect sampler of as many images has on average.
@@ -59,16 +58,16 @@ class Evaluation:
     features: str
     resizing: str
     library: str
-    modes: int | None
-    kl: float | None
-    kl_floor: float | None
+    modes: int | None = None
+    kl: float | None = None
+    kl_floor: float | None = None
     fd: float
-    intra_fd: float | None
+    intra_fd: float | None = None
     kid: float
-    inception_score: float | None
-    inception_score_std: float | None
-    classifier_score: float | None
-    classifier_score_std: float | None
+    inception_score: float | None = None
+    inception_score_std: float | None = None
+    classifier_score: float | None = None
+    classifier_score_std: float | None = None
     precision: float
     recall: float
     density: float
@@ -76,13 +75,13 @@ class Evaluation:
 
 
 class Evaluator:
-    """Compare samplers with one set of real images, whose features are computed once.
+    """Compare samplers with a set of real images, whose features are computed once.
 
     Args:
-        real: uint8 images (N, C, H, W), the reference.
-        num_samples: how many images are drawn from a sampler.
+        real: uint8 images (N, C, H, W).
+        num_samples: number of images drawn from a sampler.
         extractor: the features, from :func:`specreg.evaluation.features.open_extractor`.
-        split: which part of the data ``real`` is from.
+        split: the part of the data that ``real`` is from.
         labels: the classes of ``real`` (N,), for distances within classes.
 
     Raises:
@@ -107,64 +106,51 @@ class Evaluator:
 
         Args:
             sampler: the generator.
-            labels: the classes (num_samples,) that the sampler's images were asked to be of, in order.
+            labels: the classes (num_samples,) that the sampler was given, in order.
         """
-        fake = self._extractor.describe(sampler(self.num_samples))
-        count = min(self.num_samples, NEIGHBOURHOOD_IMAGES)
+        extractor, real = self._extractor, self._real
+        fake = extractor.describe(sampler(self.num_samples))
+        num_fake, num_neighbourhood = len(fake.features), min(self.num_samples, NEIGHBOURHOOD_IMAGES)
+        metrics: dict[str, Any] = _mode_metrics(fake)
+        if fake.modes is not None:
+            metrics["kl_floor"] = reverse_kl_floor(NUM_STACKED_MODES, num_fake)
+        if fake.probabilities is not None:
+            score = "inception_score" if extractor.key == "inception" else "classifier_score"
+            mean, std = classifier_score(fake.probabilities, splits=min(SPLITS, num_fake))
+            metrics |= {score: mean, f"{score}_std": std}
         return Evaluation(
-            **self._declared(len(fake.features)),
-            **self._covered(fake),
-            kl_floor=None if fake.modes is None else reverse_kl_floor(NUM_STACKED_MODES, len(fake.modes)),
-            fd=frechet_distance(self._real, fake.features),
+            protocol=protocol_name(extractor.key, num_fake, self._split, len(real)),
+            split=self._split,
+            num_real=len(real),
+            num_fake=num_fake,
+            features=extractor.title,
+            resizing=extractor.resizing,
+            library=", ".join(filter(None, (f"torchmetrics {version('torchmetrics')}", extractor.library))),
+            fd=frechet_distance(real, fake.features),
             intra_fd=self._within_classes(fake.features, labels),
-            kid=kernel_distance(self._real, fake.features),
-            **self._scored(fake),
-            **asdict(neighbourhoods(self._real[:count], fake.features[:count])),
+            kid=kernel_distance(real, fake.features),
+            **metrics,
+            **asdict(neighbourhoods(real[:num_neighbourhood], fake.features[:num_neighbourhood])),
         )
 
     def glance(self, sampler: Sampler) -> dict[str, float | int]:
-        """Return only the cheap metrics, for the display during training: modes and kl (where known), and fd."""
+        """Return the cheap metrics, for the display during training: modes and kl (where known), and fd."""
         fake = self._extractor.describe(sampler(self.num_samples))
-        known = {key: value for key, value in self._covered(fake).items() if value is not None}
-        return known | {"fd": frechet_distance(self._real, fake.features)}
-
-    def _declared(self, num_fake: int) -> dict[str, Any]:
-        extractor = self._extractor
-        libraries = (f"torchmetrics {version('torchmetrics')}", extractor.library)
-        return {
-            "protocol": protocol_name(extractor.key, num_fake, self._split, len(self._real)),
-            "split": self._split,
-            "num_real": len(self._real),
-            "num_fake": num_fake,
-            "features": extractor.title,
-            "resizing": extractor.resizing,
-            "library": ", ".join(library for library in libraries if library),
-        }
-
-    def _covered(self, fake: Description) -> dict[str, Any]:
-        if fake.modes is None:
-            return {"modes": None, "kl": None}
-        known = {"modes": modes_covered(fake.modes, NUM_STACKED_MODES)}
-        return known | {"kl": reverse_kl(fake.modes, NUM_STACKED_MODES)}
-
-    def _scored(self, fake: Description) -> dict[str, Any]:
-        keys = ("inception_score", "classifier_score")
-        scores: dict[str, Any] = dict.fromkeys([*keys, *(f"{key}_std" for key in keys)])
-        if fake.probabilities is not None:
-            key = keys[0] if self._extractor.key == "inception" else keys[1]
-            scores[key], scores[f"{key}_std"] = classifier_score(
-                fake.probabilities, splits=min(SPLITS, len(fake.probabilities))
-            )
-        return scores
+        return _mode_metrics(fake) | {"fd": frechet_distance(self._real, fake.features)}
 
     def _within_classes(self, fake: Tensor, labels: Tensor | None) -> float | None:
         if labels is None or self._labels is None:
             return None
-        classes = int(torch.cat([self._labels, labels]).max()) + 1
-        counts = [torch.bincount(some, minlength=classes) for some in (self._labels, labels)]
-        if min(int(count.min()) for count in counts) < 2:
-            return None  # too few images for that many classes
-        return intra_class_distance(self._real, self._labels, fake, labels)
+        num_classes = int(torch.cat([self._labels, labels]).max()) + 1
+        smallest = min(int(torch.bincount(part, minlength=num_classes).min()) for part in (self._labels, labels))
+        return None if smallest < 2 else intra_class_distance(self._real, self._labels, fake, labels)
+
+
+def _mode_metrics(fake: Description) -> dict[str, float | int]:
+    if fake.modes is None:
+        return {}
+    modes = modes_covered(fake.modes, NUM_STACKED_MODES)
+    return {"modes": modes, "kl": reverse_kl(fake.modes, NUM_STACKED_MODES)}
 
 
 def protocol_name(features: FeatureName, num_fake: int, split: Split, num_real: int) -> str:

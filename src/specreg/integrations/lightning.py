@@ -1,4 +1,4 @@
-"""A callback for Lightning: a monitor, and if wanted a guard, around a discriminator inside a LightningModule."""
+"""A callback for Lightning: a monitor, and optionally a guard, of a discriminator inside a LightningModule."""
 
 import importlib
 import logging
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _lightning() -> Any:
-    # Lightning comes as two packages with classes of their own: the one that the training imported is the one it uses.
+    # Lightning comes as two packages with classes of their own: the training uses that which it imported.
     names = sorted(("lightning.pytorch", "pytorch_lightning"), key=lambda name: name not in sys.modules)
     for name in names:
         try:
@@ -44,28 +44,25 @@ class SpectralMonitorCallback(Callback):
     """Watch a discriminator's spectra during ``Trainer.fit``, log them, and act on a collapse.
 
     An iteration is a training batch, counted by the callback and kept in its checkpoint: under manual optimization
-    ``trainer.global_step`` counts the steps of all optimizers, two for each batch of a common GAN. Each snapshot's
-    scalars (see :func:`specreg.monitor.writers.scalars`) go to all of the trainer's loggers, with the iteration as
-    their step. With several callbacks, one for each discriminator, the scalars' names begin with where it is.
+    ``trainer.global_step`` counts the steps of all optimizers, two a batch in a common GAN. Each snapshot's
+    :func:`~specreg.monitor.writers.scalars` go to all loggers of the trainer, with the iteration as their step. With
+    several callbacks, one for each discriminator, their names begin with its path.
 
-    The guard compensates right after a step of the optimizer that holds the discriminator's parameters, wherever in
-    ``training_step`` that is. A compensator is put there without this callback, in ``configure_optimizers``:
-    ``optimizer.register_step_post_hook(lambda *_: compensator.step())``.
+    The guard compensates right after each step of the discriminator's optimizer. A compensator needs no callback, but
+    in ``configure_optimizers``: ``optimizer.register_step_post_hook(lambda *_: compensator.step())``.
 
-    With several processes each has its own monitor and guard, and as their weights are equal they agree; actions run in
-    every process, too. Weights that are sharded between processes cannot be watched.
+    Each of several processes has its own monitor, guard and actions; they agree, as the weights are equal. Weights that
+    are sharded between processes cannot be watched.
 
     Args:
-        discriminator: where in the LightningModule it is, as in ``get_submodule``.
-        every: iterations between snapshots.
-        detector: judges them; by default ``Detector()``.
+        discriminator: its path in the LightningModule, as for ``get_submodule``.
+        every, detector, only, skip: see :class:`specreg.Monitor`.
         actions: called with each new verdict; by default changes of state are logged.
         guard: switch compensation on when a collapse begins: True, or options of :class:`specreg.Guard`.
-        stop_on: states that end the training, "collapsed" for instance; by default none does.
-        only, skip: the layers to watch; see :class:`specreg.Monitor`.
+        stop_on: states that end the training, "collapsed" for instance; none by default.
 
     Attributes:
-        iteration: training batches seen.
+        iteration: number of training batches so far.
         monitor, guard: None before the training starts.
 
     Raises:
@@ -121,22 +118,22 @@ class SpectralMonitorCallback(Callback):
             self._loaded = None
         if self.guard is not None:
             optimizer = _optimizer_of(module, self._path, trainer.optimizers)
-            self._handle = optimizer.register_step_post_hook(self._after_step)
+            self._handle = optimizer.register_step_post_hook(self._compensate)
 
     def on_train_batch_end(
         self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch, take a snapshot if one is due, log it, and stop the training if asked to."""
+        """Count the batch, take a due snapshot, log it, and stop the training in a state of ``stop_on``."""
         assert self.monitor is not None
         self.iteration += 1
         verdict = self.monitor.step(self.iteration)
         if verdict.iteration == self.iteration:
             numbers = scalars(self.monitor.latest, verdict)
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            if sum(isinstance(one, SpectralMonitorCallback) for one in callbacks) > 1:
+            if sum(isinstance(callback, SpectralMonitorCallback) for callback in callbacks) > 1:
                 numbers = {f"{self._path}/{name}": number for name, number in numbers.items()}
-            for one in trainer.loggers:
-                one.log_metrics(numbers, step=self.iteration)
+            for trainer_logger in trainer.loggers:
+                trainer_logger.log_metrics(numbers, step=self.iteration)
         if verdict.state in self.stop_on and not trainer.should_stop:
             logger.warning("iteration %d: the training stops: %s", self.iteration, verdict.message)
             trainer.should_stop = True
@@ -178,14 +175,14 @@ class SpectralMonitorCallback(Callback):
     def _stateful(self) -> dict[str, Any]:
         """Return the actions that have a state, the guard's pin among them, by kind and number."""
         pin = None if self.guard is None else self.guard.pin
-        found: dict[str, Any] = {}
+        named: dict[str, Any] = {}
         for action in [*(action for action in self._actions if action is not pin), pin]:
             if hasattr(action, "state_dict"):
                 kind = type(action).__name__
-                found[f"{kind} {sum(name.startswith(f'{kind} ') for name in found)}"] = action
-        return found
+                named[f"{kind} {sum(name.startswith(f'{kind} ') for name in named)}"] = action
+        return named
 
-    def _after_step(self, *_: Any) -> None:
+    def _compensate(self, *_: Any) -> None:
         assert self.guard is not None
         self.guard.step()
 
@@ -196,12 +193,12 @@ class SpectralMonitorCallback(Callback):
 
 
 def _optimizer_of(module: nn.Module, path: str, optimizers: Iterable[torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    own = {id(parameter) for parameter in module.parameters()}
-    found = [
+    ids = {id(parameter) for parameter in module.parameters()}
+    matching = [
         optimizer
         for optimizer in optimizers
-        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+        if any(id(parameter) in ids for group in optimizer.param_groups for parameter in group["params"])
     ]
-    if len(found) != 1:
-        raise ValueError(f"the guard needs one optimizer with parameters of {path!r}, the trainer has {len(found)}")
-    return found[0]
+    if len(matching) != 1:
+        raise ValueError(f"the guard needs one optimizer with parameters of {path!r}, the trainer has {len(matching)}")
+    return matching[0]

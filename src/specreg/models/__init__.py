@@ -1,7 +1,7 @@
-"""Generators and discriminators, and nothing about regularization: ``resnet``, ``dcgan`` and ``mlp``.
+"""Generators and discriminators without regularization: ``resnet`` (exported here), ``dcgan`` and ``mlp``.
 
 A generator has ``latent``, the dimension of z, and ``num_classes``, 0 where it is not conditional; every discriminator
-returns one score a sample. The ResNet of SN-GAN is what the package itself offers.
+returns a score for each sample.
 """
 
 from specreg.models.resnet import STAGES, Discriminator, Generator, stages_for

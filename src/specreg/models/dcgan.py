@@ -1,7 +1,7 @@
 """DCGAN's generator and discriminator for 28x28 and 32x32 images, as the Stacked MNIST benchmarks use them.
 
-The base widths of both count alike: "D = 1/4 G" of the benchmarks (Metz et al. 2017; Lin et al. 2018) is a
-discriminator with a quarter of the generator's channels.
+"D = 1/4 G" of the benchmarks (Metz et al. 2017; Lin et al. 2018) is a discriminator with a quarter of the generator's
+channels.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from specreg.models.normalization import BatchNorm
 
-# Sides of the feature maps, from the generator's first to the image; the discriminator passes them backwards.
+# Sides of the feature maps, from the generator's first to the image; the discriminator's are the reverse.
 SIDES = {28: (2, 4, 7, 14, 28), 32: (2, 4, 8, 16, 32)}
 _MULTIPLIERS = (8, 4, 2, 1)
 _KERNEL = 5
@@ -46,10 +46,10 @@ class Generator(nn.Module):
         # Without its padding of the output, 2n - 1 from n; with it 2n.
         self.convolutions = nn.ModuleList(
             nn.ConvTranspose2d(
-                before, after, _KERNEL, stride=2, padding=2, output_padding=large - 2 * small + 1,
+                inputs, outputs, _KERNEL, stride=2, padding=2, output_padding=large - 2 * small + 1,
                 bias=large == resolution,
             )
-            for (before, after), (small, large) in zip(
+            for (inputs, outputs), (small, large) in zip(
                 itertools.pairwise([*widths, image_channels]), itertools.pairwise(self.sides), strict=True
             )
         )  # fmt: skip
@@ -83,7 +83,7 @@ class Discriminator(nn.Module):
         side = sides_for(resolution)[0]
         widths = [image_channels, *(channels * multiplier for multiplier in reversed(_MULTIPLIERS))]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, _KERNEL, stride=2, padding=2) for before, after in itertools.pairwise(widths)
+            nn.Conv2d(inputs, outputs, _KERNEL, stride=2, padding=2) for inputs, outputs in itertools.pairwise(widths)
         )
         self.score = nn.Linear(widths[-1] * side**2, 1)
         _initialize(self)
@@ -98,7 +98,7 @@ class Discriminator(nn.Module):
 
 
 def sides_for(resolution: int) -> tuple[int, ...]:
-    """Return the sides of the feature maps of a resolution, or raise ValueError naming those that there are."""
+    """Return the sides of a resolution's feature maps; ValueError names the resolutions that have networks."""
     if resolution not in SIDES:
         raise ValueError(f"no DCGAN for {resolution}x{resolution} images: the sides are {', '.join(map(str, SIDES))}")
     return SIDES[resolution]

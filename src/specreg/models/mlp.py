@@ -36,7 +36,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Map points to one real number each: three hidden layers with LeakyReLU, slope 0.2.
 
-    PacGAN's has maxout layers, whose maximum is over several weight matrices; spectral normalization is about one.
+    PacGAN's has maxout layers, the maximum over several weight matrices; spectral normalization is of one matrix.
 
     Args:
         channels: hidden layers are 16 times as wide.
@@ -56,8 +56,8 @@ class Discriminator(nn.Module):
 def _layers(widths: list[int], activation: nn.Module) -> nn.Sequential:
     """Return linear layers with activations between; Glorot-uniform weights, biases zero."""
     layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        linear = nn.Linear(before, after)
+    for inputs, outputs in itertools.pairwise(widths):
+        linear = nn.Linear(inputs, outputs)
         nn.init.xavier_uniform_(linear.weight)
         nn.init.zeros_(linear.bias)
         layers += [linear, activation]

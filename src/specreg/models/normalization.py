@@ -9,20 +9,20 @@ from specreg.processes import sum_over_processes
 
 
 class BatchNorm(nn.BatchNorm2d):
-    r"""Normalize by the statistics of the whole batch, wherever its parts are.
+    r"""Normalize by the statistics of the whole batch, of which each process has an equal share.
 
     With one process this is torch's. With several, the means over processes of each share's :math:`\mu_p` and
-    :math:`\sigma_p^2 + \mu_p^2`, in double precision, give :math:`\mu` and :math:`\sigma^2` of the whole; shares have
-    to be of equal size. (torch's SyncBatchNorm does the same on GPUs only.)
+    :math:`\sigma_p^2 + \mu_p^2`, in double precision, give :math:`\mu` and :math:`\sigma^2` of the whole. (torch's
+    SyncBatchNorm does the same on GPUs only.)
 
     Attributes:
-        processes: how many share the batch; see :func:`share_batches`.
+        processes: number of processes that share the batch; see :func:`share_batches`.
     """
 
     processes = 1
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the normalized features, shape as given; labels are for class-conditional norms and not looked at."""
+        """Return the normalized features; labels are ignored, class-conditional norms need them."""
         if self.processes == 1 or not self.training:
             normalized: Tensor = super().forward(hidden)
             return normalized
@@ -55,7 +55,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def share_batches(network: nn.Module, processes: int) -> None:
-    """Let a network's norms take their batch's statistics over so many processes, each of which has an equal share."""
+    """Let a network's norms take the statistics of a batch that so many processes share equally."""
     for module in network.modules():
         if isinstance(module, BatchNorm):
             module.processes = processes

@@ -1,7 +1,7 @@
-"""ResNet generator and discriminator of SN-GAN for every resolution, and nothing about regularization.
+"""ResNet generator and discriminator of SN-GAN for every resolution, without regularization.
 
-Structure, initialization and channel counts follow Miyato et al. 2018 (appendix B, tables 3 to 6) and the
-authors' code of Liu et al. 2019; resolutions that neither has (8, 16) shorten the 32x32 network.
+Structure, initialization and channel counts follow Miyato et al. 2018 (appendix B, tables 3 to 6) and the authors' code
+of Liu et al. 2019; for 8x8 and 16x16 images, which neither has, the 32x32 network is shortened.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from specreg.models.normalization import BatchNorm
 
 @dataclass(frozen=True)
 class Stages:
-    """How one resolution is built.
+    """The blocks of a resolution's networks.
 
     Attributes:
         bottom: side of the generator's first feature map; each of its blocks doubles it.
@@ -66,7 +66,7 @@ class Generator(nn.Module):
         self.start = nn.Linear(latent, widths[0] * stages.bottom**2)
         self.bottom = stages.bottom
         self.blocks = nn.ModuleList(
-            _GeneratorBlock(before, after, num_classes) for before, after in itertools.pairwise(widths)
+            _GeneratorBlock(inputs, outputs, num_classes) for inputs, outputs in itertools.pairwise(widths)
         )
         self.norm = BatchNorm(widths[-1])
         self.to_image = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
@@ -95,14 +95,15 @@ class Discriminator(nn.Module):
 
     def __init__(self, resolution: int, channels: int, *, image_channels: int = 3, num_classes: int = 0) -> None:
         super().__init__()
-        widths = [(channels * multiplier, halves) for multiplier, halves in stages_for(resolution).discriminator]
-        befores = [image_channels] + [width for width, _ in widths]
-        self.blocks = nn.ModuleList(
-            _DiscriminatorBlock(before, width, halves=halves, first=index == 0)
-            for index, (before, (width, halves)) in enumerate(zip(befores, widths, strict=False))
-        )
-        self.score = nn.Linear(befores[-1], 1, bias=False)
-        self.embedding = nn.Embedding(num_classes, befores[-1]) if num_classes else None
+        blocks: list[_DiscriminatorBlock] = []
+        inputs = image_channels
+        for multiplier, halves in stages_for(resolution).discriminator:
+            outputs = channels * multiplier
+            blocks.append(_DiscriminatorBlock(inputs, outputs, halves=halves, first=not blocks))
+            inputs = outputs
+        self.blocks = nn.ModuleList(blocks)
+        self.score = nn.Linear(inputs, 1, bias=False)
+        self.embedding = nn.Embedding(num_classes, inputs) if num_classes else None
         _glorot(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -118,7 +119,7 @@ class Discriminator(nn.Module):
 
 
 def stages_for(resolution: int) -> Stages:
-    """Return the stages of a resolution, or raise ValueError naming those that there are."""
+    """Return the stages of a resolution; ValueError names the resolutions that have networks."""
     if resolution not in STAGES:
         raise ValueError(
             f"no network for {resolution}x{resolution} images: the sides are {', '.join(map(str, STAGES))}"
@@ -127,13 +128,13 @@ def stages_for(resolution: int) -> Stages:
 
 
 class _GeneratorBlock(nn.Module):
-    def __init__(self, before: int, after: int, num_classes: int) -> None:
+    def __init__(self, inputs: int, outputs: int, num_classes: int) -> None:
         super().__init__()
-        self.norm1 = _norm(before, num_classes)
-        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
-        self.norm2 = _norm(after, num_classes)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
-        self.shortcut = nn.Conv2d(before, after, 1)
+        self.norm1 = _norm(inputs, num_classes)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = _norm(outputs, num_classes)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
         residual = _double(F.relu(self.norm1(hidden, labels)))
@@ -144,12 +145,12 @@ class _GeneratorBlock(nn.Module):
 
 
 class _DiscriminatorBlock(nn.Module):
-    def __init__(self, before: int, after: int, *, halves: bool, first: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, *, halves: bool, first: bool) -> None:
         super().__init__()
-        middle = after if first else before
-        self.conv1 = nn.Conv2d(before, middle, 3, padding=1)
-        self.conv2 = nn.Conv2d(middle, after, 3, padding=1)
-        self.shortcut = nn.Conv2d(before, after, 1) if first or halves or before != after else None
+        middle = outputs if first else inputs
+        self.conv1 = nn.Conv2d(inputs, middle, 3, padding=1)
+        self.conv2 = nn.Conv2d(middle, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if first or halves or inputs != outputs else None
         self.halves = halves
         self.first = first
 

@@ -1,4 +1,4 @@
-"""What to do about a verdict: small callables that go into ``Monitor(actions=[...])`` in the order wanted."""
+"""Reactions to a verdict: small callables for ``Monitor(actions=[...])``, called in that order."""
 
 import copy
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger("specreg")
 
 
 class Stateful(Protocol):
-    """A module, an optimizer, a scheduler: anything with a state."""
+    """A module, an optimizer, a scheduler: whatever has a state."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: Any) -> Any: ...
@@ -33,7 +33,7 @@ class When:
     """Call back when the state changes to one of those named.
 
     Args:
-        states: "collapsing", "collapsed", "recovered", "healthy", one or several.
+        states: "collapsing", "collapsed", "recovered" or "healthy", or several of them.
         call: gets the verdict.
 
     Raises:
@@ -53,7 +53,7 @@ class Stop:
     """Ask the training to stop: ``if stop.requested: break``.
 
     Args:
-        states: those that ask for it, "collapsed" by default.
+        states: in which to stop, "collapsed" by default.
     """
 
     def __init__(self, *states: State) -> None:
@@ -67,15 +67,15 @@ class Stop:
 class Pin:
     """Keep copies of the last healthy states, to go back to.
 
-    A collapse is seen some time after it began, so several copies are kept, and :meth:`restore` takes the newest one
-    from before it began.
+    A collapse is seen some time after it began, so several copies are kept, and :meth:`restore` takes the newest from
+    before it began.
 
     Args:
         objects: name -> module, optimizer or whatever has ``state_dict`` and ``load_state_dict``.
         every: iterations between copies.
-        copies: how many are kept, in the CPU's memory.
-        folder: also write them there, as healthy-ITERATION.pt with all objects' states by name; files of copies that
-            are let go are removed.
+        copies: their number, in the CPU's memory.
+        folder: also write each there, as healthy-ITERATION.pt with all objects' states by name, and remove the files
+            of dropped copies.
 
     Example:
         >>> from torch import nn
@@ -98,7 +98,7 @@ class Pin:
 
     @property
     def iterations(self) -> list[int]:
-        """Of the copies, growing."""
+        """The copies' iterations, growing."""
         return list(self._kept)
 
     def __call__(self, verdict: Verdict) -> None:
@@ -106,7 +106,7 @@ class Pin:
         last = max(self._kept, default=None)
         if verdict.alarming or (last is not None and verdict.iteration - last < self.every):
             return
-        state = {name: _copied(one.state_dict()) for name, one in self._objects.items()}
+        state = {name: _copied(item.state_dict()) for name, item in self._objects.items()}
         self._kept[verdict.iteration] = state
         if self.folder is not None:
             with replacing(self._file(verdict.iteration)) as file:
@@ -115,10 +115,7 @@ class Pin:
             self._drop(min(self._kept))
 
     def restore(self, before: int | None = None) -> int:
-        """Put the newest copy back that is not later than ``before`` (else the oldest one).
-
-        Returns:
-            The iteration that the copy was taken at.
+        """Put the newest copy back that is not later than ``before``, or else the oldest; return its iteration.
 
         Raises:
             ValueError: there is no copy.
@@ -126,17 +123,17 @@ class Pin:
         if not self._kept:
             raise ValueError("nothing was pinned yet: no healthy snapshot was seen")
         suitable = [iteration for iteration in self._kept if before is None or iteration <= before]
-        chosen = max(suitable) if suitable else min(self._kept)
+        chosen = max(suitable, default=min(self._kept))
         if not suitable:
             logger.warning("no copy is from before iteration %s: the oldest one, of %d, is put back", before, chosen)
-        for name, one in self._objects.items():
-            one.load_state_dict(copy.deepcopy(self._kept[chosen][name]))
-        for later in [iteration for iteration in self._kept if iteration > chosen]:
-            self._drop(later)  # it belongs to the past that did not happen
+        for name, item in self._objects.items():
+            item.load_state_dict(copy.deepcopy(self._kept[chosen][name]))
+        for iteration in [iteration for iteration in self._kept if iteration > chosen]:
+            self._drop(iteration)  # of a past that has been taken back
         return chosen
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the copies themselves, so that a resumed run can still go back."""
+        """Return the copies, so that a resumed training can still go back."""
         return {"kept": dict(self._kept)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -157,13 +154,13 @@ class RollBack:
     """Go back to the last healthy copy when the state becomes one of those named, from another.
 
     Args:
-        pin: where the copies are; put it into the actions too, before this one.
+        pin: holds the copies; it belongs into the actions too, before this.
         states: "collapsing" and "collapsed" by default: a steep fall is seen when it is over.
-        times: how often at most. Rolling back alone repeats the past with other random numbers; change something, too
+        times: at most so often. Rolling back alone repeats the past with other random numbers: change something, too
             (see :class:`specreg.Guard`).
 
     Attributes:
-        restored: (iteration of the verdict, iteration gone back to) of each time.
+        restored: (iteration of the verdict, iteration of the copy) of each time.
     """
 
     def __init__(self, pin: Pin, *states: State, times: int = 1) -> None:
@@ -182,17 +179,17 @@ class RollBack:
             logger.warning("iteration %d: rolled back to the healthy state of iteration %d", verdict.iteration, to)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was restored so far, which ``times`` limits; it belongs into the checkpoint, with the pin's."""
+        """Return what was restored so far, for the checkpoint; the pin's state belongs there, too."""
         return {"restored": list(self.restored), "inside": self._inside}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.restored = [(int(seen), int(to)) for seen, to in state["restored"]]
+        self.restored = [(int(at), int(to)) for at, to in state["restored"]]
         self._inside = bool(state["inside"])
 
 
 def checked_states(states: tuple[State, ...]) -> tuple[State, ...]:
-    """Return the states, or raise ValueError naming one that there is not."""
+    """Return the states; ValueError names the first that does not exist."""
     for state in states:
         if state not in STATES:
             raise ValueError(f"there is no state {state!r}: the states are {', '.join(STATES)}")
@@ -200,11 +197,11 @@ def checked_states(states: tuple[State, ...]) -> tuple[State, ...]:
 
 
 def _copied(state: Any) -> Any:
-    """Copy a state to the CPU's memory, tensors and containers, so that the training cannot change it."""
+    """Copy a state's tensors and containers to the CPU's memory, so that the training cannot change it."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, Mapping):
         return {key: _copied(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)) and not hasattr(state, "_fields"):  # a namedtuple takes them one by one
+    if isinstance(state, (list, tuple)) and not hasattr(state, "_fields"):  # a namedtuple is made in another way
         return type(state)(_copied(value) for value in state)
     return copy.deepcopy(state)

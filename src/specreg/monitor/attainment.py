@@ -1,4 +1,4 @@
-r"""The paper's theory made visible: how nearly a layer attains its Lipschitz bound, and what the discriminator feels.
+r"""Measure how nearly a layer attains its Lipschitz bound, and the discriminator's gradient norms.
 
 A linear map of norm 1 keeps :math:`\|Wx\| = \|x\|` in every direction only if all its singular values are 1.
 Spectral normalization fixes the first alone: when the others fall, the bound is attained in ever fewer directions, and
@@ -33,10 +33,11 @@ class Attainment:
 
     Attributes:
         attained: :math:`\|Wx\| / (s_1 \|x\|)` in [0, 1], the mean over the batch. Of a convolution, x is all patches
-            that it sees and W the weight's matrix.
+            of the input and W the weight's matrix.
         largest: :math:`s_1` of the matrix; 1 under spectral normalization.
-        operator_attained: :math:`\|Kx\| / (\|K\| \|x\|)`, K the convolution of whole images; None unless asked.
-        operator_norm: :math:`\|K\|`, by Fourier transform, with zero padding an upper bound; None unless asked.
+        operator_attained: :math:`\|Kx\| / (\|K\| \|x\|)`, K the convolution of whole images; None without
+            ``operator``.
+        operator_norm: :math:`\|K\|`, by Fourier transform, with zero padding an upper bound; None likewise.
     """
 
     attained: float
@@ -48,22 +49,20 @@ class Attainment:
 def attainment(
     module: nn.Module, *inputs: Any, operator: bool = False, only: Selection = None, skip: Selection = None
 ) -> dict[str, Attainment]:
-    r"""Run the module on a batch and measure, layer by layer, how nearly its Lipschitz bound is attained.
+    r"""Run the module on a batch and measure how nearly each layer attains its Lipschitz bound.
 
-    The module runs in eval mode without gradients, and is then as before: no buffer has moved. Under spectral collapse
-    the values fall.
+    The module runs in eval mode without gradients, and no buffer moves. Under spectral collapse the values fall.
 
     Args:
         module: the discriminator.
-        inputs: what it is called with, usually one batch of images (and labels).
-        operator: also against the operator norm of convolutions at the size of their inputs; costs seconds for wide
-            layers.
-        only: take just these layers; see :func:`specreg.spectra`. Default: convolutions and linear layers.
-        skip: leave these out; the same forms.
+        inputs: its arguments, usually one batch of images (and labels).
+        operator: also measure against the operator norm of convolutions at the size of their inputs; takes seconds for
+            wide layers.
+        only, skip: the layers to take, see :func:`specreg.layers.find`; convolutions and linear layers by default.
 
     Returns:
-        Layer name -> :class:`Attainment`. Layers that did not run, or whose inputs were zero, are left out, and with a
-        warning those whose class has a forward of its own (an equalized learning rate, say), which is another map.
+        Layer name -> :class:`Attainment`. Layers that did not run or had zero inputs are left out; so are, with a
+        warning, those with a forward of their own (an equalized learning rate, say), which is another map.
 
     Raises:
         ValueError: no layer matched.
@@ -78,7 +77,7 @@ def attainment(
         Liu et al. 2019, section 3; Sedghi et al. 2019 for the operator norm.
     """
     layers = find(module, only=only, skip=skip, title="attainment")
-    found: dict[str, list[Attainment]] = {}
+    calls: dict[str, list[Attainment]] = {}
     handles = []
     for name, layer in layers.items():
         if not isinstance(layer.module, (nn.Linear, *CONVOLUTIONS)):
@@ -88,21 +87,21 @@ def attainment(
             continue
 
         def measure(
-            used: Any, given: tuple[Tensor, ...], named: Any, output: Tensor, name: str = name, layer: Layer = layer
+            child: Any, args: tuple[Tensor, ...], kwargs: Any, output: Tensor, name: str = name, layer: Layer = layer
         ) -> None:
-            given_input = given[0] if given else named["input"]
-            one = _measure(layer, used, given_input.detach(), output.detach(), operator)
-            if one is not None:
-                found.setdefault(name, []).append(one)
+            x = args[0] if args else kwargs["input"]
+            measured = _measure(layer, child, x.detach(), output.detach(), operator)
+            if measured is not None:
+                calls.setdefault(name, []).append(measured)
 
-        handles += [used.register_forward_hook(measure, with_kwargs=True) for used in layer.modules]
+        handles += [child.register_forward_hook(measure, with_kwargs=True) for child in layer.modules]
     try:
         with evaluating(module), torch.no_grad():
-            unwrap(module)(*inputs)  # data parallelism's wrapper would talk to the other processes
+            unwrap(module)(*inputs)  # data parallelism's wrapper would communicate with the other processes
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _mean(found[name]) for name in layers if name in found}
+    return {name: _mean(calls[name]) for name in layers if name in calls}
 
 
 def gradient_norms(
@@ -114,23 +113,22 @@ def gradient_norms(
 ) -> dict[str, float]:
     r"""Return the mean of :math:`\|\nabla_x D(x)\|_2` on real, generated and interpolated samples.
 
-    Interpolated are :math:`x = t x_r + (1 - t) x_g` with uniform t, as in the gradient penalty. A module is called in
-    eval mode; no parameter's gradient is touched.
+    Interpolated samples are :math:`x = t x_r + (1 - t) x_g` with uniform t, as in the gradient penalty. No parameter's
+    gradient is changed.
 
     Args:
-        discriminator: a module, or any function of samples (of a conditional one: a closure over the labels), that
-            returns scores or a list of them, which are added up: of one that returns feature maps, too, a function that
-            returns its scores alone. A function is called as it is: its networks have to be in eval mode, or
-            power iteration under spectral normalization moves.
+        discriminator: a module, which is called in eval mode, or a function of samples (a closure over the labels if
+            conditional), whose networks have to be in eval mode, or else power iteration under spectral normalization
+            moves. It returns scores, or a list of scores to be added up, and no feature maps.
         real, generated: samples of equal shape (N, \*).
         generator: source of t.
 
     Returns:
-        "real", "generated", "interpolated" -> a number.
+        "real", "generated", "interpolated" -> the mean norm.
 
     Raises:
         ValueError: the shapes differ.
-        TypeError: it returns something else than scores.
+        TypeError: the discriminator returns more than scores.
     """
     if real.shape != generated.shape:
         raise ValueError(f"real and generated samples differ in shape: {tuple(real.shape)}, {tuple(generated.shape)}")
@@ -163,16 +161,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             child.training = training
 
 
-def _measure(layer: Layer, used: Any, given: Tensor, output: Tensor, operator: bool) -> Attainment | None:
+def _measure(layer: Layer, child: Any, x: Tensor, output: Tensor, operator: bool) -> Attainment | None:
     # In eval mode reading the weight moves no power iteration.
-    weight = used.weight.detach()
-    bias = used.bias
-    spatial = 0 if isinstance(used, nn.Linear) else weight.ndim - 2
-    linear = output if bias is None else output - bias.reshape(-1, *[1] * spatial)
+    weight = child.weight.detach()
+    spatial = 0 if isinstance(child, nn.Linear) else weight.ndim - 2
+    linear = output if child.bias is None else output - child.bias.reshape(-1, *[1] * spatial)
     s1 = singular_values(to_matrix(weight, output_dim=layer.output_dim, groups=layer.groups))[..., 0]
-    samples = 1 if given.ndim == spatial + 1 else len(given)  # without a batch dimension: one sample
+    by_group = s1.square().reshape(-1, *[1] * spatial) if s1.ndim else s1.square()
+    samples = 1 if x.ndim == spatial + 1 else len(x)  # without a batch dimension: one sample
     out_energy = _energy(linear).reshape(samples, -1).sum(1)
-    in_energy = (_patches(used, given, linear) * _by_group(s1.square(), spatial)).reshape(samples, -1).sum(1)
+    in_energy = (_patches(child, x, linear) * by_group).reshape(samples, -1).sum(1)
     alive = in_energy > 0
     if not bool(alive.any()):
         return None
@@ -180,59 +178,50 @@ def _measure(layer: Layer, used: Any, given: Tensor, output: Tensor, operator: b
     if not operator or not spatial:
         return Attainment(attained, s1.max().item())
     norm = convolution_norm(
-        weight, _grid(used, given, linear), stride=used.stride, dilation=used.dilation, groups=layer.groups
+        weight, _grid(child, x, linear), stride=child.stride, dilation=child.dilation, groups=layer.groups
     ).item()
-    whole = _energy(given).reshape(samples, -1).sum(1) * norm**2
+    whole = _energy(x).reshape(samples, -1).sum(1) * norm**2
     return Attainment(attained, s1.max().item(), _root_ratio(out_energy, whole, alive & (whole > 0)), norm)
 
 
-def _patches(used: Any, given: Tensor, linear: Tensor) -> Tensor:
-    """Return the energy of what every output sees, by group: the layer's own map with kernels of ones."""
-    energy = _energy(given)
-    if isinstance(used, nn.Linear):
+def _patches(child: Any, x: Tensor, linear: Tensor) -> Tensor:
+    """Return the energy of each output's patch, by group: the layer's own map with kernels of ones."""
+    energy = _energy(x)
+    if isinstance(child, nn.Linear):
         return energy
-    spatial, groups = used.weight.ndim - 2, used.groups
+    spatial = child.weight.ndim - 2
     # (N, channels, *) -> (N, groups, *), with or without N.
     lead, pixels = energy.shape[: -spatial - 1], energy.shape[-spatial:]
-    energy = energy.reshape(*lead, groups, -1, *pixels).sum(-spatial - 1)
-    ones = energy.new_ones(groups, 1, *used.kernel_size)
-    if isinstance(used, TRANSPOSED):
+    energy = energy.reshape(*lead, child.groups, -1, *pixels).sum(-spatial - 1)
+    ones = energy.new_ones(child.groups, 1, *child.kernel_size)
+    options: dict[str, Any] = {"stride": child.stride, "dilation": child.dilation, "groups": child.groups}
+    if isinstance(child, TRANSPOSED):
+        sizes: Any = zip(pixels, child.kernel_size, child.stride, child.padding, child.dilation, strict=True)
+        least = [(n - 1) * stride - 2 * pad + dilation * (k - 1) + 1 for n, k, stride, pad, dilation in sizes]
+        # The rest is output padding: the layer's own, or that of the output size which its caller gave.
+        rest = [size - smallest for size, smallest in zip(linear.shape[-spatial:], least, strict=True)]
         transposed: Callable[..., Tensor] = _TRANSPOSED[spatial]
-        common: dict[str, Any] = {
-            "stride": used.stride, "padding": used.padding, "groups": groups, "dilation": used.dilation,
-        }  # fmt: skip
-        seen = transposed(energy, ones, output_padding=used.output_padding, **common)
-        # The caller may have asked for another output size, which torch turns into output padding.
-        missing = [wanted - got for wanted, got in zip(linear.shape[-spatial:], seen.shape[-spatial:], strict=True)]
-        if any(missing):
-            padding = [own + more for own, more in zip(used.output_padding, missing, strict=True)]
-            seen = transposed(energy, ones, output_padding=padding, **common)
-        return seen
-    around: Any = used.padding
-    if used.padding_mode != "zeros":
-        energy, around = F.pad(energy, used._reversed_padding_repeated_twice, mode=used.padding_mode), 0
+        return transposed(energy, ones, padding=child.padding, output_padding=rest, **options)
+    padding: Any = child.padding
+    if child.padding_mode != "zeros":
+        energy, padding = F.pad(energy, child._reversed_padding_repeated_twice, mode=child.padding_mode), 0
     convolve: Callable[..., Tensor] = _CONVOLVE[spatial]
-    return convolve(energy, ones, stride=used.stride, padding=around, dilation=used.dilation, groups=groups)
+    return convolve(energy, ones, padding=padding, **options)
 
 
-def _grid(used: Any, given: Tensor, linear: Tensor) -> list[int]:
+def _grid(child: Any, x: Tensor, linear: Tensor) -> list[int]:
     """Return the periodic grid whose norm bounds the layer's: its larger side and the kernel's reach, by the stride."""
-    spatial = used.weight.ndim - 2
-    shape = (linear if isinstance(used, TRANSPOSED) else given).shape[-spatial:]
-    periodic = used.padding_mode == "circular"
+    spatial = child.weight.ndim - 2
+    shape = (linear if isinstance(child, TRANSPOSED) else x).shape[-spatial:]
+    periodic = child.padding_mode == "circular"
     return [
         -(-(pixels if periodic else pixels + dilation * (size - 1)) // stride) * stride
-        for pixels, size, dilation, stride in zip(shape, used.kernel_size, used.dilation, used.stride, strict=True)
+        for pixels, size, dilation, stride in zip(shape, child.kernel_size, child.dilation, child.stride, strict=True)
     ]
 
 
 def _energy(values: Tensor) -> Tensor:
-    double = values.abs().double() if values.device.type != "mps" else values.abs().float()
-    return double.square()
-
-
-def _by_group(values: Tensor, spatial: int) -> Tensor:
-    return values.reshape(-1, *[1] * spatial) if values.ndim else values
+    return values.abs().to(torch.float32 if values.device.type == "mps" else torch.float64).square()
 
 
 def _root_ratio(numerator: Tensor, denominator: Tensor, where: Tensor) -> float:
@@ -240,25 +229,25 @@ def _root_ratio(numerator: Tensor, denominator: Tensor, where: Tensor) -> float:
     return (numerator[where] / denominator[where]).sqrt().clamp(max=1).mean().item()
 
 
-def _mean(values: Sequence[Attainment]) -> Attainment:
+def _mean(calls: Sequence[Attainment]) -> Attainment:
     """Return the mean over the calls of a layer that ran several times."""
-    known = [one for one in values if one.operator_attained is not None and one.operator_norm is not None]
+    operator = [call.operator_attained for call in calls if call.operator_attained is not None]
     return Attainment(
-        attained=sum(one.attained for one in values) / len(values),
-        largest=values[-1].largest,
-        operator_attained=sum(one.operator_attained or 0.0 for one in known) / len(known) if known else None,
-        operator_norm=max(one.operator_norm or 0.0 for one in known) if known else None,
+        attained=sum(call.attained for call in calls) / len(calls),
+        largest=calls[-1].largest,
+        operator_attained=sum(operator) / len(operator) if operator else None,
+        operator_norm=max((call.operator_norm for call in calls if call.operator_norm is not None), default=None),
     )
 
 
 def _total(scores: Any) -> Tensor:
-    several = [scores] if isinstance(scores, Tensor) else scores
-    if not isinstance(several, (list, tuple)) or not all(isinstance(one, Tensor) for one in several) or not several:
+    outputs = [scores] if isinstance(scores, Tensor) else scores
+    if not isinstance(outputs, (list, tuple)) or not all(isinstance(out, Tensor) for out in outputs) or not outputs:
         raise TypeError(
             "the discriminator returns more than scores or a list of them: give a function that returns its scores "
             "alone, as lambda x: discriminator(x)[0]"
         )
-    total: Tensor = sum((one.sum() for one in several[1:]), start=several[0].sum())
+    total: Tensor = sum((output.sum() for output in outputs[1:]), start=outputs[0].sum())
     return total
 
 

@@ -1,9 +1,9 @@
-r"""Tell spectral collapse from healthy drift: a pure function of a stream of spectra, no module and no tensor in it.
+r"""Tell spectral collapse from healthy drift: a pure function of a stream of spectra.
 
-Healthy trainings drift too (Liu et al. 2019, figures 1 to 4), so no level of :math:`s_k/s_1` means collapse. What does
-is a layer's *bulk*, the mean of :math:`s_k/s_1` over the upper half of its spectrum, falling fast or far against its
-own past. Every layer is judged with hysteresis, and the worst one gives the verdict. A fall that most layers share
-needs to be less deep than that of one layer: the published collapses are seen in every layer.
+Healthy trainings drift too (Liu et al. 2019, figures 1 to 4), so no level of :math:`s_k/s_1` means collapse. A collapse
+is a fast or far fall of a layer's *bulk*, the mean of :math:`s_k/s_1` over the upper half of its spectrum, against its
+own past. Every layer is judged with hysteresis, and the worst gives the verdict. A fall that most layers share may be
+less deep than that of a single layer: the published collapses are seen in every layer.
 """
 
 import math
@@ -18,6 +18,7 @@ from specreg.spectra.statistics import bulk_range
 
 # A fall begins where the bulk was last at this part of its old level.
 _NEAR = 0.9
+_NUM_STEPS = 50  # changes between neighbouring snapshots, from which a layer's noise is estimated
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Evidence:
             a healthy layer.
         before: the bulk that it had then (healthy: the highest within the window).
         now: the bulk, the median of the last snapshots (``Thresholds.smoothing``, three by default).
-        confidence: that the fall is none of the layer's own noise, z²/(1 + z²) with z the fall over the noise of one
-            snapshot (Cantelli's inequality, which asks nothing of the distribution); 0 for a healthy layer.
+        confidence: that the fall is more than the layer's own noise, z²/(1 + z²) with z the fall over the noise of one
+            snapshot (Cantelli's inequality, which holds for every distribution); 0 for a healthy layer.
     """
 
     state: State
@@ -43,7 +44,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the detector says at one iteration.
+    """The state of a training at one iteration.
 
     Attributes:
         iteration: of the newest snapshot.
@@ -54,7 +55,7 @@ class Verdict:
         changed: the state differs from that of the verdict before.
         message: all of this in one line.
         evidence: the numbers, layer by layer.
-        samples: what the generated samples say, where they were asked (a :class:`specreg.monitor.samples.Diversity`).
+        samples: the generated samples' :class:`specreg.monitor.samples.Diversity`, where it was measured.
     """
 
     iteration: int
@@ -77,26 +78,26 @@ class Verdict:
         values = {key: value for key, value in vars(self).items() if key not in ("evidence", "samples")}
         if self.samples is not None:
             values["samples"] = asdict(self.samples)
-        unwell = {name: asdict(one) for name, one in self.evidence.items() if one.state != "healthy"}
+        unwell = {name: asdict(evidence) for name, evidence in self.evidence.items() if evidence.state != "healthy"}
         return values | {"layers": list(self.layers), "evidence": unwell}
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The detector's constants; docs/monitor.md tells how they were chosen and what they do.
+    """The detector's constants; docs/monitor.md says how they were chosen.
 
     Attributes:
-        warmup: iterations that are not judged, from when the spectra first move: networks leave their initialization
-            fast and in every training.
+        warmup: iterations that are not judged, from when the spectra first move: every network leaves its
+            initialization fast.
         window: iterations within which a fall counts as fast.
-        fast: part of the highest bulk within the window that has to be lost for "collapsing".
+        fast: part of the highest bulk within the window whose loss means "collapsing".
         together: the same, where at least half of the layers (of three or more) have lost that much.
-        far: part of the highest bulk since the warm-up that has to be lost for "collapsing", however slowly, and lost
-            for a whole window: a dip at the end of a long drift is none.
-        collapsed: part of the bulk before the fall that has to be lost for "collapsed".
-        regained: part of what was lost that has to come back for "recovered".
+        far: part of the highest bulk since the warm-up whose loss, however slow, means "collapsing" if it lasts a
+            whole window, which a dip at the end of a long drift does not.
+        collapsed: part of the bulk before the fall whose loss means "collapsed".
+        regained: part of the loss that has to come back for "recovered".
         patience: consecutive snapshots that have to agree.
-        smoothing: snapshots whose median is judged. 1 suits a few snapshots far apart, of which each one counts.
+        smoothing: snapshots whose median is judged. 1 suits a few snapshots far apart.
     """
 
     warmup: int = 500
@@ -111,8 +112,7 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name in ("warmup", "window", "patience", "smoothing"):
-            value, least = getattr(self, name), 0 if name == "warmup" else 1
-            integer(name, value, at_least=least)
+            integer(name, getattr(self, name), at_least=0 if name == "warmup" else 1)
         for name in ("fast", "together", "far", "collapsed", "regained"):
             if not isinstance(value := getattr(self, name), int | float) or not 0 < value < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {value!r:.60}")
@@ -151,8 +151,8 @@ class Detector:
                 or (groups, r). Layers with r = 1 have no bulk and are left out; so are layers of zeros.
 
         Raises:
-            ValueError: the iteration does not grow, there is no layer, one has no values, or a value is not finite;
-                nothing is changed.
+            ValueError: the iteration does not grow, there is no layer, or a layer has no values or values that are not
+                finite; nothing is changed.
         """
         if self._last is not None and iteration <= self._last:
             raise ValueError(f"iterations must grow: got {iteration} after {self._last}")
@@ -163,7 +163,7 @@ class Detector:
         if self._begin is None or (not self._judges(iteration) and self._stands_still(bulks)):
             self._begin, self._layers = iteration, {}
         for name, bulk in bulks.items():
-            self._layers.setdefault(name, _LayerTrack.empty(self.thresholds)).observe(bulk)
+            self._layers.setdefault(name, _LayerTrack(deque(maxlen=self.thresholds.smoothing))).observe(bulk)
         if self._judges(iteration):
             falls = [self._layers[name].fall(iteration, self.thresholds) for name in bulks]
             shared = len(falls) > 2 and statistics.median(falls) >= self.thresholds.together
@@ -183,7 +183,7 @@ class Detector:
         return None if self._last is None else self._verdict(self._last, self._state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything as plain numbers, strings, lists and dicts; it belongs into the checkpoint."""
+        """Return the whole state as plain values, for the checkpoint."""
         return {
             "begin": self._begin,
             "last": self._last,
@@ -192,60 +192,50 @@ class Detector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
-
-        Raises:
-            ValueError: it is no detector's state; nothing is changed.
-        """
+        """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         if set(state) != {"begin", "last", "state", "layers"}:
             raise ValueError(f"not a detector's state: it has the keys {sorted(map(str, state))}")
         self._layers = {name: _LayerTrack.from_state(track, self.thresholds) for name, track in state["layers"].items()}
         self._begin, self._last, self._state = state["begin"], state["last"], state["state"]
 
     def _stands_still(self, bulks: Mapping[str, float]) -> bool:
-        """Tell whether nothing has moved since the first snapshot: a discriminator whose training begins later."""
+        """Tell whether no bulk has moved since the first snapshot: the discriminator's training begins later."""
         tracks = self._layers.items()
         return all(not any(track.steps) and track.recent[-1] == bulks.get(name) for name, track in tracks)
 
     def _judges(self, iteration: int) -> bool:
         return self._begin is not None and iteration - self._begin >= self.thresholds.warmup
 
-    def _too_early(self, evidence: Mapping[str, Evidence]) -> str:
-        return f"healthy so far: the first {self.thresholds.warmup} iterations are not judged ({len(evidence)} watched)"
-
     def _verdict(self, iteration: int, before: State) -> Verdict:
         evidence = {name: track.evidence() for name, track in self._layers.items()}
-        state: State = max((one.state for one in evidence.values()), key=STATES.index, default="healthy")
-        affected = {name: one for name, one in evidence.items() if one.state == state} if state != "healthy" else {}
-        ordered = sorted(affected, key=lambda name: affected[name].now / max(affected[name].before, 1e-12))
-        since = min((one.since for one in affected.values() if one.since is not None), default=None)
-        return Verdict(
-            iteration=iteration,
-            state=state,
-            since=since,
-            layers=tuple(ordered),
-            confidence=max((one.confidence for one in affected.values()), default=0.0),
-            changed=state != before,
-            message=_message(state, since, ordered, evidence) if self._judges(iteration) else self._too_early(evidence),
-            evidence=evidence,
-        )
+        state: State = max((layer.state for layer in evidence.values()), key=STATES.index, default="healthy")
+        affected = {name: layer for name, layer in evidence.items() if layer.state == state != "healthy"}
+        ordered = tuple(sorted(affected, key=lambda name: affected[name].now / max(affected[name].before, 1e-12)))
+        since = min((layer.since for layer in affected.values() if layer.since is not None), default=None)
+        confidence = max((layer.confidence for layer in affected.values()), default=0.0)
+        if self._judges(iteration):
+            message = _message(state, since, ordered, evidence)
+        else:
+            early = f"the first {self.thresholds.warmup} iterations are not judged"
+            message = f"healthy so far: {early} ({len(evidence)} watched)"
+        return Verdict(iteration, state, since, ordered, confidence, state != before, message, evidence)
 
 
 @dataclass
 class _LayerTrack:
-    """One layer's past and state; ``levels`` holds iteration, median of the last bulks, and the bulk itself."""
+    """One layer's past and state."""
 
-    recent: deque[float]
-    levels: deque[tuple[int, float, float]] = field(default_factory=deque)
-    steps: deque[float] = field(default_factory=lambda: deque(maxlen=50))
+    recent: deque[float]  # the bulks whose median is the level
+    levels: deque[tuple[int, float, float]] = field(default_factory=deque)  # iteration, level, bulk in the window
+    steps: deque[float] = field(default_factory=lambda: deque(maxlen=_NUM_STEPS))  # of the bulk, absolute
     state: State = "healthy"
     since: int | None = None
     before: float = 0.0  # the level before the fall
     low: float = 0.0  # the lowest level since
     best: float = 0.0  # the highest level since the warm-up or the recovery
-    best_at: int | None = None  # the last iteration near it, or else the first one that was judged
-    agreeing: int = 0  # consecutive snapshots that ask for another state
-    flagged: int = 0  # when "collapsing" was said
+    best_at: int | None = None  # the last iteration near it, or else the first that was judged
+    agreeing: int = 0  # consecutive snapshots that speak for another state
+    flagged: int = 0  # the iteration at which the state became "collapsing"
 
     def observe(self, bulk: float) -> None:
         if self.recent:
@@ -276,13 +266,13 @@ class _LayerTrack:
         if self.best_at is None or bulk >= _NEAR * self.best:
             self.best_at = iteration
         peak = self._peak()
-        # Less than, because a layer of rank one, whose bulk has always been 0, has not lost anything.
+        # "<", not "<=": a layer of rank one, whose bulk has always been 0, has lost nothing.
         fast, far = level < (1 - enough) * peak, peak < (1 - limits.far) * self.best
         self.agreeing = self.agreeing + 1 if fast or far else 0
         if self.agreeing >= limits.patience:
             self.before = peak if fast else self.best
             # A fast fall begins where the level was last near the window's peak.
-            near = [when for when, _, value in self.levels if value >= _NEAR * self.before]
+            near = [at for at, _, value in self.levels if value >= _NEAR * self.before]
             self.since = near[-1] if near else self.best_at
             self.state, self.low, self.flagged, self.agreeing = "collapsing", level, iteration, 0
             self._follow(iteration, level, limits)
@@ -322,19 +312,15 @@ class _LayerTrack:
         return Evidence(self.state, self.since, self.before, now, confidence)
 
     def state_dict(self) -> dict[str, Any]:
-        plain = {"recent": list(self.recent), "levels": [list(one) for one in self.levels], "steps": list(self.steps)}
-        return dict(vars(self)) | plain
-
-    @classmethod
-    def empty(cls, limits: Thresholds) -> "_LayerTrack":
-        return cls(deque(maxlen=limits.smoothing))
+        levels = [list(level) for level in self.levels]
+        return vars(self) | {"recent": list(self.recent), "levels": levels, "steps": list(self.steps)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
         track = cls(**state)
         track.recent = deque(state["recent"], maxlen=limits.smoothing)
-        track.levels = deque((int(when), float(level), float(bulk)) for when, level, bulk in state["levels"])
-        track.steps = deque(state["steps"], maxlen=50)
+        track.levels = deque((int(at), float(level), float(bulk)) for at, level, bulk in state["levels"])
+        track.steps = deque(state["steps"], maxlen=_NUM_STEPS)
         return track
 
 
@@ -357,10 +343,10 @@ def _message(state: State, since: int | None, names: Sequence[str], evidence: Ma
     if state == "healthy":
         return f"healthy: no layer's spectrum is falling ({len(evidence)} watched)"
     worst = evidence[names[0]]
-    others = f" and {len(names) - 1} more of {len(evidence)} layers" if len(names) > 1 else f" (1 of {len(evidence)})"
+    rest = f" and {len(names) - 1} more of {len(evidence)} layers" if len(names) > 1 else f" (1 of {len(evidence)})"
     if state == "recovered":
-        return f"recovered at iteration {since}: the bulk of s_k/s_1 is back at {worst.now:.2f} in {names[0]}{others}"
+        return f"recovered at iteration {since}: the bulk of s_k/s_1 is back at {worst.now:.2f} in {names[0]}{rest}"
     return (
         f"{state} since iteration {since}: the bulk of s_k/s_1 fell from {worst.before:.2f} to {worst.now:.2f} "
-        f"in {names[0]}{others}; confidence {worst.confidence:.2f}"
+        f"in {names[0]}{rest}; confidence {worst.confidence:.2f}"
     )

@@ -14,16 +14,16 @@ from specreg.names import integer
 from specreg.spectra.reference import ratios
 from specreg.spectra.statistics import Statistics, statistics
 
-# All arrays of a file, unpacked: 128 channels' discriminator has 3 MB, and zeros unpack a thousandfold.
-_MOST = 1 << 30
+# Largest size of a file's arrays, unpacked: a discriminator of 128 channels has 3 MB, zeros unpack a thousandfold.
+_MAX_BYTES = 1 << 30
 
 
 class History:
-    """Snapshots of spectra in single precision, at most ``limit`` of them.
+    """Snapshots of spectra in single precision.
 
     Args:
-        limit: when it is exceeded every second snapshot is let go, the newest kept, so that a training of any length
-            fits: with the default 128 channels' CIFAR-10 discriminator takes 3 MB.
+        limit: largest number of snapshots; beyond it every second is dropped, the newest kept, so that a training of
+            any length fits: a CIFAR-10 discriminator of 128 channels takes 3 MB by default.
 
     Attributes:
         iterations: of the snapshots, growing.
@@ -50,7 +50,7 @@ class History:
             singular_values: layer name -> singular values, (r,) or (groups, r); the same layers each time.
 
         Raises:
-            ValueError: the iteration does not grow, or the layers are others than before; nothing is changed.
+            ValueError: the iteration does not grow, or the layers differ from those before; nothing is changed.
         """
         if self.iterations and iteration <= self.iterations[-1]:
             raise ValueError(f"iterations must grow: got {iteration} after {self.iterations[-1]}")
@@ -75,7 +75,7 @@ class History:
         return statistics(self.singular_values(layer))
 
     def mean_spectra(self, begin: int, end: int) -> dict[str, Tensor]:
-        r"""Return each layer's mean spectrum over the snapshots in [begin, end], the form of a record.
+        r"""Return each layer's mean spectrum over the snapshots in [begin, end].
 
         It is the mean of :math:`s_k / s_1` times the mean of :math:`s_1`.
 
@@ -92,7 +92,7 @@ class History:
         return means
 
     def save(self, path: str | Path) -> None:
-        """Write everything to a compressed npz file: the old file or the whole new one, whatever happens."""
+        """Write everything to a compressed npz file: atomically."""
         arrays: dict[str, Any] = {f"layer:{name}": self.singular_values(name).numpy() for name in self._values}
         with replacing(Path(path)) as file:
             np.savez_compressed(file, iterations=np.asarray(self.iterations, dtype=np.int64), **arrays)
@@ -109,8 +109,8 @@ class History:
         try:
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > _MOST:
-                raise ValueError(f"more than {_MOST} bytes")
+            if unpacked > _MAX_BYTES:
+                raise ValueError(f"more than {_MAX_BYTES} bytes")
             with np.load(path, allow_pickle=False) as file:
                 # numpy hands out as bytes what only looks like an array's file
                 arrays = {name: np.asarray(file[name]) for name in file.files}
@@ -127,14 +127,12 @@ class History:
         return history
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the iterations and one tensor for each layer; :meth:`load_state_dict` restores it."""
-        return {
-            "iterations": list(self.iterations),
-            "layers": {name: self.singular_values(name) for name in self.layers},
-        }
+        """Return the iterations and one tensor for each layer."""
+        layers = {name: self.singular_values(name) for name in self.layers}
+        return {"iterations": list(self.iterations), "layers": layers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; ValueError, and nothing is changed, if it is something else."""
+        """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         if set(state) != {"iterations", "layers"}:
             raise ValueError(f"not a history's state: it has the keys {sorted(map(str, state))}")
         self.iterations = [int(iteration) for iteration in state["iterations"]]
@@ -142,5 +140,5 @@ class History:
 
 
 def _is_past(values: np.ndarray, snapshots: int) -> bool:
-    """Whether an array is one layer's singular values over time, (snapshots, r) or (snapshots, groups, r)."""
+    """Tell whether an array is a layer's singular values over time, (snapshots, r) or (snapshots, groups, r)."""
     return values.dtype == np.float32 and values.ndim in (2, 3) and len(values) == snapshots and values.size > 0

@@ -16,17 +16,15 @@ from specreg.names import integer
 
 logger = logging.getLogger("specreg")
 
-# What is told each new verdict.
 Action = Callable[[Verdict], object]
-# Returns generated and real images of equal shape, (N, *); asked only when a snapshot is due.
+# Returns generated and real images of equal shape, (N, *).
 Samples = Callable[[], tuple[Tensor, Tensor]]
 
 
 class Monitor:
     """Watch the spectra of a discriminator, and say when they collapse.
 
-    Reading changes nothing: no buffer, no gradient, no random number. A training with a monitor is bit for bit the one
-    without.
+    Reading changes no buffer, gradient or random number: a training with a monitor is bit for bit that without.
 
     Args:
         module: any module: plain, under spectral or weight normalization, compensated, compiled or wrapped.
@@ -34,19 +32,17 @@ class Monitor:
         detector: judges them; by default ``Detector()``.
         actions: called with each new verdict, in order; more may be appended to ``monitor.actions`` (see
             ``specreg.monitor.actions`` and :class:`specreg.Guard`).
-        samples: returns generated and real images when a snapshot is due and the spectra give an alarm; the verdict
-            then says whether the samples agree (see :func:`specreg.diversity`).
-        only: take just these layers: a name, a glob on names, a layer class, a predicate
-            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too), linear
-            layers and embeddings.
-        skip: leave these out; the same forms.
+        samples: returns generated and real images; called when a snapshot gives an alarm, so that the verdict says
+            whether the samples agree (see :func:`specreg.diversity`).
+        only, skip: the layers to take, see :func:`specreg.layers.find`; convolutions, linear layers and embeddings by
+            default.
 
     Attributes:
-        layers: the names of the layers that are watched.
-        not_covered: weight matrices that are not, of layer kinds that specreg does not take; a warning names them.
-        history: every snapshot, compact.
+        layers: the names of the watched layers.
+        not_covered: the names of weight matrices of other kinds, which are not watched; a warning names them.
+        history: the snapshots, compact.
         latest: the newest snapshot, layer name -> singular values in double precision.
-        verdict: the newest one, None before the first snapshot.
+        verdict: the newest verdict, None before the first snapshot.
         actions: a list.
 
     Raises:
@@ -81,7 +77,7 @@ class Monitor:
         self.verdict: Verdict | None = None
         self._samples = samples
         self._only, self._skip = reusable(only), reusable(skip)
-        self.layers = tuple(self._read())  # whatever is wrong with the choice is said here, not hours later
+        self.layers = tuple(self._read())  # a wrong choice fails here, not hours later
         self.not_covered = find(module, kinds=ALL_KINDS, only=self._only, skip=self._skip).not_covered
         if self.not_covered and only is None:
             logger.warning("not watched, as they are no layers that specreg takes: %s", ", ".join(self.not_covered))
@@ -90,10 +86,10 @@ class Monitor:
         """Take a snapshot if one is due, at the first call and at each multiple of ``every``, and judge it.
 
         Args:
-            iteration: the training's; growing, and free to jump.
+            iteration: of the training; growing, in steps of any size.
 
         Returns:
-            The newest verdict, with ``changed`` only at the call that took its snapshot.
+            The newest verdict; its ``changed`` is False unless this call took the snapshot.
 
         Raises:
             ValueError: a weight holds NaN or inf; names the layer.
@@ -106,12 +102,11 @@ class Monitor:
 
     def snapshot(self, iteration: int) -> Verdict:
         """Take a snapshot now, whether due or not, judge it and call the actions."""
-        values = self._read()
-        self.latest = values
-        self.history.add(iteration, values)  # first, as it refuses other layers than before
-        verdict = self.detector.update(iteration, values)
+        self.latest = self._read()
+        self.history.add(iteration, self.latest)  # before the verdict, as it refuses other layers than before
+        verdict = self.detector.update(iteration, self.latest)
         if self._samples is not None and verdict.alarming:
-            verdict = agreeing(verdict, diversity(*self._samples()))
+            verdict = _with_samples(verdict, diversity(*self._samples()))
         self.verdict = verdict
         for action in self.actions:
             action(verdict)
@@ -121,25 +116,22 @@ class Monitor:
         return spectra(self.module, only=self._only, skip=self._skip)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the detector's and the history's state: plain values and tensors, for the checkpoint.
-
-        Actions keep their own.
-        """
+        """Return the detector's and the history's state, for the checkpoint; actions have their own."""
         return {"detector": self.detector.state_dict(), "history": self.history.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError if it is something else."""
         if set(state) != {"detector", "history"}:
             raise ValueError(f"not a monitor's state: it has the keys {sorted(map(str, state))}")
-        known = tuple(state["history"].get("layers", ()))  # none before the first snapshot
-        if known and known != self.layers:
-            raise ValueError(f"the state is of the layers {', '.join(known)}; these are {', '.join(self.layers)}")
+        layers = tuple(state["history"].get("layers", ()))  # none before the first snapshot
+        if layers and layers != self.layers:
+            raise ValueError(f"the state is of the layers {', '.join(layers)}; these are {', '.join(self.layers)}")
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
         self.verdict = self.detector.verdict()
 
 
-def agreeing(verdict: Verdict, samples: Diversity) -> Verdict:
-    """Return a verdict whose message says whether the samples show the collapse too."""
+def _with_samples(verdict: Verdict, samples: Diversity) -> Verdict:
+    """Return a verdict whose message says whether the samples show the collapse, too."""
     word = "agree" if samples.poor else "do not show it (yet)"
     return dataclasses.replace(verdict, message=f"{verdict.message}; the samples {word}: {samples}", samples=samples)

@@ -1,4 +1,4 @@
-"""Companions of the spectra on the samples' side, which need no labels and no network: is a batch all the same?"""
+"""Diversity of generated samples, measured without labels and without a network."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Diversity:
-    """How diverse a batch of generated samples is beside a batch of real ones.
+    """How diverse a batch of generated samples is beside a batch of real samples.
 
     Attributes:
-        ratio: mean pairwise distance of the generated samples over that of the real ones; 1 is as diverse as real.
+        ratio: mean pairwise distance of the generated samples over that of the real samples.
         duplicates: share of generated samples whose nearest neighbour in the batch is closer than the nearest
             neighbours of all but 1% of the real samples. A perfect generator has about 0.01.
     """
@@ -21,7 +21,7 @@ class Diversity:
 
     @property
     def poor(self) -> bool:
-        """Whether the batch is plainly less diverse than the real one: ratio under 0.7 or duplicates over 0.2.
+        """Whether the batch is clearly less diverse than the real batch: ratio under 0.7 or duplicates over 0.2.
 
         Coarse on purpose: a generator that lost half of a thousand modes still makes diverse batches.
         """
@@ -32,16 +32,13 @@ class Diversity:
 
 
 def diversity(generated: Tensor, real: Tensor) -> Diversity:
-    r"""Compare the pairwise Euclidean distances within a generated batch with those within a real one.
+    r"""Compare the pairwise Euclidean distances within a generated and a real batch.
 
     Args:
         generated, real: samples (N, \*) of one scale; the larger batch is cut to the size of the smaller.
 
-    Returns:
-        A :class:`Diversity`.
-
     Raises:
-        ValueError: shapes differ, fewer than 3 samples, values that are not finite, or real samples all alike.
+        ValueError: shapes differ, fewer than 3 samples, values that are not finite, or equal real samples.
     """
     if generated.shape[1:] != real.shape[1:]:
         raise ValueError(f"generated samples have shape {tuple(generated.shape[1:])}, real {tuple(real.shape[1:])}")

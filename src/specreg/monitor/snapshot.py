@@ -11,22 +11,20 @@ from specreg.spectra.reference import ratios
 def spectra(
     module: nn.Module, *, normalized: bool = False, only: Selection = None, skip: Selection = None
 ) -> dict[str, Tensor]:
-    r"""Return the singular values of every layer's stored weight; the module is not changed, not one buffer.
+    r"""Return the singular values of every layer's stored weight; no buffer of the module changes.
 
-    The stored weight is the one before spectral normalization divides it by :math:`s_1`, and g·v/\|v\| under weight
+    The stored weight is that before spectral normalization divides it by :math:`s_1`, and g·v/\|v\| under weight
     normalization (see ``specreg.layers``).
 
     Args:
         module: any module, plain, normalized or compensated.
         normalized: return the spectral distribution :math:`s_k / s_1` instead.
-        only: take just these layers: a name, a glob on names, a layer class, a predicate
-            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too), linear
-            layers and embeddings.
-        skip: leave these out; the same forms.
+        only, skip: the layers to take, see :func:`specreg.layers.find`; convolutions, linear layers and embeddings by
+            default.
 
     Returns:
-        Layer name -> singular values, descending, shape (r,), or (groups, r) for a grouped convolution; a
-        weight shared by several layers stands under the first one's name. Real, float64 where the device has it.
+        Layer name -> singular values, descending, shape (r,), or (groups, r) for a grouped convolution; a weight
+        shared by several layers has the first layer's name. Real, float64 where the device has it.
 
     Raises:
         ValueError: no layer matched, or a weight holds NaN or inf.
@@ -41,11 +39,10 @@ def spectra(
     layers = find(module, kinds=ALL_KINDS, only=only, skip=skip, title="spectra")
     with torch.no_grad():
         try:
-            found = [singular_values(layer.matrix()) for layer in layers.values()]
+            values = [singular_values(layer.matrix()) for layer in layers.values()]
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            require_finite(layers)  # LAPACK's usual reason, said with the layer's name
+            require_finite(layers)  # names the layer, where this is LAPACK's reason
             raise
-        if not bool(torch.isfinite(torch.stack([s[..., 0].sum().cpu() for s in found])).all()):
+        if not bool(torch.isfinite(torch.stack([s[..., 0].sum().cpu() for s in values])).all()):
             require_finite(layers)
-        values = dict(zip(layers, found, strict=True))
-    return {name: ratios(s) for name, s in values.items()} if normalized else values
+    return {name: ratios(s) if normalized else s for name, s in zip(layers, values, strict=True)}

@@ -1,6 +1,6 @@
-r"""Writers: actions that write every snapshot down, as lines of JSON, for TensorBoard, or for any tracker of numbers.
+r"""Actions that write every snapshot as a line of JSON, for TensorBoard, or for any tracker of numbers.
 
-They go into the monitor's actions, after whatever acts on the verdict: ``monitor.actions.append(...)``.
+They follow whatever acts on the verdict: ``monitor.actions.append(...)``.
 """
 
 import importlib
@@ -22,49 +22,48 @@ from specreg.spectra.statistics import statistics
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# Takes numbers by name, and the iteration that they are of.
+# Takes numbers by name, and their iteration.
 Log = Callable[[Mapping[str, float], int], object]
 
-_DIGITS = 6
+_TRACKERS = {"wandb": "log", "mlflow": "log_metrics", "trackio": "log"}
 _IMAGE_SIDE = 256
-# Dark violet, blue, green and yellow, equally spaced in [0, 1]: lightness grows with the value, also without colours.
+# Dark violet, blue, green and yellow, equally spaced in [0, 1]; lightness grows with the value.
 _COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
 
 def scalars(singular_values: Mapping[str, Tensor], verdict: Verdict) -> dict[str, float]:
-    r"""Return a snapshot and its verdict as numbers by name, the form that every tracker takes.
+    r"""Return a snapshot and its verdict as numbers by name, for any tracker.
 
-    Of each layer NAME: "spectral_s1/NAME", and of layers with more than one singular value "spectral_bulk/NAME",
+    For each layer NAME "spectral_s1/NAME", and for layers with more than one singular value "spectral_bulk/NAME",
     "spectral_effective_rank/NAME" (divided by r), "spectral_stable_rank/NAME" and "spectral_tail/NAME", the mean over
-    the groups of a grouped convolution. Of the whole, "spectral_state": 0 healthy, 1 recovered, 2 collapsing,
-    3 collapsed.
+    the groups of a grouped convolution. "spectral_state" is 0 healthy, 1 recovered, 2 collapsing, 3 collapsed.
 
     Args:
         singular_values: layer name -> singular values, (r,) or (groups, r): ``monitor.latest``.
-        verdict: on them.
+        verdict: on the snapshot.
     """
     numbers = {"spectral_state": float(STATES.index(verdict.state))}
     for name, s in singular_values.items():
         values, rank = statistics(s), s.shape[-1]
-        of_layer = {"s1": values.largest}
+        quantities = {"s1": values.largest}
         if rank > 1:
-            of_layer |= {
+            quantities |= {
                 "bulk": values.bulk,
                 "effective_rank": values.effective_rank / rank,
                 "stable_rank": values.stable_rank,
                 "tail": values.tail,
             }
-        # A lone layer is named "", which no tracker takes; some take no parentheses either.
-        numbers |= {f"spectral_{key}/{name or 'module'}": float(value.mean()) for key, value in of_layer.items()}
+        # A module that is a layer itself has the name "", which no tracker takes; some take no parentheses either.
+        numbers |= {f"spectral_{key}/{name or 'module'}": float(value.mean()) for key, value in quantities.items()}
     return numbers
 
 
 class ScalarWriter:
-    """Hand every snapshot's :func:`scalars` to a tracker of numbers: the adapter for wandb, mlflow, trackio and others.
+    """Hand every snapshot's :func:`scalars` to a tracker: the adapter for wandb, mlflow, trackio and others.
 
     Args:
-        monitor: whose snapshots.
-        log: called with the numbers by name and the iteration: :func:`tracker`, or a function of one's own.
+        monitor: takes the snapshots.
+        log: called with the numbers by name and the iteration, as :func:`tracker` returns it.
 
     Example:
         >>> from torch import nn
@@ -83,10 +82,10 @@ class ScalarWriter:
 
 
 def tracker(name: str) -> Log:
-    """Return what logs numbers to the current run of a tracker, for :class:`ScalarWriter`.
+    """Return a function that logs numbers to a tracker's current run, for :class:`ScalarWriter`.
 
-    Starting the run is the training's business: ``wandb.init``, ``trackio.init`` or ``mlflow.start_run``. wandb takes
-    steps in growing order only: with it, log everything else of the training with ``step=``, too.
+    The training starts the run: ``wandb.init``, ``trackio.init`` or ``mlflow.start_run``. wandb takes steps in growing
+    order only: with it, log everything else of the training with ``step=``, too.
 
     Args:
         name: "wandb", "mlflow" or "trackio".
@@ -104,18 +103,15 @@ def tracker(name: str) -> Log:
     return lambda numbers, step: getattr(package, verb)(dict(numbers), step=step)
 
 
-_TRACKERS = {"wandb": "log", "mlflow": "log_metrics", "trackio": "log"}
-
-
 class JsonlWriter:
-    """Append every snapshot to a file, one JSON object a line: iteration, singular values, verdict.
+    """Append every snapshot to a file, one JSON object a line: iteration, singular values by layer, verdict.
 
-    Singular values have 6 significant digits and stand by layer; the verdict is ``Verdict.to_dict()``. Each line is
-    there as soon as it is written. Several trainings need several files: at the first snapshot the lines of its
-    iteration and later ones are dropped, so that a resumed training leaves no line twice.
+    Singular values have 6 significant digits; the verdict is ``Verdict.to_dict()``. The first snapshot drops the lines
+    of its iteration and later ones, so that a resumed training leaves no line twice; so each training needs a file of
+    its own.
 
     Args:
-        monitor: whose snapshots.
+        monitor: takes the snapshots.
         path: of the file.
 
     Raises:
@@ -130,12 +126,12 @@ class JsonlWriter:
         if not self.path.parent.is_dir():
             raise ValueError(f"folder {self.path.parent} does not exist: create it first")
         self._monitor = monitor
-        self._begun = False
+        self._written = False
 
     def __call__(self, verdict: Verdict) -> None:
-        if not self._begun:
+        if not self._written and self.path.exists():
             _drop_lines(self.path, verdict.iteration)
-            self._begun = True
+        self._written = True
         values = {name: _rounded(s.tolist()) for name, s in self._monitor.latest.items()}
         line = {"iteration": verdict.iteration, "singular_values": values, "verdict": verdict.to_dict()}
         with open(self.path, "a", encoding="utf-8") as file:
@@ -145,14 +141,13 @@ class JsonlWriter:
 class TensorBoardWriter:
     """Write every snapshot's :func:`scalars` for TensorBoard, the verdict's message when its state changes, and images.
 
-    An image shows one layer's past: from left to right the snapshots, from top to bottom k, in colours from dark (0) to
-    yellow (1) the ratios s_k/s_1. Everything is flushed at each snapshot.
+    An image is the :func:`heat_map` of a layer's past. Everything is flushed at each snapshot.
 
     Args:
-        monitor: whose snapshots.
-        target: a ``SummaryWriter`` of the training, which is left open, or a folder. In a folder, what is there of the
-            first snapshot's iteration and later ones is hidden, so that a resumed training leaves nothing twice.
-        images_every: snapshots between images; 0 is without.
+        monitor: takes the snapshots.
+        target: a ``SummaryWriter`` of the training, which is left open, or a folder. In a folder the first snapshot
+            hides entries of its iteration and later ones, so that a resumed training leaves nothing twice.
+        images_every: snapshots between images; 0 for no images.
 
     Raises:
         ValueError: a bad option, or the package tensorboard is missing.
@@ -164,22 +159,28 @@ class TensorBoardWriter:
     def __init__(self, monitor: Monitor, target: "SummaryWriter | str | Path", *, images_every: int = 10) -> None:
         self.images_every = integer("images_every", images_every, at_least=0)
         self._monitor = monitor
-        self._snapshots = 0
-        self._folder = target if isinstance(target, (str, Path)) else None
+        self._num_snapshots = 0
         self._writer: SummaryWriter | None = None
-        if not isinstance(target, (str, Path)):
-            self._writer = target
+        self._folder: str | None = None
+        if isinstance(target, (str, Path)):
+            _imported("torch.utils.tensorboard", "tensorboard")  # a missing package fails here, not at a snapshot
+            self._folder = str(target)
         else:
-            _imported("torch.utils.tensorboard", "tensorboard")  # what is missing is said here, not at a snapshot
+            self._writer = target
 
     def __call__(self, verdict: Verdict) -> None:
-        writer, iteration = self._open(verdict.iteration), verdict.iteration
+        iteration = verdict.iteration
+        if self._writer is None:
+            tensorboard = _imported("torch.utils.tensorboard", "tensorboard")
+            self._writer = tensorboard.SummaryWriter(self._folder, purge_step=iteration)
+        writer = self._writer
+        assert writer is not None
         for name, value in scalars(self._monitor.latest, verdict).items():
             writer.add_scalar(name, value, iteration)
         if verdict.changed:
             writer.add_text("spectral_state", verdict.message, iteration)
-        self._snapshots += 1
-        if self.images_every and self._snapshots % self.images_every == 0:
+        self._num_snapshots += 1
+        if self.images_every and self._num_snapshots % self.images_every == 0:
             for name in self._monitor.history.layers:
                 s = self._monitor.history.singular_values(name)
                 if s.shape[-1] > 1:
@@ -187,36 +188,29 @@ class TensorBoardWriter:
         writer.flush()
 
     def close(self) -> None:
-        """Close the files in the folder, if there is one and something was written to it."""
+        """Close the files in the folder; a ``SummaryWriter`` that was given stays open."""
         if self._folder is not None and self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def _open(self, iteration: int) -> "SummaryWriter":
-        if self._writer is None:
-            self._writer = _imported("torch.utils.tensorboard", "tensorboard").SummaryWriter(
-                str(self._folder), purge_step=iteration
-            )
-        assert self._writer is not None
-        return self._writer
-
 
 def heat_map(singular_values: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    r"""Return a picture of spectra over time, (height, width, 3) of uint8: x is time, y is k, the colour s_k/s_1.
+    r"""Return an image of spectra over time, (height, width, 3), uint8: x is time, y is k, the colour s_k/s_1.
 
-    Small spectra are drawn larger; of spectra with more than 256 values, or as many snapshots, some are left out.
+    Colours go from dark (0) to yellow (1). Small spectra are enlarged; of more than 256 values or snapshots, 256 evenly
+    spaced ones are drawn.
 
     Args:
-        singular_values: shape (time, r) or (time, groups, r), descending; of groups the mean is drawn.
+        singular_values: shape (time, r) or (time, groups, r), descending; groups are averaged.
     """
     values = ratios(singular_values.double().cpu())
     table = (values.mean(1) if values.ndim == 3 else values).T.numpy()
     for axis in (0, 1):
-        count = table.shape[axis]
-        if count > _IMAGE_SIDE:
-            table = table.take(np.linspace(0, count - 1, _IMAGE_SIDE).round().astype(int), axis)
+        size = table.shape[axis]
+        if size > _IMAGE_SIDE:
+            table = table.take(np.linspace(0, size - 1, _IMAGE_SIDE).round().astype(int), axis)
         else:
-            table = table.repeat(_IMAGE_SIDE // count, axis)
+            table = table.repeat(_IMAGE_SIDE // size, axis)
     position = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(table, position, channel) for channel in zip(*_COLOURS, strict=True)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
@@ -230,15 +224,11 @@ def _imported(module: str, package: str) -> Any:
 
 
 def _rounded(values: Any) -> Any:
-    if isinstance(values, list):
-        return [_rounded(value) for value in values]
-    return float(f"{values:.{_DIGITS}g}")
+    return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.6g}")
 
 
 def _drop_lines(path: Path, iteration: int) -> None:
     """Drop the lines of an iteration and later ones, and a last line that a crash has torn."""
-    if not path.exists():
-        return
     with open(path, "rb") as old, replacing(path) as new:
         for line in old:
             try:
