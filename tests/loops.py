@@ -18,12 +18,11 @@ import specreg
 from specreg.experiments.config import RunConfig, from_dict
 from specreg.experiments.run import build_state, join_processes, make_accelerator
 from specreg.experiments.sources import open_source
-from specreg.models.normalization import share_batches
 from specreg.processes import DisagreementError, Processes
 from specreg.training.loop import train
 from specreg.training.state import TrainingState
 
-STEPS = 200
+STEPS = 40
 BATCH = 8
 METHODS = ("sn", "static", "dynamic", "anchored", "differentiable")
 # A detector that takes anything for a collapse: the guard goes back and is switched on within a few steps.
@@ -36,24 +35,34 @@ LAB = {
     },
     "guard": {"method": "guard", "detector": NERVOUS, "regularization": {"roll_back": True, "guard_every": 2}},
 }  # fmt: skip
-LAB_STEPS = 20
+LAB_STEPS = 12
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def variables(rank: int, count: int, port: int) -> dict[str, str]:
+    """Return what a launcher says to each of its processes."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
 
 
 def run_together(count: int, what: Callable[[Path], None], folder: Path) -> None:
     """Run a function of a folder in so many processes, connected by gloo, and wait for them."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (count, port, what, folder), nprocs=count)
+    torch.multiprocessing.start_processes(
+        _process, (count, free_port(), what, folder), nprocs=count, start_method="forkserver"
+    )
 
 
 def _process(rank: int, count: int, port: int, what: Callable[[Path], None], folder: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+    os.environ |= variables(rank, count, port)
     processes = join_processes()
     what(folder)
     processes.leave()
@@ -108,7 +117,7 @@ def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
     return [tuple(torch.randn(BATCH, 3, 8, 8, generator=random) * scale for scale in (1, 0.5)) for _ in range(steps)]
 
 
-def own_loops(folder: Path) -> None:
+def own_loops(folder: Path, steps: int = STEPS) -> None:
     """Train under DistributedDataParallel by each method, as a user would."""
     us = Processes(dist.get_rank(), dist.get_world_size())
     for method in METHODS:
@@ -116,7 +125,7 @@ def own_loops(folder: Path) -> None:
         compensator = attach(method, network, us.group)
         wrapped = in_parallel(network)
         optimizer = torch.optim.Adam(wrapped.parameters(), 2e-3, betas=(0.0, 0.9))
-        for real, fake in batches(STEPS):
+        for real, fake in batches(steps):
             optimizer.zero_grad()
             hinge(wrapped, us.share(real), us.share(fake)).backward()
             optimizer.step()
@@ -224,11 +233,10 @@ def lab(folder: Path) -> None:
     """Train the lab's settings for some steps and leave the whole state; also where the processes disagree."""
     processes = join_processes()
     for name, settings in LAB.items():
-        losses, state = lab_training(settings, processes)
+        losses, gradients, state = lab_training(settings, processes)
         processes.agree(state.step, state.digests())
         kept = state.state_dict()
-        share_batches(state.generator, 1)
-        leave(folder, f"lab, {name}", {"losses": losses, "state": kept, "samples": samples(state.generator)})
+        leave(folder, f"lab, {name}", {"losses": losses, "gradients": gradients, "state": kept})
     message = ""
     try:
         processes.agree(7, {"stream": 1, "discriminator": processes.rank})
@@ -237,21 +245,13 @@ def lab(folder: Path) -> None:
     leave(folder, "disagreement", message)
 
 
-def samples(generator: Any) -> Tensor:
-    """Return what a generator makes of a fixed batch, by that batch's statistics."""
-    random = torch.Generator().manual_seed(2)
-    z = torch.randn(64, generator.latent, generator=random)
-    classes = generator.num_classes
-    labels = (torch.arange(64) % classes,) if classes else ()
-    with torch.no_grad():
-        return generator.train()(z, *labels)
-
-
-def lab_training(settings: dict[str, Any], processes: Processes) -> tuple[list[list[float]], TrainingState]:
-    """Train one of the lab's settings; returns the losses and the state."""
+def lab_training(
+    settings: dict[str, Any], processes: Processes
+) -> tuple[list[list[float]], list[Tensor], TrainingState]:
+    """Train one of the lab's settings; returns the losses, the discriminator's first gradients, and the state."""
     chosen = copy.deepcopy(settings)
     method = chosen.pop("method")
-    chosen.setdefault("training", {}).update(steps=LAB_STEPS, batch_size=BATCH, d_steps=1, ema_decay=0.9)
+    chosen.setdefault("training", {}).update(steps=LAB_STEPS, batch_size=BATCH, d_steps=1, ema_decay=0.9, beta1=0.0)
     chosen["model"] = {"d_channels": 4, "g_channels": 4, "latent": 8}
     chosen["records"] = {"spectra_every": 1}
     chosen.setdefault("regularization", {}).update(every=2, start=4)
@@ -260,9 +260,13 @@ def lab_training(settings: dict[str, Any], processes: Processes) -> tuple[list[l
     accelerator = make_accelerator(config.settings)
     state = build_state(config, source, accelerator, processes)
     losses: list[list[float]] = []
+    gradients: list[Tensor] = []
 
     def watch(state: TrainingState, values: dict[str, Tensor]) -> None:
         losses.append([value.item() for value in values.values()])
+        if state.step == 1:  # without momentum, what Adam averages is the gradient itself
+            moments = state.discriminator_optimizer.state_dict()["state"]
+            gradients.extend(moments[index]["exp_avg"].clone() for index in sorted(moments))
         assert state.monitor is not None
         state.monitor.step(state.step)
 
@@ -274,7 +278,7 @@ def lab_training(settings: dict[str, Any], processes: Processes) -> tuple[list[l
         num_classes=source.num_classes if config.settings.data.conditional else 0,
         callbacks=[watch],
     )
-    return losses, state
+    return losses, gradients, state
 
 
 def everything(folder: Path) -> None:
