@@ -142,7 +142,7 @@ def test_bombs_are_refused_within_bounded_memory(tmp_path):
     small = file("small.pt", lambda: saved({"a.weight": torch.eye(3)}))(tmp_path)
     finished = subprocess.run(
         [sys.executable, "-c", CHILD, small], input=json.dumps(commands), capture_output=True, text=True, check=True,
-        timeout=300,
+        timeout=600,
     )  # fmt: skip
     answers = [
         json.loads(line) for line in finished.stdout.splitlines() if line.startswith("[2,") or line.startswith("[0,")
