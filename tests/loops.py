@@ -168,7 +168,11 @@ def divided_and_not(folder: Path) -> None:
     leave(folder, "failure", {"message": message, "unchanged": unchanged, "calls": calls, "acts": compensator.step()})
 
 
-def wrappers(folder: Path) -> None:
+WRAPPED = {"kept": (False, False), "broadcast": (True, False)}  # broadcasts buffers, is compiled
+COMPILED = {"compiled": (False, True)}
+
+
+def wrappers(folder: Path, kinds: dict[str, tuple[bool, bool]] = WRAPPED) -> None:
     """Try what DistributedDataParallel and torch.compile do with two forward passes before one backward pass."""
     us = Processes(dist.get_rank(), dist.get_world_size())
     ((real, fake),) = batches(1)
@@ -176,7 +180,7 @@ def wrappers(folder: Path) -> None:
     specreg.spectral_norm(whole)
     hinge(whole, real, fake).backward()
     result: dict[str, Any] = {"whole": gradients(whole)}
-    for name, broadcast, compiled in (("kept", False, False), ("broadcast", True, False), ("compiled", False, True)):
+    for name, (broadcast, compiled) in kinds.items():
         network = discriminator()
         specreg.spectral_norm(network)
         wrapped: Any = in_parallel(network, broadcast=broadcast)
@@ -213,8 +217,8 @@ def accumulated(us: Processes, real: Tensor, fake: Tensor) -> dict[str, Any]:
         network = discriminator()
         specreg.spectral_norm(network)
         with torch.no_grad():
-            for _ in range(2000):  # each forward pass moves the power iteration, until it has converged
-                network(real[:1])
+            for _ in range(500):  # each reading moves the power iteration, until it has converged
+                [network[index].weight for index in (0, 2, 5)]
         wrapped = in_parallel(network)
         parts = 1 if name == "large" else 2
         pairs = zip(us.share(real).chunk(parts), us.share(fake).chunk(parts), strict=True)

@@ -77,13 +77,23 @@ def test_a_failure_in_one_process_is_said_in_both_and_changes_nothing(together):
         assert one["acts"]  # once the weight is whole again they go on together
 
 
+def assert_gradients_are_those_of_one_process(folder: Path, kinds: dict[str, object]) -> None:
+    result = loops.left(folder, "wrappers")[0]
+    for kind in kinds:
+        for name, gradient in result["whole"].items():
+            torch.testing.assert_close(result[kind][name], gradient, rtol=1e-4, atol=1e-6)
+        assert result[f"{kind} layers"] == [["0", "2", "5"]] * 2
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("wrapped", ["kept", "broadcast", "compiled"])
-def test_two_forward_passes_before_one_backward_pass(together, wrapped):
-    result = loops.left(together, "wrappers")[0]
-    for name, gradient in result["whole"].items():
-        torch.testing.assert_close(result[wrapped][name], gradient, rtol=1e-4, atol=1e-6)
-    assert result[f"{wrapped} layers"] == [["0", "2", "5"]] * 2
+def test_two_forward_passes_before_one_backward_pass(together):
+    assert_gradients_are_those_of_one_process(together, loops.WRAPPED)
+
+
+@pytest.mark.soak
+def test_two_forward_passes_of_a_compiled_network(tmp_path):
+    loops.run_together(2, partial(loops.wrappers, kinds=loops.COMPILED), tmp_path)
+    assert_gradients_are_those_of_one_process(tmp_path, loops.COMPILED)
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ def train(module, monitor, guard=None, *, begin=1, end=4000, falls=range(1500, 2
         monitor.step(0)
         module.load_state_dict(whole)
     for iteration in range(begin, end + 1):
-        if iteration in falls:
-            flatten_spectrum(module[layer], 0.998)
+        if iteration in falls and iteration % 10 == 0:
+            flatten_spectrum(module[layer], 0.998**10)
         if guard is not None:
             guard.step()
         verdict = monitor.step(iteration)
