@@ -72,14 +72,14 @@ def test_the_pictures_are_there_and_the_table_names_the_methods(done):
 
 
 @pytest.mark.slow
-def test_what_is_done_is_skipped_and_more_can_be_asked_for(done):
+def test_what_is_done_is_skipped_and_more_can_be_asked_for(done, caplog):
     out, _ = done
     stamps = {run: (run / "result.json").stat().st_mtime_ns for run in (out / "runs").iterdir()}
     code, printed, errors = compare(
         out, "--methods", "sn", "static", "dynamic", "--seeds", "0"
     )  # the folder's settings
     assert code == 0, errors
-    assert "the record would be there after 2000 discriminator steps, the run has 6" in errors
+    assert "the record would be there after 2000 discriminator steps, the run has 6" in caplog.text
     # What the folder held before is still in its results.
     rows = [(row["method"], row["seed"]) for row in json.loads((out / "results.json").read_text())]
     assert rows == [("sn", 0), ("static", 0), ("dynamic", 0), ("sn", 3), ("static", 3)]
