@@ -52,7 +52,7 @@ class RegularizationConfig:
     """How far singular values move to their target; 1 is the paper."""
     scale: Scale = "auto"
     """The stored weight's s1. unit: make it 1; keep: leave it; hold: as at the first compensation; auto: unit where the
-    layer is normalized, keep elsewhere."""
+    layer is normalized, hold elsewhere."""
     penalty_weight: float | None = None
     """orthogonal, d-optimal: weight of the penalty in the discriminator's loss; None: 1e-4 (Brock et al. 2019 for
     orthogonal; tried for d-optimal, in whose form none is published)."""
