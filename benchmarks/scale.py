@@ -5,7 +5,7 @@ of waveforms (sums of three sines). For each scale: how far the first compensati
 (the jump), what the largest singular values have become at the end, relative to a training without compensation (the
 creep), and the two losses.
 
-    python benchmarks/scale.py --out docs/results/performance
+    python benchmarks/scale.py [--out FILE.json]
 """
 
 import argparse
@@ -113,7 +113,7 @@ def _largest(network: nn.Module) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write scale.json into this folder")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
@@ -125,7 +125,7 @@ def main() -> None:
     ]
     print_table(f"mean of {len(options.seeds)} seeds, {options.steps} steps", rows)
     results = {"environment": environment(torch.device("cpu")), "steps": options.steps, "runs": runs}
-    write(options.out and options.out / "scale.json", results)
+    write(options.out, results)
 
 
 if __name__ == "__main__":
