@@ -28,7 +28,7 @@ def by(dtypes: tuple[torch.dtype, ...], matrix: Tensor) -> Callable[[], object]:
     count = len(matrix) // 2
 
     def run() -> object:
-        with mock.patch.object(fast, "precisions", lambda matrix: dtypes):
+        with mock.patch.object(fast, "precisions", return_value=dtypes):
             return compensate(matrix, lambda s: static_target(s, count), all_values=False)
 
     return run
