@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from specreg.spectra.statistics import bulk_range
+from specreg.names import bulk_range
 
 State = Literal["healthy", "collapsing", "collapsed", "recovered"]
 # From the mildest to the gravest: what the whole is said to be when its layers differ.
