@@ -247,14 +247,15 @@ def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], *, retry: 
     from specreg.experiments.sweep import lay_out
     from specreg.report import check_folder, open_cells, write_folder
 
-    check_folder(out)  # what the report will need is wrong now already
+    cells = check_folder(out)  # what the report will need is wrong now already
     jobs = lay_out(out, plan, retry=retry)
+    unchanged = cells and not any(job.state == "waiting" for job in jobs)
     _show_log(quiet=False)
     for job in {(job.config.method, job.config.settings): job for job in jobs}.values():
         warn_about(job.config)
     with display.progress(jobs) as watch:
         execute(jobs, watch=watch)
-    cells = open_cells([out])
+    cells = cells if unchanged else open_cells([out])
     display.results(cells, write_folder(out, cells))
     for job in jobs:
         if job.state == "failed":

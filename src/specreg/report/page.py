@@ -47,12 +47,17 @@ def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
     return paths
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError naming it if a record of a complete run in a comparison's or sweep's folder is damaged."""
-    for cell in open_cells([folder]) if exists(folder / "sweep.json") else []:
-        for run in cell.runs:
-            if run.directory.complete:
-                run.read()
+def check_folder(folder: Path) -> list[Cell]:
+    """Return the cells that a comparison's or sweep's folder has already.
+
+    Raises:
+        ValueError: a record of a complete run is damaged; names it.
+    """
+    cells = open_cells([folder]) if exists(folder / "sweep.json") else []
+    for run in (run for cell in cells for run in cell.runs):
+        if run.directory.complete:
+            run.read()
+    return cells
 
 
 def _check(cells: Sequence[Cell]) -> None:
