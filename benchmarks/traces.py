@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import specreg
-from specreg.spectra.statistics import bulk_range
+from specreg.names import bulk_range
 
 RECORDED = Path(__file__).parents[1] / "tests" / "data" / "traces"
 NEAR = 0.9  # of the old level: where a fall starts

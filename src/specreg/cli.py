@@ -7,6 +7,7 @@ training diverged, 4 another process of the job has ended or differs, 130 interr
 import contextlib
 import dataclasses
 import errno
+import functools
 import io
 import itertools
 import json
@@ -29,9 +30,20 @@ from specreg.processes import DisagreementError, LostProcessError, MainFailedErr
 
 if TYPE_CHECKING:
     from specreg.experiments.config import Method
-    from specreg.experiments.jobs import Job
+    from specreg.experiments.sweep import Plan
 
-_LAB = ("filelock", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
+_LAB = (
+    "filelock",
+    "jinja2",
+    "matplotlib",
+    "PIL",
+    "rich",
+    "safetensors",
+    "sklearn",
+    "tensorboard",
+    "torchmetrics",
+    "tyro",
+)
 _BOX = re.compile("[─│╭╮╰╯]+")
 # What to do about what the operating system says.
 _REMEDIES = {
@@ -122,18 +134,16 @@ def _of_training(error: RuntimeError) -> int:
 def _compare(arguments: list[str]) -> int:
     import tyro
 
-    from specreg import display
-    from specreg.experiments import compare
-    from specreg.experiments.config import METHODS, PAPER_METHODS, Settings
+    from specreg.experiments.config import PAPER_METHODS, Settings
     from specreg.experiments.jobs import execute_all
-    from specreg.experiments.run import warn_about
-    from specreg.report import Run, write_report
+    from specreg.experiments.presets import Cell
+    from specreg.experiments.sweep import COMPARISON, Plan, saved_settings
 
     @dataclass
     class Compare:
         """Train methods side by side and compare them; complete runs are not made again, and stay in the results.
 
-        Writes results.json, table.md, spectra.png, curves.png, outputs.png and samples.png into the output folder.
+        Each run is a folder runs/METHOD-seedN in the output folder, beside results.json, table.md and pictures.
         """
 
         out: Path = Path("runs/compare")
@@ -142,29 +152,19 @@ def _compare(arguments: list[str]) -> int:
         """Any of sn, static, dynamic, anchored, guard, orthogonal, d-optimal, oni, none."""
         seeds: tuple[str, ...] = ("0",)
         """Each method is run with each seed."""
-        jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
+        jobs: int = field(default_factory=_default_jobs)
         """Runs at the same time; the cores are divided among them."""
         settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
-    saved = compare.saved_settings(_output(arguments, Compare.out))
+    saved = saved_settings(_output(arguments, Compare.out), COMPARISON)
     given = _parse(Compare() if saved is None else Compare(settings=saved), "compare", arguments)
-    methods: list[Method] = _split(given.methods)  # type: ignore[assignment]
-    for method in methods:
-        check_choice("methods", method, METHODS)
+    methods, seeds = _methods(given.methods), _seeds(given.seeds)
+    for name, values in (("methods", methods), ("seeds", seeds)):
+        if not values:
+            raise ValueError(f"{name} must not be empty")
     integer("jobs", given.jobs, at_least=1)
-    jobs = compare.plan(given.out, methods, [_integer("seeds", seed) for seed in _split(given.seeds)], given.settings)
-    runs = compare.all_runs(given.out, jobs)
-    for run in runs:
-        if run.complete:  # what the report will need is wrong now already
-            Run(run).read()
-    _show_log(quiet=False)
-    for job in {job.config.method: job for job in jobs}.values():
-        warn_about(job.config)
-    with display.comparison(jobs) as watch:
-        execute_all(jobs, min(given.jobs, len(jobs)), watch)
-    rows, paths = write_report(given.out, runs)
-    display.results(rows, paths)
-    return _outcome(jobs)
+    plan = Plan("", [Cell(COMPARISON, given.settings)], {}, methods, seeds)
+    return _carry_out(given.out, plan, functools.partial(execute_all, parallel=given.jobs), retry=True)
 
 
 def _sweep(arguments: list[str]) -> int:
@@ -172,17 +172,15 @@ def _sweep(arguments: list[str]) -> int:
 
     from specreg import display
     from specreg.experiments import cluster, presets, sweep
-    from specreg.experiments.config import METHODS, Settings
+    from specreg.experiments.config import Settings
     from specreg.experiments.jobs import execute_all
-    from specreg.experiments.run import warn_about
-    from specreg.report import sweep_table
 
     @dataclass
     class Sweep:
         """Run a preset's settings with several methods and seeds; runs that are complete are not made again.
 
-        Each run is a folder CELL/METHOD-seedN in the output folder, made by specreg train; specreg report OUT makes
-        tables and figures of them. Any setting of a run given here replaces the preset's in every cell.
+        Each run is a folder CELL/METHOD-seedN in the output folder, made by specreg train, beside results.json,
+        table.md and pictures. Any setting of a run given here replaces the preset's in every cell.
         """
 
         preset: str = ""
@@ -216,46 +214,50 @@ def _sweep(arguments: list[str]) -> int:
     given = _parse(Sweep(), "sweep", arguments)
     chosen = presets.find_preset(given.preset)
     before = presets.choose(chosen.cells, _split(given.cells))
-    # Parsed once more for each cell, whose settings are then the defaults.
+    options = {argument.removeprefix("--").split("=")[0] for argument in arguments if argument.startswith("--")}
     cells = [
-        dataclasses.replace(cell, settings=_parse(Sweep(settings=cell.settings), "sweep", arguments).settings)
-        for cell in before
+        dataclasses.replace(cell, settings=sweep.overridden(cell.settings, given.settings, options)) for cell in before
     ]
-    methods: list[Method] = _split(given.methods)  # type: ignore[assignment]
-    for method in methods:
-        check_choice("methods", method, METHODS)
     integer("jobs", given.jobs, at_least=1)
     for name, value in (("minutes", given.minutes), ("cpus", given.cpus)):
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
     if not 0 <= given.gpus < float("inf"):
         raise ValueError(f"gpus must not be negative, got {given.gpus!r}")
-    seeds = [_integer("seeds", seed) for seed in _split(given.seeds)] or list(chosen.seeds)
-    plan = sweep.Plan(chosen.name, cells, sweep.changes(before, cells), methods, seeds)
+    seeds = _seeds(given.seeds) or list(chosen.seeds)
+    plan = sweep.Plan(chosen.name, cells, sweep.changes(before, cells), _methods(given.methods), seeds)
     out = given.out or Path("runs") / chosen.name
     if given.dry_run:
-        display.sweep_plan(
-            plan, chosen.about, {cell.name: sweep.cost(cell) for cell in cells}, sweep.progress(out, plan)
-        )
+        costs = {cell.name: sweep.cost(cell) for cell in cells}
+        display.sweep_plan(plan, chosen.about, costs, sweep.progress(out, plan))
         return 0
+    execute: Callable[..., None] = functools.partial(execute_all, parallel=given.jobs, minutes=given.minutes)
     if given.ray is not None:
         cluster.check_ray()
-    jobs = sweep.lay_out(out, plan, retry=given.retry)
+        address = None if given.ray == "auto" else given.ray
+        execute = functools.partial(
+            cluster.execute_on_ray, address=address, cpus=given.cpus, gpus=given.gpus, minutes=given.minutes
+        )
+    return _carry_out(out, plan, execute, retry=given.retry)
+
+
+def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], *, retry: bool) -> int:
+    """Make a plan's runs, leave results, tables and pictures in the folder, and say which runs failed or wait."""
+    from specreg import display
+    from specreg.experiments.run import warn_about
+    from specreg.experiments.sweep import lay_out
+    from specreg.report import check_folder, open_cells, write_folder
+
+    cells = check_folder(out)  # what the report will need is wrong now already
+    jobs = lay_out(out, plan, retry=retry)
+    unchanged = cells and not any(job.state == "waiting" for job in jobs)
     _show_log(quiet=False)
-    for job in {(job.config.method, job.cell): job for job in jobs}.values():
+    for job in {(job.config.method, job.config.settings): job for job in jobs}.values():
         warn_about(job.config)
-    with display.sweep(jobs) as watch:
-        if given.ray is None:
-            execute_all(jobs, min(given.jobs, len(jobs)), watch, minutes=given.minutes)
-        else:
-            address = None if given.ray == "auto" else given.ray
-            cluster.execute_on_ray(jobs, address, cpus=given.cpus, gpus=given.gpus, watch=watch, minutes=given.minutes)
-    display.sweep_results(sweep_table(out), out)
-    return _outcome(jobs)
-
-
-def _outcome(jobs: "Sequence[Job]") -> int:
-    """Say which runs failed, and that others wait; returns the exit code."""
+    with display.progress(jobs) as watch:
+        execute(jobs, watch=watch)
+    cells = cells if unchanged else open_cells([out])
+    display.results(cells, write_folder(out, cells))
     for job in jobs:
         if job.state == "failed":
             sys.stderr.write(f"specreg: {printable(f'{job.name} failed: {job.error}')}\n")
@@ -452,18 +454,17 @@ def _inspect(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     import tyro
 
-    from specreg.report import folder_of, is_sweep, open_runs, open_sweeps, verdict_line, write_page, write_sweep_report
+    from specreg.report import open_cells, verdict_lines, write_page
 
     @dataclass
     class Report:
-        """Write one self-contained HTML page about runs: verdicts, spectra, scores, samples and settings.
+        """Write one self-contained HTML page about runs: verdicts, results, spectra, scores, samples and settings.
 
-        Of sweeps' folders the page has the paper's table and figures, which stand as table.md, results.json and
-        pictures in the folder PAGE-files, too.
+        Of several settings of a preset it has the paper's table and figures.
         """
 
         runs: tyro.conf.Positional[tuple[Path, ...]]
-        """Run directories, comparison folders, or one setting's folder of a sweep; or sweeps' folders."""
+        """Run directories, folders of comparisons or sweeps, or one setting's folder of a sweep."""
         out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("report.html")
         """The page to write."""
         overwrite: bool = False
@@ -475,17 +476,9 @@ def _report(arguments: list[str]) -> int:
     _check_output(given.out, (".html", ".htm"))
     if given.out.exists() and not given.overwrite:
         raise ValueError(f"{given.out} exists: choose another name with --out, or replace it with --overwrite")
-    if any(map(is_sweep, given.runs)):
-        if not all(map(is_sweep, given.runs)):
-            raise ValueError("give sweeps' folders alone, or runs and comparison folders alone")
-        if (folder := folder_of(given.out)).exists() and not (given.overwrite and folder.is_dir()):
-            raise ValueError(f"{folder} exists: choose another name with --out, or replace it with --overwrite")
-        paths = write_sweep_report(given.out, open_sweeps(given.runs))
-        sys.stdout.write("".join(f"{printable(str(path))}\n" for path in paths))
-        return 0
-    runs = open_runs(given.runs)
-    write_page(given.out, runs)
-    sys.stdout.write("".join(f"{line}\n" for line in (printable(str(given.out)), *map(verdict_line, runs))))
+    cells = open_cells(given.runs)
+    write_page(given.out, cells)
+    sys.stdout.write("".join(f"{line}\n" for line in (printable(str(given.out)), *verdict_lines(cells))))
     return 0
 
 
@@ -501,8 +494,8 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 # What takes seconds to import; each command takes from it what it uses.
 _RUNS = ("tyro", "specreg.display", "specreg.experiments.run")
 _NEEDS: dict[str, tuple[str, ...]] = {
-    "compare": (*_RUNS, "specreg.experiments.compare"),
-    "sweep": (*_RUNS, "specreg.experiments.sweep"),
+    "compare": (*_RUNS, "specreg.experiments.sweep", "specreg.report"),
+    "sweep": (*_RUNS, "specreg.experiments.sweep", "specreg.report"),
     "train": _RUNS,
     "evaluate": _RUNS,
     "sample": _RUNS,
@@ -574,11 +567,20 @@ def _split(values: Sequence[str]) -> list[str]:
     return [part for value in values for part in value.split(",") if part]
 
 
-def _integer(option: str, value: str) -> int:
+def _methods(given: Sequence[str]) -> "list[Method]":
+    from specreg.experiments.config import METHODS
+
+    for method in _split(given):
+        check_choice("methods", method, METHODS)
+    return _split(given)  # type: ignore[return-value]
+
+
+def _seeds(given: Sequence[str]) -> list[int]:
+    seeds = _split(given)
     try:
-        return int(value)
+        return [int(seed) for seed in seeds]
     except ValueError:
-        raise ValueError(f"{option} must be integers, got {value!r:.60}") from None
+        raise ValueError(f"seeds must be integers, got {' '.join(seeds)!r:.60}") from None
 
 
 def _check_output(path: Path, endings: tuple[str, ...]) -> None:

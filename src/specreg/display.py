@@ -11,21 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers import shown as layer_name
 from specreg.names import printable
-from specreg.report import TITLES, protocol, table
+from specreg.report.tables import notes, table
 
 if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need
     from specreg.experiments.jobs import Job
     from specreg.experiments.sweep import Cost, Plan
-    from specreg.report import SweepTable
+    from specreg.report import Cell
 
 # key in the records, heading, decimals
 _METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2))
@@ -63,20 +61,11 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
 
 
 @contextlib.contextmanager
-def comparison(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
-    """Show every run's progress in one table; yields what is to be called now and then."""
+def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
+    """Show how far the runs are; yields what is to be called now and then."""
     console = Console(stderr=True)
     with Live(console=console, auto_refresh=False) as live:
-        yield lambda: live.update(_jobs(jobs), refresh=True)
-    console.print()
-
-
-@contextlib.contextmanager
-def sweep(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
-    """Show how many runs are done and those that run or failed; yields what is to be called now and then."""
-    console = Console(stderr=True)
-    with Live(console=console, auto_refresh=False) as live:
-        yield lambda: live.update(_sweep(jobs), refresh=True)
+        yield lambda: live.update(_progress(jobs), refresh=True)
     console.print()
 
 
@@ -91,11 +80,11 @@ def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapp
     for heading in ("D\nparam.", "G\nparam.", "images\na run", "mult.-adds\na run", "runs\ndone"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for cell in plan.cells:
-        one, runs = costs[cell.name], plan.configs(cell)
+        cost, runs = costs[cell.name], plan.configs(cell)
         shown.add_row(
             Text(cell.name),
             " ".join(dict.fromkeys(config.method for config in runs.values())),
-            *map(_large, (one.d_parameters, one.g_parameters, one.real_images, one.multiply_adds)),
+            *map(_large, (cost.d_parameters, cost.g_parameters, cost.real_images, cost.multiply_adds)),
             f"{done[cell.name]}/{len(runs)}",
         )
     console.print(shown)
@@ -107,42 +96,26 @@ def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapp
         "matrix products, a backward pass as two forward ones; without normalization, compensation and evaluations. "
         "Divided by the multiply-adds a second that a machine sustains in training, they give its time."
     )
-    for changed, names in _by_changes(plan).items():
+    for changed in dict.fromkeys(tuple(changed) for changed in plan.changes.values() if changed):
+        names = [name for name, texts in plan.changes.items() if tuple(texts) == changed]
         console.print(_plain(f"Changed from the preset in {', '.join(names)}: {'; '.join(changed)}."))
 
 
-def sweep_results(tables: "Sequence[SweepTable]", out: Path) -> None:
-    """Print a sweep's tables, and how to have them as files."""
+def results(cells: "Sequence[Cell]", paths: Sequence[Path]) -> None:
+    """Print the table of results, what there is to say of it, and where the files are."""
     console = Console(highlight=False)
-    for one in tables:
-        shown = Table(title=_plain(one.title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-        for index, heading in enumerate(one.headings):
-            shown.add_column(_plain(heading), justify="left" if index == 0 else "right")
-        for row in one.rows:
-            shown.add_row(*map(_plain, row))
-        console.print(shown)
-        console.print()
-    console.print(_plain(f"tables, figures and a page: specreg report {out}"), soft_wrap=True)
-
-
-def results(rows: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
-    """Print the result table, its protocol and where the files are."""
-    console = Console()
-    if rows:
-        headings, cells = table(rows)
-        counts = {int(line[1]) for line in cells}
-        spread = "mean ± standard deviation" if max(counts) > 1 else ""
-        seeds = f"{max(counts)} seed{'s' if spread else ''}" if len(counts) == 1 else ""
-        shown = Table(title=", ".join(filter(None, [seeds, spread])), title_justify="left")
-        shown.add_column("")
-        for line in cells:
-            shown.add_column(_plain(line[0]), justify="right")
-        for heading, values in list(zip(headings, zip(*cells, strict=True), strict=True))[2 if seeds else 1 :]:
-            shown.add_row(heading, *map(_plain, values))
-        console.print(shown)
-        console.print(_plain(protocol(rows[0])), highlight=False)
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    brief = table(cells).brief()
+    for index, heading in enumerate(brief.headings):
+        shown.add_column(_plain(heading), justify="left" if index < brief.num_texts else "right")
+    for row in brief.rows:
+        shown.add_row(*map(_plain, row))
+    console.print(shown)
+    for text in notes(cells):
+        console.print(_plain(text))
     for path in paths:
-        console.print(_plain(str(path)), highlight=False, soft_wrap=True)
+        console.print(_plain(str(path)), soft_wrap=True)
+    console.print(_plain(f"one page about all: specreg report {paths[0].parent}"), soft_wrap=True)
 
 
 def metrics(values: Mapping[str, Any]) -> None:
@@ -207,20 +180,21 @@ def _series_table(found: Autopsy, width: int) -> Table:
     justify = ("left", *("right" for _ in picked), "left")
     shown, room = _table_of_layers(justify, heads, width - 29 - len(picked) * (cell + 1))
     for name, newest in found.layers[-1].items():
-        curves = "\n".join(_curve(one[name].ratios, width=16, height=1) for one in (found.layers[0], found.layers[-1]))
+        ends = (found.layers[0], found.layers[-1])
+        curves = "\n".join(_curve(layers[name].ratios, width=16, height=1) for layers in ends)
         bulks = [found.layers[index][name].statistics for index in picked]
         since = found.verdict.evidence[name].since if found.verdict and name in found.verdict.evidence else None
         shown.add_row(
             _head(newest, room),
             curves,
-            *("-" if one is None else f"{one['bulk']:.2f}" for one in bulks),
+            *("-" if numbers is None else f"{numbers['bulk']:.2f}" for numbers in bulks),
             _verdict(found.series_verdict(name), "" if since is None else f"\n{since}"),
         )
     return shown
 
 
 def _spectra_notes(found: Autopsy) -> list[str]:
-    counts = Counter(one.verdict for one in found.layers[0].values())
+    counts = Counter(spectrum.verdict for spectrum in found.layers[0].values())
     return [
         ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common() if verdict != "-")
         + f". collapsed: the bulk is below {COLLAPSED:.0%} of a random matrix's of this shape, reduced: below "
@@ -289,53 +263,28 @@ def _curve(ratios: Sequence[float], *, width: int, height: int) -> str:
     return "\n".join(rows)
 
 
-def _coloured(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    state = str(verdicts[0].get("state")) if verdicts else ""
-    colour = _STYLES.get(state)
-    return f"[{colour}]{state}[/]" if colour else escape(printable(state))
-
-
-def _jobs(jobs: "Sequence[Job]") -> Table:
-    shown = Table(box=None, padding=(0, 1))
-    shown.add_column("run", no_wrap=True)
-    shown.add_column("", width=16)
-    for heading in ("step", *(heading for _, heading, _ in _METRICS), "spectra", ""):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    for job in jobs:
-        steps = job.config.settings.training.steps
-        latest = _latest(job)
-        done = steps if job.state == "done" else latest["step"]
-        shown.add_row(
-            f"{TITLES[job.config.method]}, seed {job.config.seed}",
-            ProgressBar(total=steps, completed=done),
-            f"{done}/{steps}",
-            *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),
-            _coloured(_last(job, "verdicts")),
-            "[red]failed[/]" if job.state == "failed" else "" if job.state == "running" else job.state,
-        )
-    return shown
-
-
-def _sweep(jobs: "Sequence[Job]") -> Group:
+def _progress(jobs: "Sequence[Job]") -> Group:
     counts = Counter(job.state for job in jobs)
     states = ("done", "running", "failed", "stopped", "waiting")
-    said = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
+    summary = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
     shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("run", no_wrap=True, max_width=26)
-    for heading in ("step", *(heading for _, heading, _ in _METRICS), "spectra"):
+    for heading in ("step", *(heading for _, heading, _ in _METRICS), "spectra", ""):
         shown.add_column(heading, justify="right", no_wrap=True)
-    running = [job for job in jobs if job.state == "running"]
-    for job in running[:_MOST_SHOWN]:
-        latest = _latest(job)
+    # All runs, or those that run where there are many.
+    chosen = jobs if len(jobs) <= _MOST_SHOWN else [job for job in jobs if job.state == "running"][:_MOST_SHOWN]
+    for job in chosen:
+        latest, verdict = _latest(job), [str(record.get("state")) for record in _last(job, "verdicts")]
         shown.add_row(
             _plain(job.name),
             f"{latest['step']}/{job.config.settings.training.steps}",
             *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),
-            _coloured(_last(job, "verdicts")),
+            Text.assemble(*((printable(state), _STYLES.get(state, "")) for state in verdict)),
+            "" if job.state == "running" else job.state,
         )
     failed = [Text(printable(f"{job.name}: {job.error}"), "red", overflow="ellipsis", no_wrap=True)
               for job in jobs if job.state == "failed"]  # fmt: skip
-    return Group(f"{len(jobs)} runs: {said}", *([shown] if running else []), *failed[-_MOST_SHOWN:])
+    return Group(f"{len(jobs)} runs: {summary}", *([shown] if chosen else []), *failed[-_MOST_SHOWN:])
 
 
 def _last(job: "Job", series: str) -> list[dict[str, Any]]:
@@ -370,11 +319,3 @@ def _large(number: int) -> str:
         if number >= 10**power:
             return f"{number / 10**power:.3g} {prefix}"
     return str(number)
-
-
-def _by_changes(plan: "Plan") -> dict[tuple[str, ...], list[str]]:
-    found: dict[tuple[str, ...], list[str]] = {}
-    for name, changed in plan.changes.items():
-        if changed:
-            found.setdefault(tuple(changed), []).append(name)
-    return found

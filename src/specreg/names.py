@@ -1,5 +1,6 @@
-"""Words that several packages share, and the checks of a user's values. Standard library only."""
+"""Words and definitions that several packages share, and the checks of a user's values. Standard library only."""
 
+import math
 import operator
 from typing import Any, Literal
 
@@ -37,3 +38,12 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def printable(text: str) -> str:
     """Replace what could steer a terminal: control characters, and those that turn the direction of writing."""
     return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def bulk_range(rank: int) -> tuple[int, int]:
+    """Return the slice [begin, end) of the ratios that make the bulk: k = 2 to ceil(r/2), at least k = 2.
+
+    The upper half, because the lower one falls in healthy trainings too (Liu et al. 2019, figures 1 to 4: s_r/s1 ends
+    near 0.2 without collapse), and under static compensation is meant to.
+    """
+    return (1, max(2, math.ceil(rank / 2))) if rank > 1 else (0, 1)

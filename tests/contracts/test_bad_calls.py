@@ -19,7 +19,7 @@ from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages
 from specreg.experiments.config import RunConfig, Settings, from_dict
 from specreg.records import RunDirectory
-from specreg.report import open_runs, open_sweeps
+from specreg.report import open_cells
 from specreg.training.state import load_checkpoint
 
 NAN = float("nan")
@@ -147,8 +147,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "History.load": specreg.History.load,
     "open_checkpoint": open_checkpoint,
     "load_checkpoint": load_checkpoint,
-    "open_runs": lambda path: open_runs([path]),
-    "open_sweeps": lambda path: open_sweeps([path]),
+    "open_cells": lambda path: open_cells([path]),
     "RunDirectory.read": lambda path: RunDirectory(path.parent).read(path.stem),
 }
 PATHS: dict[str, spoilt.Builder] = {

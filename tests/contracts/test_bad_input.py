@@ -146,7 +146,8 @@ def compared(*spoils: Spoil) -> Builder:
     def build(folder: Path) -> str:
         settings = to_dict(Settings())
         run = make_run(folder / "compared" / "runs" / "sn-seed0", "sn")
-        (run.parents[1] / "comparison.json").write_text(json.dumps(settings))
+        cells = {"runs": {"changes": [], "runs": ["sn-seed0"], "settings": settings}}
+        (run.parents[1] / "sweep.json").write_text(json.dumps({"preset": "", "cells": cells}))
         (run / "config.json").write_text(json.dumps({"method": "sn", "seed": 0, "settings": settings}))
         for spoil in spoils:
             spoil(run)
@@ -210,11 +211,9 @@ COMPARE = {
     "unreadable result": (["--methods", "sn", "--out", compared(written("result.json", "[]"))], "result.json is damaged"),
     "damaged spectra": (["--methods", "sn", "--out", compared(written("spectra.jsonl", '{"step": 1}\n'))],
                         "spectra.jsonl is damaged: 'layers'"),
-    "other settings": (["--methods", "sn", "--steps", "7", "--out", compared()], "holds a comparison with other settings"),
-    "settings in a pipe": (["--out", parent(pipe("comparison.json"))], "comparison.json is a pipe"),
-} | {
-    f"settings: {name}": (["--out", parent(file("comparison.json", content))], said or "comparison.json does not hold")
-    for name, (content, said) in SOME_JSON.items()
+    "other settings": (["--methods", "sn", "--steps", "7", "--out", compared()], "holds runs with other settings"),
+    "settings in a pipe": (["--out", parent(pipe("sweep.json"))], "sweep.json is a pipe"),
+    "settings of a list": (["--out", parent(swept("[1, 2]"))], "sweep.json does not hold a sweep"),
 }  # fmt: skip
 
 SWEEP = {
@@ -369,7 +368,7 @@ REPORT = {
     "layers that are numbers": ([made(
         written("verdicts.jsonl", '{"step": 1, "iteration": 1, "state": "collapsed", "since": 1, "layers": [[1]], '
                                   '"message": "", "evidence": {}}\n'))], "verdicts.jsonl is damaged: 'layers'"),
-    "a run and a sweep": ([made(), parent(swept('{"preset": "p", "cells": {}}'))], "give sweeps' folders alone"),
+    "a sweep of nothing": ([parent(swept('{"preset": "p", "cells": {}}'))], "no run is planned in these folders"),
     "a sweep in a pipe": ([parent(pipe("sweep.json"))], "sweep.json is a pipe"),
     "a sweep that leads out": ([parent(swept('{"preset": "p", "cells": {"../x": {"changes": [], "runs": [], "settings": {}}}}'))],
                                "names '../x', no folder of its own"),

@@ -21,11 +21,11 @@ from hypothesis.strategies import SearchStrategy
 from runs import make_run
 from specreg import History
 from specreg.autopsy.spectra import inspect
-from specreg.experiments.compare import saved_settings
 from specreg.experiments.config import RunConfig, from_dict, to_dict
 from specreg.experiments.run import saved_config
+from specreg.experiments.sweep import saved_settings
 from specreg.records import SERIES, RunDirectory
-from specreg.report import open_runs, open_sweeps
+from specreg.report import open_cells
 from specreg.report.verdicts import history, line, segments
 from specreg.training.state import load_checkpoint
 from spoilt import safetensors, saved, tensor, zipped
@@ -141,7 +141,7 @@ def read_records(folder: Path) -> None:
 
 
 def read_report(folder: Path) -> None:
-    (run,) = open_runs([folder])
+    ((run,),) = (cell.runs for cell in open_cells([folder]))
     run.read()
     for name in run.layers:
         run.bulks(name)
@@ -185,6 +185,10 @@ def past() -> bytes:
 
 HEADER = {"a.weight": tensor([2, 3], 0, 24), "b.weight": tensor([2, 2], 24, 40), "__metadata__": {"format": "pt"}}
 SWEEP = {"preset": "paper", "cells": {"C8-32": {"changes": [], "runs": ["sn-seed0"], "settings": {"a": {"b": 1}}}}}
+COMPARISON = {
+    "preset": "",
+    "cells": {"runs": {"changes": [], "runs": ["sn-seed0"], "settings": to_dict(RunConfig().settings)}},
+}
 CONTENT = np.linspace(0.1, 1, 10, dtype=np.float32).tobytes()
 READERS = {
     "config": Reader(
@@ -194,8 +198,8 @@ READERS = {
         {"config.json": st.one_of(VALUES, reshaped([to_dict(RunConfig())])).map(json.dumps).map(str.encode)},
         lambda folder: from_dict(RunConfig, json.loads((folder / "config.json").read_text())),
     ),
-    "comparison": Reader({"comparison.json": texts(to_dict(RunConfig().settings))}, saved_settings),
-    "sweep": Reader({"sweep.json": texts(SWEEP)}, lambda folder: open_sweeps([folder])),
+    "comparison": Reader({"sweep.json": texts(COMPARISON)}, lambda folder: saved_settings(folder, "runs")),
+    "sweep": Reader({"sweep.json": texts(SWEEP)}, lambda folder: open_cells([folder])),
     "series": Reader(series(), read_records),
     "report": Reader(results() | series(), read_report),
     "history": Reader(

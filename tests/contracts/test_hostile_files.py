@@ -185,14 +185,14 @@ def test_what_a_file_says_cannot_steer_the_terminal(command, tmp_path, capsys):
 def test_a_comparison_and_a_training_print_what_they_find_as_text(tmp_path, capsys):
     from specreg import display
     from specreg.records import RunDirectory
-    from specreg.report import sweep_table, write_report
+    from specreg.report import open_cells, write_folder
 
     run = RunDirectory(make_run(tmp_path / "runs" / "sn-seed0", "sn", name=ESCAPES))
     run.write("result", (run.read("result") or {}) | {"features": ESCAPES, "protocol": ESCAPES, "method": ESCAPES})
-    rows, _ = write_report(tmp_path, [run])
-    display.results(rows, [tmp_path / "\x1b[2J"])
+    write_folder(tmp_path, open_cells([tmp_path]))
+    display.results(open_cells([tmp_path]), [tmp_path / "\x1b[2J"])
     display.metrics(run.read("result") or {})
-    display.sweep_results(sweep_table(hostile_sweep(tmp_path / "sweep")), tmp_path / "\x1b[2J")
+    display.results(open_cells([hostile_sweep(tmp_path / "sweep")]), [tmp_path / "\x1b[2J"])
     assert main(["train", "--out", str(tmp_path / "x"), "--data", str(tmp_path / ESCAPES.replace("/", ""))]) == 2
     printed = capsys.readouterr()
     assert plain(printed.out)

@@ -33,7 +33,7 @@ def test_a_comparison_on_points_ends_with_its_table_and_pictures(compared):
     assert rows[0]["compensations"] == 0
     assert rows[1]["compensations"] == 5
     assert "high quality" in (compared / "table.md").read_text()
-    for name in ("spectra", "curves", "samples"):
+    for name in ("spectra", "scores", "samples"):
         with Image.open(compared / f"{name}.png") as picture:
             assert len(picture.convert("L").resize((50, 50)).getcolors(256) or []) > 5
     spectra = (compared / "runs" / "static-seed0" / "spectra.jsonl").read_text().splitlines()

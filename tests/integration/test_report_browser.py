@@ -12,7 +12,7 @@ import pytest
 
 from runs import HOSTILE, hostile_sweep, hostile_weights, make_run
 from specreg.cli import main
-from specreg.report import open_runs, write_page
+from specreg.report import open_cells, write_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -68,7 +68,7 @@ def dumped(page: Path, profile: Path) -> tuple[str, list[str]]:
 def report(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     runs = [make_run(folder / "a", "static"), make_run(folder / "b", HOSTILE, name=HOSTILE, keep=HOSTILE)]
-    write_page(folder / "report.html", open_runs(runs))
+    write_page(folder / "report.html", open_cells(runs))
     return folder / "report.html"
 
 

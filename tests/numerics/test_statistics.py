@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from specreg.names import bulk_range
 from specreg.spectra.operator import convolution_norm
-from specreg.spectra.statistics import bulk, bulk_range, effective_rank, random_bulk, stable_rank, statistics
+from specreg.spectra.statistics import bulk, effective_rank, random_bulk, stable_rank, statistics
 
 
 def test_statistics_of_a_spectrum_worked_out_by_hand():

@@ -15,10 +15,11 @@ from PIL import Image
 from runs import HOSTILE, STEPS, damage, make_run
 from specreg.cli import main
 from specreg.records import RunDirectory
-from specreg.report import open_runs, table, write_page
-from specreg.report.panels import photograph
+from specreg.report import open_cells, table, write_page
+from specreg.report.illustrations import Panel
+from specreg.report.panels import picture
 from specreg.report.runs import Run, bulk, grouped, ratios
-from specreg.report.tables import protocol
+from specreg.report.tables import mean_and_spread, protocol
 from specreg.report.verdicts import line, segments, sentence
 from specreg.spectra import statistics
 
@@ -44,7 +45,7 @@ class Page(HTMLParser):
 
 
 def page_of(tmp_path: Path, *runs: Path) -> Page:
-    write_page(tmp_path / "report.html", open_runs(runs))
+    write_page(tmp_path / "report.html", open_cells(runs))
     return Page(tmp_path / "report.html")
 
 
@@ -63,7 +64,7 @@ def page(comparison) -> Page:
 
 
 def test_the_verdict_comes_first_and_names_state_layer_and_iteration(page):
-    order = ["verdict", "spectra", "layers", "methods", "scores", "outputs", "samples", "results", "settings"]
+    order = ["verdict", "results", "spectra", "layers", "methods", "scores", "outputs", "samples", "settings"]
     assert [section["id"] for section in page.attributes("section")] == order
     first = page.text[page.text.index("Of 3 runs") : page.text.index("Each curve is")]
     assert "Of 3 runs: 2 collapsed, 1 not watched." in first
@@ -105,16 +106,18 @@ def test_a_run_within_the_warm_up_is_not_called_healthy(tmp_path):
 
 
 def test_a_mean_says_how_many_runs_had_a_value():
-    rows = [{"method": "sn", "kl": kl, "fd": 1.0} for kl in (0.5, None, float("inf"), 1.5)]
-    headings, cells = table(rows)
-    assert dict(zip(headings, cells[0], strict=True)) == {
-        "method": "SN", "seeds": "4", "KL (nats) ↓": "1.00 ± 0.71 (2 of 4)", "FD ↓": "1.00 ± 0.00",
-    }  # fmt: skip
+    assert mean_and_spread([0.5, None, float("inf"), 1.5], 2) == "1.00 ± 0.71 (2 of 4)"
+    assert mean_and_spread([1.0, 1.0], 1) == "1.0 ± 0.0"
+    assert mean_and_spread([None], 1) == "-"
 
 
-def test_scores_of_different_protocols_are_not_averaged():
-    rows = [{"method": "sn", "protocol": name, "fd": fd} for name, fd in (("a", 1.0), ("b", 9.0), ("a", 3.0))]
-    assert [cells[:3] for cells in table(rows)[1]] == [["SN, a", "2", "2.00 ± 1.41"], ["SN, b", "1", "9.00"]]
+def test_scores_of_different_protocols_are_not_averaged(tmp_path):
+    for seed, (name, fd) in enumerate((("a", 1.0), ("b", 9.0), ("a", 3.0))):
+        run = RunDirectory(make_run(tmp_path / "runs" / str(seed), "sn", seed))
+        run.write("result", {"method": "sn", "protocol": name, "fd": fd})
+    assert [cells[:3] for cells in table(open_cells([tmp_path])).rows] == [
+        ["SN, a", "2", "2.00 ± 1.41"], ["SN, b", "1", "9.00"],
+    ]  # fmt: skip
 
 
 def test_one_protocol_of_points_is_one_line():
@@ -169,10 +172,9 @@ def test_the_results_are_grouped_by_method_and_by_setting(tmp_path):
     paths = [
         make_run(tmp_path / f"{keep}-{seed}", "static", seed, keep=keep) for keep in (0.5, 0.25) for seed in (0, 1)
     ]
-    runs = open_runs(paths)
-    assert list(grouped(runs)) == ["static SR, keep 0.5", "static SR, keep 0.25"]
-    rows = [run.result for run in runs]
-    assert [cells[:3] for cells in table(rows, [run.group for run in runs])[1]] == [
+    cells = open_cells(paths)
+    assert list(grouped(cells[0].runs)) == ["static SR, keep 0.5", "static SR, keep 0.25"]
+    assert [row[:3] for row in table(cells).rows] == [
         ["static SR, keep 0.5", "2", "500 ± 1"],
         ["static SR, keep 0.25", "2", "500 ± 1"],
     ]
@@ -182,8 +184,8 @@ def test_the_results_are_grouped_by_method_and_by_setting(tmp_path):
 
 
 def test_runs_that_are_told_apart_by_nothing_are_numbered(tmp_path):
-    runs = open_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b"), tmp_path / "a"])
-    assert [run.label for run in runs] == ["SN, seed 0 (1: a)", "SN, seed 0 (2: b)"]
+    (cell,) = open_cells([make_run(tmp_path / "a"), make_run(tmp_path / "b"), tmp_path / "a"])
+    assert [run.label for run in cell.runs] == ["SN, seed 0 (1: a)", "SN, seed 0 (2: b)"]
 
 
 def test_a_run_that_has_only_begun(tmp_path):
@@ -192,7 +194,7 @@ def test_a_run_that_has_only_begun(tmp_path):
     run.write("config", {"method": "dynamic", "seed": 0, "settings": {"training": {"steps": 10}}})
     page = page_of(tmp_path, run.path)
     assert "The run is at iteration 0 of 10." in page.text
-    assert "No run is complete yet" in page.text
+    assert "0 of 1 runs are complete." in page.text
     assert page.attributes("img") == []
 
 
@@ -236,11 +238,11 @@ def test_numbers_that_are_not_finite_leave_a_gap(tmp_path):
 
 def test_large_photographs_do_not_make_a_large_page(tmp_path):
     side = 2 * 700
-    Image.frombytes("RGB", (side, side), random.Random(0).randbytes(3 * side**2)).save(tmp_path / "samples.png")
-    written = photograph("noise", "noise", tmp_path / "samples.png")
-    assert 'src="data:image/jpeg;base64,' in written
-    assert 'width="700"' in written
-    assert len(written) < 600_000
+    noise = Image.frombytes("RGB", (side, side), random.Random(0).randbytes(3 * side**2))
+    held = picture(Panel("noise", "noise", noise))
+    assert held.source.startswith("data:image/jpeg;base64,")
+    assert held.width == 700
+    assert len(held.source) < 600_000
 
 
 def test_a_damaged_picture_is_named(tmp_path, capsys):

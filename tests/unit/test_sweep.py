@@ -16,12 +16,12 @@ import pytest
 from rich.console import Console
 
 from specreg.cli import main
-from specreg.display import _sweep
+from specreg.display import _progress
 from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, Settings
 from specreg.experiments.jobs import end, execute_all
 from specreg.experiments.presets import PRESETS, Cell, choose
-from specreg.experiments.sweep import Plan, changes, cost, lay_out
+from specreg.experiments.sweep import COMPARISON, Plan, changes, cost, lay_out, overridden, saved_settings
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 from sweeps import tiny
@@ -37,7 +37,7 @@ PAPER = [
 
 
 def plan_of(cells: list[Cell], **changes) -> Plan:
-    return replace(Plan("test", cells, {cell.name: [] for cell in cells}, (), (0,)), **changes)
+    return replace(Plan("test", cells, {}, (), (0,)), **changes)
 
 
 def test_the_papers_settings_are_the_papers():
@@ -149,6 +149,32 @@ def test_overrides_change_every_cell_and_data_are_no_change():
     shipped = PRESETS["digits"].cells
     other = replace(shipped[0], settings=replace(Settings(), data=DataConfig(data="a.zip")))
     assert changes(shipped, [other]) == {"digits": ["data 'digits' -> 'a.zip'"]}
+
+
+def test_an_option_replaces_the_presets_value_even_by_the_default():
+    (cell,) = choose(PRESETS["paper"].cells, ["C8-32"])
+    options = {"steps", "no-tensorboard", "d-lr", "detector.window", "seeds", "keep"}
+    given = replace(Settings(), records=replace(Settings().records, tensorboard=False))
+    result = overridden(cell.settings, given, options)
+    assert result.training == replace(cell.settings.training, steps=given.training.steps, d_lr=given.training.d_lr)
+    assert result.training.steps != cell.settings.training.steps
+    assert result.records == replace(cell.settings.records, tensorboard=False)
+    assert (result.data, result.model) == (cell.settings.data, cell.settings.model)
+    narrow = replace(given, detector=replace(given.detector, window=7), regularization=replace(
+        given.regularization, window=9))  # fmt: skip
+    assert overridden(cell.settings, narrow, {"detector.window"}).detector.window == 7
+    assert overridden(cell.settings, narrow, {"detector.window"}).regularization == cell.settings.regularization
+    assert overridden(cell.settings, narrow, {"window"}).regularization.window == 9
+
+
+def test_a_comparison_is_a_sweep_of_one_cell_and_no_preset(tmp_path):
+    plan = Plan("", [replace(tiny()[0], name=COMPARISON)], {}, ("sn",), (0, 1))
+    jobs = lay_out(tmp_path, plan)
+    assert [str(job.run.path.relative_to(tmp_path)) for job in jobs] == ["runs/sn-seed0", "runs/sn-seed1"]
+    assert saved_settings(tmp_path, COMPARISON) == tiny()[0].settings
+    assert saved_settings(tmp_path / "elsewhere", COMPARISON) is None
+    with pytest.raises(ValueError, match="holds a comparison: choose another folder"):
+        lay_out(tmp_path, plan_of(tiny()))
 
 
 SWEEP = ["sweep", "--out", "out", "--preset"]
@@ -265,8 +291,9 @@ def test_the_command_reports_failures_passes_them_over_and_tries_again_when_told
     printed = capsys.readouterr()
     assert "specreg: digits/static-seed0 failed: no memory\n" in printed.err
     assert "2 runs: 1 done, 1 failed" in printed.err
-    assert re.search(r"digits +2.50 \(1\) +-", printed.out)
+    assert re.search(r"FD ↓ +2.50 +-", printed.out)
     assert f"specreg report {out}" in printed.out
+    assert [row["fd"] for row in json.loads((out / "results.json").read_text())] == [2.5]
     assert json.loads((out / "digits" / "sn-seed0" / "config.json").read_text())["settings"]["training"]["steps"] == 7
     fake_runs(monkeypatch, "import sys\nopen(sys.argv[1] + '/result.json', 'w').write('{}')")
     assert main(command) == 1
@@ -290,12 +317,17 @@ def test_the_live_table_fits_80_columns(tmp_path):
         job.run.append("verdicts", {"step": 50000, "state": "collapsing"})
     jobs[0].state, jobs[0].error = "failed", "a long line " * 20
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(_sweep(jobs))
+    console.print(_progress(jobs))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "20 runs: 19 running, 1 failed"
     assert "A1024-128/dynamic-seed1" in lines[2]
     assert lines[2].split()[1:] == ["50000/4", "1000", "1.25", "123.45", "collapsing"]
+    jobs[1].state = "stopped"
+    console.print(_progress(jobs[:12]))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[-1] for line in lines[2:5]] == ["failed", "stopped", "collapsing"]
     assert lines[-1].startswith("A1024-128/dynamic-seed0: a long line")
     assert len(lines) < 20
 

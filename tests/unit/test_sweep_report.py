@@ -10,9 +10,9 @@ from PIL import Image
 from runs import HOSTILE, make_run
 from specreg.cli import main
 from specreg.files import write_json
-from specreg.report import open_runs, open_sweeps
-from specreg.report.runs import grouped
-from specreg.report.sweeps import missing, notes, published, summary, tables
+from specreg.report import open_cells, table, write_folder
+from specreg.report.runs import grouped, published
+from specreg.report.tables import missing, notes, results
 
 
 def make_sweep(out: Path, cells: dict[str, list[str]], *, preset: str = "paper", changed: str = "") -> Path:
@@ -42,7 +42,7 @@ def sweep(tmp_path_factory) -> Path:
 def test_the_published_scores_are_the_papers():
     paper = published("paper")["cells"]
     assert len(paper) == 26
-    assert [name for name, cell in paper.items() if cell["collapse"]] == [
+    assert [name for name, cell in paper.items() if cell["collapse"] == "yes"] == [
         "B64-64", "B128-64", "B256-64", "C8-32", "C16-32", "C32-32", "C64-32", "C128-32", "E256-64", "E256-32",
     ]  # fmt: skip
     assert paper["A16-128"]["FID"] == {"sn": [22.31, 0.28], "static": [24.67, 0.28]}
@@ -55,87 +55,120 @@ def test_the_published_scores_are_the_papers():
     assert published("digits") == {}
 
 
-def test_the_table_has_settings_as_rows_and_methods_as_columns(sweep):
-    cells = open_sweeps([sweep])
-    found = {table.key: table for table in tables(cells)}
-    distance = found["fd"]
-    assert distance.headings == [
-        "setting", "SN", "static SR", "dynamic SR",
-        "published FID, SN", "published FID, static SR", "published IS, SN", "published IS, static SR",
-    ]  # fmt: skip
-    a16 = ["A16-128", "-", "-", "-", "22.31 ± 0.28", "24.67 ± 0.28", "8.15 ± 0.09", "8.35 ± 0.09"]
-    c8 = ["C8-32", "13.00 ± 1.41 (2)", "12.00 (1)", "-"]
-    assert distance.rows == [a16, [*c8, "80.00 ± 1.12", "66.05 ± 2.12", "4.21 ± 0.18", "4.93 ± 0.20"]]
-    assert found["modes"].headings == ["setting", "SN", "static SR", "dynamic SR"]
-    assert found["modes"].rows[1] == ["C8-32", "501 ± 1 (2)", "500 (1)", "-"]
-    assert "seconds" not in found
-    collapse = found["collapse"]
-    assert collapse.headings[-1] == "published, SN"
-    assert collapse.rows == [
-        ["A16-128", "-", "-", "-", "no"],
-        ["C8-32", "2 of 2, from 700", "2 of 2, from 700", "-", "yes"],
+def test_the_table_has_a_row_for_each_method_of_each_setting_with_what_is_published_beside(sweep):
+    cells = open_cells([sweep])
+    headings, rows, num_texts = table(cells)
+    assert (headings[:6], num_texts) == (["setting", "method", "seeds", "modes ↑", "KL (nats) ↓", "FD ↓"], 2)
+    assert headings[-4:] == ["collapsed", "published FID", "published IS", "published collapse"]
+    assert [[*row[:4], row[5], *row[-4:]] for row in rows] == [
+        ["A16-128", "SN", "0", "-", "-", "-", "22.31 ± 0.28", "8.15 ± 0.09", "no"],
+        ["A16-128", "static SR", "0", "-", "-", "-", "24.67 ± 0.28", "8.35 ± 0.09", "-"],
+        ["A16-128", "dynamic SR", "0", "-", "-", "-", "-", "-", "-"],
+        ["C8-32", "SN", "2", "501 ± 1", "13.00 ± 1.41", "2 of 2, from 700", "80.00 ± 1.12", "4.21 ± 0.18", "yes"],
+        ["C8-32", "static SR", "1", "500", "12.00", "2 of 2, from 700", "66.05 ± 2.12", "4.93 ± 0.20", "-"],
+        ["C8-32", "dynamic SR", "0", "-", "-", "-", "-", "-", "-"],
     ]
-    said = " ".join(notes(cells))
-    assert said.startswith("3 of 8 runs are complete.")
-    assert "static SR against SN, 1 setting: Fréchet distance -7.7% in the mean, lower in 1." in said
-    assert "Inception" in said
+    text = " ".join(notes(cells))
+    assert text.startswith("3 of 8 runs are complete.")
+    assert "static SR against SN, 1 setting: Fréchet distance -7.7% in the mean, lower in 1." in text
+    assert "Inception" in text
+
+
+def test_what_is_published_stands_beside_methods_that_nobody_planned(tmp_path):
+    out = make_sweep(tmp_path / "sweep", {"C8-32": ["sn-seed0"]})
+    assert [row[0] for row in table(open_cells([out])).rows] == ["SN", "static SR"]
+
+
+def test_a_terminal_gets_a_few_rows_as_columns_and_of_many_what_says_most(sweep):
+    cells = open_cells([sweep])
+    few, many = table(cells[1:]).brief(), table(cells).brief()
+    assert few.headings == ["", "SN", "static SR", "dynamic SR"]
+    assert ["FD ↓", "13.00 ± 1.41", "12.00", "-"] in few.rows
+    assert many.headings == ["setting", "method", "seeds", "modes ↑", "KL (nats) ↓", "FD ↓", "collapsed"]
+    assert many.rows[3][-2:] == ["13.00 ± 1.41", "2 of 2, from 700"]
 
 
 def test_what_is_missing_is_said(sweep):
-    assert missing(open_sweeps([sweep])) == [
-        ("A16-128/sn-seed0", "not begun"),
-        ("A16-128/static-seed0", "not begun"),
-        ("A16-128/dynamic-seed0", "not begun"),
-        ("C8-32/dynamic-seed0", "failed: no memory"),
-        ("C8-32/static-seed2", "at iteration 1100 of 1100"),
+    assert missing(open_cells([sweep])) == [
+        ["A16-128/sn-seed0", "not begun"],
+        ["A16-128/static-seed0", "not begun"],
+        ["A16-128/dynamic-seed0", "not begun"],
+        ["C8-32/dynamic-seed0", "failed: no memory"],
+        ["C8-32/static-seed2", "at iteration 1100 of 1100"],
     ]
 
 
-def test_the_command_writes_page_tables_and_figures_and_overwrites_only_when_told(sweep, tmp_path, capsys):
-    page = tmp_path / "page.html"
-    assert main(["report", str(sweep), "-o", str(page)]) == 0
-    files = [Path(line) for line in capsys.readouterr().out.splitlines()]
+def test_a_sweep_leaves_results_tables_and_pictures(sweep):
+    cells = open_cells([sweep])
+    files = write_folder(sweep, cells)
     assert [file.name for file in files] == [
-        "page.html", "table.md", "results.json", "figures1-4-spectra-C.png", "figures1-4-scores-C.png",
-        "figure5-final-C.png", "outputs-C.png", "scores-by-setting.png",
+        "results.json", "table.md", "spectra.png", "methods.png", "scores.png", "outputs.png", "samples.png",
     ]  # fmt: skip
-    assert {file.parent for file in files[1:]} == {tmp_path / "page-files"}
-    for file in files[3:]:
+    for file in files[2:]:
         with Image.open(file) as picture:
             assert min(picture.size) > 200
             assert len(picture.convert("L").resize((50, 50)).getcolors(256) or []) > 5  # not blank
-    assert "| C8-32 | 13.00 ± 1.41 (2) | 12.00 (1) | - | 80.00 ± 1.12 |" in files[1].read_text()
+    assert "| C8-32 | SN | 2 | 501 ± 1 | 0.50 ± 0.00 | 13.00 ± 1.41 |" in files[1].read_text()
     assert "- C8-32/dynamic-seed0: failed: no memory" in files[1].read_text()
-    results = json.loads(files[2].read_text())
-    assert results == json.loads(json.dumps(summary(open_sweeps([sweep]))))
-    assert results["cells"][1]["methods"]["sn"]["fd"] == [12.0, 14.0]
+    assert json.loads(files[0].read_text()) == results(cells)
+    written = [(run["cell"], run["method"], run["seed"], run["fd"], run["collapsed"]) for run in results(cells)]
+    assert written == [("C8-32", "sn", 0, 12.0, 700), ("C8-32", "sn", 2, 14.0, 700), ("C8-32", "static", 0, 12.0, 700)]
+
+
+def test_the_page_of_several_settings_has_the_papers_figures(sweep, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert main(["report", str(sweep), "-o", str(page)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("C8-32: SN, seed 0: collapsed. ")
     text = page.read_text()
-    assert text.count("<img") == 5
-    assert re.findall(r'<section id="(\w+)"', text) == ["results", "missing", "figures", "verdict", "settings"]
-    assert main(["report", str(sweep), "-o", str(page)]) == 2
-    assert main(["report", str(sweep), "-o", str(page), "--overwrite"]) == 0
-    page.unlink()
-    capsys.readouterr()
-    assert main(["report", str(sweep), "-o", str(page)]) == 2
-    assert "page-files exists: choose another name with --out, or replace it with" in capsys.readouterr().err
+    shown = ["spectra", "methods", "scores", "outputs", "samples"]
+    assert re.findall(r'<section id="(\w+)"', text) == ["verdict", "results", *shown, "settings"]
+    assert "as in figure 5 of the paper" in text
+    assert text.count("<img") == 2 + 1 + 5 + 2 + 3  # two methods, one final, five scores, two outputs, real and two
+    assert "failed: no memory" in text
+
+
+def test_the_final_scores_of_several_settings_are_drawn_side_by_side(tmp_path):
+    out = make_sweep(tmp_path / "sweep", {"a": ["sn-seed0"], "b": ["sn-seed0"]}, preset="mine")
+    for cell in ("a", "b"):
+        make_run(out / cell / "sn-seed0", "sn")
+    assert "settings-compared.png" in [file.name for file in write_folder(out, open_cells([out]))]
 
 
 def test_a_sweep_that_has_only_begun(tmp_path):
     out = make_sweep(tmp_path / "sweep", {"a cell": ["sn-seed0"]}, preset="mine")
     assert main(["report", str(out), "-o", str(tmp_path / "page.html")]) == 0
     assert "0 of 1 runs are complete." in (tmp_path / "page.html").read_text()
-    assert sorted(file.name for file in (tmp_path / "page-files").iterdir()) == ["results.json", "table.md"]
+    assert [path.name for path in write_folder(out, open_cells([out]))] == ["results.json"]
+    assert json.loads((out / "results.json").read_text()) == []
 
 
-def test_several_sweeps_share_a_table_and_one_setting_has_a_page_of_its_own(sweep, tmp_path, capsys):
+def test_a_comparison_is_a_sweep_of_one_cell(tmp_path):
+    out = make_sweep(tmp_path / "out", {"runs": ["sn-seed0", "sn-seed1"]}, preset="")
+    make_run(out / "runs" / "sn-seed0", "sn")
+    (cell,) = open_cells([out, out / "runs"])
+    assert [run.label for run in cell.runs] == ["SN, seed 0"]
+    assert missing([cell]) == [["runs/sn-seed1", "not begun"]]
+
+
+def test_of_many_runs_the_page_shows_the_first_of_each_method(tmp_path, capsys):
+    for seed in range(30):
+        make_run(tmp_path / "runs" / str(seed), "sn", seed)
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "Of 30 runs: 30 collapsed."
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("<img") < 30
+    assert "What was said of each run" in text
+    assert "SN, seed 29" in text
+
+
+def test_several_sweeps_share_a_page_and_one_setting_has_a_page_of_its_own(sweep, tmp_path):
     other = make_sweep(tmp_path / "other", {"C8-32": ["sn-seed0"], "B8-64": ["sn-seed0"]}, changed="steps 9 -> 1100")
     make_run(other / "C8-32" / "sn-seed0", "sn", 0)
-    cells = open_sweeps([sweep, other])
+    cells = open_cells([sweep, other])
     assert [cell.label for cell in cells] == ["A16-128", "B8-64", "C8-32 (out)", "C8-32 (other)"]
     assert "Not the preset's settings in B8-64, C8-32 (other): steps 9 -> 1100." in notes(cells)
-    assert list(grouped(open_runs([sweep / "C8-32"]))) == ["SN", "static SR"]
-    assert main(["report", str(sweep), str(sweep / "C8-32"), "-o", str(tmp_path / "page.html")]) == 2
-    assert "give sweeps' folders alone" in capsys.readouterr().err
+    (cell,) = open_cells([sweep / "C8-32"])
+    assert list(grouped(cell.runs)) == ["SN", "static SR"]
 
 
 def test_strings_of_a_sweep_stay_text_and_a_damaged_one_is_named(tmp_path, capsys):

@@ -28,7 +28,6 @@ class Job:
     Attributes:
         state: "waiting", "running", "done", "failed" or "stopped".
         error: why it failed: the last line that its process wrote, or the signal that killed it.
-        cell: the setting of a sweep that it belongs to.
         lost: how often the machine under it was lost (on a cluster).
     """
 
@@ -36,14 +35,13 @@ class Job:
     run: RunDirectory
     state: str = "waiting"
     error: str = ""
-    cell: str = ""
     lost: int = 0
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
-        """The run's name in its folder: METHOD-seedN, in a sweep CELL/METHOD-seedN."""
-        return f"{self.cell}/{self.run.name}" if self.cell else self.run.name
+        """The run's name in its folder: CELL/METHOD-seedN."""
+        return f"{self.run.path.parent.name}/{self.run.name}"
 
 
 def execute_all(

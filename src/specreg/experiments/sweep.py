@@ -1,10 +1,11 @@
 """Sweeps: a grid of methods, cells and seeds as runs with deterministic names, CELL/METHOD-seedN.
 
 A sweep's folder holds the runs and ``sweep.json``: the preset, and for each cell its settings, in what they differ
-from the preset's, and the names of its runs. Sweeps of one preset into one folder add up.
+from the preset's, and the names of its runs. Sweeps of one preset into one folder add up. A comparison is a sweep of
+one cell, :data:`COMPARISON`, and of no preset.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from specreg.experiments.networks import check_networks, make_discriminator, mak
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import prepare_run
 from specreg.experiments.sources import open_checked, open_source
-from specreg.files import prepare_directory, read_json, write_json
+from specreg.files import exists, prepare_directory, read_json, write_json
 from specreg.names import printable
 from specreg.records import RunDirectory
+
+COMPARISON = "runs"  # the cell of a comparison, and so the folder of its runs
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Plan:
     """What a sweep is to run.
 
     Attributes:
-        cells: with the overrides in their settings.
-        changes: by cell, in what its settings differ from the preset's: "key old -> new".
+        preset: "" for a comparison.
+        changes: by cell, in what its settings differ from the preset's: "key old -> new"; no entry is nothing.
         methods: for every cell; empty are the cell's own.
     """
 
@@ -50,17 +53,36 @@ class Plan:
         }  # fmt: skip
 
 
+def overridden(settings: Settings, given: Settings, options: Collection[str]) -> Settings:
+    """Return settings in which the fields named by the options of a command line have the values given there.
+
+    Args:
+        options: as typed, without dashes at the beginning: "batch-size", "no-tensorboard", "detector.warmup".
+    """
+    names = {option.replace("-", "_") for option in options}
+    names |= {name.removeprefix("no_") for name in names}
+
+    def merged(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        return {
+            key: merged(value, new[key], "detector." if key == "detector" else "") if isinstance(value, Mapping)
+            else new[key] if prefix + key in names else value
+            for key, value in old.items()
+        }  # fmt: skip
+
+    return from_dict(Settings, merged(to_dict(settings), to_dict(given)))
+
+
 def changes(before: Sequence[Cell], after: Sequence[Cell]) -> dict[str, list[str]]:
     """Return by cell in what its settings differ from the preset's; data that only the user can name do not count."""
-    found = {}
+    changed = {}
     for old, new in zip(before, after, strict=True):
         given = replace(old.settings.data, data=new.settings.data.data) if old.images else old.settings.data
-        found[old.name] = differences(replace(old.settings, data=given), new.settings)
-    return found
+        changed[old.name] = differences(replace(old.settings, data=given), new.settings)
+    return changed
 
 
 def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
-    """Lay out the run directories of a sweep; complete runs are done already, and failed ones are passed over.
+    """Lay out the run directories of a plan; complete runs are done already, and failed ones are passed over.
 
     Args:
         retry: let failed runs go on, too.
@@ -76,18 +98,31 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
             f"{lacking[0].name} trains on {wanted}, which are not shipped: say where they are with --data"
             + (", and choose the cells of one data set with --cells" if " and " in wanted else "")
         )
-    planned = [(cell, name, config) for cell in plan.cells for name, config in plan.configs(cell).items()]
+    planned = {out / cell.name / name: config for cell in plan.cells for name, config in plan.configs(cell).items()}
     for cell in {(cell.settings.data, cell.settings.model): cell for cell in plan.cells}.values():
         open_checked(cell.settings)
     prepare_directory(out)
     with RunDirectory(out).lock():  # another sweep may have added its cells since
         write_json(out / "sweep.json", _merged(out, plan))
     jobs = []
-    for cell, name, config in planned:
-        run = RunDirectory(out / cell.name / name)
+    for path, config in planned.items():
+        run = RunDirectory(path)
         prepare_run(config, run)
-        jobs.append(_job(cell, config, run, retry))
+        jobs.append(Job(config, run, "done" if run.complete else "waiting"))
+        if jobs[-1].state == "waiting" and not retry and (failure := run.read("failed")) is not None:
+            error = f"{printable(str(failure.get('error')))} (--retry tries it again)"
+            jobs[-1].state, jobs[-1].error = "failed", error
     return jobs
+
+
+def saved_settings(out: Path, cell: str) -> Settings | None:
+    """Return the settings that a folder of runs has for a cell, None where it has none.
+
+    Raises:
+        ValueError: the folder's ``sweep.json`` is damaged.
+    """
+    _, cells = _saved(out)
+    return cells[cell][0] if cell in cells else None
 
 
 def progress(out: Path, plan: Plan) -> dict[str, int]:
@@ -165,38 +200,42 @@ def _multiply_adds(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def _job(cell: Cell, config: RunConfig, run: RunDirectory, retry: bool) -> Job:
-    failure = run.read("failed")
-    if run.complete:
-        return Job(config, run, "done", cell=cell.name)
-    if failure is not None and not retry:
-        return Job(config, run, "failed", f"{printable(str(failure.get('error')))} (--retry tries it again)", cell.name)
-    return Job(config, run, cell=cell.name)
-
-
 def _merged(out: Path, plan: Plan) -> dict[str, Any]:
     """Return what ``sweep.json`` is to hold: what it holds, and the plan's cells and runs."""
+    preset, cells = _saved(out)
+    if cells and preset != plan.preset:
+        raise ValueError(f"{out} holds {f'a sweep of the preset {preset!r}' if preset else 'a comparison'}: choose "
+                         "another folder")  # fmt: skip
+    for cell in plan.cells:
+        settings, changed, runs = cells.get(cell.name, (cell.settings, [], []))
+        if different := differences(settings, cell.settings):
+            raise ValueError(
+                f"{out} holds {cell.name} with other settings ({'; '.join(different)}): "
+                f"repeat the old ones to go on with it, or choose another folder"
+            )
+        runs = list(dict.fromkeys([*runs, *plan.configs(cell)]))
+        cells[cell.name] = (cell.settings, plan.changes.get(cell.name, changed), runs)
+    return {
+        "preset": plan.preset,
+        "cells": {
+            name: {"changes": changed, "runs": runs, "settings": to_dict(settings)}
+            for name, (settings, changed, runs) in cells.items()
+        },
+    }
+
+
+def _saved(out: Path) -> tuple[str, dict[str, tuple[Settings, list[str], list[str]]]]:
+    """Return the preset of a folder, and settings, changes and names of runs of its cells."""
     path = out / "sweep.json"
-    saved: dict[str, Any] = read_json(path) if path.exists() else {"preset": plan.preset, "cells": {}}
+    if not exists(path):
+        return "", {}
+    saved = read_json(path)
     try:
-        preset, cells = str(saved["preset"]), dict(saved["cells"])
-        known = {name: from_dict(Settings, one["settings"]) for name, one in cells.items()}
-        runs = {name: list(map(str, one["runs"])) for name, one in cells.items()}
+        return str(saved["preset"]), {
+            name: (from_dict(Settings, cell["settings"]), list(map(str, cell["changes"])), list(map(str, cell["runs"])))
+            for name, cell in dict(saved["cells"]).items()
+        }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} does not hold a sweep ({type(error).__name__}: {error}): choose another folder"
         ) from error
-    if preset != plan.preset:
-        raise ValueError(f"{out} holds a sweep of the preset {preset!r}: choose another folder")
-    for cell in plan.cells:
-        if cell.name in known and (changed := differences(known[cell.name], cell.settings)):
-            raise ValueError(
-                f"{out} holds {cell.name} with other settings ({'; '.join(changed)}): "
-                f"repeat the old ones to go on with it, or choose another folder"
-            )
-        cells[cell.name] = {
-            "changes": plan.changes[cell.name],
-            "runs": list(dict.fromkeys([*runs.get(cell.name, []), *plan.configs(cell)])),
-            "settings": to_dict(cell.settings),
-        }
-    return {"preset": preset, "cells": cells}

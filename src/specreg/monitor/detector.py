@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from specreg.names import ALARMS, STATES, State, integer
-from specreg.spectra.statistics import bulk_range
+from specreg.names import ALARMS, STATES, State, bulk_range, integer
 
 # A fall begins where the bulk was last at this part of its old level.
 _NEAR = 0.9

@@ -1,38 +1,28 @@
-"""Tables, pictures and a page from records: what a comparison leaves in its folder, and ``specreg report``.
+"""Tables, pictures and a page from records: what comparisons and sweeps leave in their folder, and ``specreg report``.
 
 Reads run directories only (see ``specreg.records``) and never imports torch.
 
-- ``runs``: records, checked; labels; which runs are repetitions of each other
-- ``tables``, ``verdicts``, ``figures``: numbers, words and curves
-- ``folder``: results.json, table.md and three pictures
-- ``markup``, ``sections``, ``page``: one HTML page that holds everything
-- ``sweeps``, ``sweep_figures``, ``sweep_page``: the paper's table and figures from sweeps, and a page about them
+- ``runs``: records, checked; cells of a sweep; labels; which runs are repetitions of each other
+- ``verdicts``, ``tables``: words and numbers
+- ``figures``, ``illustrations``: curves on axes, and which of them are shown, with captions
+- ``panels``, ``page``, ``page.html.j2``: pictures of these, in one HTML page or in a folder
 """
 
-from specreg.report.folder import write_report
-from specreg.report.page import write_page
-from specreg.report.runs import Run, open_runs
-from specreg.report.sweep_page import folder_of, write_sweep_report
-from specreg.report.sweeps import SweepTable, is_sweep, open_sweeps, sweep_table
-from specreg.report.tables import COLUMNS, TITLES, markdown, protocol, results, table
-from specreg.report.verdicts import line as verdict_line
+from specreg.report.page import check_folder, write_folder, write_page
+from specreg.report.runs import Cell, Run, open_cells, title
+from specreg.report.tables import Table, protocol, table
+from specreg.report.verdicts import lines as verdict_lines
 
 __all__ = [
-    "COLUMNS",
-    "TITLES",
+    "Cell",
     "Run",
-    "SweepTable",
-    "folder_of",
-    "is_sweep",
-    "markdown",
-    "open_runs",
-    "open_sweeps",
+    "Table",
+    "check_folder",
+    "open_cells",
     "protocol",
-    "results",
-    "sweep_table",
     "table",
-    "verdict_line",
+    "title",
+    "verdict_lines",
+    "write_folder",
     "write_page",
-    "write_report",
-    "write_sweep_report",
 ]

@@ -1,9 +1,10 @@
-"""Drawing: curves onto given axes, and the three pictures of a comparison's folder.
+"""Drawing: curves of runs onto given axes, and how their lines look.
 
 Texts from records are drawn with ``parse_math=False``: a layer's name may hold a dollar sign.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,24 +15,18 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from specreg.names import ALARMS, printable
-from specreg.report.runs import OUTPUTS, Run, grouped, ratios
-from specreg.report.tables import COLUMNS
-from specreg.report.verdicts import segments
+from specreg.names import printable
+from specreg.report.runs import METHODS, OUTPUTS, Cell, Run, grouped, ratios
+from specreg.report.tables import finite_values
+from specreg.report.verdicts import ALARMS, segments
 
-COLOURS = {
-    "sn": "#c44e52", "static": "#2a6fbb", "dynamic": "#3a923a", "anchored": "#7b5aa6", "guard": "#d9822b",
-    "orthogonal": "#795548", "d-optimal": "#00838f", "oni": "#e377c2", "none": "#9e9e9e",
-}  # fmt: skip
 _SPARE = ("#5f6b76", "#b5519c", "#8c6d31", "#17a2b0", "#2f2f2f", "#a3b82a")
 # Lines differ by more than their colour: matplotlib's pattern and SVG's for the same line.
 _PATTERNS = (("solid", ""), ((0, (5, 2)), "10 4"), ((0, (1, 1.2)), "2 2.4"), ((0, (6, 2, 1, 2)), "12 4 2 4"))
 _SHADES = {"collapsing": "#f8e3b4", "collapsed": "#efc4c0"}
 MOMENTS = 5  # curves of one layer's spectrum
-_PANELS = 4  # layers shown in spectra.png
 
 
 class Style(NamedTuple):
@@ -40,82 +35,6 @@ class Style(NamedTuple):
     colour: str
     pattern: Any = "solid"
     dashes: str = ""
-
-
-def draw_spectra(runs: Sequence[Run]) -> Figure:
-    """Draw s_k/s_1 against k at several moments: a row for each method (first seed), a column for each layer.
-
-    The layers are those whose spectrum changed most under the first method.
-    """
-    firsts = {group: alike[0] for group, alike in grouped(runs).items()}
-    names = most_changed(next(iter(firsts.values())), _PANELS)
-    figure, axes = plt.subplots(
-        len(firsts), len(names), figsize=(3.1 * len(names) + 0.6, 2.5 * len(firsts) + 0.7), squeeze=False,
-        sharey=True, layout="constrained",
-    )  # fmt: skip
-    for row, (group, run) in enumerate(firsts.items()):
-        for column, name in enumerate(names):
-            axis = axes[row][column]
-            plot_moments(axis, run, name)
-            if row == 0:
-                axis.set_title(printable(name), fontsize=10, parse_math=False)
-            if row < len(firsts) - 1:
-                axis.set_xlabel("")
-            axis.set_ylabel("")
-        axes[row][0].set_ylabel(f"{printable(group)}\nsₖ / s₁", parse_math=False)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="step", loc="outside right center", frameon=False)
-    figure.suptitle("Spectral distributions of the discriminator's layers during training", fontsize=11)
-    return figure
-
-
-def draw_curves(runs: Sequence[Run]) -> Figure:
-    """Draw the metrics during training: thin lines for seeds, a thick one for each method's mean."""
-    found = {key: heading for key, heading, _ in COLUMNS if any(key in run.curves for run in runs)}
-    figure, axes = plt.subplots(
-        1, len(found) + 1, figsize=(4.1 * (len(found) + 1), 3.6), squeeze=False, layout="constrained"
-    )
-    for axis, (key, heading) in zip(axes[0], found.items(), strict=False):
-        plot_curves(axis, runs, recorded(key))
-        axis.set_title(heading)
-    plot_least(axes[0][-1], runs)
-    axes[0][-1].set_title("$s_2/s_1$ of the most collapsed layer")
-    handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
-    return figure
-
-
-def draw_samples(runs: Sequence[Run]) -> Figure:
-    """Draw real images beside generated ones of each method's first seed."""
-    firsts = {group: alike[0].directory for group, alike in grouped(runs).items()}
-    pictures = [("real", next(iter(firsts.values())).image("data"))]
-    pictures += [(group, run.image("samples")) for group, run in firsts.items()]
-    figure, axes = plt.subplots(
-        1, len(pictures), figsize=(3.2 * len(pictures), 3.5), squeeze=False, layout="constrained"
-    )
-    for axis, (title, path) in zip(axes[0], pictures, strict=True):
-        axis.imshow(plt.imread(path), interpolation="nearest", cmap="gray")
-        axis.set_title(printable(title), parse_math=False)
-        axis.axis("off")
-    return figure
-
-
-def draw_outputs(runs: Sequence[Run]) -> Figure:
-    """Draw the discriminator's scores at the end, a panel for each group (first seed), with all seeds' overfitting."""
-    groups = {group: [run for run in alike if run.outputs] for group, alike in grouped(runs).items()}
-    groups = {group: alike for group, alike in groups.items() if alike}
-    figure, axes = plt.subplots(
-        1, len(groups), figsize=(3.3 * len(groups) + 0.4, 3.4), squeeze=False, sharey=True, layout="constrained"
-    )
-    for axis, (group, alike) in zip(axes[0], groups.items(), strict=True):
-        plot_outputs(axis, alike[0])
-        gaps = ", ".join(f"{run.outputs[-1]['overfitting']:.3f}" for run in alike if "overfitting" in run.outputs[-1])
-        axis.set_title(f"{printable(group)}\noverfitting {gaps}", fontsize=10, parse_math=False)
-    for axis in axes[0][1:]:
-        axis.set_ylabel("")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
-    return figure
 
 
 def plot_outputs(axis: Axes, run: Run) -> None:
@@ -138,11 +57,11 @@ def output_styles() -> dict[str, Style]:
 
 def plot_moments(axis: Axes, run: Run, name: str) -> None:
     """Plot a layer's s_k/s_1 against k at several moments (Liu et al. 2019, figures 1 to 4)."""
-    known = dict(run.ratios(name))
-    for step, style in moments(run).items():
-        if step in known:
-            places = range(1, len(known[step]) + 1)
-            axis.plot(places, known[step], marker="o", ms=3, color=style.colour, label=f"{step}")
+    curves = dict(run.ratios(name))
+    for step, style in _steps(run).items():
+        if step in curves:
+            places = range(1, len(curves[step]) + 1)
+            axis.plot(places, curves[step], marker="o", ms=3, color=style.colour, label=f"{step}")
     _finish_distribution(axis)
 
 
@@ -187,18 +106,40 @@ def plot_named(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     _finish_training(axis)
 
 
-def plot_curves(axis: Axes, runs: Sequence[Run], curve_of: Callable[[Run], Mapping[int, float]]) -> None:
-    """Plot a number during training: thin lines for seeds, a thick one for each group's mean."""
+def plot_curves(
+    axis: Axes, runs: Sequence[Run], curve_of: Callable[[Run], Mapping[int, float]], *, up_to_one: bool = False
+) -> None:
+    """Plot a number during training: thin lines for seeds, a thick one for each group's mean.
+
+    Args:
+        up_to_one: show the range from 0 to 1.
+    """
     look = styles(runs)
     for group, alike in grouped(runs).items():
         _plot_mean(axis, [curve for run in alike if (curve := curve_of(run))], look[group], group)
+    if up_to_one:
+        axis.set_ylim(0, 1.05)
     _finish_training(axis)
 
 
-def plot_least(axis: Axes, runs: Sequence[Run]) -> None:
-    """Plot s_2/s_1 of the most collapsed layer during training."""
-    plot_curves(axis, runs, least_second_ratio)
-    axis.set_ylim(0, 1.05)
+def plot_by_setting(axis: Axes, cells: Sequence[Cell], key: str) -> None:
+    """Plot each method's final score by setting: means over seeds, bars are one standard deviation."""
+    methods = list(dict.fromkeys(run.method for cell in cells for run in cell.runs if run.result))
+    for index, method in enumerate(methods):
+        offset = 0.7 * ((index + 0.5) / len(methods) - 0.5)
+        points = [(place + offset, values) for place, cell in enumerate(cells)
+                  if (values := finite_values(cell.runs, method, key))]  # fmt: skip
+        axis.errorbar(
+            [place for place, _ in points],
+            [statistics.fmean(values) for _, values in points],
+            [statistics.stdev(values) if len(values) > 1 else math.nan for _, values in points],
+            fmt="os^Dv"[index % 5], ms=5, capsize=3, color=METHODS[method][1] if method in METHODS else None,
+        )  # fmt: skip
+    axis.grid(alpha=0.25)
+    axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
+    labels = [printable(cell.label) for cell in cells]
+    axis.set_xticks(range(len(cells)), labels, rotation=40, ha="right", parse_math=False)
+    axis.set_xlim(-0.6, len(cells) - 0.4)
 
 
 def recorded(key: str) -> Callable[[Run], Mapping[int, float]]:
@@ -206,8 +147,12 @@ def recorded(key: str) -> Callable[[Run], Mapping[int, float]]:
     return lambda run: run.curves.get(key, {})
 
 
-def moments(run: Run) -> dict[int, Style]:
-    """Return the steps at which a run's spectra are drawn, with their lines."""
+def moments(run: Run) -> dict[str, Style]:
+    """Return the moments at which a run's spectra are drawn, with their lines."""
+    return {f"iteration {step}": style for step, style in _steps(run).items()}
+
+
+def _steps(run: Run) -> dict[int, Style]:
     steps = [record["step"] for record in run.spectra]
     chosen = dict.fromkeys(steps[round(i * (len(steps) - 1) / (MOMENTS - 1))] for i in range(MOMENTS) if steps)
     return dict(zip(chosen, map(Style, _shades(len(chosen))), strict=True))
@@ -215,14 +160,14 @@ def moments(run: Run) -> dict[int, Style]:
 
 def styles(runs: Iterable[Run]) -> dict[str, Style]:
     """Return each group's line; of several groups of one method only the first has the method's colour."""
-    spare, taken = iter(_SPARE * len(COLOURS)), set[str]()
-    found: dict[str, Style] = {}
+    spare, taken = iter(_SPARE * len(METHODS)), set[str]()
+    looks: dict[str, Style] = {}
     for index, (group, alike) in enumerate(grouped(runs).items()):
-        colour = COLOURS.get(alike[0].method, "")
+        _, colour = METHODS.get(alike[0].method, ("", ""))
         colour = next(spare, "#000000") if not colour or colour in taken else colour
         taken.add(colour)
-        found[group] = Style(colour, *_PATTERNS[index % len(_PATTERNS)])
-    return found
+        looks[group] = Style(colour, *_PATTERNS[index % len(_PATTERNS)])
+    return looks
 
 
 def layer_styles(names: Iterable[str]) -> dict[str, Style]:
@@ -250,9 +195,22 @@ def most_changed(run: Run, count: int) -> list[str]:
 
 def least_second_ratio(run: Run) -> dict[int, float]:
     """Return s_2/s_1 of the layer that has the least, by step."""
-    layers = {record["step"]: record["layers"].values() for record in run.spectra}
-    seconds = {step: [ratios(values)[1] for values in found if len(values) > 1] for step, found in layers.items()}
+    seconds = {
+        record["step"]: [ratios(values)[1] for values in record["layers"].values() if len(values) > 1]
+        for record in run.spectra
+    }
     return {step: min(values) for step, values in seconds.items() if values}
+
+
+def last_convolution(run: Run) -> str:
+    """Return the layer that the paper shows: the discriminator's last convolution."""
+    convolutions = [name for name in run.layers if "conv" in name]
+    return (convolutions or run.layers)[-1]
+
+
+def last_bulk(run: Run) -> dict[int, float]:
+    """Return the bulk of the last convolution by step."""
+    return run.bulks(last_convolution(run)) if run.layers else {}
 
 
 def words(text: str) -> str:

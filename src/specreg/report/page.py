@@ -1,88 +1,180 @@
-"""One self-contained HTML page about runs: no scripts, nothing loaded from elsewhere."""
+"""One self-contained HTML page about runs (``page.html.j2``), and what comparisons and sweeps leave in their folder."""
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from specreg.files import write_text
-from specreg.report import sections
-from specreg.report.markup import Markup, join, tag
-from specreg.report.panels import opened
-from specreg.report.runs import Run, grouped
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-# Even if a string from a record became markup, the browser would neither run it nor load anything.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-
-# Anchor, heading and what fills it; a section without content is left out.
-_SECTIONS = (
-    ("verdict", "Verdict", sections.verdict),
-    ("spectra", "Spectra during training", sections.spectra),
-    ("layers", "Layers during training", sections.layers),
-    ("methods", "Methods compared", sections.methods),
-    ("scores", "Scores during training", sections.scores),
-    ("outputs", "What the discriminator says", sections.outputs),
-    ("samples", "Samples", sections.samples),
-    ("results", "Results", sections.results),
-    ("settings", "Settings and environment", sections.settings),
-)
+from specreg.files import exists, write_json, write_text
+from specreg.names import STATES
+from specreg.report import tables, verdicts
+from specreg.report.illustrations import illustrations, shown_runs
+from specreg.report.panels import picture, write_sheet
+from specreg.report.runs import Cell, Run, differing, grouped, open_cells
+from specreg.report.tables import Table
 
 
-def write_page(path: Path, runs: Sequence[Run]) -> None:
-    """Write the page about runs, from :func:`specreg.report.open_runs`, to a file.
+def write_page(path: Path, cells: Sequence[Cell]) -> None:
+    """Write the page about the cells of :func:`specreg.report.open_cells`.
 
     Raises:
         ValueError: a record is damaged; nothing is written.
     """
-    for run in runs:  # before the first figure is drawn
-        run.read()
+    _check(cells)
+    write_text(path, render(cells))
+
+
+def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
+    """Write results.json, and where a run is complete table.md and the pictures; returns the paths.
+
+    Raises:
+        ValueError: a record is damaged; nothing is written.
+    """
+    _check(cells)
+    rows = tables.results(cells)
+    write_json(folder / "results.json", rows)
+    if not rows:
+        return [folder / "results.json"]
+    write_text(folder / "table.md", tables.markdown(cells))
+    paths = [folder / "results.json", folder / "table.md"]
+    for illustration in illustrations(cells):
+        paths.append(folder / f"{illustration.name}.png")
+        write_sheet(paths[-1], illustration)
+    return paths
+
+
+def check_folder(folder: Path) -> list[Cell]:
+    """Return the cells that a comparison's or sweep's folder has already.
+
+    Raises:
+        ValueError: a record of a complete run is damaged; names it.
+    """
+    cells = open_cells([folder]) if exists(folder / "sweep.json") else []
+    for run in (run for cell in cells for run in cell.runs):
+        if run.directory.complete:
+            run.read()
+    return cells
+
+
+def _check(cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        for run in cell.runs:
+            run.read()
+    for run in shown_runs(cells):
         for name in ("data", "samples"):
             if run.directory.image(name).exists():
-                opened(run.directory.image(name))
-    write_text(path, render(runs))
+                run.picture(name)
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(cells: Sequence[Cell]) -> str:
     """Return the page as text; the same records give the same page."""
-    title = f"Spectra of {runs[0].label}" if len(runs) == 1 else f"Spectra of {len(runs)} runs"
-    return document(title, _subject(runs), {anchor: (heading, make(runs)) for anchor, heading, make in _SECTIONS})
-
-
-def document(title: str, subject: str, sections: Mapping[str, tuple[str, Markup]]) -> str:
-    """Return a page as text: a title, what it is about, and sections as anchor -> heading and content.
-
-    A section without content is left out.
-    """
-    shown = {anchor: section for anchor, section in sections.items() if section[1]}
-    headings = {anchor: heading for anchor, (heading, _) in shown.items()}
-    body = join(
-        tag("header", tag("h1", title), subject, _navigation(headings)),
-        tag("main", join(_section(anchor, heading, content) for anchor, (heading, content) in shown.items())),
-        tag("footer", "Made by specreg report from the runs' records. sₖ are the singular values of a layer's weight, "
-                      "in descending order, r their number; an iteration is one step of the generator."),
+    sections: dict[str, tuple[str, Any]] = {
+        "verdict": ("Verdict", verdict(cells)),
+        "results": ("Results", results(cells)),
+    }
+    sections |= {shown.name: (shown.heading, shown) for shown in illustrations(cells)}
+    sections["settings"] = ("Settings and environment", settings(cells))
+    environment = Environment(
+        loader=PackageLoader("specreg", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
     )  # fmt: skip
-    style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-    head = join(
-        tag("meta", charset="utf-8"),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        Markup(f"<style>\n{style}</style>"),
+    return environment.get_template("page.html.j2").render(
+        title=_title(cells),
+        subject=_subject(cells),
+        style=files(__package__).joinpath("page.css").read_text(encoding="utf-8"),
+        sections={anchor: section for anchor, section in sections.items() if section[1]},
+        one_cell=len(cells) == 1,
+        picture=picture,
     )
-    return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', body), lang='en')}\n"
 
 
-def _subject(runs: Sequence[Run]) -> Markup:
+def verdict(cells: Sequence[Cell]) -> dict[str, Any] | None:
+    """What the detector says: an entry for each run, or a table of many."""
+    runs = [run for cell in cells for run in cell.runs]
+    if not runs:
+        return None
+    told_singly = len(cells) == 1 and len(runs) <= verdicts.MOST_RUNS
+    rows = [[run.label, verdicts.state_of(run), verdicts.sentence(run)] for run in runs]
+    return {
+        "tally": verdicts.tally(runs) if len(runs) > 1 else "",
+        "entries": [_verdict(run) for run in runs] if told_singly else [],
+        "table": None if told_singly else Table(["run", "state", "what the detector says"], rows, 3),
+        "judged": any(run.verdicts for run in runs),
+    }
+
+
+def _verdict(run: Run) -> dict[str, Any]:
+    state, stretches = verdicts.state_of(run), verdicts.segments(run)
+    entries = [(step, word, _class_of(word), message) for step, word, message in verdicts.history(run)]
+    return {
+        "label": run.label, "state": state, "class": _class_of(state), "sentence": verdicts.sentence(run),
+        "stretches": stretches, "history": entries if len(entries) > 1 else [],
+        "first": stretches[0][0] if stretches else 0,
+        "last": max(stretches[-1][1], stretches[0][0] + 1) if stretches else 0,
+    }  # fmt: skip
+
+
+def results(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The final evaluation by method and by run, published scores beside, and the runs that are missing."""
+    by_method, by_run = tables.table(cells), tables.table(cells, by_run=True)
+    repeated = any(len(alike) > 1 for cell in cells for alike in grouped(cell.runs).values())
+    return {
+        "notes": tables.notes(cells),
+        "by_method": by_method if by_run.rows or any(cell.published for cell in cells) else None,
+        "by_run": by_run if by_run.rows and repeated else None,
+        "missing": Table(["run", "state"], tables.missing(cells), 2),
+    }
+
+
+def settings(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """What differs between the runs, or between several cells, what they share, and where the runs were made."""
+    runs = cells[0].runs if len(cells) == 1 else []
+    values: dict[str, dict[str, Any]] = {cell.label: cell.settings for cell in cells}
+    if runs:
+        values = {run.label: {"method": run.method, "seed": run.seed} | run.settings for run in runs}
+    made = {run.label: run.environment for run in runs if run.environment}
+    return [_facts(title, facts) for title, facts in (("settings", values), ("environment", made)) if facts]
+
+
+def _facts(title: str, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    different = differing(list(values.values()))
+    rows = [[label, *(_text(facts.get(key, "-")) for key in different)] for label, facts in values.items()]
+    first = next(iter(values.values()))
+    shared = [[key, _text(value)] for key, value in first.items() if key not in different]
+    return {
+        "title": title,
+        "alone": len(values) == 1,
+        "only_these": different if set(different) <= {"method", "seed"} else None,
+        "different": Table(["", *different], rows, len(different) + 1),
+        "shared": Table(["key", "value"], shared, 2),
+    }
+
+
+def _title(cells: Sequence[Cell]) -> str:
+    runs = [run for cell in cells for run in cell.runs]
+    if presets := ", ".join(dict.fromkeys(cell.preset for cell in cells if cell.preset)):
+        return f"Sweep: {presets}"
+    return f"Spectra of {runs[0].label}" if len(runs) == 1 else f"Spectra of {len(runs)} runs"
+
+
+def _subject(cells: Sequence[Cell]) -> str:
+    runs = [run for cell in cells for run in cell.runs]
+    data = dict.fromkeys(str(run.settings.get("data.data", "unknown data")) for run in runs)
+    trained = f"Trained on {', '.join(data)}." if data else "No run has begun."
+    if len(cells) > 1:
+        return f"{len(cells)} settings, {sum(len(cell.planned) for cell in cells)} runs. {trained}"
     groups = grouped(runs)
-    data = ", ".join(dict.fromkeys(str(run.settings.get("data.data", "unknown data")) for run in runs))
-    methods = "; ".join(f"{group}, {len(alike)} seed{'s' if len(alike) > 1 else ''}" for group, alike in groups.items())
-    subject = f"Trained on {data}." if len(runs) == 1 else f"{methods}. Trained on {data}."
-    return tag("p", subject, class_="soft")
+    names = "; ".join(f"{group}, {len(alike)} seed{'s' if len(alike) > 1 else ''}" for group, alike in groups.items())
+    subject = trained if len(runs) < 2 else f"{names}. {trained}"
+    return subject if len(runs) <= verdicts.MOST_RUNS else f"{subject} Single runs below are the first of each method."
 
 
-def _navigation(headings: dict[str, str]) -> Markup:
-    links = (tag("li", tag("a", heading, href=f"#{anchor}")) for anchor, heading in headings.items())
-    return tag("nav", tag("ul", *links), aria_label="Sections")
+def _class_of(word: str) -> str:
+    return word if word in STATES else "unwatched"
 
 
-def _section(anchor: str, heading: str, content: Markup) -> Markup:
-    return tag("section", tag("h2", tag("a", heading, href=f"#{anchor}")), content, id=anchor)
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,105 +1,108 @@
-"""Figures of the page: small pictures without words from records, which stand beside them as text."""
+"""Illustrations as pictures: each panel inside the page, or all of them on one sheet for a folder."""
 
+import base64
 import io
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from PIL import Image
 
-from specreg.files import check_file
-from specreg.report.figures import Style
-from specreg.report.markup import Markup, image, join, tag
+from specreg.names import printable
+from specreg.report.figures import Style, words
+from specreg.report.illustrations import Illustration, Panel
 
 _INCHES, _DPI = (3.4, 2.4), 140  # wider than the page shows it, so that it is sharp on a phone; some 10 kB
 _LARGEST = 200_000  # bytes of a grid as PNG; photographs beyond that become JPEGs
 _GRID = 800  # pixels of a grid's side; a run writes every pixel 4 x 4 times
+_COLUMNS = 5  # of a sheet
 
 
-def drawn(title: str, alt: str, plot: Callable[[Axes], None], *after: str) -> Markup:
-    """Return a panel: a title, a plot in a palette of 64 colours, and what follows it."""
-    figure, axis = plt.subplots(figsize=_INCHES)
-    figure.subplots_adjust(left=0.15, right=0.94, bottom=0.19, top=0.96)  # alike in all, so that panels line up
-    plot(axis)
+class Picture(NamedTuple):
+    """A picture as the page itself holds it; its size reserves its place before it is decoded."""
+
+    source: str
+    width: int
+    height: int
+
+
+def picture(panel: Panel) -> Picture:
+    """Return a panel's picture: a plot in a palette of 64 colours, or a grid of images."""
+    if isinstance(panel.content, Image.Image):
+        return _photograph(panel.content)
+    figure, axis = plt.subplots(figsize=panel.size or _INCHES, layout="constrained" if panel.size else None)
+    if panel.size is None:  # alike in all, so that panels line up
+        figure.subplots_adjust(left=0.15, right=0.94, bottom=0.19, top=0.96)
+    panel.content(axis)
     file = io.BytesIO()
     figure.savefig(file, dpi=_DPI)
     plt.close(figure)
-    with Image.open(file) as picture:
-        small = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
-    return panel(title, image(_png(small), alt, small.size), *after)
+    with Image.open(file) as opened:
+        return _encoded(opened.convert("RGB").quantize(64, dither=Image.Dither.NONE))
 
 
-def photograph(title: str, alt: str, path: Path) -> Markup:
-    """Return a panel with a grid of images from a run.
+def write_sheet(path: Path, illustration: Illustration) -> None:
+    """Draw the panels that are not folded onto one sheet; every part begins a row."""
+    parts = [part for part in illustration.parts if not part.summary]
+    num_columns = max(min(len(part.panels), 1 if part.kind == "wide" else _COLUMNS) for part in parts)
+    rows = [
+        (part, part.panels[begin : begin + num_columns])
+        for part in parts
+        for begin in range(0, len(part.panels), num_columns)
+    ]
+    width, height = panel_size if (panel_size := rows[0][1][0].size) else (2.9, 2.5)
+    size = (max(4.5, width * num_columns), height * len(rows) + 1)
+    figure, axes = plt.subplots(len(rows), num_columns, figsize=size, squeeze=False)
+    # Set in inches: to lay out by what is drawn takes longer than drawing.
+    figure.subplots_adjust(
+        left=0.7 / size[0], right=1 - 0.15 / size[0], bottom=(1.1 if width < 4 else 1.5) / size[1],
+        top=1 - 0.5 / size[1], wspace=0.3, hspace=0.6,
+    )  # fmt: skip
+    for (part, panels), line in zip(rows, axes.tolist(), strict=True):
+        for axis in line[len(panels) :]:
+            axis.axis("off")
+        for axis, panel in zip(line, panels, strict=False):
+            _draw(axis, panel)
+            if panel.legend:
+                axis.legend(*_entries(panel.legend), fontsize=6, frameon=False)
+            lead = [part.heading] if part.heading and panel is part.panels[0] else []
+            axis.set_title("\n".join(map(printable, [*lead, panel.title])), fontsize=9, parse_math=False)
+    legends = [part.legend for part in parts if part.legend]
+    if legends and all(legend == legends[0] for legend in legends):
+        columns = min(len(legends[0]), 2 * num_columns)
+        figure.legend(*_entries(legends[0]), loc="lower center", ncols=columns, frameon=False, fontsize=8)
+    else:  # runs of several lengths, or some that still go on
+        for axis in (axis for axis in axes.flat if axis.get_legend_handles_labels()[1]):
+            axis.legend(fontsize=6, frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
-    Raises:
-        ValueError: the file is not a picture.
-    """
-    grid = opened(path)
+
+def _entries(legend: Mapping[str, Style]) -> tuple[list[Line2D], list[str]]:
+    lines = [Line2D([], [], color=style.colour, ls=style.pattern, lw=2) for style in legend.values()]
+    return lines, list(map(words, legend))
+
+
+def _draw(axis: Axes, panel: Panel) -> None:
+    if isinstance(panel.content, Image.Image):
+        axis.imshow(panel.content, interpolation="nearest", cmap="gray")
+        axis.axis("off")
+    else:
+        panel.content(axis)
+
+
+def _photograph(grid: Image.Image) -> Picture:
     shrink = -(-max(grid.size) // _GRID)
     if shrink > 1:
         grid = grid.resize((grid.width // shrink, grid.height // shrink), Image.Resampling.BOX)
-    data, kind = _png(grid), "png"
-    if len(data) > _LARGEST:
-        file = io.BytesIO()
-        grid.save(file, "JPEG", quality=85)
-        data, kind = file.getvalue(), "jpeg"
-    return panel(title, image(data, alt, grid.size, kind=kind))
+    exact = _encoded(grid)
+    return exact if len(exact.source) <= _LARGEST * 4 // 3 else _encoded(grid, "jpeg")
 
 
-def opened(path: Path) -> Image.Image:
-    """Return a picture of a run, grey or in colours.
-
-    Raises:
-        ValueError: the file is not a picture, or one that would take all memory.
-    """
-    check_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                picture.load()
-                return picture.convert(picture.mode if picture.mode in ("L", "RGB") else "RGB")
-    except Exception as error:  # a damaged image makes its decoder fail anywhere
-        raise ValueError(f"{path} is damaged: it is no picture; remove it or restore it") from error
-
-
-def panel(title: str, *content: str) -> Markup:
-    """Return one picture with its title."""
-    return tag("div", tag("p", title), *content, class_="panel")
-
-
-def grid(panels: Iterable[str], kind: str = "panels") -> Markup:
-    """Return panels side by side, as many in a row as fit."""
-    return tag("div", join(panels), class_=kind)
-
-
-def captioned(caption: str, *parts: str) -> Markup:
-    """Return a figure: what one sees and how to read it, then its parts."""
-    return tag("figure", tag("figcaption", caption), join(parts))
-
-
-def legend(entries: Mapping[str, Style]) -> Markup:
-    """Return a list of labels, each with a piece of its line."""
-    items = []
-    for label, style in entries.items():
-        line = tag(
-            "line",
-            x1=1,
-            y1=6,
-            x2=27,
-            y2=6,
-            stroke=style.colour,
-            stroke_width=3,
-            stroke_dasharray=style.dashes or "none",
-        )
-        items.append(tag("li", tag("svg", line, viewBox="0 0 28 12", width=28, height=12, aria_hidden="true"), label))
-    return tag("ul", *items, class_="legend")
-
-
-def _png(picture: Image.Image) -> bytes:
+def _encoded(image: Image.Image, kind: str = "png") -> Picture:
     file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    return file.getvalue()
+    image.save(file, kind, optimize=True, quality=85)
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}", *image.size)

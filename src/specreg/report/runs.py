@@ -1,27 +1,52 @@
-"""Runs as a report reads them: records checked once, labels, and which runs are repetitions of each other."""
+"""Runs as a report reads them: records checked once, cells of a sweep, labels, and which runs repeat each other."""
 
+import json
 import math
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from specreg.files import exists
-from specreg.names import STATES
-from specreg.records import RunDirectory
-from specreg.report.tables import DECLARED, TITLES, title
+from PIL import Image
 
+from specreg.files import check_file, exists, read_json
+from specreg.names import STATES, bulk_range
+from specreg.records import RunDirectory
+
+# Method -> how tables and figures call it, and its colour; in the order in which they are shown.
+METHODS = {
+    "sn": ("SN", "#c44e52"),
+    "static": ("static SR", "#2a6fbb"),
+    "dynamic": ("dynamic SR", "#3a923a"),
+    "anchored": ("anchored SR", "#7b5aa6"),
+    "guard": ("SN, guarded", "#d9822b"),
+    "orthogonal": ("SN + orthogonality", "#795548"),
+    "d-optimal": ("SN + D-optimal", "#00838f"),
+    "oni": ("ONI", "#e377c2"),
+    "none": ("no normalization", "#9e9e9e"),
+}
 OUTPUTS = ("training", "held_out", "generated")
+# What a result says of its protocol in words.
+DECLARED = ("protocol", "split", "features", "resizing", "library")
 _WORDS = ("method", "config", "verdict", *DECLARED)  # what is no number in a result
 _LARGEST = 1e100  # of a finite number; no loss or distance of single precision comes near, and sums stay finite
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
+
+
+def title(method: str) -> str:
+    """Return how a method is called in tables and figures."""
+    return METHODS[method][0] if method in METHODS else method
 
 
 class Run:
     """One run directory; every file is read and checked when it is first asked for.
 
     Attributes:
-        label: a name that no other run of the report has, by :func:`open_runs`.
+        label: a name that no other run of the report has, by :func:`open_cells`.
         group: what it shares with its repetitions under other seeds.
 
     Raises:
@@ -67,7 +92,7 @@ class Run:
             "iteration": _integer,
             "state": STATES.__contains__,
             "since": lambda value: value is None or _integer(value),
-            "layers": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+            "layers": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
             "message": lambda value: isinstance(value, str),
             "evidence": lambda value: isinstance(value, dict) and all(map(_is_evidence, value.values())),
         }
@@ -110,7 +135,9 @@ class Run:
     @property
     def measured_layers(self) -> list[str]:
         """These and the layers without a spectrum of their own (r = 1) whose attainment is recorded."""
-        return list(dict.fromkeys([*self.layers, *(name for one in self.sensitivity for name in one["attainment"])]))
+        return list(
+            dict.fromkeys([*self.layers, *(name for record in self.sensitivity for name in record["attainment"])])
+        )
 
     @property
     def last_step(self) -> int:
@@ -119,12 +146,29 @@ class Run:
 
     def ratios(self, name: str) -> list[tuple[int, list[float]]]:
         """Return the steps and the curves s_k/s_1 of a layer."""
-        known = ((record["step"], record["layers"].get(name)) for record in self.spectra)
-        return [(step, ratios(values)) for step, values in known if values]
+        spectra = ((record["step"], record["layers"].get(name)) for record in self.spectra)
+        return [(step, ratios(values)) for step, values in spectra if values]
 
     def bulks(self, name: str) -> dict[int, float]:
         """Return the bulk of a layer by step, what the detector watches."""
         return {step: bulk(values) for step, values in self.ratios(name) if len(values) > 1}
+
+    def picture(self, name: str) -> Image.Image:
+        """Return the run's grid of "samples" or of its "data", grey or in colours.
+
+        Raises:
+            ValueError: the file is no picture, or one that would take all memory.
+        """
+        path = self.directory.image(name)
+        check_file(path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path) as picture:
+                    picture.load()
+                    return picture.convert(picture.mode if picture.mode in ("L", "RGB") else "RGB")
+        except Exception as error:  # a damaged image makes its decoder fail anywhere
+            raise ValueError(f"{path} is damaged: it is no picture; remove it or restore it") from error
 
     def read(self) -> None:
         """Read and check everything, for whoever writes files of it.
@@ -147,53 +191,140 @@ class Run:
         return records
 
 
-def open_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Open run directories and the runs of comparison folders, ordered by method and seed, with labels set.
+@dataclass
+class Cell:
+    """One setting and its runs: a cell of a preset's sweep, or comparisons and run directories taken together.
+
+    Attributes:
+        preset: that the sweep is of, "" outside one.
+        changes: in what its settings differ from the preset's.
+        settings: what its runs have in common.
+        planned: the directories of its runs.
+        label: a name that no other cell of the report has.
+        runs: those that have begun, in the order of the methods, with labels.
+    """
+
+    name: str
+    preset: str = ""
+    changes: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    planned: list[RunDirectory] = field(default_factory=list)
+    label: str = ""
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def letter(self) -> str:
+        """The letter of the paper's settings, or nothing."""
+        match = re.match(r"[A-Z](?=\d+-\d+$)", self.name)
+        return match[0] if match else ""
+
+    @property
+    def published(self) -> dict[str, Any]:
+        """What a paper says of this setting, by score and method; empty where none does."""
+        cell: dict[str, Any] = published(self.preset).get("cells", {}).get(self.name, {})
+        return cell
+
+
+@cache
+def _all_published() -> dict[str, Any]:
+    presets: dict[str, Any] = json.loads(files(__package__).joinpath("published.json").read_text(encoding="utf-8"))
+    return presets
+
+
+def published(preset: str) -> dict[str, Any]:
+    """Return what a paper published of a preset: its source and cells; empty where there is none."""
+    preset_scores: dict[str, Any] = _all_published().get(preset, {})
+    return preset_scores
+
+
+def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
+    """Open run directories, folders of runs, comparisons and sweeps.
+
+    Returns:
+        The cells of presets, in their order, and one for all other runs; with labels set.
 
     Raises:
-        ValueError: a path is neither, or a run's configuration is damaged.
+        ValueError: a path is none of these, or a ``sweep.json`` or a run's configuration is damaged.
     """
-    found: dict[Path, Run] = {}
-    for path in map(Path, paths):
-        inside = []
-        exists(path)  # a name that cannot be looked up is said to be one
-        if not (path / "config.json").exists():  # a comparison's folder, or one setting of a sweep
-            inside = sorted((path / "runs").glob("*/config.json")) or sorted(path.glob("*/config.json"))
-        if not inside and not (path / "config.json").exists():
-            raise ValueError(f"{path} is neither a run directory nor a comparison folder (no config.json, no runs)")
-        for directory in [config.parent for config in inside] or [path]:
-            found.setdefault(directory.resolve(), Run(RunDirectory(directory)))
-    order = list(TITLES)
-    runs = sorted(
-        found.values(), key=lambda run: (order.index(run.method) if run.method in order else len(order), run.seed)
-    )
-    _set_labels(runs)
-    return [run for alike in grouped(runs).values() for run in alike]
+    cells, loose = [], Cell("runs")
+    for path in dict.fromkeys(map(Path, paths)):
+        if exists(path / "sweep.json"):
+            swept = _planned_cells(path)
+        else:
+            swept = [Cell("", planned=[RunDirectory(directory) for directory in _run_directories(path)])]
+        cells += [cell for cell in swept if cell.preset]
+        loose.planned += [run for cell in swept if not cell.preset for run in cell.planned]
+    loose.planned = list({run.path.resolve(): run for run in loose.planned}.values())
+    cells += [loose] if loose.planned else []
+    if not cells:
+        raise ValueError("no run is planned in these folders: name one with runs")
+    for cell in cells:
+        begun = [Run(run) for run in cell.planned if (run.path / "config.json").exists()]
+        cell.runs = _labelled(sorted(begun, key=lambda run: (_order(run.method), run.seed)))
+    loose.settings = loose.runs[0].settings if loose.runs else {}
+    names = [cell.name for cell in cells]
+    for cell in cells:
+        folder = cell.planned[0].path.parents[1] if cell.planned else Path(cell.preset)
+        cell.label = f"{cell.name} ({folder.name or folder})" if names.count(cell.name) > 1 else cell.name
+        for run in cell.runs if len(cells) > 1 else ():
+            run.label = f"{cell.label}: {run.label}"
+    return sorted(cells, key=lambda cell: (cell.preset, cell.letter))
+
+
+def _planned_cells(folder: Path) -> list[Cell]:
+    saved = read_json(folder / "sweep.json")
+    try:
+        preset = str(saved["preset"])
+        planned = {name: list(map(str, cell["runs"])) for name, cell in saved["cells"].items()}
+        cells = [
+            Cell(name, preset, list(map(str, cell["changes"])), flat(cell["settings"]),
+                 [RunDirectory(folder / name / run) for run in planned[name]])
+            for name, cell in saved["cells"].items()
+        ]  # fmt: skip
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / 'sweep.json'} does not hold a sweep ({type(error).__name__}: {error}): restore it"
+        ) from error
+    for name in (name for cell, runs in planned.items() for name in (cell, *runs)):
+        if name in ("", ".", "..") or "/" in name:
+            raise ValueError(f"{folder / 'sweep.json'} names {name!r:.60}, no folder of its own: restore it")
+    return cells
+
+
+def _run_directories(path: Path) -> list[Path]:
+    """Return a run directory itself, or those in a folder of runs."""
+    if exists(path / "config.json"):
+        return [path]
+    inside = sorted(path.glob("*/config.json")) or sorted((path / "runs").glob("*/config.json"))
+    if not inside:
+        raise ValueError(f"{path} is neither a run directory nor a comparison folder (no config.json, no runs)")
+    return [config.parent for config in inside]
+
+
+def _order(method: str) -> int:
+    return list(METHODS).index(method) if method in METHODS else len(METHODS)
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Return the runs by group, in their order."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    return groups
+    return {alike[0].group: alike for alike in _by(runs, lambda run: run.group)}
 
 
 def differing(values: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the keys that do not have one value everywhere, in their order."""
-    keys = dict.fromkeys(key for one in values for key in one)
-    return [key for key in keys if any(one.get(key) != values[0].get(key) for one in values)]
+    keys = dict.fromkeys(key for row in values for key in row)
+    return [key for key in keys if any(row.get(key) != values[0].get(key) for row in values)]
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested values in one mapping, keys joined by dots."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= {f"{key}.{inner}": one for inner, one in flat(value).items()}
+            flattened |= {f"{key}.{inner}": item for inner, item in flat(value).items()}
         else:
-            found[key] = value
-    return found
+            flattened[key] = value
+    return flattened
 
 
 def ratios(values: Sequence[float]) -> list[float]:
@@ -202,13 +333,17 @@ def ratios(values: Sequence[float]) -> list[float]:
 
 
 def bulk(values: Sequence[float]) -> float:
-    """Return the mean of ratios over k = 2 to ceil(r/2), at least k = 2, as the detector does."""
-    chosen = values[1 : max(2, math.ceil(len(values) / 2))]
+    """Return the mean of ratios that the detector watches."""
+    chosen = values[slice(*bulk_range(len(values)))]
     return sum(chosen) / len(chosen)
 
 
-def _set_labels(runs: Sequence[Run]) -> None:
-    """Tell runs apart: by the settings in which runs of one method differ, then by their folders."""
+def _labelled(runs: Sequence[Run]) -> list[Run]:
+    """Tell runs apart: by the settings in which runs of one method differ, then by their folders.
+
+    Returns:
+        The runs, those of one group together.
+    """
     for alike in _by(runs, lambda run: run.method):
         keys = differing([run.settings for run in alike])
         kinds = [{key: run.settings.get(key) for key in keys} for run in alike]
@@ -220,13 +355,14 @@ def _set_labels(runs: Sequence[Run]) -> None:
         for number, run in enumerate(alike, start=1):
             if len(alike) > 1:
                 run.label += f" ({number}: {run.directory.path.resolve().name})"
+    return [run for alike in grouped(runs).values() for run in alike]
 
 
 def _by(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:
-    found: dict[str, list[Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(key(run), []).append(run)
-    return list(found.values())
+        groups.setdefault(key(run), []).append(run)
+    return list(groups.values())
 
 
 def _number(value: Any) -> bool:
@@ -240,7 +376,7 @@ def _integer(value: Any) -> bool:
 
 
 def _numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(_number(one) for one in value.values())
+    return isinstance(value, dict) and all(_number(item) for item in value.values())
 
 
 def _quantiles(value: Any) -> bool:
@@ -251,7 +387,7 @@ def _spectra(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and bool(value)
-        and all(isinstance(one, list) and one and all(map(_number, one)) for one in value.values())
+        and all(isinstance(item, list) and item and all(map(_number, item)) for item in value.values())
     )
 
 

@@ -1,23 +1,14 @@
-"""Results as rows, and rows as tables: for each method the mean ± standard deviation over its seeds."""
+"""Runs as tables: for each method of each cell the mean ± standard deviation over its seeds, and what is missing."""
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from specreg.records import RunDirectory
+from specreg.report.runs import METHODS, Cell, Run, grouped, published, title
+from specreg.report.verdicts import is_judged
 
-TITLES = {
-    "sn": "SN",
-    "static": "static SR",
-    "dynamic": "dynamic SR",
-    "anchored": "anchored SR",
-    "guard": "SN, guarded",
-    "orthogonal": "SN + orthogonality",
-    "d-optimal": "SN + D-optimal",
-    "oni": "ONI",
-    "none": "no normalization",
-}
 # key, heading, decimals, and which way is better
 COLUMNS = (
     ("modes", "modes ↑", 0),
@@ -33,8 +24,129 @@ COLUMNS = (
     ("coverage", "coverage ↑", 3),
     ("seconds", "seconds", 0),
 )
-# What a result says of its protocol in words.
-DECLARED = ("protocol", "split", "features", "resizing", "library")
+_PUBLISHED = ("FID", "IS")
+_MOST_TRANSPOSED = 4  # rows
+
+
+class Table(NamedTuple):
+    """A table of texts.
+
+    Attributes:
+        num_texts: leading columns that are words; the others are numbers.
+    """
+
+    headings: list[str]
+    rows: list[list[str]]
+    num_texts: int = 1
+
+    def brief(self) -> "Table":
+        """Return what fits a terminal: a few rows as columns, of many the measures that say most."""
+        if len(self.rows) <= _MOST_TRANSPOSED and self.num_texts == 1:
+            headings, *rows = map(list, zip(self.headings, *self.rows, strict=True))
+            return Table(["", *headings[1:]], rows)
+        told = {heading for key, heading, _ in COLUMNS if key in ("modes", "kl", "fd")} | {"seeds", "collapsed"}
+        kept = [i for i, heading in enumerate(self.headings) if i < self.num_texts or heading in told]
+        return Table([self.headings[i] for i in kept], [[row[i] for i in kept] for row in self.rows], self.num_texts)
+
+
+def columns(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+    """Return the measures that any of the results has."""
+    results = list(results)
+    return [column for column in COLUMNS if any(result.get(column[0]) is not None for result in results)]
+
+
+def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
+    """Return a row for each method of each cell, published scores beside; or one for each run that is complete.
+
+    Where runs have different protocols, whose numbers do not compare, the method is followed by the protocol's name.
+    """
+    complete = [run for cell in cells for run in cell.runs if run.result]
+    measures = columns(run.result for run in complete)
+    watched = any(run.verdicts for cell in cells for run in cell.runs)
+    scores = [] if by_run else [score for score in _PUBLISHED if any(score in cell.published for cell in cells)]
+    with_collapse = not by_run and any("collapse" in cell.published for cell in cells)
+    several_protocols = len({run.result.get("protocol") for run in complete}) > 1
+    several = len(cells) > 1 and not by_run  # a run's label names its cell
+    rows = []
+    for cell in cells:
+        for label, method, runs in _lines(cell, by_run=by_run, by_protocol=several_protocols):
+            finished = [run for run in runs if run.result]
+            row = [cell.label] * several + [label] + [str(len(finished))] * (not by_run)
+            row += [
+                mean_and_spread([run.result.get(key) for run in finished], decimals) for key, _, decimals in measures
+            ]
+            row += [_collapses(runs)] * watched
+            row += [_as_published(cell.published.get(score, {}).get(method, ())) for score in scores]
+            row += [str(cell.published.get("collapse", "-") if method == "sn" else "-")] * with_collapse
+            rows.append(row)
+    headings = ["setting"] * several + (["run"] if by_run else ["method", "seeds"])
+    headings += [heading for _, heading, _ in measures] + ["collapsed"] * watched
+    headings += [f"published {score}" for score in scores] + ["published collapse"] * with_collapse
+    return Table(headings, rows, 1 + several)
+
+
+def _lines(cell: Cell, *, by_run: bool, by_protocol: bool) -> list[tuple[str, str, list[Run]]]:
+    """Return label, method and runs of each line of a cell; methods planned or published but not begun have no runs."""
+    if by_run:
+        return [(run.label, run.method, [run]) for run in cell.runs if run.result]
+    lines = []
+    for group, alike in grouped(cell.runs).items():
+        parts: dict[str, list[Run]] = {}
+        for run in alike:
+            parts.setdefault(f"{group}, {run.result.get('protocol')}" if by_protocol else group, []).append(run)
+        lines += [(label, runs[0].method, runs) for label, runs in parts.items()]
+    begun = {run.method for run in cell.runs}
+    paths = {run.directory.path for run in cell.runs}
+    methods = [run.name.rsplit("-seed", 1)[0] for run in cell.planned if run.path not in paths]
+    methods += [method for score in _PUBLISHED for method in cell.published.get(score, ())]
+    lines += [(title(method), method, []) for method in dict.fromkeys(methods) if method not in begun]
+    order = list(METHODS)
+    return sorted(lines, key=lambda line: order.index(line[1]) if line[1] in order else len(order))
+
+
+def missing(cells: Sequence[Cell]) -> list[list[str]]:
+    """Return the planned runs that are not complete, and how far each one is."""
+    rows = []
+    for cell in cells:
+        begun = {run.directory.path: run for run in cell.runs}
+        for directory in cell.planned:
+            run = begun.get(directory.path)
+            if run is not None and run.result:
+                continue
+            failure = directory.read("failed") or {}
+            if "error" in failure:
+                state = f"failed: {failure['error']}"
+            elif run is None or not run.last_step:
+                state = "not begun"
+            else:
+                state = f"at iteration {run.last_step} of {run.settings.get('training.steps')}"
+            rows.append([f"{cell.label}/{directory.name}", state])
+    return rows
+
+
+def notes(cells: Sequence[Cell]) -> list[str]:
+    """Return in sentences: how much is done, the protocols, what was changed, what was gained, the sources."""
+    complete = [run for cell in cells for run in cell.runs if run.result]
+    sentences = [f"{len(complete)} of {sum(len(cell.planned) for cell in cells)} runs are complete."]
+    if complete:
+        data = {run.label: Path(str(run.settings.get("data.data"))).name for run in complete}
+        protocols = dict.fromkeys(f"{data[run.label]}: {protocol(run.result)}" for run in complete)
+        sentences[0] += " Mean ± standard deviation over seeds, last checkpoint of every run."
+        sentences.append(f"{'; '.join(protocols)}. An arrow says which way is better.")
+    if any(run.verdicts for run in complete):
+        sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration.")
+    changed: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.changes:
+            changed.setdefault("; ".join(cell.changes), []).append(cell.label)
+    sentences += [f"Not the preset's settings in {', '.join(names)}: {text}." for text, names in changed.items()]
+    if len(cells) > 1:
+        rivals = {run.method for run in complete} - {"sn"}
+        sentences += [text for method in METHODS if method in rivals and (text := _gain(cells, method))]
+    for preset in dict.fromkeys(cell.preset for cell in cells if cell.published):
+        sentences.append(f"Published: {published(preset)['source']}. Published FID and IS are comparable with nothing "
+                         "here that was not taken in Inception's features under the same protocol.")  # fmt: skip
+    return sentences
 
 
 def protocol(row: Mapping[str, Any]) -> str:
@@ -51,56 +163,68 @@ def protocol(row: Mapping[str, Any]) -> str:
     return f"{name}{fake} generated against {real} real {what}{part}, {', '.join(details)}"
 
 
-def title(method: str) -> str:
-    """Return how a method is called in tables and figures."""
-    return TITLES.get(method, method)
-
-
-def results(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
+def results(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return one object for each complete run, as ``results.json`` holds them."""
-    found = []
-    for run in runs:
-        result, timing = run.read("result"), run.read("timing")
-        if result is not None:
-            config = result.pop("config", None)
-            found.append(result | {"seconds": (timing or {}).get("seconds"), "config": config})
-    return found
+    return [
+        {"preset": cell.preset, "cell": cell.name} | run.result | {"collapsed": _collapse(run)}
+        for cell in cells
+        for run in cell.runs
+        if run.result
+    ]
 
 
-def table(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
-    """Return headings and cells: for each label the mean ± standard deviation over its rows.
-
-    Args:
-        rows: from :func:`results`.
-        labels: one for each row; by default the method's title. Where rows have different protocols, whose numbers do
-            not compare, it is followed by the protocol's name.
-    """
-    columns = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
-    labels = [title(str(row.get("method"))) for row in rows] if labels is None else labels
-    if len({row.get("protocol") for row in rows}) > 1:
-        labels = [f"{label}, {row.get('protocol')}" for label, row in zip(labels, rows, strict=True)]
-    cells = []
-    for label in dict.fromkeys(labels):
-        chosen = [row for row, its in zip(rows, labels, strict=True) if its == label]
-        cells.append(
-            [label, str(len(chosen))]
-            + [_mean_and_spread([row.get(key) for row in chosen], decimals) for key, _, decimals in columns]
-        )
-    return ["method", "seeds", *(heading for _, heading, _ in columns)], cells
+def markdown(cells: Sequence[Cell]) -> str:
+    """Return the table in Markdown, with what there is to say of it and the runs that are missing."""
+    results_table = table(cells)
+    lines = [results_table.headings, ["---"] * len(results_table.headings), *results_table.rows]
+    parts = ["\n".join("| " + " | ".join(line) + " |" for line in lines), *notes(cells)]
+    if rows := missing(cells):
+        parts.append("Missing runs:\n\n" + "\n".join(f"- {name}: {state}" for name, state in rows))
+    return "\n\n".join(parts) + "\n"
 
 
-def markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [headings, ["---"] * len(headings), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if not known:
+def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
+    """Return the mean ± standard deviation of the values that are there and finite, and of how many they are."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
         return "-"
-    said = f"{statistics.fmean(known):.{decimals}f}"
-    if len(known) > 1:
-        said += f" ± {statistics.stdev(known):.{decimals}f}"
+    text = f"{statistics.fmean(finite):.{decimals}f}"
+    if len(finite) > 1:
+        text += f" ± {statistics.stdev(finite):.{decimals}f}"
     # A run without a value is often the worst one: the KL of a generator that hits no mode.
-    return said if len(known) == len(values) else f"{said} ({len(known)} of {len(values)})"
+    return text if len(finite) == len(values) else f"{text} ({len(finite)} of {len(values)})"
+
+
+def finite_values(runs: Iterable[Run], method: str, key: str) -> list[float]:
+    """Return what a method's complete runs have for a measure."""
+    values = (run.result.get(key) for run in runs if run.method == method)
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _as_published(values: Sequence[float]) -> str:
+    return " ± ".join(f"{value:.2f}" for value in values) or "-"
+
+
+def _collapse(run: Run) -> int | None:
+    """Return the first step at which the detector said collapsed, None where it never did."""
+    return next((verdict["step"] for verdict in run.verdicts if verdict["state"] == "collapsed"), None)
+
+
+def _collapses(runs: Sequence[Run]) -> str:
+    steps = [_collapse(run) for run in runs if is_judged(run)]
+    collapsed = [step for step in steps if step is not None]
+    if not steps:
+        return "-"
+    return f"{len(collapsed)} of {len(steps)}" + (f", from {min(collapsed)}" if collapsed else "")
+
+
+def _gain(cells: Sequence[Cell], method: str) -> str:
+    """Return how a method's Fréchet distance differs from SN's, over the cells that have both."""
+    pairs = [(finite_values(cell.runs, "sn", "fd"), finite_values(cell.runs, method, "fd")) for cell in cells]
+    changes = [statistics.fmean(ours) / base - 1 for theirs, ours in pairs
+               if theirs and ours and (base := statistics.fmean(theirs))]  # fmt: skip
+    if not changes:
+        return ""
+    lower = sum(change < 0 for change in changes)
+    return (f"{title(method)} against SN, {len(changes)} setting{'s' if len(changes) > 1 else ''}: Fréchet distance "
+            f"{100 * statistics.fmean(changes):+.1f}% in the mean, lower in {lower}.")  # fmt: skip

@@ -1,11 +1,15 @@
 """Verdicts in words: one sentence for a run, and what changed when."""
 
+from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from specreg.names import ALARMS, printable
-from specreg.report.runs import Run
+from specreg.names import STATES, printable
+from specreg.report.runs import Cell, Run
 
+ALARMS = ("collapsing", "collapsed")
+MOST_RUNS = 24  # told of one by one
 UNWATCHED, UNJUDGED = "not watched", "not judged"
 
 
@@ -39,22 +43,35 @@ def sentence(run: Run) -> str:
     last = run.verdicts[-1]
     alarms = [verdict["step"] for verdict in run.verdicts if verdict["state"] in ALARMS]
     if last["state"] != "healthy":
-        said = _of_layers(run, last)
+        text = _of_layers(run, last)
     elif alarms:
         guarded = any(event["event"] == "guard on" for event in run.events)
         why = "ended when the guard came on" if guarded else "came to an end"
-        said = f"No spectrum is falling now; the fall seen from iteration {alarms[0]} to {alarms[-1]} {why}."
+        text = f"No spectrum is falling now; the fall seen from iteration {alarms[0]} to {alarms[-1]} {why}."
     else:
-        said = f"No layer's spectrum collapsed in {run.verdicts[-1]['step']} iterations."
+        text = f"No layer's spectrum collapsed in {run.verdicts[-1]['step']} iterations."
     dead = [event["step"] for event in run.events if event["event"] == "dead discriminator"]
     if dead:
-        said += f" Its discriminator was dead at iteration {dead[-1]}: its gradient was 0."
-    return said + unfinished
+        text += f" Its discriminator was dead at iteration {dead[-1]}: its gradient was 0."
+    return text + unfinished
 
 
 def line(run: Run) -> str:
     """Return a run's verdict as one line for a terminal: what a record holds cannot move its cursor."""
     return printable(f"{run.label}: {state_of(run)}. {sentence(run)}")
+
+
+def lines(cells: Sequence[Cell]) -> list[str]:
+    """Return the lines of all runs, or of many runs how many are in which state."""
+    runs = [run for cell in cells for run in cell.runs]
+    return [line(run) for run in runs] if len(runs) <= MOST_RUNS else [tally(runs)]
+
+
+def tally(runs: Sequence[Run]) -> str:
+    """Return how many runs are in which state, the gravest first."""
+    counts = Counter(map(state_of, runs))
+    words = [state for state in (*reversed(STATES), UNJUDGED, UNWATCHED) if counts[state]]
+    return f"Of {len(runs)} runs: {', '.join(f'{counts[word]} {word}' for word in words)}."
 
 
 def segments(run: Run) -> list[tuple[int, int, str]]:
@@ -68,8 +85,8 @@ def history(run: Run) -> list[tuple[int, str, str]]:
     """Return (step, word, message) of every change of state and every event, in the order of the steps."""
     entries = [(change["step"], change["state"], change["message"]) for change in _changes(run)]
     entries += [(event["step"], event["event"], str(event.get("message", ""))) for event in run.events]
-    told = [(step, word, message.removeprefix(word).lstrip(": ")) for step, word, message in entries]
-    return sorted(told, key=lambda entry: entry[0])
+    shortened = [(step, word, message.removeprefix(word).lstrip(": ")) for step, word, message in entries]
+    return sorted(shortened, key=lambda entry: entry[0])
 
 
 def _changes(run: Run) -> list[dict[str, Any]]:
@@ -83,16 +100,16 @@ def _of_layers(run: Run, verdict: dict[str, Any]) -> str:
     since = verdict["since"] if verdict["since"] is not None else verdict["iteration"]
     many = len(names) != 1
     spectra = f"{'The spectra' if many else 'The spectrum'} of {len(names)} of {total} layers"
-    said = {
+    text = {
         "collapsing": f"{spectra} {'are' if many else 'is'} falling since iteration {since}",
         "collapsed": f"{spectra} {'have' if many else 'has'} fallen since iteration {since}",
         "recovered": f"{spectra} fell and came back by iteration {since}",
     }[verdict["state"]]
     if not names:
-        return f"{said}."
+        return f"{text}."
     worst = names[0]
     before, now = verdict["evidence"][worst]["before"], verdict["evidence"][worst]["now"]
     most = ", most of all" if many else ":"
     if verdict["state"] == "recovered":
-        return f"{said}{most} {worst}, whose bulk was {before:.2f} before the fall and is {now:.2f} now."
-    return f"{said}{most} {worst}, whose bulk went from {before:.2f} to {now:.2f}."
+        return f"{text}{most} {worst}, whose bulk was {before:.2f} before the fall and is {now:.2f} now."
+    return f"{text}{most} {worst}, whose bulk went from {before:.2f} to {now:.2f}."
