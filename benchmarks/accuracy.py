@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from measure import environment, print_table, write
-from specreg.spectra import gram as fast
-from specreg.spectra.gram import TOLERANCE, compensate
+from specreg.spectra import fast
+from specreg.spectra.fast import TOLERANCE, compensate
 from specreg.spectra.reference import static_target
 
 SHAPE = (128, 1152)

@@ -37,7 +37,7 @@ from specreg.layers import Layer
 from specreg.models import Discriminator
 from specreg.regularizers import compensators
 from specreg.regularizers.compensators import Compensator
-from specreg.spectra import gram as fast
+from specreg.spectra import fast
 
 CASES = {
     "cifar-32": lambda: Discriminator(32, 32),

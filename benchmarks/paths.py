@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from measure import environment, interleaved, print_table, summary, write
-from specreg.spectra import gram as fast
-from specreg.spectra.gram import compensate
+from specreg.spectra import fast
+from specreg.spectra.fast import compensate
 from specreg.spectra.reference import static_target
 
 RANKS = (8, 16, 27, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)

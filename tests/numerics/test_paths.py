@@ -9,8 +9,9 @@ import torch
 import reference
 import specreg
 from kinds import matrix_with_spectrum, to_numpy
-from specreg.spectra import gram as fast
-from specreg.spectra.gram import PROMISED, TOLERANCE, compensate, singular_values, svd
+from specreg.spectra import fast, gram
+from specreg.spectra.fast import PROMISED, TOLERANCE, compensate
+from specreg.spectra.gram import singular_values, svd
 from specreg.spectra.reference import dynamic_target, scaled, static_target
 
 SHAPES = [(40, 90), (90, 40), (64, 64), (128, 1152), (200, 27)]
@@ -107,7 +108,7 @@ def test_estimated_error_bounds_the_error_of_each_rung(monkeypatch, dtype, spect
 def test_an_estimate_sends_hard_matrices_up_the_ladder(monkeypatch):
     tried = []
     basis = fast.eigenbasis
-    monkeypatch.setattr(fast, "eigenbasis", lambda gram: tried.append(gram.dtype) or basis(gram))
+    monkeypatch.setattr(fast, "eigenbasis", lambda product: tried.append(product.dtype) or basis(product))
     decomposed = []
     thin = fast.thin_svd
     monkeypatch.setattr(fast, "thin_svd", lambda m: decomposed.append(m) or thin(m))
@@ -158,7 +159,7 @@ def test_singular_values_of_many_matrices(spectrum):
         s = singular_values(matrix)
         expected = torch.linalg.svdvals(matrix.double())
         assert s.shape == expected.shape
-        torch.testing.assert_close(s, expected, rtol=0, atol=float(fast.VALUES_TOLERANCE * expected.max()))
+        torch.testing.assert_close(s, expected, rtol=0, atol=float(gram.VALUES_TOLERANCE * expected.max()))
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from specreg.layers import Layer, Layers, require_finite, require_writable, shown
 from specreg.names import integer
-from specreg.spectra.gram import PROMISED, compensate, singular_values
+from specreg.spectra.fast import PROMISED, compensate
+from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import dynamic_target, head_size, ratios, scaled, static_target, updated_record
 from specreg.spectra.statistics import stable_rank
 
