@@ -28,7 +28,6 @@ from specreg.names import check_choice, integer, printable
 from specreg.processes import DisagreementError, LostProcessError, MainFailedError, launched
 
 if TYPE_CHECKING:
-    from specreg.experiments.config import Method
     from specreg.experiments.jobs import Job
 
 _LAB = ("filelock", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro")
@@ -124,8 +123,9 @@ def _compare(arguments: list[str]) -> int:
 
     from specreg import display
     from specreg.experiments import compare
-    from specreg.experiments.config import METHODS, PAPER_METHODS, Settings
+    from specreg.experiments.config import Settings
     from specreg.experiments.jobs import execute_all
+    from specreg.experiments.methods import METHODS, PAPER_METHODS
     from specreg.experiments.run import warn_about
     from specreg.report import Run, write_report
 
@@ -138,8 +138,7 @@ def _compare(arguments: list[str]) -> int:
 
         out: Path = Path("runs/compare")
         """Output folder."""
-        methods: tuple[str, ...] = PAPER_METHODS
-        """Any of sn, static, dynamic, anchored, guard, orthogonal, d-optimal, oni, none."""
+        methods: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Any of {', '.join(METHODS)}.")] = PAPER_METHODS
         seeds: tuple[str, ...] = ("0",)
         """Each method is run with each seed."""
         jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -148,9 +147,9 @@ def _compare(arguments: list[str]) -> int:
 
     saved = compare.saved_settings(_output(arguments, Compare.out))
     given = _parse(Compare() if saved is None else Compare(settings=saved), "compare", arguments)
-    methods: list[Method] = _split(given.methods)  # type: ignore[assignment]
+    methods = _split(given.methods)
     for method in methods:
-        check_choice("methods", method, METHODS)
+        check_choice("methods", method, tuple(METHODS))
     integer("jobs", given.jobs, at_least=1)
     jobs = compare.plan(given.out, methods, [_integer("seeds", seed) for seed in _split(given.seeds)], given.settings)
     runs = compare.all_runs(given.out, jobs)
@@ -172,8 +171,9 @@ def _sweep(arguments: list[str]) -> int:
 
     from specreg import display
     from specreg.experiments import cluster, presets, sweep
-    from specreg.experiments.config import METHODS, Settings
+    from specreg.experiments.config import Settings
     from specreg.experiments.jobs import execute_all
+    from specreg.experiments.methods import METHODS
     from specreg.experiments.run import warn_about
     from specreg.report import sweep_table
 
@@ -190,8 +190,7 @@ def _sweep(arguments: list[str]) -> int:
         stacked-mnist."""
         cells: tuple[str, ...] = ()
         """Names or globs of the preset's cells, such as A16-128 or 'C*'; all by default."""
-        methods: tuple[str, ...] = ()
-        """Methods to run in every cell; the preset's by default."""
+        methods: Annotated[tuple[str, ...], tyro.conf.arg(help=f"The preset's, or any of {', '.join(METHODS)}.")] = ()
         seeds: tuple[str, ...] = ()
         """Each method is run with each seed; the preset's by default."""
         out: Path | None = None
@@ -221,9 +220,9 @@ def _sweep(arguments: list[str]) -> int:
         dataclasses.replace(cell, settings=_parse(Sweep(settings=cell.settings), "sweep", arguments).settings)
         for cell in before
     ]
-    methods: list[Method] = _split(given.methods)  # type: ignore[assignment]
+    methods = _split(given.methods)
     for method in methods:
-        check_choice("methods", method, METHODS)
+        check_choice("methods", method, tuple(METHODS))
     integer("jobs", given.jobs, at_least=1)
     for name, value in (("minutes", given.minutes), ("cpus", given.cpus)):
         if value is not None and not 0 < value < float("inf"):

@@ -20,7 +20,7 @@ from rich.text import Text
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers import shown as layer_name
 from specreg.names import printable
-from specreg.report import TITLES, protocol, table
+from specreg.report import protocol, table
 
 if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need
     from specreg.experiments.jobs import Job
@@ -296,6 +296,8 @@ def _coloured(verdicts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _jobs(jobs: "Sequence[Job]") -> Table:
+    from specreg.experiments.methods import METHODS
+
     shown = Table(box=None, padding=(0, 1))
     shown.add_column("run", no_wrap=True)
     shown.add_column("", width=16)
@@ -306,7 +308,7 @@ def _jobs(jobs: "Sequence[Job]") -> Table:
         latest = _latest(job)
         done = steps if job.state == "done" else latest["step"]
         shown.add_row(
-            f"{TITLES[job.config.method]}, seed {job.config.seed}",
+            f"{METHODS[job.config.method].title}, seed {job.config.seed}",
             ProgressBar(total=steps, completed=done),
             f"{done}/{steps}",
             *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),

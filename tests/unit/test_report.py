@@ -105,7 +105,7 @@ def test_a_run_within_the_warm_up_is_not_called_healthy(tmp_path):
 
 
 def test_a_mean_says_how_many_runs_had_a_value():
-    rows = [{"method": "sn", "kl": kl, "fd": 1.0} for kl in (0.5, None, float("inf"), 1.5)]
+    rows = [{"method": "sn", "title": "SN", "kl": kl, "fd": 1.0} for kl in (0.5, None, float("inf"), 1.5)]
     headings, cells = table(rows)
     assert dict(zip(headings, cells[0], strict=True)) == {
         "method": "SN", "seeds": "4", "KL (nats) ↓": "1.00 ± 0.71 (2 of 4)", "FD ↓": "1.00 ± 0.00",
@@ -113,7 +113,7 @@ def test_a_mean_says_how_many_runs_had_a_value():
 
 
 def test_scores_of_different_protocols_are_not_averaged():
-    rows = [{"method": "sn", "protocol": name, "fd": fd} for name, fd in (("a", 1.0), ("b", 9.0), ("a", 3.0))]
+    rows = [{"title": "SN", "protocol": name, "fd": fd} for name, fd in (("a", 1.0), ("b", 9.0), ("a", 3.0))]
     assert [cells[:3] for cells in table(rows)[1]] == [["SN, a", "2", "2.00 ± 1.41"], ["SN, b", "1", "9.00"]]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from specreg.experiments.config import Method, RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.jobs import Job
 from specreg.experiments.run import prepare_run
 from specreg.experiments.sources import open_checked
@@ -11,7 +11,7 @@ from specreg.files import prepare_directory, read_json, write_json
 from specreg.records import RunDirectory
 
 
-def plan(out: Path, methods: Sequence[Method], seeds: Sequence[int], settings: Settings) -> list[Job]:
+def plan(out: Path, methods: Sequence[str], seeds: Sequence[int], settings: Settings) -> list[Job]:
     """Lay out the run directories of a comparison; complete runs are done already.
 
     Raises:

@@ -14,12 +14,11 @@ from specreg.report.page import write_page
 from specreg.report.runs import Run, open_runs
 from specreg.report.sweep_page import folder_of, write_sweep_report
 from specreg.report.sweeps import SweepTable, is_sweep, open_sweeps, sweep_table
-from specreg.report.tables import COLUMNS, TITLES, markdown, protocol, results, table
+from specreg.report.tables import COLUMNS, markdown, protocol, results, table
 from specreg.report.verdicts import line as verdict_line
 
 __all__ = [
     "COLUMNS",
-    "TITLES",
     "Run",
     "SweepTable",
     "folder_of",

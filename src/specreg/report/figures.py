@@ -3,6 +3,7 @@
 Texts from records are drawn with ``parse_math=False``: a layer's name may hold a dollar sign.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,10 +23,6 @@ from specreg.report.runs import OUTPUTS, Run, grouped, ratios
 from specreg.report.tables import COLUMNS
 from specreg.report.verdicts import segments
 
-COLOURS = {
-    "sn": "#c44e52", "static": "#2a6fbb", "dynamic": "#3a923a", "anchored": "#7b5aa6", "guard": "#d9822b",
-    "orthogonal": "#795548", "d-optimal": "#00838f", "oni": "#e377c2", "none": "#9e9e9e",
-}  # fmt: skip
 _SPARE = ("#5f6b76", "#b5519c", "#8c6d31", "#17a2b0", "#2f2f2f", "#a3b82a")
 # Lines differ by more than their colour: matplotlib's pattern and SVG's for the same line.
 _PATTERNS = (("solid", ""), ((0, (5, 2)), "10 4"), ((0, (1, 1.2)), "2 2.4"), ((0, (6, 2, 1, 2)), "12 4 2 4"))
@@ -215,11 +212,11 @@ def moments(run: Run) -> dict[int, Style]:
 
 def styles(runs: Iterable[Run]) -> dict[str, Style]:
     """Return each group's line; of several groups of one method only the first has the method's colour."""
-    spare, taken = iter(_SPARE * len(COLOURS)), set[str]()
+    spare, taken = itertools.cycle(_SPARE), set[str]()
     found: dict[str, Style] = {}
     for index, (group, alike) in enumerate(grouped(runs).items()):
-        colour = COLOURS.get(alike[0].method, "")
-        colour = next(spare, "#000000") if not colour or colour in taken else colour
+        colour = alike[0].look.colour
+        colour = next(spare) if not colour or colour in taken else colour
         taken.add(colour)
         found[group] = Style(colour, *_PATTERNS[index % len(_PATTERNS)])
     return found

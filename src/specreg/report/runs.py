@@ -9,7 +9,8 @@ from typing import Any
 from specreg.files import exists
 from specreg.names import STATES
 from specreg.records import RunDirectory
-from specreg.report.tables import DECLARED, TITLES, title
+from specreg.report.methods import look
+from specreg.report.tables import DECLARED
 
 OUTPUTS = ("training", "held_out", "generated")
 _WORDS = ("method", "config", "verdict", *DECLARED)  # what is no number in a result
@@ -21,6 +22,7 @@ class Run:
     """One run directory; every file is read and checked when it is first asked for.
 
     Attributes:
+        look: how its method is called and drawn.
         label: a name that no other run of the report has, by :func:`open_runs`.
         group: what it shares with its repetitions under other seeds.
 
@@ -39,7 +41,8 @@ class Run:
         self.method: str = config["method"]
         self.seed: int = config["seed"]
         self.settings = flat(config["settings"])
-        self.group: str = title(self.method)
+        self.look = look(directory, self.method)
+        self.group: str = self.look.title
         self.label: str = f"{self.group}, seed {self.seed}"
 
     @cached_property
@@ -163,10 +166,7 @@ def open_runs(paths: Iterable[str | Path]) -> list[Run]:
             raise ValueError(f"{path} is neither a run directory nor a comparison folder (no config.json, no runs)")
         for directory in [config.parent for config in inside] or [path]:
             found.setdefault(directory.resolve(), Run(RunDirectory(directory)))
-    order = list(TITLES)
-    runs = sorted(
-        found.values(), key=lambda run: (order.index(run.method) if run.method in order else len(order), run.seed)
-    )
+    runs = sorted(found.values(), key=lambda run: (run.look.order, run.seed))
     _set_labels(runs)
     return [run for alike in grouped(runs).values() for run in alike]
 

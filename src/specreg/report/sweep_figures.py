@@ -15,7 +15,7 @@ from specreg.names import printable
 from specreg.report import figures
 from specreg.report.runs import Run
 from specreg.report.sweeps import Cell, methods
-from specreg.report.tables import COLUMNS, title
+from specreg.report.tables import COLUMNS
 
 _WIDTH, _HEIGHT = 2.7, 2.2  # inches of one panel
 _CURVES = ("modes", "kl", "fd", "inception_score")
@@ -85,7 +85,7 @@ def _spectra(cells: Sequence[Cell]) -> Figure:
     shown = methods(cells)
     figure, axes = _panels(len(shown), len(cells))
     legends = set()
-    for row, method in enumerate(shown):
+    for row, (method, look) in enumerate(shown.items()):
         for column, cell in enumerate(cells):
             axis = axes[row][column]
             run = next((run for run in cell.runs.values() if run.method == method and run.spectra), None)
@@ -94,7 +94,7 @@ def _spectra(cells: Sequence[Cell]) -> Figure:
             else:
                 figures.plot_moments(axis, run, watched_layer(run))
                 legends.add(tuple(axis.get_legend_handles_labels()[1]))
-            axis.set_ylabel(f"{figures.words(title(method))}\nsₖ / s₁" if column == 0 else "")
+            axis.set_ylabel(f"{figures.words(look.title)}\nsₖ / s₁" if column == 0 else "")
             axis.set_xlabel("k" if row == len(shown) - 1 else "")
             if row == 0:
                 axis.set_title(printable(cell.label), fontsize=10, parse_math=False)
@@ -142,8 +142,8 @@ def _final(cells: Sequence[Cell]) -> Figure:
 
 def _outputs(cells: Sequence[Cell]) -> Figure:
     firsts = {
-        f"{cell.label}\n{title(method)}": run
-        for cell in cells for method in methods([cell])
+        f"{cell.label}\n{look.title}": run
+        for cell in cells for method, look in methods([cell]).items()
         if (run := next((run for run in cell.runs.values() if run.method == method and run.outputs), None))
     }  # fmt: skip
     columns = min(6, len(firsts))
@@ -171,7 +171,7 @@ def _by_setting(cells: Sequence[Cell]) -> Figure:
     size = (max(4.5, 0.55 * len(cells) * max(1, len(shown) / 2) + 1.5), 2.4 * len(measures) + 0.9)
     figure, axes = plt.subplots(len(measures), 1, figsize=size, squeeze=False, layout="constrained", sharex=True)
     for (key, heading), axis in zip(measures, axes[:, 0], strict=True):
-        for index, method in enumerate(shown):
+        for index, (method, look) in enumerate(shown.items()):
             offset = 0.7 * ((index + 0.5) / len(shown) - 0.5)
             points = [
                 (place + offset, values) for place, cell in enumerate(cells) if (values := cell.values(method, key))
@@ -180,8 +180,8 @@ def _by_setting(cells: Sequence[Cell]) -> Figure:
                 [place for place, _ in points],
                 [statistics.fmean(values) for _, values in points],
                 [statistics.stdev(values) if len(values) > 1 else math.nan for _, values in points],
-                fmt="os^Dv"[index % 5], ms=5, capsize=3, color=figures.COLOURS.get(method),
-                label=figures.words(title(method)),
+                fmt="os^Dv"[index % 5], ms=5, capsize=3, color=look.colour or None,
+                label=figures.words(look.title),
             )  # fmt: skip
         axis.set_ylabel(heading)
         axis.grid(alpha=0.25)

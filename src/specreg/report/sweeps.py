@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from specreg.files import read_json
 from specreg.records import RunDirectory
+from specreg.report.methods import Look
 from specreg.report.runs import Run, flat
-from specreg.report.tables import COLUMNS, TITLES, protocol, title
+from specreg.report.tables import COLUMNS, protocol
 from specreg.report.verdicts import is_judged
 
 # Our measure -> the published score that answers the same question; the other scores stand beside the first table.
@@ -116,7 +117,7 @@ def open_sweeps(paths: Iterable[str | Path]) -> list[Cell]:
         if names.count(cell.name) > 1:
             cell.label = f"{cell.name} ({cell.folder.name or cell.folder})"
         for run in cell.runs.values():
-            run.label = f"{cell.label}: {title(run.method)}, seed {run.seed}"
+            run.label = f"{cell.label}: {run.look.title}, seed {run.seed}"
     return sorted(cells, key=lambda cell: (cell.preset, cell.group))
 
 
@@ -125,11 +126,12 @@ def sweep_table(path: Path) -> list[SweepTable]:
     return [one for one in tables(open_sweeps([path])) if one.key in ("modes", "kl", "fd", "collapse")]
 
 
-def methods(cells: Iterable[Cell]) -> list[str]:
-    """Return the methods that the cells' runs are planned with, the lab's order first."""
-    found = dict.fromkeys(name.rsplit("-seed", 1)[0] for cell in cells for name in cell.planned)
-    order = list(TITLES)
-    return sorted(found, key=lambda method: order.index(method) if method in order else len(order))
+def methods(cells: Iterable[Cell]) -> dict[str, Look]:
+    """Return the methods that the cells' runs are planned with, in their order, and how they are called and drawn."""
+    cells = list(cells)
+    looks = {method: Look(method) for cell in cells for method in (name.rsplit("-seed", 1)[0] for name in cell.planned)}
+    looks |= {run.method: run.look for cell in cells for run in cell.runs.values() if run.method in looks}
+    return dict(sorted(looks.items(), key=lambda item: item[1].order))
 
 
 def tables(cells: Sequence[Cell]) -> list[SweepTable]:
@@ -151,7 +153,7 @@ def tables(cells: Sequence[Cell]) -> list[SweepTable]:
         SweepTable(
             key,
             heading,
-            ["setting", *map(title, shown), *_published_headings(cells, beside[key])],
+            ["setting", *(look.title for look in shown.values()), *_published_headings(cells, beside[key])],
             [
                 [cell.label, *(_said(cell.values(method, key), decimals) for method in shown)]
                 + [_published(cell, score, method) for score in beside[key] for method in _published_methods(cells)]
@@ -250,8 +252,7 @@ def _open_runs(cell: Cell) -> None:
         (name, Run(RunDirectory(path))) for name in cell.planned
         if (path := cell.folder / cell.name / name).joinpath("config.json").exists()
     ]  # fmt: skip
-    order = methods([cell])
-    cell.runs = dict(sorted(found, key=lambda item: (order.index(item[1].method), item[1].seed)))
+    cell.runs = dict(sorted(found, key=lambda item: (item[1].look.order, item[1].method, item[1].seed)))
 
 
 def _said(values: Sequence[float], decimals: int) -> str:
@@ -263,11 +264,15 @@ def _said(values: Sequence[float], decimals: int) -> str:
 
 def _published_methods(cells: Iterable[Cell]) -> list[str]:
     given = {method for cell in cells for score in ("FID", "IS") for method in cell.published.get(score, {})}
-    return [method for method in TITLES if method in given]
+    return [*(method for method in methods(cells) if method in given), *sorted(given - methods(cells).keys())]
 
 
 def _published_headings(cells: Sequence[Cell], scores: Sequence[str]) -> list[str]:
-    return [f"published {score}, {title(method)}" for score in scores for method in _published_methods(cells)]
+    shown = methods(cells)
+    return [
+        f"published {score}, {shown.get(method, Look(method)).title}"
+        for score in scores for method in _published_methods(cells)
+    ]  # fmt: skip
 
 
 def _published(cell: Cell, score: str, method: str) -> str:
@@ -284,7 +289,7 @@ def _collapse_steps(cell: Cell, method: str) -> dict[int, int | None]:
     }
 
 
-def _collapses(cells: Sequence[Cell], shown: Sequence[str]) -> SweepTable:
+def _collapses(cells: Sequence[Cell], shown: Mapping[str, Look]) -> SweepTable:
     def said(steps: Mapping[int, int | None]) -> str:
         known = [step for step in steps.values() if step is not None]
         return (f"{len(known)} of {len(steps)}" + (f", from {min(known)}" if known else "")) if steps else "-"
@@ -295,7 +300,7 @@ def _collapses(cells: Sequence[Cell], shown: Sequence[str]) -> SweepTable:
         + ([_said_collapse(cell)] if beside else [])
         for cell in cells
     ]
-    headings = ["setting", *map(title, shown), *(["published, SN"] if beside else [])]
+    headings = ["setting", *(look.title for look in shown.values()), *(["published, SN"] if beside else [])]
     return SweepTable("collapse", "runs whose spectra collapsed, and the earliest iteration", headings, rows)
 
 
@@ -311,5 +316,6 @@ def _gain(cells: Sequence[Cell], method: str) -> str:
     if not changes:
         return ""
     lower = sum(change < 0 for change in changes)
-    return (f"{title(method)} against SN, {len(changes)} setting{'s' if len(changes) > 1 else ''}: Fréchet distance "
+    title = methods(cells)[method].title
+    return (f"{title} against SN, {len(changes)} setting{'s' if len(changes) > 1 else ''}: Fréchet distance "
             f"{100 * statistics.fmean(changes):+.1f}% in the mean, lower in {lower}.")  # fmt: skip

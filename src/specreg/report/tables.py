@@ -6,18 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specreg.records import RunDirectory
+from specreg.report.methods import look
 
-TITLES = {
-    "sn": "SN",
-    "static": "static SR",
-    "dynamic": "dynamic SR",
-    "anchored": "anchored SR",
-    "guard": "SN, guarded",
-    "orthogonal": "SN + orthogonality",
-    "d-optimal": "SN + D-optimal",
-    "oni": "ONI",
-    "none": "no normalization",
-}
 # key, heading, decimals, and which way is better
 COLUMNS = (
     ("modes", "modes ↑", 0),
@@ -51,11 +41,6 @@ def protocol(row: Mapping[str, Any]) -> str:
     return f"{name}{fake} generated against {real} real {what}{part}, {', '.join(details)}"
 
 
-def title(method: str) -> str:
-    """Return how a method is called in tables and figures."""
-    return TITLES.get(method, method)
-
-
 def results(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
     """Return one object for each complete run, as ``results.json`` holds them."""
     found = []
@@ -63,7 +48,8 @@ def results(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
         result, timing = run.read("result"), run.read("timing")
         if result is not None:
             config = result.pop("config", None)
-            found.append(result | {"seconds": (timing or {}).get("seconds"), "config": config})
+            title = look(run, str(result.get("method"))).title
+            found.append(result | {"title": title, "seconds": (timing or {}).get("seconds"), "config": config})
     return found
 
 
@@ -76,7 +62,7 @@ def table(rows: Sequence[dict[str, Any]], labels: Sequence[str] | None = None) -
             not compare, it is followed by the protocol's name.
     """
     columns = [column for column in COLUMNS if any(row.get(column[0]) is not None for row in rows)]
-    labels = [title(str(row.get("method"))) for row in rows] if labels is None else labels
+    labels = [str(row.get("title", row.get("method"))) for row in rows] if labels is None else labels
     if len({row.get("protocol") for row in rows}) > 1:
         labels = [f"{label}, {row.get('protocol')}" for label, row in zip(labels, rows, strict=True)]
     cells = []
