@@ -28,7 +28,8 @@ import torch
 
 from measure import environment, interleaved, print_table, ratio, summary, synchronize, write
 from specreg.data.arrays import ImageArrays
-from specreg.experiments.config import ModelConfig, RegularizationConfig, RunConfig, Settings
+from specreg.experiments.config import ModelConfig, RunConfig, Settings
+from specreg.experiments.methods import DynamicOptions, MethodOptions, StaticOptions
 from specreg.experiments.run import build_state
 from specreg.processes import local_device
 from specreg.training.loop import TrainingConfig, train
@@ -61,8 +62,9 @@ class Contender:
 
 
 def settings_of(options: argparse.Namespace, **changes: Any) -> Settings:
+    every = changes.pop("every", D_STEPS)
     return Settings(
-        regularization=RegularizationConfig(start=0, every=changes.pop("every", D_STEPS)),
+        methods=MethodOptions(static=StaticOptions(every=every), dynamic=DynamicOptions(every=every, start=0)),
         model=ModelConfig(d_channels=options.channels, g_channels=options.g_channels),
         training=TrainingConfig(
             batch_size=options.batch, generator_batch=changes.pop("generator_batch", 2), d_steps=D_STEPS, g_lr=2e-4

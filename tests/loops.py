@@ -33,7 +33,7 @@ LAB = {
     "relativistic, classes": {
         "method": "sn", "training": {"loss": "relativistic-r1r2", "accumulate": 2}, "data": {"conditional": True},
     },
-    "guard": {"method": "guard", "detector": NERVOUS, "regularization": {"roll_back": True, "guard_every": 2}},
+    "guard": {"method": "guard", "detector": NERVOUS, "methods": {"guard": {"roll_back": True, "every": 2}}},
 }  # fmt: skip
 LAB_STEPS = 12
 
@@ -225,7 +225,7 @@ def lab_training(
     chosen.setdefault("training", {}).update(steps=LAB_STEPS, batch_size=BATCH, d_steps=1, ema_decay=0.9, beta1=0.0)
     chosen["model"] = {"d_channels": 4, "g_channels": 4, "latent": 8}
     chosen["records"] = {"spectra_every": 1}
-    chosen.setdefault("regularization", {}).update(every=2, start=4)
+    chosen["methods"] = {"static": {"every": 2}, "dynamic": {"every": 2, "start": 4}} | chosen.get("methods", {})
     config = from_dict(RunConfig, {"method": method, "seed": 0, "settings": chosen})
     source = open_source(config.settings)
     state = build_state(config, source, processes)

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from specreg.experiments.methods import METHODS, record
 from specreg.files import write_json
 from specreg.records import RunDirectory
 from spoilt import safetensors, tensor
@@ -32,9 +33,11 @@ def make_run(
     """Write a run directory with two layers, "blocks.0" and ``name``."""
     path.mkdir(parents=True)
     run = RunDirectory(path)
-    given = {"data": {"data": "digits"}, "training": {"steps": STEPS[-1]}, "regularization": settings}
+    given = {"data": {"data": "digits"}, "training": {"steps": STEPS[-1]}, "methods": {"static": settings}}
     config = {"method": method, "seed": seed, "settings": given}
     run.write("config", config)
+    unknown = {"name": method, "title": method, "colour": "#123456", "order": 99}
+    run.write("method", record(method) if method in METHODS else unknown)
     run.write("environment", {"torch": "2.13.0", "device": "cpu"})
     for step in STEPS:
         level = 0.9 if step < FALL else 0.2

@@ -31,7 +31,7 @@ FORKS.set_forkserver_preload(
 OPTIONS = [
     "--steps", "24", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "2",
     "--log-every", "1", "--spectra-every", "2", "--evaluate-every", "6", "--checkpoint-every", "4",
-    "--samples", "64", "--reference", "128", "--ema-decay", "0.9", "--lr-decay", "linear", "--start", "4",
+    "--samples", "64", "--reference", "128", "--ema-decay", "0.9", "--lr-decay", "linear", "--dynamic.start", "4",
 ]  # fmt: skip
 SERIES = ("metrics.jsonl", "evaluations.jsonl", "spectra.jsonl", "verdicts.jsonl", "sensitivity.jsonl")
 

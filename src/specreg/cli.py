@@ -29,7 +29,6 @@ from specreg.names import check_choice, integer, printable
 from specreg.processes import DisagreementError, LostProcessError, MainFailedError, launched
 
 if TYPE_CHECKING:
-    from specreg.experiments.config import Method
     from specreg.experiments.sweep import Plan
 
 _LAB = (
@@ -134,8 +133,9 @@ def _of_training(error: RuntimeError) -> int:
 def _compare(arguments: list[str]) -> int:
     import tyro
 
-    from specreg.experiments.config import PAPER_METHODS, Settings
+    from specreg.experiments.config import Settings
     from specreg.experiments.jobs import execute_all
+    from specreg.experiments.methods import METHODS, PAPER_METHODS
     from specreg.experiments.presets import Cell
     from specreg.experiments.sweep import COMPARISON, Plan, saved_settings
 
@@ -148,8 +148,7 @@ def _compare(arguments: list[str]) -> int:
 
         out: Path = Path("runs/compare")
         """Output folder."""
-        methods: tuple[str, ...] = PAPER_METHODS
-        """Any of sn, static, dynamic, anchored, guard, orthogonal, d-optimal, oni, none."""
+        methods: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Any of {', '.join(METHODS)}.")] = PAPER_METHODS
         seeds: tuple[str, ...] = ("0",)
         """Each method is run with each seed."""
         jobs: int = field(default_factory=_default_jobs)
@@ -188,8 +187,7 @@ def _sweep(arguments: list[str]) -> int:
         stacked-mnist."""
         cells: tuple[str, ...] = ()
         """Names or globs of the preset's cells, such as A16-128 or 'C*'; all by default."""
-        methods: tuple[str, ...] = ()
-        """Methods to run in every cell; the preset's by default."""
+        methods: Annotated[tuple[str, ...], tyro.conf.arg(help=f"The preset's, or any of {', '.join(METHODS)}.")] = ()
         seeds: tuple[str, ...] = ()
         """Each method is run with each seed; the preset's by default."""
         out: Path | None = None
@@ -567,12 +565,12 @@ def _split(values: Sequence[str]) -> list[str]:
     return [part for value in values for part in value.split(",") if part]
 
 
-def _methods(given: Sequence[str]) -> "list[Method]":
-    from specreg.experiments.config import METHODS
+def _methods(given: Sequence[str]) -> list[str]:
+    from specreg.experiments.methods import METHODS
 
     for method in _split(given):
-        check_choice("methods", method, METHODS)
-    return _split(given)  # type: ignore[return-value]
+        check_choice("methods", method, tuple(METHODS))
+    return _split(given)
 
 
 def _seeds(given: Sequence[str]) -> list[int]:

@@ -3,6 +3,7 @@
 A run directory holds
 
 - ``config.json``: the full configuration, written once;
+- ``method.json``: how its method is called and drawn, and its place among the methods, written with it;
 - ``environment.json``: versions and machine, written at each start;
 - ``metrics.jsonl``: losses, one line every few steps;
 - ``evaluations.jsonl``: metrics during training;

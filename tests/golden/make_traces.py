@@ -10,14 +10,8 @@ from pathlib import Path
 import torch
 
 from specreg.data.digits import StackedDigits
-from specreg.experiments.config import (
-    PAPER_METHODS,
-    ModelConfig,
-    RecordConfig,
-    RegularizationConfig,
-    RunConfig,
-    Settings,
-)
+from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
+from specreg.experiments.methods import PAPER_METHODS, AnchoredOptions, DynamicOptions, MethodOptions
 from specreg.experiments.run import execute, prepare_run
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
@@ -26,7 +20,7 @@ from specreg.training.loop import TrainingConfig
 METHODS = (*PAPER_METHODS, "anchored")
 TRACES = Path(__file__).with_name("traces.json")
 SETTINGS = Settings(
-    regularization=RegularizationConfig(start=3, window=6),
+    methods=MethodOptions(dynamic=DynamicOptions(start=3), anchored=AnchoredOptions(start=3, window=6)),
     model=ModelConfig(d_channels=4, g_channels=4, latent=8),
     training=TrainingConfig(steps=10, batch_size=8),
     records=RecordConfig(log_every=1, spectra_every=5, evaluate_every=0, samples=32, reference=32),

@@ -171,8 +171,7 @@ def two(out: Path, *options: str) -> list[Fork]:
 
 def torchrun(out: Path, *options: str, restarts: int = 0) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
-    # After --, because torchrun takes --start for an abbreviation of its own options.
-    command = [sys.executable, *launcher, "-m", "specreg", "--", "train", "--quiet", "--out", str(out), *options]
+    command = [sys.executable, *launcher, "-m", "specreg", "train", "--quiet", "--out", str(out), *options]
     alone = {"CUDA_VISIBLE_DEVICES": ""}  # gloo, wherever this is run
     return subprocess.Popen(command, env=environment() | alone, stderr=subprocess.PIPE, text=True)
 

@@ -16,7 +16,7 @@ from trainings import OPTIONS, assert_same_run, kill, start, train, wait_for
 # A detector that takes anything for a collapse: the guard goes back and is switched on between the two kills.
 NERVOUS = [
     "--detector.warmup", "6", "--detector.window", "4", "--detector.fast", "0.001", "--detector.far", "0.001",
-    "--detector.collapsed", "0.001", "--detector.patience", "1", "--guard-every", "2", "--roll-back",
+    "--detector.collapsed", "0.001", "--detector.patience", "1", "--guard.every", "2", "--guard.roll-back",
 ]  # fmt: skip
 METHODS = {
     "static": ["--method", "static"],

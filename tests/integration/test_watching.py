@@ -56,7 +56,7 @@ def test_a_single_image_can_be_learned(tmp_path):
 @pytest.mark.slow
 def test_what_is_recorded_of_a_watched_run(tmp_path):
     command = ["train", "--quiet", "--out", str(tmp_path / "run"), "--method", "anchored", *OPTIONS]
-    assert main([*command, "--start", "10", "--window", "10"]) == 0
+    assert main([*command, "--anchored.start", "10", "--anchored.window", "10"]) == 0
     run = RunDirectory(tmp_path / "run")
     assert [record["step"] for record in run.series("verdicts")] == list(range(0, 25, 2))
     assert {record["state"] for record in run.series("verdicts")} == {"healthy"}

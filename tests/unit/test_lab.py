@@ -13,7 +13,6 @@ from torch import nn
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import (
     ModelConfig,
-    RegularizationConfig,
     RunConfig,
     Settings,
     differences,
@@ -121,16 +120,9 @@ def test_configuration_goes_through_json():
 def test_keep_stays_an_integer_or_a_fraction_through_json():
     for keep in (1, 1.0):
         values = to_dict(RunConfig())
-        values["settings"]["regularization"]["keep"] = keep
-        loaded = from_dict(RunConfig, json.loads(json.dumps(values))).settings.regularization.keep
+        values["settings"]["methods"]["static"]["keep"] = keep
+        loaded = from_dict(RunConfig, json.loads(json.dumps(values))).settings.methods.static.keep
         assert type(loaded) is type(keep)
-
-
-@pytest.mark.parametrize("keep", [3, 0.25, "auto"])
-def test_keep_reaches_the_guard(keep):
-    settings = Settings(regularization=RegularizationConfig(guard="static", keep=keep))
-    state = build_state(RunConfig("guard", 0, settings), StackedDigits())
-    assert state.compensator.keep == keep
 
 
 def test_unknown_keys_are_refused_by_name():
@@ -149,9 +141,6 @@ def test_unknown_keys_are_refused_by_name():
         ("training", "beta2", 1.0),
         ("training", "loss", "mse"),
         ("training", "lr_decay", "cosine"),
-        ("regularization", "keep", -0.5),
-        ("regularization", "every", 0),
-        ("regularization", "strength", 2.0),
         ("records", "samples", 0),
         ("records", "evaluate_every", -1),
         ("model", "d_channels", 0),

@@ -15,7 +15,6 @@ from specreg.data.stream import BatchStream
 from specreg.experiments.config import (
     DataConfig,
     ModelConfig,
-    RegularizationConfig,
     RunConfig,
     Settings,
     from_dict,
@@ -132,10 +131,6 @@ def test_the_network_is_what_fits_the_images(network, side, kind):
         (Settings(data=DataConfig("grid"), model=ModelConfig(network="dcgan")), "grid are points: --network mlp"),
         (Settings(model=ModelConfig(network="mlp")), "digits are images: --network resnet or dcgan"),
         (Settings(model=ModelConfig(network="dcgan")), "digits: no dcgan for 8x8 images: the sides are 28, 32; choose"),
-        (
-            Settings(data=DataConfig("ring"), regularization=RegularizationConfig(compensate="convolutions")),
-            "the mlp has no convolutions to compensate",
-        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_remedy(settings, message):
@@ -153,9 +148,7 @@ def test_auto_compensates_convolutions_or_where_there_are_none_all_layers(data, 
 def test_a_configuration_from_before_there_was_a_choice_of_networks_still_loads():
     values = to_dict(RunConfig())
     del values["settings"]["model"]["network"]
-    values["settings"]["regularization"]["compensate"] = "convolutions"
-    loaded = from_dict(RunConfig, values).settings
-    assert (loaded.model.network, loaded.regularization.compensate) == ("auto", "convolutions")
+    assert from_dict(RunConfig, values).settings.model.network == "auto"
 
 
 def test_gradient_penalty_of_points():

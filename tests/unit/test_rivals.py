@@ -11,7 +11,8 @@ from torch import nn
 import specreg
 from specreg.cli import main
 from specreg.data.digits import StackedDigits
-from specreg.experiments.config import DataConfig, ModelConfig, RegularizationConfig, RunConfig, Settings, from_dict
+from specreg.experiments.config import DataConfig, ModelConfig, RunConfig, Settings, from_dict
+from specreg.experiments.methods import AnchoredOptions, DynamicOptions, MethodOptions, PenaltyOptions
 from specreg.experiments.run import build_state, warn_about
 from specreg.losses import LOSSES, squared_slopes
 from specreg.training.loop import TrainingConfig, train
@@ -138,13 +139,13 @@ def test_methods_attach_what_they_say():
     ):  # fmt: skip
         discriminator = networks[method].discriminator
         assert specreg.spectra(discriminator)["score"].equal(specreg.spectra(networks["sn"].discriminator)["score"])
-        expected = weight * penalty(discriminator, only=nn.Conv2d).item()
+        expected = weight * penalty(discriminator).item()
         assert networks[method].penalty().item() == pytest.approx(expected)
     assert networks["sn"].penalty is None
 
 
 def test_the_penaltys_weight_can_be_chosen():
-    settings = Settings(model=SMALL, regularization=RegularizationConfig(penalty_weight=3.0, compensate="all"))
+    settings = Settings(model=SMALL, methods=MethodOptions(orthogonal=PenaltyOptions(weight=3.0)))
     state = build_state(RunConfig("orthogonal", 0, settings), StackedDigits())
     expected = 3 * specreg.orthogonality_penalty(state.discriminator).item()
     assert state.penalty().item() == pytest.approx(expected)
@@ -152,30 +153,30 @@ def test_the_penaltys_weight_can_be_chosen():
 
 def test_configurations_of_older_runs_load_and_bad_values_are_named():
     values = dataclasses.asdict(RunConfig())
-    for part, key in (
-        ("training", "gamma"),
-        ("regularization", "penalty_weight"),
-        ("regularization", "newton_iterations"),
-    ):
-        del values["settings"][part][key]
+    del values["settings"]["training"]["gamma"]
+    del values["settings"]["methods"]["oni"]
+    del values["settings"]["methods"]["orthogonal"]["weight"]
     assert from_dict(RunConfig, json.loads(json.dumps(values))) == RunConfig()
-    for part, key, value in (
-        ("training", "gamma", -1.0), ("regularization", "penalty_weight", float("inf")),
-        ("regularization", "newton_iterations", -1),
-    ):  # fmt: skip
+    for method, key, value in (("", "gamma", -1.0), ("d_optimal", "weight", float("inf")), ("oni", "iterations", -1)):
         values = dataclasses.asdict(RunConfig())
-        values["settings"][part][key] = value
+        part = values["settings"]["methods"][method] if method else values["settings"]["training"]
+        part[key] = value
         with pytest.raises(ValueError, match=rf"{key} must be .*got {value!r}"):
             from_dict(RunConfig, values)
 
 
 @pytest.mark.parametrize(
-    ("method", "steps", "remedy"), [("dynamic", 666, "lower --start"), ("anchored", 1000, "lower --start and --window")]
+    ("method", "steps", "remedy"),
+    [
+        ("dynamic", 666, "lower --dynamic.start"),
+        ("anchored", 1000, "lower --anchored.start and --anchored.window"),
+    ],
 )
 def test_a_record_that_comes_too_late_is_warned_about(method, steps, remedy, caplog):
-    warn_about(RunConfig(method, 0, Settings(training=TrainingConfig(steps=steps + 1))))
+    options = MethodOptions(dynamic=DynamicOptions(start=2000), anchored=AnchoredOptions(start=2000, window=1000))
+    warn_about(RunConfig(method, 0, Settings(methods=options, training=TrainingConfig(steps=steps + 1))))
     assert caplog.text == ""
-    warn_about(RunConfig(method, 0, Settings(training=TrainingConfig(steps=steps))))
+    warn_about(RunConfig(method, 0, Settings(methods=options, training=TrainingConfig(steps=steps))))
     assert f"it equals sn; {remedy}" in caplog.text
 
 
@@ -192,8 +193,8 @@ def test_plain_weights_with_a_loss_that_bounds_nothing_are_warned_about(caplog):
     "options",
     [
         ["--method", "orthogonal"],
-        ["--method", "d-optimal", "--compensate", "all"],
-        ["--method", "oni", "--newton-iterations", "1"],
+        ["--method", "d-optimal", "--d-optimal.weight", "1e-3"],
+        ["--method", "oni", "--oni.iterations", "1"],
         ["--method", "none", "--loss", "relativistic-r1r2", "--gamma", "0.5"],
         ["--method", "sn", "--loss", "non-saturating-r1"],
     ],

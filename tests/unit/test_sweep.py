@@ -54,8 +54,8 @@ def test_the_papers_settings_are_the_papers():
         assert (training.steps, training.d_steps, training.lr_decay, training.loss) == (50_000, 5, "linear", "hinge")
         assert (training.d_lr, training.g_lr, training.beta1, training.beta2) == (2e-4, 2e-4, 0.0, 0.9)
         assert (training.generator_batch, training.accumulate) == (2, 1)
-        assert (settings.regularization.keep, settings.regularization.every) == (0.5, 5)
-        assert (settings.regularization.start, settings.regularization.compensate) == (0, "convolutions")
+        assert (settings.methods.static.keep, settings.methods.static.every) == (0.5, 5)
+        assert (settings.methods.dynamic.start, settings.methods.dynamic.every) == (0, 5)
 
 
 def test_the_other_presets():
@@ -75,8 +75,8 @@ def test_the_other_presets():
     grid = {(settings.model.d_channels, settings.training.batch_size) for settings in cells}
     assert grid == {(channels, batch) for channels in (4, 8, 16) for batch in (8, 16, 32)}
     assert PRESETS["digits-grid"].seeds == (0, 1, 2)
-    assert type(PRESETS["keep"].cells[0].settings.regularization.keep) is int  # i itself, and not all of r
-    studied = [(cell.name, cell.methods, cell.settings.regularization.keep) for cell in PRESETS["keep"].cells]
+    assert type(PRESETS["keep"].cells[0].settings.methods.static.keep) is int  # i itself, and not all of r
+    studied = [(cell.name, cell.methods, cell.settings.methods.static.keep) for cell in PRESETS["keep"].cells]
     assert studied == [
         ("i=1", ("sn",), 1), ("i=0.25r", ("static",), 0.25), ("i=0.5r", ("static",), 0.5),
         ("i=0.75r", ("static",), 0.75), ("i=r", ("static",), 1.0),

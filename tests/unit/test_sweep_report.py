@@ -63,10 +63,10 @@ def test_the_table_has_a_row_for_each_method_of_each_setting_with_what_is_publis
     assert [[*row[:4], row[5], *row[-4:]] for row in rows] == [
         ["A16-128", "SN", "0", "-", "-", "-", "22.31 ± 0.28", "8.15 ± 0.09", "no"],
         ["A16-128", "static SR", "0", "-", "-", "-", "24.67 ± 0.28", "8.35 ± 0.09", "-"],
-        ["A16-128", "dynamic SR", "0", "-", "-", "-", "-", "-", "-"],
+        ["A16-128", "dynamic", "0", "-", "-", "-", "-", "-", "-"],
         ["C8-32", "SN", "2", "501 ± 1", "13.00 ± 1.41", "2 of 2, from 700", "80.00 ± 1.12", "4.21 ± 0.18", "yes"],
         ["C8-32", "static SR", "1", "500", "12.00", "2 of 2, from 700", "66.05 ± 2.12", "4.93 ± 0.20", "-"],
-        ["C8-32", "dynamic SR", "0", "-", "-", "-", "-", "-", "-"],
+        ["C8-32", "dynamic", "0", "-", "-", "-", "-", "-", "-"],
     ]
     text = " ".join(notes(cells))
     assert text.startswith("3 of 8 runs are complete.")
@@ -76,13 +76,13 @@ def test_the_table_has_a_row_for_each_method_of_each_setting_with_what_is_publis
 
 def test_what_is_published_stands_beside_methods_that_nobody_planned(tmp_path):
     out = make_sweep(tmp_path / "sweep", {"C8-32": ["sn-seed0"]})
-    assert [row[0] for row in table(open_cells([out])).rows] == ["SN", "static SR"]
+    assert [row[0] for row in table(open_cells([out])).rows] == ["SN", "static"]  # no run says how it is called
 
 
 def test_a_terminal_gets_a_few_rows_as_columns_and_of_many_what_says_most(sweep):
     cells = open_cells([sweep])
     few, many = table(cells[1:]).brief(), table(cells).brief()
-    assert few.headings == ["", "SN", "static SR", "dynamic SR"]
+    assert few.headings == ["", "SN", "static SR", "dynamic"]
     assert ["FD ↓", "13.00 ± 1.41", "12.00", "-"] in few.rows
     assert many.headings == ["setting", "method", "seeds", "modes ↑", "KL (nats) ↓", "FD ↓", "collapsed"]
     assert many.rows[3][-2:] == ["13.00 ± 1.41", "2 of 2, from 700"]

@@ -12,52 +12,16 @@ import tyro
 
 from specreg.data.mixtures import MIXTURES
 from specreg.evaluation.extractor import FeatureName
+from specreg.experiments.methods import MethodName, MethodOptions, described
 from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
 from specreg.names import LARGEST_INTEGER, Split, integer
-from specreg.regularizers.compensators import Scale
-from specreg.spectra.reference import checked_keep
 from specreg.training.loop import TrainingConfig
 
-Method = Literal["sn", "static", "dynamic", "anchored", "guard", "orthogonal", "d-optimal", "oni", "none"]
 Features = Literal["auto", FeatureName]
-METHODS: tuple[Method, ...] = typing.get_args(Method)
 _LARGEST = 1e300  # of a number; NaN and inf are beyond it, too
 LAST_SEED = 2**32 - 1  # that numpy takes
 FEWEST_IMAGES = 10  # of either kind in an evaluation: 5 neighbours and 10 splits need as many
-# What specreg compare runs unless told otherwise: the paper's methods.
-PAPER_METHODS: tuple[Method, ...] = ("sn", "static", "dynamic")
-
-
-@dataclass(frozen=True)
-class RegularizationConfig:
-    """How the discriminator's spectra are controlled; every method but oni and none has spectral normalization."""
-
-    keep: int | float | Literal["auto"] = 0.5
-    """static, also as the guard's scheme: i as a fraction of r, i itself as an integer, or auto: the stable rank at the
-    first compensation, under the guard of the healthy spectrum."""
-    start: int = 2000
-    """dynamic, anchored: discriminator steps before the record begins."""
-    window: int = 1000
-    """anchored: discriminator steps that the record is averaged over."""
-    guard: Literal["static", "anchored", "dynamic"] = "static"
-    """guard: the scheme that is switched on when a collapse begins."""
-    guard_every: int = 10
-    """guard: compensate after every so many discriminator steps, once it is on."""
-    roll_back: bool = False
-    """guard: go back to the healthy networks from before the collapse, too."""
-    every: int = 5
-    """Compensate after every so many discriminator steps."""
-    strength: float = 1.0
-    """How far singular values move to their target; 1 is the paper."""
-    scale: Scale = "auto"
-    """The stored weight's s1. unit: make it 1; keep: leave it; hold: as at the first compensation; auto: unit where the
-    layer is normalized, hold elsewhere."""
-    penalty_weight: float | None = None
-    """orthogonal, d-optimal: weight of the penalty in the discriminator's loss; None: 1e-4 (Brock et al. 2019 for
-    orthogonal; tried for d-optimal, in whose form none is published)."""
-    newton_iterations: int = 3
-    """oni: Newton iterations (3 in its authors' residual networks); 0 is its normalization alone."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +92,7 @@ class RecordConfig:
 class Settings:
     """What runs that are compared with each other have in common."""
 
-    regularization: Annotated[RegularizationConfig, tyro.conf.arg(name="")] = field(
-        default_factory=RegularizationConfig
-    )
+    methods: Annotated[MethodOptions, tyro.conf.arg(name="")] = field(default_factory=MethodOptions)
     data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
     model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
@@ -152,10 +114,7 @@ class Settings:
 class RunConfig:
     """One training run."""
 
-    method: Method = "static"
-    """sn: spectral normalization alone; static, dynamic, anchored: with that compensation; guard: sn until the spectra
-    begin to collapse; orthogonal, d-optimal: sn with that penalty; oni: orthogonalization by Newton's iteration instead
-    of sn; none: plain weights, for losses with gradient penalties."""
+    method: Annotated[MethodName, tyro.conf.arg(help=described())] = "static"
     seed: int = 0
     """Initialization, data and latent vectors; runs of several methods with one seed start alike."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
@@ -216,11 +175,11 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Every integer is at least 1 but these, whose owners know better (0 is none or never; the detector checks its own).
-_AT_LEAST = {"seed": 0, "start": 0, "newton_iterations": 0, "evaluate_every": 0, "warmup": 0}
+_AT_LEAST = {"seed": 0, "start": 0, "iterations": 0, "evaluate_every": 0, "warmup": 0}
 # What is beyond these is a slip, and would fill the memory before anything could say so.
 _AT_MOST = {
     "seed": LAST_SEED, "image_size": 4096, "stacked_size": 10**7, "d_channels": 4096, "g_channels": 4096,
-    "latent": 10**5, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16, "newton_iterations": 1000,
+    "latent": 10**5, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16, "iterations": 1000,
 }  # fmt: skip
 _IMAGES, _MOST_IMAGES = ("samples", "reference"), 10**7  # of an evaluation: the fewest depend on the data
 
@@ -230,24 +189,19 @@ def _check(settings: Settings) -> None:
     fewest = 2 if settings.data.data in MIXTURES else FEWEST_IMAGES
     for name in _IMAGES:
         integer(name, getattr(settings.records, name), at_least=fewest, at_most=_MOST_IMAGES)
+    for options in vars(settings.methods).values():
+        options.check()
     loss = LOSSES[settings.training.loss]
     if settings.compile and (loss.gradient_penalty or loss.r1 or loss.r2):
         raise ValueError(f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs")
-    if settings.regularization.keep != "auto":
-        checked_keep(settings.regularization.keep)
     for name in ("d_lr", "g_lr"):
         if not getattr(settings.training, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(settings.training, name)!r}")
-    for name, weight in (
-        ("gamma", settings.training.gamma), ("penalty_weight", settings.regularization.penalty_weight),
-    ):  # fmt: skip
-        if weight is not None and weight < 0:
-            raise ValueError(f"{name} must be at least 0 and finite, got {weight!r}")
+    if settings.training.gamma < 0:
+        raise ValueError(f"gamma must be at least 0 and finite, got {settings.training.gamma!r}")
     for name in ("beta1", "beta2", "ema_decay"):
         if not 0 <= getattr(settings.training, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {getattr(settings.training, name)!r}")
-    if not 0 <= settings.regularization.strength <= 1:
-        raise ValueError(f"strength must lie in [0, 1], got {settings.regularization.strength!r}")
 
 
 def _check_fields(part: Any) -> None:

@@ -10,15 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from specreg.evaluation.modes import STACKED_MNIST_SAMPLES
-from specreg.experiments.config import (
-    PAPER_METHODS,
-    DataConfig,
-    Method,
-    ModelConfig,
-    RecordConfig,
-    RegularizationConfig,
-    Settings,
-)
+from specreg.experiments.config import DataConfig, ModelConfig, RecordConfig, Settings
+from specreg.experiments.methods import PAPER_METHODS, DynamicOptions, MethodOptions, StaticOptions
 from specreg.training.loop import TrainingConfig
 
 
@@ -36,7 +29,7 @@ class Cell:
 
     name: str
     settings: Settings
-    methods: tuple[Method, ...] = PAPER_METHODS
+    methods: tuple[str, ...] = PAPER_METHODS
     images: str = ""
     num_classes: int = 0
 
@@ -99,7 +92,7 @@ PAPER_SETTINGS: dict[str, tuple[tuple[int, int], ...]] = {
 _CIFAR, _STL, _IMAGENET = "CIFAR-10", "STL-10's unlabeled images", "ImageNet"
 
 # The authors' code: their record of the dynamic scheme begins at the first call.
-_COMPENSATION = RegularizationConfig(keep=0.5, start=0, every=5, scale="auto")
+_COMPENSATION = MethodOptions(static=StaticOptions(keep=0.5, every=5), dynamic=DynamicOptions(start=0, every=5))
 _RECORDS = RecordConfig(
     log_every=100, spectra_every=250, evaluate_every=2500, checkpoint_every=500, samples=10000, reference=10000
 )
@@ -107,7 +100,7 @@ _RECORDS = RecordConfig(
 
 def _paper_settings(side: int, batch: int, channels: int, steps: int = 50_000) -> Settings:
     return Settings(
-        regularization=_COMPENSATION,
+        methods=_COMPENSATION,
         data=DataConfig(data="", image_size=side, data_split="unlabeled" if side == 48 else "train"),
         model=ModelConfig(d_channels=channels, g_channels=256, latent=128),
         training=TrainingConfig(
@@ -186,7 +179,7 @@ def imagenet() -> list[Cell]:
         Cell(
             f"{32 * accumulate}-64",
             Settings(
-                regularization=_COMPENSATION,
+                methods=_COMPENSATION,
                 data=DataConfig(data="", image_size=128, conditional=True),
                 model=ModelConfig(d_channels=64, g_channels=64, latent=128),
                 training=TrainingConfig(
@@ -243,10 +236,10 @@ def keep() -> list[Cell]:
     default = Settings()
     shares = {"i=0.25r": 0.25, "i=0.5r": 0.5, "i=0.75r": 0.75, "i=r": 1.0}
     compensated = [
-        Cell(name, replace(default, regularization=replace(default.regularization, keep=share)), methods=("static",))
+        Cell(name, replace(default, methods=MethodOptions(static=StaticOptions(keep=share))), methods=("static",))
         for name, share in shares.items()
     ]
-    least = replace(default, regularization=replace(default.regularization, keep=1))  # sn does not look at it
+    least = replace(default, methods=MethodOptions(static=StaticOptions(keep=1)))  # sn does not look at it
     return [Cell("i=1", least, methods=("sn",)), *compensated]
 
 
@@ -311,7 +304,7 @@ def stacked_mnist() -> list[Cell]:
         Cell(
             name,
             Settings(
-                regularization=_COMPENSATION,
+                methods=_COMPENSATION,
                 data=DataConfig(data="", image_size=28, stacked=True, stacked_size=size),
                 model=ModelConfig(d_channels=channels, g_channels=64, latent=latent, network="dcgan"),
                 training=training,

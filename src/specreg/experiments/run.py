@@ -18,6 +18,7 @@ from specreg.evaluation.mixtures import RULES, MixtureEvaluation, MixtureEvaluat
 from specreg.evaluation.protocol import Evaluation, Evaluator
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.evaluators import REFERENCE_SEED, make_evaluator
+from specreg.experiments.methods import METHODS, record
 from specreg.experiments.networks import make_discriminator, make_generator
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Probe, Progress, Recorder, check_records
@@ -25,18 +26,12 @@ from specreg.experiments.sampling import sample_images, sample_labelled, save_pi
 from specreg.experiments.sources import held_out_reference, open_held_out, open_source
 from specreg.files import prepare_directory
 from specreg.guard import Guard
-from specreg.losses import LOSSES
 from specreg.models.normalization import share_batches
-from specreg.monitor.actions import Pin
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
 from specreg.processes import ALONE, Processes, local_device
 from specreg.records import RunDirectory
-from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
-from specreg.regularizers.normalization import spectral_norm
-from specreg.regularizers.orthogonalization import orthogonalize
-from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty
 from specreg.training.loop import train
 from specreg.training.precision import compute_in_bf16
 from specreg.training.state import TrainingState, load_newest, seed_everything
@@ -46,8 +41,6 @@ logger = logging.getLogger(__name__)
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
 _DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
-# What a method adds to the discriminator's loss, and its weight unless the configuration has one.
-_PENALTIES = {"orthogonal": (orthogonality_penalty, 1e-4), "d-optimal": (d_optimal_penalty, 1e-4)}
 
 
 def check_shares(settings: Settings, processes: Processes) -> None:
@@ -70,6 +63,7 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
         prepare_directory(run.path)
         with run.lock():
             if not _holds(run, config):  # another process may have been faster
+                run.write("method", record(config.method))
                 run.write("config", to_dict(config))
     prepare_directory(run.path)
 
@@ -197,7 +191,9 @@ def build_state(config: RunConfig, source: DataSource, processes: Processes = AL
     generator, discriminator = make_generator(settings, source), make_discriminator(settings, source)
     generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    normalize(config, discriminator)
+    method = METHODS[config.method]
+    options = method.chosen(settings.methods)
+    method.normalize(discriminator, options)
     ema = None
     if settings.training.ema_decay:
         ema = make_generator(settings, source)
@@ -225,49 +221,8 @@ def build_state(config: RunConfig, source: DataSource, processes: Processes = AL
         ema=ema,
         monitor=Monitor(discriminator, every=settings.records.spectra_every, detector=Detector(settings.detector)),
     )
-    attach_method(config, state)
+    method.attach(state, options, settings.methods)
     return state
-
-
-def normalize(config: RunConfig, discriminator: nn.Module) -> None:
-    """Put the discriminator under the method's normalization: the optimizer is made for what that leaves to train."""
-    if config.method == "oni":
-        orthogonalize(discriminator, iterations=config.settings.regularization.newton_iterations)
-        if any(isinstance(child, nn.Embedding) for child in discriminator.modules()):
-            spectral_norm(discriminator, only=nn.Embedding)
-    elif config.method != "none":
-        spectral_norm(discriminator)
-
-
-def attach_method(config: RunConfig, state: TrainingState) -> None:
-    """Attach the method's compensation, guard or penalty to a discriminator that is normalized."""
-    chosen = config.settings.regularization
-    common: dict[str, Any] = {"every": chosen.every, "strength": chosen.strength, "scale": chosen.scale}
-    if config.method == "static":
-        state.compensator = static_compensation(state.discriminator, keep=chosen.keep, **common)
-    elif config.method == "dynamic":
-        state.compensator = dynamic_compensation(state.discriminator, start=chosen.start, **common)
-    elif config.method == "anchored":
-        state.compensator = anchored_compensation(
-            state.discriminator, start=chosen.start, window=chosen.window, **common
-        )
-    elif config.method == "guard":
-        assert state.monitor is not None
-        networks: dict[str, Any] = {
-            "generator": state.generator,
-            "discriminator": state.discriminator,
-            "generator_optimizer": state.generator_optimizer,
-            "discriminator_optimizer": state.discriminator_optimizer,
-        } | ({} if state.ema is None else {"ema": state.ema})
-        state.pin = Pin(networks) if chosen.roll_back else None
-        common["every"] = chosen.guard_every
-        if chosen.guard == "static":
-            common["keep"] = chosen.keep
-        state.compensator = Guard(state.monitor, scheme=chosen.guard, pin=state.pin, **common)
-    elif config.method in _PENALTIES:
-        penalty, usual = _PENALTIES[config.method]
-        weight = usual if chosen.penalty_weight is None else chosen.penalty_weight
-        state.penalty = lambda: weight * penalty(state.discriminator)
 
 
 def warn_about(config: RunConfig) -> None:
@@ -280,23 +235,9 @@ def warn_about(config: RunConfig) -> None:
             published,
             published,
         )
-    training, chosen = config.settings.training, config.settings.regularization
-    measured = {"dynamic": chosen.start, "anchored": chosen.start + chosen.window}.get(config.method, -1)
-    if measured >= training.steps * training.d_steps:
-        logger.warning(
-            "%s: the record would be there after %d discriminator steps, the run has %d: it equals sn; lower %s",
-            config.method,
-            measured,
-            training.steps * training.d_steps,
-            "--start" if config.method == "dynamic" else "--start and --window",
-        )
-    loss = LOSSES[training.loss]
-    if config.method == "none" and not (loss.gradient_penalty or loss.r1 or loss.r2):
-        logger.warning(
-            "none: nothing bounds the discriminator's slope with --loss %s; choose one with a gradient penalty, as "
-            "--loss relativistic-r1r2",
-            training.loss,
-        )
+    method = METHODS[config.method]
+    for warning in method.warnings(method.chosen(config.settings.methods), config.settings.training):
+        logger.warning("%s", warning)
 
 
 def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, DataSource, nn.Module]:

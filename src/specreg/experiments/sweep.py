@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.mixtures import MIXTURES, DataSource
-from specreg.experiments.config import Method, RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.jobs import Job
 from specreg.experiments.networks import check_networks, make_discriminator, make_generator
 from specreg.experiments.presets import Cell
@@ -41,7 +41,7 @@ class Plan:
     preset: str
     cells: Sequence[Cell]
     changes: dict[str, list[str]]
-    methods: Sequence[Method]
+    methods: Sequence[str]
     seeds: Sequence[int]
 
     def configs(self, cell: Cell) -> dict[str, RunConfig]:

@@ -9,7 +9,7 @@ Reads run directories only (see ``specreg.records``) and never imports torch.
 """
 
 from specreg.report.page import check_folder, write_folder, write_page
-from specreg.report.runs import Cell, Run, open_cells, title
+from specreg.report.runs import Cell, Run, open_cells
 from specreg.report.tables import Table, protocol, table
 from specreg.report.verdicts import lines as verdict_lines
 
@@ -21,7 +21,6 @@ __all__ = [
     "open_cells",
     "protocol",
     "table",
-    "title",
     "verdict_lines",
     "write_folder",
     "write_page",

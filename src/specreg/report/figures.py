@@ -3,6 +3,7 @@
 Texts from records are drawn with ``parse_math=False``: a layer's name may hold a dollar sign.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
 
 from specreg.names import printable
-from specreg.report.runs import METHODS, OUTPUTS, Cell, Run, grouped, ratios
+from specreg.report.runs import OUTPUTS, Cell, Run, grouped, ratios
 from specreg.report.tables import finite_values
 from specreg.report.verdicts import ALARMS, segments
 
@@ -124,8 +125,8 @@ def plot_curves(
 
 def plot_by_setting(axis: Axes, cells: Sequence[Cell], key: str) -> None:
     """Plot each method's final score by setting: means over seeds, bars are one standard deviation."""
-    methods = list(dict.fromkeys(run.method for cell in cells for run in cell.runs if run.result))
-    for index, method in enumerate(methods):
+    methods = {run.method: run.look.colour or None for cell in cells for run in cell.runs if run.result}
+    for index, (method, colour) in enumerate(methods.items()):
         offset = 0.7 * ((index + 0.5) / len(methods) - 0.5)
         points = [(place + offset, values) for place, cell in enumerate(cells)
                   if (values := finite_values(cell.runs, method, key))]  # fmt: skip
@@ -133,7 +134,7 @@ def plot_by_setting(axis: Axes, cells: Sequence[Cell], key: str) -> None:
             [place for place, _ in points],
             [statistics.fmean(values) for _, values in points],
             [statistics.stdev(values) if len(values) > 1 else math.nan for _, values in points],
-            fmt="os^Dv"[index % 5], ms=5, capsize=3, color=METHODS[method][1] if method in METHODS else None,
+            fmt="os^Dv"[index % 5], ms=5, capsize=3, color=colour,
         )  # fmt: skip
     axis.grid(alpha=0.25)
     axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
@@ -160,11 +161,11 @@ def _steps(run: Run) -> dict[int, Style]:
 
 def styles(runs: Iterable[Run]) -> dict[str, Style]:
     """Return each group's line; of several groups of one method only the first has the method's colour."""
-    spare, taken = iter(_SPARE * len(METHODS)), set[str]()
+    spare, taken = itertools.cycle(_SPARE), set[str]()
     looks: dict[str, Style] = {}
     for index, (group, alike) in enumerate(grouped(runs).items()):
-        _, colour = METHODS.get(alike[0].method, ("", ""))
-        colour = next(spare, "#000000") if not colour or colour in taken else colour
+        colour = alike[0].look.colour
+        colour = next(spare) if not colour or colour in taken else colour
         taken.add(colour)
         looks[group] = Style(colour, *_PATTERNS[index % len(_PATTERNS)])
     return looks

@@ -16,19 +16,8 @@ from PIL import Image
 from specreg.files import check_file, exists, read_json
 from specreg.names import STATES, bulk_range
 from specreg.records import RunDirectory
+from specreg.report.methods import look
 
-# Method -> how tables and figures call it, and its colour; in the order in which they are shown.
-METHODS = {
-    "sn": ("SN", "#c44e52"),
-    "static": ("static SR", "#2a6fbb"),
-    "dynamic": ("dynamic SR", "#3a923a"),
-    "anchored": ("anchored SR", "#7b5aa6"),
-    "guard": ("SN, guarded", "#d9822b"),
-    "orthogonal": ("SN + orthogonality", "#795548"),
-    "d-optimal": ("SN + D-optimal", "#00838f"),
-    "oni": ("ONI", "#e377c2"),
-    "none": ("no normalization", "#9e9e9e"),
-}
 OUTPUTS = ("training", "held_out", "generated")
 # What a result says of its protocol in words.
 DECLARED = ("protocol", "split", "features", "resizing", "library")
@@ -37,15 +26,11 @@ _LARGEST = 1e100  # of a finite number; no loss or distance of single precision 
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
 
 
-def title(method: str) -> str:
-    """Return how a method is called in tables and figures."""
-    return METHODS[method][0] if method in METHODS else method
-
-
 class Run:
     """One run directory; every file is read and checked when it is first asked for.
 
     Attributes:
+        look: how its method is called and drawn.
         label: a name that no other run of the report has, by :func:`open_cells`.
         group: what it shares with its repetitions under other seeds.
 
@@ -64,7 +49,8 @@ class Run:
         self.method: str = config["method"]
         self.seed: int = config["seed"]
         self.settings = flat(config["settings"])
-        self.group: str = title(self.method)
+        self.look = look(directory, self.method)
+        self.group: str = self.look.title
         self.label: str = f"{self.group}, seed {self.seed}"
 
     @cached_property
@@ -260,7 +246,7 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
         raise ValueError("no run is planned in these folders: name one with runs")
     for cell in cells:
         begun = [Run(run) for run in cell.planned if (run.path / "config.json").exists()]
-        cell.runs = _labelled(sorted(begun, key=lambda run: (_order(run.method), run.seed)))
+        cell.runs = _labelled(sorted(begun, key=lambda run: (run.look.order, run.seed)))
     loose.settings = loose.runs[0].settings if loose.runs else {}
     names = [cell.name for cell in cells]
     for cell in cells:
@@ -299,10 +285,6 @@ def _run_directories(path: Path) -> list[Path]:
     if not inside:
         raise ValueError(f"{path} is neither a run directory nor a comparison folder (no config.json, no runs)")
     return [config.parent for config in inside]
-
-
-def _order(method: str) -> int:
-    return list(METHODS).index(method) if method in METHODS else len(METHODS)
 
 
 def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:

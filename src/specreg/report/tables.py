@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from specreg.report.runs import METHODS, Cell, Run, grouped, published, title
+from specreg.report.runs import Cell, Run, grouped, published
 from specreg.report.verdicts import is_judged
 
 # key, heading, decimals, and which way is better
@@ -67,9 +67,10 @@ def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
     with_collapse = not by_run and any("collapse" in cell.published for cell in cells)
     several_protocols = len({run.result.get("protocol") for run in complete}) > 1
     several = len(cells) > 1 and not by_run  # a run's label names its cell
+    titles = {run.method: run.look.title for cell in cells for run in cell.runs}
     rows = []
     for cell in cells:
-        for label, method, runs in _lines(cell, by_run=by_run, by_protocol=several_protocols):
+        for label, method, runs in _lines(cell, titles, by_run=by_run, by_protocol=several_protocols):
             finished = [run for run in runs if run.result]
             row = [cell.label] * several + [label] + [str(len(finished))] * (not by_run)
             row += [
@@ -85,7 +86,9 @@ def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
     return Table(headings, rows, 1 + several)
 
 
-def _lines(cell: Cell, *, by_run: bool, by_protocol: bool) -> list[tuple[str, str, list[Run]]]:
+def _lines(
+    cell: Cell, titles: Mapping[str, str], *, by_run: bool, by_protocol: bool
+) -> list[tuple[str, str, list[Run]]]:
     """Return label, method and runs of each line of a cell; methods planned or published but not begun have no runs."""
     if by_run:
         return [(run.label, run.method, [run]) for run in cell.runs if run.result]
@@ -99,9 +102,9 @@ def _lines(cell: Cell, *, by_run: bool, by_protocol: bool) -> list[tuple[str, st
     paths = {run.directory.path for run in cell.runs}
     methods = [run.name.rsplit("-seed", 1)[0] for run in cell.planned if run.path not in paths]
     methods += [method for score in _PUBLISHED for method in cell.published.get(score, ())]
-    lines += [(title(method), method, []) for method in dict.fromkeys(methods) if method not in begun]
-    order = list(METHODS)
-    return sorted(lines, key=lambda line: order.index(line[1]) if line[1] in order else len(order))
+    return lines + [
+        (titles.get(method, method), method, []) for method in dict.fromkeys(methods) if method not in begun
+    ]
 
 
 def missing(cells: Sequence[Cell]) -> list[list[str]]:
@@ -141,8 +144,8 @@ def notes(cells: Sequence[Cell]) -> list[str]:
             changed.setdefault("; ".join(cell.changes), []).append(cell.label)
     sentences += [f"Not the preset's settings in {', '.join(names)}: {text}." for text, names in changed.items()]
     if len(cells) > 1:
-        rivals = {run.method for run in complete} - {"sn"}
-        sentences += [text for method in METHODS if method in rivals and (text := _gain(cells, method))]
+        rivals = {run.method: run.look.title for run in complete if run.method != "sn"}
+        sentences += [text for method, title in rivals.items() if (text := _gain(cells, method, title))]
     for preset in dict.fromkeys(cell.preset for cell in cells if cell.published):
         sentences.append(f"Published: {published(preset)['source']}. Published FID and IS are comparable with nothing "
                          "here that was not taken in Inception's features under the same protocol.")  # fmt: skip
@@ -218,7 +221,7 @@ def _collapses(runs: Sequence[Run]) -> str:
     return f"{len(collapsed)} of {len(steps)}" + (f", from {min(collapsed)}" if collapsed else "")
 
 
-def _gain(cells: Sequence[Cell], method: str) -> str:
+def _gain(cells: Sequence[Cell], method: str, title: str) -> str:
     """Return how a method's Fréchet distance differs from SN's, over the cells that have both."""
     pairs = [(finite_values(cell.runs, "sn", "fd"), finite_values(cell.runs, method, "fd")) for cell in cells]
     changes = [statistics.fmean(ours) / base - 1 for theirs, ours in pairs
@@ -226,5 +229,5 @@ def _gain(cells: Sequence[Cell], method: str) -> str:
     if not changes:
         return ""
     lower = sum(change < 0 for change in changes)
-    return (f"{title(method)} against SN, {len(changes)} setting{'s' if len(changes) > 1 else ''}: Fréchet distance "
+    return (f"{title} against SN, {len(changes)} setting{'s' if len(changes) > 1 else ''}: Fréchet distance "
             f"{100 * statistics.fmean(changes):+.1f}% in the mean, lower in {lower}.")  # fmt: skip

@@ -1,0 +1,363 @@
+"""The methods that a discriminator can be trained with: one record each, from which everything else follows.
+
+A record says how a method is called and drawn, what it puts on the discriminator, and which options it has. The
+configuration, the command line and its help, the training, the guard and, through a run's ``method.json``, the report
+know a method from here alone: to add one, add its record.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from torch import Tensor, nn
+
+from specreg.guard import Guard, SchemeName
+from specreg.losses import LOSSES
+from specreg.monitor.actions import Pin
+from specreg.names import integer
+from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
+from specreg.regularizers.compensators import Compensator, Scale
+from specreg.regularizers.normalization import spectral_norm
+from specreg.regularizers.orthogonalization import orthogonalize
+from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty
+from specreg.spectra.reference import checked_keep
+from specreg.training.loop import TrainingConfig
+from specreg.training.state import TrainingState
+
+_MOST_ITERATIONS = 1000  # of Newton's method, which has converged long before
+
+
+def _defaults(verb: Callable[..., Any]) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(verb).parameters.items()}
+
+
+# What the library does by default, so that the lab does the same.
+_STATIC, _DYNAMIC, _ANCHORED = map(_defaults, (static_compensation, dynamic_compensation, anchored_compensation))
+_GUARD, _NEWTON = map(_defaults, (Guard, orthogonalize))
+
+
+class Options:
+    """A method's options: a frozen dataclass whose fields have defaults and documentation."""
+
+    def check(self) -> None:
+        """Raise ValueError naming the option whose value, of the right type, is out of range."""
+
+
+@dataclass(frozen=True)
+class CompensationOptions(Options):
+    """Options of every compensation."""
+
+    every: int = _STATIC["every"]
+    """Compensate after every so many discriminator steps."""
+    strength: float = _STATIC["strength"]
+    """How far singular values move to their target; 1 is the paper."""
+    scale: Scale = _STATIC["scale"]
+    """The stored weight's s1. unit: make it 1; keep: leave it; hold: as at the first compensation; auto: unit where the
+    layer is normalized, keep elsewhere."""
+
+    def check(self) -> None:
+        integer("every", self.every, at_least=1)
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength must lie in [0, 1], got {self.strength!r}")
+
+
+@dataclass(frozen=True)
+class StaticOptions(CompensationOptions):
+    """Options of static compensation."""
+
+    keep: int | float | Literal["auto"] = _STATIC["keep"]
+    """i as a fraction of r, i itself as an integer, or auto: the stable rank at the first compensation, under the guard
+    of the healthy spectrum."""
+
+    def check(self) -> None:
+        super().check()
+        if self.keep != "auto":
+            checked_keep(self.keep)
+
+
+@dataclass(frozen=True)
+class DynamicOptions(CompensationOptions):
+    """Options of dynamic compensation."""
+
+    start: int = _DYNAMIC["start"]
+    """Discriminator steps before the record begins."""
+
+    def check(self) -> None:
+        super().check()
+        integer("start", self.start, at_least=0)
+
+
+@dataclass(frozen=True)
+class AnchoredOptions(CompensationOptions):
+    """Options of anchored compensation."""
+
+    start: int = _ANCHORED["start"]
+    """Discriminator steps before the record begins."""
+    window: int = _ANCHORED["window"]
+    """Discriminator steps that the record is averaged over."""
+
+    def check(self) -> None:
+        super().check()
+        integer("start", self.start, at_least=0)
+        integer("window", self.window, at_least=1)
+
+
+@dataclass(frozen=True)
+class GuardOptions(Options):
+    """Options of the guard; the scheme's own apply, too, but those that say when it acts."""
+
+    scheme: SchemeName = _GUARD["scheme"]
+    """The compensation that is switched on when a collapse begins."""
+    every: int = _GUARD["every"]
+    """Compensate after every so many discriminator steps, once it is on."""
+    roll_back: bool = False
+    """Go back to the healthy networks from before the collapse, too."""
+
+    def check(self) -> None:
+        integer("every", self.every, at_least=1)
+
+
+@dataclass(frozen=True)
+class PenaltyOptions(Options):
+    """Options of a penalty."""
+
+    weight: float = 1e-4
+    """Weight of the penalty in the discriminator's loss. 1e-4 is Brock et al.'s (2019) for orthogonal, and was tried
+    for d-optimal, in whose form none is published."""
+
+    def check(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight must be at least 0 and finite, got {self.weight!r}")
+
+
+@dataclass(frozen=True)
+class NewtonOptions(Options):
+    """Options of orthogonalization by Newton's iteration."""
+
+    iterations: int = _NEWTON["iterations"]
+    """Newton iterations (3 in its authors' residual networks); 0 is its normalization alone."""
+
+    def check(self) -> None:
+        integer("iterations", self.iterations, at_least=0, at_most=_MOST_ITERATIONS)
+
+
+def _no_attachment(state: TrainingState, options: Any, methods: Any) -> None:
+    """Attach nothing: what the discriminator is normalized by is the whole method."""
+
+
+def _no_warnings(options: Any, training: TrainingConfig) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to control a discriminator's spectra.
+
+    Attributes:
+        name: on the command line and in configurations.
+        title: in tables and figures.
+        colour: of its lines in figures, ``#rrggbb``; distinct from the others for colour-blind readers, too.
+        about: what it is, for ``--help``.
+        options: the type of its options, a frozen dataclass of :class:`Options`; None if it has none.
+        normalize: puts something on the discriminator, given the options, before the optimizer is made for what that
+            leaves to train.
+        attach: gives a training state its compensator, guard or penalty, given the method's options and those of all
+            methods.
+        warnings: says what is allowed but hardly meant, given the options and the training's.
+    """
+
+    name: str
+    title: str
+    colour: str
+    about: str
+    options: type[Options] | None = None
+    normalize: Callable[[nn.Module, Any], object] = lambda discriminator, options: spectral_norm(discriminator)
+    attach: Callable[[TrainingState, Any, Any], None] = _no_attachment
+    warnings: Callable[[Any, TrainingConfig], list[str]] = _no_warnings
+
+    @property
+    def key(self) -> str:
+        """Its name as an identifier: the field of :data:`MethodOptions` that holds its options."""
+        return self.name.replace("-", "_")
+
+    def chosen(self, methods: "MethodOptions") -> Any:
+        """Return its own options among those of all methods."""
+        return getattr(methods, self.key, None)
+
+
+def _compensation(verb: Callable[..., Compensator]) -> Callable[[TrainingState, Any, Any], None]:
+    """Return what attaches a compensation, whose options are the verb's."""
+
+    def attach(state: TrainingState, options: CompensationOptions, methods: Any) -> None:
+        state.compensator = verb(state.discriminator, **vars(options))
+
+    return attach
+
+
+def _penalty(penalty: Callable[[nn.Module], Tensor]) -> Callable[[TrainingState, Any, Any], None]:
+    """Return what attaches a penalty, times its weight."""
+
+    def attach(state: TrainingState, options: PenaltyOptions, methods: Any) -> None:
+        state.penalty = lambda: options.weight * penalty(state.discriminator)
+
+    return attach
+
+
+def _guard(state: TrainingState, options: GuardOptions, methods: "MethodOptions") -> None:
+    assert state.monitor is not None
+    networks: dict[str, Any] = {
+        "generator": state.generator,
+        "discriminator": state.discriminator,
+        "generator_optimizer": state.generator_optimizer,
+        "discriminator_optimizer": state.discriminator_optimizer,
+    } | ({} if state.ema is None else {"ema": state.ema})
+    state.pin = Pin(networks) if options.roll_back else None
+    scheme = dict(vars(METHODS[options.scheme].chosen(methods)))
+    for own in ("every", "start", "window"):  # when it acts, and what from, is the guard's to say
+        scheme.pop(own, None)
+    state.compensator = Guard(state.monitor, scheme=options.scheme, pin=state.pin, every=options.every, **scheme)
+
+
+def _newton(discriminator: nn.Module, options: NewtonOptions) -> None:
+    orthogonalize(discriminator, iterations=options.iterations)
+    if any(isinstance(child, nn.Embedding) for child in discriminator.modules()):
+        spectral_norm(discriminator, only=nn.Embedding)
+
+
+def _late_record(name: str, steps: int, training: TrainingConfig, remedy: str) -> list[str]:
+    """Return a warning if a record that is there after so many discriminator steps comes too late."""
+    length = training.steps * training.d_steps
+    if steps < length:
+        return []
+    return [
+        f"{name}: the record would be there after {steps} discriminator steps, the run has {length}: it equals sn; "
+        f"lower {remedy}"
+    ]
+
+
+def _unbounded(options: None, training: TrainingConfig) -> list[str]:
+    loss = LOSSES[training.loss]
+    if loss.gradient_penalty or loss.r1 or loss.r2:
+        return []
+    return [
+        f"none: nothing bounds the discriminator's slope with --loss {training.loss}; choose one with a gradient "
+        f"penalty, as --loss relativistic-r1r2"
+    ]
+
+
+# In the order of tables and figures.
+_RECORDS = (
+    Method(
+        name="sn",
+        title="SN",
+        colour="#c44e52",
+        about="spectral normalization alone",
+    ),
+    Method(
+        name="static",
+        title="static SR",
+        colour="#2a6fbb",
+        about="sn with static compensation, which raises the first i singular values to the largest",
+        options=StaticOptions,
+        attach=_compensation(static_compensation),
+    ),
+    Method(
+        name="dynamic",
+        title="dynamic SR",
+        colour="#3a923a",
+        about="sn with dynamic compensation, which keeps every ratio at the highest it ever had",
+        options=DynamicOptions,
+        attach=_compensation(dynamic_compensation),
+        warnings=lambda options, training: _late_record("dynamic", options.start, training, "--dynamic.start"),
+    ),
+    Method(
+        name="anchored",
+        title="anchored SR",
+        colour="#7b5aa6",
+        about="sn with anchored compensation, which keeps every ratio at least at its mean in a healthy window",
+        options=AnchoredOptions,
+        attach=_compensation(anchored_compensation),
+        warnings=lambda options, training: _late_record(
+            "anchored", options.start + options.window, training, "--anchored.start and --anchored.window"
+        ),
+    ),
+    Method(
+        name="guard",
+        title="SN, guarded",
+        colour="#d9822b",
+        about="sn until the spectra begin to collapse, then a compensation",
+        options=GuardOptions,
+        attach=_guard,
+    ),
+    Method(
+        name="orthogonal",
+        title="SN + orthogonality",
+        colour="#795548",
+        about="sn with the orthogonality penalty",
+        options=PenaltyOptions,
+        attach=_penalty(orthogonality_penalty),
+    ),
+    Method(
+        name="d-optimal",
+        title="SN + D-optimal",
+        colour="#00838f",
+        about="sn with the D-optimal penalty",
+        options=PenaltyOptions,
+        attach=_penalty(d_optimal_penalty),
+    ),
+    Method(
+        name="oni",
+        title="ONI",
+        colour="#e377c2",
+        about="orthogonalization by Newton's iteration instead of sn",
+        options=NewtonOptions,
+        normalize=_newton,
+    ),
+    Method(
+        name="none",
+        title="no normalization",
+        colour="#9e9e9e",
+        about="plain weights, for losses with gradient penalties",
+        normalize=lambda discriminator, options: None,
+        warnings=_unbounded,
+    ),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _RECORDS}
+PAPER_METHODS = ("sn", "static", "dynamic")  # Liu et al. 2019; what a comparison and a preset's cells run by default
+
+if TYPE_CHECKING:
+    MethodName = str
+    MethodOptions = Any
+else:  # tyro and the configuration's checks read these when they run
+    MethodName = Literal[tuple(METHODS)]
+    MethodOptions = dataclasses.make_dataclass(
+        "MethodOptions",
+        [
+            (
+                method.key,
+                Annotated[method.options, tyro.conf.arg(help=f"--method {method.name}: {method.about}.")],
+                field(default_factory=method.options),
+            )
+            for method in METHODS.values()
+            if method.options is not None
+        ],
+        frozen=True,
+        namespace={
+            "__doc__": "The options of all methods, each under its method's name; a run uses its method's.",
+            "__module__": __name__,
+        },
+    )
+
+
+def described() -> str:
+    """Return what the methods are, for ``--help``."""
+    return "; ".join(f"{method.name}: {method.about}" for method in METHODS.values()) + "."
+
+
+def record(name: str) -> dict[str, Any]:
+    """Return what a run's ``method.json`` says of its method to the report."""
+    method = METHODS[name]
+    return {"name": name, "title": method.title, "colour": method.colour, "order": list(METHODS).index(name)}

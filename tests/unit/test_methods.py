@@ -1,0 +1,143 @@
+"""One record a method: configuration, command line, training and report follow from it."""
+
+import dataclasses
+import inspect
+import json
+
+import pytest
+
+import specreg
+from runs import make_run
+from specreg.cli import main
+from specreg.data.digits import StackedDigits
+from specreg.experiments.config import ModelConfig, RunConfig, Settings, from_dict, to_dict
+from specreg.experiments.methods import METHODS, GuardOptions, MethodOptions, StaticOptions
+from specreg.experiments.run import build_state, prepare_run
+from specreg.files import write_json
+from specreg.records import RunDirectory
+from specreg.report import open_runs
+from specreg.report.figures import styles
+from specreg.report.runs import Run
+from specreg.training.loop import TrainingConfig, train
+
+SMALL = ModelConfig(d_channels=4, g_channels=4, latent=8)
+VERBS = {
+    "static": specreg.static_compensation,
+    "dynamic": specreg.dynamic_compensation,
+    "anchored": specreg.anchored_compensation,
+    "guard": specreg.Guard,
+    "oni": specreg.orthogonalize,
+}
+WITH_OPTIONS = [method for method in METHODS.values() if method.options is not None]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_labs_defaults_are_the_librarys(name):
+    parameters = inspect.signature(VERBS[name]).parameters
+    options = vars(METHODS[name].options())
+    options.pop("roll_back", None)  # the lab's: the library takes a pin instead
+    assert options == {option: parameters[option].default for option in options}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_one_step(name):
+    training = TrainingConfig(steps=1, batch_size=4)
+    state = build_state(RunConfig(name, 0, Settings(model=SMALL, training=training)), StackedDigits())
+    before = [parameter.detach().clone() for parameter in state.discriminator.parameters()]
+    assert train(state, training)
+    moved = [not old.equal(new) for old, new in zip(before, state.discriminator.parameters(), strict=True)]
+    assert any(moved)
+    assert all(parameter.isfinite().all() for parameter in state.discriminator.parameters())
+
+
+def test_names_titles_and_colours_are_distinct():
+    for attribute in ("title", "colour", "key", "about"):
+        assert len({getattr(method, attribute) for method in METHODS.values()}) == len(METHODS), attribute
+
+
+def test_every_option_is_one_of_the_command_line_and_of_the_configuration(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    configured = to_dict(RunConfig())["settings"]["methods"]
+    assert list(configured) == [method.key for method in WITH_OPTIONS]
+    for method in WITH_OPTIONS:
+        for option in dataclasses.fields(method.options):
+            assert f"--{method.name}.{option.name.replace('_', '-')}" in shown
+            assert option.name in configured[method.key]
+
+
+def test_options_of_a_method_that_came_later_have_their_defaults():
+    values = to_dict(RunConfig())
+    del values["settings"]["methods"]["static"]
+    assert from_dict(RunConfig, values) == RunConfig()
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic", "anchored"])
+def test_the_schemes_options_reach_the_guard_but_those_that_say_when(scheme, monkeypatch):
+    given = {}
+
+    def guard(monitor, **options):
+        given.update(options)
+
+    monkeypatch.setattr("specreg.experiments.methods.Guard", guard)
+    own = dataclasses.replace(METHODS[scheme].options(), every=3, strength=0.5, scale="unit")
+    options = MethodOptions(**{scheme: own, "guard": GuardOptions(scheme=scheme, every=7)})
+    build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), StackedDigits())
+    keep = {"keep": 0.5} if scheme == "static" else {}
+    assert given == {"scheme": scheme, "pin": None, "every": 7, "strength": 0.5, "scale": "unit"} | keep
+
+
+@pytest.mark.parametrize("keep", [3, 0.25, "auto"])
+def test_the_guard_takes_what_the_scheme_is_given(keep):
+    options = MethodOptions(static=StaticOptions(keep=keep), guard=GuardOptions(roll_back=True))
+    state = build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), StackedDigits())
+    assert state.compensator.scheme == "static"
+    assert state.compensator.pin is state.pin is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("static", "keep", -0.5),
+        ("static", "every", 0),
+        ("dynamic", "strength", 2.0),
+        ("dynamic", "start", -1),
+        ("anchored", "window", 0),
+        ("guard", "every", 0),
+        ("orthogonal", "weight", float("inf")),
+        ("oni", "iterations", 10**9),
+    ],
+)
+def test_a_value_out_of_range_is_named_whatever_the_method_of_the_run(method, option, value):
+    values = to_dict(RunConfig("sn"))
+    values["settings"]["methods"][method][option] = value
+    with pytest.raises(ValueError, match=rf"{option} must .*got {value!r}"):
+        from_dict(RunConfig, values)
+
+
+def test_a_run_says_how_its_method_is_called_and_drawn(tmp_path):
+    prepare_run(RunConfig("d-optimal"), RunDirectory(tmp_path / "run"))
+    said = json.loads((tmp_path / "run" / "method.json").read_text())
+    assert said == {"name": "d-optimal", "title": "SN + D-optimal", "colour": "#00838f", "order": 6}
+
+
+def test_the_report_orders_names_and_draws_methods_as_their_runs_say(tmp_path):
+    for name in ("unheard-of", "none", "static", "sn"):
+        make_run(tmp_path / name, name)
+    (tmp_path / "unheard-of" / "method.json").unlink()
+    runs = open_runs(tmp_path / name for name in ("unheard-of", "none", "static", "sn"))
+    assert [run.group for run in runs] == ["SN", "static SR", "no normalization", "unheard-of"]
+    colours = [style.colour for style in styles(runs).values()]
+    assert colours[:3] == [METHODS[name].colour for name in ("sn", "static", "none")]
+    assert colours[3] not in {method.colour for method in METHODS.values()}
+
+
+@pytest.mark.parametrize(
+    "changed", [{"title": 3}, {"colour": "red;"}, {"colour": None}, {"order": "1"}, {"order": True}, {"order": None}]
+)
+def test_a_damaged_record_of_the_method_is_named(changed, tmp_path):
+    run = make_run(tmp_path / "run")
+    write_json(run / "method.json", {"title": "SN", "colour": "#c44e52", "order": 0} | changed)
+    with pytest.raises(ValueError, match=r"method\.json is damaged"):
+        Run(RunDirectory(run))
