@@ -173,6 +173,7 @@ def _sweep(arguments: list[str]) -> int:
     from specreg.experiments import cluster, presets, sweep
     from specreg.experiments.config import Settings
     from specreg.experiments.jobs import execute_all
+    from specreg.experiments.methods import METHODS
 
     @dataclass
     class Sweep:

@@ -15,7 +15,7 @@ from specreg.experiments.methods import METHODS, GuardOptions, MethodOptions, St
 from specreg.experiments.run import build_state, prepare_run
 from specreg.files import write_json
 from specreg.records import RunDirectory
-from specreg.report import open_runs
+from specreg.report import open_cells
 from specreg.report.figures import styles
 from specreg.report.runs import Run
 from specreg.training.loop import TrainingConfig, train
@@ -126,7 +126,8 @@ def test_the_report_orders_names_and_draws_methods_as_their_runs_say(tmp_path):
     for name in ("unheard-of", "none", "static", "sn"):
         make_run(tmp_path / name, name)
     (tmp_path / "unheard-of" / "method.json").unlink()
-    runs = open_runs(tmp_path / name for name in ("unheard-of", "none", "static", "sn"))
+    (cell,) = open_cells(tmp_path / name for name in ("unheard-of", "none", "static", "sn"))
+    runs = cell.runs
     assert [run.group for run in runs] == ["SN", "static SR", "no normalization", "unheard-of"]
     colours = [style.colour for style in styles(runs).values()]
     assert colours[:3] == [METHODS[name].colour for name in ("sn", "static", "none")]

@@ -35,8 +35,8 @@ def _defaults(verb: Callable[..., Any]) -> dict[str, Any]:
 
 
 # What the library does by default, so that the lab does the same.
-_STATIC, _DYNAMIC, _ANCHORED = map(_defaults, (static_compensation, dynamic_compensation, anchored_compensation))
-_GUARD, _NEWTON = map(_defaults, (Guard, orthogonalize))
+_STATIC, _DYNAMIC = _defaults(static_compensation), _defaults(dynamic_compensation)
+_ANCHORED, _GUARD, _NEWTON = _defaults(anchored_compensation), _defaults(Guard), _defaults(orthogonalize)
 
 
 class Options:
@@ -56,7 +56,7 @@ class CompensationOptions(Options):
     """How far singular values move to their target; 1 is the paper."""
     scale: Scale = _STATIC["scale"]
     """The stored weight's s1. unit: make it 1; keep: leave it; hold: as at the first compensation; auto: unit where the
-    layer is normalized, keep elsewhere."""
+    layer is normalized, hold elsewhere."""
 
     def check(self) -> None:
         integer("every", self.every, at_least=1)
