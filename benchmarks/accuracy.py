@@ -4,22 +4,23 @@
 
 Float32 weights of 128x1152 with hard spectra, static compensation of the first half and of all singular values, three
 seeds each, the worst relative error (Frobenius). `estimate` is what the path itself expects; a path is taken while its
-estimate is at most 2e-6. This is the measurement behind the constants of specreg.spectra.decompose.
+estimate is at most 2e-6. This is the measurement behind the constants of specreg.spectra.gram.
 """
 
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from specreg.spectra.lifting import TOLERANCE, lift
-from specreg.spectra.maps import raise_head
 from torch import Tensor
 
 from measure import environment, print_table, write
-from specreg.spectra import lifting
+from specreg.spectra import gram as fast
+from specreg.spectra.gram import TOLERANCE, compensate
+from specreg.spectra.reference import static_target
 
 SHAPE = (128, 1152)
 SEEDS = range(3)
@@ -60,19 +61,19 @@ def measure(spectrum: str, count: int) -> dict[str, object]:
         errors, estimates = [], [0.0]
         for seed in SEEDS:
             matrix = matrix_of(spectrum, seed)
-            expected_error = lifting.expected_error
+            expected_error = fast.expected_error
 
-            def record(*args: Tensor, all_values: bool, estimate=expected_error, into=estimates) -> Tensor:  # type: ignore[no-untyped-def]
+            def record(*args: Any, all_values: bool, estimate=expected_error, into=estimates) -> Any:  # type: ignore[no-untyped-def]
                 into.append(float(estimate(*args, all_values=all_values)))
-                return torch.zeros(())
+                return np.zeros(())
 
             with (
-                mock.patch.object(lifting, "gram_dtypes", lambda matrix, dtypes=dtypes: dtypes),
-                mock.patch.object(lifting, "expected_error", record),
+                mock.patch.object(fast, "precisions", lambda matrix, dtypes=dtypes: dtypes),
+                mock.patch.object(fast, "expected_error", record),
             ):
-                lifted = lift(matrix, lambda s: raise_head(s, count), all_values=False).matrix
-            assert lifted is not None
-            errors.append(error_of(lifted, matrix, count))
+                result = compensate(matrix, lambda s: static_target(s, count), all_values=False)
+            assert result is not None
+            errors.append(error_of(result.matrix, matrix, count))
         worst = max(errors) if all(map(math.isfinite, errors)) else math.nan
         row[name] = worst
         if dtypes:

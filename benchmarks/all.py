@@ -35,7 +35,7 @@ def main() -> None:
     }
     if options.device == "cpu":
         runs["accuracy"] = ["accuracy.py"]
-        runs["processes"] = ["processes.py"]
+        runs["scale"] = ["scale.py"]
     failed = []
     for name, (script, *arguments) in runs.items():
         command = [sys.executable, HERE / str(script), *arguments, "--out", options.out / f"{name}.json"]

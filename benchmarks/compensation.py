@@ -37,7 +37,7 @@ from specreg.layers import Layer
 from specreg.models import Discriminator
 from specreg.regularizers import compensators
 from specreg.regularizers.compensators import Compensator
-from specreg.spectra import lifting
+from specreg.spectra import gram as fast
 
 CASES = {
     "cifar-32": lambda: Discriminator(32, 32),
@@ -114,10 +114,8 @@ def prepared(case: str, device: torch.device) -> tuple[nn.Module, Compensator, C
     static.step()
     moved = [(w + STEP * torch.randn_like(w).sign()).detach() for w in weights]
     images = torch.randn(4, *INPUTS.get(case, (3, 32, 32)), device=device)
-    remembered = static.state_dict()
 
     def put_back() -> None:
-        static.load_state_dict(remembered)  # what it knew before the weights moved
         network(images).sum().backward()  # caches and threads as a training step leaves them
         with torch.no_grad():
             for weight, start in zip(weights, moved, strict=True):
@@ -165,13 +163,12 @@ def measure(case: str, device: torch.device, sttp_path: Path | None) -> dict[str
 
 
 STAGES = {
-    "Gram matrices": (lifting, "gram"),
-    "following the heads": (lifting, "follow"),
-    "eigendecompositions": (lifting, "eigenbasis"),
-    "application": (lifting, "_applied"),
-    "first singular vectors": (lifting, "_first"),
-    "thin decompositions": (lifting, "_by_decomposition"),
-    "looking for NaN": (compensators, "require_finite_weights"),
+    "Gram matrices": (fast, "gram"),
+    "eigendecompositions": (fast, "eigenbasis"),
+    "expected errors": (fast, "expected_error"),
+    "application, first singular vectors": (fast, "_applied"),
+    "thin decompositions": (fast, "thin_svd"),
+    "looking for NaN": (compensators, "require_finite"),
     "writing weights, u and v": (Layer, "write"),
 }
 

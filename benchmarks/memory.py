@@ -56,7 +56,7 @@ def measure(case: str, device: torch.device) -> dict[str, float]:
     for name, compensator in methods.items():
         compensator.step()
         worst = 0
-        for _ in range(3):  # the first as from a checkpoint, then followed
+        for _ in range(3):
             with torch.no_grad():
                 for weight in weights:
                     weight.add_(STEP * torch.randn_like(weight).sign())

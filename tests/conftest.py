@@ -2,13 +2,12 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # reference.py, kinds.py and runs.py serve tests in all folders
+import trainings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: idle threads wait busily
 
@@ -21,6 +20,10 @@ def _deterministic() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--figures", metavar="FILE", help="write what tests measured as JSON, if all pass")
+
+
+def pytest_sessionfinish() -> None:
+    trainings.stop_forks()
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

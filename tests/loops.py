@@ -18,12 +18,11 @@ import specreg
 from specreg.experiments.config import RunConfig, from_dict
 from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
-from specreg.models.normalization import share_batches
 from specreg.processes import DisagreementError, Processes, join
 from specreg.training.loop import train
 from specreg.training.state import TrainingState
 
-STEPS = 200
+STEPS = 40
 BATCH = 8
 METHODS = ("sn", "static", "dynamic", "anchored", "differentiable")
 # A detector that takes anything for a collapse: the guard goes back and is switched on within a few steps.
@@ -36,24 +35,34 @@ LAB = {
     },
     "guard": {"method": "guard", "detector": NERVOUS, "methods": {"guard": {"roll_back": True, "every": 2}}},
 }  # fmt: skip
-LAB_STEPS = 20
+LAB_STEPS = 12
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def variables(rank: int, count: int, port: int) -> dict[str, str]:
+    """Return what a launcher says to each of its processes."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
 
 
 def run_together(count: int, what: Callable[[Path], None], folder: Path) -> None:
     """Run a function of a folder in so many processes, connected by gloo, and wait for them."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (count, port, what, folder), nprocs=count)
+    torch.multiprocessing.start_processes(
+        _process, (count, free_port(), what, folder), nprocs=count, start_method="forkserver"
+    )
 
 
 def _process(rank: int, count: int, port: int, what: Callable[[Path], None], folder: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+    os.environ |= variables(rank, count, port)
     processes = join()
     what(folder)
     processes.leave()
@@ -70,7 +79,7 @@ def left(folder: Path, name: str) -> list[Any]:
 
 
 def discriminator() -> nn.Sequential:
-    """Return a discriminator of 8x8 images; its second layer is large enough for its head to be followed."""
+    """Return a discriminator of 8x8 images."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(32, 32, 3, stride=2, padding=1),
@@ -78,17 +87,17 @@ def discriminator() -> nn.Sequential:
     )  # fmt: skip
 
 
-def attach(method: str, network: nn.Module, group: dist.ProcessGroup | None) -> Any:
+def attach(method: str, network: nn.Module) -> Any:
     if method == "differentiable":
         specreg.spectral_regularization(network)
         return None
     specreg.spectral_norm(network)
     if method == "static":
-        return specreg.static_compensation(network, every=2, process_group=group)
+        return specreg.static_compensation(network, every=2)
     if method == "dynamic":
-        return specreg.dynamic_compensation(network, every=2, start=10, process_group=group)
+        return specreg.dynamic_compensation(network, every=2, start=10)
     if method == "anchored":
-        return specreg.anchored_compensation(network, every=2, start=10, window=20, process_group=group)
+        return specreg.anchored_compensation(network, every=2, start=10, window=20)
     return None
 
 
@@ -108,15 +117,15 @@ def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
     return [tuple(torch.randn(BATCH, 3, 8, 8, generator=random) * scale for scale in (1, 0.5)) for _ in range(steps)]
 
 
-def own_loops(folder: Path) -> None:
+def own_loops(folder: Path, steps: int = STEPS) -> None:
     """Train under DistributedDataParallel by each method, as a user would."""
     us = Processes(dist.get_rank(), dist.get_world_size())
     for method in METHODS:
         network = discriminator()
-        compensator = attach(method, network, dist.group.WORLD)
+        compensator = attach(method, network)
         wrapped = in_parallel(network)
         optimizer = torch.optim.Adam(wrapped.parameters(), 2e-3, betas=(0.0, 0.9))
-        for real, fake in batches(STEPS):
+        for real, fake in batches(steps):
             optimizer.zero_grad()
             hinge(wrapped, us.share(real), us.share(fake)).backward()
             optimizer.step()
@@ -126,40 +135,11 @@ def own_loops(folder: Path) -> None:
         leave(folder, method, {"network": network.state_dict(), "compensator": state})
 
 
-def divided_and_not(folder: Path) -> None:
-    """Compensate the same weights with and without the group, under each kind of normalization, and as one fails."""
-    plain, normed = discriminator(), discriminator()
-    nn.utils.parametrizations.weight_norm(normed[0])
-    nn.utils.spectral_norm(normed[2])
-    for name, network in (("plain", plain), ("normed", normed)):
-        alone = copy.deepcopy(network)
-        kept = {}
-        for which, one, group in (("alone", alone, None), ("divided", network, dist.group.WORLD)):
-            one(torch.ones(1, 3, 8, 8))
-            compensator = specreg.static_compensation(one, every=1, process_group=group)
-            compensator.step()
-            kept[which] = {"network": one.state_dict(), "compensator": compensator.state_dict()}
-            if name == "normed":
-                kept[which]["legacy"] = one[2].weight.detach().clone()
-        leave(folder, name, kept)
-    rank = dist.get_rank()
-    compensator = specreg.static_compensation(plain, every=1, process_group=dist.group.WORLD)
-    before = copy.deepcopy(plain.state_dict())
-    good = plain[2].weight.detach().clone()
-    if rank == 1:
-        plain[2].weight.data[0, 0, 0, 0] = float("nan")
-    message = ""
-    try:
-        compensator.step()
-    except ValueError as error:
-        message = str(error)
-    plain[2].weight.data.copy_(good)
-    unchanged = all(torch.equal(before[key], value) for key, value in plain.state_dict().items())
-    calls = compensator.calls
-    leave(folder, "failure", {"message": message, "unchanged": unchanged, "calls": calls, "acts": compensator.step()})
+WRAPPED = {"kept": (False, False), "broadcast": (True, False)}  # broadcasts buffers, is compiled
+COMPILED = {"compiled": (False, True)}
 
 
-def wrappers(folder: Path) -> None:
+def wrappers(folder: Path, kinds: dict[str, tuple[bool, bool]] = WRAPPED) -> None:
     """Try what DistributedDataParallel and torch.compile do with two forward passes before one backward pass."""
     us = Processes(dist.get_rank(), dist.get_world_size())
     ((real, fake),) = batches(1)
@@ -167,7 +147,7 @@ def wrappers(folder: Path) -> None:
     specreg.spectral_norm(whole)
     hinge(whole, real, fake).backward()
     result: dict[str, Any] = {"whole": gradients(whole)}
-    for name, broadcast, compiled in (("kept", False, False), ("broadcast", True, False), ("compiled", False, True)):
+    for name, (broadcast, compiled) in kinds.items():
         network = discriminator()
         specreg.spectral_norm(network)
         wrapped: Any = in_parallel(network, broadcast=broadcast)
@@ -204,8 +184,8 @@ def accumulated(us: Processes, real: Tensor, fake: Tensor) -> dict[str, Any]:
         network = discriminator()
         specreg.spectral_norm(network)
         with torch.no_grad():
-            for _ in range(2000):  # each forward pass moves the power iteration, until it has converged
-                network(real[:1])
+            for _ in range(500):  # each reading moves the power iteration, until it has converged
+                [network[index].weight for index in (0, 2, 5)]
         wrapped = in_parallel(network)
         parts = 1 if name == "large" else 2
         pairs = zip(us.share(real).chunk(parts), us.share(fake).chunk(parts), strict=True)
@@ -224,11 +204,10 @@ def lab(folder: Path) -> None:
     """Train the lab's settings for some steps and leave the whole state; also where the processes disagree."""
     processes = join()
     for name, settings in LAB.items():
-        losses, state = lab_training(settings, processes)
+        losses, gradients, state = lab_training(settings, processes)
         processes.agree(state.step, state.digests())
         kept = state.state_dict()
-        share_batches(state.generator, 1)
-        leave(folder, f"lab, {name}", {"losses": losses, "state": kept, "samples": samples(state.generator)})
+        leave(folder, f"lab, {name}", {"losses": losses, "gradients": gradients, "state": kept})
     message = ""
     try:
         processes.agree(7, {"stream": 1, "discriminator": processes.rank})
@@ -237,21 +216,13 @@ def lab(folder: Path) -> None:
     leave(folder, "disagreement", message)
 
 
-def samples(generator: Any) -> Tensor:
-    """Return what a generator makes of a fixed batch, by that batch's statistics."""
-    random = torch.Generator().manual_seed(2)
-    z = torch.randn(64, generator.latent, generator=random)
-    classes = generator.num_classes
-    labels = (torch.arange(64) % classes,) if classes else ()
-    with torch.no_grad():
-        return generator.train()(z, *labels)
-
-
-def lab_training(settings: dict[str, Any], processes: Processes) -> tuple[list[list[float]], TrainingState]:
-    """Train one of the lab's settings; returns the losses and the state."""
+def lab_training(
+    settings: dict[str, Any], processes: Processes
+) -> tuple[list[list[float]], list[Tensor], TrainingState]:
+    """Train one of the lab's settings; returns the losses, the discriminator's first gradients, and the state."""
     chosen = copy.deepcopy(settings)
     method = chosen.pop("method")
-    chosen.setdefault("training", {}).update(steps=LAB_STEPS, batch_size=BATCH, d_steps=1, ema_decay=0.9)
+    chosen.setdefault("training", {}).update(steps=LAB_STEPS, batch_size=BATCH, d_steps=1, ema_decay=0.9, beta1=0.0)
     chosen["model"] = {"d_channels": 4, "g_channels": 4, "latent": 8}
     chosen["records"] = {"spectra_every": 1}
     chosen["methods"] = {"static": {"every": 2}, "dynamic": {"every": 2, "start": 4}} | chosen.get("methods", {})
@@ -259,9 +230,13 @@ def lab_training(settings: dict[str, Any], processes: Processes) -> tuple[list[l
     source = open_source(config.settings)
     state = build_state(config, source, processes)
     losses: list[list[float]] = []
+    gradients: list[Tensor] = []
 
     def watch(state: TrainingState, values: dict[str, Tensor]) -> None:
         losses.append([value.item() for value in values.values()])
+        if state.step == 1:  # without momentum, what Adam averages is the gradient itself
+            moments = state.discriminator_optimizer.state_dict()["state"]
+            gradients.extend(moments[index]["exp_avg"].clone() for index in sorted(moments))
         assert state.monitor is not None
         state.monitor.step(state.step)
 
@@ -272,9 +247,9 @@ def lab_training(settings: dict[str, Any], processes: Processes) -> tuple[list[l
         num_classes=source.num_classes if config.settings.data.conditional else 0,
         callbacks=[watch],
     )
-    return losses, state
+    return losses, gradients, state
 
 
 def everything(folder: Path) -> None:
-    for what in (own_loops, divided_and_not, wrappers, lab):
+    for what in (own_loops, wrappers, lab):
         what(folder)

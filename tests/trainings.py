@@ -1,13 +1,32 @@
-"""Small trainings of the command line in processes of their own, and what makes two runs the same."""
+"""Small trainings of the command line in processes of their own, and what makes two runs the same.
 
+A process here is forked from one that has imported the lab and done nothing else, because the import takes seconds.
+"""
+
+import contextlib
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from specreg.cli import main
+from specreg.experiments import jobs
+from specreg.records import RunDirectory
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    # The third is what torch imports for the first optimizer.
+    ["specreg.display", "specreg.experiments.run", "torch._dynamo", "torch.utils.tensorboard"]
+)
 
 OPTIONS = [
     "--steps", "24", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "2",
@@ -15,6 +34,92 @@ OPTIONS = [
     "--samples", "64", "--reference", "128", "--ema-decay", "0.9", "--lr-decay", "linear", "--dynamic.start", "4",
 ]  # fmt: skip
 SERIES = ("metrics.jsonl", "evaluations.jsonl", "spectra.jsonl", "verdicts.jsonl", "sensitivity.jsonl")
+
+
+class Fork:
+    """A function in a process of its own, with what is used of ``subprocess.Popen``; what it prints goes to a file."""
+
+    def __init__(self, output: Path, function: Callable[..., object], *arguments: object) -> None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        self.output = output
+        self.process = FORKS.Process(target=_run, args=(output, function, arguments), daemon=True)
+        self.process.start()
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        self.process.join()
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def finish(self) -> tuple[int, str]:
+        """Wait for the end; return the exit code and what was printed."""
+        return self.wait(), self.output.read_text(encoding="utf-8")
+
+
+def _run(output: Path, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    with open(output, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    torch.set_num_threads(1)
+    sys.exit(function(*arguments))
+
+
+def stop_forks() -> None:
+    """End the process that the others are forked from, so that their time counts as that of this one's children."""
+    multiprocessing.forkserver._forkserver._stop()
+
+
+def specreg(output: Path, *arguments: object) -> tuple[int, str]:
+    """Run the command line in a process; return its exit code and what it printed."""
+    return Fork(output, main, [str(argument) for argument in arguments]).finish()
+
+
+def start(out: Path, *options: str, before: Callable[[], object] | None = None) -> Fork:
+    """Start ``specreg train`` in a process, after a call of ``before``."""
+    return Fork(out.parent / f"{out.name}-{time.monotonic_ns()}.txt", _train, out, options, before)
+
+
+def train(out: Path, *options: str, before: Callable[[], object] | None = None) -> tuple[int, str]:
+    """Run ``specreg train`` in a process; return its exit code and what it printed."""
+    return start(out, *options, before=before).finish()
+
+
+def _train(out: Path, options: tuple[str, ...], before: Callable[[], object] | None) -> int:
+    if before is not None:
+        before()
+    return main(["train", "--quiet", "--out", str(out), *options])
+
+
+@contextlib.contextmanager
+def forked_jobs() -> Iterator[None]:
+    """Let the runs of a comparison or sweep be forks, which are spared the import of the lab."""
+
+    def begin(run: RunDirectory, threads: int, folder: Path | None = None) -> Fork:
+        (run.path / "failed.json").unlink(missing_ok=True)
+        return Fork(run.path / "log.txt", main, ["train", "--quiet", "--out", str(run.path)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "begin", begin)
+        patch.setattr(jobs, "POLL_SECONDS", 0.02)
+        yield
+
+
+def wait_for(process: Fork | subprocess.Popen[str], out: Path, steps: int = 1) -> None:
+    """Wait until a run has recorded so many steps."""
+    metrics = out / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < steps:
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        time.sleep(0.002)
+
+
+def kill(process: Fork) -> None:
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def command(out: Path, *options: str) -> list[str]:
@@ -39,6 +144,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def board(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Return what TensorBoard shows, and make sure that it is what the records hold."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     shown = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

@@ -1,19 +1,32 @@
 """The examples run as their docstrings say, in a few steps."""
 
 import json
-import subprocess
+import re
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
+from trainings import Fork
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.slow
 
 
-def run(name: str, *options: str) -> str:
-    command = [sys.executable, str(EXAMPLES / name), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def script(name: str, options: tuple[str, ...]) -> None:
+    sys.argv = [name, *options]
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(name: str, *options: str) -> str:
+        code, printed = Fork(tmp_path / f"printed {options}".replace("/", " ")[-80:], script, name, options).finish()
+        assert code == 0, printed
+        return printed
+
+    return run
 
 
 def test_every_example_is_tested():
@@ -23,7 +36,7 @@ def test_every_example_is_tested():
     assert [name for name in examples if f'"{name}"' not in tests] == []
 
 
-def test_the_plain_loop_is_watched(tmp_path):
+def test_the_plain_loop_is_watched(run, tmp_path):
     printed = run("monitor_plain_loop.py", "--steps", "60", "--jsonl", str(tmp_path / "spectra.jsonl"))
     assert "step 60: " in printed
     assert "healthy so far: the first 500 iterations are not judged (2 watched)" in printed
@@ -31,7 +44,7 @@ def test_the_plain_loop_is_watched(tmp_path):
     assert [line["iteration"] for line in lines] == [1, 50]
 
 
-def test_the_accelerate_loop_goes_on_with_its_monitor(tmp_path):
+def test_the_accelerate_loop_goes_on_with_its_monitor(run, tmp_path):
     options = ["monitor_accelerate.py", "--checkpoint", str(tmp_path / "checkpoint"), "--steps"]
     assert "step 60: healthy" in run(*options, "60")
     printed = run(*options, "110")
@@ -39,7 +52,16 @@ def test_the_accelerate_loop_goes_on_with_its_monitor(tmp_path):
     assert "step 110: healthy" in printed
 
 
-def test_the_lightning_module_is_watched():
+def test_the_lightning_module_is_watched(run):
     assert "step 60: healthy so far: the first 500 iterations are not judged (2 watched)" in run(
         "monitor_lightning.py", "--steps", "60"
     )
+
+
+def test_the_convolutions_of_a_vocoders_discriminator_keep_their_spectra_up(run):
+    printed = run("conv1d_discriminator.py", "--steps", "60")
+    assert "spectral_norm: 4 layers" in printed
+    assert "2  Conv1d  4 groups of 4 x 36" in printed
+    last = re.search(r"step 60: .*least s2/s1 (\S+)", printed)
+    assert last is not None
+    assert float(last[1]) > 0.9

@@ -3,8 +3,6 @@
 import gzip
 import json
 import os
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from runs import ESCAPES, hostile_sweep, hostile_weights, make_run
 from specreg.cli import main
 from specreg.data.open import find_images
 from spoilt import LIES, file, npy, png, saved, zipped
+from trainings import Fork
 
 resource = pytest.importorskip("resource")  # not on Windows
 
@@ -112,17 +111,14 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], str, str]] = {
     "a tensor without storage": ("inspect", spoilt.of_meta, "a.pt", "holds no weight matrix"),
 } | {f"safetensors: {name}": ("inspect", lambda content=content: content, "a.safetensors", "is damaged") for name, content in LIES.items()}  # fmt: skip
 
-CHILD = """
-import json, resource, sys
-from specreg.cli import main
-import specreg.experiments.run, specreg.autopsy.spectra, specreg.display, specreg.report
-main(["inspect", sys.argv[1]])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-for arguments in json.load(sys.stdin):
-    before = peak()
-    code = main(arguments)
-    print(json.dumps([code, peak() - before]), flush=True)
-"""
+
+def run_each(commands: list[list[str]]) -> None:
+    """Run commands; print of each its exit code and by how much it raised the peak of this process' memory."""
+    for arguments in commands:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        code = main(arguments)
+        grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        print(json.dumps([code, grown]), flush=True)  # noqa: T201
 
 
 @pytest.mark.slow
@@ -140,20 +136,18 @@ def test_bombs_are_refused_within_bounded_memory(tmp_path):
         )  # fmt: skip
     before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     small = file("small.pt", lambda: saved({"a.weight": torch.eye(3)}))(tmp_path)
-    finished = subprocess.run(
-        [sys.executable, "-c", CHILD, small], input=json.dumps(commands), capture_output=True, text=True, check=True,
-        timeout=300,
-    )  # fmt: skip
-    answers = [
-        json.loads(line) for line in finished.stdout.splitlines() if line.startswith("[2,") or line.startswith("[0,")
-    ]
-    errors = [line for line in finished.stderr.splitlines() if line.startswith("specreg: error: ")]
+    output = tmp_path / "printed"
+    code, printed = Fork(output, run_each, [["inspect", small], *commands]).finish()
+    assert code == 0, printed
+    answers = [json.loads(line) for line in printed.splitlines() if line.startswith(("[2,", "[0,"))][1:]
+    errors = [line for line in printed.splitlines() if line.startswith("specreg: error: ")]
     assert len(answers) == len(errors) == len(BOMBS)
     for (name, (_, _, _, said)), (code, grown), error in zip(BOMBS.items(), answers, errors, strict=True):
         assert (name, code) == (name, 2)
         assert said in error
         assert grown < MOST, name
     os.unlink(small)
+    output.unlink()
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
 
 

@@ -97,22 +97,15 @@ def test_examples_in_docstrings_run(module):
     assert failures == 0
 
 
-def test_the_library_imports_nothing_of_the_lab():
-    lab = "{'accelerate', 'matplotlib', 'PIL', 'rich', 'safetensors', 'sklearn', 'tensorboard', 'torchmetrics', 'tyro'}"
-    code = f"import torch, sys; seen = set(sys.modules); import specreg; print(sorted({lab} & set(sys.modules) - seen))"
+def test_the_library_imports_little_beyond_torch_and_no_network_the_compiler():
+    """What an import costs is what it imports."""
+    code = (
+        "import sys, torch, numpy; seen = set(sys.modules); import specreg.monitor.writers, specreg\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules.keys() - seen} - sys.stdlib_module_names))\n"
+        "import specreg.models, specreg.models.resnet, specreg.models.dcgan; print('torch._dynamo' in sys.modules)"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed == "[]\n"
-
-
-@pytest.mark.slow
-def test_the_example_runs_and_keeps_the_spectra_up():
-    command = [sys.executable, str(ROOT / "examples" / "conv1d_discriminator.py"), "--steps", "60"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "spectral_norm: 4 layers" in printed
-    assert "2  Conv1d  4 groups of 4 x 36" in printed
-    last = re.search(r"step 60: .*least s2/s1 (\S+)", printed)
-    assert last is not None
-    assert float(last[1]) > 0.9
+    assert printed == "['specreg']\nFalse\n"
 
 
 def test_the_readmes_library_lines_work():
@@ -138,11 +131,3 @@ def test_relative_links_in_the_documentation_lead_somewhere():
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             if not link.startswith("http"):
                 assert (page.parent / link).exists(), (page.name, link)
-
-
-def test_networks_do_without_the_compiler_until_it_is_asked_for():
-    program = (
-        "import sys, specreg.models, specreg.models.resnet, specreg.models.dcgan; print('torch._dynamo' in sys.modules)"
-    )
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert printed.stdout == "False\n"

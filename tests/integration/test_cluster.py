@@ -18,7 +18,7 @@ from sweeps import tiny
 
 ray = pytest.importorskip("ray", reason="ray is not installed (extra cluster)")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.soak,
     # Ray leaves its processes' log files open.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -1,7 +1,8 @@
 """specreg compare from the command line to the files that it promises."""
 
+import contextlib
+import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,7 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+
+from specreg.cli import main
+from specreg.records import RunDirectory
+from trainings import forked_jobs, specreg, train
 
 TINY = [
     "--steps", "6", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "1",
@@ -23,19 +29,20 @@ KEYS = [
 ]  # fmt: skip
 
 
-def compare(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "specreg", "compare", "--out", str(out), *options],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+def compare(out: Path, *options: str) -> tuple[int, str, str]:
+    """Compare in this process, with forked runs; return the exit code and what was printed."""
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors), forked_jobs():
+        code = main(["compare", "--out", str(out), *options])
+    return code, printed.getvalue(), errors.getvalue()
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("compare") / "out"
-    finished = compare(out, "--methods", "sn", "static", "--seeds", "0,3", *TINY)
-    assert finished.returncode == 0, finished.stderr
-    return out, finished.stdout
+    code, printed, errors = compare(out, "--methods", "sn", "static", "--seeds", "0,3", *TINY)
+    assert code == 0, errors
+    return out, printed
 
 
 @pytest.mark.slow
@@ -65,17 +72,19 @@ def test_the_pictures_are_there_and_the_table_names_the_methods(done):
 
 
 @pytest.mark.slow
-def test_what_is_done_is_skipped_and_more_can_be_asked_for(done):
+def test_what_is_done_is_skipped_and_more_can_be_asked_for(done, caplog):
     out, _ = done
     stamps = {run: (run / "result.json").stat().st_mtime_ns for run in (out / "runs").iterdir()}
-    finished = compare(out, "--methods", "sn", "static", "dynamic", "--seeds", "0")  # settings are the folder's own
-    assert finished.returncode == 0, finished.stderr
-    assert "the record would be there after 2000 discriminator steps, the run has 6" in finished.stderr
+    code, printed, errors = compare(
+        out, "--methods", "sn", "static", "dynamic", "--seeds", "0"
+    )  # the folder's settings
+    assert code == 0, errors
+    assert "the record would be there after 2000 discriminator steps, the run has 6" in caplog.text
     # What the folder held before is still in its results.
     rows = [(row["method"], row["seed"]) for row in json.loads((out / "results.json").read_text())]
     assert rows == [("sn", 0), ("static", 0), ("dynamic", 0), ("sn", 3), ("static", 3)]
     assert (out / "table.md").read_text().count("\n| ") == 4
-    assert re.search(r"seeds .* 2 .* 2 .* 1 ", finished.stdout)
+    assert re.search(r"seeds .* 2 .* 2 .* 1 ", printed)
     assert all((run / "result.json").stat().st_mtime_ns == stamp for run, stamp in stamps.items())
 
 
@@ -83,33 +92,39 @@ def test_what_is_done_is_skipped_and_more_can_be_asked_for(done):
 def test_other_settings_are_refused(done):
     out, _ = done
     before = (out / "results.json").read_bytes()
-    finished = compare(out, "--batch-size", "8")
-    assert finished.returncode == 2
-    assert finished.stderr.count("\n") == 1
-    assert "batch_size 4 -> 8" in finished.stderr
+    code, _, errors = compare(out, "--batch-size", "8")
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert "batch_size 4 -> 8" in errors
     assert (out / "results.json").read_bytes() == before
 
 
 @pytest.mark.slow
 def test_an_interrupt_leaves_resumable_runs(tmp_path):
+    """By real processes: the command, and its run."""
     out = tmp_path / "out"
-    options = [*TINY, "--methods", "static", "--checkpoint-every", "100000", "--no-tensorboard"]
-    for option, value in (("--steps", "300"), ("--evaluate-every", "100"), ("--spectra-every", "100")):
-        options[options.index(option) + 1] = value
+    run = RunDirectory(out / "runs" / "static-seed0")
+    options = [*TINY, "--methods", "static", "--steps", "100000", "--evaluate-every", "0", "--no-tensorboard"]
+    options += ["--checkpoint-every", "100000"]
     command = [sys.executable, "-m", "specreg", "compare", "--out", str(out), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    metrics = out / "runs" / "static-seed0" / "metrics.jsonl"
-    while not metrics.exists():
+    while not (run.path / "metrics.jsonl").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert "the same command again goes on" in errors
-    assert (out / "runs" / "static-seed0" / "checkpoint.pt").exists()
-    finished = compare(out, "--methods", "static")
-    assert finished.returncode == 0, finished.stderr
-    assert json.loads((out / "results.json").read_text())[0]["steps"] == 300
+    step = run.series("metrics")[-1]["step"]
+    assert torch.load(run.checkpoint, weights_only=True)["step"] == step
+    # What is left of the training would take long; that a run goes on to the same end is in test_resume.py.
+    config = run.read("config")
+    config["settings"]["training"]["steps"] = step + 2
+    for path, settings in ((run.path / "config.json", config), (out / "comparison.json", config["settings"])):
+        path.write_text(json.dumps(settings))
+    code, _, errors = compare(out, "--methods", "static")
+    assert code == 0, errors
+    assert json.loads((out / "results.json").read_text())[0]["steps"] == step + 2
 
 
 @pytest.mark.slow
@@ -117,32 +132,31 @@ def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path):
     out = tmp_path / "out"
     (out / "runs" / "sn-seed0").mkdir(parents=True)
     (out / "runs" / "sn-seed0" / "checkpoint.pt").write_bytes(b"torn")
-    finished = compare(out, "--methods", "sn", "static", *TINY)
-    assert finished.returncode == 1
-    assert "sn-seed0 failed: specreg: error: " in finished.stderr
-    assert "is not a readable checkpoint" in finished.stderr
+    code, _, errors = compare(out, "--methods", "sn", "static", *TINY)
+    assert code == 1
+    assert "sn-seed0 failed: specreg: error: " in errors
+    assert "is not a readable checkpoint" in errors
     assert [r["method"] for r in json.loads((out / "results.json").read_text())] == ["static"]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.cpu_count() == 1, reason="one core")
 def test_train_on_a_folder_of_conditional_images(tmp_path):
     for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in range(3):
             Image.new("RGB", (16, 16), colour).save(tmp_path / "data" / name / f"{index}.png")
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "specreg", "train", "--quiet", "--out", str(out), "--data", str(tmp_path / "data")]
-    subprocess.run([*command, "--conditional", "--precision", "bf16", *TINY], check=True)
+    # In processes of their own: one process has one precision.
+    out, picture, output = (tmp_path / name for name in ("run", "s.png", "printed"))
+    assert train(out, "--data", str(tmp_path / "data"), "--conditional", "--precision", "bf16", *TINY)[0] == 0
     result = json.loads((out / "result.json").read_text())
     assert result["features"] == "pixels"
     assert result["modes"] is None
-    sample = [sys.executable, "-m", "specreg", "sample", str(out), "--out", str(tmp_path / "s.png"), "--side", "3"]
-    subprocess.run(sample, check=True)
-    with Image.open(tmp_path / "s.png") as picture:
-        assert picture.size == (3 * 17 * 4 + 4, 3 * 17 * 4 + 4)
-    assert subprocess.run(sample, check=False, capture_output=True).returncode == 2  # not overwritten
-    evaluate = [sys.executable, "-m", "specreg", "evaluate", str(out), "--json"]
-    printed = subprocess.run(evaluate, check=True, capture_output=True, text=True).stdout
+    sample = ["sample", out, "--out", picture, "--side", "3"]
+    assert specreg(tmp_path / "sampled", *sample)[0] == 0
+    with Image.open(picture) as image:
+        assert image.size == (3 * 17 * 4 + 4, 3 * 17 * 4 + 4)
+    assert specreg(tmp_path / "refused", *sample)[0] == 2  # not overwritten
+    code, printed = specreg(output, "evaluate", out, "--json")
+    assert code == 0
     again = json.loads(printed)
     assert again == {key: result[key] for key in again}

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,37 +14,17 @@ import pytest
 
 from runs import make_run
 from specreg.cli import main
-from trainings import OPTIONS, assert_same_run, command, environment
-
-pty = pytest.importorskip("pty")  # not on Windows
-termios = pytest.importorskip("termios")  # not on Windows
-
-# Trains with everything on that writes, and prints step, memory (KiB), open files and threads every so many steps.
-WATCHED = """
-import os, sys
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import execute, prepare_run
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
+from trainings import OPTIONS, Fork, assert_same_run, environment, train
 
-steps, every = int(sys.argv[2]), int(sys.argv[3])
-records = RecordConfig(log_every=5, spectra_every=10, evaluate_every=100, checkpoint_every=50, samples=64, reference=64)
-model = ModelConfig(d_channels=4, g_channels=4, latent=8)
-training = TrainingConfig(steps=steps, batch_size=4, d_steps=1)
-config = RunConfig("static", 0, Settings(model=model, training=training, records=records))
-run = RunDirectory(sys.argv[1])
+pty = pytest.importorskip("pty")  # not on Windows
+termios = pytest.importorskip("termios")  # not on Windows
 
-def look(step, metrics):
-    if step % every == 0 and not metrics:
-        pages = int(open("/proc/self/statm").read().split()[1])
-        counts = [len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")]
-        print(step, pages * os.sysconf("SC_PAGE_SIZE") // 1024, *counts, flush=True)
-
-prepare_run(config, run)
-with run.lock():
-    assert execute(config, run, StackedDigits(), progress=look)
-"""
+RECORDS = RecordConfig(log_every=5, spectra_every=10, evaluate_every=100, checkpoint_every=50, samples=64, reference=64)
 SHOWS_CURSOR, HIDES_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 
 
@@ -55,9 +34,26 @@ def slope(points: list[tuple[float, float]]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
 
 
+def watched(out: Path, steps: int, every: int) -> None:
+    """Train with everything on that writes; print step, memory (KiB), open files and threads every so many steps."""
+    model = ModelConfig(d_channels=4, g_channels=4, latent=8)
+    training = TrainingConfig(steps=steps, batch_size=4, d_steps=1)
+    config = RunConfig("static", 0, Settings(model=model, training=training, records=RECORDS))
+
+    def look(step: int, metrics: dict[str, float]) -> None:
+        if step % every == 0 and not metrics:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            counts = [len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task")]
+            print(step, pages * os.sysconf("SC_PAGE_SIZE") // 1024, *counts, flush=True)  # noqa: T201
+
+    prepare_run(config, RunDirectory(out))
+    with RunDirectory(out).lock():
+        assert execute(config, RunDirectory(out), StackedDigits(), progress=look)
+
+
 def train_watched(out: Path, steps: int, every: int) -> list[list[int]]:
-    program = [sys.executable, "-c", WATCHED, str(out), str(steps), str(every)]
-    printed = subprocess.run(program, env=environment(), check=True, stdout=subprocess.PIPE, text=True).stdout
+    code, printed = Fork(out.parent / "printed", watched, out, steps, every).finish()
+    assert code == 0, printed
     return [[int(word) for word in line.split()] for line in printed.splitlines()]
 
 
@@ -87,10 +83,8 @@ def test_memory_is_flat_over_5000_steps(tmp_path, record_property):
     record_property("open files", rows[-1][2])
 
 
-@pytest.fixture(scope="module")
-def many_runs(tmp_path_factory) -> Path:
-    """Five hundred runs as trainings of 3,000 steps leave them, with thirty snapshots of a spectrum of six layers."""
-    folder = tmp_path_factory.mktemp("sweep")
+def many_runs(folder: Path, seeds: list[str]) -> Path:
+    """Make runs as trainings of 3,000 steps leave them, with thirty snapshots of a spectrum of six layers."""
     template = make_run(folder / "template")
     for name in ("spectra", "verdicts"):
         lines = (template / f"{name}.jsonl").read_text().splitlines()
@@ -102,10 +96,9 @@ def many_runs(tmp_path_factory) -> Path:
             grown.append(json.dumps(record | {"step": step}))
         (template / f"{name}.jsonl").write_text("\n".join(grown) + "\n")
     sweep = folder / "sweep"
-    seeds = [str(seed) for seed in range(250)]
     assert main(["sweep", "--preset", "digits", "--out", str(sweep), "--minutes", "1e-9", *CHOSEN, *seeds]) == 130
     laid_out = sorted(sweep.glob("digits/*/config.json"))
-    assert len(laid_out) == 500
+    assert len(laid_out) == 2 * len(seeds)
     for config in laid_out:
         shutil.copytree(template, config.parent, ignore=lambda *_: ["config.json"], dirs_exist_ok=True)
     return sweep
@@ -114,38 +107,49 @@ def many_runs(tmp_path_factory) -> Path:
 CHOSEN = ["--methods", "sn", "static", "--seeds"]
 
 
-@pytest.mark.slow
-def test_a_sweep_of_500_runs_is_listed_and_reported_in_seconds(many_runs, tmp_path, capsys, record_property):
+def list_and_report(folder: Path, num_seeds: int) -> tuple[float, float]:
+    """List and report a sweep; return how many seconds of this process' own time each took."""
+    seeds = [str(seed) for seed in range(num_seeds)]
+    sweep = many_runs(folder, seeds)
     began = time.process_time()
-    seeds = [str(seed) for seed in range(250)]
-    assert main(["sweep", "--preset", "digits", "--out", str(many_runs), *CHOSEN, *seeds]) == 0
-    listed = time.process_time() - began
-    began = time.process_time()
-    assert main(["report", str(many_runs), "--out", str(tmp_path / "page.html")]) == 0
-    reported = time.process_time() - began
-    assert "static" in capsys.readouterr().out
+    assert main(["sweep", "--preset", "digits", "--out", str(sweep), *CHOSEN, *seeds]) == 0
+    listed = time.process_time()
+    assert main(["report", str(sweep), "--out", str(folder / "page.html")]) == 0
+    return listed - began, time.process_time() - listed
+
+
+def test_a_sweep_of_20_runs_is_listed_and_reported(tmp_path, capsys):
+    list_and_report(tmp_path, 10)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "static" in printed
+    assert "(10)" in printed
+
+
+@pytest.mark.soak
+def test_a_sweep_of_500_runs_is_listed_and_reported_in_seconds(tmp_path, record_property):
+    listed, reported = list_and_report(tmp_path, 250)
     record_property("listed, seconds", round(listed, 2))
     record_property("reported, seconds", round(reported, 2))
     assert listed < 10
     assert reported < 10
 
 
-def in_terminal(arguments: list[str], after: float, begun: Callable[[bytes], bool]) -> tuple[int, bytes]:
-    """Run a command in a terminal of its own, type Ctrl-C after some seconds; return its exit code and what it wrote.
+def in_terminal(arguments: list[str], due: Callable[[bytes], bool]) -> tuple[int, bytes]:
+    """Run a command in a terminal of its own, type Ctrl-C when it is due; return its exit code and what it wrote.
 
-    The terminal's settings have to be as before. The seconds are counted from when ``begun`` says so of what the
-    command has written in the terminal.
+    The terminal's settings have to be as before.
+
+    Args:
+        due: says of what the command has written in the terminal whether to type Ctrl-C now.
     """
     child, terminal = pty.fork()
     if child == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells let background jobs inherit that it is ignored
         os.execvpe(arguments[0], arguments, environment() | {"TERM": "xterm", "COLUMNS": "100"})
     settings = termios.tcgetattr(terminal)
-    shown, typed, started, began = b"", False, False, 0.0
+    shown, typed = b"", False
     while True:
-        if not started:
-            started, began = begun(shown), time.monotonic()
-        if started and not typed and time.monotonic() - began > after:
+        if not typed and due(shown):
             os.write(terminal, b"\x03")
             typed = True
         os.set_blocking(terminal, False)
@@ -172,37 +176,64 @@ INTERRUPTED = [*OPTIONS, "--steps", "200", "--spectra-every", "20", "--evaluate-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("interrupts") / "run"
-    subprocess.run(command(out, *INTERRUPTED), check=True, env=environment())
+    assert train(out, *INTERRUPTED) == (0, "")
     return out
 
 
-def check_interrupts(reference: Path, out: Path, moments: list[float], *, early: bool = False) -> None:
-    """Interrupt a run at moments of its training (or before it, from its first import), go on, and compare it."""
+def recorded(out: Path, steps: int) -> Callable[[bytes], bool]:
+    """Return what is true once a run has recorded so many more steps than now."""
+    metrics = out / "metrics.jsonl"
+
+    def num_steps() -> int:
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+    before = num_steps()
+    return lambda _: num_steps() >= before + steps
+
+
+def elapsed(seconds: float) -> Callable[[bytes], bool]:
+    """Return what is true so many seconds after the command was imported."""
+    began: list[float] = []
+
+    def due(shown: bytes) -> bool:
+        if not began and b"ready" in shown:
+            began.append(time.monotonic())
+        return bool(began) and time.monotonic() - began[0] > seconds
+
+    return due
+
+
+def interrupt(out: Path, due: Callable[[bytes], bool]) -> None:
     told = [sys.executable, "-c", READY, "train", "--out", str(out), *INTERRUPTED]
-    for moment in moments:
-        (out / "environment.json").unlink(missing_ok=True)  # written anew, by a run that can be interrupted
-        begun = (lambda shown: b"ready" in shown) if early else (lambda _: (out / "environment.json").exists())
-        code, shown = in_terminal(told, moment, begun)
-        assert code in (130, -signal.SIGINT), shown.decode(errors="replace")
-        assert shown.count(HIDES_CURSOR) == shown.count(SHOWS_CURSOR)
-        assert shown.rfind(SHOWS_CURSOR) >= shown.rfind(HIDES_CURSOR)
-        assert b"Traceback" not in shown
-        assert b"the same command again goes on" in shown
-    # The same command: an early interrupt may have come before the configuration was written.
-    subprocess.run(command(out, *INTERRUPTED), check=True, env=environment())
+    code, shown = in_terminal(told, due)
+    assert code in (130, -signal.SIGINT), shown.decode(errors="replace")
+    assert shown.count(HIDES_CURSOR) == shown.count(SHOWS_CURSOR)
+    assert shown.rfind(SHOWS_CURSOR) >= shown.rfind(HIDES_CURSOR)
+    assert b"Traceback" not in shown
+    assert b"the same command again goes on" in shown
+
+
+def check_resumed(reference: Path, out: Path) -> None:
+    """Go on, by the same command: an early interrupt may have come before the configuration was written."""
+    assert train(out, *INTERRUPTED)[0] == 0
     assert_same_run(reference, out)
 
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal(uninterrupted, tmp_path):
-    check_interrupts(uninterrupted, tmp_path / "run", [0.5])
+    out = tmp_path / "run"
+    interrupt(out, recorded(out, 10))
+    check_resumed(uninterrupted, out)
 
 
 @pytest.mark.soak
 def test_ctrl_c_at_ten_random_moments(uninterrupted, tmp_path, record_property):
-    moments = random.Random(1)
-    check_interrupts(uninterrupted, tmp_path / "run", [moments.uniform(0, 0.4) for _ in range(6)])
+    moments, out, early = random.Random(1), tmp_path / "run", tmp_path / "early"
+    for _ in range(6):
+        interrupt(out, recorded(out, moments.randint(1, 25)))
+    check_resumed(uninterrupted, out)
     # Before anything is written, too: while the lab is imported and the run is prepared.
-    shutil.rmtree(tmp_path / "run")
-    check_interrupts(uninterrupted, tmp_path / "run", [moments.uniform(0, 4) for _ in range(4)], early=True)
+    for _ in range(4):
+        interrupt(early, elapsed(moments.uniform(0, 4)))
+    check_resumed(uninterrupted, early)
     record_property("interrupts", 10)

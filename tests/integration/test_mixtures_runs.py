@@ -1,9 +1,6 @@
 """Trainings on points, through the command line: compare, resume, report, sample, evaluate."""
 
 import json
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ import torch
 from PIL import Image
 
 from specreg.cli import main
-from trainings import SERIES, assert_same_value, command, environment
+from trainings import SERIES, assert_same_value, forked_jobs, kill, start, train, wait_for
 
 OPTIONS = [
     "--data", "ring", "--steps", "24", "--d-channels", "1", "--g-channels", "1", "--latent", "2", "--batch-size", "8",
@@ -24,7 +21,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("mixtures") / "out"
-    assert main(["compare", "--out", str(out), "--methods", "sn,static", *OPTIONS]) == 0
+    with forked_jobs():
+        assert main(["compare", "--out", str(out), "--methods", "sn,static", *OPTIONS]) == 0
     return out
 
 
@@ -45,15 +43,11 @@ def test_a_comparison_on_points_ends_with_its_table_and_pictures(compared):
 
 def test_a_killed_training_on_points_goes_on_bit_for_bit(compared, tmp_path):
     reference, out = compared / "runs" / "static-seed0", tmp_path / "run"
-    process = subprocess.Popen(command(out, "--method", "static", *OPTIONS), env=environment())
-    metrics = out / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 10:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = start(out, "--method", "static", *OPTIONS)
+    wait_for(process, out, 10)
+    kill(process)
     assert not (out / "result.json").exists()
-    subprocess.run(command(out), check=True, env=environment())
+    assert train(out)[0] == 0
     for name in (*SERIES, "result.json"):
         assert (out / name).read_text() == (reference / name).read_text(), name
     assert (out / "samples.png").read_bytes() == (reference / "samples.png").read_bytes()

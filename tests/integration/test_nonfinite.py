@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from specreg.spectra import decompose
 from specreg.training.loop import TrainingConfig, train
 from specreg.training.state import TrainingState
 from specreg.training.steps import NonFiniteError, discriminator_step, generator_step
-from trainings import command, environment
+from trainings import train as train_run
 
 SETTINGS = Settings(
     model=ModelConfig(d_channels=4, g_channels=4, latent=8),
@@ -184,20 +183,10 @@ def test_the_command_line_ends_with_exit_code_3(trained, tmp_path, capsys):
 def test_half_precision_with_compensation_stays_finite_for_500_steps(method, tmp_path):
     out = tmp_path / "run"
     options = ["--steps", "250", "--d-steps", "2", "--d-channels", "4", "--g-channels", "4", "--latent", "8"]
-    options += [
-        "--batch-size",
-        "4",
-        "--dynamic.start",
-        "100",
-        "--samples",
-        "64",
-        "--reference",
-        "64",
-        "--no-tensorboard",
-    ]
-    options += ["--evaluate-every", "0", "--precision", "bf16", "--method", method]
+    options += ["--batch-size", "4", "--dynamic.start", "100", "--samples", "64", "--reference", "64"]
+    options += ["--no-tensorboard", "--evaluate-every", "0", "--precision", "bf16", "--method", method]
     # In a process of its own: one process has one precision.
-    subprocess.run(command(out, *options), check=True, env=environment())
+    assert train_run(out, *options)[0] == 0
     losses = [json.loads(line)["d_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert all(abs(loss) < 10 for loss in losses)
     assert json.loads((out / "result.json").read_text())["compensations"] > 50

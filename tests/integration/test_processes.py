@@ -1,11 +1,11 @@
-"""Several processes: identical everywhere, equal to one, divided or not, killed and resumed."""
+"""Several processes: identical everywhere, equal to one, killed and resumed."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,7 @@ from specreg.experiments.config import Settings, TrainingConfig
 from specreg.experiments.run import check_shares
 from specreg.processes import ALONE, Processes, local_device
 from specreg.records import RunDirectory
-from trainings import OPTIONS, assert_same_value, environment
-
-# Sums of the same float32 numbers in another order, of which a training makes more: after 20 steps the losses here
-# differed by 5e-7 and the discriminator's tensors by 1e-4 of their largest entry. Adam without a first moment steps by
-# the sign of a gradient that is all rounding, which the critic's biases have at first: there 7e-4 and 0.03.
-LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 2e-3
-AFTER_SIGNS = 3e-3, 0.2
+from trainings import OPTIONS, Fork, assert_same_value, environment, kill, train, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +29,7 @@ def together(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", loops.METHODS)
-def test_weights_vectors_and_records_are_identical_after_200_steps(together, method):
+def test_weights_vectors_and_records_are_identical_after_many_steps(together, method):
     one, other = loops.left(together, method)
     assert_same_value(one, other)
     moved = one["network"]
@@ -48,7 +42,7 @@ def test_weights_vectors_and_records_are_identical_after_200_steps(together, met
 
 @pytest.mark.soak
 def test_four_processes_are_identical_after_200_steps(tmp_path):
-    loops.run_together(4, loops.own_loops, tmp_path)
+    loops.run_together(4, partial(loops.own_loops, steps=200), tmp_path)
     for method in loops.METHODS:
         first, *others = loops.left(tmp_path, method)
         assert len(others) == 3
@@ -62,34 +56,23 @@ def _untrained(method: str) -> dict[str, torch.Tensor]:
     return network.state_dict()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("normalization", ["plain", "normed"])
-def test_divided_work_equals_the_work_of_one(together, normalization):
-    one, other = loops.left(together, normalization)
-    assert_same_value(one, other)
-    assert one["divided"]["compensator"]["heads"].keys() == {"2"}
-    # The same layers, computed by the same code: the same bits, wherever it was.
-    assert_same_value(one["divided"], one["alone"])
+def assert_gradients_are_those_of_one_process(folder: Path, kinds: dict[str, object]) -> None:
+    result = loops.left(folder, "wrappers")[0]
+    for kind in kinds:
+        for name, gradient in result["whole"].items():
+            torch.testing.assert_close(result[kind][name], gradient, rtol=1e-4, atol=1e-6)
+        assert result[f"{kind} layers"] == [["0", "2", "5"]] * 2
 
 
 @pytest.mark.slow
-def test_a_failure_in_one_process_is_said_in_both_and_changes_nothing(together):
-    good, bad = loops.left(together, "failure")
-    assert bad["message"].startswith("layer '2': the weight holds NaN or inf")
-    assert good["message"].startswith("the compensation failed in process 1 of its group")
-    for one in (good, bad):
-        assert one["unchanged"]
-        assert one["calls"] == 0
-        assert one["acts"]  # once the weight is whole again they go on together
+def test_two_forward_passes_before_one_backward_pass(together):
+    assert_gradients_are_those_of_one_process(together, loops.WRAPPED)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("wrapped", ["kept", "broadcast", "compiled"])
-def test_two_forward_passes_before_one_backward_pass(together, wrapped):
-    result = loops.left(together, "wrappers")[0]
-    for name, gradient in result["whole"].items():
-        torch.testing.assert_close(result[wrapped][name], gradient, rtol=1e-4, atol=1e-6)
-    assert result[f"{wrapped} layers"] == [["0", "2", "5"]] * 2
+@pytest.mark.soak
+def test_two_forward_passes_of_a_compiled_network(tmp_path):
+    loops.run_together(2, partial(loops.wrappers, kinds=loops.COMPILED), tmp_path)
+    assert_gradients_are_those_of_one_process(tmp_path, loops.COMPILED)
 
 
 @pytest.mark.slow
@@ -117,24 +100,19 @@ def test_two_processes_of_the_lab_train_as_one(together, name):
     for state in (one["state"], other["state"]):
         del state["global_random"]
     assert_same_value(one, other)
-    losses, alone = loops.lab_training(loops.LAB[name], ALONE)
-    # Before the first update there is nothing but rounding.
-    assert one["losses"][0][0] == pytest.approx(losses[0][0], rel=2e-6)
-    loss, weight = AFTER_SIGNS if name == "gradient penalty" else (LOSS_TOLERANCE, WEIGHT_TOLERANCE)
-    assert torch.tensor(one["losses"]).sub(torch.tensor(losses)).abs().max() < loss
-    # Not the generator's weights: a bias before batch normalization has no gradient but rounding, and no effect.
-    if weight < 0.1:
-        assert (one["samples"] - loops.samples(alone.generator)).abs().max() < 10 * weight
+    losses, gradients, alone = loops.lab_training(loops.LAB[name], ALONE)
+    # The first step differs by the rounding of sums in another order; later ones amplify it without bound.
+    assert one["losses"][0][0] == pytest.approx(losses[0][0], rel=1e-5)
+    largest = max(gradient.abs().max() for gradient in gradients)
+    for gradient, expected in zip(one["gradients"], gradients, strict=True):
+        assert (gradient - expected).abs().max() <= 1e-4 * largest
     state = alone.state_dict()
     assert torch.equal(one["state"]["random"], state["random"])
     assert torch.equal(one["state"]["stream"]["generator"], state["stream"]["generator"])
     for network in ("generator", "discriminator", "ema"):
         assert one["state"][network].keys() == state[network].keys()  # no prefix, the norms' names as ever
-    for key, value in state["discriminator"].items():
-        difference = (one["state"]["discriminator"][key].double() - value.double()).abs().max()
-        assert difference <= weight * value.abs().max().clamp(min=1e-2), key
     if name == "guard":
-        assert one["state"]["compensator"]["switched_on"] == state["compensator"]["switched_on"] is not None
+        assert None not in (one["state"]["compensator"]["switched_on"], state["compensator"]["switched_on"])
 
 
 @pytest.mark.slow
@@ -178,6 +156,17 @@ def test_other_commands_are_refused_in_several_processes(command, monkeypatch, c
         error = capsys.readouterr().err
         assert error.startswith(f"{prefix}specreg: error: {command} is for one process, this is one of 2: ")
         assert error.count("\n") == 1
+
+
+def member(rank: int, port: int, out: Path, options: tuple[str, ...]) -> int:
+    os.environ |= loops.variables(rank, 2, port)
+    return main(["train", "--quiet", "--out", str(out), *options])
+
+
+def two(out: Path, *options: str) -> list[Fork]:
+    """Start a run by two processes without a launcher, which would end one for the other."""
+    port = loops.free_port()
+    return [Fork(out.parent / f"process{rank}.txt", member, rank, port, out, options) for rank in range(2)]
 
 
 def torchrun(out: Path, *options: str, restarts: int = 0) -> subprocess.Popen:
@@ -229,13 +218,6 @@ def worker(job: subprocess.Popen, rank: int) -> int:
     raise AssertionError(f"no process has rank {rank}")
 
 
-def wait_for(job: subprocess.Popen, out: Path, steps: int) -> None:
-    metrics = out / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < steps:
-        assert job.poll() is None, "the run ended before it could be disturbed"
-        time.sleep(0.002)
-
-
 def assert_whole(out: Path, processes: int) -> None:
     run = RunDirectory(out)
     assert run.complete
@@ -246,43 +228,43 @@ def assert_whole(out: Path, processes: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_job_and_the_run_goes_on_alone_or_by_a_restart(tmp_path):
-    ended, restarted = tmp_path / "ended", tmp_path / "restarted"
-    job = torchrun(ended, *OPTIONS)
-    wait_for(job, ended, 9)
-    os.kill(worker(job, 1), signal.SIGKILL)
-    errors = job.communicate(timeout=300)[1]
-    assert job.returncode != 0
-    (line,) = [line for line in errors.splitlines() if line.startswith("specreg: error")]
+def test_a_killed_process_ends_the_job_and_the_run_goes_on_alone(tmp_path):
+    out = tmp_path / "run"
+    main_process, other = two(out, *OPTIONS)
+    wait_for(main_process, out, 9)
+    kill(other)
+    code, said = main_process.finish()
+    assert code == 4
+    (line,) = [line for line in said.splitlines() if line.startswith("specreg: error")]
     assert line.startswith("specreg: error: another process of this job has ended (")
     assert line.endswith("; the same command again goes on from the last checkpoint")
-    assert torch.load(ended / "checkpoint.pt", weights_only=True)["step"] >= 8
-    assert not RunDirectory(ended).complete
-    assert main(["train", "--quiet", "--out", str(ended)]) == 0  # by one process now
-    assert_whole(ended, 1)
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] >= 8
+    assert not RunDirectory(out).complete
+    assert train(out)[0] == 0  # by one process now
+    assert_whole(out, 1)
 
-    job = torchrun(restarted, *OPTIONS, restarts=1)
-    wait_for(job, restarted, 9)
+
+@pytest.mark.soak
+def test_torchrun_restarts_a_job_whose_main_process_was_killed(tmp_path):
+    out = tmp_path / "run"
+    job = torchrun(out, *OPTIONS, restarts=1)
+    wait_for(job, out, 9)
     os.kill(worker(job, 0), signal.SIGKILL)
-    errors = job.communicate(timeout=300)[1]
+    errors = job.communicate()[1]
     assert job.returncode == 0, errors
-    assert_whole(restarted, 2)
-    one, other = (RunDirectory(out).series("metrics") for out in (ended, restarted))
-    for alone, two in zip(one, other, strict=True):
-        assert two == pytest.approx(alone, abs=LOSS_TOLERANCE)
+    assert_whole(out, 2)
 
 
 @pytest.mark.slow
 def test_a_stop_that_reaches_one_process_stops_all_at_one_step(tmp_path):
     out = tmp_path / "run"
-    options = [*OPTIONS, "--checkpoint-every", "100000"]
-    options[options.index("--steps") + 1] = "100000"
-    job = torchrun(out, *options)
-    wait_for(job, out, 3)
-    os.kill(worker(job, 1), signal.SIGTERM)
-    errors = job.communicate(timeout=300)[1]
-    assert errors.count("specreg: interrupted; the same command again goes on") == 1
-    assert "specreg: error" not in errors
+    main_process, other = two(out, *OPTIONS, "--checkpoint-every", "100000", "--steps", "100000")
+    wait_for(main_process, out, 3)
+    other.send_signal(signal.SIGTERM)
+    (code, said), (other_code, other_said) = main_process.finish(), other.finish()
+    assert (code, other_code) == (130, 130)
+    assert (said + other_said).count("specreg: interrupted; the same command again goes on") == 1
+    assert "specreg: error" not in said + other_said
     step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
     assert step == RunDirectory(out).series("metrics")[-1]["step"]
 
@@ -293,13 +275,16 @@ def test_a_stop_that_reaches_one_process_stops_all_at_one_step(tmp_path):
     [
         (["--batch-size", "9"], "batch_size 9 cannot be divided among 2 processes: "),
         # Only the main process looks for these.
-        (["--features", "inception", "--inception-weights", "nowhere.pth"], "Inception features need "),
+        pytest.param(
+            ["--features", "inception", "--inception-weights", "nowhere.pth"], "Inception features need ",
+            marks=pytest.mark.soak,
+        ),
     ],
-)
-def test_bad_input_is_said_once_and_trains_nothing(options, said, tmp_path):
+)  # fmt: skip
+def test_bad_input_under_torchrun_is_said_once_and_trains_nothing(options, said, tmp_path):
     out = tmp_path / "run"
     job = torchrun(out, *OPTIONS, *options)
-    errors = job.communicate(timeout=300)[1]
+    errors = job.communicate()[1]
     assert job.returncode != 0
     (line,) = [line for line in errors.splitlines() if "specreg: error" in line]
     assert line.startswith("specreg: error: ")

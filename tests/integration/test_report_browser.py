@@ -59,7 +59,7 @@ def dumped(page: Path, profile: Path) -> tuple[str, list[str]]:
         "--enable-logging=stderr", "--v=0", "--window-size=1400,1000", f"--user-data-dir={profile}",
         "--virtual-time-budget=20000", "--dump-dom", page.as_uri(),
     ]  # fmt: skip
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout, [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
 

@@ -3,8 +3,7 @@
 import json
 import shutil
 import signal
-import subprocess
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 
 from specreg.cli import main
 from specreg.records import RunDirectory
-from trainings import OPTIONS, assert_same_run, command, environment
+from trainings import OPTIONS, assert_same_run, kill, start, train, wait_for
 
 # A detector that takes anything for a collapse: the guard goes back and is switched on between the two kills.
 NERVOUS = [
@@ -27,55 +26,69 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def uninterrupted(request, tmp_path_factory) -> tuple[str, Path]:
-    out = tmp_path_factory.mktemp("runs") / request.param
-    subprocess.run(command(out, *METHODS[request.param], *OPTIONS), check=True, env=environment())
-    if request.param == "guard":
-        events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Callable[[str], Path]:
+    """Return the uninterrupted run of a method, which is made once."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(method: str) -> Path:
+        out = folder / method
+        if not out.exists():
+            assert train(out, *METHODS[method], *OPTIONS)[0] == 0
+        return out
+
+    return run
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """A copy of a run that may be spoilt, without its result."""
+    shutil.copytree(finished("static"), tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    return tmp_path / "run"
+
+
+CASES = [  # before the first checkpoint, and between two
+    ("static", 3), *((method, 17) for method in METHODS),
+    *(pytest.param(method, 3, marks=pytest.mark.soak) for method in METHODS if method != "static"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "killed_at"), CASES)
+def test_killed_and_resumed_equals_uninterrupted(finished, method, killed_at, tmp_path):
+    reference, out = finished(method), tmp_path / "run"
+    if method == "guard":
+        events = RunDirectory(reference).series("events")
         assert [event["event"] for event in events] == ["rolled back", "guard on"]
         assert 3 < events[0]["step"] < 17
-        assert json.loads((out / "result.json").read_text())["compensations"] > 0
-    return request.param, out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("killed_at", [3, 17])  # before the first checkpoint, and between two
-def test_killed_and_resumed_equals_uninterrupted(uninterrupted, killed_at, tmp_path):
-    method, reference = uninterrupted
-    out = tmp_path / "run"
-    process = subprocess.Popen(command(out, *METHODS[method], *OPTIONS), env=environment())
-    metrics = out / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < killed_at:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        assert json.loads((reference / "result.json").read_text())["compensations"] > 0
+    process = start(out, *METHODS[method], *OPTIONS)
+    wait_for(process, out, killed_at)
+    kill(process)
     assert not (out / "result.json").exists()
-    subprocess.run(command(out), check=True, env=environment())  # the configuration is the run's own
+    assert train(out)[0] == 0  # the configuration is the run's own
     assert_same_run(reference, out)
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path):
-    _, reference = uninterrupted
-    out = tmp_path / "run"
-    shutil.copytree(reference, out)
-    (out / "result.json").unlink()
-    whole = bytearray((out / "checkpoint.pt").read_bytes())
+def test_a_damaged_checkpoint_is_passed_over(finished, copied):
+    whole = bytearray((copied / "checkpoint.pt").read_bytes())
     whole[len(whole) // 2] ^= 1
-    (out / "checkpoint.pt").write_bytes(whole)
-    assert torch.load(out / "checkpoint-before.pt", weights_only=True)["step"] == 20
-    resumed = subprocess.run(command(out), check=True, env=environment(), stderr=subprocess.PIPE, text=True)
-    assert "checkpoint.pt is not a readable checkpoint (the checksum of" in resumed.stderr
-    assert "taking checkpoint-before.pt instead" in resumed.stderr
-    assert_same_run(reference, out)
-    assert (out / "checkpoint-damaged.pt").read_bytes() == whole
+    (copied / "checkpoint.pt").write_bytes(whole)
+    assert torch.load(copied / "checkpoint-before.pt", weights_only=True)["step"] == 20
+    code, said = train(copied)
+    assert code == 0
+    assert "checkpoint.pt is not a readable checkpoint (the checksum of" in said
+    assert "taking checkpoint-before.pt instead" in said
+    assert_same_run(finished("static"), copied)
+    assert (copied / "checkpoint-damaged.pt").read_bytes() == whole
 
 
 @pytest.mark.slow
-def test_the_last_the_best_and_the_healthy_checkpoint_are_kept(uninterrupted):
-    method, out = uninterrupted
+@pytest.mark.parametrize("method", ["static", "guard"])
+def test_the_last_the_best_and_the_healthy_checkpoint_are_kept(finished, method):
+    out = finished(method)
     scores = {record["step"]: record["fd"] for record in RunDirectory(out).series("evaluations")}
     steps = {
         name: torch.load(out / f"checkpoint{name}.pt", weights_only=True)["step"]
@@ -89,10 +102,10 @@ def test_the_last_the_best_and_the_healthy_checkpoint_are_kept(uninterrupted):
 
 
 @pytest.mark.slow
-def test_names_that_a_kill_has_cut_off_are_given_again(uninterrupted, tmp_path):
-    method, reference = uninterrupted
+@pytest.mark.parametrize("method", ["static", "guard"])
+def test_names_that_a_kill_has_cut_off_are_given_again(finished, method, tmp_path):
     out = tmp_path / "run"
-    shutil.copytree(reference, out)
+    shutil.copytree(finished(method), out)
     for name in ("result.json", "checkpoint-healthy.pt"):  # as if it had been killed just after its last checkpoint
         (out / name).unlink()
     assert main(["train", "--quiet", "--out", str(out)]) == 0
@@ -102,23 +115,17 @@ def test_names_that_a_kill_has_cut_off_are_given_again(uninterrupted, tmp_path):
 @pytest.mark.slow
 def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
-    options = [*OPTIONS, "--checkpoint-every", "100000"]
-    options[options.index("--steps") + 1] = "100000"
-    process = subprocess.Popen(command(out, *options), env=environment(), stderr=subprocess.PIPE, text=True)
-    while not (out / "metrics.jsonl").exists():
-        assert process.poll() is None, "the run ended before it could be interrupted"
-        time.sleep(0.01)
+    process = start(out, *OPTIONS, "--checkpoint-every", "100000", "--steps", "100000")
+    wait_for(process, out)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert errors.strip() == "specreg: interrupted; the same command again goes on"
+    assert process.finish() == (130, "specreg: interrupted; the same command again goes on\n")
     step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
-    assert step == json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert step == RunDirectory(out).series("metrics")[-1]["step"]
 
 
 @pytest.mark.slow
-def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(uninterrupted, capsys):
-    _, out = uninterrupted
+def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(finished, capsys):
+    out = finished("static")
     before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
     assert main(["train", "--out", str(out), "--batch-size", "8", "--d-lr", "0.5"]) == 2
     error = capsys.readouterr().err
@@ -128,8 +135,8 @@ def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(uninterru
 
 
 @pytest.mark.slow
-def test_a_complete_run_is_not_made_again(uninterrupted):
-    _, out = uninterrupted
+def test_a_complete_run_is_not_made_again(finished):
+    out = finished("static")
     before = (out / "checkpoint.pt").stat().st_mtime_ns
     assert main(["train", "--quiet", "--out", str(out)]) == 0
     assert (out / "checkpoint.pt").stat().st_mtime_ns == before
@@ -145,11 +152,8 @@ def test_divergence_is_one_line_exit_code_3_and_no_result(tmp_path, capsys):
     assert not (out / "result.json").exists()
 
 
-def test_divergence_keeps_the_last_checkpoint(uninterrupted, tmp_path, capsys):
-    _, reference = uninterrupted
-    out = tmp_path / "run"
-    shutil.copytree(reference, out)
-    (out / "result.json").unlink()
+def test_divergence_keeps_the_last_checkpoint(copied, capsys):
+    out = copied
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     state["step"] = 20  # as if it had stopped there, with a weight that went bad later
     state["discriminator"]["score.parametrizations.weight.original"].fill_(float("nan"))

@@ -1,6 +1,5 @@
 """Loaders on small files made here, good and bad; streams."""
 
-import io
 import json
 import os
 import struct
@@ -156,22 +155,6 @@ def torn_zip(folder: Path) -> Path:
     return path
 
 
-def flipped_zip(folder: Path) -> Path:
-    path = folder.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.write(folder / "cat" / "10.png", "cat/10.png")
-    content = bytearray(path.read_bytes())
-    content[50] ^= 0xFF
-    path.write_bytes(bytes(content))
-    return path
-
-
-def zip_of_nothing(folder: Path) -> Path:
-    path = folder.with_suffix(".zip")
-    path.write_bytes(b"")
-    return path
-
-
 def npz(**arrays: np.ndarray):
     def make(folder: Path) -> Path:
         path = folder.with_suffix(".npz")
@@ -181,37 +164,8 @@ def npz(**arrays: np.ndarray):
     return make
 
 
-def torn_npz(folder: Path) -> Path:
-    path = npz(images=np.zeros((2, 8, 8), np.uint8))(folder)
-    path.write_bytes(path.read_bytes()[:60])
-    return path
-
-
 def pickled_npz(folder: Path) -> Path:
     return npz(images=np.array([{"a": 1}], dtype=object))(folder)
-
-
-def plain_npy(folder: Path) -> Path:
-    path = folder.with_suffix(".npz")
-    with open(path, "wb") as file:
-        np.save(file, np.zeros((2, 8, 8), np.uint8))
-    return path
-
-
-def lying_npz(folder: Path, *, entry_too: bool = False) -> Path:
-    """An array whose header claims 2**51 bytes; its entry in the zip may claim as many."""
-    header, path = io.BytesIO(), folder.with_suffix(".npz")
-    claimed = {"descr": "|u1", "fortran_order": False, "shape": (2**45, 8, 8)}
-    np.lib.format.write_array_header_1_0(header, claimed)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("images.npy", header.getvalue() + bytes(128))
-        if entry_too:
-            archive.getinfo("images.npy").file_size = 2**51 + len(header.getvalue())
-    return path
-
-
-def doubly_lying_npz(folder: Path) -> Path:
-    return lying_npz(folder, entry_too=True)
 
 
 def encrypted(path: Path) -> Path:
@@ -259,14 +213,6 @@ def oddly_compressed_npz(folder: Path) -> Path:
     return path
 
 
-def large_entry(folder: Path) -> Path:
-    path = folder.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("cat/0.png", b"small")
-        archive.getinfo("cat/0.png").file_size = (1 << 28) + 1
-    return path
-
-
 def missing(folder: Path) -> Path:
     return folder / "nowhere.zip"
 
@@ -281,8 +227,6 @@ BAD = [
     (damaged_image, r"cat/10\.png is not a readable image"),
     (empty, "holds no images"),
     (torn_zip, r"images\.zip is not a readable zip file"),
-    (flipped_zip, r"images\.zip"),
-    (zip_of_nothing, r"images\.zip is not a readable zip file"),
     (npz(pictures=np.zeros((2, 8, 8), np.uint8)), "no array 'images', it has pictures"),
     (npz(images=np.zeros((2, 8, 8), np.float32)), r"has to be uint8 .* got float32 \(2, 8, 8\)"),
     (npz(images=np.zeros((2, 3, 8, 8), np.uint8)), r"has to be uint8 of shape"),
@@ -290,11 +234,7 @@ BAD = [
     (npz(images=np.zeros((2, 8, 9), np.uint8)), r"squares, got 9x8; give an image size"),
     (npz(images=np.zeros((2, 8, 8), np.uint8), labels=np.zeros(3, int)), "one integer >= 0 an image"),
     (npz(images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, -1])), "one integer >= 0 an image"),
-    (torn_npz, r"images\.npz is not a readable npz file"),
     (pickled_npz, r"images\.npz"),
-    (plain_npy, r"images\.npz is not a readable npz file"),
-    (lying_npz, r"npz file \('images' claims 2251799813685376 bytes, but there are at most 256\)"),
-    (doubly_lying_npz, r"npz file \('images' claims 2251799813685376 bytes, but there are at most \d{6}\)"),
     (encrypted_npz, r"images\.npz is not a readable npz file \(.*encrypted"),
     (flipped_npz, r"images\.npz is not a readable npz file \(.*invalid block type"),
     (oddly_compressed_npz, r"images\.npz is not a readable npz file \(.*compression method"),
@@ -303,7 +243,6 @@ BAD = [
         "'labels' go up to 200000000, at most 100000 classes",
     ),
     (encrypted_zip, r"images\.zip is not a readable zip file \(.*encrypted"),
-    (large_entry, r"images\.zip: cat/0\.png has 268435457 bytes, more than 268435456, no image's"),
     (missing, r"no data at .*nowhere\.zip"),
     (text_file, r"notes\.txt is neither a folder, a \.zip nor a \.npz file"),
 ]

@@ -184,11 +184,6 @@ def test_bad_thresholds_are_refused(options):
         Thresholds(**options)
 
 
-def test_a_foreign_state_is_refused():
-    with pytest.raises(ValueError, match="not a detector's state"):
-        Detector().load_state_dict({"calls": 3})
-
-
 # Seeds that the choice of the constants did not see (benchmarks/detector.py); docs/monitor.md has others.
 @pytest.mark.parametrize("name", SETTINGS)
 def test_synthetic_traces_of_the_paper(name):

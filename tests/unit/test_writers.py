@@ -2,7 +2,6 @@
 
 import doctest
 import json
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -219,12 +218,6 @@ def test_a_missing_package_is_named_with_its_remedy(monitor, monkeypatch, make, 
 def test_an_unknown_tracker_is_named():
     with pytest.raises(ValueError, match="there is no tracker 'neptune': the trackers are wandb, mlflow, trackio"):
         tracker("neptune")
-
-
-def test_importing_the_writers_imports_no_tracker():
-    packages = "{'tensorboard', 'wandb', 'mlflow', 'trackio', 'matplotlib', 'PIL'}"
-    code = f"import torch, sys; import specreg.monitor.writers; print(sorted({packages} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_examples_in_docstrings_run():

@@ -112,13 +112,10 @@ class _Array:
 
 
 def _reconstruct(kind: Any, *_: Any) -> _Array:
+    """Make an array without values; also what a call of ``ndarray`` itself comes to, which is refused."""
     if kind is not _NDARRAY:
         raise ValueError("calls what is not an array's constructor: not read")
     return _Array()
-
-
-def _refuse(*_: Any) -> None:
-    raise ValueError("calls what is not an array's constructor: not read")
 
 
 def _dtype(code: Any, *_: Any) -> _UInt8:
@@ -134,7 +131,7 @@ def _encode(characters: Any, encoding: Any) -> bytes:
     return characters.encode("latin-1")
 
 
-_UINT8, _NDARRAY = _UInt8(), _Global(_refuse)
+_UINT8, _NDARRAY = _UInt8(), _Global(_reconstruct)
 _GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): _Global(_reconstruct),
     ("numpy._core.multiarray", "_reconstruct"): _Global(_reconstruct),

@@ -12,7 +12,7 @@ import tyro
 
 from specreg.data.mixtures import MIXTURES
 from specreg.evaluation.extractor import FeatureName
-from specreg.experiments.methods import MethodName, MethodOptions, described
+from specreg.experiments.methods import MethodName, MethodOptions, Options, described
 from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
 from specreg.names import LARGEST_INTEGER, Split, integer
@@ -120,8 +120,7 @@ class RunConfig:
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        integer("seed", self.seed, at_least=0, at_most=LAST_SEED)
+        _check_fields(self)
 
 
 T = TypeVar("T", RunConfig, Settings)
@@ -175,49 +174,46 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+# Every integer is at least 1 but these (0 is none or never) and methods' options, which are checked by their owners.
+_AT_LEAST = {"seed": 0, "evaluate_every": 0, "warmup": 0}
 # What is beyond these is a slip, and would fill the memory before anything could say so.
-_FROM_ONE_TO: dict[str, dict[str, int]] = {
-    "data": {"image_size": 4096, "stacked_size": 10**7},
-    "model": {"d_channels": 4096, "g_channels": 4096, "latent": 10**5},
-    "training": {
-        "steps": LARGEST_INTEGER, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16,
-        "d_steps": LARGEST_INTEGER,
-    },
-    "records": dict.fromkeys(("log_every", "spectra_every", "checkpoint_every"), LARGEST_INTEGER),
+_AT_MOST = {
+    "seed": LAST_SEED, "image_size": 4096, "stacked_size": 10**7, "d_channels": 4096, "g_channels": 4096,
+    "latent": 10**5, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16,
 }  # fmt: skip
-_MOST_SAMPLES = 10**7
+_IMAGES, _MOST_IMAGES = ("samples", "reference"), 10**7  # of an evaluation: the fewest depend on the data
 
 
 def _check(settings: Settings) -> None:
-    _check_types(settings)
-    for part, limits in _FROM_ONE_TO.items():
-        for name, limit in limits.items():
-            if (value := getattr(getattr(settings, part), name)) is not None:  # None is for those that may be left out
-                integer(name, value, at_least=1, at_most=limit)
-    _check_records(settings.records, at_least=2 if settings.data.data in MIXTURES else FEWEST_IMAGES)
+    _check_fields(settings)
     for options in vars(settings.methods).values():
         options.check()
+    fewest = 2 if settings.data.data in MIXTURES else FEWEST_IMAGES
+    for name in _IMAGES:
+        integer(name, getattr(settings.records, name), at_least=fewest, at_most=_MOST_IMAGES)
     loss = LOSSES[settings.training.loss]
     if settings.compile and (loss.gradient_penalty or loss.r1 or loss.r2):
         raise ValueError(f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs")
     for name in ("d_lr", "g_lr"):
-        if not 0 < getattr(settings.training, name) < float("inf"):
+        if not getattr(settings.training, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(settings.training, name)!r}")
-    if not 0 <= settings.training.gamma < float("inf"):
+    if settings.training.gamma < 0:
         raise ValueError(f"gamma must be at least 0 and finite, got {settings.training.gamma!r}")
     for name in ("beta1", "beta2", "ema_decay"):
         if not 0 <= getattr(settings.training, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {getattr(settings.training, name)!r}")
 
 
-def _check_types(part: Any) -> None:
-    """Raise ValueError naming the first field whose value is not of the type that the field is declared with."""
+def _check_fields(part: Any) -> None:
+    """Raise ValueError naming the first field whose value its type does not have, or an integer out of bounds."""
     for name, hint in _types(part.__class__).items():
         value = getattr(part, name)
         if dataclasses.is_dataclass(hint) and isinstance(value, typing.cast(type, hint)):
-            _check_types(value)
+            _check_fields(value)
         elif not _fits(value, hint):
             raise ValueError(f"{name} must be {_described(hint)}, got {value!r:.60}")
+        elif hint in (int, int | None) and value is not None and name not in _IMAGES and not isinstance(part, Options):
+            integer(name, value, at_least=_AT_LEAST.get(name, 1), at_most=_AT_MOST.get(name, LARGEST_INTEGER))
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -237,9 +233,3 @@ def _described(hint: Any) -> str:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string", type(None): "null"}
     return words.get(hint, f"a {getattr(hint, '__name__', hint)}")
-
-
-def _check_records(records: RecordConfig, *, at_least: int) -> None:
-    for name in ("samples", "reference"):
-        integer(name, getattr(records, name), at_least=at_least, at_most=_MOST_SAMPLES)
-    integer("evaluate_every", records.evaluate_every, at_least=0)

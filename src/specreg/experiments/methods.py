@@ -56,7 +56,7 @@ class CompensationOptions(Options):
     """How far singular values move to their target; 1 is the paper."""
     scale: Scale = _STATIC["scale"]
     """The stored weight's s1. unit: make it 1; keep: leave it; hold: as at the first compensation; auto: unit where the
-    layer is normalized, keep elsewhere."""
+    layer is normalized, hold elsewhere."""
 
     def check(self) -> None:
         integer("every", self.every, at_least=1)
@@ -129,8 +129,8 @@ class PenaltyOptions(Options):
     for d-optimal, in whose form none is published."""
 
     def check(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight must be at least 0 and finite, got {self.weight!r}")
+        if self.weight < 0:
+            raise ValueError(f"weight must be at least 0, got {self.weight!r}")
 
 
 @dataclass(frozen=True)

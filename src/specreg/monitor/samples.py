@@ -37,6 +37,9 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
     Args:
         generated, real: samples (N, \*) of one scale; the larger batch is cut to the size of the smaller.
 
+    Returns:
+        The ratio of distances and the share of near-duplicates.
+
     Raises:
         ValueError: shapes differ, fewer than 3 samples, values that are not finite, or equal real samples.
     """

@@ -12,7 +12,8 @@ What they have in common:
 - ``scale``: what becomes of :math:`s_1` of the stored weight, where singular values are raised. "unit" makes it 1, as
   the authors' static code does, "keep" leaves it, as their dynamic code does, "hold" puts it back to what it was at the
   first compensating call. "auto", the default, is "unit" where the layer is normalized, so that the network does not
-  see the scale and the optimizer always meets the same one, and "keep" elsewhere.
+  see the scale and the optimizer always meets the same one, and "hold" elsewhere: with "keep" the stored weight of a
+  network that is not normalized creeps up (docs/math.md).
 - ``only``, ``skip``: which layers, see :func:`specreg.layers.find`; by default convolutions (transposed ones too) and
   linear layers. A layer of which nothing is raised (i = 1) is left as it is.
 """

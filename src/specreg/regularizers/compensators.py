@@ -241,7 +241,7 @@ class Compensator:
 
     def _largest(self, layer: Layer, s: Tensor) -> Tensor:
         """Return what the largest of a layer's singular values is to be."""
-        scale = ("unit" if layer.is_normalized else "keep") if self.scale == "auto" else self.scale
+        scale = ("unit" if layer.is_normalized else "hold") if self.scale == "auto" else self.scale
         if scale == "unit":
             return torch.ones_like(s[..., 0])
         return self._held.get(layer.name, s[..., 0]).to(s) if scale == "hold" else s[..., 0]
