@@ -35,8 +35,11 @@ def _defaults(verb: Callable[..., Any]) -> dict[str, Any]:
 
 
 # What the library does by default, so that the lab does the same.
-_STATIC, _DYNAMIC, _ANCHORED = map(_defaults, (static_compensation, dynamic_compensation, anchored_compensation))
-_GUARD, _NEWTON = map(_defaults, (Guard, orthogonalize))
+_STATIC = _defaults(static_compensation)
+_DYNAMIC = _defaults(dynamic_compensation)
+_ANCHORED = _defaults(anchored_compensation)
+_GUARD = _defaults(Guard)
+_NEWTON = _defaults(orthogonalize)
 
 
 class Options:
@@ -221,6 +224,10 @@ def _guard(state: TrainingState, options: GuardOptions, methods: "MethodOptions"
     state.compensator = Guard(state.monitor, scheme=options.scheme, pin=state.pin, every=options.every, **scheme)
 
 
+def _plain(discriminator: nn.Module, options: Any) -> None:
+    """Leave the weights as they are."""
+
+
 def _newton(discriminator: nn.Module, options: NewtonOptions) -> None:
     orthogonalize(discriminator, iterations=options.iterations)
     if any(isinstance(child, nn.Embedding) for child in discriminator.modules()):
@@ -321,7 +328,7 @@ _RECORDS = (
         title="no normalization",
         colour="#9e9e9e",
         about="plain weights, for losses with gradient penalties",
-        normalize=lambda discriminator, options: None,
+        normalize=_plain,
         warnings=_unbounded,
     ),
 )
