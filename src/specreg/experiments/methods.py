@@ -22,7 +22,7 @@ from specreg.regularizers.compensation import anchored_compensation, dynamic_com
 from specreg.regularizers.compensators import Compensator, Scale
 from specreg.regularizers.normalization import spectral_norm
 from specreg.regularizers.orthogonalization import orthogonalize
-from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty
+from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty, spectral_penalty
 from specreg.spectra.reference import checked_keep
 from specreg.training.loop import TrainingConfig
 from specreg.training.state import TrainingState
@@ -314,6 +314,15 @@ _RECORDS = (
         about="sn with the D-optimal penalty",
         options=PenaltyOptions,
         attach=_penalty(d_optimal_penalty),
+    ),
+    Method(
+        name="spectral-penalty",
+        title="spectral penalty",
+        colour="#b8a400",
+        about="plain weights with the penalty that keeps every layer's largest singular value near 1",
+        options=PenaltyOptions,
+        normalize=_plain,
+        attach=_penalty(spectral_penalty),
     ),
     Method(
         name="oni",
