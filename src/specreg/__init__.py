@@ -10,7 +10,7 @@ from specreg.monitor.snapshot import spectra
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.normalization import remove, spectral_norm
 from specreg.regularizers.orthogonalization import orthogonalize
-from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty
+from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty, spectral_penalty
 from specreg.regularizers.regularization import spectral_regularization
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ __all__ = [
     "remove",
     "spectra",
     "spectral_norm",
+    "spectral_penalty",
     "spectral_regularization",
     "static_compensation",
 ]

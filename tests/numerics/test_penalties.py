@@ -14,6 +14,17 @@ from specreg.regularizers.penalties import EPS
 PENALTIES = {"orthogonality": specreg.orthogonality_penalty, "d-optimal": specreg.d_optimal_penalty}
 
 
+class Penalized(nn.Module):
+    """A layer whose output is its spectral penalty."""
+
+    def __init__(self, layer: nn.Module, exponent: int) -> None:
+        super().__init__()
+        self.layer, self.exponent = layer, exponent
+
+    def forward(self) -> torch.Tensor:
+        return specreg.spectral_penalty(self.layer, exponent=self.exponent)
+
+
 def expected(name: str, matrices: list[np.ndarray]) -> float:
     s = np.concatenate([np.linalg.svd(matrix, compute_uv=False) for matrix in matrices])
     return float(((s**2 - 1) ** 2).sum() if name == "orthogonality" else -np.log(s).sum())
@@ -28,6 +39,66 @@ def test_penalties_equal_sums_over_singular_values(name, kind):
     matrices = reference.as_matrices(to_numpy(layer.weight), layer)
     # 1e-5: EPS in the D-optimal penalty adds (EPS/s)²/2 to a logarithm.
     assert value == pytest.approx(expected(name, matrices), rel=1e-10 if name == "orthogonality" else 1e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("exponent", [1, 2, 3])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_spectral_penalty_is_of_the_largest_singular_value_and_the_bias(kind, exponent):
+    layer = LAYERS[kind]().double()
+    set_spectrum(layer, lambda r: torch.linspace(1.7, 0.3, r, dtype=torch.float64))
+    value = specreg.spectral_penalty(layer, exponent=exponent, only="").item()
+    matrices = reference.as_matrices(to_numpy(layer.weight), layer)
+    largest = np.array([np.linalg.norm(matrix, 2) for matrix in matrices])
+    bias = 0 if getattr(layer, "bias", None) is None else np.linalg.norm(to_numpy(layer.bias)) ** (2 * exponent)
+    assert value == pytest.approx(((largest**exponent - 1) ** 2).sum() + bias, rel=1e-10)
+
+
+@pytest.mark.parametrize("exponent", [1, 2, 4])
+def test_the_spectral_penaltys_gradient_is_that_of_s1_alone(exponent):
+    layer = nn.Linear(7, 4).double()
+    specreg.spectral_penalty(layer, exponent=exponent).backward()
+    u, s, vh = np.linalg.svd(to_numpy(layer.weight))
+    slope = 2 * (s[0] ** exponent - 1) * exponent * s[0] ** (exponent - 1)
+    np.testing.assert_allclose(layer.weight.grad.numpy(), slope * np.outer(u[:, 0], vh[0]), rtol=1e-8, atol=1e-12)
+    bias = to_numpy(layer.bias)
+    outward = 2 * exponent * np.linalg.norm(bias) ** (2 * exponent - 2) * bias
+    np.testing.assert_allclose(layer.bias.grad.numpy(), outward, rtol=1e-8, atol=1e-12)
+
+    def penalty(weight: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(Penalized(layer, exponent), {"layer.weight": weight}, ())
+
+    assert torch.autograd.gradcheck(penalty, layer.weight.detach().clone().requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("exponent", [1, 2])
+def test_the_spectral_penalty_is_finite_where_s1_is_zero_or_repeated(exponent, dtype):
+    layer = nn.Linear(6, 6).to(dtype)
+    for weight, value in ((torch.zeros(6, 6), 1.0), (2 * torch.eye(6), (2**exponent - 1) ** 2)):
+        layer.weight.data.copy_(weight)
+        layer.bias.data.zero_()
+        layer.zero_grad()
+        penalty = specreg.spectral_penalty(layer, exponent=exponent)
+        penalty.backward()
+        assert penalty.item() == pytest.approx(value, rel=3e-3)
+        assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+def test_under_descent_the_spectral_penalty_brings_s1_to_one_and_biases_to_nothing():
+    layer = nn.Conv2d(3, 8, 3).double()
+    layer.weight.data.mul_(3)
+    optimizer = torch.optim.Adam(layer.parameters(), 0.01)
+    for _ in range(400):
+        optimizer.zero_grad()
+        specreg.spectral_penalty(layer).backward()
+        optimizer.step()
+    assert specreg.spectra(layer)[""][0].item() == pytest.approx(1, abs=1e-3)
+    assert layer.bias.norm() < 0.1
+
+
+def test_the_spectral_penaltys_exponent_is_a_positive_integer():
+    with pytest.raises(ValueError, match="exponent must be an integer of at least 1, got 0"):
+        specreg.spectral_penalty(nn.Linear(2, 2), exponent=0)
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5), (1, 6)])

@@ -12,7 +12,7 @@ import tyro
 
 from specreg.data.mixtures import MIXTURES
 from specreg.evaluation.extractor import FeatureName
-from specreg.experiments.methods import MethodName, MethodOptions, described
+from specreg.experiments.methods import MethodName, MethodOptions, Options, described
 from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
 from specreg.names import LARGEST_INTEGER, Split, integer
@@ -174,23 +174,23 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-# Every integer is at least 1 but these, whose owners know better (0 is none or never; the detector checks its own).
-_AT_LEAST = {"seed": 0, "start": 0, "iterations": 0, "evaluate_every": 0, "warmup": 0}
+# Every integer is at least 1 but these (0 is none or never) and methods' options, which are checked by their owners.
+_AT_LEAST = {"seed": 0, "evaluate_every": 0, "warmup": 0}
 # What is beyond these is a slip, and would fill the memory before anything could say so.
 _AT_MOST = {
     "seed": LAST_SEED, "image_size": 4096, "stacked_size": 10**7, "d_channels": 4096, "g_channels": 4096,
-    "latent": 10**5, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16, "iterations": 1000,
+    "latent": 10**5, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16,
 }  # fmt: skip
 _IMAGES, _MOST_IMAGES = ("samples", "reference"), 10**7  # of an evaluation: the fewest depend on the data
 
 
 def _check(settings: Settings) -> None:
     _check_fields(settings)
+    for options in vars(settings.methods).values():
+        options.check()
     fewest = 2 if settings.data.data in MIXTURES else FEWEST_IMAGES
     for name in _IMAGES:
         integer(name, getattr(settings.records, name), at_least=fewest, at_most=_MOST_IMAGES)
-    for options in vars(settings.methods).values():
-        options.check()
     loss = LOSSES[settings.training.loss]
     if settings.compile and (loss.gradient_penalty or loss.r1 or loss.r2):
         raise ValueError(f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs")
@@ -212,7 +212,7 @@ def _check_fields(part: Any) -> None:
             _check_fields(value)
         elif not _fits(value, hint):
             raise ValueError(f"{name} must be {_described(hint)}, got {value!r:.60}")
-        elif hint in (int, int | None) and value is not None and name not in _IMAGES:
+        elif hint in (int, int | None) and value is not None and name not in _IMAGES and not isinstance(part, Options):
             integer(name, value, at_least=_AT_LEAST.get(name, 1), at_most=_AT_MOST.get(name, LARGEST_INTEGER))
 
 

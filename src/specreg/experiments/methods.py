@@ -22,7 +22,7 @@ from specreg.regularizers.compensation import anchored_compensation, dynamic_com
 from specreg.regularizers.compensators import Compensator, Scale
 from specreg.regularizers.normalization import spectral_norm
 from specreg.regularizers.orthogonalization import orthogonalize
-from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty
+from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty, spectral_penalty
 from specreg.spectra.reference import checked_keep
 from specreg.training.loop import TrainingConfig
 from specreg.training.state import TrainingState
@@ -35,8 +35,11 @@ def _defaults(verb: Callable[..., Any]) -> dict[str, Any]:
 
 
 # What the library does by default, so that the lab does the same.
-_STATIC, _DYNAMIC = _defaults(static_compensation), _defaults(dynamic_compensation)
-_ANCHORED, _GUARD, _NEWTON = _defaults(anchored_compensation), _defaults(Guard), _defaults(orthogonalize)
+_STATIC = _defaults(static_compensation)
+_DYNAMIC = _defaults(dynamic_compensation)
+_ANCHORED = _defaults(anchored_compensation)
+_GUARD = _defaults(Guard)
+_NEWTON = _defaults(orthogonalize)
 
 
 class Options:
@@ -129,8 +132,8 @@ class PenaltyOptions(Options):
     for d-optimal, in whose form none is published."""
 
     def check(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight must be at least 0 and finite, got {self.weight!r}")
+        if self.weight < 0:
+            raise ValueError(f"weight must be at least 0, got {self.weight!r}")
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,10 @@ def _guard(state: TrainingState, options: GuardOptions, methods: "MethodOptions"
     state.compensator = Guard(state.monitor, scheme=options.scheme, pin=state.pin, every=options.every, **scheme)
 
 
+def _plain(discriminator: nn.Module, options: Any) -> None:
+    """Leave the weights as they are."""
+
+
 def _newton(discriminator: nn.Module, options: NewtonOptions) -> None:
     orthogonalize(discriminator, iterations=options.iterations)
     if any(isinstance(child, nn.Embedding) for child in discriminator.modules()):
@@ -309,6 +316,15 @@ _RECORDS = (
         attach=_penalty(d_optimal_penalty),
     ),
     Method(
+        name="spectral-penalty",
+        title="spectral penalty",
+        colour="#b8a400",
+        about="plain weights with the penalty that keeps every layer's largest singular value near 1",
+        options=PenaltyOptions,
+        normalize=_plain,
+        attach=_penalty(spectral_penalty),
+    ),
+    Method(
         name="oni",
         title="ONI",
         colour="#e377c2",
@@ -321,7 +337,7 @@ _RECORDS = (
         title="no normalization",
         colour="#9e9e9e",
         about="plain weights, for losses with gradient penalties",
-        normalize=lambda discriminator, options: None,
+        normalize=_plain,
         warnings=_unbounded,
     ),
 )

@@ -1,7 +1,8 @@
 r"""Penalties on the spectra, to be added to the discriminator's loss, from Gram matrices without an SVD.
 
-Both read the weight that the network uses. Under spectral normalization that is :math:`W / s_1`, so that they act on
-the ratios :math:`s_k / s_1` and not on the scale of the stored weight, which the network does not feel.
+All read the weight that the network uses. Under spectral normalization that is :math:`W / s_1`, so that the first two
+act on the ratios :math:`s_k / s_1` and not on the scale of the stored weight, which the network does not feel; the
+third is for weights without it.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from specreg.layers import Layers, Selection, effective_weight, find
+from specreg.names import integer
 from specreg.spectra.gram import full_precision, gram
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.reference import working_dtype
@@ -98,6 +100,60 @@ def d_optimal_penalty(module: nn.Module, *, only: Selection = None, skip: Select
     return _total(find(module, only=only, skip=skip, title="d_optimal_penalty"), _negative_log_volume)
 
 
+def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = None, skip: Selection = None) -> Tensor:
+    r"""Return :math:`\sum (s_1^k - 1)^2 + \|b\|^{2k}` over every matching layer's weight and bias, to be minimized.
+
+    It keeps each layer's largest singular value near 1, as spectral normalization does at once, and leaves the others
+    alone. W is the weight that the network uses, read without moving power iteration; each group of a grouped
+    convolution is a matrix of its own. For layers without spectral normalization, under which :math:`s_1` is 1 anyway.
+
+    Differs from the paper: :math:`s_1` is exact, from the Gram matrix of the smaller side, where the paper makes one
+    step of power iteration at each update; and normalization layers, whose parameters the paper treats apart, are left
+    out. Where :math:`s_1` is repeated it has no gradient; one of its subgradients is taken. The formula, k = 2 and the
+    one step were checked against another project's account of the paper's section 4, not against its authors' code.
+
+    Args:
+        module: the discriminator, or any module.
+        exponent: k, at least 1.
+        only: take just these layers: a name, a glob on names, a layer class, a predicate
+            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
+            layers.
+        skip: leave these out; the same forms.
+
+    Returns:
+        A scalar, differentiable by the weights and biases.
+
+    Raises:
+        ValueError: a bad exponent, or no layer matched.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, 0, 0], [0, 2, 0]]))
+        >>> _ = layer.bias.data.copy_(torch.tensor([0.0, 1]))
+        >>> spectral_penalty(layer).item()  # (4 - 1)² + 1
+        10.0
+
+    Reference:
+        Lewandowski et al. 2025, *Learning Continually by Spectral Regularization*, section 4.
+    """
+    exponent = integer("exponent", exponent, at_least=1)
+    layers = find(module, only=only, skip=skip, title="spectral_penalty")
+
+    def excess(matrix: Tensor) -> Tensor:
+        square = torch.linalg.eigvalsh(_gram(matrix))[..., -1].clamp_min(0)  # rounding may leave a zero matrix below 0
+        # An even power needs no root, whose slope at 0 is infinite.
+        power = square ** (exponent // 2) if exponent % 2 == 0 else square.clamp_min(EPS**2).sqrt() ** exponent
+        distance: Tensor = (power - 1).square().sum()
+        return distance
+
+    total = _total(layers, excess)
+    children = [child for layer in layers.values() for child in layer.modules]
+    biases = {id(bias): bias for child in children if isinstance(bias := getattr(child, "bias", None), Tensor)}
+    for bias in biases.values():
+        total = total + (bias.abs().square().sum() ** exponent).to(total.device)
+    return total
+
+
 def _total(layers: Layers, penalty: Callable[[Tensor], Tensor]) -> Tensor:
     terms = []
     for layer in layers.values():
@@ -108,12 +164,16 @@ def _total(layers: Layers, penalty: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _distance_from_identity(matrix: Tensor) -> Tensor:
-    # In half precision the Gram matrix of a nearly orthogonal weight would be all rounding.
-    half = matrix.dtype in (torch.float16, torch.bfloat16)
-    product = gram(matrix, torch.float32 if half else matrix.dtype)
+    product = _gram(matrix)
     identity = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
     distance: Tensor = (product - identity).abs().square().sum()
     return distance
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    # In half precision the Gram matrix of a nearly orthogonal weight would be all rounding.
+    half = matrix.dtype in (torch.float16, torch.bfloat16)
+    return gram(matrix, torch.float32 if half else matrix.dtype)
 
 
 def _negative_log_volume(matrix: Tensor) -> Tensor:
