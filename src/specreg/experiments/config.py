@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from specreg.data.mixtures import MIXTURES
 from specreg.evaluation.extractor import FeatureName
 from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
@@ -24,7 +23,7 @@ Features = Literal["auto", FeatureName]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
 _LARGEST = 1e300  # of a number; NaN and inf are beyond it, too
 LAST_SEED = 2**32 - 1  # that numpy takes
-FEWEST_IMAGES = 10  # of either kind in an evaluation: 5 neighbours and 10 splits need as many
+FEWEST_SAMPLES = 10  # of either kind in an evaluation: 5 neighbours and 10 splits need as many
 # What specreg compare runs unless told otherwise: the paper's methods.
 PAPER_METHODS: tuple[Method, ...] = ("sn", "static", "dynamic")
 
@@ -237,7 +236,7 @@ def _check(settings: Settings) -> None:
         for name, limit in limits.items():
             if (value := getattr(getattr(settings, part), name)) is not None:  # None is for those that may be left out
                 integer(name, value, at_least=1, at_most=limit)
-    _check_records(settings.records, at_least=2 if settings.data.data in MIXTURES else FEWEST_IMAGES)
+    _check_records(settings.records)
     integer("start", settings.regularization.start, at_least=0)
     integer("newton_iterations", settings.regularization.newton_iterations, at_least=0, at_most=_MOST_ITERATIONS)
     loss = LOSSES[settings.training.loss]
@@ -289,7 +288,7 @@ def _described(hint: Any) -> str:
     return words.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 
-def _check_records(records: RecordConfig, *, at_least: int) -> None:
+def _check_records(records: RecordConfig) -> None:
     for name in ("samples", "reference"):
-        integer(name, getattr(records, name), at_least=at_least, at_most=_MOST_SAMPLES)
+        integer(name, getattr(records, name), at_least=FEWEST_SAMPLES, at_most=_MOST_SAMPLES)
     integer("evaluate_every", records.evaluate_every, at_least=0)
