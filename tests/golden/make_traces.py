@@ -19,6 +19,7 @@ from specreg.experiments.config import (
     Settings,
 )
 from specreg.experiments.run import execute, prepare_run
+from specreg.experiments.sources.images import Images
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 
@@ -40,7 +41,7 @@ def trace(method: str) -> dict[str, list]:
         run = RunDirectory(Path(folder))
         config = RunConfig(method, 7, SETTINGS)
         prepare_run(config, run)
-        execute(config, run, StackedDigits())
+        execute(config, run, Images(StackedDigits()))
         return {"metrics": run.series("metrics"), "spectra": run.series("spectra")}
 
 

@@ -26,6 +26,7 @@ import os, sys
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import execute, prepare_run
+from specreg.experiments.sources.images import Images
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 
@@ -44,7 +45,7 @@ def look(step, metrics):
 
 prepare_run(config, run)
 with run.lock():
-    assert execute(config, run, StackedDigits(), progress=look)
+    assert execute(config, run, Images(StackedDigits()), progress=look)
 """
 SHOWS_CURSOR, HIDES_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 

@@ -55,7 +55,7 @@ def test_the_papers_settings_are_the_papers():
         assert (training.d_lr, training.g_lr, training.beta1, training.beta2) == (2e-4, 2e-4, 0.0, 0.9)
         assert (training.generator_batch, training.accumulate) == (2, 1)
         assert (settings.regularization.keep, settings.regularization.every) == (0.5, 5)
-        assert (settings.regularization.start, settings.regularization.compensate) == (0, "convolutions")
+        assert settings.regularization.start == 0
 
 
 def test_the_other_presets():
