@@ -29,6 +29,7 @@ from specreg.names import check_choice, integer, printable
 from specreg.processes import DisagreementError, LostProcessError, MainFailedError, launched
 
 if TYPE_CHECKING:
+    from specreg.experiments.config import Settings
     from specreg.experiments.sweep import Plan
 
 _LAB = (
@@ -156,7 +157,7 @@ def _compare(arguments: list[str]) -> int:
         settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
     saved = saved_settings(_output(arguments, Compare.out), COMPARISON)
-    given = _parse(Compare() if saved is None else Compare(settings=saved), "compare", arguments)
+    given = _parse(Compare(settings=_recipe("compare", arguments) if saved is None else saved), "compare", arguments)
     methods, seeds = _methods(given.methods), _seeds(given.seeds)
     for name, values in (("methods", methods), ("seeds", seeds)):
         if not values:
@@ -295,7 +296,8 @@ def _train(arguments: list[str]) -> int:
     with contextlib.ExitStack() as held:
         with processes.main_first():  # nobody reads the directory before it is prepared
             saved = saved_config(RunDirectory(_output(arguments, Train.out)))
-            given = _parse(Train() if saved is None else Train(config=saved), "train", arguments)
+            default = RunConfig(settings=_recipe("train", arguments)) if saved is None else saved
+            given = _parse(Train(config=default), "train", arguments)
             run, config = RunDirectory(given.out), given.config
             check_shares(config.settings, processes)
             source = open_checked(config.settings)
@@ -373,7 +375,7 @@ def _sample(arguments: list[str]) -> int:
 
     from specreg.experiments.config import LAST_SEED
     from specreg.experiments.run import load_sampler
-    from specreg.experiments.sampling import sample_images, save_picture
+    from specreg.experiments.sampling import sample_images
     from specreg.records import RunDirectory
 
     @dataclass
@@ -398,7 +400,7 @@ def _sample(arguments: list[str]) -> int:
     if given.out.exists():
         raise ValueError(f"{given.out} exists: choose another name with --out")
     _, source, generator = load_sampler(RunDirectory(given.run), which=given.checkpoint)
-    save_picture(lambda count: sample_images(generator, count, seed=given.seed), source, given.out, side=given.side)
+    source.save_picture(lambda count: sample_images(generator, count, seed=given.seed), given.out, side=given.side)
     sys.stdout.write(f"{printable(str(given.out))}\n")
     return 0
 
@@ -503,14 +505,27 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _parse(defaults: T, command: str, arguments: list[str]) -> T:
-    """Parse with tyro; what is wrong becomes one line (ValueError), help goes through."""
+def _recipe(command: str, arguments: list[str]) -> "Settings":
+    """Return the defaults of a run on the data that the arguments name, which are read before the rest is parsed."""
+    from specreg.experiments.config import DataConfig
+    from specreg.experiments.sources import recipe
+
+    return recipe(_parse(DataConfig(), command, arguments, partly=True))
+
+
+def _parse(defaults: T, command: str, arguments: list[str], *, partly: bool = False) -> T:
+    """Parse with tyro; what is wrong becomes one line (ValueError), help goes through.
+
+    Partly: options that the defaults do not have are passed over, and so is help.
+    """
     import tyro
 
     complaint = io.StringIO()
+    parse = functools.partial(tyro.cli, type(defaults), default=defaults, prog=f"specreg {command}", args=arguments)
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(type(defaults), default=defaults, prog=f"specreg {command}", args=arguments)
+            parsed: T = parse(add_help=False, return_unknown_args=True)[0] if partly else parse()
+            return parsed
     except SystemExit as end:
         if not end.code:
             raise

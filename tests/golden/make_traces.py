@@ -13,6 +13,7 @@ from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.methods import PAPER_METHODS, AnchoredOptions, DynamicOptions, MethodOptions
 from specreg.experiments.run import execute, prepare_run
+from specreg.experiments.sources.images import Images
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 
@@ -34,7 +35,7 @@ def trace(method: str) -> dict[str, list]:
         run = RunDirectory(Path(folder))
         config = RunConfig(method, 7, SETTINGS)
         prepare_run(config, run)
-        execute(config, run, StackedDigits())
+        execute(config, run, Images(StackedDigits()))
         return {"metrics": run.series("metrics"), "spectra": run.series("spectra")}
 
 

@@ -10,6 +10,7 @@ import torch
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import execute, prepare_run
+from specreg.experiments.sources.images import Images
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 from trainings import OPTIONS, assert_same_run, assert_same_value, command, environment
@@ -34,7 +35,7 @@ def train(out: Path, method: str, records: RecordConfig) -> dict:
     )
     config, run = RunConfig(method, 3, settings), RunDirectory(out)
     prepare_run(config, run)
-    assert execute(config, run, StackedDigits())
+    assert execute(config, run, Images(StackedDigits()))
     return torch.load(run.checkpoint, weights_only=True)
 
 

@@ -48,7 +48,7 @@ def watched(out: Path, steps: int, every: int) -> None:
 
     prepare_run(config, RunDirectory(out))
     with RunDirectory(out).lock():
-        assert execute(config, RunDirectory(out), StackedDigits(), progress=look)
+        assert execute(config, RunDirectory(out), Images(StackedDigits()), progress=look)
 
 
 def train_watched(out: Path, steps: int, every: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ from specreg.cli import main
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings, to_dict
 from specreg.experiments.run import build_state, execute, prepare_run
+from specreg.experiments.sources.images import Images
 from specreg.losses import LOSSES
 from specreg.records import RunDirectory
 from specreg.spectra import decompose
@@ -32,7 +33,7 @@ SETTINGS = Settings(
 
 
 def make_state(method: str = "static") -> TrainingState:
-    return build_state(RunConfig(method, 0, SETTINGS), StackedDigits())
+    return build_state(RunConfig(method, 0, SETTINGS), Images(StackedDigits()))
 
 
 def poison(tensor: Tensor, value: float = float("nan")) -> None:
@@ -117,7 +118,7 @@ def trained(tmp_path_factory) -> Path:
     run = RunDirectory(out)
     config = RunConfig("static", 0, SETTINGS)
     prepare_run(config, run)
-    assert not execute(config, run, StackedDigits(), stop=(out / "checkpoint-before.pt").exists)
+    assert not execute(config, run, Images(StackedDigits()), stop=(out / "checkpoint-before.pt").exists)
     return out
 
 
@@ -159,7 +160,7 @@ def test_what_no_loss_shows_is_never_saved(trained, where, tmp_path, monkeypatch
     build = build_state
     monkeypatch.setattr("specreg.experiments.run.build_state", lambda *given: states.append(build(*given)) or states[0])
     with pytest.raises(NonFiniteError) as error:
-        execute(RunConfig("static", 0, SETTINGS), run, StackedDigits())
+        execute(RunConfig("static", 0, SETTINGS), run, Images(StackedDigits()))
     assert str(error.value).startswith(message)
     assert run.checkpoint.read_bytes() == whole
     assert not run.complete
@@ -278,7 +279,7 @@ def test_a_discriminator_that_learns_nothing_is_said_once(trained, tmp_path, cap
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     checkpoint["discriminator"]["blocks.3.conv2.bias"].fill_(-1e6)
     torch.save(checkpoint, run.checkpoint)
-    assert execute(RunConfig("static", 0, settings), run, StackedDigits())
+    assert execute(RunConfig("static", 0, settings), run, Images(StackedDigits()))
     step = checkpoint["step"] + 1
     message = "its gradient is 0 on real, generated and interpolated samples: neither network learns from them"
     assert run.series("events") == [{"step": step, "event": "dead discriminator", "message": message}]
@@ -293,7 +294,7 @@ def test_a_small_gradient_is_not_a_dead_one(trained, tmp_path, monkeypatch):
     run.write("config", to_dict(RunConfig("static", 0, settings)))
     small = {"real": 1.23456789e-8, "generated": 0.0, "interpolated": 0.0}
     monkeypatch.setattr("specreg.experiments.recorder.gradient_norms", lambda *_, **__: small)
-    assert execute(RunConfig("static", 0, settings), run, StackedDigits())
+    assert execute(RunConfig("static", 0, settings), run, Images(StackedDigits()))
     assert run.series("sensitivity")[-1]["gradient_norms"]["real"] == 1.23457e-8
     assert run.series("events") == []
 
@@ -311,7 +312,7 @@ def test_a_run_records_decompositions_that_did_not_converge(trained, tmp_path, m
 
     monkeypatch.setattr(torch.linalg, "svdvals", refuse_once)
     run = RunDirectory(out)
-    assert execute(RunConfig("static", 0, SETTINGS), run, StackedDigits(), stop=lambda: steps.append(1))
+    assert execute(RunConfig("static", 0, SETTINGS), run, Images(StackedDigits()), stop=lambda: steps.append(1))
     assert run.series("events") == [
         {"step": 6, "event": "fallback", "message": "decompositions that did not converge: 1"}
     ]

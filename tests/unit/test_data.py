@@ -18,7 +18,7 @@ from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages, stack
 from specreg.data.stream import BatchStream
 from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
-from specreg.experiments.sources import open_checked, open_held_out, open_source
+from specreg.experiments.sources import open_checked, open_source
 
 
 def picture(value: int, side: int = 8, mode: str = "RGB") -> Image.Image:
@@ -460,13 +460,15 @@ def digit_folders(root: Path) -> Path:
 
 def test_a_configuration_opens_its_part_and_what_is_held_out(tmp_path):
     path = str(digit_folders(tmp_path))
-    source, held_out = open_source(settings(data=path)), open_held_out(settings(data=path))
-    assert source.images[:, 0, 0, 0].tolist() == list(range(0, 200, 20))
-    assert held_out.images[:, 0, 0, 0].tolist() == list(range(5, 205, 20))
+    source = open_source(settings(data=path))
+    held_out = source.held_out(settings(data=path))
+    assert source.dataset.images[:, 0, 0, 0].tolist() == list(range(0, 200, 20))
+    assert held_out.dataset.images[:, 0, 0, 0].tolist() == list(range(5, 205, 20))
     on_test = settings(data=path, data_split="test")
-    assert torch.equal(open_source(on_test).images, held_out.images)
-    assert open_held_out(on_test) is None
-    assert open_held_out(settings(data=str(tmp_path / "train" / "0"))) is None
+    assert torch.equal(open_source(on_test).dataset.images, held_out.dataset.images)
+    assert open_source(on_test).held_out(on_test) is None
+    alone = settings(data=str(tmp_path / "train" / "0"))
+    assert open_source(alone).held_out(alone) is None
     with pytest.raises(ValueError, match="has no part 'unlabeled': choose 'train' or 'test'"):
         open_source(settings(data=path, data_split="unlabeled"))
 
@@ -475,11 +477,11 @@ def test_held_out_images_have_to_be_like_those_in_training(tmp_path):
     path = digit_folders(tmp_path)
     data = settings(data=str(path))
     source = open_source(data)
-    assert open_held_out(data, source).resolution == 8
+    assert source.held_out(data).dataset.resolution == 8
     for file in (tmp_path / "test").rglob("*.png"):
         picture(1, side=16).save(file)
     with pytest.raises(ValueError, match="images are 8x8 with 1 channels, but those for testing 16x16 with 3"):
-        open_held_out(data, source)
+        source.held_out(data)
     with pytest.raises(ValueError, match="images are 8x8 with 1 channels, but those for testing 16x16 with 3"):
         open_checked(data)  # the training looks at them, whatever it is compared with
 
@@ -498,10 +500,10 @@ def test_what_is_held_out_has_the_training_images_classes_or_is_not_used(tmp_pat
         np.savez(tmp_path / "test.npz", images=images, **labels)
     data = {"data": str(path) + extension}
     source = open_source(settings(**data))
-    assert open_held_out(settings(**data), source) is not None
-    assert open_held_out(settings(**data, conditional=True), source) is None
+    assert source.held_out(settings(**data)) is not None
+    assert source.held_out(settings(**data, conditional=True)) is None
     on_test = Settings(data=DataConfig(**data, conditional=True), records=RecordConfig(reference_split="test"))
-    for refused in (lambda: open_held_out(on_test, source), lambda: open_checked(on_test)):
+    for refused in (lambda: source.held_out(on_test), lambda: open_checked(on_test)):
         with pytest.raises(ValueError, match="images for testing lack the classes of the training images") as caught:
             refused()
         assert "\n" not in str(caught.value)
@@ -510,23 +512,24 @@ def test_what_is_held_out_has_the_training_images_classes_or_is_not_used(tmp_pat
 def test_conditional_runs_hold_out_images_of_the_same_classes(tmp_path):
     path = digit_folders(tmp_path)
     data = settings(data=str(path), conditional=True)
-    assert open_held_out(data, open_source(data)).labels.tolist() == list(range(10))
+    assert open_source(data).held_out(data).dataset.labels.tolist() == list(range(10))
     images = np.zeros((10, 8, 8), np.uint8)
     np.savez(tmp_path / "train.npz", images=images, labels=np.arange(10))
     np.savez(tmp_path / "test.npz", images=images[:4], labels=np.array([0, 3, 8, 3]))  # none of the last class
     data = settings(data=str(path) + ".npz", conditional=True)
-    assert open_held_out(data, open_source(data)).labels.tolist() == [0, 3, 8, 3]
+    assert open_source(data).held_out(data).dataset.labels.tolist() == [0, 3, 8, 3]
     data = settings(conditional=True)
-    assert open_held_out(data, open_source(data)).num_classes == 1000
+    assert open_source(data).held_out(data).num_classes == 1000
 
 
 def test_a_configuration_stacks_and_its_held_out_images_are_endless(tmp_path):
     stacked = settings(data=str(digit_folders(tmp_path)), stacked=True, stacked_size=20, image_size=16)
-    images, modes = open_source(stacked).draw(500, torch.Generator().manual_seed(0))
+    source = open_source(stacked)
+    images, modes = source.draw(500, torch.Generator().manual_seed(0))
     assert images.shape == (500, 3, 16, 16)
     assert len(modes.unique()) <= 20
-    held_out = open_held_out(stacked)
-    assert isinstance(held_out, StackedImages)
+    held_out = source.held_out(stacked)
+    assert isinstance(held_out.dataset, StackedImages)
     images, modes = held_out.draw(500, torch.Generator().manual_seed(0))
     assert len(modes.unique()) > 300
     assert (images % 20 == 5).all()
@@ -534,9 +537,10 @@ def test_a_configuration_stacks_and_its_held_out_images_are_endless(tmp_path):
 
 def test_digits_have_both_parts():
     _, _, test, _ = load_split()
-    assert torch.equal(open_held_out(settings()).images, test)
-    assert torch.equal(open_source(settings(data_split="test")).images, test)
-    assert open_held_out(settings(data_split="test")) is None
+    assert torch.equal(open_source(settings()).held_out(settings()).dataset.images, test)
+    on_test = settings(data_split="test")
+    assert torch.equal(open_source(on_test).dataset.images, test)
+    assert open_source(on_test).held_out(on_test) is None
     assert len(open_source(settings(stacked_size=7)).draw(200, torch.Generator().manual_seed(0))[0].unique(dim=0)) <= 7
     with pytest.raises(ValueError, match="digits have no part 'unlabeled'"):
         open_source(settings(data_split="unlabeled"))

@@ -20,6 +20,7 @@ from specreg.experiments.config import (
     to_dict,
 )
 from specreg.experiments.run import build_state
+from specreg.experiments.sources.images import Images
 from specreg.files import give_name, prepare_directory
 from specreg.losses import LOSSES, gradient_penalty
 from specreg.models import STAGES, Discriminator, Generator
@@ -279,7 +280,7 @@ def test_bf16_computes_the_forward_pass_alone_and_returns_float32():
 def test_divergence_is_named_with_its_step_before_the_update(damage, message):
     training = TrainingConfig(steps=3, batch_size=4)
     config = RunConfig("static", 0, Settings(model=ModelConfig(4, 4, 8), training=training))
-    state = build_state(config, StackedDigits())
+    state = build_state(config, Images(StackedDigits()))
     weights = {name: p.detach().clone() for name, p in state.generator.named_parameters()}
     if damage == "loss":
         state.discriminator.score.parametrizations.weight.original.data.fill_(math.nan)
@@ -316,7 +317,7 @@ def test_accumulated_micro_batches_equal_one_large_batch_without_normalization()
 def test_compiling_the_networks_renames_nothing(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
-    source = StackedDigits()
+    source = Images(StackedDigits())
     states = []
     for compile_ in (False, True):
         config = RunConfig(settings=Settings(compile=compile_))

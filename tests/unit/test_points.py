@@ -17,13 +17,11 @@ from specreg.experiments.config import (
     ModelConfig,
     RunConfig,
     Settings,
-    from_dict,
-    to_dict,
 )
-from specreg.experiments.networks import make_discriminator, make_generator
 from specreg.experiments.run import build_state
-from specreg.experiments.sampling import save_scatter
 from specreg.experiments.sources import open_source
+from specreg.experiments.sources.images import Images
+from specreg.experiments.sources.points import save_scatter
 from specreg.losses import gradient_penalty
 from specreg.models import dcgan, mlp
 from specreg.training.loop import TrainingConfig, train
@@ -33,8 +31,9 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def images_of(side: int) -> ImageArrays:
-    return ImageArrays("images", torch.zeros(4, 3, side, side, dtype=torch.uint8), torch.zeros(4).long(), ("a",))
+def images_of(side: int) -> Images:
+    pixels = torch.zeros(4, 3, side, side, dtype=torch.uint8)
+    return Images(ImageArrays("images", pixels, torch.zeros(4).long(), ("a",)))
 
 
 @pytest.mark.parametrize(
@@ -115,10 +114,10 @@ def test_dcgan_names_its_resolutions():
 )  # fmt: skip
 def test_the_network_is_what_fits_the_images(network, side, kind):
     settings = Settings(model=ModelConfig(4, 16, network=network))
-    discriminator = make_discriminator(settings, images_of(side))
+    discriminator = images_of(side).make_discriminator(settings)
     assert isinstance(discriminator, dcgan.Discriminator) == (kind is dcgan)
     if kind is dcgan:  # a quarter of the generator's channels
-        generator = make_generator(settings, images_of(side))
+        generator = images_of(side).make_generator(settings)
         widths = [convolution.out_channels for convolution in discriminator.convolutions]
         assert [4 * width for width in widths] == [c.in_channels for c in reversed(generator.convolutions)]
 
@@ -143,12 +142,6 @@ def test_convolutions_and_linear_layers_are_compensated(data, layers):
     settings = Settings(data=DataConfig(data), model=ModelConfig(2, 2, 4))
     state = build_state(RunConfig("static", 0, settings), open_source(settings))
     assert [type(state.discriminator.get_submodule(name)).__mro__[1] for name in state.compensator.layers] == layers
-
-
-def test_a_configuration_from_before_there_was_a_choice_of_networks_still_loads():
-    values = to_dict(RunConfig())
-    del values["settings"]["model"]["network"]
-    assert from_dict(RunConfig, values).settings.model.network == "auto"
 
 
 def test_gradient_penalty_of_points():

@@ -14,6 +14,7 @@ from specreg.data.digits import StackedDigits
 from specreg.experiments.config import DataConfig, ModelConfig, RunConfig, Settings, from_dict
 from specreg.experiments.methods import AnchoredOptions, DynamicOptions, MethodOptions, PenaltyOptions
 from specreg.experiments.run import build_state, warn_about
+from specreg.experiments.sources.images import Images
 from specreg.losses import LOSSES, squared_slopes
 from specreg.training.loop import TrainingConfig, train
 from specreg.training.steps import discriminator_step, generator_step
@@ -108,7 +109,7 @@ def test_the_generators_step_is_judged_beside_real_images():
 def test_real_images_are_drawn_for_the_generator_only_where_it_needs_them(loss, per_step, conditional):
     training = TrainingConfig(steps=2, batch_size=4, d_steps=3, accumulate=2, generator_batch=2, loss=loss)
     settings = Settings(model=SMALL, training=training, data=DataConfig(conditional=conditional))
-    source = StackedDigits()
+    source = Images(StackedDigits())
     state = build_state(RunConfig("none", 0, settings), source)
     draw, drawn = state.stream.next, []
     state.stream.next = lambda: drawn.append(1) or draw()
@@ -118,7 +119,7 @@ def test_real_images_are_drawn_for_the_generator_only_where_it_needs_them(loss, 
 
 
 def test_methods_attach_what_they_say():
-    source = StackedDigits()
+    source = Images(StackedDigits())
     networks = {}
     for method in ("sn", "orthogonal", "d-optimal", "oni", "none"):
         settings = Settings(model=SMALL, data=DataConfig(conditional=method == "oni"))
@@ -146,7 +147,7 @@ def test_methods_attach_what_they_say():
 
 def test_the_penaltys_weight_can_be_chosen():
     settings = Settings(model=SMALL, methods=MethodOptions(orthogonal=PenaltyOptions(weight=3.0)))
-    state = build_state(RunConfig("orthogonal", 0, settings), StackedDigits())
+    state = build_state(RunConfig("orthogonal", 0, settings), Images(StackedDigits()))
     expected = 3 * specreg.orthogonality_penalty(state.discriminator).item()
     assert state.penalty().item() == pytest.approx(expected)
 

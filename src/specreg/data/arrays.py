@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Source(Protocol):
+class Dataset(Protocol):
     """A data set for a stream; ``num_classes`` is the number of classes of its labels."""
 
     @property
@@ -24,8 +24,8 @@ class Source(Protocol):
         ...
 
 
-class ImageSource(Source, Protocol):
-    """A source of images: ``resolution`` is their side, ``channels`` 1 or 3."""
+class ImageDataset(Dataset, Protocol):
+    """A data set of images: ``resolution`` is their side, ``channels`` 1 or 3."""
 
     @property
     def resolution(self) -> int: ...

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specreg.data.arrays import ImageSource
-
 
 @dataclass(frozen=True)
 class GaussianMixture:
@@ -39,10 +37,6 @@ class GaussianMixture:
         modes = torch.randint(self.num_classes, (count,), generator=generator)
         noise = torch.randn(count, self.dimension, generator=generator)
         return self.centres[modes] + self.deviation * noise, modes
-
-
-# The training data of a run.
-DataSource = ImageSource | GaussianMixture
 
 
 def ring(radius: float, count: int = 8) -> Tensor:

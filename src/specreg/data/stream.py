@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.data.arrays import Source, encode
+from specreg.data.arrays import Dataset, encode
 
 
 class BatchStream:
@@ -20,7 +20,7 @@ class BatchStream:
         seed: of the generator.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int) -> None:
+    def __init__(self, source: Dataset, batch_size: int, seed: int) -> None:
         self.source = source
         self.batch_size = batch_size
         self.generator = torch.Generator().manual_seed(seed)

@@ -86,8 +86,8 @@ class MixtureEvaluator:
         self._real, self._name, self._publication = real, name, publication
         self._centres, self._deviation = centres.double(), deviation
 
-    def evaluate(self, sampler: Callable[[int], Tensor]) -> MixtureEvaluation:
-        """Return every metric of ``num_samples`` points drawn from ``sampler``.
+    def evaluate(self, sampler: Callable[[int], Tensor], *, labels: Tensor | None = None) -> MixtureEvaluation:
+        """Return every metric of ``num_samples`` points drawn from ``sampler``; ``labels`` are not looked at.
 
         Raises:
             ValueError: the sampler's points are not finite.

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from specreg.data.mixtures import MIXTURES
 from specreg.evaluation.extractor import FeatureName
 from specreg.experiments.methods import MethodName, MethodOptions, Options, described
 from specreg.losses import LOSSES
@@ -21,7 +20,7 @@ from specreg.training.loop import TrainingConfig
 Features = Literal["auto", FeatureName]
 _LARGEST = 1e300  # of a number; NaN and inf are beyond it, too
 LAST_SEED = 2**32 - 1  # that numpy takes
-FEWEST_IMAGES = 10  # of either kind in an evaluation: 5 neighbours and 10 splits need as many
+FEWEST_SAMPLES = 10  # of either kind in an evaluation: 5 neighbours and 10 splits need as many
 
 
 @dataclass(frozen=True)
@@ -188,9 +187,8 @@ def _check(settings: Settings) -> None:
     _check_fields(settings)
     for options in vars(settings.methods).values():
         options.check()
-    fewest = 2 if settings.data.data in MIXTURES else FEWEST_IMAGES
     for name in _IMAGES:
-        integer(name, getattr(settings.records, name), at_least=fewest, at_most=_MOST_IMAGES)
+        integer(name, getattr(settings.records, name), at_least=FEWEST_SAMPLES, at_most=_MOST_IMAGES)
     loss = LOSSES[settings.training.loss]
     if settings.compile and (loss.gradient_penalty or loss.r1 or loss.r2):
         raise ValueError(f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.data.arrays import Source, encode
+from specreg.data.arrays import Dataset, encode
 from specreg.experiments.config import Settings
 from specreg.monitor.attainment import evaluating
 from specreg.training.loop import draw_latent
@@ -27,7 +27,7 @@ class OutputProbe:
         settings: whether the networks are conditional.
     """
 
-    def __init__(self, training: Source, held_out: Source, settings: Settings) -> None:
+    def __init__(self, training: Dataset, held_out: Dataset, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_SEED)
         self._conditional = settings.data.conditional
         self._count = min(_MOST, settings.records.samples)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from specreg.evaluation.modes import STACKED_MNIST_SAMPLES
 from specreg.experiments.config import DataConfig, ModelConfig, RecordConfig, Settings
 from specreg.experiments.methods import PAPER_METHODS, DynamicOptions, MethodOptions, StaticOptions
+from specreg.experiments.sources import recipe
 from specreg.training.loop import TrainingConfig
 
 
@@ -99,16 +100,13 @@ _RECORDS = RecordConfig(
 
 
 def _paper_settings(side: int, batch: int, channels: int, steps: int = 50_000) -> Settings:
-    return Settings(
+    default = recipe(DataConfig(data="", image_size=side, data_split="unlabeled" if side == 48 else "train"))
+    return replace(
+        default,
         methods=_COMPENSATION,
-        data=DataConfig(data="", image_size=side, data_split="unlabeled" if side == 48 else "train"),
-        model=ModelConfig(d_channels=channels, g_channels=256, latent=128),
-        training=TrainingConfig(
-            steps=steps, batch_size=batch, generator_batch=2, d_steps=5, loss="hinge", d_lr=2e-4, g_lr=2e-4,
-            beta1=0.0, beta2=0.9, lr_decay="linear",
-        ),
-        records=_RECORDS,
-    )  # fmt: skip
+        model=replace(default.model, d_channels=channels),
+        training=replace(default.training, steps=steps, batch_size=batch),
+    )
 
 
 @preset("paper")
@@ -202,7 +200,7 @@ def digits() -> list[Cell]:
     Deviations from the paper: the data, 8x8 networks of 8 and 32 channels, 3,000 steps of batch 16 without decay,
     3 discriminator steps, generator's learning rate 1e-3, the dynamic record from discriminator step 2000 on.
     """
-    return [Cell("digits", Settings())]
+    return [Cell("digits", recipe(DataConfig("digits")))]
 
 
 @preset("digits-grid", seeds=(0, 1, 2))
@@ -245,33 +243,14 @@ def keep() -> list[Cell]:
 
 @preset("mixtures", seeds=(0, 1, 2))
 def mixtures() -> list[Cell]:
-    """Gaussians in the plane, PacGAN's ring of 8 and grid of 25 modes: batch 100, 2,500 points judged.
+    """Gaussians in the plane, PacGAN's ring of 8 and grid of 25 modes, by their recipes: 2,500 points judged.
 
-    Both networks with layers of 128 units, hinge loss, Adam 1e-3 with beta (0.5, 0.999), linear decay over 1,500
-    steps, 2 latent dimensions; static compensation of all linear layers.
-
-    Deviations from Lin et al. 2018 (PacGAN):
+    Deviations from Lin et al. 2018 (PacGAN), besides loss, batch and optimizer:
     - 1,500 steps; 400,000 there (400 epochs of 100,000 points)
     - points are drawn endlessly; 100,000 fixed ones there
     - a plain discriminator of three hidden layers; maxout with five pieces there
     """
-    training = TrainingConfig(
-        steps=1500, batch_size=100, generator_batch=1, d_steps=1, loss="hinge", d_lr=1e-3, g_lr=1e-3, beta1=0.5,
-        beta2=0.999, lr_decay="linear",
-    )  # fmt: skip
-    return [
-        Cell(
-            name,
-            Settings(
-                data=DataConfig(data=name),
-                model=ModelConfig(d_channels=8, g_channels=8, latent=2),
-                training=training,
-                records=RecordConfig(samples=2500),
-            ),
-            methods=("sn", "static"),
-        )
-        for name in ("ring", "grid")
-    ]
+    return [Cell(name, recipe(DataConfig(name)), methods=("sn", "static")) for name in ("ring", "grid")]
 
 
 @preset("stacked-mnist", seeds=(0, 1, 2))

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.data.arrays import decode, encode
-from specreg.data.mixtures import DataSource
-from specreg.evaluation.mixtures import MixtureEvaluator
-from specreg.evaluation.protocol import Evaluator
+from specreg.data.arrays import Dataset, decode, encode
 from specreg.experiments.board import Board
 from specreg.experiments.config import Settings
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.sampling import sample_images
+from specreg.experiments.sources.source import SampleEvaluator
 from specreg.files import give_name
 from specreg.guard import Guard
 from specreg.monitor.attainment import attainment, evaluating, gradient_norms
@@ -45,7 +43,7 @@ class Probe:
         settings: whether the networks are conditional.
     """
 
-    def __init__(self, source: DataSource, settings: Settings) -> None:
+    def __init__(self, source: Dataset, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_PROBE_SEED)
         self._samples, labels = source.draw(_PROBE_SIZE, random)
         self._real = encode(self._samples, random)
@@ -184,7 +182,7 @@ class Recorder(Follower):
         settings: Settings,
         run: RunDirectory,
         state: TrainingState,
-        evaluator: Evaluator | MixtureEvaluator,
+        evaluator: SampleEvaluator,
         probe: Probe,
         outputs: OutputProbe | None,
         progress: Progress,

@@ -12,18 +12,16 @@ import torch
 from torch import nn
 
 import specreg
-from specreg.data.mixtures import MIXTURES, DataSource
 from specreg.data.stream import BatchStream
-from specreg.evaluation.mixtures import RULES, MixtureEvaluation, MixtureEvaluator
-from specreg.evaluation.protocol import Evaluation, Evaluator
+from specreg.evaluation.mixtures import MixtureEvaluation
+from specreg.evaluation.protocol import Evaluation
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
-from specreg.experiments.evaluators import REFERENCE_SEED, make_evaluator
 from specreg.experiments.methods import METHODS, record
-from specreg.experiments.networks import make_discriminator, make_generator
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Probe, Progress, Recorder, check_records
-from specreg.experiments.sampling import sample_images, sample_labelled, save_picture
-from specreg.experiments.sources import held_out_reference, open_held_out, open_source
+from specreg.experiments.sampling import sample_images, sample_labelled
+from specreg.experiments.sources import open_source
+from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, Source
 from specreg.files import prepare_directory
 from specreg.guard import Guard
 from specreg.models.normalization import share_batches
@@ -92,7 +90,7 @@ def saved_config(run: RunDirectory) -> RunConfig | None:
 def execute(
     config: RunConfig,
     run: RunDirectory,
-    source: DataSource,
+    source: Source,
     *,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda step, metrics: None,
@@ -120,8 +118,8 @@ def execute(
         return True
     # Before the state: making its networks draws from the global generator, which the state's restores.
     with processes.main_first():
-        held_out = open_held_out(config.settings, source) if processes.main else None
-        evaluator = make_evaluator(config.settings, source, held_out) if processes.main else None
+        held_out = source.held_out(config.settings) if processes.main else None
+        evaluator = source.make_evaluator(config.settings, held_out) if processes.main else None
     state = build_state(config, source, processes)
     with processes.main_first():
         _go_on(run, state, main=processes.main)
@@ -184,11 +182,11 @@ def _go_on(run: RunDirectory, state: TrainingState, *, main: bool) -> None:
         logger.info("%s: going on from step %d", run.name, state.step)
 
 
-def build_state(config: RunConfig, source: DataSource, processes: Processes = ALONE) -> TrainingState:
+def build_state(config: RunConfig, source: Source, processes: Processes = ALONE) -> TrainingState:
     """Turn a configuration into networks, optimizers, a compensator and streams, all from its seed."""
     settings, device = config.settings, local_device()
     seed_everything(config.seed)
-    generator, discriminator = make_generator(settings, source), make_discriminator(settings, source)
+    generator, discriminator = source.make_generator(settings), source.make_discriminator(settings)
     generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method = METHODS[config.method]
@@ -196,7 +194,7 @@ def build_state(config: RunConfig, source: DataSource, processes: Processes = AL
     method.normalize(discriminator, options)
     ema = None
     if settings.training.ema_decay:
-        ema = make_generator(settings, source)
+        ema = source.make_generator(settings)
         ema.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ema.load_state_dict(generator.state_dict())
         ema.eval().requires_grad_(False)
@@ -227,20 +225,12 @@ def build_state(config: RunConfig, source: DataSource, processes: Processes = AL
 
 def warn_about(config: RunConfig) -> None:
     """Log what is allowed but hardly meant."""
-    mixture, samples = MIXTURES.get(config.settings.data.data), config.settings.records.samples
-    if mixture is not None and samples != (published := RULES[mixture.publication].samples):
-        logger.warning(
-            "%d samples in an evaluation, the published protocol has %d: give --samples %d to compare with it",
-            samples,
-            published,
-            published,
-        )
     method = METHODS[config.method]
     for warning in method.warnings(method.chosen(config.settings.methods), config.settings.training):
         logger.warning("%s", warning)
 
 
-def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, DataSource, nn.Module]:
+def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, Source, nn.Module]:
     """Return a run's configuration, data and generator (its running average, if it has one) at a checkpoint.
 
     Args:
@@ -279,28 +269,23 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> E
     if changed.get("features", "inception") != "inception":
         changed.setdefault("inception_weights", None)  # the run's own
     settings = replace(config.settings, records=replace(config.settings.records, **changed))
-    return _evaluate(make_evaluator(settings, source, held_out_reference(settings, source)), generator)
+    held_out = source.held_out(settings) if settings.records.reference_split == "test" else None
+    return _evaluate(source.make_evaluator(settings, held_out), generator)
 
 
-def _evaluate(evaluator: Evaluator | MixtureEvaluator, generator: nn.Module) -> Evaluation | MixtureEvaluation:
-    images, labels = sample_labelled(generator, evaluator.num_samples)
-    if isinstance(evaluator, MixtureEvaluator):
-        return evaluator.evaluate(lambda count: images)
-    return evaluator.evaluate(lambda count: images, labels=labels)
+def _evaluate(evaluator: SampleEvaluator, generator: nn.Module) -> Evaluation | MixtureEvaluation:
+    samples, labels = sample_labelled(generator, evaluator.num_samples)
+    return evaluator.evaluate(lambda count: samples, labels=labels)
 
 
 def _finish(
-    config: RunConfig,
-    run: RunDirectory,
-    state: TrainingState,
-    evaluator: Evaluator | MixtureEvaluator,
-    source: DataSource,
+    config: RunConfig, run: RunDirectory, state: TrainingState, evaluator: SampleEvaluator, source: Source
 ) -> None:
     generator = state.sampler
     evaluation = _evaluate(evaluator, generator)
     random = torch.Generator().manual_seed(REFERENCE_SEED)
-    save_picture(lambda count: sample_images(generator, count), source, run.image("samples"))
-    save_picture(lambda count: source.draw(count, random)[0], source, run.image("data"))
+    source.save_picture(lambda count: sample_images(generator, count), run.image("samples"))
+    source.save_picture(lambda count: source.draw(count, random)[0], run.image("data"))
     run.write(
         "result",
         {

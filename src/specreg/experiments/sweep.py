@@ -14,13 +14,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from specreg.data.arrays import ImageArrays
-from specreg.data.mixtures import MIXTURES, DataSource
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.jobs import Job
-from specreg.experiments.networks import check_networks, make_discriminator, make_generator
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import prepare_run
-from specreg.experiments.sources import open_checked, open_source
+from specreg.experiments.sources import kind_of, open_checked, open_source
+from specreg.experiments.sources.images import Images
+from specreg.experiments.sources.source import Source
 from specreg.files import exists, prepare_directory, read_json, write_json
 from specreg.names import printable
 from specreg.records import RunDirectory
@@ -161,14 +161,14 @@ def cost(cell: Cell) -> Cost:
     Spectral normalization, compensation, a gradient penalty and evaluations are not counted.
     """
     settings, training = cell.settings, cell.settings.training
-    source: DataSource
-    if cell.images and settings.data.data not in MIXTURES:
-        source = _stand_in(cell)
-        check_networks(replace(settings, data=replace(settings.data, data=cell.images)), source)
+    source: Source
+    if cell.images and kind_of(settings.data) is Images:
+        source = Images(_stand_in(cell))
+        source.check(replace(settings, data=replace(settings.data, data=cell.images)))
     else:
         source = open_source(settings)
     with torch.device("meta"):
-        generator, discriminator = make_generator(settings, source), make_discriminator(settings, source)
+        generator, discriminator = source.make_generator(settings), source.make_discriminator(settings)
         labels = (torch.zeros(1, dtype=torch.long),) if settings.data.conditional else ()
         latent = torch.zeros(1, settings.model.latent)
         g_cost = _multiply_adds(generator, latent, *labels)

@@ -1,0 +1,46 @@
+"""The data that a configuration names, with what fits them, checked before anything is made of them."""
+
+from dataclasses import replace
+
+from specreg.data.mixtures import MIXTURES
+from specreg.experiments.config import DataConfig, Settings
+from specreg.experiments.sources.images import Images
+from specreg.experiments.sources.points import Points
+from specreg.experiments.sources.source import Source
+
+
+def kind_of(data: DataConfig) -> type[Source]:
+    """Return the kind of the data that a configuration names, which need not be there."""
+    return Points if data.data in MIXTURES else Images
+
+
+def recipe(data: DataConfig) -> Settings:
+    """Return settings under which spectral normalization trains properly on some data: a run's defaults.
+
+    Raises:
+        FileNotFoundError, ValueError: images whose side nothing tells cannot be read; says the remedy.
+    """
+    return replace(kind_of(data).recipe(data), data=data)
+
+
+def open_source(settings: Settings) -> Source:
+    """Return the data that a configuration names.
+
+    Raises:
+        FileNotFoundError, ValueError: they cannot be read or do not fit the networks; says the remedy.
+    """
+    source = kind_of(settings.data).open(settings.data)
+    source.check(settings)
+    return source
+
+
+def open_checked(settings: Settings) -> Source:
+    """Return what :func:`open_source` returns, to train on it: what could not be evaluated is found before.
+
+    Raises:
+        FileNotFoundError, ValueError: as there, by :meth:`Source.held_out` or by :meth:`Source.check_evaluation`.
+    """
+    source = open_source(settings)
+    # Opened whatever the reference is: the training looks at what is held out.
+    source.check_evaluation(settings, source.held_out(settings))
+    return source

@@ -1,0 +1,226 @@
+"""Images to train on: convolutional networks, features that fit them, a grid of them as the picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from specreg.data.arrays import ImageArrays, ImageDataset
+from specreg.data.digits import StackedDigits
+from specreg.data.open import find_images
+from specreg.data.stacked import StackedImages, stack
+from specreg.evaluation.extractor import Extractor
+from specreg.evaluation.features import Pixels, StackedClassifier, open_extractor
+from specreg.evaluation.protocol import Evaluator
+from specreg.experiments.config import FEWEST_SAMPLES, DataConfig, Settings
+from specreg.experiments.sources import recipes
+from specreg.experiments.sources.source import REFERENCE_SEED, Source
+from specreg.models import dcgan, resnet
+from specreg.names import Split
+
+# The sides that there are networks for; auto takes the first that fits.
+_SIDES = {"resnet": resnet.STAGES.keys(), "dcgan": dcgan.SIDES.keys()}
+_MNIST_SIDE = 28
+# A classifier counts modes of stacked images only if it is right about most of so many: other grey sets of ten classes
+# look just like MNIST from outside.
+_RECOGNIZED, _ASKED = 0.9, 500
+
+
+class Images(Source):
+    """Images of one side, with one or three channels."""
+
+    dataset: ImageDataset
+
+    @classmethod
+    def open(cls, data: DataConfig) -> Self:
+        return cls(_open_part(data, data.data_split, data.stacked_size))
+
+    @classmethod
+    def recipe(cls, data: DataConfig) -> Settings:
+        if data.data == "digits":
+            return recipes.DIGITS
+        return recipes.of_images(data.image_size or cls.open(data).dataset.resolution)
+
+    def held_out(self, settings: Settings) -> "Images | None":
+        """Return the test part; None without one, or if that is trained on.
+
+        Stacked images are stacked anew for every draw, whatever the training's are. Where networks are conditional, a
+        part whose classes are not the training's, as images without folders have none, is None, too.
+
+        Raises:
+            ValueError: the test part cannot be read, or is not like the training images, or is None for its classes
+                and needed for ``reference_split`` "test"; says the remedy.
+        """
+        data, like = settings.data, self.dataset
+        if data.data_split == "test" or (data.data != "digits" and "test" not in find_images(data.data).splits):
+            return None
+        test = _open_part(data, "test", None)
+        if (test.channels, test.resolution) != (like.channels, like.resolution):
+            raise ValueError(
+                f"{data.data}: training images are {like.resolution}x{like.resolution} with {like.channels} channels, "
+                f"but those for testing {test.resolution}x{test.resolution} with {test.channels}: make them alike"
+            )
+        if data.conditional and not _same_classes(test, like):
+            if settings.records.reference_split == "train":
+                return None
+            raise ValueError(
+                f"{data.data}: images for testing lack the classes of the training images: label them alike, or drop "
+                f"--conditional or --reference-split test"
+            )
+        return Images(test)
+
+    def check(self, settings: Settings) -> None:
+        network = self._network(settings)
+        if settings.data.conditional and network != "resnet":
+            raise ValueError(f"the {network} is not conditional: drop --conditional")
+        if settings.data.conditional and self.num_classes < 2:
+            raise ValueError(f"{settings.data.data} has no classes to be conditional on: drop --conditional")
+
+    def make_generator(self, settings: Settings) -> nn.Module:
+        side, channels, latent = self.dataset.resolution, settings.model.g_channels, settings.model.latent
+        if self._network(settings) == "dcgan":
+            return dcgan.Generator(side, channels, latent=latent, image_channels=self.dataset.channels)
+        num_classes = self.num_classes if settings.data.conditional else 0
+        return resnet.Generator(
+            side, channels, latent=latent, image_channels=self.dataset.channels, num_classes=num_classes
+        )
+
+    def make_discriminator(self, settings: Settings) -> nn.Module:
+        side, channels = self.dataset.resolution, settings.model.d_channels
+        if self._network(settings) == "dcgan":
+            return dcgan.Discriminator(side, channels, image_channels=self.dataset.channels)
+        num_classes = self.num_classes if settings.data.conditional else 0
+        return resnet.Discriminator(side, channels, image_channels=self.dataset.channels, num_classes=num_classes)
+
+    def check_evaluation(self, settings: Settings, held_out: Source | None = None) -> None:
+        self._reference(settings, held_out)
+        image, _ = self.draw(1, torch.Generator().manual_seed(REFERENCE_SEED))
+        self._extractor(settings).describe(image)
+
+    def make_evaluator(self, settings: Settings, held_out: Source | None = None) -> Evaluator:
+        records = settings.records
+        real, labels = _draw(self._reference(settings, held_out), records.reference)
+        return Evaluator(
+            real,
+            num_samples=records.samples,
+            extractor=self._extractor(settings),
+            split="test" if records.reference_split == "test" else settings.data.data_split,
+            labels=labels if settings.data.conditional else None,
+        )
+
+    def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:
+        """Write a grid of side x side images."""
+        save_grid(draw(side * side), path, side=side)
+
+    def _network(self, settings: Settings) -> str:
+        """Return the kind of networks, "resnet" or "dcgan"; raises ValueError if none fits, or not the one named."""
+        chosen, side = settings.model.network, self.dataset.resolution
+        if chosen == "mlp":
+            raise ValueError(f"the mlp makes points, and {settings.data.data} are images: --network resnet or dcgan")
+        candidates = _SIDES if chosen == "auto" else {chosen: _SIDES[chosen]}
+        network = next((network for network, sides in candidates.items() if side in sides), None)
+        if network is None:
+            sides = ", ".join(map(str, sorted(set().union(*candidates.values()))))
+            raise ValueError(
+                f"{settings.data.data}: no {'network' if chosen == 'auto' else chosen} for {side}x{side} images: "
+                f"the sides are {sides}; choose one with --image-size"
+            )
+        return network
+
+    def _reference(self, settings: Settings, held_out: Source | None) -> Source:
+        if settings.records.reference_split == "train":
+            return self
+        if held_out is None:
+            raise ValueError(
+                f"no part of {settings.data.data} is known that is not trained on: drop --reference-split test"
+            )
+        return held_out
+
+    def _extractor(self, settings: Settings) -> Extractor:
+        records, dataset = settings.records, self.dataset
+        if records.inception_weights is not None and records.features != "inception":
+            raise ValueError("--inception-weights are for --features inception: give that, too, or drop them")
+        if records.features == "auto":
+            return _suggested_extractor(dataset)
+        weights = None if records.inception_weights is None else Path(records.inception_weights)
+        stacked = isinstance(dataset, StackedImages)
+        extractor = open_extractor(records.features, stacked=stacked, inception_weights=weights)
+        if isinstance(extractor, StackedClassifier) and isinstance(dataset, StackedImages):
+            share = _recognized(extractor, dataset)
+            if share < _RECOGNIZED:
+                raise ValueError(
+                    f"the {extractor.title} tells the modes of {share:.0%} of {settings.data.data}'s stacked images, "
+                    f"not of {_RECOGNIZED:.0%}: choose others with --features"
+                )
+        return extractor
+
+
+def _open_part(data: DataConfig, split: Split, stacked_size: int | None) -> ImageDataset:
+    if data.data == "digits":
+        if data.image_size not in (None, StackedDigits.resolution):
+            raise ValueError(f"digits are {StackedDigits.resolution}x{StackedDigits.resolution}: drop --image-size")
+        if split == "unlabeled":
+            raise ValueError("digits have no part 'unlabeled': choose 'train' or 'test'")
+        if data.stacked or data.cache is not None:
+            raise ValueError("digits are always stacked, and nothing of them is decoded: drop --stacked and --cache")
+        return StackedDigits(held_out=split == "test", size=stacked_size)
+    if stacked_size is not None and not data.stacked:
+        raise ValueError("--stacked-size says how many images are stacked: give --stacked, too, or drop it")
+    images = find_images(data.data).open(split, image_size=data.image_size, cache=data.cache)
+    return stack(images, stacked_size) if data.stacked else images
+
+
+def _same_classes(test: ImageDataset, like: ImageDataset) -> bool:
+    """Whether labels mean the same; those of a test part may end before the training's, as an npz file's may."""
+    if not isinstance(test, ImageArrays) or not isinstance(like, ImageArrays):
+        return True
+    return test.num_classes > 1 and test.classes == like.classes[: test.num_classes]
+
+
+def _suggested_extractor(dataset: ImageDataset) -> Extractor:
+    if isinstance(dataset, StackedDigits):
+        return open_extractor("digits")
+    if isinstance(dataset, StackedImages) and dataset.resolution == _MNIST_SIDE:
+        extractor = open_extractor("mnist")
+        if _recognized(extractor, dataset) >= _RECOGNIZED:
+            return extractor
+    return Pixels()
+
+
+def _recognized(extractor: Extractor, dataset: StackedImages) -> float:
+    images, labels = dataset.draw(_ASKED, torch.Generator().manual_seed(REFERENCE_SEED))
+    modes = extractor.describe(images).modes
+    assert modes is not None
+    return (modes == labels).double().mean().item()
+
+
+def _draw(source: Source, count: int) -> tuple[Tensor, Tensor]:
+    """Return real images and labels: different ones where the images are finite, all of them if they are no more.
+
+    A handful of images is drawn with replacement like an endless source: no statistic could do with so few.
+    """
+    random, dataset = torch.Generator().manual_seed(REFERENCE_SEED), source.dataset
+    if isinstance(dataset, ImageArrays) and len(dataset.images) >= FEWEST_SAMPLES:
+        chosen = torch.randperm(len(dataset.images), generator=random)[:count]
+        return dataset.images[chosen], dataset.labels[chosen]
+    if isinstance(dataset, StackedImages) and dataset.stacks is not None and len(dataset.stacks) >= FEWEST_SAMPLES:
+        return dataset.take(dataset.stacks[torch.randperm(len(dataset.stacks), generator=random)[:count]])
+    return dataset.draw(count, random)
+
+
+def save_grid(images: Tensor, path: Path, *, side: int = 8, scale: int = 4) -> None:
+    """Write side x side images (N, C, H, W), uint8, as one PNG with lines between, each pixel ``scale`` times as large.
+
+    Missing images are left black.
+    """
+    images = images[: side * side]
+    missing = images.new_zeros((side * side - len(images), *images.shape[1:]))
+    framed = nn.functional.pad(torch.cat([images, missing]), (1, 0, 1, 0))
+    rows = framed.reshape(side, side, *framed.shape[1:]).permute(2, 0, 3, 1, 4)  # (C, side, H, side, W)
+    picture = nn.functional.pad(rows.flatten(3).flatten(1, 2), (0, 1, 0, 1))
+    picture = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    array = picture.permute(1, 2, 0).numpy()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)

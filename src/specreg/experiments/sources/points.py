@@ -1,0 +1,100 @@
+"""Points of the plane to train on: fully connected networks, modes known exactly, a scatter plot."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from specreg.data.mixtures import MIXTURES, GaussianMixture
+from specreg.evaluation.mixtures import MixtureEvaluator
+from specreg.experiments.config import DataConfig, Settings
+from specreg.experiments.sources import recipes
+from specreg.experiments.sources.source import REFERENCE_SEED, Source
+from specreg.models import mlp
+
+_POINTS = 2500  # of a scatter plot
+_CANVAS, _MARGIN = 600, 1.3  # its pixels a side, and how far beyond the outermost centre it reaches
+
+
+class Points(Source):
+    """A mixture of Gaussians; every draw is new, so that nothing is held out."""
+
+    dataset: GaussianMixture
+
+    @classmethod
+    def open(cls, data: DataConfig) -> Self:
+        if data.image_size is not None or data.stacked or data.stacked_size is not None or data.data_split != "train":
+            raise ValueError(f"{data.data} has points and no images: drop --image-size, --stacked* and --data-split")
+        if data.cache is not None:
+            raise ValueError(f"{data.data} has points and no images to be decoded: drop --cache")
+        return cls(MIXTURES[data.data])
+
+    @classmethod
+    def recipe(cls, data: DataConfig) -> Settings:
+        return recipes.MIXTURES[MIXTURES[data.data].name]
+
+    def held_out(self, settings: Settings) -> None:
+        return None
+
+    def check(self, settings: Settings) -> None:
+        if settings.model.network not in ("auto", "mlp"):
+            raise ValueError(
+                f"the {settings.model.network} makes images, and {settings.data.data} are points: --network mlp"
+            )
+        if settings.data.conditional:
+            raise ValueError("the mlp is not conditional: drop --conditional")
+
+    def make_generator(self, settings: Settings) -> nn.Module:
+        model = settings.model
+        return mlp.Generator(model.g_channels, latent=model.latent, dimension=self.dataset.dimension)
+
+    def make_discriminator(self, settings: Settings) -> nn.Module:
+        return mlp.Discriminator(settings.model.d_channels, dimension=self.dataset.dimension)
+
+    def check_evaluation(self, settings: Settings, held_out: Source | None = None) -> None:
+        records, name = settings.records, settings.data.data
+        if records.features != "auto" or records.inception_weights is not None:
+            raise ValueError(f"{name} has points and no images: drop --features and --inception-weights")
+        if records.reference_split != "train":
+            raise ValueError(f"no part of {name} is known that is not trained on: drop --reference-split test")
+
+    def make_evaluator(self, settings: Settings, held_out: Source | None = None) -> MixtureEvaluator:
+        self.check_evaluation(settings)
+        mixture, records = self.dataset, settings.records
+        real, _ = self.draw(records.reference, torch.Generator().manual_seed(REFERENCE_SEED))
+        return MixtureEvaluator(
+            real,
+            name=mixture.name,
+            publication=mixture.publication,
+            centres=mixture.centres,
+            deviation=mixture.deviation,
+            num_samples=records.samples,
+        )
+
+    def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:
+        """Write a scatter plot of 2,500 points, whatever ``side`` is."""
+        save_scatter(draw(_POINTS), self.dataset.centres, path)
+
+
+def save_scatter(points: Tensor, centres: Tensor, path: Path) -> None:
+    """Write points (N, 2) over grey rings around centres (K, 2) as one PNG.
+
+    The square reaches 1.3 times as far as the outermost centre. Points outside lie on its edge, where they are seen.
+    """
+    reach = _MARGIN * float(centres.abs().max())
+
+    def place(values: Tensor) -> list[list[float]]:
+        scaled = values.double().clamp(-reach, reach) / reach * torch.tensor([1.0, -1.0], dtype=torch.float64)
+        pixels: list[list[float]] = ((scaled + 1) / 2 * (_CANVAS - 1)).tolist()
+        return pixels
+
+    picture = Image.new("RGB", (_CANVAS, _CANVAS), "white")
+    pen = ImageDraw.Draw(picture)
+    for x, y in place(centres):
+        pen.ellipse((x - 12, y - 12, x + 12, y + 12), outline="#b0b0b0")
+    for x, y in place(points):
+        pen.rectangle((x - 1, y - 1, x + 1, y + 1), fill="#2a6fbb")
+    picture.save(path)

@@ -1,0 +1,103 @@
+"""What the lab asks of training data: samples, and what fits them."""
+
+import abc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from specreg.data.arrays import Dataset
+from specreg.evaluation.mixtures import MixtureEvaluation
+from specreg.evaluation.protocol import Evaluation
+from specreg.experiments.config import DataConfig, Settings
+
+# Every run is evaluated on the same real samples.
+REFERENCE_SEED = 3_000_017
+
+
+class SampleEvaluator(Protocol):
+    """Compares a generator's samples with real ones."""
+
+    num_samples: int
+
+    def evaluate(
+        self, sampler: Callable[[int], Tensor], *, labels: Tensor | None = None
+    ) -> Evaluation | MixtureEvaluation:
+        """Return every metric of ``num_samples`` samples drawn from ``sampler``, with ``labels`` if it has classes."""
+        ...
+
+    def glance(self, sampler: Callable[[int], Tensor]) -> dict[str, float | int]:
+        """Return the cheap metrics, for the display during training."""
+        ...
+
+
+class Source(abc.ABC):
+    """Training data, and the networks, evaluator, picture and recipe that fit them.
+
+    Args:
+        dataset: the samples.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    @property
+    def num_classes(self) -> int:
+        return self.dataset.num_classes
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.dataset.draw(count, generator)
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, data: DataConfig) -> Self:
+        """Read the data; raises FileNotFoundError or ValueError saying the remedy."""
+
+    @classmethod
+    @abc.abstractmethod
+    def recipe(cls, data: DataConfig) -> Settings:
+        """Return the settings that fit the data, of which their ``data`` say nothing."""
+
+    @abc.abstractmethod
+    def held_out(self, settings: Settings) -> "Source | None":
+        """Return data of the same kind that are not trained on, None if there are none."""
+
+    @abc.abstractmethod
+    def check(self, settings: Settings) -> None:
+        """Raise ValueError saying what to choose if the configuration's networks do not fit the data."""
+
+    @abc.abstractmethod
+    def make_generator(self, settings: Settings) -> nn.Module:
+        """Return a new generator; ``latent`` and ``num_classes`` are what it has to be given."""
+
+    @abc.abstractmethod
+    def make_discriminator(self, settings: Settings) -> nn.Module:
+        """Return a new discriminator, without any normalization."""
+
+    @abc.abstractmethod
+    def check_evaluation(self, settings: Settings, held_out: "Source | None" = None) -> None:
+        """Raise what :meth:`make_evaluator` would raise, without its work on many samples."""
+
+    @abc.abstractmethod
+    def make_evaluator(self, settings: Settings, held_out: "Source | None" = None) -> SampleEvaluator:
+        """Return the evaluator against real samples, the same for every run with these settings.
+
+        Args:
+            settings: the configuration.
+            held_out: from :meth:`held_out`; needed for ``reference_split`` "test".
+
+        Raises:
+            FileNotFoundError, ValueError: the features or the held-out part cannot be had; says the remedy.
+        """
+
+    @abc.abstractmethod
+    def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:
+        """Write a picture of samples as PNG.
+
+        Args:
+            draw: a number in, that many samples out.
+            path: the file.
+            side: images in a row, and rows.
+        """
