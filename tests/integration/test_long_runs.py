@@ -17,6 +17,7 @@ from specreg.cli import main
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import execute, prepare_run
+from specreg.experiments.sources.images import Images
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 from trainings import OPTIONS, Fork, assert_same_run, environment, train
