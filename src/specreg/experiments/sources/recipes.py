@@ -29,6 +29,7 @@ _LARGE = Settings(
         log_every=100, spectra_every=250, evaluate_every=2500, checkpoint_every=500, samples=10_000, reference=10_000
     ),
 )  # fmt: skip
+# Mimicry (Lee and Town 2020), CelebA.
 _HIGH = replace(
     _LARGE,
     model=ModelConfig(d_channels=64, g_channels=64, latent=128),
@@ -45,7 +46,7 @@ IMAGES = {
     32: _LARGE,
     48: _LARGE,
     64: _HIGH,
-    128: replace(_HIGH, training=replace(_HIGH.training, d_steps=2)),
+    128: replace(_HIGH, training=replace(_HIGH.training, d_steps=2, lr_decay="none")),
 }
 
 

@@ -1,0 +1,85 @@
+"""Recipes: what a run on each kind of data does unless told otherwise."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from specreg.cli import main
+from specreg.data.arrays import ImageArrays
+from specreg.experiments.config import DataConfig, RunConfig, Settings
+from specreg.experiments.run import build_state
+from specreg.experiments.sampling import sample_images
+from specreg.experiments.sources import open_source, recipe
+from specreg.experiments.sources.images import Images
+from specreg.training.loop import train
+
+SIDES = (28, 32, 48, 64, 128)
+OPTIONS = ["--methods", "sn", "--steps", "2", "--samples", "20", "--reference", "20", "--no-tensorboard"]
+
+
+def images_of(side: int, channels: int) -> Images:
+    pixels = torch.randint(256, (12, channels, side, side), generator=torch.Generator().manual_seed(0))
+    return Images(ImageArrays("images", pixels.to(torch.uint8), torch.zeros(12).long(), ("a",)))
+
+
+@pytest.mark.parametrize("data", ["digits", "ring", "grid", "ring-self-conditioned", "grid-self-conditioned", *SIDES])
+def test_networks_of_every_recipe_train(data):
+    if isinstance(data, str):
+        settings = recipe(DataConfig(data))
+        source = open_source(settings)
+    else:
+        settings = recipe(DataConfig("images", image_size=data))
+        source = images_of(data, 1 if data == 28 else 3)
+        source.check(settings)
+    assert (settings.regularization, settings.detector) == (Settings().regularization, Settings().detector)
+    # As the recipe but for what takes long: one discriminator step of small batches and narrow networks.
+    model = replace(settings.model, d_channels=2, g_channels=2)
+    training = replace(settings.training, steps=2, batch_size=4, d_steps=1)
+    state = build_state(RunConfig("static", 0, replace(settings, model=model, training=training)), source)
+    assert train(state, training)
+    assert state.first_bad() is None
+
+
+def test_the_recipe_of_digits_is_the_default():
+    assert recipe(DataConfig()) == Settings()
+
+
+def test_sides_between_have_the_recipe_of_the_next_smaller_one():
+    by_side = {
+        side: recipe(DataConfig("images", image_size=side)).training for side in (8, 16, 28, 32, 48, 64, 96, 128)
+    }
+    assert by_side[8] == by_side[16] == Settings().training
+    assert by_side[64] == by_side[96] != by_side[128]
+    assert by_side[28] != by_side[16]
+
+
+def test_the_command_line_fills_in_the_datas_recipe_and_options_override_it(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["compare", "--out", str(out), "--data=ring", "--g-lr", "0.5", "--jobs", "1", *OPTIONS]) == 0
+    saved = json.loads((out / "runs" / "sn-seed0" / "config.json").read_text())["settings"]
+    ring = recipe(DataConfig("ring"))
+    assert saved["model"]["latent"] == ring.model.latent == 2
+    assert (saved["training"]["d_lr"], saved["training"]["g_lr"]) == (ring.training.d_lr, 0.5)
+    assert (saved["training"]["steps"], saved["records"]["samples"]) == (2, 20)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "ring", "--help"])
+    assert "1500" in capsys.readouterr().out
+
+
+def test_the_side_of_images_is_looked_up_where_no_option_gives_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Images, "open", classmethod(lambda cls, data: images_of(28, 1)))
+    assert recipe(DataConfig("mnist")).training == recipe(DataConfig("mnist", image_size=28)).training
+
+
+@pytest.mark.slow
+def test_spectral_normalization_finds_the_ring():
+    settings = recipe(DataConfig("ring"))
+    source = open_source(settings)
+    state = build_state(RunConfig("sn", 0, settings), source)
+    assert train(state, settings.training)
+    evaluation = source.make_evaluator(settings).evaluate(lambda count: sample_images(state.sampler, count))
+    assert evaluation.modes == 8
+    assert evaluation.high_quality > 0.5  # 0.81 to 0.89 were measured
