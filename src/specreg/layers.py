@@ -191,16 +191,17 @@ def find(
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     module = unwrap(module)
-    there = [(name, child) for name, child in plainly_named_modules(module) if _has_weight(child)]
-    wanted = _selectors("only", only, there) if only is not None else [kinds]
-    unwanted = _selectors("skip", skip, there)
+    candidates = [(name, child) for name, child in plainly_named_modules(module) if _has_weight(child)]
+    chosen = _selectors("only", only, candidates) if only is not None else [kinds]
+    skipped = _selectors("skip", skip, candidates)
     matched = [
         (name, child)
-        for name, child in there
-        if any(_selects(one, name, child) for one in wanted) and not any(_selects(one, name, child) for one in unwanted)
+        for name, child in candidates
+        if any(_selects(selector, name, child) for selector in chosen)
+        and not any(_selects(selector, name, child) for selector in skipped)
     ]
     if not matched:
-        raise ValueError(f"no layer matched{_filters(only, skip)}: {_inventory(module, there)}")
+        raise ValueError(f"no layer matched{_filters(only, skip)}: {_inventory(module, candidates)}")
     users: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, child in matched:
         stored = _storage(child)[-1]
@@ -247,20 +248,17 @@ def effective_weight(module: nn.Module) -> Tensor:
     Spectral normalization's s1 is the one of its present vectors, without a step of power iteration.
     """
     owner: Any = module
-    for hook in _legacy_hooks(module):
+    if hooks := _legacy_hooks(module):
         # The attribute that a legacy hook leaves is of the last forward pass, whose graph may be gone.
-        options = {} if isinstance(hook, LegacyWeightNorm) else {"do_power_iteration": False}
-        computed: Tensor = hook.compute_weight(module, **options)
-        return computed
-    parametrizations = [child for one in _parametrizations(module) for child in one.modules()]
-    training = [child for child in parametrizations if child.training]
+        return _computed(hooks[0], module)
+    training = [part for outer in _parametrizations(module) for part in outer.modules() if part.training]
     try:
-        for child in training:
-            child.training = False
+        for part in training:
+            part.training = False
         weight: Tensor = owner.weight
     finally:
-        for child in training:
-            child.training = True
+        for part in training:
+            part.training = True
     return weight
 
 
@@ -323,8 +321,8 @@ def require_finite(layers: Layers) -> None:
 
 def normalizers(module: nn.Module) -> list[_SpectralNorm | LegacySpectralNorm]:
     """Return torch's spectral normalizations of the module's weight, parametrizations and legacy hooks."""
-    everything = [*_parametrizations(module), *_legacy_hooks(module)]
-    return [one for one in everything if isinstance(one, (_SpectralNorm, LegacySpectralNorm))]
+    owners = [*_parametrizations(module), *_legacy_hooks(module)]
+    return [owner for owner in owners if isinstance(owner, (_SpectralNorm, LegacySpectralNorm))]
 
 
 class SpectrumPreserving(nn.Module):
@@ -339,12 +337,12 @@ class SpectrumChanging(nn.Module):
 
 
 def _spectrum_changing(module: nn.Module) -> list[nn.Module]:
-    return [one for one in _parametrizations(module) if isinstance(one, SpectrumChanging)]
+    return [part for part in _parametrizations(module) if isinstance(part, SpectrumChanging)]
 
 
 def _parametrizations(module: nn.Module) -> list[nn.Module]:
-    held = _parametrization_list(module)
-    return [] if held is None else list(held._modules.values())
+    parametrizations = _parametrization_list(module)
+    return [] if parametrizations is None else list(parametrizations._modules.values())
 
 
 def _parametrization_list(module: nn.Module) -> Any:
@@ -365,31 +363,34 @@ def _legacy_hooks(module: nn.Module) -> list[LegacySpectralNorm | LegacyWeightNo
 def _storage(module: nn.Module) -> tuple[Tensor, ...]:
     """Return the tensors behind the weight: (weight,), or (g, v) under weight normalization."""
     owner: Any = module
-    for hook in _legacy_hooks(module):
-        return (owner.weight_g, owner.weight_v) if isinstance(hook, LegacyWeightNorm) else (owner.weight_orig,)
-    if (held := _parametrization_list(module)) is None:
+    if hooks := _legacy_hooks(module):
+        return (owner.weight_g, owner.weight_v) if isinstance(hooks[0], LegacyWeightNorm) else (owner.weight_orig,)
+    if (parametrizations := _parametrization_list(module)) is None:
         return (owner.weight,)
     if _foreign(module) is not None:
         return (stored_weight(module),)
-    return (held.original,) if held.is_tensor else (held.original0, held.original1)
+    if parametrizations.is_tensor:
+        return (parametrizations.original,)
+    return parametrizations.original0, parametrizations.original1
 
 
 def _weight_norm_dim(module: nn.Module) -> int:
     candidates: list[Any] = [*_legacy_hooks(module), *_parametrizations(module)]
-    dim = next(one.dim for one in candidates if isinstance(one, (LegacyWeightNorm, _WeightNorm)))
+    dim = next(owner.dim for owner in candidates if isinstance(owner, (LegacyWeightNorm, _WeightNorm)))
     return -1 if dim is None else int(dim)
 
 
 def _foreign(module: nn.Module) -> ParametrizationList | None:
     """Return the weight's parametrizations where one of them is unknown to specreg."""
-    if (held := _parametrization_list(module)) is None:
+    if (parametrizations := _parametrization_list(module)) is None:
         return None
-    for index, one in enumerate(held._modules.values()):
-        first = index == 0 and isinstance(one, _WeightNorm)
-        if not first and not isinstance(one, (_SpectralNorm, SpectrumPreserving, SpectrumChanging)):
-            foreign: ParametrizationList = held
-            return foreign
-    return None
+    inner = list(parametrizations._modules.values())
+    if inner and isinstance(inner[0], _WeightNorm):
+        inner = inner[1:]
+    if all(isinstance(part, (_SpectralNorm, SpectrumPreserving, SpectrumChanging)) for part in inner):
+        return None
+    foreign: ParametrizationList = parametrizations
+    return foreign
 
 
 def _store(module: nn.Module, storage: tuple[Tensor, ...], weight: Tensor) -> None:
@@ -423,8 +424,14 @@ def _refresh(module: nn.Module, weight: Tensor, first: tuple[Tensor, Tensor] | N
             v.copy_(first[1])
     owner: Any = module
     for hook in _legacy_hooks(module):
-        options = {} if isinstance(hook, LegacyWeightNorm) else {"do_power_iteration": False}
-        owner.weight = hook.compute_weight(module, **options)
+        owner.weight = _computed(hook, module)
+
+
+def _computed(hook: LegacySpectralNorm | LegacyWeightNorm, module: nn.Module) -> Tensor:
+    """Return the weight that a legacy hook makes, without a step of power iteration."""
+    options = {} if isinstance(hook, LegacyWeightNorm) else {"do_power_iteration": False}
+    weight: Tensor = hook.compute_weight(module, **options)
+    return weight
 
 
 def _vectors(module: nn.Module, normalizer: _SpectralNorm | LegacySpectralNorm) -> tuple[Tensor, Tensor]:
@@ -470,25 +477,25 @@ def _has_weight(module: nn.Module) -> bool:
 
 def reusable(selection: Selection) -> Selection:
     """Return a selection that may be gone through more than once, as a generator may not."""
-    return selection if selection is None or _is_one(selection) else tuple(selection)  # type: ignore[arg-type]
+    return selection if selection is None or _is_single(selection) else tuple(selection)  # type: ignore[arg-type]
 
 
-def _is_one(selection: Selection) -> bool:
+def _is_single(selection: Selection) -> bool:
     return isinstance(selection, (str, type)) or not isinstance(selection, Iterable)
 
 
 def _selectors(
-    option: str, selection: Selection, there: list[tuple[str, nn.Module]]
+    option: str, selection: Selection, candidates: list[tuple[str, nn.Module]]
 ) -> list[Selector | tuple[type, ...]]:
     if selection is None:
         return []
-    selectors: list[Any] = [selection] if _is_one(selection) else list(selection)  # type: ignore[arg-type]
-    for one in selectors:
-        if not isinstance(one, (str, type)) and not callable(one):
-            raise TypeError(f"{option}: expected a name, a glob, a layer class or a predicate, got {one!r}")
-        if isinstance(one, str) and not any(_selects(one, name, child) for name, child in there):
-            names = ", ".join(shown(name) for name, _ in there) or "none"
-            raise ValueError(f"{option}={one!r} names no layer; the layers are: {names}")
+    selectors: list[Any] = [selection] if _is_single(selection) else list(selection)  # type: ignore[arg-type]
+    for selector in selectors:
+        if not isinstance(selector, (str, type)) and not callable(selector):
+            raise TypeError(f"{option}: expected a name, a glob, a layer class or a predicate, got {selector!r}")
+        if isinstance(selector, str) and not any(_selects(selector, name, child) for name, child in candidates):
+            names = ", ".join(shown(name) for name, _ in candidates) or "none"
+            raise ValueError(f"{option}={selector!r} names no layer; the layers are: {names}")
     return selectors
 
 
@@ -505,9 +512,9 @@ def _filters(only: Selection, skip: Selection) -> str:
     return f" ({', '.join(given)})" if given else ""
 
 
-def _inventory(module: nn.Module, there: list[tuple[str, nn.Module]]) -> str:
-    if there:
-        return "the layers are " + ", ".join(f"{shown(name)} ({type(child).__name__})" for name, child in there)
+def _inventory(module: nn.Module, candidates: list[tuple[str, nn.Module]]) -> str:
+    if candidates:
+        return "the layers are " + ", ".join(f"{shown(name)} ({type(child).__name__})" for name, child in candidates)
     # A layer of these kinds would have been found, had it a weight of its own.
     leaves = Counter(
         f"{type(child).__name__} whose weight a hook derives (pruning, say)"
@@ -516,8 +523,8 @@ def _inventory(module: nn.Module, there: list[tuple[str, nn.Module]]) -> str:
         for child in module.modules()
         if not list(child.children())
     )
-    found = ", ".join(f"{count} x {kind}" for kind, count in sorted(leaves.items()))
-    return f"the module holds {found or 'nothing'}, specreg takes {', '.join(kind.__name__ for kind in ALL_KINDS)}"
+    inventory = ", ".join(f"{count} x {kind}" for kind, count in sorted(leaves.items()))
+    return f"the module holds {inventory or 'nothing'}, specreg takes {', '.join(kind.__name__ for kind in ALL_KINDS)}"
 
 
 def _describe(layer: Layer) -> tuple[str, str]:

@@ -36,10 +36,7 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
 
     Args:
         module: the discriminator, or any module. Changed in place.
-        only: take just these layers: a name, a glob on names, a layer class, a predicate
-            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too), linear
-            layers and embeddings.
-        skip: leave these out; the same forms.
+        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions, linear layers and embeddings.
 
     Returns:
         The layers under spectral normalization: a mapping from name to layer that prints as a table.

@@ -43,10 +43,7 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
     Args:
         module: the discriminator, or any module. Changed in place.
         iterations: T, at least 0. The paper's code has 3 for its residual discriminators and 2 for DCGAN's.
-        only: take just these layers: a name, a glob on names, a layer class, a predicate
-            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
-            layers.
-        skip: leave these out; the same forms.
+        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.
 
     Returns:
         The layers: a mapping from name to layer that prints as a table.

@@ -34,10 +34,7 @@ def orthogonality_penalty(module: nn.Module, *, only: Selection = None, skip: Se
 
     Args:
         module: the discriminator, or any module.
-        only: take just these layers: a name, a glob on names, a layer class, a predicate
-            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
-            layers.
-        skip: leave these out; the same forms.
+        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.
 
     Returns:
         A scalar, differentiable by the weights.
@@ -76,10 +73,7 @@ def d_optimal_penalty(module: nn.Module, *, only: Selection = None, skip: Select
 
     Args:
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
-        only: take just these layers: a name, a glob on names, a layer class, a predicate
-            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
-            layers.
-        skip: leave these out; the same forms.
+        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.
 
     Returns:
         A scalar, differentiable by the weights.
@@ -115,10 +109,7 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
     Args:
         module: the discriminator, or any module.
         exponent: k, at least 1.
-        only: take just these layers: a name, a glob on names, a layer class, a predicate
-            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
-            layers.
-        skip: leave these out; the same forms.
+        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.
 
     Returns:
         A scalar, differentiable by the weights and biases.

@@ -49,10 +49,7 @@ def spectral_regularization(
         keep: a float in (0, 1] is a fraction of r, i = max(1, floor(keep·r)); an integer is i itself.
         gradient: "paper" holds the singular vectors constant (the paper's four terms); "exact" is the
             true derivative of the map.
-        only: take just these layers: a name, a glob on names, a layer class, a predicate
-            ``(name, module) -> bool``, or several of them. Default: convolutions (transposed ones too) and linear
-            layers.
-        skip: leave these out; the same forms.
+        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.
 
     Returns:
         The layers: a mapping from name to layer that prints as a table.
