@@ -36,7 +36,7 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
 
     Args:
         module: the discriminator, or any module. Changed in place.
-        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions, linear layers and embeddings.
+        only, skip: which layers, see :func:`specreg.layers.find`; by default also embeddings.
 
     Returns:
         The layers under spectral normalization: a mapping from name to layer that prints as a table.
