@@ -25,15 +25,13 @@ ROOT = Path(__file__).parents[2]
 SIGNATURES = {
     "spectral_norm": "(module, *, only=None, skip=None)",
     "static_compensation": (
-        "(module, *, keep=0.5, every=5, start=0, strength=1.0, scale='keep', only=None, skip=None, process_group=None)"
+        "(module, *, keep=0.5, every=5, start=0, record=None, strength=1.0, scale='auto', only=None, skip=None)"
     ),
     "dynamic_compensation": (
-        "(module, *, every=5, start=0, record=None, strength=1.0, scale='keep', only=None, skip=None, "
-        "process_group=None)"
+        "(module, *, every=5, start=0, record=None, strength=1.0, scale='auto', only=None, skip=None)"
     ),
     "anchored_compensation": (
-        "(module, *, every=5, start=1000, window=1000, record=None, strength=1.0, scale='record', only=None, "
-        "skip=None, process_group=None)"
+        "(module, *, every=5, start=1000, window=1000, record=None, strength=1.0, scale='auto', only=None, skip=None)"
     ),
     "spectral_regularization": "(module, *, keep=0.5, gradient='paper', only=None, skip=None)",
     "orthogonalize": "(module, *, iterations=3, only=None, skip=None)",
@@ -44,8 +42,8 @@ SIGNATURES = {
     "Monitor": "(module, *, every=100, detector=None, actions=(), samples=None, only=None, skip=None)",
     "Detector": "(thresholds=None)",
     "Guard": (
-        "(monitor, *, scheme='anchored', states=('collapsing', 'collapsed'), healthy=1000, keep=0.5, pin=None, "
-        "every=25, strength=1.0, scale=None, only=None, skip=None, process_group=None)"
+        "(monitor, *, scheme='static', states=('collapsing', 'collapsed'), healthy=1000, pin=None, every=10, "
+        "only=None, skip=None, **options)"
     ),
     "History": "(limit=1000)",
     "attainment": "(module, *inputs, operator=False, only=None, skip=None)",

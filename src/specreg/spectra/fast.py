@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from specreg.spectra.gram import (
@@ -36,6 +35,7 @@ from specreg.spectra.reference import Compensated, compensated, thin_svd, workin
 PROMISED = 1e-5
 TOLERANCE = 2e-6
 
+Array = np.ndarray[Any, np.dtype[Any]]
 # New singular values for (*, r) descending ones in the real working dtype, or None to leave the matrix as it is. It is
 # called once for each precision that is tried; the last call has the values that were accurate enough.
 Target = Callable[[Tensor], Tensor | None]
@@ -67,22 +67,22 @@ def compensate(matrix: Tensor, target: Target, *, all_values: bool = True) -> Co
     return None if wanted is None else compensated(matrix, wanted, svd)
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.cpu().numpy()
+def _array(tensor: Tensor) -> Array:
+    array: Array = tensor.cpu().numpy()
     return array
 
 
-def _gain(s: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
+def _gain(s: Array, wanted: Array) -> Array:
     r"""Return :math:`f_k = \hat s_k / s_k`; exactly :math:`f_1` where only the scale of s changes, as of zeros."""
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = wanted / s
         first = gain[..., :1]
         is_scale = np.abs(gain - first) <= 4 * np.finfo(gain.dtype).eps * first
-    clean: NDArray[Any] = np.where(is_scale | (wanted == 0), first, gain)
+    clean: Array = np.where(is_scale | (wanted == 0), first, gain)
     return clean
 
 
-def expected_error(eigenvalues: NDArray[Any], gain: NDArray[Any], *, all_values: bool = True) -> NDArray[Any]:
+def expected_error(eigenvalues: Array, gain: Array, *, all_values: bool = True) -> Array:
     r"""Estimate the error of a compensated matrix that the rounding of its Gram matrix makes.
 
     To first order an error E of the Gram matrix turns the operator f(G), :math:`f(s_k^2) = \hat s_k / s_k`, by the
@@ -122,14 +122,14 @@ def expected_error(eigenvalues: NDArray[Any], gain: NDArray[Any], *, all_values:
         # Of a singular value 0 it is the square that is off by the noise.
         unchanged = np.minimum(value_error, np.sqrt(noise)) if all_values else np.zeros_like(s)
         value_errors = np.where(f == f[..., :1], f * unchanged, f * value_error).max(-1) / (f * s)[..., 0]
-        error: NDArray[Any] = np.maximum(turned_error, value_errors)
+        error: Array = np.maximum(turned_error, value_errors)
     return error
 
 
-def _applied(matrix: Tensor, vectors: Tensor, gain: NDArray[Any]) -> Compensated:
+def _applied(matrix: Tensor, vectors: Tensor, gain: Array) -> Compensated:
     r"""Return the matrix under :math:`f_1 I + Q \operatorname{diag}(f - f_1) Q^H`, with its first singular vectors."""
     change = gain - gain[..., :1]
-    changed = change.reshape(-1, change.shape[-1]).any(0).nonzero()[0]
+    changed = np.flatnonzero(change.reshape(-1, change.shape[-1]).any(0))
     count = int(changed[-1]) + 1 if len(changed) else 0  # the eigenvectors that take part
     head = vectors[..., :count]
     operator = (head * torch.from_numpy(change[..., None, :count]).to(head)) @ head.mH
