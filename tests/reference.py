@@ -39,13 +39,18 @@ def static(matrix: np.ndarray, keep: float | int, strength: float = 1.0, unit: b
     """The static scheme, one singular value after the other."""
     u, s, vh = np.linalg.svd(matrix, full_matrices=False)
     count = min(keep, len(s)) if isinstance(keep, int) else math.ceil(keep * len(s))
-    if count == 1:
-        return matrix  # nothing is raised, and the layer is left as it is
     result = np.zeros_like(matrix)
     for k in range(len(s)):
         value = s[k] + strength * (s[0] - s[k]) if k < count else s[k]
         result = result + (value / s[0] if unit else value) * np.outer(u[:, k], vh[k])
     return result
+
+
+def static_compensation(matrix: np.ndarray, keep: float | int, strength: float = 1.0, unit: bool = False) -> np.ndarray:
+    """The static scheme on a layer, which is left as it is where nothing is raised."""
+    rank = min(matrix.shape)
+    count = min(keep, rank) if isinstance(keep, int) else math.ceil(keep * rank)
+    return matrix if count == 1 else static(matrix, keep, strength, unit)
 
 
 def authors_static(matrix: np.ndarray) -> np.ndarray:

@@ -84,6 +84,10 @@ class Guard:
         self.switched_on: int | None = None
         self.restored: int | None = None
         self._monitor = monitor
+        if own := {"start", "window", "record"} & set(options):
+            raise TypeError(
+                f"a guard begins when it is switched on, from the healthy past: drop {', '.join(sorted(own))}"
+            )
         self._options = {"every": every, **options}
         # The layers are chosen now, and by name: a mistake is said here, not when the collapse begins.
         layers = find(monitor.module, kinds=DEFAULT_KINDS, only=only, skip=skip, title="guard")

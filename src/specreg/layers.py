@@ -85,9 +85,13 @@ class Layer:
 
     @property
     def is_normalized(self) -> bool:
-        """Whether s1 is divided out wherever the weight is used, so that the network does not see its scale."""
+        """Whether s1 is divided out wherever the weight is used, so that the network does not see its scale.
+
+        Not of a grouped convolution under torch's normalization, which divides all groups by one common norm.
+        """
         return all(
-            normalizers(module) or any(isinstance(p, SpectrumPreserving) for p in _parametrizations(module))
+            (normalizers(module) and self.groups == 1)
+            or any(isinstance(part, SpectrumPreserving) for part in _parametrizations(module))
             for module in self.modules
         )
 

@@ -21,7 +21,10 @@ def integer(name: str, value: Any, *, at_least: int | None = None, at_most: int 
         ValueError: it is a bool, a float or anything else, or out of bounds; says ``name``, the bound and the value.
     """
     bound = "" if at_least is None else f" of at least {at_least}"
-    number = None if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # also of an array or a tensor that holds no single integer
+        number = None
     if number is None or (at_least is not None and number < at_least):
         raise ValueError(f"{name} must be an integer{bound}, got {value!r:.60}")
     if number > at_most:

@@ -17,7 +17,6 @@ from specreg.experiments.run import build_state, execute, prepare_run
 from specreg.experiments.sources.images import Images
 from specreg.losses import LOSSES
 from specreg.records import RunDirectory
-from specreg.spectra import decompose
 from specreg.training.loop import TrainingConfig, train
 from specreg.training.state import TrainingState
 from specreg.training.steps import NonFiniteError, discriminator_step, generator_step
@@ -236,8 +235,7 @@ def test_stored_and_computed_in_half_precision(scheme, dtype):
             assert compensator.satisfied()
 
 
-def test_a_decomposition_that_does_not_converge_is_made_another_way_and_counted(monkeypatch, caplog):
-    decompose.NOT_CONVERGED.clear()
+def test_a_decomposition_that_does_not_converge_is_made_another_way_and_said(monkeypatch, caplog):
     weight = torch.randn(40, 90)
     layers = [nn.Linear(90, 40, bias=False) for _ in range(2)]
     for layer in layers:
@@ -260,11 +258,7 @@ def test_a_decomposition_that_does_not_converge_is_made_another_way_and_counted(
     specreg.static_compensation(layers[1]).step()
     assert torch.allclose(layers[1].weight, wanted, atol=1e-5)
     assert calls == [(40, 90), (90, 40)]
-    assert decompose.NOT_CONVERGED == {
-        "eigendecomposition of a Gram matrix": 2,  # in single and in double precision
-        "thin singular value decomposition": 1,
-    }
-    assert "did not converge, trying the next way (3 so far)" in caplog.text
+    assert caplog.text.count("eigendecomposition of a Gram matrix did not converge, trying the next way") == 2
     monkeypatch.setattr(torch.linalg, "svd", refuse)
     with pytest.raises(torch.linalg.LinAlgError):
         specreg.static_compensation(layers[1]).step()

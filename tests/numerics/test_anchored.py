@@ -1,5 +1,7 @@
 """Anchored compensation, records given to the dynamic one, and keep="auto", against numpy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -174,3 +176,60 @@ def test_a_layer_that_was_zero_in_the_window_is_not_made_zero():
     compensator.step()
     torch.testing.assert_close(layer.weight.detach(), before)
     assert compensator.satisfied()
+
+
+def test_a_layer_that_is_zero_at_first_is_not_held_there():
+    layers = nn.ModuleDict({"linear": nn.Linear(4, 3), "grouped": nn.Conv1d(8, 8, 3, groups=2)})
+    for layer in layers.values():
+        nn.init.zeros_(layer.weight[:4] if layer.weight.ndim == 3 else layer.weight)
+    compensator = specreg.static_compensation(layers, every=1)
+    compensator.step()
+    for layer in layers.values():
+        nn.init.normal_(layer.weight)
+    before = specreg.spectra(layers)
+    compensator.step()
+    assert compensator.satisfied()
+    after = specreg.spectra(layers)
+    assert float(after["linear"][0]) == pytest.approx(float(before["linear"][0]), rel=1e-5)
+    assert float(after["grouped"][0, 0]) == pytest.approx(float(before["grouped"][0, 0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_auto_does_not_change_what_a_grouped_convolution_under_torchs_norm_computes(normalize):
+    """Torch divides all groups by one norm: their scales are a part of the function."""
+    torch.manual_seed(0)
+    layer = nn.Conv1d(8, 8, 3, groups=4)
+    with torch.no_grad():
+        layer.weight[:2] *= 5
+    layer = normalize(layer, n_power_iterations=50).eval()
+    inputs = torch.randn(2, 8, 9)
+    before = layer(inputs).detach()
+    specreg.static_compensation(layer, strength=0).step()
+    torch.testing.assert_close(layer(inputs).detach(), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [{"calls": None}, {"calls": -1}, {"held": {"nobody": torch.ones(())}}, {"held": {"": torch.tensor(math.nan)}}],
+)
+def test_a_spoilt_state_changes_nothing(spoilt):
+    layer = nn.Linear(4, 4)
+    compensator = specreg.anchored_compensation(layer, start=0, window=1, every=1)
+    for _ in range(3):
+        compensator.step()
+    before = compensator.state_dict()
+    with pytest.raises(ValueError, match=r"calls must be|held singular value"):
+        compensator.load_state_dict(before | {"record": {"": torch.ones(4)}} | spoilt)
+    after = compensator.state_dict()
+    assert torch.equal(after["record"][""], before["record"][""])
+    assert (after["calls"], after["held"]) == (before["calls"], before["held"])
+
+
+def test_anchored_without_a_record_after_its_window_takes_one_before_it_acts():
+    layer = nn.Linear(4, 4)
+    early = specreg.anchored_compensation(layer, start=2000, window=100, every=1)
+    early.step()
+    late = specreg.anchored_compensation(layer, start=0, window=100, every=1)
+    late.load_state_dict(early.state_dict() | {"calls": 1500})
+    late.step()
+    assert set(late.state_dict()["record"]) == {""}

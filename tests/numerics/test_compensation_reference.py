@@ -27,7 +27,7 @@ def expected_weight(layer: nn.Module, change) -> np.ndarray:
 def test_static_equals_the_reference(kind, spectrum, keep, strength, scale):
     layer = LAYERS[kind]()
     set_spectrum(layer, SPECTRA[spectrum])
-    expected = expected_weight(layer, lambda m: reference.static(m, keep, strength, unit=scale == "unit"))
+    expected = expected_weight(layer, lambda m: reference.static_compensation(m, keep, strength, unit=scale == "unit"))
     specreg.static_compensation(layer, keep=keep, strength=strength, scale=scale, only="").step()
     assert relative_error(to_numpy(layer.weight), expected) < RELATIVE
 
@@ -68,7 +68,7 @@ def test_dynamic_equals_the_reference_over_a_training(kind, spectrum, strength, 
 @pytest.mark.parametrize("kind", ["linear", "conv2d", "conv2d-transposed-grouped", "embedding"])
 def test_every_dtype_is_computed_in_at_least_float32(kind, dtype):
     layer = LAYERS[kind]().to(dtype)
-    expected = expected_weight(layer, lambda m: reference.static(m, 0.5))
+    expected = expected_weight(layer, lambda m: reference.static_compensation(m, 0.5))
     compensator = specreg.static_compensation(layer, only="")
     compensator.step()
     assert layer.weight.dtype == dtype

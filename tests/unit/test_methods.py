@@ -13,6 +13,7 @@ from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RunConfig, Settings, from_dict, to_dict
 from specreg.experiments.methods import METHODS, GuardOptions, MethodOptions, StaticOptions
 from specreg.experiments.run import build_state, prepare_run
+from specreg.experiments.sources.images import Images
 from specreg.files import write_json
 from specreg.records import RunDirectory
 from specreg.report import open_cells
@@ -42,7 +43,7 @@ def test_the_labs_defaults_are_the_librarys(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_one_step(name):
     training = TrainingConfig(steps=1, batch_size=4)
-    state = build_state(RunConfig(name, 0, Settings(model=SMALL, training=training)), StackedDigits())
+    state = build_state(RunConfig(name, 0, Settings(model=SMALL, training=training)), Images(StackedDigits()))
     before = [parameter.detach().clone() for parameter in state.discriminator.parameters()]
     assert train(state, training)
     moved = [not old.equal(new) for old, new in zip(before, state.discriminator.parameters(), strict=True)]
@@ -83,7 +84,7 @@ def test_the_schemes_options_reach_the_guard_but_those_that_say_when(scheme, mon
     monkeypatch.setattr("specreg.experiments.methods.Guard", guard)
     own = dataclasses.replace(METHODS[scheme].options(), every=3, strength=0.5, scale="unit")
     options = MethodOptions(**{scheme: own, "guard": GuardOptions(scheme=scheme, every=7)})
-    build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), StackedDigits())
+    build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), Images(StackedDigits()))
     keep = {"keep": 0.5} if scheme == "static" else {}
     assert given == {"scheme": scheme, "pin": None, "every": 7, "strength": 0.5, "scale": "unit"} | keep
 
@@ -91,7 +92,7 @@ def test_the_schemes_options_reach_the_guard_but_those_that_say_when(scheme, mon
 @pytest.mark.parametrize("keep", [3, 0.25, "auto"])
 def test_the_guard_takes_what_the_scheme_is_given(keep):
     options = MethodOptions(static=StaticOptions(keep=keep), guard=GuardOptions(roll_back=True))
-    state = build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), StackedDigits())
+    state = build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), Images(StackedDigits()))
     assert state.compensator.scheme == "static"
     assert state.compensator.pin is state.pin is not None
 

@@ -33,7 +33,7 @@ def test_networks_of_every_recipe_train(data):
         settings = recipe(DataConfig("images", image_size=data))
         source = images_of(data, 1 if data == 28 else 3)
         source.check(settings)
-    assert (settings.regularization, settings.detector) == (Settings().regularization, Settings().detector)
+    assert (settings.methods, settings.detector) == (Settings().methods, Settings().detector)
     # As the recipe but for what takes long: one discriminator step of small batches and narrow networks.
     model = replace(settings.model, d_channels=2, g_channels=2)
     training = replace(settings.training, steps=2, batch_size=4, d_steps=1)

@@ -1,5 +1,6 @@
 """Presets, and the grid of runs that a sweep makes of one."""
 
+import dataclasses
 import fcntl
 import io
 import json
@@ -153,18 +154,29 @@ def test_overrides_change_every_cell_and_data_are_no_change():
 
 def test_an_option_replaces_the_presets_value_even_by_the_default():
     (cell,) = choose(PRESETS["paper"].cells, ["C8-32"])
-    options = {"steps", "no-tensorboard", "d-lr", "detector.window", "seeds", "keep"}
+    options = {"steps", "no-tensorboard", "d-lr", "detector.window", "seeds"}
     given = replace(Settings(), records=replace(Settings().records, tensorboard=False))
     result = overridden(cell.settings, given, options)
     assert result.training == replace(cell.settings.training, steps=given.training.steps, d_lr=given.training.d_lr)
     assert result.training.steps != cell.settings.training.steps
     assert result.records == replace(cell.settings.records, tensorboard=False)
     assert (result.data, result.model) == (cell.settings.data, cell.settings.model)
-    narrow = replace(given, detector=replace(given.detector, window=7), regularization=replace(
-        given.regularization, window=9))  # fmt: skip
+    narrow = replace(given, detector=replace(given.detector, window=7))
     assert overridden(cell.settings, narrow, {"detector.window"}).detector.window == 7
-    assert overridden(cell.settings, narrow, {"detector.window"}).regularization == cell.settings.regularization
-    assert overridden(cell.settings, narrow, {"window"}).regularization.window == 9
+    assert overridden(cell.settings, narrow, {"detector.window"}).methods == cell.settings.methods
+
+
+def test_every_option_of_every_method_replaces_the_presets_value():
+    (cell,) = choose(PRESETS["paper"].cells, ["C8-32"])
+    changed = {int: 3, float: 0.25, str: "hold", bool: True}
+    for key, options in vars(Settings().methods).items():
+        for field in dataclasses.fields(options):
+            value = "dynamic" if field.name == "scheme" else changed[type(getattr(options, field.name))]
+            methods = replace(Settings().methods, **{key: replace(options, **{field.name: value})})
+            typed = f"{key}.{field.name}".replace("_", "-")
+            result = overridden(cell.settings, replace(Settings(), methods=methods), {typed})
+            expected = replace(getattr(cell.settings.methods, key), **{field.name: value})
+            assert result == replace(cell.settings, methods=replace(cell.settings.methods, **{key: expected}))
 
 
 def test_a_comparison_is_a_sweep_of_one_cell_and_no_preset(tmp_path):

@@ -93,7 +93,9 @@ PAPER_SETTINGS: dict[str, tuple[tuple[int, int], ...]] = {
 _CIFAR, _STL, _IMAGENET = "CIFAR-10", "STL-10's unlabeled images", "ImageNet"
 
 # The authors' code: their record of the dynamic scheme begins at the first call.
-_COMPENSATION = MethodOptions(static=StaticOptions(keep=0.5, every=5), dynamic=DynamicOptions(start=0, every=5))
+_COMPENSATION = MethodOptions(
+    static=StaticOptions(keep=0.5, every=5, scale="unit"), dynamic=DynamicOptions(start=0, every=5, scale="keep")
+)
 _RECORDS = RecordConfig(
     log_every=100, spectra_every=250, evaluate_every=2500, checkpoint_every=500, samples=10000, reference=10000
 )
@@ -120,6 +122,8 @@ def paper() -> list[Cell]:
     - compensation after every 5th discriminator step; the authors compensate after each of the 5 discriminator steps
       of every 5th iteration: as often, but in bursts
     - batches are drawn with replacement; the authors shuffle epochs
+    - i = 0.5 r is rounded up, the authors round down; linear layers are compensated, too, where the authors take
+      convolutions only (the last one, of rank one, is not changed by it)
     - the dynamic record is kept in the checkpoint; the authors' is lost when a training is resumed
     - scores are those of --samples generated against --reference real training images in the features that the
       records name: no FID and no Inception Score unless these are Inception's

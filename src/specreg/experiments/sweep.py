@@ -63,13 +63,17 @@ def overridden(settings: Settings, given: Settings, options: Collection[str]) ->
     names |= {name.removeprefix("no_") for name in names}
 
     def merged(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        # An option is named by its key alone, but those of the detector and of a method, which have its name in front.
         return {
-            key: merged(value, new[key], "detector." if key == "detector" else "") if isinstance(value, Mapping)
-            else new[key] if prefix + key in names else value
+            key: merged(value, new[key], f"{key}." if key == "detector" or old is methods else "")
+            if isinstance(value, Mapping) else new[key] if prefix + key in names else value
             for key, value in old.items()
         }  # fmt: skip
 
-    return from_dict(Settings, merged(to_dict(settings), to_dict(given)))
+    values = to_dict(settings)
+    methods = values["methods"]
+
+    return from_dict(Settings, merged(values, to_dict(given)))
 
 
 def changes(before: Sequence[Cell], after: Sequence[Cell]) -> dict[str, list[str]]:

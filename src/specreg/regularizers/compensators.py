@@ -33,6 +33,7 @@ class Scheme:
         remember: (s, memory, number of the acting call) -> the memory after it; memory is None at first.
         num_measuring: acting calls that only remember.
         all_values: whether singular values have to be accurate that are not raised.
+        raises: rank -> whether it may raise anything in a layer of that rank; where not, the layer is not looked at.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Scheme:
     remember: Callable[[Tensor, Tensor | None, int], Tensor | None]
     num_measuring: int = 0
     all_values: bool = True
+    raises: Callable[[int], bool] = lambda rank: True
 
 
 def static_scheme(keep: float | int | Literal["auto"]) -> Scheme:
@@ -52,7 +54,10 @@ def static_scheme(keep: float | int | Literal["auto"]) -> Scheme:
     def remember(s: Tensor, memory: Tensor | None, call: int) -> Tensor | None:
         return ratios(s) if keep == "auto" and memory is None else memory
 
-    return Scheme("static", target, remember, all_values=False)
+    def raises(rank: int) -> bool:
+        return keep == "auto" or head_size(keep, rank) > 1
+
+    return Scheme("static", target, remember, all_values=False, raises=raises)
 
 
 def head_count(keep: float | int | Literal["auto"], rank: int, memory: Tensor | None) -> int:
@@ -77,9 +82,9 @@ def anchored_scheme(num_measuring: int) -> Scheme:
     """Keep every ratio at least at its mean over so many acting calls, after which it is frozen."""
 
     def remember(s: Tensor, record: Tensor | None, call: int) -> Tensor | None:
-        if call >= num_measuring:
-            return record
-        return ratios(s) if record is None else record + (ratios(s) - record) / (call + 1)
+        if record is None:
+            return ratios(s)
+        return record if call >= num_measuring else record + (ratios(s) - record) / (call + 1)
 
     return Scheme("anchored", dynamic_scheme().target, remember, num_measuring)
 
@@ -142,14 +147,16 @@ class Compensator:
             require_finite(self.layers)
             with torch.no_grad():
                 for layer in self.layers.values():
-                    self._compensate(layer)
+                    if self.scheme.raises(layer.rank):
+                        self._compensate(layer)
         self.calls += 1
         return acts
 
     def satisfied(self) -> bool:
         """Tell whether every layer's spectrum is at its target of strength 1, within rounding of the weight's dtype.
 
-        Before a dynamic scheme has recorded, it asks for nothing. A removed compensator has no layers, and nothing to
+        Before a dynamic scheme has recorded, it asks for nothing; between that call and the next acting one its scale
+        may be still to be set. A removed compensator has no layers, and nothing to
         satisfy.
         """
         require_finite(self.layers)
@@ -162,15 +169,22 @@ class Compensator:
         return max(0, self._num_acting - self.scheme.num_measuring)
 
     def counts(self) -> dict[str, int]:
-        """Return by layer how many singular values are raised to the largest: i of the static scheme.
+        """Return i by layer, how many singular values the static scheme raises to the largest.
 
         Raises:
-            ValueError: i is measured at the first acting call (keep="auto"), which is still to come.
+            ValueError: another scheme raises none by number; or i is measured at the first acting call (keep="auto"),
+                which is still to come.
         """
+        if self.scheme.name != "static":
+            raise ValueError(f"the {self.scheme.name} scheme raises no number of singular values")
         counts = {}
         for name, layer in self.layers.items():
-            target = self.scheme.target(torch.linspace(1, 0.5, layer.rank).double(), self._memory.get(name))
-            counts[name] = 1 if target is None else int((target == target[..., :1]).sum(-1).max())
+            memory = self._memory.get(name)
+            s = torch.linspace(
+                1, 0.5, layer.rank, dtype=torch.float64, device=None if memory is None else memory.device
+            )
+            target = self.scheme.target(s, memory)
+            counts[name] = 1 if target is None else int((target == target[0]).sum())
         return counts
 
     def remove(self) -> None:
@@ -196,9 +210,17 @@ class Compensator:
             raise ValueError(f"not a compensator's state: it has the keys {sorted(map(str, state))}")
         if state["scheme"] != self.scheme.name:
             raise ValueError(f"the state is of the scheme {state['scheme']!r}, this is {self.scheme.name!r}")
-        self._memory = {name: memory.clone() for name, memory in self._checked(state["record"]).items()}
-        self._held = {name: s1.clone() for name, s1 in state["held"].items()}
-        self.calls = int(state["calls"])
+        calls = integer("calls", state["calls"], at_least=0)
+        memory, held = self._checked(state["record"]), dict(state["held"])
+        for name, s1 in held.items():
+            shape = () if name not in self.layers or self.layers[name].groups == 1 else (self.layers[name].groups,)
+            if name not in self.layers or tuple(s1.shape) != shape or not bool(torch.isfinite(s1).all()):
+                raise ValueError(
+                    f"layer {shown(name)!r}: the state's held singular value does not fit this compensator"
+                )
+        self._memory = {name: s.clone() for name, s in memory.items()}
+        self._held = {name: s1.clone() for name, s1 in held.items()}
+        self.calls = calls
 
     def __repr__(self) -> str:
         return f"{self.scheme.name} compensation of {', '.join(map(shown, self.layers))}"
@@ -209,30 +231,30 @@ class Compensator:
         return max(0, math.ceil((self.calls - self.start) / self.every))
 
     def _compensate(self, layer: Layer) -> None:
-        measures = self._num_acting < self.scheme.num_measuring
+        measures = self._measures(layer)
         memory: Tensor | None = None
-        s1: Tensor | None = None
+        largest: Tensor | None = None
 
         def target(s: Tensor) -> Tensor | None:
-            nonlocal memory, s1
-            memory, s1 = self._updated_memory(layer.name, s), s[..., 0]
+            nonlocal memory, largest
+            memory, largest = self._updated_memory(layer.name, s), self._largest(layer, s)
             wanted = None if measures else self.scheme.target(s, memory)
             if wanted is not None and self.strength < 1:
                 wanted = torch.lerp(s, wanted, self.strength)
-            return None if wanted is None else scaled(wanted, self._largest(layer, s))
+            return None if wanted is None else scaled(wanted, largest)
 
         result = compensate(layer.matrix(), target, all_values=self.scheme.all_values)
         if memory is not None:
             self._memory[layer.name] = memory
         if result is not None:
-            assert s1 is not None
-            self._held.setdefault(layer.name, s1)
+            assert largest is not None
+            if self._scale_of(layer) == "hold":
+                self._held[layer.name] = largest
             layer.write(*result)
 
     def _is_satisfied(self, layer: Layer) -> bool:
         s = singular_values(layer.matrix())
-        measures = self._num_acting < self.scheme.num_measuring
-        wanted = None if measures else self.scheme.target(s, self._updated_memory(layer.name, s))
+        wanted = None if self._measures(layer) else self.scheme.target(s, self._updated_memory(layer.name, s))
         if wanted is None:
             return True
         tolerance, largest = satisfied_tolerance(layer.dtype), self._largest(layer, s)
@@ -242,10 +264,23 @@ class Compensator:
 
     def _largest(self, layer: Layer, s: Tensor) -> Tensor:
         """Return what the largest of a layer's singular values is to be."""
-        scale = ("unit" if layer.is_normalized else "hold") if self.scale == "auto" else self.scale
+        scale, s1 = self._scale_of(layer), s[..., 0]
         if scale == "unit":
-            return torch.ones_like(s[..., 0])
-        return self._held.get(layer.name, s[..., 0]).to(s) if scale == "hold" else s[..., 0]
+            return torch.ones_like(s1)
+        if scale == "hold" and layer.name in self._held:
+            held = self._held[layer.name].to(s)
+            return torch.where(held > 0, held, s1)  # a layer that was zero then has no scale to go back to
+        return s1
+
+    def _scale_of(self, layer: Layer) -> Scale:
+        if self.scale == "auto":
+            return "unit" if layer.is_normalized else "hold"
+        return self.scale
+
+    def _measures(self, layer: Layer) -> bool:
+        """Tell whether the next acting call only remembers: in the scheme's window, or where there is no memory yet."""
+        num_measuring = self.scheme.num_measuring
+        return self._num_acting < num_measuring or (num_measuring > 0 and layer.name not in self._memory)
 
     def _updated_memory(self, name: str, s: Tensor) -> Tensor | None:
         memory = self._memory.get(name)

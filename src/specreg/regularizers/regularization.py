@@ -46,7 +46,7 @@ def spectral_regularization(
 
     Args:
         module: the discriminator, or any module. Changed in place.
-        keep: a float in (0, 1] is a fraction of r, i = max(1, floor(keep·r)); an integer is i itself.
+        keep: a float in (0, 1] is a fraction of r, i = ⌈keep·r⌉; an integer is i itself.
         gradient: "paper" holds the singular vectors constant (the paper's four terms); "exact" is the
             true derivative of the map.
         only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.

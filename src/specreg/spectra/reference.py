@@ -17,12 +17,15 @@ All functions take singular values of shape (\*, r), descending. ``specreg.spect
 singular value decomposition; this one is what it falls back on, and what it is tested against.
 """
 
+import logging
 import math
 import numbers
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger("specreg.spectra")
 
 
 class SVD(NamedTuple):
@@ -76,7 +79,7 @@ def head_size(keep: float | int, rank: int) -> int:
         Liu et al. 2019, section 4: i = 0.5 r. Their code rounds down; docs/math.md says why this does not.
     """
     # The product's rounding must not cost a singular value: 0.57 of 100 is 57, not 58.
-    return min(keep, rank) if isinstance(keep, int) else math.ceil(keep * rank - 1e-9)
+    return min(keep, rank) if isinstance(keep, int) else max(1, math.ceil(keep * rank - 1e-9))
 
 
 def static_target(s: Tensor, count: int) -> Tensor:
@@ -134,6 +137,8 @@ def thin_svd(matrix: Tensor) -> SVD:
     try:
         return SVD(*torch.linalg.svd(working, full_matrices=False))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        if bool(torch.isfinite(working).all()):
+            logger.warning("thin decomposition did not converge, trying that of the adjoint")
         U, S, Vh = torch.linalg.svd(working.mH, full_matrices=False)
         return SVD(Vh.mH, S, U.mH)
 
