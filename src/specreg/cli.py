@@ -440,15 +440,15 @@ def _inspect(arguments: list[str]) -> int:
     if given.plot is not None:
         check_plot(given.plot)
     with display.reading() as progress:
-        found = inspect(
+        autopsy = inspect(
             given.checkpoints, only=given.only, skip=given.skip, transposed=given.transposed, progress=progress
         )
     if given.plot is not None:
-        save(found, given.plot)
+        save(autopsy, given.plot)
     if given.json:
-        sys.stdout.write(json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(autopsy.to_dict(), indent=2, allow_nan=False) + "\n")
     else:
-        display.autopsy(found, given.plot)
+        display.autopsy(autopsy, given.plot)
     return 0
 
 

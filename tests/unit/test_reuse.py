@@ -29,7 +29,7 @@ def fresh(layer):
     """Return the regularized weight computed by a copy that remembers nothing."""
     twin = copy.deepcopy(layer)
     for one in twin.parametrizations.weight:
-        one._known = None
+        one._cached = None
     return twin.weight
 
 

@@ -110,7 +110,7 @@ class AnchoredOptions(CompensationOptions):
 
 @dataclass(frozen=True)
 class GuardOptions(Options):
-    """Options of the guard; the scheme's own apply, too, but those that say when it acts."""
+    """Options of the guard; the scheme's own (`--static.keep`, say) apply, except every, start and window."""
 
     scheme: SchemeName = _GUARD["scheme"]
     """The compensation that is switched on when a collapse begins."""

@@ -77,8 +77,8 @@ def find_preset(name: str) -> Preset:
         ValueError: there is none of this name; lists those that there are.
     """
     if name not in PRESETS:
-        said = f"unknown preset {name!r}" if name else "no preset given"
-        raise ValueError(f"{said}: --preset is one of {', '.join(PRESETS)}")
+        problem = f"unknown preset {name!r}" if name else "no preset given"
+        raise ValueError(f"{problem}: --preset is one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 

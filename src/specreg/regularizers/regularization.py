@@ -82,7 +82,7 @@ def spectral_regularization(
 
 def _regularized(module: nn.Module) -> bool:
     lists: Any = module.parametrizations if parametrize.is_parametrized(module, "weight") else {"weight": ()}
-    return any(isinstance(one, SpectralRegularization) for one in lists["weight"])
+    return any(isinstance(part, SpectralRegularization) for part in lists["weight"])
 
 
 class SpectralRegularization(SpectrumPreserving):
@@ -101,34 +101,34 @@ class SpectralRegularization(SpectrumPreserving):
         self.output_dim = output_dim
         self.groups = groups
         self.name = name
-        self._known: _Known | None = None
+        self._cached: _Value | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = to_matrix(weight, output_dim=self.output_dim, groups=self.groups)
         count = head_size(self.keep, min(matrix.shape[-2:]))
         try:
-            known = self._look_up(matrix.detach(), count)
+            value = self._look_up(matrix.detach(), count)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(
                 f"layer {shown(self.name)!r}: the weight holds NaN or inf, or its decomposition failed; "
                 f"stop and go back to a checkpoint"
             ) from error
         result: Tensor = _Regularize.apply(  # type: ignore[no-untyped-call]
-            matrix, known.regularized, *known.factors, count, self.gradient == "exact"
+            matrix, value.regularized, *value.factors, count, self.gradient == "exact"
         )
         regularized_weight = from_matrix(result, weight.shape, output_dim=self.output_dim, groups=self.groups)
         return regularized_weight.contiguous(memory_format=memory_format(weight))
 
-    def _look_up(self, matrix: Tensor, count: int) -> "_Known":
+    def _look_up(self, matrix: Tensor, count: int) -> "_Value":
         if torch.compiler.is_compiling():  # a graph cannot branch on what it computes
-            return _known(matrix, count, thin_svd(matrix), matrix)
+            return _value_of(matrix, count, thin_svd(matrix), matrix)
         content = _fingerprint(matrix)
-        if self._known is not None and self._known.serves(content, count, matrix.dtype):
-            return self._known
-        known = _known(matrix, count, svd(matrix), content)
+        if self._cached is not None and self._cached.serves(content, count, matrix.dtype):
+            return self._cached
+        value = _value_of(matrix, count, svd(matrix), content)
         if not torch.is_inference_mode_enabled():  # autograd cannot save tensors that were made there
-            self._known = known
-        return known
+            self._cached = value
+        return value
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Take an assigned weight as the stored one (it is regularized when read)."""
@@ -138,7 +138,7 @@ class SpectralRegularization(SpectrumPreserving):
         return f"keep={self.keep}, gradient={self.gradient!r}"
 
 
-class _Known(NamedTuple):
+class _Value(NamedTuple):
     """What was computed for one value of a weight."""
 
     content: Tensor
@@ -151,9 +151,9 @@ class _Known(NamedTuple):
         return same and torch.equal(self.content, content)
 
 
-def _known(matrix: Tensor, count: int, factors: SVD, content: Tensor) -> _Known:
+def _value_of(matrix: Tensor, count: int, factors: SVD, content: Tensor) -> _Value:
     value = regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
-    return _Known(content, count, factors, value)
+    return _Value(content, count, factors, value)
 
 
 class _Regularize(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Pure tensor mathematics of spectra: matrices, decompositions, maps on singular values, derivatives.
+"""Pure tensor mathematics of spectra: matrices, decompositions, the method on singular values, derivatives.
 
 Nothing here knows about modules: tensors go in, tensors come out.
 """
