@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from specreg.cli import main
+from specreg.training.state import SCHEMA
 from trainings import OPTIONS, assert_same_run, train
 
 # 24 checkpoints.
@@ -165,7 +166,7 @@ def test_a_checkpoint_of_another_version_is_refused(uninterrupted, schema, tmp_p
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert main(["train", "--quiet", "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    assert f"checkpoint.pt has schema {schema}, this version of specreg reads 2" in error
+    assert f"checkpoint.pt has schema {schema}, this version of specreg reads {SCHEMA}" in error
     assert error.count("\n") == 1
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "run.lock"}
     assert after == {path: content for path, content in before.items() if path.name != "run.lock"}

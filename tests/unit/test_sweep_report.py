@@ -76,7 +76,7 @@ def test_the_table_has_a_row_for_each_method_of_each_setting_with_what_is_publis
 
 def test_what_is_published_stands_beside_methods_that_nobody_planned(tmp_path):
     out = make_sweep(tmp_path / "sweep", {"C8-32": ["sn-seed0"]})
-    assert [row[0] for row in table(open_cells([out])).rows] == ["SN", "static"]  # no run says how it is called
+    assert [row[0] for row in table(open_cells([out])).rows] == ["sn", "static"]  # no run says how it is called
 
 
 def test_a_terminal_gets_a_few_rows_as_columns_and_of_many_what_says_most(sweep):
