@@ -137,7 +137,7 @@ def plain_copy(network: nn.Module) -> nn.Module:
 def measure(case: str, device: torch.device, sttp_path: Path | None) -> dict[str, object]:
     network, static, put_back = prepared(case, device)
     weights = convolutions(network)
-    dynamic = specreg.dynamic_compensation(network, every=1, only=nn.Conv2d)
+    dynamic = specreg.dynamic_compensation(network, every=1, start=0, only=nn.Conv2d)
     dynamic.step()
 
     contenders: dict[str, Callable[[], object]] = {

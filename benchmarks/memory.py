@@ -51,7 +51,7 @@ def measure(case: str, device: torch.device) -> dict[str, float]:
     rows["sn's weights"] = peak(lambda: [module.weight for module in normalized], device) / largest
     methods = {
         "static": specreg.static_compensation(network, every=1, scale="unit", only=nn.Conv2d),
-        "dynamic": specreg.dynamic_compensation(network, every=1, only=nn.Conv2d),
+        "dynamic": specreg.dynamic_compensation(network, every=1, start=0, only=nn.Conv2d),
     }
     for name, compensator in methods.items():
         compensator.step()

@@ -28,7 +28,7 @@ SIGNATURES = {
         "(module, *, keep=0.5, every=5, start=0, record=None, strength=1.0, scale='auto', only=None, skip=None)"
     ),
     "dynamic_compensation": (
-        "(module, *, every=5, start=0, record=None, strength=1.0, scale='auto', only=None, skip=None)"
+        "(module, *, every=5, start=2000, record=None, strength=1.0, scale='auto', only=None, skip=None)"
     ),
     "anchored_compensation": (
         "(module, *, every=5, start=1000, window=1000, record=None, strength=1.0, scale='auto', only=None, skip=None)"

@@ -212,7 +212,7 @@ def test_stored_and_computed_in_half_precision(scheme, dtype):
         ).to(stored)  # fmt: skip
         specreg.spectral_norm(discriminator)
         verb = {"static": specreg.static_compensation, "dynamic": specreg.dynamic_compensation}[scheme]
-        compensator = verb(discriminator)
+        compensator = verb(discriminator, start=0)
         optimizer = torch.optim.SGD(discriminator.parameters(), lr=0.02)
         scaler = torch.amp.GradScaler("cpu", enabled=stored != dtype and dtype == torch.float16)
         for _ in range(500):

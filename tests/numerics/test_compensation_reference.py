@@ -52,7 +52,7 @@ def test_dynamic_equals_the_reference_over_a_training(kind, spectrum, strength, 
     set_spectrum(layer, SPECTRA[spectrum])
     weight = to_numpy(layer.weight)
     schemes = [reference.Dynamic(strength, unit=scale == "unit") for _ in reference.as_matrices(weight, layer)]
-    compensator = specreg.dynamic_compensation(layer, every=1, strength=strength, scale=scale, only="")
+    compensator = specreg.dynamic_compensation(layer, every=1, start=0, strength=strength, scale=scale, only="")
     for step in range(4):
         weight = to_numpy(layer.weight)
         matrices = reference.as_matrices(weight, layer)

@@ -16,7 +16,7 @@ from specreg.spectra.matrices import to_matrix
 VERBS = {
     "spectral_norm": specreg.spectral_norm,
     "static": lambda module, **given: specreg.static_compensation(module, **given).step(),
-    "dynamic": lambda module, **given: specreg.dynamic_compensation(module, **given).step(),
+    "dynamic": lambda module, **given: specreg.dynamic_compensation(module, **{"start": 0} | given).step(),
     "regularization": specreg.spectral_regularization,
     "orthogonalization": specreg.orthogonalize,
 }
@@ -285,7 +285,7 @@ def test_start_delays_the_dynamic_record():
 def test_the_first_acting_call_of_the_dynamic_scheme_only_records():
     module = discriminator()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    compensator = specreg.dynamic_compensation(module, every=1)
+    compensator = specreg.dynamic_compensation(module, every=1, start=0)
     assert compensator.state_dict()["record"] == {}
     assert compensator.satisfied()
     compensator.step()
@@ -311,7 +311,7 @@ def test_satisfied_tells_before_from_after():
 def test_dynamic_is_unsatisfied_after_a_collapse_and_undoes_it():
     layer = nn.Linear(4, 4)
     set_spectrum(layer, lambda r: torch.tensor([2.0, 1.8, 1.6, 1.4]))
-    compensator = specreg.dynamic_compensation(layer, every=1)
+    compensator = specreg.dynamic_compensation(layer, every=1, start=0)
     compensator.step()
     set_spectrum(layer, lambda r: torch.tensor([3.0, 0.3, 0.2, 0.1]))
     assert not compensator.satisfied()
@@ -507,7 +507,7 @@ def test_nan_and_inf_are_named_by_layer_and_nothing_is_changed(verb, value):
 
 def test_the_state_goes_through_a_checkpoint(tmp_path):
     module = discriminator()
-    compensator = specreg.dynamic_compensation(module, every=2)
+    compensator = specreg.dynamic_compensation(module, every=2, start=0)
     for _ in range(3):
         compensator.step()
         with torch.no_grad():
@@ -516,7 +516,7 @@ def test_the_state_goes_through_a_checkpoint(tmp_path):
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     other = discriminator()
     other.load_state_dict(saved["d"])
-    resumed = specreg.dynamic_compensation(other, every=2)
+    resumed = specreg.dynamic_compensation(other, every=2, start=0)
     resumed.load_state_dict(saved["c"])
     for _ in range(2):
         assert compensator.step() == resumed.step()
@@ -524,7 +524,7 @@ def test_the_state_goes_through_a_checkpoint(tmp_path):
 
 
 def test_a_state_of_other_layers_is_refused():
-    compensator = specreg.dynamic_compensation(nn.Linear(4, 4))
+    compensator = specreg.dynamic_compensation(nn.Linear(4, 4), start=0)
     compensator.step()
     state = compensator.state_dict()
     with pytest.raises(ValueError, match=r"records for the layers \(the module itself\).*has 0, 2, 5"):

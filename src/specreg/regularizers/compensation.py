@@ -94,7 +94,7 @@ def dynamic_compensation(
     module: nn.Module,
     *,
     every: int = 5,
-    start: int = 0,
+    start: int = 2000,
     record: Mapping[str, Tensor] | None = None,
     strength: float = 1.0,
     scale: Scale = "auto",
@@ -108,10 +108,11 @@ def dynamic_compensation(
 
     Args:
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
-        start: the number of calls before the record begins. A random initialization has a nearly flat
-            spectrum; recorded from there, the running maximum pins every later spectrum to it.
+        start: the number of calls before the record begins. A random initialization has a nearly flat spectrum; recorded
+            from there, the running maximum pins every later spectrum to it. 2000 was better than 500 on digits
+            (docs/results/digits.md).
         record: a healthy spectrum to begin with, layer name -> singular values or their ratios, (r,) or (groups, r),
-            for every layer. Then the first acting call compensates already.
+            for every layer. Then nothing is waited for, and the first call compensates.
         every, strength, scale, only, skip: see ``specreg.regularizers.compensation``.
 
     Returns:
@@ -125,7 +126,9 @@ def dynamic_compensation(
         Liu et al. 2019, section 3.2; Obukhov et al. 2021 (``scale="unit"`` without spectral normalization).
     """
     layers = find(module, only=only, skip=skip, title="dynamic_compensation")
-    scheme = dynamic_scheme(given=record is not None)
+    given = record is not None
+    scheme = dynamic_scheme(given=given)
+    start = 0 if given else start
     return Compensator(layers, scheme, every=every, start=start, strength=strength, scale=scale, record=record)
 
 
