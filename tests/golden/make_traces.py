@@ -21,7 +21,7 @@ from specreg.training.loop import TrainingConfig
 METHODS = (*PAPER_METHODS, "anchored")
 TRACES = Path(__file__).with_name("traces.json")
 SETTINGS = Settings(
-    methods=MethodOptions(dynamic=DynamicOptions(start=0, every=1), anchored=AnchoredOptions(start=12, window=6)),
+    methods=MethodOptions(dynamic=DynamicOptions(start=3), anchored=AnchoredOptions(start=12, window=6)),
     model=ModelConfig(d_channels=4, g_channels=4, latent=8),
     training=TrainingConfig(steps=10, batch_size=8),
     records=RecordConfig(log_every=1, spectra_every=5, evaluate_every=0, samples=32, reference=32),
