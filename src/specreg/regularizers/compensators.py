@@ -156,8 +156,7 @@ class Compensator:
         """Tell whether every layer's spectrum is at its target of strength 1, within rounding of the weight's dtype.
 
         Before a dynamic scheme has recorded, it asks for nothing; between that call and the next acting one its scale
-        may be still to be set. A removed compensator has no layers, and nothing to
-        satisfy.
+        may be still to be set. A removed compensator has no layers, and nothing to satisfy.
         """
         require_finite(self.layers)
         with torch.no_grad():
