@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 as published: the binary version and the python batches (Krizhevsky 2009)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ _PIXELS = _CHANNELS * _SIDE * _SIDE
 
 
 @dataclass(frozen=True)
-class _Cifar:
+class _Cifar(ABC):
     """What the two versions have in common.
 
     Attributes:
@@ -42,8 +43,9 @@ class _Cifar:
     classes: int
 
     @property
+    @abstractmethod
     def home(self) -> str:
-        raise NotImplementedError
+        """Where it is published."""
 
     def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
         # A single training batch is enough to know the format by: loading names those that are missing.
@@ -64,12 +66,13 @@ class _Cifar:
             classes = self._class_names(files.path, contents[self.names])
         return source_of(files.path, np.concatenate(images), np.concatenate(labels), classes, image_size)
 
+    @abstractmethod
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         """Return pixels (N, 3072), red, green, blue, row by row, and labels (N,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:
-        raise NotImplementedError
+        """Return the names of the classes, by number."""
 
 
 @dataclass(frozen=True)
