@@ -137,6 +137,34 @@ def paper() -> list[Cell]:
     ]  # fmt: skip
 
 
+@preset("paper-cpu", seeds=(0, 1))
+def paper_cpu() -> list[Cell]:
+    """Three of the paper's settings on CIFAR-10 at a size that two cores train: a generator of 32 channels.
+
+    C8-32 and C16-32, in which the paper's spectra collapse within 10,000 iterations, and B8-64.
+
+    Deviations from the paper and the authors' code, besides those of the preset paper (specreg sweep --preset paper
+    --dry-run):
+    - the generator has 32 channels, 256 there
+    - 20,000 iterations at a constant learning rate; 50,000 with linear decay there
+    - the dynamic record begins at the library's default
+    - scores are of a running average of the generator (decay 0.999), and of its last weights beside it
+    """
+    cells = []
+    for batch, channels in ((8, 32), (16, 32), (8, 64)):
+        settings = _paper_settings(32, batch, channels, 20_000)
+        settings = replace(
+            settings,
+            methods=replace(settings.methods, dynamic=DynamicOptions()),
+            model=replace(settings.model, g_channels=32),
+            training=replace(settings.training, lr_decay="none", ema_decay=0.999),
+            records=replace(settings.records, spectra_every=100, evaluate_every=1000, samples=5000),
+        )
+        letter = "B" if channels == 64 else "C"
+        cells.append(Cell(f"{letter}{batch}-{channels}", settings, images=_CIFAR))
+    return cells
+
+
 @preset("cifar10-conditional")
 def cifar10_conditional() -> list[Cell]:
     """The paper's conditional CIFAR-10: class-conditional batch normalization and projection, batch 64, 128 channels.

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specreg.data.arrays import Dataset, decode, encode
 from specreg.experiments.board import Board
@@ -213,8 +213,9 @@ class Recorder(Follower):
             self._progress(state.step, record)
         super().__call__(state, losses)
         if self._evaluates(state.step):
-            generator = state.sampler
-            record = {"step": state.step} | self._evaluator.glance(lambda count: sample_images(generator, count))
+            record = {"step": state.step} | self._glance(state.sampler)
+            if state.ema is not None:  # small batches leave the last weights noisy: both are of interest
+                record |= {f"last_{name}": value for name, value in self._glance(state.generator).items()}
             self._record("evaluations", record)
             self._sense(state)
             if self._outputs is not None:
@@ -226,6 +227,9 @@ class Recorder(Follower):
                 give_name(self._run.checkpoint, self._run.kept_checkpoint("best"))
         if state.step % self._every.checkpoint_every == 0:
             self._save()
+
+    def _glance(self, generator: nn.Module) -> dict[str, Any]:
+        return self._evaluator.glance(lambda count: sample_images(generator, count))
 
     def _sense(self, state: TrainingState) -> None:
         record = {"step": state.step} | self._probe.measure(state)
