@@ -13,6 +13,7 @@ import specreg
 import specreg.guard
 import specreg.monitor.actions
 import specreg.monitor.attainment
+import specreg.monitor.coverage
 import specreg.monitor.detector
 import specreg.monitor.monitor
 import specreg.monitor.snapshot
@@ -49,6 +50,7 @@ SIGNATURES = {
     "attainment": "(module, *inputs, operator=False, only=None, skip=None)",
     "gradient_norms": "(discriminator, real, generated, *, generator=None)",
     "diversity": "(generated, real)",
+    "Coverage": "(real, *, features=None, seed=0)",
 }
 # Their fields are in tests/unit/test_detector.py.
 RECORDS = ("Thresholds", "Verdict")
@@ -80,6 +82,7 @@ def test_every_public_name_is_documented():
         specreg.guard,
         specreg.monitor.actions,
         specreg.monitor.attainment,
+        specreg.monitor.coverage,
         specreg.monitor.detector,
         specreg.monitor.monitor,
         specreg.monitor.snapshot,
