@@ -229,6 +229,10 @@ def test_a_networks_features_are_used_and_the_network_and_random_numbers_are_lef
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert max(sizes) <= 1024
     assert reading.missing == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(ValueError, match="hold NaN or inf"):
+        meter.measure(mixture.draw(2000, 2) / 0)
+    assert network.training
+    assert torch.is_grad_enabled()
     again = meter.measure(mixture.draw(2000, 2, without=10))
     assert (reading.missing, reading.interval, reading.far) == (again.missing, again.interval, again.far)
 
@@ -272,8 +276,12 @@ REAL = Mixture(24).draw(200, 1)
         (lambda: Coverage(REAL.numpy()), TypeError, "real samples must be a tensor, got ndarray"),
         (lambda: Coverage(REAL, seed=-1), ValueError, "seed must be an integer of at least 0"),
         (lambda: Coverage(REAL.index_fill(0, torch.tensor(3), math.nan)), ValueError, "the real samples, or their"),
-        (lambda: Coverage(REAL, features=lambda x: x.mean()), TypeError, r"must return a tensor \(N, d\), got \(\)"),
-        (lambda: Coverage(REAL, features=lambda x: [x]), TypeError, "must return a tensor .* got list for 1 samples"),
+        (
+            lambda: Coverage(REAL, features=lambda x: x.mean()),
+            TypeError,
+            r"real numbers \(N, d\), got .* \(\) for 1",
+        ),
+        (lambda: Coverage(REAL, features=lambda x: [x]), TypeError, "got list for 1 samples"),
         (lambda: Coverage(REAL).measure(REAL[:19]), ValueError, "at least 20 generated samples"),
         (lambda: Coverage(REAL).measure(REAL[:, 1:]), ValueError, "real numbers of shape .23,., real ones"),
         (lambda: Coverage(REAL).measure(REAL.long()), ValueError, "whole numbers .* give both in one shape and scale"),

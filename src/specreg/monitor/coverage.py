@@ -258,20 +258,17 @@ class Coverage:
 
     def _describe(self, name: str, samples: Tensor, index: Tensor) -> Iterator[Tensor]:
         """Yield features in double precision on the CPU, a batch at a time."""
-        batch = max(1, min(1024, _BATCH // samples[0].numel()))
-        context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if isinstance(self._features, nn.Module):
-            context = evaluating(self._features)
-        with context, torch.no_grad():
-            for part in torch.split(index, batch):
+        for part in torch.split(index, max(1, min(1024, _BATCH // samples[0].numel()))):
+            network = evaluating(self._features) if isinstance(self._features, nn.Module) else contextlib.nullcontext()
+            with network, torch.no_grad():  # not around the yield: whoever asks for features keeps modes and gradients
                 points = self._features(samples[part.to(samples.device)])
-                if not isinstance(points, Tensor) or points.shape[:1] != part.shape:
-                    shown = tuple(points.shape) if isinstance(points, Tensor) else type(points).__name__
-                    raise TypeError(f"features must return a tensor (N, d), got {shown} for {len(part)} samples")
-                points = points.flatten(1).cpu().double()
-                if not bool(points.isfinite().all()):
-                    raise ValueError(f"the {name} samples, or their features, hold NaN or inf")
-                yield points
+            if not isinstance(points, Tensor) or points.shape[:1] != part.shape or points.is_complex():
+                shown = f"{points.dtype} {tuple(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
+                raise TypeError(f"features must return real numbers (N, d), got {shown} for {len(part)} samples")
+            points = points.flatten(1).cpu().double()
+            if not bool(points.isfinite().all()):
+                raise ValueError(f"the {name} samples, or their features, hold NaN or inf")
+            yield points
 
 
 def _kind(name: str, samples: Tensor, least: int) -> str:

@@ -1,0 +1,381 @@
+"""What the meter of missing data reads where the truth is known, beside what the field has at the same cost.
+
+python benchmarks/coverage.py [--full] [--mnist ZIP] [--cifar ZIP] [--out FILE.json] [--page docs/coverage.md]
+
+A perfect generator draws from the data's own distribution. Faulty ones drop modes or classes, draw half of them less
+often, repeat a hundred samples, or add noise, so that the missing share is known. The default is one seed of two sets
+of data in half a minute; --full is two seeds of all sets that need no files, and those of images that are given. --page
+writes the tables between the page's markers.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from sklearn.cluster import KMeans
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+import specreg
+from measure import environment, write
+from specreg.data.digits import load_split
+from specreg.data.open import find_images
+from specreg.data.stacked import StackedImages
+from specreg.evaluation.features import open_extractor
+from specreg.evaluation.metrics import neighbourhoods
+from specreg.monitor.features import plain_features
+
+NUM_REAL, NUM_GENERATED = 4000, 3000
+SUBSET = 1500  # samples of each kind for what costs the square
+SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.9)
+NOISES = (0.1, 0.3, 1.0)  # standard deviations of the data
+DROP = 0.25
+SHARES_OF_DATA = ("missing", "lost", "bins under a fifth", "TV of bins less chance")  # of the truth's own scale
+
+Features = Callable[[Tensor], Tensor]
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A distribution with known modes.
+
+    Attributes:
+        family: what the table of ranks puts together.
+        shares: of the modes.
+        draw: takes a count, a seed, shares and whether real samples are wanted; finite sets have others for the two.
+        features: an encoder; None for the library's default.
+    """
+
+    name: str
+    family: str
+    shares: Tensor
+    draw: Callable[[int, int, Tensor, bool], Tensor]
+    features: Features | None = None
+
+
+def mixture(dimension: int, factor: float, num_modes: int = 25) -> Data:
+    """Modes of Gaussians at random places, on a grid in the plane; each the factor less likely than the one before."""
+    centres = torch.randn(num_modes, dimension, generator=torch.Generator().manual_seed(0))
+    if dimension == 2:
+        centres = torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))
+    shares = factor ** torch.arange(num_modes, dtype=torch.float64)
+
+    def draw(count: int, seed: int, shares: Tensor, _: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        modes = torch.multinomial(shares, count, replacement=True, generator=generator)
+        return centres[modes] + 0.1 * torch.randn(count, dimension, generator=generator)
+
+    name = f"{num_modes} modes in {dimension} dimensions" + (", unbalanced" if factor < 1 else "")
+    return Data(name, "mixtures", shares / shares.sum(), draw)
+
+
+def stacked() -> Data:
+    """Stacked digits, 1000 modes, endless combinations of 1,500 digits."""
+    images, labels = load_split()[:2]
+    source = StackedImages(images, labels)
+    by_class = [(labels == digit).nonzero()[:, 0] for digit in range(10)]
+
+    def draw(count: int, seed: int, shares: Tensor, _: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        modes = torch.multinomial(shares, count, replacement=True, generator=generator)
+        digits = torch.stack([modes // 100, modes // 10 % 10, modes % 10], 1)
+        index = torch.empty_like(digits)
+        for digit, members in enumerate(by_class):
+            where = digits == digit
+            index[where] = members[torch.randint(len(members), (int(where.sum()),), generator=generator)]
+        return source.take(index)[0]
+
+    return Data("stacked digits, 1000 modes", "stacked", torch.full((1000,), 1e-3, dtype=torch.float64), draw)
+
+
+def labelled(name: str, family: str, images: Tensor, labels: Tensor, features: Features | None = None) -> Data:
+    """Images of ten classes, one half for real samples, the other for generated ones, none twice."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+
+    def draw(count: int, seed: int, shares: Tensor, real: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        half = halves[0 if real else 1]
+        half = half[torch.randperm(len(half), generator=generator)]
+        if real:
+            return images[half[:count]]
+        parts = [half[labels[half] == label] for label in range(10)]
+        # As many as the scarcest class allows.
+        most = min(len(part) / float(share) for part, share in zip(parts, shares, strict=True) if share > 0)
+        count = min(count, int(most))
+        return images[
+            torch.cat([part[: round(count * float(share))] for part, share in zip(parts, shares, strict=True)])
+        ]
+
+    return Data(name, family, labels.bincount(minlength=10).double() / len(labels), draw, features)
+
+
+def sets(options: argparse.Namespace) -> list[Data]:
+    digits, labels, *held_out = load_split()
+    small = labelled(
+        "digits, 8x8", "digits", torch.cat([digits, held_out[0]])[:, None], torch.cat([labels, held_out[1]])
+    )
+    if not options.full:
+        return [mixture(24, 1.0), small]
+    chosen = [mixture(dimension, factor) for dimension in (2, 24, 128, 512) for factor in (1.0, 0.85)]
+    chosen += [mixture(128, 1.0, 200), stacked(), small]
+    for path, family, title in ((options.mnist, "mnist", "MNIST, 28x28"), (options.cifar, "cifar", "CIFAR-10, 32x32")):
+        if path:
+            arrays = find_images(path).open("train")
+            images = torch.as_tensor(arrays.images)
+            extractor = open_extractor(family)  # type: ignore[arg-type]
+            encoder = lambda x, extractor=extractor: extractor.describe(x).features  # noqa: E731
+            chosen.append(labelled(title, family, images, arrays.labels))
+            chosen.append(labelled(f"{title}, an encoder", "encoders", images, arrays.labels, encoder))
+    return chosen
+
+
+def without(shares: Tensor, missing: float, seed: int) -> tuple[Tensor, float]:
+    """Remove modes at random until about that share is gone; return the rest, normalized, and what is missing."""
+    left, gone = shares.clone(), 0.0
+    for mode in torch.randperm(len(shares), generator=torch.Generator().manual_seed(seed)).tolist():
+        if gone + float(shares[mode]) <= missing + 0.02 and len(left.nonzero()) > 1:
+            gone += float(shares[mode])
+            left[mode] = 0
+    return left / left.sum(), gone
+
+
+def cases(data: Data, seed: int) -> list[tuple[str, float | None, Tensor]]:
+    """Return a name, the missing share (None where quality is lost) and generated samples."""
+    draw = lambda shares: data.draw(NUM_GENERATED, 1000 + seed, shares, False)  # noqa: E731
+    made: list[tuple[str, float | None, Tensor]] = []
+    for share in SHARES:
+        shares, missing = without(data.shares, share, seed) if share else (data.shares, 0.0)
+        if missing > 0 or not share:
+            made.append(("drop" if share else "perfect", missing, draw(shares)))
+    tilted = data.shares * torch.tensor([1.4, 0.6]).repeat(len(data.shares))[: len(data.shares)]
+    tilted /= tilted.sum()
+    made.append(("imbalance", float((data.shares - tilted).clamp(min=0).sum()), draw(tilted)))
+    perfect = made[0][2]
+    made.append(("memorized", None, perfect[torch.arange(len(perfect)) % 100]))
+    values = perfect.float()
+    deviation = values.std(0).square().mean().sqrt()
+    generator = torch.Generator().manual_seed(seed)
+    for noise in NOISES:
+        noisy = values + noise * deviation * torch.randn(values.shape, generator=generator)
+        noisy = noisy.round().clamp(0, 255).to(perfect.dtype) if perfect.dtype == torch.uint8 else noisy
+        made.append((f"noise {noise}", None, noisy))
+    return made
+
+
+def rivals(real: Tensor) -> dict[str, Callable[[Tensor], Mapping[str, float]]]:
+    """Return what the field has, made once from real features; larger means more is missing."""
+    kmeans = KMeans(100, n_init=1, max_iter=20, random_state=0).fit(real.numpy())
+    expected = torch.bincount(torch.as_tensor(kmeans.labels_).long(), minlength=100)
+    few = real[:SUBSET]
+    between = torch.cdist(few, few)
+    width = between.median()
+    own_energy, own_kernel = between.mean(), _mean_off(torch.exp(-((between / width) ** 2) / 2))
+    own_vendi = _vendi(between[:1000, :1000] / width)
+
+    def bins(generated: Tensor) -> dict[str, float]:
+        n, m = len(real), len(generated)
+        counts = torch.bincount(torch.as_tensor(kmeans.predict(generated.numpy())).long(), minlength=100)
+        p, q = expected / n, counts / m
+        pooled = (expected + counts) / (n + m)
+        z = (p - q) / (pooled * (1 - pooled) * (1 / n + 1 / m)).sqrt()
+        entropy = lambda x: float(torch.special.entr(x.double()).sum())  # noqa: E731
+        chance = []
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(20):
+            a, b = (torch.multinomial(p, k, True, generator=generator).bincount(minlength=100) / k for k in (n, m))
+            chance.append(float((a - b).clamp(min=0).sum()))
+        return {
+            "NDB, 100 bins": float((z.abs() > 1.96).double().mean()),
+            "JSD, 100 bins": entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2,
+            "bins under a fifth": float((q < p / 5).double().mean()),
+            "TV of bins less chance": float((p - q).clamp(min=0).sum()) - statistics.fmean(chance),
+        }
+
+    def kernels(generated: Tensor) -> dict[str, float]:
+        some = generated[:SUBSET]
+        cross, own = torch.cdist(few, some), torch.cdist(some, some)
+        kernel = lambda x: torch.exp(-((x / width) ** 2) / 2)  # noqa: E731
+        # The nearest neighbour of each sample in the union of as many of both.
+        k = min(len(few), len(some))
+        union = torch.cat(
+            [torch.cat([between[:k, :k], cross[:k, :k]], 1), torch.cat([cross[:k, :k].T, own[:k, :k]], 1)]
+        )
+        nearest = union.fill_diagonal_(float("inf")).argmin(1)
+        right = (nearest < k) == (torch.arange(2 * k) < k)
+        return {
+            "energy distance": float(2 * cross.mean() - own_energy - own.mean()),
+            "kernel MMD": float(own_kernel + _mean_off(kernel(own)) - 2 * kernel(cross).mean()),
+            "1-NN accuracy": float(right.double().mean()),
+        }
+
+    def balls(generated: Tensor) -> dict[str, float]:
+        values = neighbourhoods(few, generated[:SUBSET])
+        return {name: -value for name, value in dataclasses.asdict(values).items()}
+
+    def vendi(generated: Tensor) -> dict[str, float]:
+        some = generated[:1000]
+        return {"Vendi score": own_vendi - _vendi(torch.cdist(some, some) / width)}
+
+    def birthday(generated: Tensor) -> dict[str, float]:
+        return {"birthday test": specreg.diversity(generated[:SUBSET], few).duplicates}
+
+    return {"bins": bins, "kernels": kernels, "balls": balls, "vendi": vendi, "birthday": birthday}
+
+
+def _mean_off(matrix: Tensor) -> float:
+    return float((matrix.sum() - matrix.diagonal().sum()) / (len(matrix) * (len(matrix) - 1)))
+
+
+def _vendi(distances: Tensor) -> float:
+    kernel = torch.exp(-(distances.double() ** 2) / 2) / len(distances)
+    return float(torch.special.entr(torch.linalg.eigvalsh(kernel).clamp(min=0)).sum())
+
+
+def measure(data: Data, seed: int) -> list[Row]:
+    """Return a row for each case: its truth, the meter's reading, the rivals' values, and the groups' seconds."""
+    real = data.draw(NUM_REAL, seed, data.shares, True)
+    meter = specreg.Coverage(real, features=data.features)
+    features = lambda x: (data.features or plain_features)(x).float()  # noqa: E731
+    scores = rivals(features(real))
+    rows = []
+    for case, truth, generated in cases(data, seed):
+        began = time.process_time()
+        reading = meter.measure(generated)
+        seconds = {"meter": time.process_time() - began}
+        values = {"missing": reading.missing, "lost": reading.lost}
+        points = features(generated)
+        for group, score in scores.items():
+            began = time.process_time()
+            values |= score(points)
+            seconds[group] = time.process_time() - began
+        rows.append(
+            {"data": data.name, "family": data.family, "seed": seed, "case": case, "truth": truth}
+            | {"num_real": len(real), "num_generated": len(generated), "bins": meter.num_bins}
+            | {"floor": reading.floor, "low": reading.interval[0], "far": reading.far}
+            | {"values": values, "seconds": seconds}
+        )
+    print(f"{data.name}, seed {seed}: {rows[0]['values']['missing']:.3f} of a perfect generator", flush=True)
+    return rows
+
+
+def readings_table(rows: Sequence[Row]) -> str:
+    """Return truth and reading by data and case."""
+    lines = [
+        "| data | bins | perfect | removed: read | imbalance: read | interval above the truth |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row["data"] for row in rows):
+        own = [row for row in rows if row["data"] == name]
+        shown = {}
+        for case in ("drop", "imbalance"):
+            read: dict[float, list[float]] = {}
+            for row in own:
+                if row["case"] == case:
+                    read.setdefault(round(row["truth"], 2), []).append(row["values"]["missing"])
+            shown[case] = ", ".join(f"{truth:.2f}: {statistics.fmean(read[truth]):.2f}" for truth in sorted(read))
+        perfect = max(row["values"]["missing"] for row in own if row["case"] == "perfect")
+        above = [row["low"] > row["truth"] for row in own if row["truth"] is not None]
+        lines.append(
+            f"| {name} | {own[0]['bins']} | {perfect:.3f} | {shown['drop']} | {shown['imbalance']} "
+            f"| {sum(above)} of {len(above)} |"
+        )
+    return "\n".join(lines)
+
+
+def ranks_table(rows: Sequence[Row]) -> str:
+    """Return Spearman's rho with the truth by family and of all, power without false alarms, and what noise does."""
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    lines = [
+        f"| measure | {' | '.join(families)} | all | off by | drops seen | noise read as a drop | repeats seen |",
+        "|---|" + "---|" * (len(families) + 5),
+    ]
+    for name in rows[0]["values"]:
+        known = [row for row in rows if row["truth"] is not None]
+        alarm = max(row["values"][name] for row in known if row["case"] == "perfect")
+        seen, drops, noisy, repeats = {}, [], [], []
+        for number, row in enumerate(rows):
+            seen[number] = row["values"][name] > (row["floor"] if name in ("missing", "lost") else alarm)
+            if row["case"] == "memorized":
+                repeats.append(seen[number])
+            elif row["truth"] is None:
+                noisy.append(seen[number] and row["values"][name] >= _of_drop(rows, row, name))
+            elif row["truth"] >= 0.08:
+                drops.append(seen[number])
+        rhos = [_rho([row for row in known if row["family"] == family], name) for family in families]
+        cells = [f"{rho:.2f}" for rho in (*rhos, _rho(known, name))]
+        off = [abs(row["values"][name] - row["truth"]) for row in known]
+        cells.append(f"{statistics.fmean(off):.3f}" if name in SHARES_OF_DATA else "-")
+        cells += [f"{sum(part)} of {len(part)}" for part in (drops, noisy, repeats)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rho(rows: Sequence[Row], name: str) -> float:
+    values = [row["values"][name] for row in rows]
+    return float(spearmanr([row["truth"] for row in rows], values).statistic) if len(set(values)) > 1 else 0.0
+
+
+def _of_drop(rows: Sequence[Row], like: Row, name: str) -> float:
+    """Return the value of the same data where about a quarter was dropped."""
+    drops = [row for row in rows if row["data"] == like["data"] and row["case"] == "drop"]
+    nearest = min(drops, key=lambda row: abs(row["truth"] - DROP))
+    return float(nearest["values"][name])
+
+
+def cost() -> dict[str, float]:
+    """Return seconds of processor time on 10,000 real and 4,000 generated colour images of 32x32 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(14_000, 3, 4, 4, generator=generator)
+    images = (255 * F.interpolate(coarse, size=32, mode="bilinear")).to(torch.uint8)
+    began = time.process_time()
+    meter = specreg.Coverage(images[:10_000])
+    made = time.process_time()
+    meter.measure(images[10_000:])
+    return {"making": made - began, "reading": time.process_time() - made}
+
+
+def write_page(page: Path, tables: Mapping[str, str]) -> None:
+    """Replace what stands between the markers of each table."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        before, rest = text.split(f"<!-- {name} -->\n", 1)
+        text = f"{before}<!-- {name} -->\n\n{table}\n\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+    page.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--mnist", type=Path, help="the training part, in any format that the lab reads")
+    parser.add_argument("--cifar", type=Path, help="likewise")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    rows = [row for data in sets(options) for seed in range(1 + options.full) for row in measure(data, seed)]
+    tables = {"readings": readings_table(rows), "ranks": ranks_table(rows)}
+    print("\n\n".join(tables.values()))
+    groups = rows[0]["seconds"]
+    seconds = cost() | {group: statistics.fmean(row["seconds"][group] for row in rows) for group in groups}
+    print("\nseconds of processor time:", ", ".join(f"{name} {value:.2g}" for name, value in seconds.items()))
+    if options.page:
+        write_page(options.page, tables)
+    results = [_rounded({key: value for key, value in row.items() if key != "seconds"}) for row in rows]
+    write(options.out, {"environment": environment(torch.device("cpu")), "seconds": seconds, "results": results})
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
