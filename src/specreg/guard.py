@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from specreg.layers import DEFAULT_KINDS, Selection, find, shown
+from specreg.layers import Selection, find, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.detector import Verdict
 from specreg.monitor.monitor import Monitor
@@ -90,7 +90,7 @@ class Guard:
             )
         self._options = {"every": every, **options}
         # The layers are chosen now, and by name: a mistake is said here, not when the collapse begins.
-        layers = find(monitor.module, kinds=DEFAULT_KINDS, only=only, skip=skip, title="guard")
+        layers = find(monitor.module, only=only, skip=skip, title="guard")
         if unwatched := [name for name in layers if name not in monitor.layers]:
             raise ValueError(f"the monitor does not watch the layer {shown(unwatched[0])!r}: leave it out with skip")
         self._names = {name for layer in layers.values() for name in (layer.name, *layer.shared_with)}

@@ -348,8 +348,8 @@ def test_what_is_not_watched_is_said(caplog):
 
     monitor = specreg.Monitor(nn.Sequential(Modulated(), nn.Linear(3, 3)))
     assert monitor.layers == ("1",)
-    assert monitor.not_covered == ("0.weight",)
-    assert caplog.messages == ["not watched, as they are no layers that specreg takes: 0.weight"]
+    assert monitor.left_out.not_covered == ("0.weight",)
+    assert caplog.messages == ["monitor: left out, of no known layer: 0.weight"]
 
 
 def test_a_state_of_other_layers_is_refused_before_anything_changes():

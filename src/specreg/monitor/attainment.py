@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from specreg.layers import CONVOLUTIONS, TRANSPOSED, Layer, Selection, find, shown, unwrap
+from specreg.forwards import is_customized
+from specreg.kinds import CONVOLUTIONS, TRANSPOSED
+from specreg.layers import Layer, Selection, find, shown, unwrap
 from specreg.spectra.gram import singular_values
-from specreg.spectra.matrices import to_matrix
 from specreg.spectra.operator import convolution_norm
 
 logger = logging.getLogger("specreg")
@@ -61,8 +62,9 @@ def attainment(
         only, skip: the layers to take, see :func:`specreg.layers.find`; convolutions and linear layers by default.
 
     Returns:
-        Layer name -> :class:`Attainment`. Layers that did not run or had zero inputs are left out; so are, with a
-        warning, those with a forward of their own (an equalized learning rate, say), which is another map.
+        Layer name -> :class:`Attainment`. Layers that had zero inputs are left out; so are, named in a warning, those
+        whose module did not run (its weight is used elsewhere, as by ``F.conv2d``) and those with a forward of their
+        own (an equalized learning rate, say), which is another map.
 
     Raises:
         ValueError: no layer matched.
@@ -78,29 +80,37 @@ def attainment(
     """
     layers = find(module, only=only, skip=skip, title="attainment")
     calls: dict[str, list[Attainment]] = {}
+    # Layers whose module does not run as torch's: another map, or one whose weight is taken from it and used elsewhere.
+    unseen = dict.fromkeys(layers, "did not run by itself")
     handles = []
     for name, layer in layers.items():
-        if not isinstance(layer.module, (nn.Linear, *CONVOLUTIONS)):
+        modules = [use.module for use in layer.uses]
+        if not all(isinstance(child, (nn.Linear, *CONVOLUTIONS)) for child in modules):
+            unseen[name] = "no convolution or linear layer"
             continue
-        if any(map(_is_customized, layer.modules)):
-            logger.warning("attainment: layer %r has a forward of its own and is left out", shown(name))
+        if any(map(is_customized, modules)):
+            unseen[name] = "has a forward of its own"
             continue
 
         def measure(
             child: Any, args: tuple[Tensor, ...], kwargs: Any, output: Tensor, name: str = name, layer: Layer = layer
         ) -> None:
+            unseen.pop(name, None)
             x = args[0] if args else kwargs["input"]
             measured = _measure(layer, child, x.detach(), output.detach(), operator)
             if measured is not None:
                 calls.setdefault(name, []).append(measured)
 
-        handles += [child.register_forward_hook(measure, with_kwargs=True) for child in layer.modules]
+        handles += [child.register_forward_hook(measure, with_kwargs=True) for child in modules]
     try:
         with evaluating(module), torch.no_grad():
             unwrap(module)(*inputs)  # data parallelism's wrapper would communicate with the other processes
     finally:
         for handle in handles:
             handle.remove()
+    if unseen:
+        reasons = ", ".join(f"{shown(name)} ({reason})" for name, reason in unseen.items())
+        logger.warning("attainment: not measured: %s", reasons)
     return {name: _mean(calls[name]) for name in layers if name in calls}
 
 
@@ -166,7 +176,7 @@ def _measure(layer: Layer, child: Any, x: Tensor, output: Tensor, operator: bool
     weight = child.weight.detach()
     spatial = 0 if isinstance(child, nn.Linear) else weight.ndim - 2
     linear = output if child.bias is None else output - child.bias.reshape(-1, *[1] * spatial)
-    s1 = singular_values(to_matrix(weight, output_dim=layer.output_dim, groups=layer.groups))[..., 0]
+    s1 = singular_values(layer.weight.to_matrix(weight))[..., 0]
     by_group = s1.square().reshape(-1, *[1] * spatial) if s1.ndim else s1.square()
     samples = 1 if x.ndim == spatial + 1 else len(x)  # without a batch dimension: one sample
     out_energy = _energy(linear).reshape(samples, -1).sum(1)
@@ -249,8 +259,3 @@ def _total(scores: Any) -> Tensor:
         )
     total: Tensor = sum((output.sum() for output in outputs[1:]), start=outputs[0].sum())
     return total
-
-
-def _is_customized(layer: nn.Module) -> bool:
-    kind = next(kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(layer, kind))
-    return type(layer).forward is not kind.forward or "forward" in vars(layer)

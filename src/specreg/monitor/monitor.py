@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from specreg.layers import ALL_KINDS, Selection, find, reusable
+from specreg.layers import Selection, find, warn_of_differences
 from specreg.monitor.detector import Detector, Verdict
 from specreg.monitor.history import History
 from specreg.monitor.samples import Diversity, diversity
-from specreg.monitor.snapshot import spectra
+from specreg.monitor.snapshot import spectra_of
 from specreg.names import integer
 
 logger = logging.getLogger("specreg")
@@ -34,12 +34,13 @@ class Monitor:
             ``specreg.monitor.actions`` and :class:`specreg.Guard`).
         samples: returns generated and real images; called when a snapshot gives an alarm, so that the verdict says
             whether the samples agree (see :func:`specreg.diversity`).
-        only, skip: the layers to take, see :func:`specreg.layers.find`; convolutions, linear layers and embeddings by
+        only, skip: the layers to take, see :func:`specreg.layers.find`, chosen when the monitor is made; all kinds by
             default.
 
     Attributes:
         layers: the names of the watched layers.
-        not_covered: the names of weight matrices of other kinds, which are not watched; a warning names them.
+        left_out: the names of weight matrices that no layer is known for, and of frozen layers beside trained ones; a
+            warning names them.
         history: the snapshots, compact.
         latest: the newest snapshot, layer name -> singular values in double precision.
         verdict: the newest verdict, None before the first snapshot.
@@ -76,11 +77,13 @@ class Monitor:
         self.latest: dict[str, Tensor] = {}
         self.verdict: Verdict | None = None
         self._samples = samples
-        self._only, self._skip = reusable(only), reusable(skip)
-        self.layers = tuple(self._read())  # a wrong choice fails here, not hours later
-        self.not_covered = find(module, kinds=ALL_KINDS, only=self._only, skip=self._skip).not_covered
-        if self.not_covered and only is None:
-            logger.warning("not watched, as they are no layers that specreg takes: %s", ", ".join(self.not_covered))
+        # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
+        self._found = find(module, embeddings=True, only=only, skip=skip, title="monitor")
+        self._read()  # a wrong choice fails here, not hours later
+        self.layers, self.left_out = tuple(self._found), self._found.left_out
+        if (lines := self.left_out.lines()) and only is None:
+            logger.warning("monitor: %s", "; ".join(lines))
+        warn_of_differences(self._found)
 
     def step(self, iteration: int) -> Verdict:
         """Take a snapshot if one is due, at the first call and at each multiple of ``every``, and judge it.
@@ -113,7 +116,7 @@ class Monitor:
         return verdict
 
     def _read(self) -> dict[str, Tensor]:
-        return spectra(self.module, only=self._only, skip=self._skip)
+        return spectra_of(self._found)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the detector's and the history's state, for the checkpoint; actions have their own."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from specreg.layers import Layer, Layers, require_finite, require_writable, shown
+from specreg.layers import Layer, Layers, require_finite, require_writable, shown, warn_of_differences
 from specreg.names import integer
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
@@ -127,6 +127,7 @@ class Compensator:
         self._memory: dict[str, Tensor] = {}  # layer -> the ratios that its scheme remembers
         self._held: dict[str, Tensor] = {}  # layer -> the largest singular value that is held
         require_writable(layers)
+        warn_of_differences(layers)
         if record is not None:
             chosen = _of_layers(record, layers)
             self._memory = {name: ratios(s) for name, s in self._checked(chosen).items()}
