@@ -1,15 +1,16 @@
 """Many small trainings at once, whose modes are known at every reading: the ground truth of the verdict.
 
 Fully connected GANs on points and small images, one run a slice of stacked weights, so that a hundred runs cost little
-more than ten. Each has its own setting (learning rates over time, what breaks and when), method and noise; nothing is shared between runs but the order in which random numbers are drawn. Every reading keeps generated
-samples, the discriminator's spectra and its signal; statistics are computed from these files later
-(``benchmarks/verdict.py``).
+more than ten. Each has its own setting (learning rates over time, what breaks and when), method and noise; nothing is
+shared between runs but the order in which random numbers are drawn. Every reading keeps generated samples, the
+discriminator's spectra and its signal; statistics are computed from these files later (``benchmarks/verdict.py``).
 
     python benchmarks/ensembles.py ring digits --out runs/ensembles
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -150,7 +151,7 @@ class Networks:
 
     def __init__(self, runs: int, widths: list[int], generator: torch.Generator) -> None:
         self.weights, self.biases = [], []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(widths):
             bound = math.sqrt(6 / (inputs + outputs))  # Glorot
             weight = bound * (2 * torch.rand(runs, outputs, inputs, generator=generator) - 1)
             self.weights.append(weight.requires_grad_())
@@ -306,21 +307,25 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.data:
-        runs = make_runs(name, options.seeds)
-        ensemble = Ensemble(make_data(name, options.mnist), runs)
-        folder = options.out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "runs.json").write_text(json.dumps([dataclasses.asdict(run) for run in runs]), encoding="utf-8")
-        began = time.monotonic()
-        for step in range(options.steps + 1):
-            if step % EVERY == 0:
-                np.savez_compressed(folder / f"{step:06d}.npz", **ensemble.read())
-                print(
-                    f"{name}: step {step} of {options.steps}, {len(runs)} runs, {time.monotonic() - began:.0f} s",
-                    flush=True,
-                )
-            if step < options.steps:
-                ensemble.step(step / options.steps)
+        data, runs = make_data(name, options.mnist), make_runs(name, options.seeds)
+        for d_steps in sorted({SETTINGS[run.setting].d_steps for run in runs}):
+            alike = [run for run in runs if SETTINGS[run.setting].d_steps == d_steps]
+            train(Ensemble(data, alike), options.out / f"{name}-{d_steps}", options.steps)
+
+
+def train(ensemble: Ensemble, folder: Path, steps: int) -> None:
+    """Train an ensemble and write its readings into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [dataclasses.asdict(run) for run in ensemble.runs]
+    (folder / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
+    began = time.monotonic()
+    for step in range(steps + 1):
+        if step % EVERY == 0:
+            np.savez_compressed(folder / f"{step:06d}.npz", **ensemble.read())
+            seconds = time.monotonic() - began
+            print(f"{folder.name}: step {step} of {steps}, {len(runs)} runs, {seconds:.0f} s", flush=True)
+        if step < steps:
+            ensemble.step(step / steps)
 
 
 if __name__ == "__main__":
