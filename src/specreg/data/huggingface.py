@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from specreg.data.cache import file_stamp
-from specreg.data.images import ImageFiles
+from specreg.data.decoding import ImageFiles
 from specreg.data.pixels import numbered
+from specreg.data.published import TEST_NAMES
 from specreg.names import Split
 
 _SINGLE, _SEVERAL = "dataset_info.json", "dataset_dict.json"
 _PARTS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
-    "test": ("test", "validation", "valid", "val"),
+    "test": TEST_NAMES,
     "unlabeled": ("unlabeled",),
 }
 
@@ -60,14 +61,17 @@ def load_saved(path: Path, split: Split) -> ImageFiles:
     encoded = table.cast_column(column, datasets.Image(decode=False)).select_columns([column])
     labels, classes = _labels(folder, table, datasets.ClassLabel)
     names = [f"image {index}" for index in range(len(table))]
-    stamp = [file_stamp(file)[1:] for file in sorted(folder.glob("*.arrow"))]
-    stamp += [file_stamp(file) for file in _outside_files(folder, encoded.data.column(column))]
+    outside = _outside_files(folder, encoded.data.column(column))
 
     def open_image(index: int) -> IO[bytes]:
         value = encoded[index][column]
         return open(value["path"], "rb") if value["bytes"] is None else io.BytesIO(value["bytes"])
 
-    return ImageFiles(folder, names, labels, classes, open_image, [column, *stamp])
+    def stamp() -> Any:
+        files = [*sorted(folder.glob("*.arrow")), *outside]
+        return [column, [[str(file), *file_stamp(file)] for file in files]]
+
+    return ImageFiles(folder, names, labels, classes, open_image, stamp)
 
 
 def _part(path: Path, split: Split) -> str | None:
