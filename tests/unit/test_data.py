@@ -386,6 +386,28 @@ def test_folders_of_hidden_files_alone_are_empty(tmp_path, form):
         find_images(in_form(root, form)).open()
 
 
+def test_a_zip_made_by_windows_has_its_classes(tmp_path):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for value, name in enumerate(("cat", "dog", "__MACOSX")):
+            picture(value, mode="L").save(tmp_path / "a.png")
+            archive.write(tmp_path / "a.png", f"set\\{name}\\0.png")
+    assert labelled(path) == {0: "cat", 1: "dog"}
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    root, list_folder = write(tmp_path / "set", {"cat/0.png": 1, "dog/0.png": 2}), os.scandir
+
+    def refuse(path):
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied")
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"set/dog cannot be read \(Permission denied\): check its permissions"):
+        find_images(root)
+
+
 def linked(root: Path, links: dict[str, str]) -> Path:
     for name, target in links.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -675,9 +697,18 @@ def test_parts_may_be_labelled_by_files_of_their_own_or_by_one_above(tmp_path):
     assert labelled(own, "test") == {30: ""}
 
 
-def test_a_test_part_of_images_without_classes_has_none_either(tmp_path):
-    path = write(tmp_path / "set", {"train/0.png": 1, "test/cat/0.png": 2})
-    assert labelled(path, "test") == {2: ""}
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        ({"train/0.png": 1, "test/cat/0.png": 2}, ""),
+        ({"train/train/0.png": 1, "test/test/0.png": 2}, "train"),
+        ({"train/images/0.png": 1, "test/a/0.png": 2, "test/b/0.png": 2}, "images"),
+    ],
+)
+def test_a_test_part_has_no_more_classes_than_the_training_images(tmp_path, files, name):
+    path = write(tmp_path / "set", files)
+    assert labelled(path) == {1: name}
+    assert labelled(path, "test") == {2: name}
 
 
 def test_parts_have_caches_of_their_own(tmp_path):

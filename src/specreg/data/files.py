@@ -24,10 +24,10 @@ _CHUNK = 1 << 20
 _MOST_HEADER = 1 << 20
 _MOST_MEMBERS = 10_000  # each takes a kilobyte of memory, and an archive of a few bytes may hold any number
 # What systems put among a user's files, besides names that begin with a dot.
-_SYSTEM_NAMES = frozenset(
-    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found",
-     "system volume information")
-)  # fmt: skip
+_SYSTEM_NAMES = frozenset((
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found",
+    "@eadir", "@recycle", "#recycle", "#snapshot",
+))  # fmt: skip
 _HEADERS = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 )

@@ -109,8 +109,10 @@ class ImageTree:
             return [written[name] for name in names], numbered(max(written.values(), default=0) + 1)
         classes = training._classes()
         by_folder = {folder: classes.of(way) for folder, way in self._ways[split].items()}
-        if classes == _Classes() or not any(by_folder.values()):
-            return [0] * len(names), _Classes().names
+        if not any(by_folder.values()):
+            classes = _Classes()
+        if len(classes.names) == 1:  # then it tells nothing how folders are named
+            return [0] * len(names), classes.names
         positions = {name: position for position, name in enumerate(classes.names)}
         if unknown := sorted(set(by_folder.values()) - positions.keys()):
             raise ValueError(

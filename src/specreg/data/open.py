@@ -6,7 +6,7 @@ from pathlib import Path
 
 from specreg.data import cifar, mnist, stl10
 from specreg.data.files import Archive, Files, is_archive
-from specreg.data.huggingface import is_saved, load_saved, saved_splits
+from specreg.data.huggingface import is_saved, load_saved, saved_parts
 from specreg.data.images import ImageSet, own_images
 from specreg.data.published import Format
 from specreg.files import check_file, exists
@@ -40,12 +40,12 @@ def find_images(path: str | Path) -> ImageSet:
         path: CIFAR-10, CIFAR-100, STL-10 or MNIST as published, as a folder or a tar archive, or a folder with one
             of them as torchvision lays it out; a folder written by Hugging Face's ``save_to_disk``; any folder, zip
             or npz file that :func:`specreg.data.images.load_images` reads. These have a part for testing if ``test``
-            or ``val`` in place of ``train`` in their names gives an existing path: X-test.zip beside X-train.zip, val/
-            beside train/.
+            or ``val`` in place of ``train`` in the name of a folder in them, or in their own, gives that of another:
+            val/ beside train/, X-test.zip beside X-train.zip.
 
     Raises:
         FileNotFoundError: nothing is there; says where to get it.
-        ValueError: it is in no known format, or in several.
+        ValueError: it is in no known format, or in several, or a folder in it cannot be read.
     """
     path = Path(path)
     if not exists(path):
@@ -54,7 +54,8 @@ def find_images(path: str | Path) -> ImageSet:
         check_file(path)
         return _in_file(path)
     if is_saved(path):
-        return ImageSet(path, saved_splits(path), functools.partial(load_saved, path))
+        parts = saved_parts(path)
+        return ImageSet(path, tuple(parts), lambda split: load_saved(parts[split]))
     return _in_folders(path) or own_images(path)
 
 
