@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from specreg.autopsy.checkpoints import INDEX, Checkpoint, Weight, open_checkpoint
+from specreg.autopsy.checkpoints import Checkpoint, Weight, open_checkpoint
+from specreg.autopsy.formats import INDEX
 from specreg.layers import shown
 from specreg.monitor.detector import Detector, Thresholds, Verdict
 from specreg.names import printable
@@ -150,7 +151,7 @@ def iterations_of(paths: Sequence[Path]) -> tuple[int, ...] | None:
 
 
 def _stem(path: Path) -> str:
-    return path.name.removesuffix(INDEX) if path.name.endswith(INDEX) or path.is_dir() else path.stem
+    return INDEX.sub("", path.name) if path.is_dir() or INDEX.search(path.name) else path.stem
 
 
 def _spectrum(weight: Weight) -> LayerSpectrum:
