@@ -6,7 +6,7 @@ tensors make a layer's *stored* weight follows the rules of ``specreg.layers``.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,19 @@ import torch
 from torch import Tensor
 
 from specreg.autopsy.formats import find_file, listed, read_tensors
+from specreg.autopsy.kinds import is_fixed_filter, is_judged, is_modulated, modulated_layers, num_kernels
+from specreg.autopsy.scales import scale_of, scaled
 from specreg.autopsy.tensors import OBSTACLES, Stored
 from specreg.layers import matches, shown
 
-_BLUR = 8  # largest side of filters against aliasing, buffers of StyleGAN's ports that are no layers
+_MOST_KERNELS = 64  # of a bank that are shown
 _OPTIMIZER = re.compile(r"optimizer|exp_avg|momentum_buffer", re.IGNORECASE)
 _WEIGHT = re.compile(r"(\w*_)?(weight|kernel)s?\d*(_(ih|hh|hr)_l\d+(_reverse)?)?")
 _PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.original(1?)", re.DOTALL)
 _UNNAMED = "not named like a weight"
+_INTEGER_MASK = ("mask", "of integers")
+# Wrappers of torch.compile, FSDP, Fabric and activation checkpointing, and of data parallelism.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module", "module"}
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,18 @@ class Weight:
     """One layer's stored weight in a checkpoint.
 
     Attributes:
-        name: of the module, or of the parameter if that is not called ``weight``.
-        shape: of the weight.
+        name: of the module, or of the parameter if that is not called ``weight``; of a bank's kernels with a number.
+        shape: as it is read, without a leading 1 of modulated convolutions.
         output_dim: the dimension of the outputs, 0 or 1.
         read: reads it from the file, in single or double precision.
+        judged: whether a collapse would show in its spectrum: see :func:`specreg.autopsy.kinds.is_judged`.
     """
 
     name: str
     shape: tuple[int, ...]
     output_dim: int
     read: Callable[[], Tensor] = field(repr=False)
+    judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ def open_checkpoint(
             a name matches no layer.
     """
     tensors, others = read_tensors(find_file(path))
+    tensors = _unwrapped(tensors)
     layers, left_out = _layers(tensors, only)
     if not layers:
         raise ValueError(f"{path} holds no weight matrix, but {_rest(tensors, left_out + others)}")
@@ -92,6 +100,16 @@ def open_checkpoint(
     if not weights:
         raise ValueError(f"--skip leaves no layer of {path}")
     return Checkpoint(path, weights, left_out + others)
+
+
+def _unwrapped(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Return tensors by their names without those of wrappers, but where two tensors would have the same."""
+    plain = {}
+    for name in tensors:
+        *modules, parameter = name.split(".")
+        plain[name] = ".".join([*(module for module in modules if module not in _WRAPPERS), parameter])
+    counts = Counter(plain.values())
+    return {name if counts[plain[name]] > 1 else plain[name]: tensor for name, tensor in tensors.items()}
 
 
 def _matches_any(patterns: Sequence[str], name: str) -> bool:
@@ -122,26 +140,61 @@ class _Parts:
 
 def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[str, Weight], Counter[str]]:
     """Put the tensors together to layers, in the tensors' order; also count those left out, by reason."""
-    matrices = [name for name, tensor in tensors.items() if len(tensor.shape) > 1 and 0 not in tensor.shape]
-    candidates = {name: _parts(name, tensors) for name in matrices if _OPTIMIZER.search(name) is None}
-    left_out = Counter({"of an optimizer": len(matrices) - len(candidates)})
+    many = [name for name, tensor in tensors.items() if len(tensor.shape) > 1 and 0 not in tensor.shape]
+    candidates = {name: _parts(name, tensors) for name in many if _OPTIMIZER.search(name) is None}
+    left_out = Counter({"of an optimizer": len(many) - len(candidates)})
     companions = {name for parts in candidates.values() for name in parts.companions.values()}
+    beside: dict[str, list[str]] = {}
+    for name in tensors:
+        module, _, last = name.rpartition(".")
+        beside.setdefault(module, []).append(last)
+    scales = {name: scale_of(name, tensors, beside) for name in candidates if tensors[name].scalable}
+    companions.update(scale for scale, _ in scales.values())
     weights: dict[str, Weight] = {}
     # A weight may be stored beside the tensors that it was derived from: they come first, and it is no second layer.
     for name, parts in sorted(candidates.items(), key=lambda item: not item[1].composed):
         if name in companions or parts.layer in weights:
             continue
-        shape = tensors[name].shape
-        if obstacle := tensors[name].obstacle:
+        stored, named_in_full = tensors[name], parts.layer in only
+        scale, scalable = scales.get(name, ("", True))
+        if obstacle := stored.obstacle or _obstacle(parts, tensors):
             left_out[obstacle] += 1
-        elif not parts.composed and _WEIGHT.fullmatch(parts.parameter) is None and parts.layer not in only:
+        elif not parts.composed and _WEIGHT.fullmatch(parts.parameter) is None and not named_in_full:
             left_out[_UNNAMED] += 1
-        elif parts.parameter == "kernel" and len(shape) == 2 and max(shape) <= _BLUR and parts.layer not in only:
-            left_out["a blur's kernel"] += 1
+        elif not scalable:
+            left_out["of eight bits with scales of an unknown kind"] += 1
+        elif not named_in_full and is_fixed_filter(parts.layer, parts.parameter, stored.shape, stored.read):
+            left_out["fixed filters"] += 1
+        elif num_kernels(stored.shape) > _MOST_KERNELS:
+            left_out[f"banks of more than {_MOST_KERNELS} kernels"] += 1
         else:
-            weights[parts.layer] = _weight(parts, name, tensors)
-    ordered = {parts.layer: weights[parts.layer] for parts in candidates.values() if parts.layer in weights}
-    return ordered, +left_out
+            weights[parts.layer] = _weight(parts, name, tensors, tensors.get(scale))
+    ordered = [weights[parts.layer] for parts in candidates.values() if parts.layer in weights]
+    modulated = modulated_layers(tensors)
+    matrices = [matrix for weight in ordered for matrix in _matrices(weight, has_style=weight.name in modulated)]
+    return {matrix.name: matrix for matrix in matrices}, +left_out
+
+
+def _obstacle(parts: _Parts, tensors: Mapping[str, Stored]) -> str:
+    """Return what keeps a companion from being applied."""
+    applied = [(role, tensors[name].obstacle) for role, name in parts.companions.items() if role in ("g", "mask")]
+    return next((obstacle for role, obstacle in applied if obstacle and (role, obstacle) != _INTEGER_MASK), "")
+
+
+def _matrices(weight: Weight, *, has_style: bool) -> Iterator[Weight]:
+    """Yield the weights that are matrices each: a bank's kernels, a modulated convolution's without its leading 1."""
+    num = num_kernels(weight.shape)
+    if is_modulated(weight.shape, has_style=has_style):
+        yield _kernel(weight, weight.name, 0)
+    elif num == 1:
+        yield replace(weight, judged=is_judged(weight.name, weight.shape))
+    else:
+        yield from (_kernel(weight, f"{weight.name}.{index}", index) for index in range(num))
+
+
+def _kernel(weight: Weight, name: str, index: int) -> Weight:
+    shape = weight.shape[1:]
+    return Weight(name, shape, 0, lambda: weight.read()[index], is_judged(name, shape))
 
 
 def _parts(name: str, tensors: Mapping[str, Stored]) -> _Parts:
@@ -171,7 +224,7 @@ def _layer(module: str, parameter: str) -> str:
     return module if module and parameter == "weight" else f"{module}.{parameter}" if module else parameter
 
 
-def _weight(parts: _Parts, name: str, tensors: Mapping[str, Stored]) -> Weight:
+def _weight(parts: _Parts, name: str, tensors: Mapping[str, Stored], scale: Stored | None) -> Weight:
     shape = tensors[name].shape
     companions = {role: tensors[companion] for role, companion in parts.companions.items()}
     for role, fits in (("g", _broadcasts), ("mask", tuple.__eq__)):
@@ -179,7 +232,7 @@ def _weight(parts: _Parts, name: str, tensors: Mapping[str, Stored]) -> Weight:
             raise ValueError(f"layer {shown(parts.layer)!r}: {parts.companions[role]!r} does not fit {name!r}")
     u = companions["u"].shape if "u" in companions else shape[:1]
     output_dim = 1 if u[-1:] == shape[1:2] and u[-1:] != shape[:1] else 0
-    read = partial(_read, tensors[name], companions.get("g"), companions.get("mask"))
+    read = partial(_read, tensors[name], companions.get("g"), companions.get("mask"), scale)
     return Weight(parts.layer, shape, output_dim, read)
 
 
@@ -187,8 +240,10 @@ def _broadcasts(g: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return not g or (len(g) == len(shape) and all(small in (1, large) for small, large in zip(g, shape, strict=True)))
 
 
-def _read(stored: Stored, g: Stored | None, mask: Stored | None) -> Tensor:
+def _read(stored: Stored, g: Stored | None, mask: Stored | None, scale: Stored | None) -> Tensor:
     weight = _single(stored.read())
+    if scale is not None:
+        weight = scaled(weight, _single(scale.read()))
     if g is not None:
         norms = _single(g.read())
         lengths = weight

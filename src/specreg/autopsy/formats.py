@@ -22,7 +22,7 @@ from specreg.files import check_file, exists, read_json
 from specreg.names import printable
 
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
-_ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
+ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
 # What trainers write beside a model.
 _BESIDE = re.compile(r"(optimizer|scheduler|rng_state|random_states|scaler|training_args)[_\d]*\.\w+")
 # Of safetensors: the others are integers, or have less than 8 bits and need scales that other tensors hold.
@@ -71,7 +71,7 @@ def find_file(path: Path) -> Path:
     candidates = [file for file in files if INDEX.search(file.name)] or [
         file
         for file in files
-        if file.suffix.lower() in _ENDINGS and file.is_file() and _BESIDE.fullmatch(file.name) is None
+        if file.suffix.lower() in ENDINGS and file.is_file() and _BESIDE.fullmatch(file.name) is None
     ]
     if len(candidates) != 1:
         names = f" ({listed([file.name for file in candidates])})" if candidates else ""
@@ -161,8 +161,8 @@ def _safetensors(path: Path) -> Contents:
             entry = file.get_slice(name)
             shape, kind = tuple(entry.get_shape()), entry.get_dtype()
             obstacle = "of complex numbers" if kind[0] == "C" else "of integers" if kind[0] in "IUB" else "quantized"
-            read = partial(file.get_tensor, name)
-            tensors[name] = Stored(shape, read) if kind in _FLOATING else obstructed(obstacle, shape)
+            obstacle = "" if kind in _FLOATING else obstacle
+            tensors[name] = Stored(shape, partial(file.get_tensor, name), obstacle, kind.startswith("F8"))
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
     return tensors, Counter()

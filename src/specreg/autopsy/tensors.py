@@ -65,13 +65,15 @@ class Stored:
 
     Attributes:
         shape: (1, 1) where the file does not say it.
-        read: reads it; only to be called if there is no obstacle.
-        obstacle: one of OBSTACLES, or "".
+        read: reads it; ValueError where that cannot be done.
+        obstacle: one of OBSTACLES, or "" if it may be a weight.
+        scalable: whether its values are of eight bits, which mostly go with a scale.
     """
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor] = field(repr=False)
     obstacle: str = ""
+    scalable: bool = False
 
 
 def obstructed(obstacle: str, shape: Any = None) -> Stored:
@@ -161,10 +163,10 @@ class Tensors:
             raise ValueError("it describes a tensor without a proper shape")
         if type(offset) is not int or not 0 <= offset < _LARGEST:
             raise ValueError("it describes a tensor without a proper place in its storage")
-        if obstacle := obstacle_of(dtype):
+        if (obstacle := obstacle_of(dtype)) == "quantized":
             return obstructed(obstacle, shape)
         if 0 in shape:
-            return Stored(shape, lambda: torch.empty(shape))
+            return Stored(shape, lambda: torch.empty(shape), obstacle)
         room = (content.size if isinstance(content, Bytes) else len(content)) // dtype.itemsize
         end = offset + sum((side - 1) * step for side, step in zip(shape, steps, strict=True)) + 1
         if math.prod(shape) > room:
@@ -177,7 +179,11 @@ class Tensors:
             read = partial(_read, self.path, Bytes(content.begin + begin, size_read))
         else:
             read = partial(_encode, content, begin, begin + size_read)
-        return Stored(shape, lambda: torch.frombuffer(read(), dtype=torch.uint8).view(dtype).as_strided(shape, steps))
+
+        def values() -> Tensor:
+            return torch.frombuffer(read(), dtype=torch.uint8).view(dtype).as_strided(shape, steps)
+
+        return Stored(shape, values, obstacle, dtype.itemsize == 1)
 
     def _array(self, value: Object) -> Stored:
         """Return a numpy array, whose bytes are within the pickle."""
