@@ -297,8 +297,17 @@ def twice(content: bytes) -> bytes:
     return content[:end] + content[begin:end] + bytes(last)
 
 
+def overlapping() -> bytes:
+    """A file of 400 tensors that are 200 x 200 values each, of one storage, from one value further each."""
+    storage = hostile.storage(50_000, key="1") + b"q\x010"
+    views = (hostile.rebuilt(hostile.numbers(200, 200), hostile.numbers(200, 1), i, of=b"h\x01") for i in range(400))
+    return hostile.archive(storage + b"](" + b"".join(views) + b"e", **{"data/1": bytes(200_000)})
+
+
 SAVED = hostile.archive(b"N")
 CONTAINERS = {
+    "a tensor many times": (hostile.archive(hostile.TENSOR + b"q\x000](" + b"h\x00" * 9000 + b"e"), "far more tensors than it has room for"),
+    "many views of one storage": (overlapping(), "far more tensors than it has room for"),
     "two entries of one name": (twice(SAVED), "two of its entries have the same name"),
     "entries that share bytes": (spoilt.shared_entries(), "same name"),
     "a compressed entry": (spoilt.compressed(SAVED), "is compressed, which torch.save never does"),

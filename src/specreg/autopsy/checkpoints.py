@@ -21,7 +21,7 @@ from specreg.autopsy.tensors import OBSTACLES, Stored
 from specreg.layers import matches, shown
 
 _MOST_KERNELS = 64  # of a bank that are shown
-_OPTIMIZER = re.compile(r"optimizer|exp_avg|momentum_buffer", re.IGNORECASE)
+_OPTIMIZER = re.compile(r"optim|exp_avg|momentum_buffer|square_avg", re.IGNORECASE)
 _WEIGHT = re.compile(r"(\w*_)?(weight|kernel)s?\d*(_(ih|hh|hr)_l\d+(_reverse)?)?")
 _PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.original(1?)", re.DOTALL)
 _UNNAMED = "not named like a weight"

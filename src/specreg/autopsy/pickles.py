@@ -13,20 +13,31 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 # Bytes of memory that values may take besides twice the file's size. A tensor's description takes 2 to 4 thousand.
-_FLOOR = 32 << 20
+_FLOOR = 64 << 20
+_SHORT = 16  # bytes that each instruction may read besides what its cost says
 
 
 class Budget:
-    """The memory that the values of one file may take, estimated from above."""
+    """What the values of one file may take: memory, estimated from above, and the time of reading its tensors."""
 
     def __init__(self, file_size: int) -> None:
         self._left = _FLOOR + 2 * file_size
+        # Tied weights and views of one storage are written once, and a tensor's description takes about 50 bytes.
+        self._values = _FLOOR + 16 * file_size
+        self._tensors = 64 + file_size // 32
 
     def take(self, size: int) -> None:
         """Raise ValueError if this many bytes are no longer there."""
         self._left -= size
         if self._left < 0:
             raise ValueError("what it describes would take more memory than twice its size")
+
+    def take_tensor(self, num_values: int) -> None:
+        """Raise ValueError if there are so many tensors, or so many values in them, that they must be the same ones."""
+        self._values -= num_values
+        self._tensors -= 1
+        if self._values < 0 or self._tensors < 0:
+            raise ValueError("it describes far more tensors than it has room for")
 
 
 class Window:
@@ -42,7 +53,7 @@ class Window:
 
     def read(self, size: int) -> bytes:
         begin = self.skip(size, seek=False)
-        if size > 1:
+        if size > _SHORT:
             self.budget.take(4 * size)  # a text may take four bytes of memory for one of the file
         content = self._file.read(size)
         if len(content) != self.position - begin:
@@ -253,18 +264,24 @@ def _charging(cost: int, load: Callable[[Any], None]) -> Callable[[Any], None]:
     return charged
 
 
-# Bytes of memory, measured: a value, its place in a stack, and its place in what it is put into later.
-_COSTS = {pickle.MARK: 160, pickle.EMPTY_LIST: 112, pickle.EMPTY_SET: 112} | dict.fromkeys(
-    (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.LIST, pickle.FROZENSET), 112
-) | dict.fromkeys(
-    (pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE), 192
-) | dict.fromkeys(
-    (pickle.EMPTY_DICT, pickle.DICT, pickle.REDUCE, pickle.NEWOBJ, pickle.INST, pickle.OBJ, pickle.PERSID,
-     pickle.BINPERSID), 144
-) | dict.fromkeys(
-    (pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4), 272
-)  # fmt: skip
-_DEFAULT_COST = 96
+# Bytes of memory for a value, its place in a stack and in what it is put into later; about what was measured.
+_COSTS = {
+    code: cost
+    for cost, codes in {
+        56: (pickle.INT, pickle.BININT, pickle.BININT2, pickle.LONG, pickle.LONG1, pickle.LONG4, pickle.FLOAT,
+             pickle.BINFLOAT),
+        96: (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET, pickle.EMPTY_LIST,
+             pickle.LIST, pickle.EMPTY_SET, pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS,
+             pickle.ADDITEMS, pickle.STACK_GLOBAL),
+        128: (pickle.MARK, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.STRING,
+              pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE,
+              pickle.BINUNICODE8, pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8, pickle.BYTEARRAY8,
+              pickle.EMPTY_DICT, pickle.REDUCE, pickle.NEWOBJ, pickle.OBJ, pickle.PERSID, pickle.BINPERSID),
+        256: (pickle.GLOBAL, pickle.INST, pickle.DICT, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4),
+    }.items()
+    for code in codes
+}  # fmt: skip
+_DEFAULT_COST = 24
 # Of the standard library: they make plain values, move what is on the stack, or end in the methods of _Machine.
 _UNCHANGED = (
     pickle.PROTO, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE, pickle.NEWTRUE,

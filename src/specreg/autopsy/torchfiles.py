@@ -1,5 +1,6 @@
 """Files of torch.save, new and old, and plain pickles of modules, read without running anything in them."""
 
+import math
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -146,6 +147,7 @@ def _walk(root: Any, tensors: Tensors, budget: Budget) -> Contents:
             if name in found:
                 raise ValueError(f"it holds two tensors named {name!r:.80}")
             budget.take(500)
+            budget.take_tensor(0 if stored.obstacle else math.prod(stored.shape))
             found[name] = stored
             continue
         inner = []
