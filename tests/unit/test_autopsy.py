@@ -1,23 +1,41 @@
 """The autopsy: right numbers for every way a weight is stored, damaged and hostile files, verdicts, pictures."""
 
+import argparse
+import contextlib
+import datetime
+import functools
 import json
 import os
+import pickle
+import re
 import struct
+import sys
+import tarfile
+import types
+import warnings
 import zipfile
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint.format_utils
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from specreg.autopsy.checkpoints import open_checkpoint, printable
+import hostile
+from specreg import display
+from specreg.autopsy.checkpoints import open_checkpoint
 from specreg.autopsy.figure import save
-from specreg.autopsy.spectra import inspect, iterations_of
+from specreg.autopsy.order import ordered
+from specreg.autopsy.spectra import inspect
 from specreg.monitor.detector import Detector, Thresholds
+from specreg.names import printable
+from spoilt import zipped
 
 
 def matrix_of(weight: torch.Tensor, output_dim: int = 0) -> np.ndarray:
@@ -123,7 +141,7 @@ def test_every_floating_type_is_read(dtype, tmp_path):
     expected = np.linalg.svd(matrix_of(weight.double()), compute_uv=False)
     np.testing.assert_allclose(found.layers[0]["a"].singular_values, expected, rtol=1e-4)
     assert list(found.layers[0]) == ["a"]
-    assert found.notes[0].endswith("tensors left out: 1 of integers, complex or quantized")
+    assert found.notes[0].endswith("tensors left out: 1 of integers")
 
 
 def sharded(folder: Path) -> dict[str, torch.Tensor]:
@@ -170,14 +188,227 @@ class Touch:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_that_would_run_code_is_refused_and_runs_nothing(zipped, tmp_path):
-    state = {"a.weight": torch.ones(2, 2), "evil": Touch(tmp_path / "ran")}
+def test_a_file_that_would_run_code_is_read_and_runs_nothing(zipped, tmp_path):
+    state = {"evil": Touch(tmp_path / "ran"), "a.weight": torch.ones(2, 2)}
     torch.save(state, tmp_path / "evil.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"mkdir\), which only running code .* nothing of it was run: save model"):
-        inspect([tmp_path / "evil.pt"])
+    assert list(inspect([tmp_path / "evil.pt"]).layers[0]) == ["a"]
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "evil.pt", weights_only=False)
     assert (tmp_path / "ran").exists()  # the file does what it says when it is trusted
+
+
+class Averaged(nn.Module):
+    """A whole module as somebody may pickle it, with what it has beside its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), spectral_norm(nn.Linear(8, 5)))
+        self.options = argparse.Namespace(lr=0.1, path=Path("a"), scale=np.float32(2), seen=np.arange(3))
+        self.register_buffer("kept", torch.ones(3))
+
+
+def strange() -> dict[str, Any]:
+    """What trainers put beside weights."""
+    return {
+        "args": argparse.Namespace(lr=0.1, seed=np.int64(3)), "counts": defaultdict(list, a=[1]), "path": Path("a/b"),
+        "when": datetime.datetime(2020, 1, 1), "random": (1, np.random.RandomState(0).get_state()), "loss": [0.1] * 9,
+        "best": np.float64(0.5), "kinds": {nn.Linear, frozenset([1])}, "when not": re.compile("a"), (1, "b"): b"abc",
+        "call": functools.partial(os.mkdir, "a"), "size": torch.Size([2]), "device": torch.device("cpu"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["new", "old", "pickle", "pickle of protocol 5"])
+def test_what_is_beside_the_weights_does_not_matter(form, tmp_path):
+    weight = torch.randn(4, 3, dtype=torch.float64)
+    state = strange() | {"model": {"a.weight": weight, "b.weight": weight[1:3].t(), "c.weight": weight.float().numpy()}}
+    if form.startswith("pickle"):
+        (tmp_path / "m.pkl").write_bytes(pickle.dumps(state, 5 if "5" in form else 3))
+    else:
+        torch.save(state, tmp_path / "m.pkl", _use_new_zipfile_serialization=form == "new")
+    found = open_checkpoint(tmp_path / "m.pkl")
+    assert [one.name for one in found.weights] == ["model.a", "model.b", "model.c"]
+    for one, expected in zip(found.weights, (weight, weight[1:3].t(), weight.float()), strict=True):
+        torch.testing.assert_close(one.read(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["new", "old", "pickle"])
+def test_a_pickled_module_is_read_without_its_class(form, tmp_path, monkeypatch):
+    model = Averaged()
+    whole = {"G_ema": model, "optimizer": torch.optim.Adam(model.parameters())}
+    if form == "pickle":
+        (tmp_path / "m.pt").write_bytes(pickle.dumps(whole))
+    else:
+        torch.save(whole, tmp_path / "m.pt", _use_new_zipfile_serialization=form == "new")
+    monkeypatch.delattr(sys.modules[__name__], "Averaged")
+    found = open_checkpoint(tmp_path / "m.pt")
+    assert [weight.name for weight in found.weights] == ["G_ema.body.0", "G_ema.body.2"]
+    for weight, layer in zip(found.weights, (model.body[0].weight, model.body[2].weight_orig), strict=True):
+        torch.testing.assert_close(weight.read(), layer.detach(), rtol=0, atol=0)
+
+
+class Persistent(nn.Linear):
+    """Pickled as StyleGAN2-ADA does it: a call with the source of the class and the module's state."""
+
+    def __reduce__(self):
+        from torch_utils.persistence import _reconstruct_persistent_obj
+
+        source = "raise SystemExit('the source was run')"
+        meta = {"type": "class", "version": 6, "module_src": source, "class_name": "G", "state": dict(self.__dict__)}
+        return _reconstruct_persistent_obj, (meta,)
+
+
+def _reconstruct_persistent_obj(meta):
+    raise SystemExit("the pickle was run")
+
+
+def test_a_pickle_of_stylegan_is_read_without_its_source(tmp_path, monkeypatch):
+    persistence = types.ModuleType("torch_utils.persistence")
+    persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    monkeypatch.setattr(_reconstruct_persistent_obj, "__module__", "torch_utils.persistence")
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, "torch_utils.persistence", persistence)
+    whole = {"G": nn.Sequential(Persistent(6, 5), nn.ReLU(), Persistent(5, 4)), "D": Persistent(3, 3), "augment": None}
+    (tmp_path / "network-snapshot-000200.pkl").write_bytes(pickle.dumps(whole))
+    for name in ("torch_utils", "torch_utils.persistence"):
+        monkeypatch.delitem(sys.modules, name)
+    found = open_checkpoint(tmp_path / "network-snapshot-000200.pkl")
+    assert [weight.name for weight in found.weights] == ["G.0", "G.2", "D"]
+    for weight, layer in zip(found.weights, (whole["G"][0], whole["G"][2], whole["D"]), strict=True):
+        torch.testing.assert_close(weight.read(), layer.weight.detach(), rtol=0, atol=0)
+
+
+def test_an_old_file_of_python_2_is_read(tmp_path):
+    # There an OrderedDict is a call with a list of lists.
+    pairs = b"(](](U\x08a.weight" + hostile.TENSOR + b"eetR"
+    payload = hostile.named("collections", "OrderedDict") + pairs
+    (tmp_path / "m.pth").write_bytes(hostile.old(b"\x80\x02" + payload + b"."))
+    assert list(inspect([tmp_path / "m.pth"]).layers[0]) == ["a"]
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without torch's warnings on what it is going to give up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@quiet()
+def scripted(folder: Path) -> Path:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.ones(1, 2)), folder / "m.pt")
+    return folder / "m.pt"
+
+
+def exported(folder: Path) -> Path:
+    torch.export.save(torch.export.export(nn.Linear(2, 3), (torch.ones(1, 2),)), folder / "m.pt2")
+    return folder / "m.pt2"
+
+
+@quiet()
+def packaged(folder: Path) -> Path:
+    with torch.package.PackageExporter(str(folder / "m.pt")) as exporter:
+        exporter.extern("torch.**")
+        exporter.save_pickle("model", "model.pkl", nn.Linear(2, 3))
+    return folder / "m.pt"
+
+
+@quiet()
+def distributed(folder: Path, name: str = "") -> Path:
+    state = {"a.weight": torch.eye(3)}
+    torch.distributed.checkpoint.save(state, checkpoint_id=str(folder))
+    return folder / name
+
+
+def tarred(folder: Path) -> Path:
+    with tarfile.open(folder / "m.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    return folder / "m.tar"
+
+
+OTHERS = {
+    "TorchScript": (scripted, "an archive of TorchScript, .*: convert it with torch.save(torch.jit.load(PATH).state_dict(), 'model.pt')"),
+    "torch.export": (exported, "an archive of torch.export, .*: convert it with torch.save(torch.export.load(PATH).state_dict, 'model.pt')"),
+    "torch.package": (packaged, "an archive of torch.package, .*: save torch.package.PackageImporter(PATH).load_pickle"),
+    "a distributed checkpoint": (distributed, "convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save(PATH, "),
+    "a part of one": (lambda folder: distributed(folder, "__0_0.distcp"), "part of a distributed checkpoint, .* name its folder"),
+    "ONNX": (lambda folder: written(folder, b"\x08\x07\x12\x07pytorch", "m.onnx"), "an ONNX model, .*onnx.numpy_helper"),
+    "Keras": (lambda folder: written(folder, b"\x89HDF\r\n\x1a\n" + bytes(9), "m.h5"), "turned to (out, in, ...)"),
+    "Keras 3": (lambda folder: written(folder, zipped({"config.json": b"", "model.weights.h5": b""})), "a model of Keras"),
+    "GGUF": (lambda folder: written(folder, b"GGUF\3\0\0\0"), "a GGUF file"),
+    "Flax": (lambda folder: written(folder, b"\x81\xa6params", "flax_model.msgpack"), "flax.serialization.msgpack_restore"),
+    "TensorFlow": (lambda folder: written(folder, bytes(99), "model.ckpt-9.data-00000-of-00001"), "tf.train.load_checkpoint"),
+    "TensorFlow's index": (lambda folder: written(folder, bytes(99), "model.ckpt-9.index"), "tf.train.load_checkpoint"),
+    "a saved model": (lambda folder: written(folder, b"\x08\x01", "saved_model.pb").parent, "a model of TensorFlow"),
+    "a web page": (lambda folder: written(folder, b"<!DOCTYPE html>", "m.pt"), "is a web page, not the file itself"),
+    "gzip": (lambda folder: written(folder, b"\x1f\x8b\x08\0"), "unpack it"),
+    "tar": (tarred, "an archive of tar, .*: unpack it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_intact_files_of_other_formats_are_named_with_their_conversion(case, tmp_path):
+    make, said = OTHERS[case]
+    path = make(tmp_path)
+    with pytest.raises(ValueError, match=r".") as raised:
+        inspect([path])
+    message = str(raised.value)
+    assert message.startswith(str(path))
+    assert len(message.splitlines()) == 1
+    assert "damaged" not in message
+    assert re.search(re.escape(said.replace("PATH", repr(str(path)))).replace(r"\.\*", ".*"), message)
+
+
+@quiet()
+def test_the_conversions_that_are_named_give_what_is_read(tmp_path):
+    torch.save(torch.jit.load(scripted(tmp_path)).state_dict(), tmp_path / "a.pt")
+    torch.save(torch.export.load(exported(tmp_path)).state_dict, tmp_path / "b.pt")
+    (tmp_path / "d").mkdir()
+    torch.distributed.checkpoint.format_utils.dcp_to_torch_save(distributed(tmp_path / "d"), tmp_path / "c.pt")
+    shapes = [[weight.shape for weight in open_checkpoint(tmp_path / f"{name}.pt").weights] for name in "abc"]
+    assert shapes == [[(3, 2)], [(3, 2)], [(3, 3)]]
+
+
+def test_arrays_of_chainer_and_numpy_are_read(tmp_path):
+    generator = np.random.default_rng(0)
+    arrays = {
+        "block1/c1/W": generator.normal(size=(4, 3, 3, 3)).astype(">f4"), "block1/c1/b": np.ones(4),
+        "l/W": np.asfortranarray(generator.normal(size=(5, 4))), "half.weight": np.ones((2, 3), np.float16),
+        "updater/optimizer:dis/l/W": np.ones((5, 4)), "names": np.array([["a"]]), "objects": np.array([[None]]),
+    }  # fmt: skip
+    for write in (np.savez, np.savez_compressed):
+        write(tmp_path / "m.npz", **arrays)
+        found = open_checkpoint(tmp_path / "m.npz")
+        assert [weight.name for weight in found.weights] == ["block1.c1", "l", "half"]
+        for weight, name in zip(found.weights, ("block1/c1/W", "l/W", "half.weight"), strict=True):
+            np.testing.assert_array_equal(weight.read(), arrays[name])
+        assert found.left_out == {"of an optimizer": 1, "of integers": 1, "of Python objects": 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin.index.json", "model.safetensors.index.fp16.json", "model.safetensors.index.json"]
+)
+def test_indices_of_every_kind_are_read(name, tmp_path):
+    ending = ".bin" if ".bin" in name else ".safetensors"
+    state = {f"{layer}.weight": torch.randn(3, 2) for layer in "ab"}
+    for layer in "ab":
+        one = {f"{layer}.weight": state[f"{layer}.weight"]}
+        torch.save(one, tmp_path / f"{layer}.bin") if ending == ".bin" else save_file(
+            one, tmp_path / f"{layer}{ending}"
+        )
+    shards = {key: key[0] + ending for key in state}
+    (tmp_path / name).write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    for path in (tmp_path, tmp_path / name):
+        found = open_checkpoint(path)
+        assert {weight.name: weight.read().tolist() for weight in found.weights} == {
+            key[0]: value.tolist() for key, value in state.items()
+        }
+
+
+def test_what_a_trainer_writes_beside_a_model_is_no_second_checkpoint(tmp_path):
+    save_file({"a.weight": torch.eye(3)}, tmp_path / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin"):
+        torch.save({}, tmp_path / name)
+    assert list(inspect([tmp_path]).layers[0]) == ["a"]
 
 
 def index(folder: Path, shard: str) -> Path:
@@ -223,10 +454,12 @@ BAD = {
     "truncated pickle": (lambda folder: truncated(folder, "pth"), "is damaged or incomplete"),
     "a huge header": (lambda folder: written(folder, struct.pack("<Q", 2**60) + b"{}"), "is damaged or incomplete"),
     "a zip of something else": (emptied_zip, "is damaged or incomplete"),
-    "a module": (lambda folder: saved(folder, nn.Linear(2, 2)), "save model.state_dict()"),
-    "nothing": (lambda folder: saved(folder, {}), "holds no weight matrix, but 0 other tensors:"),
-    "no matrix": (lambda folder: saved(folder, {"bias": torch.ones(3)}), "but 1 other tensors (bias): name those"),
-    "a far larger view": (lambda folder: saved(folder, {"a.weight": torch.ones(1).expand(9, 9)}), "no weight matrix"),
+    "nothing": (lambda folder: saved(folder, {}), "holds no weight matrix, but 0 tensors of one dimension: name"),
+    "no matrix": (lambda folder: saved(folder, {"bias": torch.ones(3)}), "but 1 tensors of one dimension (bias): name"),
+    "no named matrix": (
+        lambda folder: saved(folder, {"a": torch.ones(3, 3), "b": torch.ones(3, 3, dtype=torch.int64)}),
+        "but 1 other matrices (a): name those to take with --only",
+    ),
     "a damaged index": (lambda folder: written(folder, b"{", "m.safetensors.index.json"), "is damaged"),
     "no index": (lambda folder: written(folder, b"[1]", "m.safetensors.index.json"), "it has no weight_map"),
     "a shard elsewhere": (lambda folder: index(folder, "../../etc/x.safetensors"), "in the index's folder"),
@@ -313,12 +546,81 @@ def test_several_checkpoints_are_judged_against_their_past(levels, verdict, tmp_
     assert found.verdict.state == verdict
 
 
-def test_iterations_come_from_names_that_differ():
-    assert iterations_of([Path("a2/x_9.pt"), Path("a1/x_10.pt")]) == (9, 10)
-    assert iterations_of([Path("x_10.pt"), Path("x_9.pt")]) == (10, 9)
-    assert iterations_of([Path("a1/x_9.pt"), Path("a2/x_9.pt")]) is None
-    assert iterations_of([Path("x_1.pt"), Path("x.pt")]) is None
-    assert iterations_of([Path("1.mp3"), Path("2.mp3")]) == (1, 2)
+@pytest.mark.parametrize(
+    ("names", "numbers", "by"),
+    [
+        ("v_epoch=1_step=1000_val_loss=5.9312.ckpt v_epoch=9_step=9000_val_loss=4.1.ckpt v_epoch=12_step=12000_val_loss=4.9999.ckpt", (1000, 9000, 12000), "epochs and steps in the files"),
+        ("epoch=1-step=1000.ckpt epoch=2-step=2000-v1.ckpt", (1000, 2000), "epochs and steps in the files"),
+        ("m_epoch_1_iter_900.pt m_epoch_2_iter_100.pt", (1, 2), "epochs and steps in the files"),
+        ("m_epoch_1_iter_100.pt m_epoch_1_iter_900.pt m_epoch_2_iter_100.pt", (1, 2, 3), "epochs and steps in the files"),
+        ("a-epoch=9-loss=3.ckpt a-epoch=10-loss=2.ckpt", (9, 10), "epochs in the files"),
+        ("m-fid=30.5-step_500.pt m-fid=9.25-step_1000.pt", (500, 1000), "steps in the files"),
+        ("iter_500_seed_2.pth iter_1000_seed_1.pth", (500, 1000), "steps in the files"),
+        ("9000steps.pt 10000steps.pt", (9000, 10000), "steps in the files"),
+        ("G_900k.pth G_1M.pth", (900_000, 1_000_000), "numbers in the files"),
+        ("G_2000.pth G_10000.pth", (2000, 10000), "numbers in the files"),
+        ("network-snapshot-000200.pkl network-snapshot-001000.pkl", (200, 1000), "numbers in the files"),
+        ("G-256x256-2000.pt G-256x256-10000.pt", (2000, 10000), "numbers in the files"),
+        ("model.ckpt-200 model.ckpt-1000", (200, 1000), "numbers in the files"),
+        ("a2/x_9.pt a1/x_10.pt", (9, 10), "numbers in the files"),
+        ("1.mp3 2.mp3", (1, 2), "numbers in the files"),
+        ("checkpoint-500/model.safetensors checkpoint-1000/model.safetensors checkpoint-10000/model.safetensors", (500, 1000, 10000), "numbers in their folders"),
+        ("c-500/m.safetensors.index.json c-1000/m.safetensors.index.json", None, ""),
+        ("checkpoint-500 checkpoint-1000", (500, 1000), "numbers in the files"),
+        ("global_step90/states.pt global_step100/states.pt", (90, 100), "steps in their folders"),
+        ("epoch=1-step=1000.ckpt epoch=1-step=1000-v1.ckpt", None, ""),
+        ("a1/x_9.pt a2/x_9.pt", None, ""),
+        ("x_1.pt x.pt", None, ""),
+        ("best.pt last.pt", None, ""),
+        ("net_v1.pt net_v2.pt", None, ""),
+        ("net_5.9312.pt net_4.1.pt", None, ""),
+        ("net-fid12.pt net-fid9.pt", None, ""),
+        ("2023-01-02.pt 2023-02-01.pt", None, ""),
+        ("a_1_7.pt a_2_6.pt", None, ""),
+        ("step=1.pt epoch=2.pt", None, ""),
+        ("19c8e357.pt 5c106cde.pt", None, ""),
+    ],
+)  # fmt: skip
+def test_the_order_comes_from_the_numbers_of_time_in_the_names(names, numbers, by):
+    paths = [Path(name) for name in names.split()]
+    for given in (paths, sorted(paths), paths[::-1]):
+        order = ordered(given)
+        assert order.paths == tuple(given if numbers is None else paths)
+        assert order.numbers == (numbers or tuple(range(1, len(paths) + 1)))
+        assert order.by == (f"the {by}' names" if by else "")
+
+
+def test_there_is_no_verdict_where_the_order_is_unknown(tmp_path, capsys):
+    paths = series(tmp_path, [0.9, 0.3], ["best.safetensors", "last.safetensors"])
+    found = inspect(paths)
+    assert (found.order, found.verdict, found.series_verdict("falls")) == ("", None, "-")
+    display.autopsy(found)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 without a verdict" in printed
+    assert "do not tell in which order they were written, so there is no verdict" in printed
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module.", "_forward_module."]
+)
+def test_wrappers_of_a_module_rename_nothing(wrapper, tmp_path):
+    level = lambda part: torch.diag(torch.tensor([1.0] + [part] * 15))  # noqa: E731
+    for step, (first, second) in enumerate((("", ""), (wrapper, ""), ("", wrapper), (wrapper, wrapper))):
+        state = {
+            f"{first}a.{second}b.weight": level(0.9 if step < 3 else 0.3),
+            f"{first}a.{second}b.bias": torch.ones(16),
+        }
+        torch.save({"model": state}, tmp_path / f"step-{step}.pt")
+    found = inspect(sorted(tmp_path.iterdir()))
+    assert found.verdict.layers == ("model.a.b",)
+    assert found.verdict.state == "collapsed"
+
+
+def test_names_that_would_be_the_same_without_wrappers_keep_them(tmp_path):
+    save_file(
+        {"a.weight": torch.eye(2), "module.a.weight": torch.ones(3, 3), "module.b.weight": torch.eye(4)}, tmp_path / "m"
+    )
+    assert set(inspect([tmp_path / "m"]).layers[0]) == {"a", "b", "module.a"}
 
 
 def test_checkpoints_are_judged_in_the_order_of_their_training(tmp_path):
@@ -328,18 +630,169 @@ def test_checkpoints_are_judged_in_the_order_of_their_training(tmp_path):
     found = inspect(sorted(tmp_path.iterdir()))
     assert found.iterations == (500, 1000, 1500, 2000)
     assert [path.stem for path in found.paths] == ["step-500", "step-1000", "step-1500", "step-2000"]
-    assert found.numbered
+    assert found.order == "the steps in the files' names"
     assert [layers["conv"].ratios[1] for layers in found.layers] == pytest.approx([0.9, 0.88, 0.3, 0.25])
     assert (found.verdict.state, found.verdict.since) == ("collapsed", 1000)
 
 
-def test_a_blurs_kernel_is_no_layer(tmp_path):
+def spectrum_of(weight: torch.Tensor) -> np.ndarray:
+    return np.linalg.svd(matrix_of(weight.double()), compute_uv=False)
+
+
+BLOCKS = torch.linspace(1, 3, 6).reshape(2, 3)
+SCALES = {  # the scale's name, its values, and what it makes of a weight of ones, 200 x 300
+    "a tensor's": ("weight_scale", torch.tensor(0.5), torch.full((200, 300), 0.5)),
+    "a tensor's, of one number": ("scale_weight", torch.tensor([0.5]), torch.full((200, 300), 0.5)),
+    "the rows'": ("weight_scale", torch.arange(1.0, 201), torch.arange(1.0, 201)[:, None].expand(200, 300)),
+    "the rows', as a column": ("weight_scale", torch.arange(1.0, 201)[:, None], torch.arange(1.0, 201)[:, None].expand(200, 300)),
+    "blocks'": ("weight_scale_inv", BLOCKS, BLOCKS.repeat_interleave(128, 0).repeat_interleave(128, 1)[:200, :300]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SCALES)
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_weights_of_eight_bits_are_multiplied_with_their_scale(case, form, tmp_path):
+    name, scale, factor = SCALES[case]
+    weight = torch.randn(200, 300).to(torch.float8_e4m3fn)
+    state = {"a.weight": weight, f"a.{name}": scale, "a.input_scale": torch.ones(()), "b.weight": torch.eye(2)}
+    save_file(state, tmp_path / "m") if form == "safetensors" else torch.save(state, tmp_path / "m")
+    found = inspect([tmp_path / "m"])
+    expected = spectrum_of(weight.float() * factor)
+    np.testing.assert_allclose(found.layers[0]["a"].singular_values, expected, atol=2e-5 * expected[0])
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        {"weight_scale": torch.ones(7)},
+        {"weight_scale": torch.ones(8, 5)},
+        {"weight_scale": torch.ones(8, 12, dtype=torch.uint8)},
+        {"weight_scale": torch.ones(8), "weight_scale_2": torch.ones(())},
+        {"scale": torch.ones(8)},
+        {"weight.scale": torch.ones(8)},
+    ],
+)
+def test_weights_whose_scale_is_not_known_are_left_out(scales, tmp_path):
+    state = {"a.weight": torch.ones(8, 12).to(torch.float8_e5m2), "b.weight": torch.eye(2)}
+    torch.save(state | {f"a.{name}": scale for name, scale in scales.items()}, tmp_path / "m.pt")
+    found = inspect([tmp_path / "m.pt"])
+    assert "a" not in found.layers[0]
+    assert "1 of eight bits with scales of an unknown kind" in found.notes[0]
+
+
+def test_what_cannot_be_a_weight_is_counted_by_reason(tmp_path):
+    with quiet():
+        tensors = {
+            "quantized": torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "sparse": torch.eye(3).to_sparse(),
+            "sparse too": torch.eye(3).to_sparse_csr(), "meta": torch.empty(3, 3, device="meta"),
+            "complex": torch.eye(3, dtype=torch.complex64), "integers": torch.ones(3, 3, dtype=torch.int8),
+            "view": torch.ones(1).expand(9, 9), "nested": torch.nested.nested_tensor([torch.eye(2), torch.eye(3)]),
+        }  # fmt: skip
+        torch.save(
+            {f"{name}.weight": tensor for name, tensor in tensors.items()} | {"step": torch.ones(())}, tmp_path / "m.pt"
+        )
+    with pytest.raises(ValueError, match="holds no weight matrix, but tensors that are left out") as raised:
+        inspect([tmp_path / "m.pt"])
+    for said in (
+        "1 quantized", "2 sparse", "1 without values, on the device meta", "1 of complex numbers", "1 of integers",
+        "1 views larger than their storage", "1 nested", "quantized: save model.dequantize()", "sparse: save their .to_dense()",
+    ):  # fmt: skip
+        assert said in str(raised.value)
+    assert "--only" not in str(raised.value)
+
+
+def test_a_mask_of_integers_is_applied(tmp_path):
+    mask = (torch.rand(6, 9) > 0.5).to(torch.uint8)
+    weight = torch.randn(6, 9)
+    torch.save({"a.weight_orig": weight, "a.weight_mask": mask}, tmp_path / "m.pt")
+    found = inspect([tmp_path / "m.pt"]).layers[0]["a"]
+    np.testing.assert_allclose(found.singular_values, spectrum_of(weight * mask), atol=1e-4)
+
+
+def kinds_of_weights() -> dict[str, torch.Tensor]:
     row = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    torch.save({"conv.weight": torch.randn(16, 9), "blur.kernel": torch.outer(row, row) / 64}, tmp_path / "k.pt")
-    found = inspect([tmp_path / "k.pt"])
-    assert list(found.layers[0]) == ["conv"]
-    assert found.notes[0].endswith("tensors left out: 1 a blur's kernel")
-    assert list(inspect([tmp_path / "k.pt"], only=["blur.kernel"]).layers[0]) == ["blur.kernel"]
+    blur = torch.outer(row, row) / 64
+    return {
+        "g.conv.weight": torch.randn(1, 24, 16, 3, 3), "g.conv.modulation.weight": torch.randn(16, 8),
+        "g.rgb.weight": torch.randn(1, 3, 6, 1, 1), "g.rgb.modulation.weight": torch.randn(6, 8),
+        "g.rgb.style.fc.weight": torch.randn(6, 8), "g.conv.blur.kernel": blur, "g.conv.noise.weight": torch.zeros(1),
+        "g.ada.weight": torch.randn(8, 16, 3, 3), "g.ada.affine.weight": torch.randn(16, 8),
+        "d.bank.weight": torch.randn(4, 24, 16, 3, 3), "d.video.weight": torch.randn(6, 4, 3, 3, 3),
+        "d.head.weight": torch.randn(1, 24, 4, 4, 4), "d.dw.weight": torch.randn(64, 1, 3, 3),
+        "d.down.weight": blur.expand(64, 1, 4, 4).clone(), "d.filter.weight": torch.randn(9, 1, 4),
+        "d.blur.kernel": blur.expand(64, 1, 4, 4).clone(), "d.bn.embed.weight": torch.ones(10, 32),
+        "d.bn.gamma.weight": torch.ones(10, 32), "d.l_y.weight": torch.randn(10, 32), "d.fc.weight": torch.randn(1, 32),
+    }  # fmt: skip
+
+
+def test_matrices_are_what_the_network_multiplies_with(tmp_path):
+    state = kinds_of_weights()
+    torch.save(state, tmp_path / "m.pt")
+    found = inspect([tmp_path / "m.pt"])
+    matrices = {name: one.matrix for name, one in found.layers[0].items()}
+    assert matrices == {
+        "g.conv": (24, 144), "g.conv.modulation": (16, 8), "g.rgb": (3, 6), "g.rgb.modulation": (6, 8),
+        "g.rgb.style.fc": (6, 8), "g.ada": (8, 144), "g.ada.affine": (16, 8), "d.bank.0": (24, 144),
+        "d.bank.1": (24, 144), "d.bank.2": (24, 144), "d.bank.3": (24, 144), "d.video": (6, 108), "d.head": (1, 1536),
+        "d.dw": (64, 9), "d.bn.embed": (10, 32), "d.bn.gamma": (10, 32), "d.l_y": (10, 32), "d.fc": (1, 32),
+    }  # fmt: skip
+    unjudged = {name for name, one in found.layers[0].items() if one.verdict == "-"}
+    assert unjudged == {"d.dw", "d.bn.embed", "d.bn.gamma", "d.l_y", "d.fc", "d.head"}
+    assert found.layers[0]["d.dw"].statistics is not None
+    np.testing.assert_allclose(
+        found.layers[0]["g.conv"].singular_values, spectrum_of(state["g.conv.weight"][0]), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        found.layers[0]["d.bank.2"].singular_values, spectrum_of(state["d.bank.weight"][2]), rtol=1e-4
+    )
+    assert "4 fixed filters" in found.notes[0]
+    only = inspect([tmp_path / "m.pt"], only=["d.bank", "d.blur.kernel"])
+    assert list(only.layers[0]) == ["d.bank.0", "d.bank.1", "d.bank.2", "d.bank.3", "d.blur.kernel"]
+
+
+def test_the_layers_without_a_verdict_are_counted(tmp_path, capsys):
+    kept = ("ada", "dw", "l_y", "fc", "head")
+    state = {name[2:]: value for name, value in kinds_of_weights().items() if name.split(".")[1] in kept}
+    torch.save(state, tmp_path / "m.pt")
+    display.autopsy(inspect([tmp_path / "m.pt"]))
+    assert "\n2 healthy, 4 without a verdict\n" in capsys.readouterr().out
+
+
+def test_a_bank_of_many_kernels_is_left_out(tmp_path):
+    torch.save({"a.weight": torch.zeros(65, 2, 9, 1, 1), "b.weight": torch.eye(2)}, tmp_path / "m.pt")
+    assert "1 banks of more than 64 kernels" in inspect([tmp_path / "m.pt"]).notes[0]
+
+
+def test_the_networks_in_a_file_are_judged_one_by_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    level = lambda part: torch.diag(torch.tensor([1.0] + [part] * 15))  # noqa: E731
+    # Half of the layers falling by a fifth is a collapse, where those of another network are not counted with them.
+    for step, part in ((100, 0.9), (200, 0.9), (300, 0.7)):
+        networks = {"generator": (3, 0.9), "mpd": (3, part), "scale": (1, 0.9)}
+        state = {f"{name}.{i}.weight": level(value) for name, (count, value) in networks.items() for i in range(count)}
+        torch.save(state, tmp_path / f"do_{step}")
+    found = inspect(sorted(tmp_path.iterdir()))
+    assert {group: verdict.state for group, verdict in found.verdicts.items()} == {
+        "generator": "healthy", "mpd": "collapsing", "": "healthy",
+    }  # fmt: skip
+    assert found.verdict.state == "collapsing"
+    plain = found.to_dict()
+    assert plain["groups"] == {name: [f"{name}.{i}" for i in range(3)] for name in ("generator", "mpd")} | {
+        "": ["scale.0"]
+    }
+    assert plain["verdict"]["by_group"]["generator"]["state"] == "healthy"
+    assert plain["verdict"]["by_layer"]["mpd.0"] == "collapsing"
+    for paths in (found.paths, found.paths[:1]):
+        display.autopsy(inspect(paths))
+        lines = capsys.readouterr().out.splitlines()
+        heads = [lines.index(head) for head in ("generator:", "mpd:", "(other layers):")]
+        assert heads == sorted(heads)
+        assert all(
+            line.startswith("generator.") for line in lines[heads[0] : heads[1]] if line.startswith("generator.")
+        )
+        assert any(line.startswith("mpd.2") for line in lines[heads[1] : heads[2]])
+        assert max(map(len, lines)) <= 80
 
 
 def test_checkpoints_of_different_models_are_told_apart(tmp_path):
