@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any, Literal
 
 Split = Literal["train", "test", "unlabeled"]
@@ -41,6 +42,43 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def printable(text: str) -> str:
     """Replace what could steer a terminal: control characters, and those that turn the direction of writing."""
     return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def default_groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Tell the networks apart that layers belong to, by the layers' dotted names.
+
+    The networks are the children that hold more than one layer each, if there are several of them. Where a single child
+    holds all layers its children are looked at instead; otherwise everything is one group.
+
+    Args:
+        names: of the layers, each once.
+
+    Returns:
+        Group -> its layers, in the order of ``names``, each layer once. A group has the name of its child; that of
+        the layers outside the children, or of everything, is "".
+
+    Example:
+        >>> default_groups(["g.a", "g.b", "d.a", "d.b", "scale"])
+        {'g': ('g.a', 'g.b'), 'd': ('d.a', 'd.b'), '': ('scale',)}
+        >>> list(default_groups(["mpd.nets.0.a", "mpd.nets.0.b", "mpd.nets.1.a", "mpd.nets.1.b"]))
+        ['mpd.nets.0', 'mpd.nets.1']
+        >>> default_groups(["body.a", "body.b", "last"])
+        {'': ('body.a', 'body.b', 'last')}
+    """
+    parts = {name: name.split(".") for name in names}
+    children: dict[str, list[str]] = {}
+    if len(parts) > 1:
+        # What the first and the last in order have in common all have.
+        first, last = min(parts.values()), max(parts.values())
+        pairs = enumerate(zip(first, last, strict=False))
+        depth = next((index for index, (a, b) in pairs if a != b), len(first))
+        for name, components in parts.items():
+            children.setdefault(".".join(components[: depth + 1]), []).append(name)
+    groups = {child: tuple(layers) for child, layers in children.items() if len(layers) > 1}
+    if len(groups) < 2:
+        return {"": tuple(names)} if names else {}
+    rest = tuple(name for layers in children.values() if len(layers) == 1 for name in layers)
+    return groups | ({"": rest} if rest else {})
 
 
 def bulk_range(rank: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from specreg.experiments.methods import GuardOptions, MethodOptions
 from specreg.losses import LOSSES, LossName
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
-from specreg.names import ALARMS, STATES, State, integer
+from specreg.names import ALARMS, STATES, State, default_groups, integer
 from specreg.training.loop import TrainingConfig
 
 
@@ -66,3 +66,30 @@ def test_the_words_of_a_type_are_the_keys_of_what_they_choose():
 def test_a_choice_that_the_type_does_not_have_is_refused(part, message):
     with pytest.raises(ValueError, match=message):
         Settings(**part)
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        ("", {}),
+        ("a", {"": "a"}),
+        ("a.b", {"": "a.b"}),
+        ("conv body.0 body.1 last", {"": "conv body.0 body.1 last"}),
+        ("G.a G.b D.a D.b.c", {"G": "G.a G.b", "D": "D.a D.b.c"}),
+        ("D.a G.a D.b G.b", {"D": "D.a D.b", "G": "G.a G.b"}),
+        ("x.G.a x.G.b x.D.a x.D.b", {"x.G": "x.G.a x.G.b", "x.D": "x.D.a x.D.b"}),
+        ("one G.a G.b D.a D.b two.w", {"G": "G.a G.b", "D": "D.a D.b", "": "one two.w"}),
+        ("x.G.a x.G.b x.D.a x.D.b y", {"": "x.G.a x.G.b x.D.a x.D.b y"}),
+        ("x.G.a x.G.b x.D.a x.D.b y.a y.b", {"x": "x.G.a x.G.b x.D.a x.D.b", "y": "y.a y.b"}),
+        ("x.a x.b x.c", {"": "x.a x.b x.c"}),
+        ("x x.G.a x.G.b x.D.a x.D.b", {"x.G": "x.G.a x.G.b", "x.D": "x.D.a x.D.b", "": "x"}),
+        ("G.a Gen.b Gen.a G.b", {"G": "G.a G.b", "Gen": "Gen.b Gen.a"}),
+    ],
+)
+def test_networks_are_told_apart_by_the_names_of_their_layers(names, groups):
+    assert default_groups(names.split()) == {group: tuple(layers.split()) for group, layers in groups.items()}
+
+
+def test_names_of_a_million_parts_are_grouped_at_once():
+    deep = "." * 10**6
+    assert list(default_groups([f"{deep}{last}" for last in ("a.1", "a.2", "b.1", "b.2")])) == [f"{deep}a", f"{deep}b"]
