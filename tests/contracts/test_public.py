@@ -39,7 +39,7 @@ SIGNATURES = {
     "d_optimal_penalty": "(module, *, only=None, skip=None)",
     "spectra": "(module, *, normalized=False, only=None, skip=None)",
     "remove": "(module)",
-    "Monitor": "(module, *, every=100, detector=None, actions=(), samples=None, only=None, skip=None)",
+    "Monitor": "(module, *, every=100, detector=None, actions=(), samples=None, groups=None, only=None, skip=None)",
     "Detector": "(thresholds=None)",
     "Guard": (
         "(monitor, *, scheme='static', states=('collapsing', 'collapsed'), healthy=1000, pin=None, every=10, "

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from specreg.layers import ALL_KINDS, Selection, find, require_finite
+from specreg.monitor.attainment import frozen_random_numbers
 from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import ratios
 
 
+@frozen_random_numbers()  # a parametrization that specreg does not know may draw some
 def spectra(
     module: nn.Module, *, normalized: bool = False, only: Selection = None, skip: Selection = None
 ) -> dict[str, Tensor]:
