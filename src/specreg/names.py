@@ -16,15 +16,17 @@ LARGEST_INTEGER = 2**53  # whole numbers are exact up to there, in whatever read
 
 
 def integer(name: str, value: Any, *, at_least: int | None = None, at_most: int = LARGEST_INTEGER) -> int:
-    """Return a value as an int if it is an integer of any library within bounds.
+    """Return a value as an int if it is an integer of any library, a tensor without dimensions too, within bounds.
 
     Raises:
         ValueError: it is a bool, a float or anything else, or out of bounds; says ``name``, the bound and the value.
     """
     bound = "" if at_least is None else f" of at least {at_least}"
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:  # also of an array or a tensor that holds no single integer
+        # What several libraries take for an index: a bool of theirs, and an array of one element.
+        is_number = not (isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"))
+        number = operator.index(value) if is_number and not getattr(value, "ndim", 0) else None
+    except (TypeError, RuntimeError):  # the latter of a tensor without memory
         number = None
     if number is None or (at_least is not None and number < at_least):
         raise ValueError(f"{name} must be an integer{bound}, got {value!r:.60}")

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import logging
 import zipfile
 from typing import NamedTuple
@@ -49,6 +50,17 @@ def train(module, monitor, guard=None, *, begin=1, end=4000, falls=range(1500, 2
         if verdict.changed:
             changes.append(verdict)
     return changes
+
+
+def train_pair(module, monitor, guard, falls, end=4000):
+    """Let the spectra of all layers of some networks fall, each within a range of iterations."""
+    for iteration in range(end + 1):
+        if iteration % 10 == 9:
+            for name, network in module.items():
+                for layer in (network[0], network[2]):
+                    flatten_spectrum(layer, 0.97 if iteration in falls.get(name, ()) else 0.99999)
+        guard.step()
+        monitor.step(iteration)
 
 
 def saved(*objects):
@@ -132,12 +144,170 @@ def test_a_resumed_monitor_goes_on_exactly():
     assert torch.equal(second.history.singular_values("2"), whole.history.singular_values("2"))
 
 
+@pytest.mark.parametrize(
+    "iteration", [np.int64(100), np.array(100), torch.tensor(100), torch.tensor(100, dtype=torch.uint8)]
+)
+def test_an_integer_of_any_library_is_an_iteration(iteration):
+    monitor = specreg.Monitor(nn.Linear(4, 4), every=np.int64(50))
+    monitor.step(1)
+    verdict = monitor.step(iteration)
+    assert [type(at) for at in (verdict.iteration, *monitor.history.iterations)] == [int] * 3
+    again = specreg.Monitor(nn.Linear(4, 4))
+    again.load_state_dict(saved(monitor)[0])
+    assert again.history.iterations == [1, 100]
+    assert json.loads(json.dumps(verdict.to_dict()))["iteration"] == 100
+
+
+@pytest.mark.parametrize(
+    "iteration", [100.0, True, "100", None, torch.tensor(100.0), torch.tensor(True), torch.tensor([100])]
+)
+@pytest.mark.parametrize("call", ["step", "snapshot"])
+def test_what_is_no_iteration_is_refused_before_anything_changes(iteration, call):
+    monitor = specreg.Monitor(nn.Linear(4, 4))
+    monitor.step(1)
+    before, latest = monitor.state_dict(), monitor.latest
+    with pytest.raises(ValueError, match="iteration must be an integer, got "):
+        getattr(monitor, call)(iteration)
+    with pytest.raises(ValueError, match="iteration must be an integer, got "):
+        monitor.history.add(iteration, latest)
+    assert torch.equal(monitor.state_dict()["history"]["layers"][""], before["history"]["layers"][""])
+    assert (monitor.history.iterations, monitor.detector.state_dict()) == ([1], before["detector"])
+    assert monitor.latest is latest
+
+
+@pytest.mark.parametrize("length", [40, 150])  # with one snapshot in the first epoch, and with more
+def test_iterations_that_begin_anew_in_each_epoch_are_refused(length):
+    monitor = specreg.Monitor(nn.Linear(4, 4))
+    for iteration in range(length):
+        monitor.step(iteration)
+        monitor.step(iteration)  # twice the same, as with two discriminator steps, is fine
+    with pytest.raises(ValueError, match=rf"got 0 after {length - 1}; count them over the whole training, not anew"):
+        monitor.step(0)
+    monitor.step(length)
+    resumed = specreg.Monitor(nn.Linear(4, 4))
+    resumed.load_state_dict(saved(monitor)[0])
+    monitor.load_state_dict(saved(monitor)[0])
+    for each in (monitor, resumed):
+        each.step(length - length % 100)  # a checkpoint may be older than the last step
+        with pytest.raises(ValueError, match="iterations must not go back: got -1 after "):
+            each.step(-1)
+
+
+def test_a_detector_that_has_judged_another_training_changes_nothing():
+    detector = specreg.Detector()
+    specreg.Monitor(nn.Linear(4, 4), detector=detector).step(100)
+    monitor = specreg.Monitor(nn.Linear(4, 4), detector=detector)
+    with pytest.raises(ValueError, match="iterations must grow: got 1 after 100"):
+        monitor.step(1)
+    assert (len(monitor.history), monitor.latest, monitor.verdict) == (0, {}, None)
+
+
+def test_samples_and_unknown_parametrizations_move_no_random_number():
+    class Noise(nn.Module):
+        def forward(self, weight):
+            return weight + 1e-3 * torch.randn_like(weight)
+
+    module = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    nn.utils.parametrize.register_parametrization(module[1], "weight", Noise())
+    detector = specreg.Detector(specreg.Thresholds(warmup=0, smoothing=1))
+    monitor = specreg.Monitor(module, every=1, detector=detector, samples=lambda: (torch.rand(8, 2), torch.rand(8, 2)))
+    before = torch.get_rng_state()
+    monitor.step(1)
+    flatten_spectrum(module[0], 0.1)
+    assert monitor.step(2).samples is not None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_nan_weight_is_named():
     module = network()
     monitor = specreg.Monitor(module)
     module[2].weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="layer '2'"):
         monitor.step(1)
+
+
+class Pair(nn.Module):
+    def __init__(self, **networks):
+        super().__init__()
+        for name, child in networks.items():
+            self.add_module(name, child)
+
+
+class MultiPeriod(nn.Module):
+    """The parts of HiFi-GAN's discriminators that matter: several networks in a list of their own."""
+
+    def __init__(self, count, layers):
+        super().__init__()
+        self.discriminators = nn.ModuleList(
+            Pair(convs=nn.ModuleList(nn.Conv1d(4, 4, 3) for _ in range(layers - 1)), conv_post=nn.Conv1d(4, 2, 3))
+            for _ in range(count)
+        )
+
+
+class TestGroups:
+    @pytest.mark.parametrize(
+        ("make", "names"),
+        [
+            (lambda: nn.ModuleDict({"D": network(), "G": network()}), ["D", "G"]),
+            (lambda: nn.ModuleList([network(), network()]), ["0", "1"]),
+            (lambda: Pair(D=network(), G=network(), scale=nn.Linear(2, 2)), ["D", "G", ""]),
+            (lambda: Pair(gan=Pair(D=network(), G=network())), ["gan.D", "gan.G"]),
+            (lambda: MultiPeriod(5, 6), [f"discriminators.{i}" for i in range(5)]),
+            (lambda: MultiPeriod(3, 8), [f"discriminators.{i}" for i in range(3)]),
+            (lambda: torch.compile(nn.ModuleDict({"D": torch.compile(network()), "G": network()})), ["D", "G"]),
+            (network, [""]),
+            (lambda: nn.Linear(3, 3), [""]),
+            # A chain of blocks is one network.
+            (lambda: nn.Sequential(network(), network()), [""]),
+            (lambda: Pair(body=nn.Sequential(network(), network())), [""]),
+        ],
+    )
+    def test_networks_side_by_side_are_groups_by_default(self, make, names):
+        monitor = specreg.Monitor(make())
+        assert list(monitor.groups) == names
+        assert sorted(name for layers in monitor.groups.values() for name in layers) == sorted(monitor.layers)
+        assert list(monitor.step(0).groups) == names
+
+    def test_groups_may_be_named(self):
+        module = nn.ModuleDict({"mpd": MultiPeriod(5, 6), "msd": MultiPeriod(3, 8)})
+        assert [len(layers) for layers in specreg.Monitor(module).groups.values()] == [30, 24]
+        each = {f"{key}{i}": f"{key}.discriminators.{i}" for key, n in (("mpd", 5), ("msd", 3)) for i in range(n)}
+        assert [len(layers) for layers in specreg.Monitor(module, groups=each).groups.values()] == [6] * 5 + [8] * 3
+        assert list(specreg.Monitor(module, groups={"both": "*"}).groups) == ["both"]
+        mixed = specreg.Monitor(module, groups={"one": ["mpd", "msd.discriminators.0"], "other": "msd.*.[12].conv*"})
+        assert [len(layers) for layers in mixed.groups.values()] == [38, 16]
+
+    @pytest.mark.parametrize(
+        ("groups", "message"),
+        [
+            ({"D": "D"}, "layer 'G.0' is in no group: put every layer into exactly one"),
+            ({"D": ["D", "G"], "G": "G"}, "layer 'G.0' is in the groups D, G"),
+            ({"D": "D", "G": ["G", "H"]}, "group 'G': 'H' names no layer; the layers are D.0"),
+            ({"D": ["D", "G"], "G": []}, "group 'G' is empty"),
+            ({"": "*"}, "groups must map names to layers"),
+            (["D", "G"], "groups must map names to layers"),
+            ({"D": ["D", 5], "G": "G"}, "group 'D': 5 names no layer"),
+        ],
+    )
+    def test_layers_have_exactly_one(self, groups, message):
+        with pytest.raises(ValueError, match=message):
+            specreg.Monitor(nn.ModuleDict({"D": network(), "G": network()}), groups=groups)
+
+    def test_one_of_two_equal_discriminators_is_seen_to_fall(self):
+        for networks in ({"a": network()}, {"a": network(), "b": network()}):
+            module = nn.ModuleDict({name: nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))) for name in networks})
+            monitor = specreg.Monitor(module)
+            changes = []
+            for iteration in range(2001):
+                if iteration % 10 == 9:
+                    for layer in module["a"]:
+                        flatten_spectrum(layer, 0.72 ** (1 / 50) if 1500 <= iteration < 2000 else 0.999)
+                verdict = monitor.step(iteration)
+                changes += [verdict] if verdict.changed else []
+            assert [(verdict.state, len(verdict.layers)) for verdict in changes] == [("collapsing", 4)]
+            assert ("collapsing in a since" in changes[0].message) == (len(networks) == 2)
+        assert [each.state for each in monitor.verdict.groups.values()] == ["collapsing", "healthy"]
+        assert not any(each.changed for each in monitor.step(2001).groups.values())
 
 
 class TestHistory:
@@ -198,6 +368,8 @@ class TestHistory:
             history.add(900, {"a.b": torch.ones(5), "grouped": torch.ones(2, 3)})
         with pytest.raises(ValueError, match="the layers changed"):
             history.add(1000, {"a.b": torch.ones(5)})
+        with pytest.raises(ValueError, match=r"'grouped' had singular values of shape \(2, 3\), now \(3,\)"):
+            history.add(1000, {"a.b": torch.ones(5), "grouped": torch.ones(3)})
         assert len(history) == 10
 
 
@@ -328,7 +500,25 @@ class TestActions:
         pin.restore()
         assert torch.equal(module.weight, before)
 
+    @pytest.mark.parametrize(
+        "state", [{}, {"kept": {1: {"g": {}}}}, {"kept": {"1": {"d": {}}}}, {"kept": {}, "more": 1}]
+    )
+    def test_a_state_that_is_no_pins_is_refused_whole(self, state):
+        pin = Pin({"d": nn.Linear(2, 2)})
+        pin(specreg.Detector().update(np.int64(7), {"a": [1.0, 0.9]}))
+        with pytest.raises(ValueError, match=r"not a state of a pin of d|must be an integer"):
+            pin.load_state_dict(state)
+        assert pin.iterations == [7]
+        roll_back = RollBack(pin)
+        with pytest.raises(ValueError, match="not a state of a roll-back"):
+            roll_back.load_state_dict({"restored": []})
+        with pytest.raises(ValueError, match="must be an integer"):
+            roll_back.load_state_dict({"restored": [(1.5, 1)], "inside": True})
+        assert (roll_back.restored, roll_back._inside) == ([], False)
+
     def test_bad_pins_are_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="times must be an integer"):
+            RollBack(Pin({"d": nn.Linear(2, 2)}), times=1.5)
         with pytest.raises(ValueError, match="nothing to pin"):
             Pin({})
         with pytest.raises(ValueError, match="copies must be"):
@@ -350,6 +540,31 @@ def test_what_is_not_watched_is_said(caplog):
     assert monitor.layers == ("1",)
     assert monitor.left_out.not_covered == ("0.weight",)
     assert caplog.messages == ["monitor: left out, of no known layer: 0.weight"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state["history"].update(iterations=[1, 1]),
+        lambda state: state["history"].update(iterations=[1.5, 100]),
+        lambda state: state["history"]["layers"].update({"2": torch.ones(3, 6)}),
+        lambda state: state["history"]["layers"].update({"2": [1.0]}),
+        lambda state: state["history"].pop("layers"),
+        lambda state: state["detector"].pop("last"),
+        lambda state: state["detector"]["layers"]["2"].update(recent=None),
+        lambda state: state.update(more=1),
+    ],
+)
+def test_a_state_that_is_no_monitors_is_refused_whole(spoil):
+    monitor, other = specreg.Monitor(network()), specreg.Monitor(network())
+    for each in (monitor, other):
+        each.step(1)
+    other.step(100)
+    state = saved(other)[0]
+    spoil(state)
+    with pytest.raises(ValueError, match=r"not a |must be an integer"):
+        monitor.load_state_dict(state)
+    assert (monitor.history.iterations, monitor.verdict.iteration, monitor.detector.verdict().iteration) == ([1], 1, 1)
 
 
 def test_a_state_of_other_layers_is_refused_before_anything_changes():
@@ -416,10 +631,12 @@ class TestGuard:
         monitor = specreg.Monitor(module)
         guard = specreg.Guard(monitor, scheme="static", keep=keep, every=10)
         train(module, monitor, guard)
-        assert guard.compensator.counts()["2"] == count
+        counts, state = guard.compensator.counts(), guard.state_dict()
+        assert counts["2"] == count
+        guard.remove()
         resumed = specreg.Guard(specreg.Monitor(module), scheme="static", keep=keep, every=10)
-        resumed.load_state_dict(guard.state_dict())
-        assert resumed.compensator.counts() == guard.compensator.counts()
+        resumed.load_state_dict(state)
+        assert resumed.compensator.counts() == counts
 
     @pytest.mark.parametrize("scheme", ["anchored", "dynamic", "static"])
     def test_a_past_that_was_thinned_is_past_enough(self, scheme):
@@ -483,6 +700,7 @@ class TestGuard:
             train(module, monitor, guard, end=cut)
             if interrupted:
                 states = saved(monitor, guard)
+                guard.remove()
                 monitor = specreg.Monitor(module)
                 guard = specreg.Guard(monitor, every=3)
                 monitor.load_state_dict(states[0])
@@ -491,6 +709,116 @@ class TestGuard:
             ends.append((module[2].weight.detach().clone(), guard.switched_on))
         assert torch.equal(ends[0][0], ends[1][0])
         assert ends[0][1] == ends[1][1]
+
+    @pytest.mark.parametrize("fallen", ["G", "D"])
+    def test_it_looks_at_its_own_layers_alone(self, fallen):
+        module = nn.ModuleDict({"D": network(), "G": network()})
+        monitor = specreg.Monitor(module)
+        pin = Pin({"D": module["D"]}, every=100)
+        guard = specreg.Guard(monitor, only="D", pin=pin, scheme="anchored")
+        healthy = specreg.spectra(module, normalized=True)
+        train_pair(
+            module, monitor, guard, {"G": range(1000, 1500)} | ({"D": range(3000, 3500)} if fallen == "D" else {})
+        )
+        assert monitor.verdict.evidence["G.2"].state == "collapsed"
+        if fallen == "G":
+            assert (guard.switched_on, guard.compensator) == (None, None)
+            assert pin.iterations == [3700, 3800, 3900, 4000]  # of the discriminator's healthy states
+            return
+        assert 3000 < guard.switched_on <= 3500
+        assert 2500 < guard.restored <= 3000
+        now = specreg.spectra(module, normalized=True)
+        assert torch.allclose(now["D.2"], healthy["D.2"], atol=0.05)
+        assert (now["G.2"] < 0.5 * healthy["G.2"])[1:].all()
+
+    def test_each_layers_record_is_from_after_its_own_warm_up(self):
+        module = nn.ModuleDict({"D": network(), "G": network()})
+        monitor = specreg.Monitor(module)
+        guard = specreg.Guard(monitor, scheme="anchored", healthy=2000)
+        for iteration in range(3001):
+            if iteration % 100 == 50:
+                # One network's training begins at once and the other's at 1200; both leave their initialization.
+                flatten_spectrum(module["D"][2], 0.9 if iteration < 300 else 0.8 if iteration > 2600 else 0.9999)
+                if iteration > 1200:
+                    flatten_spectrum(module["G"][2], 0.9 if iteration < 1400 else 0.9999)
+            monitor.step(iteration)
+            if guard.switched_on:
+                break
+        since, record = monitor.verdict.since, guard.compensator.state_dict()["record"]
+        past = monitor.history.mean_spectra(since - 2000, since)
+        late = monitor.history.mean_spectra(1200 + 250, since)
+        assert torch.allclose(record["D.2"], past["D.2"] / past["D.2"][0])
+        assert torch.allclose(record["G.2"], late["G.2"] / late["G.2"][0])
+        assert not torch.allclose(record["G.2"], past["G.2"] / past["G.2"][0])
+
+    @pytest.mark.parametrize("spoil", [
+        lambda state: state.update(switched_on=None),
+        lambda state: state.update(switched_on="2000"),
+        lambda state: state.update(compensator=None),
+        lambda state: state["compensator"].update(calls=-1),
+        lambda state: state["compensator"].update(record={"0": torch.ones(2)}),
+    ])  # fmt: skip
+    def test_a_state_that_does_not_fit_is_refused_whole(self, spoil):
+        module = network()
+        monitor = specreg.Monitor(module)
+        guard = specreg.Guard(monitor, scheme="anchored")
+        train(module, monitor, guard, end=2500)
+        state, compensator, layers = saved(guard)[0], guard.compensator, guard.compensator.layers
+        spoil(state)
+        with pytest.raises(ValueError, match=r"not a guard's state|must be an integer|lacks the layer"):
+            guard.load_state_dict(state)
+        assert guard.compensator is compensator
+        assert compensator.layers is layers
+        idle = specreg.Guard(specreg.Monitor(network())).state_dict()
+        guard.scheme = "static"
+        guard.load_state_dict(idle)
+        assert guard.compensator is None
+        with pytest.raises(ValueError, match="layer '0' is held by another compensator or guard"):
+            specreg.static_compensation(module)
+
+    def test_layers_have_one_compensator_or_guard(self):
+        module = network()
+        makers = {
+            "compensator": lambda **options: specreg.static_compensation(module, **options),
+            "guard": lambda **options: specreg.Guard(specreg.Monitor(module), **options),
+        }
+        for first in makers.values():
+            held = first(only=["0", "2"])
+            monitor = specreg.Monitor(module)
+            for second in makers.values():
+                with pytest.raises(ValueError, match=r"layer '0' is held .* call its remove\(\) first, or .* skip='0'"):
+                    second()
+                second(only="4").remove()
+            with pytest.raises(ValueError, match="layer '0' is held by another"):
+                specreg.Guard(monitor)
+            assert monitor.actions == []
+            held.remove()
+            first().remove()
+            first()  # what nobody refers to holds nothing, a guard and its monitor neither
+        held = makers["compensator"]()
+        copied, compensator = copy.deepcopy((module, held))
+        specreg.Guard(specreg.Monitor(copied))  # a copy is held by nobody
+        assert compensator.step()
+        assert "compensator" not in repr(torch.save(module, io.BytesIO()) or vars(module))
+
+    def test_a_tied_weight_is_held_under_each_of_its_names(self):
+        module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        module[1].weight = module[0].weight
+        first = specreg.static_compensation(module, only="0")
+        with pytest.raises(ValueError, match="layer '1' is held"):
+            specreg.dynamic_compensation(module, only="1")
+        assert first.step()
+
+    def test_it_lets_go(self):
+        module = network()
+        monitor = specreg.Monitor(module)
+        guard = specreg.Guard(monitor)
+        train(module, monitor, guard, end=2500)
+        guard.remove()
+        assert monitor.actions == []
+        before = module[2].weight.detach().clone()
+        assert not any(guard.step() for _ in range(20))
+        assert torch.equal(module[2].weight, before)
 
     def test_mistakes_are_said_at_once(self):
         module = network()
@@ -504,7 +832,7 @@ class TestGuard:
             specreg.Guard(specreg.Monitor(module), states=("ill",))
         guard = specreg.Guard(specreg.Monitor(module))
         with pytest.raises(ValueError, match="of the scheme 'anchored'"):
-            guard.load_state_dict(specreg.Guard(specreg.Monitor(module), scheme="anchored").state_dict())
+            guard.load_state_dict(specreg.Guard(specreg.Monitor(network()), scheme="anchored").state_dict())
 
 
 class TestDiversity:

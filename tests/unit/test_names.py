@@ -5,6 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
 from specreg.experiments.config import DataConfig, ModelConfig, RecordConfig, Settings
 from specreg.experiments.methods import GuardOptions, MethodOptions
@@ -12,19 +13,27 @@ from specreg.losses import LOSSES, LossName
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
 from specreg.names import ALARMS, STATES, State, default_groups, integer
+from specreg.spectra.reference import checked_keep
 from specreg.training.loop import TrainingConfig
 
+NO_INTEGERS = [
+    True, 3.0, "3", None, math.nan, np.float64(3), np.bool_(True), [3], np.array([3]), np.array(True),
+    torch.tensor(True), torch.tensor(3.0), torch.tensor([3]), torch.empty((), dtype=torch.int64, device="meta"),
+]  # fmt: skip
 
-@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3), torch.tensor(3).char()])
 def test_integers_of_any_library_become_ints(value):
     assert type(integer("every", value, at_least=1)) is int
     assert integer("every", value) == 3
 
 
-@pytest.mark.parametrize("value", [True, 3.0, "3", None, math.nan, np.float64(3), np.bool_(True), [3]])
+@pytest.mark.parametrize("value", NO_INTEGERS)
 def test_what_is_no_integer_is_refused(value):
     with pytest.raises(ValueError, match="every must be an integer of at least 1, got "):
         integer("every", value, at_least=1)
+    with pytest.raises(ValueError, match=r"keep must be a fraction of r in .*, got "):
+        checked_keep(value)
     with pytest.raises(ValueError, match="every must be an integer, got "):
         integer("every", value)
 
@@ -43,6 +52,8 @@ def test_numpy_integers_reach_the_library():
     from torch import nn
 
     assert type(Monitor(nn.Sequential(nn.Linear(4, 4)), every=np.int32(5), detector=Detector()).every) is int
+    kept = [checked_keep(value) for value in (np.int64(3), torch.tensor(3), np.float32(0.5), 1.0, 1)]
+    assert [(value, type(value)) for value in kept] == [(3, int), (3, int), (0.5, float), (1.0, float), (1, int)]
 
 
 def test_the_words_of_a_type_are_the_keys_of_what_they_choose():

@@ -305,6 +305,7 @@ def test_satisfied_tells_before_from_after():
     with torch.no_grad():
         module[0].weight.mul_(2)
     assert compensator.satisfied()  # a scheme about ratios
+    compensator.remove()
     unit = specreg.static_compensation(module, scale="unit")
     assert not unit.satisfied()
     unit.step()

@@ -19,8 +19,8 @@ from specreg.experiments.sources.source import SampleEvaluator
 from specreg.files import give_name
 from specreg.guard import Guard
 from specreg.monitor.attainment import attainment, evaluating, gradient_norms
-from specreg.monitor.detector import Verdict
 from specreg.monitor.samples import diversity
+from specreg.monitor.verdict import Verdict
 from specreg.processes import ALONE, Processes
 from specreg.records import RunDirectory
 from specreg.training.loop import draw_latent

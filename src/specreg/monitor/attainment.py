@@ -124,14 +124,14 @@ def gradient_norms(
     r"""Return the mean of :math:`\|\nabla_x D(x)\|_2` on real, generated and interpolated samples.
 
     Interpolated samples are :math:`x = t x_r + (1 - t) x_g` with uniform t, as in the gradient penalty. No parameter's
-    gradient is changed.
+    gradient, no buffer of a module and no random number of the training is changed.
 
     Args:
         discriminator: a module, which is called in eval mode, or a function of samples (a closure over the labels if
             conditional), whose networks have to be in eval mode, or else power iteration under spectral normalization
             moves. It returns scores, or a list of scores to be added up, and no feature maps.
         real, generated: samples of equal shape (N, \*).
-        generator: source of t.
+        generator: source of t; by default the same t at each call.
 
     Returns:
         "real", "generated", "interpolated" -> the mean norm.
@@ -142,13 +142,14 @@ def gradient_norms(
     """
     if real.shape != generated.shape:
         raise ValueError(f"real and generated samples differ in shape: {tuple(real.shape)}, {tuple(generated.shape)}")
-    t = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator).to(real)
+    source = torch.Generator().manual_seed(0) if generator is None else generator
+    t = torch.rand(len(real), *[1] * (real.ndim - 1), generator=source, device=source.device).to(real)
     samples = {"real": real, "generated": generated, "interpolated": generated + t * (real - generated)}
     context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if isinstance(discriminator, nn.Module):
         context, discriminator = evaluating(discriminator), unwrap(discriminator)
     norms = {}
-    with context, torch.enable_grad():
+    with context, frozen_random_numbers(), torch.enable_grad():
         for name, x in samples.items():
             leaf = x.detach().clone().requires_grad_(True)
             (gradient,) = torch.autograd.grad(_total(discriminator(leaf)), leaf)
@@ -158,17 +159,38 @@ def gradient_norms(
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every submodule into eval mode, and each back into its own afterwards."""
+    """Put every submodule into eval mode, and leave modes, buffers and random numbers as they were."""
     before = {child: child.training for child in module.modules()}
+    # A layer may count its calls, or move a power iteration of its own, in any mode.
+    buffers = [
+        (child, name, buffer, buffer.clone())
+        for child in module.modules()
+        for name, buffer in child.named_buffers(recurse=False)
+        if not isinstance(buffer, nn.UninitializedBuffer)
+    ]
     # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
     compiling = "torch._dynamo" in sys.modules
     module.eval()
     try:
-        with torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext():
+        eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
+        with eager, frozen_random_numbers():
             yield
     finally:
         for child, training in before.items():
             child.training = training
+        for child, name, buffer, value in buffers:
+            child._buffers[name] = buffer
+            if not torch.equal(buffer, value):  # a pending backward pass refuses what was written to
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def frozen_random_numbers() -> Iterator[None]:
+    """Put torch's global random numbers back afterwards, those of the CPU and of every CUDA device in use."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        yield
 
 
 def _measure(layer: Layer, child: Any, x: Tensor, output: Tensor, operator: bool) -> Attainment | None:

@@ -2,17 +2,18 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from specreg.layers import Selection, find, warn_of_differences
+from specreg.layers import Selection, find, matches, plainly_named_modules, shown, unwrap, warn_of_differences
+from specreg.monitor.attainment import frozen_random_numbers
 from specreg.monitor.detector import Detector, Verdict
 from specreg.monitor.history import History
 from specreg.monitor.samples import Diversity, diversity
 from specreg.monitor.snapshot import spectra_of
-from specreg.names import integer
+from specreg.names import default_groups, integer
 
 logger = logging.getLogger("specreg")
 
@@ -22,9 +23,15 @@ Samples = Callable[[], tuple[Tensor, Tensor]]
 
 
 class Monitor:
-    """Watch the spectra of a discriminator, and say when they collapse.
+    """Watch the spectra of a discriminator, or of several networks, and say when they collapse.
 
     Reading changes no buffer, gradient or random number: a training with a monitor is bit for bit that without.
+
+    Several networks in one module are *groups* of layers: each is judged as if it were alone, and the gravest verdict
+    is that on the whole. By default the groups are the module's children that hold more than one layer each, if there
+    are several of them (those of the only child that has layers, if there is just one), unless they follow each other
+    in an ``nn.Sequential``. The blocks of a network that lie in attributes of their own look the same:
+    ``groups={"discriminator": "*"}`` makes them one.
 
     Args:
         module: any module: plain, under spectral or weight normalization, compensated, compiled or wrapped.
@@ -34,11 +41,14 @@ class Monitor:
             ``specreg.monitor.actions`` and :class:`specreg.Guard`).
         samples: returns generated and real images; called when a snapshot gives an alarm, so that the verdict says
             whether the samples agree (see :func:`specreg.diversity`).
+        groups: name -> the layers of one network, as names or globs, a name standing for everything below it, as in
+            ``{"D": "netD", "G": ["netG", "mapping"]}``; each layer in exactly one group.
         only, skip: the layers to take, see :func:`specreg.layers.find`, chosen when the monitor is made; all kinds by
             default.
 
     Attributes:
         layers: the names of the watched layers.
+        groups: name -> its layers; "" is everything, or what is in no other default group.
         left_out: the names of weight matrices that no layer is known for, and of frozen layers beside trained ones; a
             warning names them.
         history: the snapshots, compact.
@@ -47,7 +57,7 @@ class Monitor:
         actions: a list.
 
     Raises:
-        ValueError: a bad option, or no layer matched.
+        ValueError: a bad option, no layer matched, or a layer is not in exactly one group.
 
     Example:
         >>> discriminator = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -66,6 +76,7 @@ class Monitor:
         detector: Detector | None = None,
         actions: Iterable[Action] = (),
         samples: Samples | None = None,
+        groups: Mapping[str, str | Iterable[str]] | None = None,
         only: Selection = None,
         skip: Selection = None,
     ) -> None:
@@ -77,39 +88,54 @@ class Monitor:
         self.latest: dict[str, Tensor] = {}
         self.verdict: Verdict | None = None
         self._samples = samples
+        self._newest: int | None = None  # the last iteration that step() was told
         # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
-        self._found = find(module, embeddings=True, only=only, skip=skip, title="monitor")
+        with frozen_random_numbers():
+            self._found = find(module, embeddings=True, only=only, skip=skip, title="monitor")
+            warn_of_differences(self._found)
         self._read()  # a wrong choice fails here, not hours later
         self.layers, self.left_out = tuple(self._found), self._found.left_out
+        self.groups = _networks(module, self.layers) if groups is None else _grouped(groups, self.layers)
         if (lines := self.left_out.lines()) and only is None:
             logger.warning("monitor: %s", "; ".join(lines))
-        warn_of_differences(self._found)
 
     def step(self, iteration: int) -> Verdict:
         """Take a snapshot if one is due, at the first call and at each multiple of ``every``, and judge it.
 
         Args:
-            iteration: of the training; growing, in steps of any size.
+            iteration: of the whole training, not of an epoch; never falling, in steps of any size.
 
         Returns:
             The newest verdict; its ``changed`` is False unless this call took the snapshot.
 
         Raises:
-            ValueError: a weight holds NaN or inf; names the layer.
+            ValueError: the iteration is no integer or lower than before, or a weight holds NaN or inf; names the layer.
         """
+        iteration = integer("iteration", iteration)
         last = self.history.iterations[-1] if self.history.iterations else None
+        newest = max((value for value in (last, self._newest) if value is not None), default=iteration)
+        if iteration < newest:
+            raise ValueError(
+                f"iterations must not go back: got {iteration} after {newest}; count them over the whole training, "
+                "not anew in each epoch"
+            )
+        self._newest = iteration
         due = last is None or iteration // self.every > last // self.every
         if not due and self.verdict is not None:
-            return dataclasses.replace(self.verdict, changed=False)
+            return self.verdict.unchanged()
         return self.snapshot(iteration)
 
     def snapshot(self, iteration: int) -> Verdict:
         """Take a snapshot now, whether due or not, judge it and call the actions."""
-        self.latest = self._read()
-        self.history.add(iteration, self.latest)  # before the verdict, as it refuses other layers than before
-        verdict = self.detector.update(iteration, self.latest)
+        iteration = integer("iteration", iteration)
+        latest = self._read()
+        self.history.require_next(iteration, latest)  # nothing is changed by what is refused
+        verdict = self.detector.update(iteration, latest, self.groups)
+        self.history.add(iteration, latest)
+        self.latest = latest
         if self._samples is not None and verdict.alarming:
-            verdict = _with_samples(verdict, diversity(*self._samples()))
+            with frozen_random_numbers():
+                verdict = _with_samples(verdict, diversity(*self._samples()))
         self.verdict = verdict
         for action in self.actions:
             action(verdict)
@@ -123,18 +149,53 @@ class Monitor:
         return {"detector": self.detector.state_dict(), "history": self.history.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; ValueError if it is something else."""
+        """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         if set(state) != {"detector", "history"}:
             raise ValueError(f"not a monitor's state: it has the keys {sorted(map(str, state))}")
-        layers = tuple(state["history"].get("layers", ()))  # none before the first snapshot
-        if layers and layers != self.layers:
-            raise ValueError(f"the state is of the layers {', '.join(layers)}; these are {', '.join(self.layers)}")
+        history = History(self.history.limit)
+        history.load_state_dict(state["history"])
+        if history.layers and history.layers != self.layers:  # none before the first snapshot
+            raise ValueError(
+                f"the state is of the layers {', '.join(history.layers)}; these are {', '.join(self.layers)}"
+            )
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
-        self.verdict = self.detector.verdict()
+        self.verdict, self._newest = self.detector.verdict(), None
 
 
 def _with_samples(verdict: Verdict, samples: Diversity) -> Verdict:
     """Return a verdict whose message says whether the samples show the collapse, too."""
     word = "agree" if samples.poor else "do not show it (yet)"
     return dataclasses.replace(verdict, message=f"{verdict.message}; the samples {word}: {samples}", samples=samples)
+
+
+def _networks(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the default groups of a module's layers."""
+    groups = default_groups(names)
+    parent = next((name.rpartition(".")[0] for name in groups if name), "")
+    container = dict(plainly_named_modules(unwrap(module))).get(parent)
+    # The parts of a chain are no networks beside each other.
+    return {"": tuple(names)} if isinstance(container, nn.Sequential) else groups
+
+
+def _grouped(groups: Mapping[str, str | Iterable[str]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the layers of the user's groups."""
+    if not isinstance(groups, Mapping) or not all(isinstance(group, str) and group for group in groups):
+        raise ValueError(f'groups must map names to layers, as {{"D": "netD", "G": "netG"}}, got {groups!r:.60}')
+    members: dict[str, tuple[str, ...]] = {}
+    for group, selection in groups.items():
+        patterns = [selection] if isinstance(selection, str) else list(selection)
+        if not patterns:
+            raise ValueError(f"group {group!r} is empty: name its layers, or leave it out")
+        for pattern in patterns:
+            if not isinstance(pattern, str) or not any(matches(pattern, name) for name in names):
+                raise ValueError(
+                    f"group {group!r}: {pattern!r} names no layer; the layers are {', '.join(map(shown, names))}"
+                )
+        members[group] = tuple(name for name in names if any(matches(pattern, name) for pattern in patterns))
+    for name in names:
+        owners = [group for group, layers in members.items() if name in layers]
+        if len(owners) != 1:
+            where = f"the groups {', '.join(owners)}" if owners else "no group"
+            raise ValueError(f"layer {shown(name)!r} is in {where}: put every layer into exactly one")
+    return members

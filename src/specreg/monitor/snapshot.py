@@ -6,12 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from specreg.layers import Layers, Selection, find, require_finite
+from specreg.monitor.attainment import frozen_random_numbers
 from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import ratios
 
 Tensors = Literal["stored", "used"]
 
 
+@frozen_random_numbers()  # a parametrization that specreg does not know may draw some
 def spectra(
     module: nn.Module,
     *,
@@ -53,6 +55,7 @@ def spectra(
     return {name: ratios(s) for name, s in values.items()} if normalized else values
 
 
+@frozen_random_numbers()
 def spectra_of(layers: Layers, weight: Tensors = "stored") -> dict[str, Tensor]:
     """Return the singular values of layers that were found; see :func:`spectra`."""
     with torch.no_grad():

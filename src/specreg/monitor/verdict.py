@@ -1,0 +1,137 @@
+"""What the detector says: records of states and numbers, and their words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from specreg.names import ALARMS, STATES, State
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The numbers behind the verdict on one layer.
+
+    Attributes:
+        state: of this layer.
+        since: the last iteration at which the bulk was at its old level, or, recovered, that of the recovery; None for
+            a healthy layer.
+        before: the bulk that it had then (healthy: the highest within the window).
+        now: the bulk, the median of the last snapshots (``Thresholds.smoothing``, three by default).
+        confidence: that the fall is more than the layer's own noise, z²/(1 + z²) with z the fall over the noise of one
+            snapshot (Cantelli's inequality, which holds for every distribution); 0 for a healthy layer.
+        judged: the layer's warm-up is over; until then it is "healthy".
+    """
+
+    state: State
+    since: int | None
+    before: float
+    now: float
+    confidence: float
+    judged: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The state of a training at one iteration.
+
+    Attributes:
+        iteration: of the newest snapshot.
+        state: the gravest state of any layer: "collapsed", "collapsing", "recovered" or "healthy".
+        since: the earliest iteration at which a layer of that state left its old level; None if healthy.
+        layers: the names of the layers in that state; empty if healthy.
+        confidence: the highest among these layers, in [0, 1].
+        changed: the state differs from that of the verdict before.
+        message: all of this in one line.
+        evidence: the numbers, layer by layer.
+        samples: the generated samples' :class:`specreg.monitor.samples.Diversity`, where it was measured.
+        judged: the warm-up of a layer is over; until then the state is "healthy", of which nothing is known.
+        groups: name -> the verdict on this group of layers alone; "" where everything is one group.
+    """
+
+    iteration: int
+    state: State
+    since: int | None
+    layers: tuple[str, ...]
+    confidence: float
+    changed: bool
+    message: str
+    evidence: Mapping[str, Evidence] = field(repr=False)
+    samples: Any = None
+    judged: bool = True
+    groups: Mapping[str, "Verdict"] = field(default_factory=dict, repr=False)
+
+    @property
+    def alarming(self) -> bool:
+        """Whether the state is "collapsing" or "collapsed"."""
+        return self.state in ALARMS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON; of the layers only those that are not healthy, of groups only several."""
+        values = {key: value for key, value in vars(self).items() if key not in ("evidence", "samples", "groups")}
+        if self.samples is not None:
+            values["samples"] = asdict(self.samples)
+        if len(self.groups) > 1:
+            kept = ("state", "since", "confidence", "changed", "judged", "message")
+            values["groups"] = {name: {key: getattr(each, key) for key in kept} for name, each in self.groups.items()}
+        unwell = {name: asdict(evidence) for name, evidence in self.evidence.items() if evidence.state != "healthy"}
+        return values | {"layers": list(self.layers), "evidence": unwell}
+
+    def unchanged(self) -> "Verdict":
+        """Return the same verdict, told again: ``changed`` is False."""
+        groups = {name: replace(each, changed=False) for name, each in self.groups.items()}
+        return replace(self, changed=False, groups=groups)
+
+
+def gravest(evidence: Mapping[str, Evidence]) -> tuple[State, int | None, tuple[str, ...]]:
+    """Return the gravest state of some layers, since when, and the layers that are in it, the most fallen first."""
+    state: State = max((layer.state for layer in evidence.values()), key=STATES.index, default="healthy")
+    affected = {name: layer for name, layer in evidence.items() if layer.state == state != "healthy"}
+    ordered = sorted(affected, key=lambda name: affected[name].now / max(affected[name].before, 1e-12))
+    since = min((layer.since for layer in affected.values() if layer.since is not None), default=None)
+    return state, since, tuple(ordered)
+
+
+def message(
+    state: State, since: int | None, names: Sequence[str], evidence: Mapping[str, Evidence], where: str = ""
+) -> str:
+    """Return a state's message; ``where`` names the group of the layers."""
+    if state == "healthy":
+        return f"healthy: no layer's spectrum is falling ({_watched(evidence)})"
+    worst = evidence[names[0]]
+    rest = f" and {len(names) - 1} more of {len(evidence)} layers" if len(names) > 1 else f" (1 of {len(evidence)})"
+    if state == "recovered":
+        return (
+            f"recovered{where} at iteration {since}: the bulk of s_k/s_1 is back at {worst.now:.2f} in {names[0]}{rest}"
+        )
+    return (
+        f"{state}{where} since iteration {since}: the bulk of s_k/s_1 fell from {worst.before:.2f} to {worst.now:.2f} "
+        f"in {names[0]}{rest}; confidence {worst.confidence:.2f}"
+    )
+
+
+def message_of_groups(whole: Verdict, groups: Mapping[str, Verdict]) -> str:
+    """Return the message on the whole: of several groups the worst in full, and the others by name."""
+    if len(groups) < 2 or not whole.judged:
+        return whole.message
+    if whole.state == "healthy":
+        return f"healthy: no layer's spectrum is falling ({_watched(whole.evidence)}, {len(groups)} groups)"
+    worst = next((group for group, each in groups.items() if whole.layers[0] in each.evidence), None)
+    if worst is None:  # a layer that is no longer in the stream
+        return whole.message
+    others: dict[State, list[str]] = {state: [] for state in reversed(STATES[1:])}
+    for group, each in groups.items():
+        if group != worst and each.state != "healthy":
+            others[each.state].append(_shown_group(group))
+    also = "".join(f"; also {state}: {', '.join(names)}" for state, names in others.items() if names)
+    verdict = groups[worst]
+    where = f" in {_shown_group(worst)}"
+    return message(verdict.state, verdict.since, verdict.layers, verdict.evidence, where) + also
+
+
+def _watched(evidence: Mapping[str, Evidence]) -> str:
+    num_early = sum(not layer.judged for layer in evidence.values())
+    return f"{len(evidence)} watched" + (f", {num_early} of them not judged yet" if num_early else "")
+
+
+def _shown_group(group: str) -> str:
+    return group or "the other layers"
