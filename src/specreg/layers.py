@@ -246,7 +246,7 @@ def find(
     if is_sharded and (not matched or any(use.storage[-1].ndim < 2 for _, use in matched)):
         raise ValueError("the module's weights are sharded between processes, which specreg cannot read")
     if not matched:
-        raise ValueError(f"no layer matched{_filters(only, skip)}: {_inventory(module, candidates, frozen)}")
+        raise ValueError(f"no layer matched{_filters(only, skip)}: {_inventory(module, candidates, frozen, own)}")
     users: dict[tuple[Any, ...], list[tuple[str, Weight]]] = {}
     for name, use in matched:
         stored = _checked(name, use)
@@ -441,7 +441,9 @@ def _filters(only: Selection, skip: Selection) -> str:
     return f" ({', '.join(given)})" if given else ""
 
 
-def _inventory(module: nn.Module, candidates: list[tuple[str, Weight]], frozen: list[str]) -> str:
+def _inventory(module: nn.Module, candidates: list[tuple[str, Weight]], frozen: list[str], own: list[str]) -> str:
+    if own:
+        return f"{', '.join(map(shown, own))} are normalized by their own class already"
     if frozen:
         return f"{', '.join(map(shown, frozen))} need no gradient, where others do: name them with only to take them"
     if candidates:

@@ -366,6 +366,11 @@ def test_spectral_norm_leaves_out_classes_that_normalize_themselves():
     assert [key for key in module.state_dict() if key.startswith("0.")] == keys
 
 
+def test_nothing_is_left_where_all_classes_normalize_themselves():
+    with pytest.raises(ValueError, match="no layer matched: 0 are normalized by their own class already"):
+        specreg.spectral_norm(nn.Sequential(OwnNormalized(3, 4, 3)))
+
+
 def test_layers_that_are_bare_beside_normalized_ones_are_marked():
     module = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 3))
     specreg.spectral_norm(module, only="1")

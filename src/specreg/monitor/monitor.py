@@ -91,10 +91,10 @@ class Monitor:
         self._newest: int | None = None  # the last iteration that step() was told
         # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
         with frozen_random_numbers():
-            self._found = find(module, embeddings=True, only=only, skip=skip, title="monitor")
-            warn_of_differences(self._found)
+            self._watched = find(module, embeddings=True, only=only, skip=skip, title="monitor")
+            warn_of_differences(self._watched)
         self._read()  # a wrong choice fails here, not hours later
-        self.layers, self.left_out = tuple(self._found), self._found.left_out
+        self.layers, self.left_out = tuple(self._watched), self._watched.left_out
         self.groups = _networks(module, self.layers) if groups is None else _grouped(groups, self.layers)
         if (lines := self.left_out.lines()) and only is None:
             logger.warning("monitor: %s", "; ".join(lines))
@@ -142,7 +142,7 @@ class Monitor:
         return verdict
 
     def _read(self) -> dict[str, Tensor]:
-        return spectra_of(self._found)
+        return spectra_of(self._watched)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the detector's and the history's state, for the checkpoint; actions have their own."""
