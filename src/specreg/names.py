@@ -3,15 +3,21 @@
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Split = Literal["train", "test", "unlabeled"]
 """The part of a data set."""
-State = Literal["healthy", "recovered", "collapsing", "collapsed"]
-"""What the detector says of a training."""
-# From the mildest to the gravest: what the whole is said to be when its layers differ.
-STATES: tuple[State, ...] = ("healthy", "recovered", "collapsing", "collapsed")
-ALARMS: tuple[State, ...] = ("collapsing", "collapsed")
+State = Literal[
+    "not judged", "steady", "healthy", "recovered", "warning", "losing", "collapsing", "dead", "collapsed",
+    "never learnt", "lost",
+]  # fmt: skip
+"""What is said of a training: of its spectra that they are steady, collapsing or collapsed; of the coverage of the data
+that it is healthy, losing, lost or never learnt; of the discriminator's signal that it is dead."""
+# From the mildest to the gravest: what the whole is said to be when its parts differ.
+STATES: tuple[State, ...] = get_args(State)
+ALARMS: tuple[State, ...] = ("losing", "collapsing", "dead", "collapsed", "never learnt", "lost")
+# What the spectra alone can be.
+SPECTRAL: tuple[State, ...] = ("not judged", "steady", "recovered", "collapsing", "collapsed")
 LARGEST_INTEGER = 2**53  # whole numbers are exact up to there, in whatever reads a record
 
 

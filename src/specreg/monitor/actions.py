@@ -33,7 +33,7 @@ class When:
     """Call back when the state changes to one of those named.
 
     Args:
-        states: "collapsing", "collapsed", "recovered" or "healthy", or several of them.
+        states: one of ``specreg.names.STATES``, or several of them.
         call: gets the verdict.
 
     Raises:
@@ -53,11 +53,11 @@ class Stop:
     """Ask the training to stop: ``if stop.requested: break``.
 
     Args:
-        states: in which to stop, "collapsed" by default.
+        states: in which to stop, "collapsed" and "lost" by default.
     """
 
     def __init__(self, *states: State) -> None:
-        self.states = checked_states(states or ("collapsed",))
+        self.states = checked_states(states or ("collapsed", "lost"))
         self.requested = False
 
     def __call__(self, verdict: Verdict) -> None:
@@ -159,7 +159,7 @@ class RollBack:
 
     Args:
         pin: holds the copies; it belongs into the actions too, before this.
-        states: "collapsing" and "collapsed" by default: a steep fall is seen when it is over.
+        states: "collapsing", "collapsed", "losing" and "lost" by default: a steep fall is seen when it is over.
         times: at most so often. Rolling back alone repeats the past with other random numbers: change something, too
             (see :class:`specreg.Guard`).
 
@@ -169,7 +169,7 @@ class RollBack:
 
     def __init__(self, pin: Pin, *states: State, times: int = 1) -> None:
         self.pin = pin
-        self.states = checked_states(states or ("collapsing", "collapsed"))
+        self.states = checked_states(states or ("collapsing", "collapsed", "losing", "lost"))
         self.times = integer("times", times, at_least=0)
         self.restored: list[tuple[int, int]] = []
         self._inside = False

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from specreg.monitor.verdict import Evidence, Verdict, gravest, message, message_of_groups
+from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups
 from specreg.names import STATES, State, bulk_range, integer
 
 __all__ = ["Detector", "Evidence", "Thresholds", "Verdict"]
@@ -163,15 +163,17 @@ class Detector:
             group: self._of_layers(iteration, {name: evidence[name] for name in layers if name in evidence}, before)
             for group, layers in self._groups.items()
         }
-        return replace(whole, groups=groups, message=message_of_groups(whole, groups))
+        text = message_of_groups(whole, groups)
+        return replace(whole, groups=groups, message=text, spectra=replace(whole.spectra, message=text))
 
     def _of_layers(self, iteration: int, evidence: Mapping[str, Evidence], before: Mapping[str, State]) -> Verdict:
         state, since, names = gravest(evidence)
-        old = max((before[name] for name in evidence if name in before), key=STATES.index, default="healthy")
+        old = max((before[name] for name in evidence if name in before), key=STATES.index, default="steady")
         confidence = max((evidence[name].confidence for name in names), default=0.0)
         judged = any(layer.judged for layer in evidence.values())
         text = message(state, since, names, evidence) if judged else self._unjudged(iteration, evidence)
-        return Verdict(iteration, state, since, names, confidence, state != old, text, evidence, judged=judged)
+        answer = Answer(state if judged else "not judged", since, text)
+        return Verdict(iteration, answer.state, since, names, confidence, state != old, text, evidence, answer)
 
     def _unjudged(self, iteration: int, names: Iterable[str]) -> str:
         """Say why none of the layers is judged."""
@@ -198,7 +200,7 @@ class _LayerTrack:
     begin: int = 0  # the last iteration before it moved, or else the newest
     levels: deque[tuple[int, float, float]] = field(default_factory=deque)  # iteration, level, bulk in the window
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=_NUM_STEPS))  # of the bulk, absolute
-    state: State = "healthy"
+    state: State = "steady"
     since: int | None = None
     before: float = 0.0  # the level before the fall
     low: float = 0.0  # the lowest level since
@@ -233,7 +235,7 @@ class _LayerTrack:
 
     def judge(self, iteration: int, limits: Thresholds, *, shared: bool) -> None:
         _, level, bulk = self.levels[-1]
-        if self.state in ("healthy", "recovered"):
+        if self.state in ("steady", "recovered"):
             self._watch(iteration, level, bulk, limits, limits.together if shared else limits.fast)
         else:
             self._follow(iteration, level, limits)
@@ -268,7 +270,7 @@ class _LayerTrack:
             settled = iteration - self.flagged > 2 * limits.window and level > (1 - limits.far) * self.best
             self.agreeing = self.agreeing + 1 if risen else 0
             if settled or self.agreeing >= limits.patience:
-                self._restart("healthy", None)
+                self._restart("steady", None)
         else:
             regained = level >= self.low + limits.regained * (self.before - self.low)
             self.agreeing = self.agreeing + 1 if regained else 0
@@ -284,9 +286,9 @@ class _LayerTrack:
 
     def evidence(self, iteration: int, limits: Thresholds) -> Evidence:
         now = statistics.median(self.recent)
-        if self.state == "healthy":
+        if self.state == "steady":
             highest = max((level for _, level, _ in self.levels), default=now)
-            return Evidence("healthy", None, highest, now, 0.0, self.is_judged(iteration, limits))
+            return Evidence("steady", None, highest, now, 0.0, self.is_judged(iteration, limits))
         noise = statistics.fmean(self.steps) if self.steps else 0.0
         fall = abs(self.before - (self.low if self.state == "recovered" else now))
         confidence = fall**2 / (fall**2 + noise**2) if fall else 0.0

@@ -9,16 +9,21 @@ from torch import Tensor, nn
 
 from specreg.layers import Selection, find, matches, plainly_named_modules, shown, unwrap, warn_of_differences
 from specreg.monitor.attainment import frozen_random_numbers
-from specreg.monitor.detector import Detector, Verdict
+from specreg.monitor.detector import Detector
 from specreg.monitor.history import History
-from specreg.monitor.samples import Diversity, diversity
+from specreg.monitor.coverage import Coverage
+from specreg.monitor.modes import ModeJudge
+from specreg.monitor.signal import SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
-from specreg.names import default_groups, integer
+from specreg.monitor.verdict import UNASKED, Answer, Verdict, combined
+from specreg.names import State, default_groups, integer
 
 logger = logging.getLogger("specreg")
 
+_NUM_PROBED = 256  # samples that the discriminator's signal is measured on
+
 Action = Callable[[Verdict], object]
-# Returns generated and real images of equal shape, (N, *).
+# Returns generated and real samples of equal shape, (N, *).
 Samples = Callable[[], tuple[Tensor, Tensor]]
 
 
@@ -39,8 +44,12 @@ class Monitor:
         detector: judges them; by default ``Detector()``.
         actions: called with each new verdict, in order; more may be appended to ``monitor.actions`` (see
             ``specreg.monitor.actions`` and :class:`specreg.Guard`).
-        samples: returns generated and real images; called when a snapshot gives an alarm, so that the verdict says
-            whether the samples agree (see :func:`specreg.diversity`).
+        samples: returns generated and real samples, (N, \*), a thousand or more of each, the generator in eval mode:
+            then the verdict also says whether modes are lost (:class:`specreg.Coverage`), and whether the discriminator
+            still teaches.
+        samples_every: iterations between such readings, each at a snapshot.
+        coverage: the meter; by default made of the first real samples.
+        scores: maps samples to the discriminator's scores; by default the module, if it can be called with them.
         groups: name -> the layers of one network, as names or globs, a name standing for everything below it, as in
             ``{"D": "netD", "G": ["netG", "mapping"]}``; each layer in exactly one group.
         only, skip: the layers to take, see :func:`specreg.layers.find`, chosen when the monitor is made; all kinds by
@@ -65,7 +74,7 @@ class Monitor:
         >>> for iteration in range(1, 301):
         ...     verdict = monitor.step(iteration)  # after the optimizer's step
         >>> verdict.state, monitor.history.iterations
-        ('healthy', [1, 100, 200, 300])
+        ('not judged', [1, 100, 200, 300])
     """
 
     def __init__(
@@ -76,6 +85,9 @@ class Monitor:
         detector: Detector | None = None,
         actions: Iterable[Action] = (),
         samples: Samples | None = None,
+        samples_every: int = 500,
+        coverage: Coverage | None = None,
+        scores: Callable[[Tensor], Any] | None = None,
         groups: Mapping[str, str | Iterable[str]] | None = None,
         only: Selection = None,
         skip: Selection = None,
@@ -87,7 +99,12 @@ class Monitor:
         self.history = History()
         self.latest: dict[str, Tensor] = {}
         self.verdict: Verdict | None = None
-        self._samples = samples
+        self.coverage = coverage
+        self._samples, self._samples_every = samples, integer("samples_every", samples_every, at_least=1)
+        self._scores: Callable[[Tensor], Any] | None = module if scores is None else scores
+        self._modes, self._signal = ModeJudge(), SignalJudge()
+        self._answers: tuple[Answer, Answer] = (UNASKED, UNASKED)  # on coverage and signal, the newest
+        self._sampled: int | None = None  # the iteration of the newest samples
         self._newest: int | None = None  # the last iteration that step() was told
         # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
         with frozen_random_numbers():
@@ -133,9 +150,11 @@ class Monitor:
         verdict = self.detector.update(iteration, latest, self.groups)
         self.history.add(iteration, latest)
         self.latest = latest
-        if self._samples is not None and verdict.alarming:
-            with frozen_random_numbers():
-                verdict = _with_samples(verdict, diversity(*self._samples()))
+        if self._samples is not None:
+            if self._sampled is None or iteration // self._samples_every > self._sampled // self._samples_every:
+                self._read_samples(iteration, self._samples)
+            before: State = self.verdict.state if self.verdict is not None else "not judged"
+            verdict = combined(verdict, *self._answers, before)
         self.verdict = verdict
         for action in self.actions:
             action(verdict)
@@ -144,13 +163,37 @@ class Monitor:
     def _read(self) -> dict[str, Tensor]:
         return spectra_of(self._watched)
 
+    def _read_samples(self, iteration: int, samples: Samples) -> None:
+        with frozen_random_numbers():
+            generated, real = samples()
+            self.coverage = self.coverage or Coverage(real)
+            reading = self.coverage.measure(generated)
+            coverage = self._modes.update(iteration, reading.missing, reading.error)
+            taught = UNASKED
+            if self._scores is not None:
+                count = min(len(generated), len(real), _NUM_PROBED)
+                try:
+                    taught = self._signal.update(iteration, signal(self._scores, real[:count], generated[:count]))
+                except Exception as error:  # of the user's module, called with samples alone
+                    self._scores = None
+                    logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", error)
+        self._answers, self._sampled = (coverage, taught), iteration
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the detector's and the history's state, for the checkpoint; actions have their own."""
-        return {"detector": self.detector.state_dict(), "history": self.history.state_dict()}
+        """Return the state of the past, for the checkpoint; actions have their own."""
+        return {
+            "detector": self.detector.state_dict(),
+            "history": self.history.state_dict(),
+            "modes": self._modes.state_dict(),
+            "signal": self._signal.state_dict(),
+            "coverage": None if self.coverage is None else self.coverage.state_dict(),
+            "answers": [vars(answer) for answer in self._answers],
+            "sampled": self._sampled,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        if set(state) != {"detector", "history"}:
+        if set(state) != {"detector", "history", "modes", "signal", "coverage", "answers", "sampled"}:
             raise ValueError(f"not a monitor's state: it has the keys {sorted(map(str, state))}")
         history = History(self.history.limit)
         history.load_state_dict(state["history"])
@@ -160,13 +203,16 @@ class Monitor:
             )
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
+        self._modes.load_state_dict(state["modes"])
+        self._signal.load_state_dict(state["signal"])
+        if state["coverage"] is not None:
+            self.coverage = Coverage.from_state(state["coverage"])
+        self._answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
+        self._sampled = state["sampled"]
         self.verdict, self._newest = self.detector.verdict(), None
-
-
-def _with_samples(verdict: Verdict, samples: Diversity) -> Verdict:
-    """Return a verdict whose message says whether the samples show the collapse, too."""
-    word = "agree" if samples.poor else "do not show it (yet)"
-    return dataclasses.replace(verdict, message=f"{verdict.message}; the samples {word}: {samples}", samples=samples)
+        if self.verdict is not None and self._sampled is not None:
+            whole = combined(self.verdict, *self._answers, self.verdict.state)
+            self.verdict = whole.unchanged()
 
 
 def _networks(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from specreg.files import replacing
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Verdict
-from specreg.names import STATES, integer
+from specreg.names import SPECTRAL, integer
 from specreg.spectra.reference import ratios
 from specreg.spectra.statistics import statistics
 
@@ -39,17 +39,18 @@ def scalars(singular_values: Mapping[str, Tensor], verdict: Verdict) -> dict[str
 
     For each layer NAME "spectral_s1/NAME", and for layers with more than one singular value "spectral_bulk/NAME",
     "spectral_effective_rank/NAME" (divided by r), "spectral_stable_rank/NAME" and "spectral_tail/NAME", the mean over
-    the groups of a grouped convolution. "spectral_state" is 0 healthy, 1 recovered, 2 collapsing, 3 collapsed; of
+    the groups of a grouped convolution. "spectral_state" is the place of the
+    spectra's state in ``specreg.names.SPECTRAL``: 0 not judged, 1 steady, 2 recovered, 3 collapsing, 4 collapsed; of
     several groups of layers "spectral_group_state/GROUP" is each one's.
 
     Args:
         singular_values: layer name -> singular values, (r,) or (groups, r): ``monitor.latest``.
         verdict: on the snapshot.
     """
-    numbers = {"spectral_state": float(STATES.index(verdict.state))}
+    numbers = {"spectral_state": float(SPECTRAL.index(verdict.spectra.state))}
     if len(verdict.groups) > 1:
         numbers |= {
-            f"spectral_group_state/{group or 'others'}": float(STATES.index(each.state))
+            f"spectral_group_state/{group or 'others'}": float(SPECTRAL.index(each.state))
             for group, each in verdict.groups.items()
         }
     for name, s in singular_values.items():
