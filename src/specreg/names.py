@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 Split = Literal["train", "test", "unlabeled"]
 """The part of a data set."""
 State = Literal[
-    "not judged", "steady", "healthy", "recovered", "warning", "losing", "collapsing", "dead", "collapsed",
-    "never learnt", "lost",
+    "not measured", "not judged", "teaching", "steady", "healthy", "recovered", "warning", "losing", "collapsing", "dead",
+    "collapsed", "never learnt", "lost",
 ]  # fmt: skip
 """What is said of a training: of its spectra that they are steady, collapsing or collapsed; of the coverage of the data
-that it is healthy, losing, lost or never learnt; of the discriminator's signal that it is dead."""
+that it is healthy, losing, lost or never learnt; of the discriminator's signal that it is teaching or dead."""
 # From the mildest to the gravest: what the whole is said to be when its parts differ.
 STATES: tuple[State, ...] = get_args(State)
 ALARMS: tuple[State, ...] = ("losing", "collapsing", "dead", "collapsed", "never learnt", "lost")

@@ -21,6 +21,7 @@ class ModeThresholds:
     """The constants of :class:`ModeJudge`; docs/monitor.md says how they were chosen.
 
     Attributes:
+        warmup: iterations that are not judged, from the first reading: noise around the data covers much of it.
         smoothing: readings whose median is judged.
         losing, lost: part of the largest mass produced so far whose loss means "losing" and "lost".
         regained: part of what was lost that has to come back for "recovered".
@@ -29,6 +30,7 @@ class ModeThresholds:
         progress: what counts as progress in the largest mass produced.
     """
 
+    warmup: int = 500
     smoothing: int = 3
     losing: float = 0.15
     lost: float = 0.25
@@ -38,8 +40,8 @@ class ModeThresholds:
     progress: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("smoothing", "patience"):
-            integer(name, getattr(self, name), at_least=1)
+        for name in ("warmup", "smoothing", "patience"):
+            integer(name, getattr(self, name), at_least=0 if name == "warmup" else 1)
         for name in ("losing", "lost", "regained", "learnt", "progress"):
             if not isinstance(value := getattr(self, name), int | float) or not 0 < value < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {value!r:.60}")
@@ -63,6 +65,7 @@ class ModeJudge:
 
     def __init__(self, thresholds: ModeThresholds | None = None) -> None:
         self.thresholds = thresholds or ModeThresholds()
+        self._begin: int | None = None
         self._recent: deque[tuple[int, float]] = deque(maxlen=self.thresholds.smoothing)
         self._best, self._best_at = 0.0, 0  # the largest mass produced, and when it was last near
         self._low = 1.0  # the least since it was lost
@@ -84,6 +87,9 @@ class ModeJudge:
         if not (math.isfinite(missing) and math.isfinite(error)):
             raise ValueError(f"the missing share and its error must be finite, got {missing} and {error}")
         limits = self.thresholds
+        self._begin = iteration if self._begin is None else self._begin
+        if iteration - self._begin < limits.warmup:
+            return self._answer(missing, error)
         self._recent.append((iteration, 1 - missing))
         produced = statistics.median(mass for _, mass in self._recent)
         self._waiting = 0 if produced > self._best + limits.progress else self._waiting + 1
@@ -124,7 +130,7 @@ class ModeJudge:
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as plain values, for the checkpoint."""
         return {
-            "recent": [list(reading) for reading in self._recent], "best": self._best, "best_at": self._best_at,
+            "begin": self._begin, "recent": [list(reading) for reading in self._recent], "best": self._best, "best_at": self._best_at,
             "low": self._low, "waiting": self._waiting, "state": self._state, "since": self._since,
         }  # fmt: skip
 
@@ -133,6 +139,7 @@ class ModeJudge:
         if set(state) != set(self.state_dict()):
             raise ValueError(f"not a mode judge's state: it has the keys {sorted(map(str, state))}")
         recent = [(int(iteration), float(mass)) for iteration, mass in state["recent"]]
+        self._begin = state["begin"]
         self._recent = deque(recent, maxlen=self.thresholds.smoothing)
         self._best, self._best_at = float(state["best"]), int(state["best_at"])
         self._low, self._waiting = float(state["low"]), int(state["waiting"])

@@ -11,7 +11,7 @@ from specreg.layers import Selection, find, matches, plainly_named_modules, show
 from specreg.monitor.attainment import frozen_random_numbers
 from specreg.monitor.detector import Detector
 from specreg.monitor.history import History
-from specreg.monitor.coverage import Coverage
+from specreg.monitor.coverage import Coverage, Reading
 from specreg.monitor.modes import ModeJudge
 from specreg.monitor.signal import SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
@@ -44,7 +44,7 @@ class Monitor:
         detector: judges them; by default ``Detector()``.
         actions: called with each new verdict, in order; more may be appended to ``monitor.actions`` (see
             ``specreg.monitor.actions`` and :class:`specreg.Guard`).
-        samples: returns generated and real samples, (N, \*), a thousand or more of each, the generator in eval mode:
+        samples: returns generated and real samples, a thousand or more of each, the generator in eval mode:
             then the verdict also says whether modes are lost (:class:`specreg.Coverage`), and whether the discriminator
             still teaches.
         samples_every: iterations between such readings, each at a snapshot.
@@ -63,6 +63,9 @@ class Monitor:
         history: the snapshots, compact.
         latest: the newest snapshot, layer name -> singular values in double precision.
         verdict: the newest verdict, None before the first snapshot.
+        coverage: the meter; None before the first samples.
+        reading: the meter's newest, None before the first.
+        sampled: its iteration.
         actions: a list.
 
     Raises:
@@ -104,7 +107,8 @@ class Monitor:
         self._scores: Callable[[Tensor], Any] | None = module if scores is None else scores
         self._modes, self._signal = ModeJudge(), SignalJudge()
         self._answers: tuple[Answer, Answer] = (UNASKED, UNASKED)  # on coverage and signal, the newest
-        self._sampled: int | None = None  # the iteration of the newest samples
+        self.sampled: int | None = None
+        self.reading: Reading | None = None
         self._newest: int | None = None  # the last iteration that step() was told
         # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
         with frozen_random_numbers():
@@ -151,7 +155,7 @@ class Monitor:
         self.history.add(iteration, latest)
         self.latest = latest
         if self._samples is not None:
-            if self._sampled is None or iteration // self._samples_every > self._sampled // self._samples_every:
+            if self.sampled is None or iteration // self._samples_every > self.sampled // self._samples_every:
                 self._read_samples(iteration, self._samples)
             before: State = self.verdict.state if self.verdict is not None else "not judged"
             verdict = combined(verdict, *self._answers, before)
@@ -167,8 +171,8 @@ class Monitor:
         with frozen_random_numbers():
             generated, real = samples()
             self.coverage = self.coverage or Coverage(real)
-            reading = self.coverage.measure(generated)
-            coverage = self._modes.update(iteration, reading.missing, reading.error)
+            self.reading = self.coverage.measure(generated)
+            coverage = self._modes.update(iteration, self.reading.missing, self.reading.error)
             taught = UNASKED
             if self._scores is not None:
                 count = min(len(generated), len(real), _NUM_PROBED)
@@ -177,7 +181,7 @@ class Monitor:
                 except Exception as error:  # of the user's module, called with samples alone
                     self._scores = None
                     logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", error)
-        self._answers, self._sampled = (coverage, taught), iteration
+        self._answers, self.sampled = (coverage, taught), iteration
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the past, for the checkpoint; actions have their own."""
@@ -188,7 +192,7 @@ class Monitor:
             "signal": self._signal.state_dict(),
             "coverage": None if self.coverage is None else self.coverage.state_dict(),
             "answers": [vars(answer) for answer in self._answers],
-            "sampled": self._sampled,
+            "sampled": self.sampled,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -208,9 +212,9 @@ class Monitor:
         if state["coverage"] is not None:
             self.coverage = Coverage.from_state(state["coverage"])
         self._answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
-        self._sampled = state["sampled"]
+        self.sampled = state["sampled"]
         self.verdict, self._newest = self.detector.verdict(), None
-        if self.verdict is not None and self._sampled is not None:
+        if self.verdict is not None and self.sampled is not None:
             whole = combined(self.verdict, *self._answers, self.verdict.state)
             self.verdict = whole.unchanged()
 

@@ -6,7 +6,7 @@ nothing is taught, whatever the spectra are.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tens
 
 def _flat(scores: Any) -> Tensor:
     outputs = [scores] if isinstance(scores, Tensor) else list(scores)
-    return torch.stack([output.detach().double().flatten(1).mean(1).cpu() for output in outputs]).sum(0)
+    return torch.stack([output.detach().double().reshape(len(output), -1).mean(1).cpu() for output in outputs]).sum(0)
 
 
 class SignalJudge:
@@ -93,8 +93,3 @@ class SignalJudge:
             raise ValueError(f"not a signal judge's state: it has the keys {sorted(map(str, state))}")
         self._largest, self._silent = float(state["largest"]), [int(iteration) for iteration in state["silent"]]
         self._state = state["state"]
-
-
-def to_dict(reading: Signal) -> dict[str, float]:
-    """Return plain values, for JSON."""
-    return asdict(reading)

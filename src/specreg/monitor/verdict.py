@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any
 
 from specreg.names import ALARMS, SPECTRAL, STATES, State
 
@@ -41,7 +41,7 @@ class Answer:
         message: both in one line.
     """
 
-    state: State | Literal["not measured", "teaching"]
+    state: State
     since: int | None
     message: str
 
@@ -112,9 +112,9 @@ class Verdict:
 def combined(verdict: Verdict, coverage: Answer, signal: Answer, before: State) -> Verdict:
     """Return a verdict on the spectra with the two other answers, after one whose state was ``before``."""
     weighed = (in_the_light_of(verdict.spectra, coverage), coverage, signal)
-    answers = [answer for answer in weighed if answer.state in STATES]
-    ordered = sorted(answers, key=lambda answer: STATES.index(cast(State, answer.state)), reverse=True)
-    state = cast(State, ordered[0].state)
+    answers = [answer for answer in weighed if answer.state not in ("not measured", "teaching")]
+    ordered = sorted(answers, key=lambda answer: STATES.index(answer.state), reverse=True)
+    state = ordered[0].state
     text = "; ".join(answer.message for answer in ordered)
     return replace(
         verdict,
