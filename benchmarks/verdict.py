@@ -171,8 +171,11 @@ def measure(folder: Path, name: str, mnist: Path, every: int) -> dict[str, objec
                             round(float(share), 4)
                             for share in shares(samples if samples.dtype == torch.uint8 else points)
                         ],
-                        "missing": float(reading_of_meter.missing),
-                        "error": float(reading_of_meter.error),
+                        "missing": reading_of_meter.missing,
+                        "lost": reading_of_meter.lost,
+                        "far": reading_of_meter.far,
+                        "interval": list(reading_of_meter.interval),
+                        "floor": reading_of_meter.floor,
                         **field(points),
                         **of_discriminator(reading, index),
                     }
@@ -272,7 +275,7 @@ def link(files: list[Path], rate: float = 0.05, after: int = 500, within: int = 
         calm = [training for training, at in zip(trainings, events, strict=True) if at is None]
         lost = [(training, at) for training, at in zip(trainings, events, strict=True) if at is not None and at > after]
         rows = {}
-        for name in [key for key in trainings[0]["readings"][0] if key not in ("step", "shares", "error")]:
+        for name in [key for key in trainings[0]["readings"][0] if key not in ("step", "shares", "interval", "floor")]:
             worst = sorted(worsening(training, name, after).max() for training in calm)
             threshold = worst[min(len(worst) - 1, int((1 - rate) * len(worst)))] if worst else 0.0
             first = alarms_at([training for training, _ in lost], name, after, threshold)
@@ -294,7 +297,7 @@ def main() -> None:
     parser.add_argument("command", choices=["measure", "link"])
     parser.add_argument("data", nargs="*", default=["ring", "digits", "grid", "mnist"])
     parser.add_argument("--readings", type=Path, default=Path("runs/ensembles"))
-    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--every", type=int, default=100, help="iterations between the readings that are used")
     parser.add_argument("--mnist", type=Path, default=Path("../shared/data/mnist-train.zip"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/verdict"))
     options = parser.parse_args()

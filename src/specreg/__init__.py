@@ -3,6 +3,7 @@
 from specreg.guard import Guard
 from specreg.kinds import register
 from specreg.monitor.attainment import attainment, gradient_norms
+from specreg.monitor.coverage import Coverage
 from specreg.monitor.detector import Detector, Thresholds, Verdict
 from specreg.monitor.history import History
 from specreg.monitor.monitor import Monitor
@@ -17,6 +18,7 @@ from specreg.regularizers.regularization import spectral_regularization
 __version__ = "0.1.0"
 
 __all__ = [
+    "Coverage",
     "Detector",
     "Guard",
     "History",

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 Split = Literal["train", "test", "unlabeled"]
 """The part of a data set."""
 State = Literal[
-    "not measured", "not judged", "teaching", "steady", "healthy", "recovered", "warning", "losing", "collapsing", "dead",
-    "collapsed", "never learnt", "lost",
+    "not measured", "not judged", "teaching", "steady", "healthy", "recovered", "warning", "losing", "collapsing",
+    "dead", "collapsed", "never learnt", "lost",
 ]  # fmt: skip
 """What is said of a training: of its spectra that they are steady, collapsing or collapsed; of the coverage of the data
 that it is healthy, losing, lost or never learnt; of the discriminator's signal that it is teaching or dead."""

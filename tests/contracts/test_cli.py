@@ -87,7 +87,7 @@ def test_inspect_prints_a_table_of_80_columns_and_no_control_characters(tmp_path
     code, out, _ = run(capsys, "inspect", *(shutil.copy(path, f"{tmp_path}/step-{step}.pt") for step in (2, 10, 1)))
     assert code == 0
     assert "in the order of the steps in the files' names" in " ".join(out.split())
-    assert next(line for line in out.splitlines() if line.startswith("last")).split()[2:] == ["1.00"] * 3 + ["healthy"]
+    assert next(line for line in out.splitlines() if line.startswith("last")).split()[2:] == ["1.00"] * 3 + ["steady"]
 
 
 def test_inspect_prints_json_and_draws(tmp_path, capsys):

@@ -40,11 +40,14 @@ SIGNATURES = {
     "register": "(module, weight='weight', *, output_dim=0, groups=1, gain=1.0)",
     "spectra": "(module, *, normalized=False, weight='stored', only=None, skip=None)",
     "remove": "(module)",
-    "Monitor": "(module, *, every=100, detector=None, actions=(), samples=None, groups=None, only=None, skip=None)",
+    "Monitor": (
+        "(module, *, every=100, detector=None, actions=(), samples=None, samples_every=500, coverage=None, scores=None, "
+        "groups=None, only=None, skip=None)"
+    ),
     "Detector": "(thresholds=None)",
     "Guard": (
-        "(monitor, *, scheme='static', states=('collapsing', 'collapsed'), healthy=1000, pin=None, every=10, "
-        "only=None, skip=None, **options)"
+        "(monitor, *, scheme='static', states=('collapsing', 'collapsed', 'losing', 'lost'), healthy=1000, pin=None, "
+        "every=10, only=None, skip=None, **options)"
     ),
     "History": "(limit=1000)",
     "attainment": "(module, *inputs, operator=False, only=None, skip=None)",

@@ -535,13 +535,13 @@ def series(folder: Path, levels: list[float], names: list[str]) -> list[Path]:
 @pytest.mark.parametrize(
     ("levels", "verdict"),
     [([0.9, 0.3], "collapsed"), ([0.9, 0.85, 0.56], "collapsing"), ([0.9, 0.3, 0.8], "recovered"),
-     ([0.9, 0.85, 0.8, 0.75], "healthy")],
+     ([0.9, 0.85, 0.8, 0.75], "steady")],
 )  # fmt: skip
 def test_several_checkpoints_are_judged_against_their_past(levels, verdict, tmp_path):
     paths = series(tmp_path, levels, [f"v2_{100 * step}.safetensors" for step in range(len(levels))])
     found = inspect(paths)
     assert found.iterations == tuple(100 * step for step in range(len(levels)))
-    assert found.series_verdict("still") == "healthy"
+    assert found.series_verdict("still") == "steady"
     assert found.series_verdict("falls") == verdict
     assert found.verdict.state == verdict
 
@@ -774,14 +774,14 @@ def test_the_networks_in_a_file_are_judged_one_by_one(tmp_path, capsys, monkeypa
         torch.save(state, tmp_path / f"do_{step}")
     found = inspect(sorted(tmp_path.iterdir()))
     assert {group: verdict.state for group, verdict in found.verdicts.items()} == {
-        "generator": "healthy", "mpd": "collapsing", "": "healthy",
+        "generator": "steady", "mpd": "collapsing", "": "steady",
     }  # fmt: skip
     assert found.verdict.state == "collapsing"
     plain = found.to_dict()
     assert plain["groups"] == {name: [f"{name}.{i}" for i in range(3)] for name in ("generator", "mpd")} | {
         "": ["scale.0"]
     }
-    assert plain["verdict"]["by_group"]["generator"]["state"] == "healthy"
+    assert plain["verdict"]["by_group"]["generator"]["state"] == "steady"
     assert plain["verdict"]["by_layer"]["mpd.0"] == "collapsing"
     for paths in (found.paths, found.paths[:1]):
         display.autopsy(inspect(paths))
@@ -827,7 +827,7 @@ def test_pictures_take_hostile_names_and_overwrite_nothing(tmp_path):
 
 
 def test_a_detector_without_smoothing_sees_a_fall_at_once():
-    for smoothing, seen in ((3, "healthy"), (1, "collapsed")):
+    for smoothing, seen in ((3, "steady"), (1, "collapsed")):
         detector = Detector(Thresholds(warmup=0, patience=1, smoothing=smoothing))
         for iteration, level in ((0, 0.9), (100, 0.9), (200, 0.3)):
             verdict = detector.update(iteration, {"a": [1.0] + [level] * 7})

@@ -68,14 +68,14 @@ def test_a_fall_is_said_with_layer_start_and_numbers():
     assert str(first.since) in first.message
     assert "\n" not in first.message
     assert first.evidence["conv"].before == pytest.approx(0.9)
-    assert first.evidence["other"].state == "healthy"
+    assert first.evidence["other"].state == "steady"
 
 
-def test_slow_drift_to_half_is_healthy():
+def test_slow_drift_to_half_is_steady():
     assert states(run([0.9 - 0.45 * i / 500 for i in range(501)])) == []
 
 
-def test_a_dip_at_the_end_of_a_slow_drift_is_healthy():
+def test_a_dip_at_the_end_of_a_slow_drift_is_steady():
     drift = [0.9 - 0.4 * i / 300 for i in range(301)]
     assert states(run(drift + [0.8 * drift[-1]] * 5 + [drift[-1]] * 20)) == []
 
@@ -91,7 +91,7 @@ def test_one_wild_snapshot_is_no_alarm():
 
 def test_a_dip_that_comes_back_is_taken_back():
     verdicts = run([0.9] * 30 + [0.55] * 4 + [0.9] * 20)
-    assert states(verdicts) == ["collapsing", "healthy"]
+    assert states(verdicts) == ["collapsing", "steady"]
     assert verdicts[-1].since is None
     assert verdicts[-1].layers == ()
 
@@ -148,22 +148,24 @@ def test_a_layer_that_joins_the_stream_has_a_warm_up_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("levels", "judged", "words"),
+    ("levels", "state", "words"),
     [
-        ([0.9], False, r"not judged yet: the warm-up, 500 iterations, begins when the spectra move \(1 watched\)"),
-        ([0.9, 0.8, 0.7], False, r"not judged before iteration 500: the warm-up began at 0 \(1 watched\)"),
-        ([0.9] * 51, False, r"not judged: the spectra have not moved since iteration 0 \(1 watched\)"),
-        ([0.9] * 50 + [0.8], False, r"not judged before iteration 5400: the warm-up began at 4900 \(1 watched\)"),
-        (moving(51), True, r"healthy: no layer's spectrum is falling \(1 watched\)"),
+        ([0.9], "not judged", r"not judged yet: the warm-up, 500 iterations, begins when the spectra move \(1 watched\)"),
+        ([0.9, 0.8, 0.7], "not judged", r"not judged before iteration 500: the warm-up began at 0 \(1 watched\)"),
+        ([0.9] * 51, "not judged", r"not judged: the spectra have not moved since iteration 0 \(1 watched\)"),
+        ([0.9] * 50 + [0.8], "not judged", r"not judged before iteration 5400: the warm-up began at 4900 \(1 watched\)"),
+        (moving(51), "steady", r"steady: no layer's spectrum is falling \(1 watched\)"),
     ],
 )
-def test_what_is_not_judged_is_said_with_its_reason(levels, judged, words):
+def test_what_is_not_judged_is_said_with_its_reason(levels, state, words):
     verdict = feed({"a": levels})[-1]
-    assert (verdict.state, verdict.judged, verdict.evidence["a"].judged) == ("healthy", judged, judged)
+    judged = state != "not judged"
+    assert (verdict.state, verdict.judged, verdict.evidence["a"].judged) == (state, judged, judged)
+    assert (verdict.spectra.state, verdict.spectra.message, verdict.alarming) == (state, verdict.message, False)
     assert re.fullmatch(words, verdict.message)
     half = feed({"a": moving(60), "b": [0.9] * 60})[-1]
     assert half.judged
-    assert half.message == "healthy: no layer's spectrum is falling (2 watched, 1 of them not judged yet)"
+    assert half.message == "steady: no layer's spectrum is falling (2 watched, 1 of them not judged yet)"
     nothing = Detector().update(0, {"a": [1.0]})
     assert (nothing.judged, nothing.message) == (False, "not judged: no layer has more than one singular value")
 
@@ -191,10 +193,10 @@ def test_networks_side_by_side_are_judged_as_if_each_were_alone():
     assert states(beside) == states(alone) == ["collapsing"]
     assert [verdict.groups["D"].to_dict() for verdict in beside] == [verdict.to_dict() for verdict in alone]
     last = beside[-1]
-    assert [verdict.state for verdict in last.groups.values()] == ["collapsing", "healthy", "healthy"]
+    assert [verdict.state for verdict in last.groups.values()] == ["collapsing", "steady", "steady"]
     assert (last.layers, last.since) == (last.groups["D"].layers, last.groups["D"].since)
     assert last.message == alone[-1].message.replace("collapsing since", "collapsing in D since")
-    assert beside[20].message == "healthy: no layer's spectrum is falling (9 watched, 3 groups)"
+    assert beside[20].message == "steady: no layer's spectrum is falling (9 watched, 3 groups)"
     # All layers of one network are less than half of all layers.
     assert states(feed(networks(d=0.28))) == []
 

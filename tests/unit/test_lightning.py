@@ -112,7 +112,7 @@ def test_actions_and_loggers_are_told_of_every_snapshot():
     assert [step for numbers, step in logger.metrics if "spectral_bulk/module" in numbers] == [1, 2, 4]
     numbers = logger.metrics[0][0]
     assert numbers["spectral_bulk/module"] == pytest.approx(0.5)
-    assert numbers["spectral_state"] == 0
+    assert numbers["spectral_state"] == 1  # steady
 
 
 def test_the_guard_switches_on_and_compensates_right_after_the_discriminators_step():
@@ -199,8 +199,8 @@ def test_mistakes_are_named_when_the_training_starts(options, message):
 
 
 def test_an_unknown_state_is_named_at_once():
-    with pytest.raises(ValueError, match="there is no state 'dead'"):
-        SpectralMonitorCallback(stop_on=("dead",))
+    with pytest.raises(ValueError, match="there is no state 'broken'"):
+        SpectralMonitorCallback(stop_on=("broken",))
 
 
 def test_without_lightning_the_import_says_the_remedy_and_the_library_works():

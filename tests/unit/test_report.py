@@ -70,7 +70,7 @@ def test_the_verdict_comes_first_and_names_state_layer_and_iteration(page):
     assert "Of 3 runs: 2 collapsed, 1 not watched." in first
     assert "The spectrum of 1 of 2 layers has fallen since iteration 500: blocks.1" in first
     assert "bulk went from 0.90 to 0.20" in first
-    assert re.search(r"0\s*healthy\s*700\s*collapsed\s*900\s*guard on", first)
+    assert re.search(r"0\s*steady\s*700\s*collapsed\s*900\s*guard on", first)
     assert first.index("SN, seed 2") < first.index("SN, seed 10") < first.index("static SR, seed 0")
 
 
@@ -82,17 +82,18 @@ def test_a_run_without_verdicts_is_said_to_be_unwatched(comparison):
 
 def test_verdicts_in_words(tmp_path):
     run = Run(RunDirectory(make_run(tmp_path / "run")))
-    assert segments(run) == [(0, 700, "healthy"), (700, 1100, "collapsed")]
+    assert segments(run) == [(0, 700, "steady"), (700, 1100, "collapsed")]
     run.verdicts = run.verdicts[:3]
-    assert sentence(run) == "No layer's spectrum collapsed in 200 iterations."
-    healthy = run.verdicts[0]
-    run.verdicts = [healthy, healthy | {"step": 50, "state": "collapsing"}, healthy | {"step": 90}]
+    unmeasured = "Coverage of the data was not measured."
+    assert sentence(run) == f"No layer's spectrum collapsed in 200 iterations. {unmeasured}"
+    steady = run.verdicts[0]
+    run.verdicts = [steady, steady | {"step": 50, "state": "collapsing"}, steady | {"step": 90}]
     fell = "No spectrum is falling now; the fall seen from iteration 50 to 50"
-    assert sentence(run) == f"{fell} ended when the guard came on."
+    assert sentence(run) == f"{fell} ended when the guard came on. {unmeasured}"
     run.events = []
-    assert sentence(run) == f"{fell} came to an end."
+    assert sentence(run) == f"{fell} came to an end. {unmeasured}"
     run.events = [{"step": 80, "event": "dead discriminator"}]
-    assert sentence(run).endswith("came to an end. Its discriminator was dead at iteration 80: its gradient was 0.")
+    assert sentence(run).endswith(f"came to an end. {unmeasured} Its discriminator was dead at iteration 80: its gradient was 0.")
 
 
 def test_a_run_within_the_warm_up_is_not_called_healthy(tmp_path):

@@ -40,7 +40,7 @@ def monitor(module) -> Monitor:
 
 
 def collapse(monitor: Monitor, begin: int, end: int) -> None:
-    """Snapshots of a healthy layer, then of a collapsed one."""
+    """Snapshots of a steady layer, then of a collapsed one."""
     for iteration in range(begin, end, 10):
         if iteration == (begin + end) // 2:
             set_spectrum(monitor.module[0], [2.0, 0.1, 0.1, 0.1])
@@ -56,7 +56,7 @@ def test_scalars_are_the_closed_forms(monitor):
     p = np.array(SPECTRUM) / sum(SPECTRUM)
     assert scalars(monitor.latest, verdict) == pytest.approx(
         {
-            "spectral_state": 0.0,
+            "spectral_state": 1.0,  # steady
             "spectral_s1/0": 2.0,
             "spectral_bulk/0": 0.5,
             "spectral_effective_rank/0": np.exp(-(p * np.log(p)).sum()) / 4,
@@ -176,14 +176,14 @@ def test_several_groups_are_written_down(tmp_path):
     numbers = scalars(monitor.latest, monitor.verdict)
     states = {name: number for name, number in numbers.items() if "state" in name}
     assert states == {
-        "spectral_state": 3.0, "spectral_group_state/D": 0.0, "spectral_group_state/G": 3.0,
-        "spectral_group_state/others": 0.0,
+        "spectral_state": 4.0, "spectral_group_state/D": 1.0, "spectral_group_state/G": 4.0,
+        "spectral_group_state/others": 1.0,
     }  # fmt: skip
     verdict = lines(tmp_path / "spectra.jsonl")[-1]["verdict"]
     assert {name: group["state"] for name, group in verdict["groups"].items()} == {
-        "D": "healthy",
+        "D": "steady",
         "G": "collapsed",
-        "": "healthy",
+        "": "steady",
     }
     assert verdict["message"].startswith("collapsed in G since iteration 40")
 
@@ -208,7 +208,7 @@ def test_tensorboard_reads_the_numbers_the_message_and_the_pictures_back(monitor
     bulk = events.Scalars("spectral_bulk/0")
     assert [one.step for one in bulk] == list(range(0, 100, 10))
     assert [one.value for one in bulk] == pytest.approx([0.5] * 5 + [0.05] * 5)
-    assert [one.value for one in events.Scalars("spectral_state")][::9] == [0.0, 3.0]
+    assert [one.value for one in events.Scalars("spectral_state")][::9] == [1.0, 4.0]
     messages = [one.tensor_proto.string_val[0].decode() for one in events.Tensors("spectral_state/text_summary")]
     assert len(messages) == 1  # the fall is as deep as fast: the state changed once
     assert messages[0].startswith("collapsed since iteration 40")

@@ -5,13 +5,13 @@ A reading is a lower bound on the missing share of the real distribution's mass,
 training has shown, and what was missing from the beginning was never learnt.
 """
 
-import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from specreg.monitor.coverage import Reading
 from specreg.monitor.verdict import Answer
 from specreg.names import State, integer
 
@@ -56,11 +56,14 @@ class ModeJudge:
         thresholds: its constants.
 
     Example:
-        >>> judge = ModeJudge()
+        >>> import torch
+        >>> from specreg import Coverage
+        >>> real = torch.cat([torch.randn(500, 2), torch.randn(500, 2) + 9])
+        >>> judge, coverage = ModeJudge(), Coverage(real)
         >>> for iteration in range(0, 5000, 500):
-        ...     answer = judge.update(iteration, 0.05 if iteration < 2500 else 0.6, 0.02)
+        ...     answer = judge.update(iteration, coverage.measure(real[: 1000 if iteration < 2500 else 500]))
         >>> answer.state, answer.since
-        ('lost', 2000)
+        ('lost', 2500)
     """
 
     def __init__(self, thresholds: ModeThresholds | None = None) -> None:
@@ -73,23 +76,13 @@ class ModeJudge:
         self._state: State = "not judged"
         self._since: int | None = None
 
-    def update(self, iteration: int, missing: float, error: float) -> Answer:
-        """Take one reading and judge.
-
-        Args:
-            iteration: of the training.
-            missing: the share, in [0, 1].
-            error: half of its 95% interval.
-
-        Raises:
-            ValueError: a number is not finite; nothing is changed.
-        """
-        if not (math.isfinite(missing) and math.isfinite(error)):
-            raise ValueError(f"the missing share and its error must be finite, got {missing} and {error}")
+    def update(self, iteration: int, reading: Reading) -> Answer:
+        """Take one reading of :meth:`specreg.Coverage.measure` and judge."""
+        missing, error = reading.missing, (reading.interval[1] - reading.interval[0]) / 2
         limits = self.thresholds
         self._begin = iteration if self._begin is None else self._begin
         if iteration - self._begin < limits.warmup:
-            return self._answer(missing, error)
+            return self._answer(reading)
         self._recent.append((iteration, 1 - missing))
         produced = statistics.median(mass for _, mass in self._recent)
         self._waiting = 0 if produced > self._best + limits.progress else self._waiting + 1
@@ -113,10 +106,12 @@ class ModeJudge:
         if produced >= self._best - error:
             self._best_at = iteration
         self._best = max(self._best, produced)
-        return self._answer(missing, error)
+        return self._answer(reading)
 
-    def _answer(self, missing: float, error: float) -> Answer:
-        now = f"{missing:.0%} ± {error:.0%} of the data's mass missing"
+    def _answer(self, reading: Reading) -> Answer:
+        now = f"at least {reading.missing:.0%} of the data missing"
+        if reading.missing > reading.floor >= reading.lost:
+            now += ", which poor quality alone can do"
         words = {
             "not judged": f"coverage not judged yet: {now}",
             "healthy": f"coverage healthy: {now}",
@@ -130,8 +125,8 @@ class ModeJudge:
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as plain values, for the checkpoint."""
         return {
-            "begin": self._begin, "recent": [list(reading) for reading in self._recent], "best": self._best, "best_at": self._best_at,
-            "low": self._low, "waiting": self._waiting, "state": self._state, "since": self._since,
+            "begin": self._begin, "recent": [list(reading) for reading in self._recent], "best": self._best,
+            "best_at": self._best_at, "low": self._low, "waiting": self._waiting, "state": self._state, "since": self._since,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """The monitor: snapshots of a module's spectra at a cadence, judged by the detector, and handed to actions."""
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -9,9 +8,9 @@ from torch import Tensor, nn
 
 from specreg.layers import Selection, find, matches, plainly_named_modules, shown, unwrap, warn_of_differences
 from specreg.monitor.attainment import frozen_random_numbers
+from specreg.monitor.coverage import Coverage, Reading
 from specreg.monitor.detector import Detector
 from specreg.monitor.history import History
-from specreg.monitor.coverage import Coverage, Reading
 from specreg.monitor.modes import ModeJudge
 from specreg.monitor.signal import SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
@@ -109,6 +108,7 @@ class Monitor:
         self._answers: tuple[Answer, Answer] = (UNASKED, UNASKED)  # on coverage and signal, the newest
         self.sampled: int | None = None
         self.reading: Reading | None = None
+        self._saved: Mapping[str, Tensor] | None = None  # the state of a meter that is made of the next samples
         self._newest: int | None = None  # the last iteration that step() was told
         # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
         with frozen_random_numbers():
@@ -170,9 +170,12 @@ class Monitor:
     def _read_samples(self, iteration: int, samples: Samples) -> None:
         with frozen_random_numbers():
             generated, real = samples()
-            self.coverage = self.coverage or Coverage(real)
+            if self.coverage is None:
+                self.coverage = Coverage(real)
+                if self._saved is not None:
+                    self.coverage.load_state_dict(self._saved)
             self.reading = self.coverage.measure(generated)
-            coverage = self._modes.update(iteration, self.reading.missing, self.reading.error)
+            coverage = self._modes.update(iteration, self.reading)
             taught = UNASKED
             if self._scores is not None:
                 count = min(len(generated), len(real), _NUM_PROBED)
@@ -190,7 +193,7 @@ class Monitor:
             "history": self.history.state_dict(),
             "modes": self._modes.state_dict(),
             "signal": self._signal.state_dict(),
-            "coverage": None if self.coverage is None else self.coverage.state_dict(),
+            "coverage": self._saved if self.coverage is None else self.coverage.state_dict(),
             "answers": [vars(answer) for answer in self._answers],
             "sampled": self.sampled,
         }
@@ -209,8 +212,9 @@ class Monitor:
         self.history.load_state_dict(state["history"])
         self._modes.load_state_dict(state["modes"])
         self._signal.load_state_dict(state["signal"])
-        if state["coverage"] is not None:
-            self.coverage = Coverage.from_state(state["coverage"])
+        self._saved = state["coverage"]
+        if self.coverage is not None and self._saved is not None:
+            self.coverage.load_state_dict(self._saved)
         self._answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
         self.sampled = state["sampled"]
         self.verdict, self._newest = self.detector.verdict(), None

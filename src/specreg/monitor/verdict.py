@@ -64,7 +64,7 @@ class Verdict:
         message: all of this in one line.
         evidence: the numbers, layer by layer.
         spectra: do they fall? "steady", "recovered", "collapsing" or "collapsed".
-        coverage: does the generator produce all of the data? "healthy", "recovered", "losing", "lost" or "never learnt".
+        coverage: does the generator produce all of the data? "healthy", "recovered", "losing", "lost", "never learnt".
         signal: does the discriminator still teach? "teaching" or "dead".
         groups: name -> the verdict on this group of layers alone; "" where everything is one group.
     """
