@@ -149,7 +149,8 @@ def measure(folder: Path, name: str, mnist: Path, every: int) -> dict[str, objec
     """Return the statistics of all readings of one kind of data, as lists by run and reading."""
     data: Data = make_data(name, mnist)
     generator = torch.Generator().manual_seed(5)
-    real = data.draw(8000, generator)
+    real = data.draw(8000, generator).unique(dim=0)  # a small data set is drawn more than once
+    real = real[torch.randperm(len(real), generator=generator)]
     meter = specreg.Coverage(real)
     field, (shares, expected) = Field(real[:4000], generator), mode_shares(name)
     trainings = []

@@ -13,7 +13,7 @@ from typing import Any
 
 from specreg.monitor.coverage import Reading
 from specreg.monitor.verdict import Answer
-from specreg.names import State, integer
+from specreg.names import STATES, State, check_choice, integer
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ModeJudge:
         self._recent: deque[tuple[int, float]] = deque(maxlen=self.thresholds.smoothing)
         self._best, self._best_at = 0.0, 0  # the largest mass produced, and when it was last near
         self._low = 1.0  # the least since it was lost
-        self._waiting = 0  # readings since the last progress
+        self._reached, self._waiting = 0.0, 0  # the mass at the last progress, and readings since
         self._state: State = "not judged"
         self._since: int | None = None
 
@@ -85,7 +85,9 @@ class ModeJudge:
             return self._answer(reading)
         self._recent.append((iteration, 1 - missing))
         produced = statistics.median(mass for _, mass in self._recent)
-        self._waiting = 0 if produced > self._best + limits.progress else self._waiting + 1
+        self._waiting += 1
+        if produced > self._reached + limits.progress:  # small steps add up
+            self._reached, self._waiting = produced, 0
         fall = self._best - produced
         # A loss has to be more than the readings' noise.
         part = fall / self._best if self._best > 0 and fall > error else 0.0
@@ -103,7 +105,7 @@ class ModeJudge:
                 self._state, self._since = "healthy", None
         elif self._waiting >= limits.patience:
             self._state, self._since = "never learnt", None
-        if produced >= self._best - error:
+        if 1 - missing >= self._best - error:  # the median is late: modes may be lost already where it still stands
             self._best_at = iteration
         self._best = max(self._best, produced)
         return self._answer(reading)
@@ -126,16 +128,23 @@ class ModeJudge:
         """Return the whole state as plain values, for the checkpoint."""
         return {
             "begin": self._begin, "recent": [list(reading) for reading in self._recent], "best": self._best,
-            "best_at": self._best_at, "low": self._low, "waiting": self._waiting, "state": self._state, "since": self._since,
+            "best_at": self._best_at, "low": self._low, "reached": self._reached,
+            "waiting": self._waiting, "state": self._state, "since": self._since,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         if set(state) != set(self.state_dict()):
             raise ValueError(f"not a mode judge's state: it has the keys {sorted(map(str, state))}")
-        recent = [(int(iteration), float(mass)) for iteration, mass in state["recent"]]
-        self._begin = state["begin"]
-        self._recent = deque(recent, maxlen=self.thresholds.smoothing)
-        self._best, self._best_at = float(state["best"]), int(state["best_at"])
-        self._low, self._waiting = float(state["low"]), int(state["waiting"])
-        self._state, self._since = state["state"], state["since"]
+        try:
+            check_choice("state", state["state"], STATES)
+            recent = [(integer("iteration", iteration), float(mass)) for iteration, mass in state["recent"]]
+            begin, since = (None if state[key] is None else integer(key, state[key]) for key in ("begin", "since"))
+            best_at, waiting = (integer(key, state[key]) for key in ("best_at", "waiting"))
+            best, low, reached = (float(state[key]) for key in ("best", "low", "reached"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not a mode judge's state ({error})") from error
+        self._begin, self._recent = begin, deque(recent, maxlen=self.thresholds.smoothing)
+        self._best, self._best_at, self._low = best, best_at, low
+        self._reached, self._waiting = reached, waiting
+        self._state, self._since = state["state"], since

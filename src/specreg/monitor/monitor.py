@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from specreg.layers import Selection, find, matches, plainly_named_modules, shown, unwrap, warn_of_differences
-from specreg.monitor.attainment import frozen_random_numbers
+from specreg.monitor.attainment import evaluating, frozen_random_numbers
 from specreg.monitor.coverage import Coverage, Reading
 from specreg.monitor.detector import Detector
 from specreg.monitor.history import History
@@ -151,12 +151,14 @@ class Monitor:
         iteration = integer("iteration", iteration)
         latest = self._read()
         self.history.require_next(iteration, latest)  # nothing is changed by what is refused
+        if self._samples is not None and (
+            self.sampled is None or iteration // self._samples_every > self.sampled // self._samples_every
+        ):
+            self._read_samples(iteration, self._samples)
         verdict = self.detector.update(iteration, latest, self.groups)
         self.history.add(iteration, latest)
         self.latest = latest
         if self._samples is not None:
-            if self.sampled is None or iteration // self._samples_every > self.sampled // self._samples_every:
-                self._read_samples(iteration, self._samples)
             before: State = self.verdict.state if self.verdict is not None else "not judged"
             verdict = combined(verdict, *self._answers, before)
         self.verdict = verdict
@@ -180,7 +182,8 @@ class Monitor:
             if self._scores is not None:
                 count = min(len(generated), len(real), _NUM_PROBED)
                 try:
-                    taught = self._signal.update(iteration, signal(self._scores, real[:count], generated[:count]))
+                    with evaluating(self.module):  # scores= may be a function that calls it
+                        taught = self._signal.update(iteration, signal(self._scores, real[:count], generated[:count]))
                 except Exception as error:  # of the user's module, called with samples alone
                     self._scores = None
                     logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", error)
@@ -208,15 +211,21 @@ class Monitor:
             raise ValueError(
                 f"the state is of the layers {', '.join(history.layers)}; these are {', '.join(self.layers)}"
             )
+        modes, taught = ModeJudge(self._modes.thresholds), SignalJudge()
+        modes.load_state_dict(state["modes"])
+        taught.load_state_dict(state["signal"])
+        try:
+            answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
+            sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
+        except (TypeError, IndexError) as error:
+            raise ValueError(f"not a monitor's state ({error})") from error
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
-        self._modes.load_state_dict(state["modes"])
-        self._signal.load_state_dict(state["signal"])
+        self._modes, self._signal = modes, taught
         self._saved = state["coverage"]
         if self.coverage is not None and self._saved is not None:
             self.coverage.load_state_dict(self._saved)
-        self._answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
-        self.sampled = state["sampled"]
+        self._answers, self.sampled = answers, sampled
         self.verdict, self._newest = self.detector.verdict(), None
         if self.verdict is not None and self.sampled is not None:
             whole = combined(self.verdict, *self._answers, self.verdict.state)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from specreg.monitor.attainment import evaluating, gradient_norms
 from specreg.monitor.verdict import Answer
-from specreg.names import State, integer
+from specreg.names import STATES, State, check_choice, integer
 
 
 @dataclass(frozen=True)
@@ -91,5 +91,9 @@ class SignalJudge:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         if set(state) != {"largest", "silent", "state"}:
             raise ValueError(f"not a signal judge's state: it has the keys {sorted(map(str, state))}")
-        self._largest, self._silent = float(state["largest"]), [int(iteration) for iteration in state["silent"]]
-        self._state = state["state"]
+        try:
+            check_choice("state", state["state"], STATES)
+            largest, silent = float(state["largest"]), [integer("iteration", iteration) for iteration in state["silent"]]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not a signal judge's state ({error})") from error
+        self._largest, self._silent, self._state = largest, silent, state["state"]

@@ -42,7 +42,7 @@ def sentence(run: Run) -> str:
         return f"Nothing could be judged: {run.verdicts[-1]['message']}.{unfinished}"
     last = run.verdicts[-1]
     spectra = last["spectra"]["state"]
-    alarms = [verdict["step"] for verdict in run.verdicts if verdict["state"] in ALARMS]
+    alarms = [verdict["step"] for verdict in run.verdicts if verdict["spectra"]["state"] in ALARMS]
     if spectra in ("recovered", "collapsing", "collapsed"):
         text = _of_layers(run, last, spectra)
     elif alarms:
@@ -55,6 +55,8 @@ def sentence(run: Run) -> str:
         text = f"{last['coverage']['message'].capitalize()}. {text}"
     else:
         text += " Coverage of the data was not measured."
+    if last["signal"]["state"] == "dead":
+        text = f"{last['signal']['message'].capitalize()}. {text}"
     dead = [event["step"] for event in run.events if event["event"] == "dead discriminator"]
     if dead:
         text += f" Its discriminator was dead at iteration {dead[-1]}: its gradient was 0."
