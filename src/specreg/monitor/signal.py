@@ -93,7 +93,7 @@ class SignalJudge:
             raise ValueError(f"not a signal judge's state: it has the keys {sorted(map(str, state))}")
         try:
             check_choice("state", state["state"], STATES)
-            largest, silent = float(state["largest"]), [integer("iteration", iteration) for iteration in state["silent"]]
+            largest, silent = float(state["largest"]), [integer("iteration", at) for at in state["silent"]]
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a signal judge's state ({error})") from error
         self._largest, self._silent, self._state = largest, silent, state["state"]
