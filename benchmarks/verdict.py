@@ -1,8 +1,8 @@
 """Does the verdict know of lost modes? Statistics of the ensembles' readings beside the truth.
 
-``measure`` computes for every reading of ``benchmarks/ensembles.py`` the share of every mode (the truth), what the meter
-says, what the field has, and what the discriminator's spectra and signal say, and writes one small file for each kind of
-data. ``link`` ranks every statistic against the truth.
+``measure`` computes for every reading of ``benchmarks/ensembles.py`` the share of every mode (the truth), what the
+meter says, what the field has, and what the discriminator's spectra and signal say, and writes one small file for each
+kind of data. ``link`` ranks every statistic against the truth.
 
     python benchmarks/verdict.py measure --readings runs/ensembles --out docs/results/verdict
     python benchmarks/verdict.py link --out docs/results/verdict
@@ -50,7 +50,7 @@ def mode_shares(name: str) -> tuple[Shares, Array]:
 
     def of_images(samples: Tensor) -> Tensor:
         with torch.no_grad():
-            classes = classifier(samples.reshape(-1, 1, side, side)).argmax(1)
+            classes = classifier(samples.reshape(-1, 1, side, side).float() / 255).argmax(1)
         return torch.bincount(classes, minlength=10) / len(samples)
 
     return of_images, np.full(10, 0.1)

@@ -229,7 +229,7 @@ def build_state(config: RunConfig, source: Source, processes: Processes = ALONE)
 def _make_monitor(state: TrainingState, source: Source, settings: Settings, device: torch.device) -> Monitor:
     """Watch the spectra, and at each evaluation what is missing of the data; all processes see the same samples."""
     drawn = source.draw(_NUM_REAL, torch.Generator().manual_seed(_COVERAGE_STREAM))[0]
-    real = scaled(drawn.unique(dim=0)).to(device)  # a small data set is drawn more than once
+    real = scaled(torch.unique(drawn, dim=0)).to(device)  # a small data set is drawn more than once
     classes = torch.arange(_NUM_REAL, device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
 
     def samples() -> tuple[Tensor, Tensor]:

@@ -19,18 +19,16 @@ chance level has to be taken off, a perfect generator's reading is 0 on average,
 4. **The reading.** Held-out real samples and the generated half that did not choose are counted in A; the mean over
    both halves is the reading.
 
-*Far* is the share of generated samples that are far, less that of held-out real ones. As all shares sum to 1,
+*Far* is the share of generated samples that are far, less that of held-out real ones. *Lost* is the same reading with
+every generated sample counted in its nearest bin, far or not: what is missing even if a spoilt sample counts as one of
+the mode that it is nearest to. Noise and blur that lead away from the data raise *missing* and *far*, and *lost* much
+less; it is what tells lost modes of a generator whose samples are all poor, where *missing* is 1. What lowers quality
+along the data (noise that another image could have, in the chosen features) cannot be told from lost modes by any
+comparison of samples.
 
-.. math:: P(A) - G(A) = [G - P](\text{far}) + [G - P](\text{near, outside } A).
-
-The second part, *lost*, went to other places of the data: it stays even if every far sample was a spoilt one of the
-bin that misses it most. Noise and blur that lead away from the data raise *missing* and *far* and not *lost*. What
-lowers quality along the data (noise that another image could have, in the chosen features) cannot be told from lost
-modes by any comparison of samples.
-
-What it does not do: bound the missing share from above. Modes that share their bins are seen in part (a thousand modes of
-stacked digits hardly); a generator that repeats a hundred samples misses everything, and is said to miss the bins without
-them. Readings of one object share their real samples, and so a part of their errors.
+What it does not do: bound the missing share from above. Modes that share their bins are seen in part (a thousand modes
+of stacked digits hardly); a generator that repeats a hundred samples misses everything, and is said to miss the bins
+without them. Readings of one object share their real samples, and so a part of their errors.
 
 Bins hang on the seed, and on the processor's rounding only where a sample lies between two centres.
 """
@@ -69,6 +67,7 @@ class Reading:
         missing: lower bound of the missing share, 0 to 1.
         interval: its 95% interval; its upper end bounds the estimate, not the missing share.
         floor: what a perfect generator, from as many samples, practically never exceeds (four standard deviations).
+        lost: the same lower bound where every generated sample counts in its nearest bin, however far it is.
         far: share of the generated samples that are far from the data, beyond that of real ones.
         real, generated: share of the samples near each bin's centre, (K,).
         empty: bins filled to less than a fifth by more than three standard errors, those that miss most first, (B,).
@@ -78,16 +77,12 @@ class Reading:
     missing: float
     interval: tuple[float, float]
     floor: float
+    lost: float
     far: float
     real: Tensor
     generated: Tensor
     empty: Tensor
     examples: Tensor
-
-    @property
-    def lost(self) -> float:
-        """The part of ``missing`` that samples far from the data cannot explain."""
-        return max(0.0, self.missing - self.far)
 
     def __str__(self) -> str:
         if self.missing <= self.floor:
@@ -112,8 +107,8 @@ class Coverage:
         real: samples (N, \*) of any dtype, at least 100, as many as there are (3,000 and more for a good reading).
         features: maps samples (N, \*) to features (N, d); a network is called in eval mode. By default samples are
             compared by their values: images averaged to 32x32 pixels at most; waveforms (N, C, T) with C of 1 or 2, or
-            (N, T) with T above 8,192, by the square roots of their spectrogram's magnitudes in 64 bands and 4 parts. Natural
-            images of many classes need an encoder.
+            (N, T) with T above 8,192, by the square roots of their spectrogram's magnitudes in 64 bands and 4 parts.
+            Natural images of many classes need an encoder.
         seed: of the bins and of the split of generated samples.
 
     Raises:
@@ -152,7 +147,7 @@ class Coverage:
         self._size = size
         points = self._normalize(points)
         centres = _kmeans(points, torch.ones(len(points)), len(points) // _PER_BIN, generator)
-        centres = centres[_nearest(points, centres)[0].unique()]
+        centres = centres[_nearest(points, centres)[0].bincount(minlength=len(centres)) > 0]
         bins, squared = _nearest(points, centres)
         counts = bins.bincount(minlength=len(centres))
         # Of a bin of few samples mostly the mean of all, as its own are nearer to their centre than fresh ones.
@@ -163,7 +158,7 @@ class Coverage:
         by_bin = by_bin[bins[by_bin].argsort(stable=True)]
         self._examples = fit[by_bin[counts.cumsum(0) - counts]]
         groupings = [torch.arange(len(centres))]
-        while (num_groups := len(groupings[-1].unique()) // 4) >= 4:
+        while (num_groups := int((groupings[-1].bincount() > 0).sum()) // 4) >= 4:
             groupings.append(_nearest(centres, _kmeans(centres, counts.float(), num_groups, generator))[0])
         self._groupings = torch.stack(groupings)
         bins, ratios = self._place("real", real, held_out)
@@ -193,6 +188,8 @@ class Coverage:
         order = torch.randperm(len(generated), generator=torch.Generator().manual_seed(self._seed))
         halves = torch.stack([self._count(bins[half], ratios[half]) for half in order.tensor_split(2)])
         in_real, in_generated = self._witness(self._fit, self._held_out, halves)
+        nearest = torch.stack([self._count(bins[half], torch.zeros(len(half))) for half in order.tensor_split(2)])
+        of_nearest = self._witness(self._fit, self._held_out, nearest)
         num_real, num_generated = int(self._held_out.sum()), len(generated)
         real, shares = self._held_out / num_real, halves.sum(0) / num_generated
         pooled = (self._fit + self._held_out[:-1]) / (self._fit.sum() + num_real)
@@ -204,6 +201,7 @@ class Coverage:
             missing=max(0.0, in_real - in_generated),
             interval=_interval(in_real, num_real, in_generated, num_generated),
             floor=self._floor(num_generated),
+            lost=max(0.0, of_nearest[0] - of_nearest[1]),
             far=max(0.0, float(shares[-1] - real[-1])),
             real=pooled,
             generated=shares[:-1],
@@ -284,7 +282,7 @@ class Coverage:
         batch = max(1, min(1024, _BATCH // max(1, samples[0].numel())))
         context = evaluating(network) if isinstance(network, nn.Module) else contextlib.nullcontext()
         with context, torch.no_grad():
-            for part in index.split(batch):
+            for part in torch.split(index, batch):
                 chosen = samples[part.to(samples.device)].detach()
                 points = _values(chosen) if network is None else network(chosen)
                 if not isinstance(points, Tensor):
@@ -326,7 +324,7 @@ def _values(samples: Tensor) -> Tensor:
     samples = samples.float()
     if samples.ndim == 3 and samples.shape[1] <= 2:
         return _bands(samples)
-    if samples.ndim == 4 or samples.ndim == 3:
+    if samples.ndim in (3, 4):
         height, width = samples.shape[-2:]
         samples = F.adaptive_avg_pool2d(samples, (min(height, _SIDE), min(width, _SIDE)))
     return samples.flatten(1)
@@ -369,10 +367,10 @@ def _kmeans(points: Tensor, weights: Tensor, count: int, generator: torch.Genera
 def _nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Return the index of each point's nearest centre, and the squared distance to it."""
     halves = centres.square().sum(1) / 2
-    bins = torch.cat([(halves - part @ centres.T).argmin(1) for part in points.split(1024)])
+    parts = torch.split(points, 1024)
+    bins = torch.cat([(halves - part @ centres.T).argmin(1) for part in parts])
     squared = [
-        (part - centres[index]).square().sum(1)
-        for part, index in zip(points.split(1024), bins.split(1024), strict=True)
+        (part - centres[index]).square().sum(1) for part, index in zip(parts, torch.split(bins, 1024), strict=True)
     ]
     return bins, torch.cat(squared)
 
