@@ -22,7 +22,11 @@ from torch import Tensor
 import specreg
 from ensembles import MIXTURES, Data, make_data
 from specreg.evaluation.classifier import load_classifier
-from specreg.names import bulk_range
+from specreg.monitor.coverage import Reading
+from specreg.monitor.detector import Detector
+from specreg.monitor.modes import ModeJudge
+from specreg.monitor.verdict import UNASKED, combined
+from specreg.names import State, bulk_range
 
 Array = NDArray[np.float64]
 Shares = Callable[[Tensor], Tensor]
@@ -293,9 +297,78 @@ def link(files: list[Path], rate: float = 0.05, after: int = 500, within: int = 
     return tables
 
 
+def verdicts(training: dict[str, object], spectra: list[dict[str, list[float]]]) -> dict[str, int | None]:
+    """Return the first alarm by the spectra alone, by coverage alone, and by the verdict that weighs both."""
+    detector, judge = Detector(), ModeJudge()
+    first: dict[str, int | None] = dict.fromkeys(("spectra", "coverage", "verdict"))
+    before: State = "not judged"
+    for reading, layers in zip(training["readings"], spectra, strict=True):
+        step = reading["step"]
+        empty = torch.zeros(0)
+        numbers = {name: reading[name] for name in ("missing", "floor", "lost", "far")}
+        measured = Reading(
+            **numbers, interval=tuple(reading["interval"]), real=empty, generated=empty, empty=empty, examples=empty
+        )
+        fall, answer = detector.update(step, layers), judge.update(step, measured)
+        whole = combined(fall, answer, UNASKED, before)
+        before = whole.state
+        alarming = {
+            "spectra": fall.state in ("collapsing", "collapsed"),
+            "coverage": answer.state in ("losing", "lost"),
+            "verdict": whole.state in ("collapsing", "collapsed", "losing", "lost"),
+        }
+        for name, alarm in alarming.items():
+            if alarm and first[name] is None:
+                first[name] = step
+    return first
+
+
+def judge(files: list[Path], readings: Path, every: int, after: int = 500, within: int = 500) -> dict[str, object]:
+    """Count events and alarms: recall within so many iterations, false alarms in trainings without an event."""
+    tables = {}
+    for path in files:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        expected = np.array(record["expected"])
+        counts = {name: {"caught": 0, "delays": [], "false": 0} for name in ("spectra", "coverage", "verdict")}
+        num_events = num_calm = 0
+        trainings = iter(record["trainings"])
+        for ensemble in sorted(readings.glob(f"{record['data']}-*")):
+            series = []
+            for file in [file for file in sorted(ensemble.glob("*.npz")) if int(file.stem) % every == 0]:
+                with np.load(file) as stored:
+                    series.append({name: stored[name] for name in stored.files if name.startswith("spectrum")})
+            for index in range(len(json.loads((ensemble / "runs.json").read_text(encoding="utf-8")))):
+                training = next(trainings)
+                begin = event(training, expected)
+                spectra = [{name: values[index].tolist() for name, values in layers.items()} for layers in series]
+                first = verdicts(training, spectra)
+                if begin is not None and begin <= after:
+                    continue
+                num_events, num_calm = num_events + (begin is not None), num_calm + (begin is None)
+                for name, at in first.items():
+                    if begin is None:
+                        counts[name]["false"] += at is not None
+                    elif at is not None and -within <= at - begin <= within:
+                        counts[name]["caught"] += 1
+                        counts[name]["delays"].append(at - begin)
+        tables[record["data"]] = {
+            "events": num_events,
+            "calm": num_calm,
+            "rows": {
+                name: {
+                    "recall": row["caught"] / max(num_events, 1),
+                    "median delay": float(np.median(row["delays"])) if row["delays"] else None,
+                    "false alarms": row["false"] / max(num_calm, 1),
+                }
+                for name, row in counts.items()
+            },
+        }
+    return tables
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["measure", "link"])
+    parser.add_argument("command", choices=["measure", "link", "judge"])
     parser.add_argument("data", nargs="*", default=["ring", "digits", "grid", "mnist"])
     parser.add_argument("--readings", type=Path, default=Path("runs/ensembles"))
     parser.add_argument("--every", type=int, default=100, help="iterations between the readings that are used")
@@ -308,6 +381,12 @@ def main() -> None:
         for name in options.data:
             record = measure(options.readings, name, options.mnist, options.every)
             (options.out / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
+        return
+    if options.command == "judge":
+        files = [path for name in options.data if (path := options.out / f"{name}.json").exists()]
+        result = judge(files, options.readings, options.every)
+        (options.out / "judge.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        print(json.dumps(result, indent=1))
         return
     tables = link([path for name in options.data if (path := options.out / f"{name}.json").exists()])
     (options.out / "link.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")

@@ -16,8 +16,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import specreg
 from kinds import LAYERS
+from meters import Meter
 from specreg.monitor.actions import Pin, RollBack, Stop, When, log
 from specreg.monitor.samples import diversity
+from specreg.monitor.verdict import Answer, Evidence, Verdict, combined
+from specreg.names import ALARMS, STATES
 
 
 def network():
@@ -93,7 +96,7 @@ def test_a_training_with_a_monitor_is_bit_for_bit_the_one_without():
         torch.manual_seed(0)
         module = network()
         specreg.spectral_norm(module)
-        monitor = specreg.Monitor(module, every=3, samples=lambda: (torch.rand(8, 2), torch.rand(8, 2)))
+        monitor = specreg.Monitor(module, every=3)
         optimizer = torch.optim.Adam(module.parameters(), 1e-2)
         for iteration in range(1, 30):
             optimizer.zero_grad()
@@ -210,11 +213,15 @@ def test_samples_and_unknown_parametrizations_move_no_random_number():
     module = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     nn.utils.parametrize.register_parametrization(module[1], "weight", Noise())
     detector = specreg.Detector(specreg.Thresholds(warmup=0, smoothing=1))
-    monitor = specreg.Monitor(module, every=1, detector=detector, samples=lambda: (torch.rand(8, 2), torch.rand(8, 2)))
+    samples = lambda: (torch.rand(200, 6), torch.rand(200, 6))  # noqa: E731
+    monitor = specreg.Monitor(module, every=1, detector=detector, samples=samples, samples_every=1)
     before = torch.get_rng_state()
     monitor.step(1)
+    first = monitor.reading
     flatten_spectrum(module[0], 0.1)
-    assert monitor.step(2).samples is not None
+    monitor.step(2)
+    assert monitor.reading is not first
+    assert monitor.verdict.signal.state == "teaching"
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -306,7 +313,7 @@ class TestGroups:
                 changes += [verdict] if verdict.changed else []
             assert [(verdict.state, len(verdict.layers)) for verdict in changes] == [("collapsing", 4)]
             assert ("collapsing in a since" in changes[0].message) == (len(networks) == 2)
-        assert [each.state for each in monitor.verdict.groups.values()] == ["collapsing", "steady"]
+        assert [each.state for each in monitor.verdict.groups.values()] == ["collapsing", "not judged"]  # b never moved
         assert not any(each.changed for each in monitor.step(2001).groups.values())
 
 
@@ -553,6 +560,11 @@ def test_what_is_not_watched_is_said(caplog):
         lambda state: state["detector"].pop("last"),
         lambda state: state["detector"]["layers"]["2"].update(recent=None),
         lambda state: state.update(more=1),
+        lambda state: state["modes"].update(best=None),
+        lambda state: state["signal"].pop("largest"),
+        lambda state: state.update(answers=[{}, {}]),
+        lambda state: state.update(answers=[]),
+        lambda state: state.update(sampled=1.5),
     ],
 )
 def test_a_state_that_is_no_monitors_is_refused_whole(spoil):
@@ -835,6 +847,231 @@ class TestGuard:
             guard.load_state_dict(specreg.Guard(specreg.Monitor(network()), scheme="anchored").state_dict())
 
 
+FEW = torch.linspace(-1, 1, 16 * 48).reshape(16, 3, 4, 4)
+
+
+def sampled(module, *missing, actions=(), **options):
+    """Return a monitor whose meter reads these missing shares, every 500 iterations."""
+    return specreg.Monitor(module, samples=lambda: (FEW, FEW + 1), coverage=Meter(*missing), actions=actions, **options)
+
+
+def verdict_of(state):
+    evidence = {"a": Evidence(state, 5, 0.9, 0.2, 0.9)}
+    layers = () if state in ("steady", "not judged") else ("a",)
+    return Verdict(9, state, 5, layers, 0.9, False, f"spectra {state}", evidence, Answer(state, 5, f"spectra {state}"))
+
+
+class TestSamples:
+    """Three questions, and what is said of the whole."""
+
+    @pytest.mark.parametrize(
+        ("spectra", "coverage", "signal", "whole"),
+        [
+            ("not judged", "not judged", "teaching", "not judged"),
+            ("not judged", "healthy", "teaching", "healthy"),
+            ("steady", "not measured", "not measured", "steady"),
+            ("steady", "not measured", "teaching", "steady"),
+            ("steady", "not judged", "teaching", "steady"),
+            ("steady", "healthy", "teaching", "healthy"),
+            ("steady", "healthy", "not measured", "healthy"),
+            ("recovered", "healthy", "teaching", "recovered"),
+            ("steady", "recovered", "teaching", "recovered"),
+            ("collapsing", "healthy", "teaching", "warning"),
+            ("collapsed", "healthy", "teaching", "warning"),
+            ("collapsed", "recovered", "teaching", "warning"),
+            # Without a healthy coverage the spectra are believed.
+            ("collapsed", "not judged", "teaching", "collapsed"),
+            ("collapsing", "not measured", "not measured", "collapsing"),
+            ("collapsing", "losing", "teaching", "collapsing"),
+            ("steady", "losing", "teaching", "losing"),
+            ("collapsing", "lost", "teaching", "lost"),
+            ("steady", "lost", "teaching", "lost"),
+            ("not judged", "never learnt", "teaching", "never learnt"),
+            ("collapsed", "never learnt", "dead", "never learnt"),
+            ("steady", "healthy", "dead", "dead"),
+            ("collapsed", "healthy", "dead", "dead"),
+            ("steady", "not measured", "dead", "dead"),
+        ],
+    )
+    def test_the_whole_is_the_gravest_answer_and_a_fall_beside_healthy_coverage_a_warning(
+        self, spectra, coverage, signal, whole
+    ):
+        answers = Answer(coverage, 7, f"coverage {coverage}"), Answer(signal, 8, f"signal {signal}")
+        verdict = combined(verdict_of(spectra), *answers, "steady")
+        assert verdict.state == whole
+        assert (verdict.spectra.state, verdict.coverage, verdict.signal) == (spectra, *answers)
+        assert verdict.changed == (whole != "steady")
+        assert verdict.alarming == (whole in ALARMS)
+        asked = [("coverage", coverage), ("signal", signal)]
+        for question, state in (("spectra", spectra), *asked):
+            assert (f"{question} {state}" in verdict.message) == (state not in ("not measured", "teaching"))
+        since = {"spectra": 5, "coverage": 7, "signal": 8}
+        parts = {"spectra": spectra, "coverage": coverage, "signal": signal}
+        expected = [since[part] for part, state in parts.items() if state == whole] or [5]
+        assert verdict.since in expected
+        assert json.loads(json.dumps(verdict.to_dict()))["coverage"]["state"] == coverage
+
+    def test_alarms_are_graver_than_a_warning_and_it_than_the_rest(self):
+        place = STATES.index("warning")
+        assert {state for state in STATES if STATES.index(state) > place} == set(ALARMS)
+
+    def test_they_are_asked_for_at_their_cadence_alone(self):
+        monitor = sampled(network(), 0.1, every=50, samples_every=200)
+        asked = []
+        for iteration in (1, 40, 60, 199, 230, 260, 399, 405, 1000, 1010):
+            monitor.step(iteration)
+            asked.append((monitor.coverage.num_readings, monitor.sampled))
+        assert asked == [(1, 1)] * 4 + [(2, 230)] * 3 + [(3, 405), (4, 1000), (4, 1000)]
+
+    def test_a_fall_beside_healthy_coverage_is_a_warning_and_moves_nobody(self):
+        module = network()
+        stop, pin = Stop(), Pin({"d": module}, every=100)
+        roll_back = RollBack(pin)
+        monitor = sampled(module, 0.05, actions=[stop, pin, roll_back])
+        guard = specreg.Guard(monitor)
+        changes = train(module, monitor, guard)
+        assert [verdict.state for verdict in changes if verdict.state != "not judged"] == ["healthy", "warning"]
+        assert monitor.verdict.spectra.state == "collapsed"
+        assert monitor.verdict.layers == ("2",)
+        assert monitor.verdict.message.startswith("warning, collapsed since iteration ")
+        assert monitor.verdict.message.endswith("; coverage healthy: at least 5% of the data missing")
+        assert not any(verdict.alarming for verdict in changes)
+        assert (stop.requested, roll_back.restored, guard.switched_on) == (False, [], None)
+        assert pin.iterations[-1] == 4000
+
+    def test_lost_modes_beside_steady_spectra_are_acted_on(self):
+        module = network()
+        stop, pin = Stop(), Pin({"d": module}, every=100, copies=30)
+        roll_back = RollBack(pin)
+        monitor = sampled(module, *[0.05] * 5, 0.7, actions=[stop, pin, roll_back])  # readings at 0, 500, ...
+        guard = specreg.Guard(monitor)
+        changes = train(module, monitor, guard, falls=range(0, 20), end=4000)
+        lost = changes[-1]
+        assert (lost.state, lost.iteration, lost.since, lost.alarming) == ("lost", 3000, 2000, True)
+        assert (lost.spectra.state, lost.layers) == ("steady", ())
+        assert stop.requested
+        assert roll_back.restored == [(3000, 2000)]
+        assert guard.switched_on == 3000
+        assert guard.compensator is not None
+
+    def test_a_guard_whose_states_leave_lost_modes_out_stays_off(self):
+        module = network()
+        monitor = sampled(module, *[0.05] * 5, 0.7)
+        guard = specreg.Guard(monitor, states=("collapsed",))
+        train(module, monitor, guard, falls=range(0, 20))
+        assert (monitor.verdict.state, guard.switched_on) == ("lost", None)
+
+    @pytest.mark.parametrize("falls", [range(0, 20), range(1500, 2500)])
+    def test_healthy_is_not_said_without_them(self, falls):
+        module = network()
+        verdicts = []
+        train(module, specreg.Monitor(module, actions=[verdicts.append]), falls=falls)
+        said = {verdict.state for verdict in verdicts}
+        assert "steady" in said
+        assert "healthy" not in said
+        assert {verdict.coverage.state for verdict in verdicts} == {"not measured"}
+        assert {verdict.signal.state for verdict in verdicts} == {"not measured"}
+        assert not any("healthy" in verdict.message for verdict in verdicts)
+
+    def test_a_discriminator_that_dies_is_said_whatever_its_spectra_are(self):
+        module = network()
+        monitor = sampled(module, 0.05)
+        train(module, monitor, end=2000, falls=range(0, 20))
+        assert (monitor.verdict.state, monitor.verdict.signal.state) == ("healthy", "teaching")
+        with torch.no_grad():
+            module[2].weight.mul_(1e-30)  # the ratios of its singular values stand
+        train(module, monitor, begin=2001, end=3200, falls=())
+        assert (monitor.verdict.state, monitor.verdict.since, monitor.verdict.spectra.state) == ("dead", 2500, "steady")
+        assert monitor.verdict.alarming
+
+    def test_a_module_that_takes_no_samples_is_said_once_and_scores_are_the_remedy(self, caplog):
+        module = nn.ModuleDict({"D": network()})
+        for scores, num_warnings, state in ((None, 1, "not measured"), (lambda x: module["D"](x), 0, "teaching")):
+            caplog.clear()
+            monitor = sampled(module, 0.05, scores=scores, samples_every=100)
+            for iteration in range(0, 1000, 100):
+                monitor.step(iteration)
+            assert (monitor.verdict.coverage.state, monitor.verdict.signal.state) == ("healthy", state)
+            assert sum("give scores=" in message for message in caplog.messages) == num_warnings
+
+    def test_samples_that_are_refused_change_nothing(self):
+        fake = torch.rand(200, 6)
+        monitor = specreg.Monitor(nn.Linear(6, 6), samples=lambda: (fake, torch.rand(200, 6)), samples_every=100)
+        monitor.step(0)
+        before, verdict = monitor.state_dict(), monitor.verdict
+        fake[0, 0] = float("nan")
+        with pytest.raises(ValueError, match="the generated samples, or their features, hold NaN or inf"):
+            monitor.step(100)
+        after = monitor.state_dict()
+        assert (after["detector"], after["modes"], after["signal"]) == (
+            before["detector"], before["modes"], before["signal"],
+        )  # fmt: skip
+        assert (monitor.history.iterations, monitor.sampled, monitor.verdict) == ([0], 0, verdict)
+        fake[0, 0] = 0.5
+        assert monitor.step(100).iteration == 100
+
+    @pytest.mark.parametrize("scores", [False, True])
+    def test_a_training_with_them_is_bit_for_bit_the_one_without(self, scores):
+        ends = []
+        for watched in (False, True):
+            torch.manual_seed(0)
+            generator = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 4))
+            discriminator = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 1))
+            networks = nn.ModuleList([generator, discriminator])
+            specreg.spectral_norm(networks)
+            real = torch.rand(200, 4)
+
+            def samples(generator=generator, real=real):
+                generator.eval()
+                with torch.no_grad():
+                    fake = generator(torch.randn(200, 3))
+                generator.train()
+                return fake, real
+
+            options = {"scores": lambda x, d=discriminator: d(x)[:, 0]} if scores else {}
+            monitor = specreg.Monitor(discriminator, every=2, samples=samples, samples_every=4, **options)
+            optimizer = torch.optim.Adam(networks.parameters(), 1e-2)
+            for iteration in range(1, 20):
+                optimizer.zero_grad()
+                fake = generator(torch.randn(8, 3))
+                (discriminator(fake).mean() - discriminator(real[:8]).mean()).backward()
+                if watched and iteration % 3 == 0:  # between backward pass and step, too
+                    monitor.step(iteration)
+                optimizer.step()
+            ends.append([*copy.deepcopy(networks.state_dict()).values(), torch.get_rng_state()])
+            assert all(module.training for module in networks.modules())
+        assert monitor.verdict.signal.state == "teaching"
+        assert monitor.sampled > 10
+        assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+    def test_a_resumed_monitor_goes_on_exactly(self):
+        modes = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 9.0]])
+
+        def draw(count, num_modes, seed):
+            noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
+            return modes[torch.arange(count) % num_modes] + 0.1 * noise
+
+        now = 0
+        samples = lambda: (draw(400, 4 if now < 1500 else 2, now), draw(600, 4, 1))  # noqa: E731
+        module = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+        whole, first = (specreg.Monitor(module, samples=samples, samples_every=200) for _ in range(2))
+        expected, verdicts, cut = [], [], 1700
+        for now in range(0, 3000, 100):
+            if now == 300:
+                flatten_spectrum(module[0], 0.99)
+            expected.append(whole.step(now))
+            if now == cut:
+                resumed = specreg.Monitor(module, samples=samples, samples_every=200)
+                resumed.load_state_dict(saved(first)[0])
+                assert resumed.verdict == verdicts[-1].unchanged()
+                first = resumed
+            verdicts.append(first.step(now))
+        assert verdicts == expected
+        states = [verdict.state for verdict in verdicts]
+        assert states.index("lost") > states.index("healthy") > 0
+        assert torch.equal(saved(first)[0]["coverage"]["centres"], saved(whole)[0]["coverage"]["centres"])
+
+
 class TestDiversity:
     def test_of_the_same_distribution_and_of_one_point(self):
         torch.manual_seed(0)
@@ -851,19 +1088,3 @@ class TestDiversity:
     def test_ratio_by_hand(self):
         line = torch.tensor([[0.0], [1.0], [3.0]])
         assert diversity(2 * line, line).ratio == pytest.approx(2)
-
-    def test_the_verdict_says_whether_the_samples_agree(self):
-        for fake, words in ((torch.zeros(20, 4), "the samples agree"), (torch.rand(20, 4), "do not show it")):
-            module = network()
-            asked = []
-
-            def samples(fake=fake, asked=asked):
-                asked.append(True)
-                return fake, torch.rand(20, 4)
-
-            monitor = specreg.Monitor(module, samples=samples)
-            train(module, monitor, end=1400)
-            assert not asked
-            train(module, monitor, begin=1401)
-            assert words in monitor.verdict.message
-            assert monitor.verdict.to_dict()["samples"]["ratio"] == monitor.verdict.samples.ratio

@@ -139,7 +139,8 @@ class Coverage:
         self._chance: dict[int, float] = {}
         generator = torch.Generator().manual_seed(self._seed)
         order = torch.randperm(len(real), generator=generator)
-        fit, held_out = order.split([min(len(real) // 2, _FIT), len(real) - min(len(real) // 2, _FIT)])
+        num_fit = min(len(real) // 2, _FIT)
+        fit, held_out = order[:num_fit], order[num_fit:]
         points = torch.cat(list(self._describe("real", real, fit)))
         self._mean, size = points.mean(0), points.var(0, correction=0).sum().sqrt()
         if not size > 0:
