@@ -41,8 +41,8 @@ SIGNATURES = {
     "spectra": "(module, *, normalized=False, weight='stored', only=None, skip=None)",
     "remove": "(module)",
     "Monitor": (
-        "(module, *, every=100, detector=None, actions=(), samples=None, samples_every=500, coverage=None, scores=None, "
-        "groups=None, only=None, skip=None)"
+        "(module, *, every=100, detector=None, actions=(), samples=None, samples_every=250, coverage=None, "
+        "scores=None, groups=None, only=None, skip=None)"
     ),
     "Detector": "(thresholds=None)",
     "Guard": (

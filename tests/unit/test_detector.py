@@ -150,10 +150,18 @@ def test_a_layer_that_joins_the_stream_has_a_warm_up_of_its_own():
 @pytest.mark.parametrize(
     ("levels", "state", "words"),
     [
-        ([0.9], "not judged", r"not judged yet: the warm-up, 500 iterations, begins when the spectra move \(1 watched\)"),
+        (
+            [0.9],
+            "not judged",
+            r"not judged yet: the warm-up, 500 iterations, begins when the spectra move \(1 watched\)",
+        ),
         ([0.9, 0.8, 0.7], "not judged", r"not judged before iteration 500: the warm-up began at 0 \(1 watched\)"),
         ([0.9] * 51, "not judged", r"not judged: the spectra have not moved since iteration 0 \(1 watched\)"),
-        ([0.9] * 50 + [0.8], "not judged", r"not judged before iteration 5400: the warm-up began at 4900 \(1 watched\)"),
+        (
+            [0.9] * 50 + [0.8],
+            "not judged",
+            r"not judged before iteration 5400: the warm-up began at 4900 \(1 watched\)",
+        ),
         (moving(51), "steady", r"steady: no layer's spectrum is falling \(1 watched\)"),
     ],
 )

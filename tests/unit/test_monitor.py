@@ -18,6 +18,7 @@ import specreg
 from kinds import LAYERS
 from meters import Meter
 from specreg.monitor.actions import Pin, RollBack, Stop, When, log
+from specreg.monitor.modes import ModeThresholds
 from specreg.monitor.samples import diversity
 from specreg.monitor.verdict import Answer, Evidence, Verdict, combined
 from specreg.names import ALARMS, STATES
@@ -850,9 +851,10 @@ class TestGuard:
 FEW = torch.linspace(-1, 1, 16 * 48).reshape(16, 3, 4, 4)
 
 
-def sampled(module, *missing, actions=(), **options):
+def sampled(module, *missing, samples_every=500, **options):
     """Return a monitor whose meter reads these missing shares, every 500 iterations."""
-    return specreg.Monitor(module, samples=lambda: (FEW, FEW + 1), coverage=Meter(*missing), actions=actions, **options)
+    options |= {"samples": lambda: (FEW, FEW + 1), "coverage": Meter(*missing), "samples_every": samples_every}
+    return specreg.Monitor(module, **options)
 
 
 def verdict_of(state):
@@ -947,11 +949,12 @@ class TestSamples:
         guard = specreg.Guard(monitor)
         changes = train(module, monitor, guard, falls=range(0, 20), end=4000)
         lost = changes[-1]
-        assert (lost.state, lost.iteration, lost.since, lost.alarming) == ("lost", 3000, 2000, True)
+        seen = 2500 + 500 * (ModeThresholds().smoothing // 2)
+        assert (lost.state, lost.iteration, lost.since, lost.alarming) == ("lost", seen, 2000, True)
         assert (lost.spectra.state, lost.layers) == ("steady", ())
         assert stop.requested
-        assert roll_back.restored == [(3000, 2000)]
-        assert guard.switched_on == 3000
+        assert roll_back.restored == [(seen, 2000)]
+        assert guard.switched_on == seen
         assert guard.compensator is not None
 
     def test_a_guard_whose_states_leave_lost_modes_out_stays_off(self):
@@ -986,7 +989,7 @@ class TestSamples:
 
     def test_a_module_that_takes_no_samples_is_said_once_and_scores_are_the_remedy(self, caplog):
         module = nn.ModuleDict({"D": network()})
-        for scores, num_warnings, state in ((None, 1, "not measured"), (lambda x: module["D"](x), 0, "teaching")):
+        for scores, num_warnings, state in ((None, 1, "not measured"), (module["D"], 0, "teaching")):
             caplog.clear()
             monitor = sampled(module, 0.05, scores=scores, samples_every=100)
             for iteration in range(0, 1000, 100):

@@ -96,7 +96,9 @@ def test_verdicts_in_words(tmp_path):
     run.events = []
     assert sentence(run) == f"{fell} came to an end. {unmeasured}"
     run.events = [{"step": 80, "event": "dead discriminator"}]
-    assert sentence(run).endswith(f"came to an end. {unmeasured} Its discriminator was dead at iteration 80: its gradient was 0.")
+    assert sentence(run).endswith(
+        f"came to an end. {unmeasured} Its discriminator was dead at iteration 80: its gradient was 0."
+    )
 
 
 def test_a_run_within_the_warm_up_is_called_neither_steady_nor_healthy(tmp_path):

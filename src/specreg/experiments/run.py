@@ -16,7 +16,7 @@ from specreg.data.arrays import scaled
 from specreg.data.stream import BatchStream
 from specreg.evaluation.mixtures import MixtureEvaluation
 from specreg.evaluation.protocol import Evaluation
-from specreg.experiments.config import RecordConfig, RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Probe, Progress, Recorder, check_records
@@ -243,7 +243,6 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
         every=settings.records.spectra_every,
         detector=Detector(settings.detector),
         samples=samples,
-        samples_every=settings.records.evaluate_every or RecordConfig.evaluate_every,
         scores=scores,
     )
 

@@ -31,9 +31,9 @@ class ModeThresholds:
     """
 
     warmup: int = 500
-    smoothing: int = 3
-    losing: float = 0.15
-    lost: float = 0.25
+    smoothing: int = 5
+    losing: float = 0.25
+    lost: float = 0.4
     regained: float = 0.6
     learnt: float = 0.5
     patience: int = 10

@@ -87,7 +87,7 @@ class Monitor:
         detector: Detector | None = None,
         actions: Iterable[Action] = (),
         samples: Samples | None = None,
-        samples_every: int = 500,
+        samples_every: int = 250,
         coverage: Coverage | None = None,
         scores: Callable[[Tensor], Any] | None = None,
         groups: Mapping[str, str | Iterable[str]] | None = None,
