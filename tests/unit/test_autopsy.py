@@ -324,6 +324,8 @@ def test_several_checkpoints_are_judged_against_their_past(levels, verdict, tmp_
         ("a-epoch=9-loss=3.ckpt a-epoch=10-loss=2.ckpt", (9, 10), "epochs in the files"),
         ("m-fid=30.5-step_500.pt m-fid=9.25-step_1000.pt", (500, 1000), "steps in the files"),
         ("iter_500_seed_2.pth iter_1000_seed_1.pth", (500, 1000), "steps in the files"),
+        ("itr500_G_itr500.pth itr1000_G_itr1000.pth", (500, 1000), "steps in the files"),
+        ("T_timesteps1000_trainsteps500.pth T_timesteps1000_trainsteps900.pth", (500, 900), "steps in the files"),
         ("9000steps.pt 10000steps.pt", (9000, 10000), "steps in the files"),
         ("G_900k.pth G_1M.pth", (900_000, 1_000_000), "numbers in the files"),
         ("G_2000.pth G_10000.pth", (2000, 10000), "numbers in the files"),
