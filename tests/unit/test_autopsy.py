@@ -224,6 +224,10 @@ BAD = {
     "a zip of something else": (emptied_zip, "is damaged or incomplete"),
     "nothing": (lambda folder: saved(folder, {}), "holds no weight matrix, but 0 tensors of one dimension: name"),
     "no matrix": (lambda folder: saved(folder, {"bias": torch.ones(3)}), "but 1 tensors of one dimension (bias): name"),
+    "an optimizer": (
+        lambda folder: saved(folder, {"opt": {"exp_avg": torch.ones(3, 3)}}),
+        "left out, 1 of an optimizer: name",
+    ),
     "no named matrix": (
         lambda folder: saved(folder, {"a": torch.ones(3, 3), "b": torch.ones(3, 3, dtype=torch.int64)}),
         "but 1 other matrices (a): name those to take with --only",
@@ -441,8 +445,18 @@ def test_weights_of_eight_bits_are_multiplied_with_their_scale(case, form, tmp_p
         {"weight_scale": torch.ones(8), "weight_scale_2": torch.ones(())},
         {"scale": torch.ones(8)},
         {"weight.scale": torch.ones(8)},
+        {"weight_scaling_factor": torch.ones(8)},
     ],
 )
+def test_each_weight_of_eight_bits_has_its_own_scale(tmp_path):
+    for count in (2, 40):  # few and many in one module
+        state = {f"w{i}_weight": torch.eye(3).to(torch.float8_e4m3fn) for i in range(count)}
+        state |= {f"w{i}_weight_scale": torch.tensor(float(i)) for i in range(count)}
+        torch.save(state, tmp_path / "m.pt")
+        layers = inspect([tmp_path / "m.pt"]).layers[0]
+        assert [one.statistics["largest"] for one in layers.values()] == pytest.approx(range(count))
+
+
 def test_weights_whose_scale_is_not_known_are_left_out(scales, tmp_path):
     state = {"a.weight": torch.ones(8, 12).to(torch.float8_e5m2), "b.weight": torch.eye(2)}
     torch.save(state | {f"a.{name}": scale for name, scale in scales.items()}, tmp_path / "m.pt")
