@@ -223,6 +223,7 @@ BAD = {
     "a huge header": (lambda folder: written(folder, struct.pack("<Q", 2**60) + b"{}"), "is damaged or incomplete"),
     "a zip of something else": (emptied_zip, "is damaged or incomplete"),
     "nothing": (lambda folder: saved(folder, {}), "holds no weight matrix, but 0 tensors of one dimension: name"),
+    "a number": (lambda folder: saved(folder, 3), "holds no weight matrix, but 0 tensors of one dimension: name"),
     "no matrix": (lambda folder: saved(folder, {"bias": torch.ones(3)}), "but 1 tensors of one dimension (bias): name"),
     "an optimizer": (
         lambda folder: saved(folder, {"opt": {"exp_avg": torch.ones(3, 3)}}),

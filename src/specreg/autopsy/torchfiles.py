@@ -179,7 +179,7 @@ def _children(value: Any, visited: set[int]) -> Iterator[tuple[str, Any]]:
     Nothing here calls itself: what a pickle describes may hold itself.
     """
     if not isinstance(value, Object):
-        yield from ((str(index), child) for index, child in enumerate(value))
+        yield from ((str(index), child) for index, child in enumerate(value if isinstance(value, list | tuple) else ()))
         return
     if value.maker == PERSISTENT:  # a storage, or a class with its source
         return
