@@ -437,6 +437,15 @@ def test_weights_of_eight_bits_are_multiplied_with_their_scale(case, form, tmp_p
     assert found.notes == ()
 
 
+def test_each_weight_of_eight_bits_has_its_own_scale(tmp_path):
+    for count in (2, 40):  # few and many in one module
+        state = {f"w{i}_weight": torch.eye(3).to(torch.float8_e4m3fn) for i in range(count)}
+        state |= {f"w{i}_weight_scale": torch.tensor(float(i)) for i in range(count)}
+        torch.save(state, tmp_path / "m.pt")
+        layers = inspect([tmp_path / "m.pt"]).layers[0]
+        assert [one.statistics["largest"] for one in layers.values()] == pytest.approx(range(count))
+
+
 @pytest.mark.parametrize(
     "scales",
     [
@@ -449,15 +458,6 @@ def test_weights_of_eight_bits_are_multiplied_with_their_scale(case, form, tmp_p
         {"weight_scaling_factor": torch.ones(8)},
     ],
 )
-def test_each_weight_of_eight_bits_has_its_own_scale(tmp_path):
-    for count in (2, 40):  # few and many in one module
-        state = {f"w{i}_weight": torch.eye(3).to(torch.float8_e4m3fn) for i in range(count)}
-        state |= {f"w{i}_weight_scale": torch.tensor(float(i)) for i in range(count)}
-        torch.save(state, tmp_path / "m.pt")
-        layers = inspect([tmp_path / "m.pt"]).layers[0]
-        assert [one.statistics["largest"] for one in layers.values()] == pytest.approx(range(count))
-
-
 def test_weights_whose_scale_is_not_known_are_left_out(scales, tmp_path):
     state = {"a.weight": torch.ones(8, 12).to(torch.float8_e5m2), "b.weight": torch.eye(2)}
     torch.save(state | {f"a.{name}": scale for name, scale in scales.items()}, tmp_path / "m.pt")
