@@ -544,6 +544,18 @@ def test_the_layers_without_a_verdict_are_counted(tmp_path, capsys):
     assert "\n2 healthy, 4 without a verdict\n" in capsys.readouterr().out
 
 
+def test_filters_of_eight_bits_are_told_from_weights(tmp_path):
+    state = {
+        "a.weight": torch.randn(9, 1, 3, 3),
+        "b.weight": torch.ones(9, 1, 3, 3),
+        "c.weight": torch.randn(4, 3, 2, 2, 2),
+    }
+    torch.save({name: value.to(torch.float8_e4m3fn) for name, value in state.items()}, tmp_path / "m.pt")
+    found = inspect([tmp_path / "m.pt"])
+    assert list(found.layers[0]) == ["a", "c"]
+    assert "1 fixed filters" in found.notes[0]
+
+
 def test_a_bank_of_many_kernels_is_left_out(tmp_path):
     torch.save({"a.weight": torch.zeros(65, 2, 9, 1, 1), "b.weight": torch.eye(2)}, tmp_path / "m.pt")
     assert "1 banks of more than 64 kernels" in inspect([tmp_path / "m.pt"]).notes[0]
