@@ -247,6 +247,17 @@ VALUES_IN_PICKLES = st.recursive(
 )  # fmt: skip
 
 
+def odd_weights() -> dict[str, torch.Tensor]:
+    """One of each kind that is not read the usual way."""
+    return {
+        "a.weight": torch.randn(4, 3).to(torch.float8_e4m3fn), "a.weight_scale": torch.rand(4, 1),
+        "b.weight": torch.randn(1, 3, 9, 1, 1), "c.weight": torch.randn(2, 3, 9, 1, 1),
+        "d.weight": torch.ones(3, 1, 2, 2), "e.weight_orig": torch.randn(3, 3),
+        "e.weight_mask": torch.ones(3, 3, dtype=torch.uint8),
+        "f.weight_g": torch.rand(3, 1), "f.weight_v": torch.randn(3, 2), "g.embed.weight": torch.randn(3, 2),
+    }  # fmt: skip
+
+
 def past() -> bytes:
     one = History()
     for step in range(3):
@@ -293,7 +304,10 @@ READERS = {
         lambda folder: inspect([folder / "m.safetensors.index.json"]),
     ),
     "torch file": Reader(
-        {"a.pt": st.one_of(st.binary(max_size=64), mutated([saved(weights()), saved({"m": weights(), "step": 3})]))},
+        {"a.pt": st.one_of(
+            st.binary(max_size=64),
+            mutated([saved(weights()), saved({"m": weights(), "step": 3}), saved(odd_weights())]),
+        )},
         lambda folder: inspect([folder / "a.pt"]),
     ),
     "old torch file": Reader({"a.pt": mutated([legacy(weights())])}, lambda folder: inspect([folder / "a.pt"])),
