@@ -55,8 +55,8 @@ def default_groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
     The networks are the children that hold more than one layer each, if there are several of them. Where a single child
     holds all layers its children are looked at instead; otherwise everything is one group. Children that are numbered
-    (layer1 and layer2, b16 and b8) are parts of one network, unless they are called discriminators or generators, or have
-    nothing but a number, as a list of networks has.
+    (layer1 and layer2, b16 and b8) are parts of one network, unless they are called discriminators or generators, or
+    have nothing but a number, as a list of networks has.
 
     Args:
         names: of the layers, each once.
