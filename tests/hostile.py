@@ -257,6 +257,24 @@ def bombs() -> dict[str, bytes]:
     } | {f"deep {name}": content for name, content in deep()}  # fmt: skip
 
 
+def tangles(num: int = 30_000) -> dict[str, bytes]:
+    """Pickles, without their end, of many things that share one large thing: each visit of all would be 10^9 steps."""
+    large, persistence = b"N" * 2 * num, named("torch_utils.persistence", "_reconstruct_persistent_obj")
+    return {
+        "one state": FUNCTION + b"q\x000}(" + large + b"uq\x010](" + b"h\x00)Rh\x01b" * num + b"e",
+        "one pair of states": FUNCTION + b"q\x000(" + large + b"tq\x010](" + b"h\x00)Rh\x01b" * num + b"e",
+        "one state of classes": persistence + b"q\x000}(" + large + b"u\x85q\x010](" + b"h\x00h\x01R" * num + b"e",
+        "one call's arguments": FUNCTION + b"q\x000(" + large + b"tq\x010](" + b"h\x00h\x01R" * num + b"e",
+        "one list of pairs": (
+            named("collections", "OrderedDict") + b"q\x000](" + large + b"e\x85q\x010](" + b"h\x00h\x01R" * num + b"e"
+        ),
+        "one tensor's arguments": (
+            named("torch._utils", "_rebuild_wrapper_subclass") + b"q\x000(" + large + b"tq\x010]("
+            + b"h\x00h\x01R" * (num // 4) + b"e"
+        ),
+    }  # fmt: skip
+
+
 def odd_tensors() -> dict[str, bytes]:
     """Descriptions of tensors that nothing can be."""
     nine = numbers(3, 1)

@@ -2,6 +2,8 @@
 
 import math
 import operator
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -18,6 +20,8 @@ STATES: tuple[State, ...] = get_args(State)
 ALARMS: tuple[State, ...] = ("losing", "collapsing", "dead", "collapsed", "never learnt", "lost")
 # What the spectra alone can be.
 SPECTRAL: tuple[State, ...] = ("not judged", "steady", "recovered", "collapsing", "collapsed")
+_NUMBER = re.compile("[0-9]+")
+_NETWORK = re.compile(r"^$|disc|gen|crit|adv|^(net_?)?[dg]_?$", re.IGNORECASE)  # stems of numbered networks' names
 LARGEST_INTEGER = 2**53  # whole numbers are exact up to there, in whatever reads a record
 
 
@@ -56,7 +60,9 @@ def default_groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Tell the networks apart that layers belong to, by the layers' dotted names.
 
     The networks are the children that hold more than one layer each, if there are several of them. Where a single child
-    holds all layers its children are looked at instead; otherwise everything is one group.
+    holds all layers its children are looked at instead; otherwise everything is one group. Children that are numbered
+    (layer1 and layer2, b16 and b8) are parts of one network, unless they are called discriminators or generators, or
+    have nothing but a number, as a list of networks has.
 
     Args:
         names: of the layers, each once.
@@ -83,7 +89,9 @@ def default_groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         for name, components in parts.items():
             children.setdefault(".".join(components[: depth + 1]), []).append(name)
     groups = {child: tuple(layers) for child, layers in children.items() if len(layers) > 1}
-    if len(groups) < 2:
+    stems = Counter(_NUMBER.sub("", child.rpartition(".")[2]) for child in groups)
+    are_numbered_parts = any(count > 1 and _NETWORK.search(stem) is None for stem, count in stems.items())
+    if len(groups) < 2 or are_numbered_parts:
         return {"": tuple(names)} if names else {}
     rest = tuple(name for layers in children.values() if len(layers) == 1 for name in layers)
     return groups | ({"": rest} if rest else {})

@@ -101,6 +101,18 @@ def test_networks_are_told_apart_by_the_names_of_their_layers(names, groups):
     assert default_groups(names.split()) == {group: tuple(layers.split()) for group, layers in groups.items()}
 
 
+@pytest.mark.parametrize(
+    ("children", "num_groups"),
+    [
+        ("layer1 layer2 layer3", 1), ("b16 b8 b4", 1), ("block_1 block_2 head", 1), ("0 1", 2), ("D1 D2", 2),
+        ("netD_0 netD_1", 2), ("disc1 disc2", 2), ("body head", 2),
+    ],
+)  # fmt: skip
+def test_numbered_parts_of_a_network_are_one(children, num_groups):
+    names = [f"{child}.{layer}" for child in children.split() for layer in ("a", "b")]
+    assert len(default_groups(names)) == num_groups
+
+
 def test_names_of_a_million_parts_are_grouped_at_once():
     deep = "." * 10**6
     assert list(default_groups([f"{deep}{last}" for last in ("a.1", "a.2", "b.1", "b.2")])) == [f"{deep}a", f"{deep}b"]

@@ -24,7 +24,8 @@ _MOST_KERNELS = 64  # of a bank that are shown
 _OPTIMIZER = re.compile(r"optim|exp_avg|momentum_buffer|square_avg", re.IGNORECASE)
 _WEIGHT = re.compile(r"(\w*_)?(weight|kernel)s?\d*(_(ih|hh|hr)_l\d+(_reverse)?)?")
 _PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.original(1?)", re.DOTALL)
-_UNNAMED = "not named like a weight"
+_UNNAMED, _UNSCALED = "not named like a weight", "of eight bits with scales of an unknown kind"
+_REMEDIES = OBSTACLES | {_UNSCALED: "save the weights themselves, of 16 bits"}
 _INTEGER_MASK = ("mask", "of integers")
 # Wrappers of torch.compile, FSDP, Fabric and activation checkpointing, and of data parallelism.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module", "module"}
@@ -83,9 +84,9 @@ def open_checkpoint(
     """
     tensors, others = read_tensors(find_file(path))
     tensors = _unwrapped(tensors)
-    layers, left_out = _layers(tensors, only)
+    layers, left_out, takeable = _layers(tensors, only)
     if not layers:
-        raise ValueError(f"{path} holds no weight matrix, but {_rest(tensors, left_out + others)}")
+        raise ValueError(f"{path} holds no weight matrix, but {_rest(list(tensors), left_out + others, takeable)}")
     for option, patterns in (("--only", only), ("--skip", skip), ("--transposed", transposed)):
         for pattern in patterns:
             if not any(matches(pattern, name) for name in layers):
@@ -116,16 +117,15 @@ def _matches_any(patterns: Sequence[str], name: str) -> bool:
     return any(matches(pattern, name) for pattern in patterns)
 
 
-def _rest(tensors: Mapping[str, Stored], left_out: Counter[str]) -> str:
+def _rest(names: list[str], left_out: Counter[str], takeable: list[str]) -> str:
     """Say what a file without weights holds, and what can be done about it."""
-    if names := [name for name, tensor in tensors.items() if len(tensor.shape) > 1 and not tensor.obstacle]:
-        return f"{len(names)} other matrices ({listed(names)}): name those to take with --only"
+    if takeable:
+        return f"{len(takeable)} other matrices ({listed(takeable)}): name those to take with --only"
     if left_out:
         counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        remedies = "; ".join(f"{reason}: {OBSTACLES[reason]}" for reason in left_out if OBSTACLES.get(reason))
+        remedies = "; ".join(f"{reason}: {_REMEDIES[reason]}" for reason in left_out if _REMEDIES.get(reason))
         return f"tensors that are left out, {counts}: {remedies or 'name another file'}"
-    others = f" ({listed(list(tensors))})" if tensors else ""
-    return f"{len(tensors)} tensors of one dimension{others}: name another file"
+    return f"{len(names)} tensors of one dimension{f' ({listed(names)})' if names else ''}: name another file"
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,12 @@ class _Parts:
     composed: bool = True
 
 
-def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[str, Weight], Counter[str]]:
-    """Put the tensors together to layers, in the tensors' order; also count those left out, by reason."""
+def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[str, Weight], Counter[str], list[str]]:
+    """Put the tensors together to layers, in the tensors' order.
+
+    Returns:
+        The layers' weights by name; how many tensors are left out, by reason; and which of those ``only`` would take.
+    """
     many = [name for name, tensor in tensors.items() if len(tensor.shape) > 1 and 0 not in tensor.shape]
     candidates = {name: _parts(name, tensors) for name in many if _OPTIMIZER.search(name) is None}
     left_out = Counter({"of an optimizer": len(many) - len(candidates)})
@@ -151,6 +155,7 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
     scales = {name: scale_of(name, tensors, beside) for name in candidates if tensors[name].scalable}
     companions.update(scale for scale, _ in scales.values())
     weights: dict[str, Weight] = {}
+    takeable = []
     # A weight may be stored beside the tensors that it was derived from: they come first, and it is no second layer.
     for name, parts in sorted(candidates.items(), key=lambda item: not item[1].composed):
         if name in companions or parts.layer in weights:
@@ -161,10 +166,12 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
             left_out[obstacle] += 1
         elif not parts.composed and _WEIGHT.fullmatch(parts.parameter) is None and not named_in_full:
             left_out[_UNNAMED] += 1
+            takeable.append(parts.layer)
         elif not scalable:
-            left_out["of eight bits with scales of an unknown kind"] += 1
+            left_out[_UNSCALED] += 1
         elif not named_in_full and is_fixed_filter(parts.layer, parts.parameter, stored.shape, stored.read):
             left_out["fixed filters"] += 1
+            takeable.append(parts.layer)
         elif num_kernels(stored.shape) > _MOST_KERNELS:
             left_out[f"banks of more than {_MOST_KERNELS} kernels"] += 1
         else:
@@ -172,7 +179,7 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
     ordered = [weights[parts.layer] for parts in candidates.values() if parts.layer in weights]
     modulated = modulated_layers(tensors)
     matrices = [matrix for weight in ordered for matrix in _matrices(weight, has_style=weight.name in modulated)]
-    return {matrix.name: matrix for matrix in matrices}, +left_out
+    return {matrix.name: matrix for matrix in matrices}, +left_out, takeable
 
 
 def _obstacle(parts: _Parts, tensors: Mapping[str, Stored]) -> str:

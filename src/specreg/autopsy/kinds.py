@@ -59,7 +59,7 @@ def is_fixed_filter(layer: str, parameter: str, shape: tuple[int, ...], read: Ca
     module = layer.removesuffix(f".{parameter}").rpartition(".")[2]
     if _FILTER.fullmatch(parameter) or _FILTER.fullmatch(module):
         return True
-    values = read() if shape[0] > 1 else torch.zeros(shape)
+    values = read().float() if shape[0] > 1 else torch.zeros(shape)
     return bool((values == values[:1]).all() and (values == values.flip(-1)).all() and values.any())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specreg.autopsy.formats import ENDINGS, INDEX
 
-_STEP = re.compile(r"(global_?)?steps?|iter(ation)?s?|it|[kn]imgs?|updates?|ticks?", re.IGNORECASE)
+_STEP = re.compile(r"(global|total|train|num|n)?steps?|it(e?rs?|erations?)?|[kn]imgs?|updates?|ticks?", re.IGNORECASE)
 _EPOCH = re.compile(r"epochs?|ep", re.IGNORECASE)
 # What numbers go with that say nothing about when.
 _OTHER = re.compile(
@@ -103,8 +103,8 @@ def _numbers(name: str) -> list[_Named]:
 
 
 def _labelled(numbers: Sequence[Sequence[_Named]], label: re.Pattern[str]) -> list[int] | None:
-    """Return each name's number with this label; None unless each has exactly one."""
-    values = [[number.value for number in named if label.fullmatch(number.word)] for named in numbers]
+    """Return each name's number with this label; None unless each has exactly one, be it twice."""
+    values = [{number.value for number in named if label.fullmatch(number.word)} for named in numbers]
     return [value for (value,) in values] if all(len(some) == 1 for some in values) else None
 
 

@@ -23,7 +23,7 @@ class Budget:
     def __init__(self, file_size: int) -> None:
         self._left = _FLOOR + 2 * file_size
         # Tied weights and views of one storage are written once, and a tensor's description takes about 50 bytes.
-        self._values = _FLOOR + 16 * file_size
+        self._values = (4 << 20) + 16 * file_size
         self._tensors = 64 + file_size // 32
 
     def take(self, size: int) -> None:

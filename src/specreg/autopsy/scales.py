@@ -9,8 +9,9 @@ from torch import Tensor
 from specreg.autopsy.tensors import Stored
 
 _BLOCK = 128  # the side of a block with one scale, where the sides' quotient does not say it
+_MOST_PARAMETERS = 32  # of a layer
 # Scales of what goes through the layer say nothing about the weight.
-_OTHERS = re.compile(r"input|output|act|(^|_)[kqv]_|cache", re.IGNORECASE)
+_OTHERS = re.compile(r"(^|_)(in(put)?|out(put)?|act(ivation)?s?|[kqv]|cache)(_|$)", re.IGNORECASE)
 
 
 def scale_of(name: str, tensors: Mapping[str, Stored], beside: Mapping[str, Sequence[str]]) -> tuple[str, bool]:
@@ -23,8 +24,12 @@ def scale_of(name: str, tensors: Mapping[str, Stored], beside: Mapping[str, Sequ
     """
     module, _, parameter = name.rpartition(".")
     multiplied = (f"{parameter}_scale", f"{parameter}_scale_inv", f"scale_{parameter}", f"{parameter}_scales")
-    scales = [last for last in beside.get(module, ()) if "scale" in last.lower() and not _OTHERS.search(last)]
-    scales += [f"{parameter}.{last}" for last in beside.get(name, ()) if "scale" in last.lower()]
+    around = beside.get(module, ())
+    if len(around) > _MOST_PARAMETERS:  # all the weights of a network in one module
+        around = [last for last in multiplied if (f"{module}.{last}" if module else last) in tensors]
+    scales = [last for last in around if last in multiplied or (last.startswith(f"{parameter}_") and "scale" in last)]
+    scales = scales or [last for last in around if "scal" in last.lower() and not _OTHERS.search(last)]
+    scales += [f"{parameter}.{last}" for last in beside.get(name, ())[:1]]
     if not scales:
         return "", True
     scale = f"{module}.{scales[0]}" if module else scales[0]

@@ -27,6 +27,7 @@ OBSTACLES = {
     "reaching beyond their storage": "",
 }  # fmt: skip
 _LARGEST = 1 << 62
+_MOST_ARGUMENTS = 16  # of a call that makes a tensor
 _DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -122,7 +123,10 @@ class Tensors:
             name, arguments = value.maker.name, value.arguments
             if name in _ARRAYS:
                 return self._array(value)
-            if not isinstance(arguments, tuple) or len(arguments) < (3 if name in _TYPED else 1):
+            if (
+                not isinstance(arguments, tuple)
+                or not (3 if name in _TYPED else 1) <= len(arguments) <= _MOST_ARGUMENTS
+            ):
                 break
             if name in _WRAPPERS:
                 value = arguments[0]
@@ -135,7 +139,7 @@ class Tensors:
     def _tensor(self, name: str, arguments: tuple[Any, ...]) -> Stored:
         if (obstacle := _OBSTRUCTED.get(name)) is not None:
             parts = arguments[1] if name == "_rebuild_sparse_tensor" and len(arguments) > 1 else arguments
-            shapes = [part for part in parts if _integers(part)] if isinstance(parts, tuple) else []
+            shapes = [part for part in parts[:_MOST_ARGUMENTS] if _integers(part)] if isinstance(parts, tuple) else []
             return obstructed(obstacle, shapes[0] if shapes else None)
         storage, offset, size, stride, *rest = (*arguments, None, None, None, None)[: max(4, len(arguments))]
         located = self.locate(storage)

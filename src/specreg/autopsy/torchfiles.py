@@ -18,6 +18,7 @@ _LONGEST = 1000  # characters of a tensor's name
 _TOO_LONG = f"below names of more than {_LONGEST} characters"
 _PERSISTENCE = "_reconstruct_persistent_obj"  # of StyleGAN2-ADA and its successors, whose classes travel as source
 _MODULE = ("_parameters", "_buffers", "_modules")  # of a module's state
+_ORDERED = Global("collections", "OrderedDict")
 _OTHER_ORDER = "a machine of the other bytes' order wrote it"
 Contents = tuple[dict[str, Stored], Counter[str]]
 
@@ -151,11 +152,9 @@ def _walk(root: Any, tensors: Tensors, budget: Budget) -> Contents:
             found[name] = stored
             continue
         inner = []
-        for key, child in _children(value):
-            if not is_tensor(child):
-                if not isinstance(child, Object | list | tuple) or id(child) in visited:
-                    continue
-                visited.add(id(child))
+        for key, child in _children(value, visited):
+            if not is_tensor(child) and not (isinstance(child, Object | list | tuple) and _first(child, visited)):
+                continue
             text = f"{name}.{key}" if name else key
             if len(text) > _LONGEST:
                 left_out[_TOO_LONG] += 1
@@ -166,7 +165,15 @@ def _walk(root: Any, tensors: Tensors, budget: Budget) -> Contents:
     return found, left_out
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
+def _first(value: Any, visited: set[int]) -> bool:
+    """Tell whether something is visited for the first time: what many things share would be gone through for each."""
+    if id(value) in visited:
+        return False
+    visited.add(id(value))
+    return True
+
+
+def _children(value: Any, visited: set[int]) -> Iterator[tuple[str, Any]]:
     """Yield what is in a container, a module, or what would have become an object, with its name there.
 
     Nothing here calls itself: what a pickle describes may hold itself.
@@ -174,33 +181,35 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Object):
         yield from ((str(index), child) for index, child in enumerate(value if isinstance(value, list | tuple) else ()))
         return
-    arguments = value.arguments if isinstance(value.arguments, tuple) else ()
-    state = value.state
     if value.maker == PERSISTENT:  # a storage, or a class with its source
         return
-    if isinstance(value.maker, Global) and value.maker.name == _PERSISTENCE and arguments:
-        state, arguments = (arguments[0].get("state") if isinstance(arguments[0], Object) else None), ()
-    elif _is_ordered(value):
+    arguments, state = value.arguments, value.state
+    if not isinstance(arguments, tuple) or not arguments or not _first(arguments, visited):
         arguments = ()
-    yield from _items(value)
+    elif isinstance(value.maker, Global) and value.maker.name == _PERSISTENCE:
+        described = arguments[0]
+        state = described.get("state") if isinstance(described, Object) and _first(described, visited) else None
+        arguments = ()
+    elif value.maker == _ORDERED:
+        arguments = ()
+    yield from _items(value, visited)
     for children in (value.values or (), arguments):
         yield from ((str(index), child) for index, child in enumerate(children))
-    for part in state if isinstance(state, tuple) else (state,):  # the attributes, and those in slots
-        if isinstance(part, Object):
-            kept = [held for name in _MODULE if isinstance(held := part.get(name), Object)]
+    # The attributes, and those in slots.
+    for part in (state if _first(state, visited) else ()) if isinstance(state, tuple) else (state,):
+        if isinstance(part, Object) and _first(part, visited):
+            kept = [held for name in _MODULE if isinstance(held := part.get(name), Object) and _first(held, visited)]
             for held in kept or (part,):
-                yield from _items(held)
+                yield from _items(held, visited)
 
 
-def _is_ordered(value: Object) -> bool:
-    """Tell whether this is Python 2's OrderedDict, a call with a list of pairs."""
-    pairs = value.arguments[0] if isinstance(value.arguments, tuple) and value.arguments else None
-    return value.maker == Global("collections", "OrderedDict") and isinstance(pairs, list)
-
-
-def _items(value: Object) -> Iterator[tuple[str, Any]]:
-    pairs = value.arguments[0] if _is_ordered(value) else ()
-    items = chain(value.items(), (pair for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2))
+def _items(value: Object, visited: set[int]) -> Iterator[tuple[str, Any]]:
+    """Yield a mapping's items; Python 2 calls an OrderedDict with a list of pairs."""
+    items = value.items()
+    if value.maker == _ORDERED and isinstance(value.arguments, tuple) and value.arguments:
+        pairs = value.arguments[0]
+        if isinstance(pairs, list) and _first(pairs, visited):
+            items = chain(items, (tuple(pair) for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2))
     for index, (key, child) in enumerate(items):
         # What is long or no plain value is not written out.
         plain = isinstance(key, str | float | bool) or (type(key) is int and abs(key) < 1 << 62)
