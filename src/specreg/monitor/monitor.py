@@ -87,6 +87,7 @@ class Monitor:
         self.history = History()
         self.latest: dict[str, Tensor] = {}
         self.verdict: Verdict | None = None
+        self._told: Verdict | None = None  # the same for those who were told of it before
         self._samples = samples
         self._newest: int | None = None  # the last iteration that step() was told
         # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
@@ -121,9 +122,7 @@ class Monitor:
             )
         self._newest = iteration
         due = last is None or iteration // self.every > last // self.every
-        if not due and self.verdict is not None:
-            return self.verdict.unchanged()
-        return self.snapshot(iteration)
+        return self.snapshot(iteration) if due or self._told is None else self._told
 
     def snapshot(self, iteration: int) -> Verdict:
         """Take a snapshot now, whether due or not, judge it and call the actions."""
@@ -136,7 +135,7 @@ class Monitor:
         if self._samples is not None and verdict.alarming:
             with frozen_random_numbers():
                 verdict = _with_samples(verdict, diversity(*self._samples()))
-        self.verdict = verdict
+        self.verdict, self._told = verdict, verdict.unchanged()
         for action in self.actions:
             action(verdict)
         return verdict
@@ -160,7 +159,8 @@ class Monitor:
             )
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
-        self.verdict, self._newest = self.detector.verdict(), None
+        self.verdict = self._told = self.detector.verdict()
+        self._newest = None
 
 
 def _with_samples(verdict: Verdict, samples: Diversity) -> Verdict:
