@@ -99,8 +99,9 @@ def test_a_collapse_stops_the_training_where_it_is_seen():
 
 
 def test_without_stop_on_the_training_goes_on():
-    module, callback = HandGan(collapse_at=9), make_callback()
+    module, callback = HandGan(collapse_at=9), make_callback(groups={"critic": "*"})
     fit(module, callback)
+    assert callback.monitor.verdict.groups["critic"].state == "collapsed"
     assert module.batches == 20
     assert callback.monitor.verdict.state == "collapsed"
 

@@ -797,18 +797,17 @@ class TestGuard:
         }
         for first in makers.values():
             held = first(only=["0", "2"])
-            monitor = specreg.Monitor(module)
             for second in makers.values():
                 with pytest.raises(ValueError, match=r"layer '0' is held .* call its remove\(\) first, or .* skip='0'"):
                     second()
                 second(only="4").remove()
-            with pytest.raises(ValueError, match="layer '0' is held by another"):
-                specreg.Guard(monitor)
-            assert monitor.actions == []
             held.remove()
             first().remove()
             first()  # what nobody refers to holds nothing, a guard and its monitor neither
-        held = makers["compensator"]()
+        held, monitor = makers["compensator"](), specreg.Monitor(module)
+        with pytest.raises(ValueError, match="layer '0' is held by another"):
+            specreg.Guard(monitor)
+        assert monitor.actions == []
         copied, compensator = copy.deepcopy((module, held))
         specreg.Guard(specreg.Monitor(copied))  # a copy is held by nobody
         assert compensator.step()

@@ -109,6 +109,7 @@ class Monitor:
         self.sampled: int | None = None
         self.reading: Reading | None = None
         self._saved: Mapping[str, Tensor] | None = None  # the state of a meter that is made of the next samples
+        self._told: Verdict | None = None  # the same for those who were told of it before
         self._newest: int | None = None  # the last iteration that step() was told
         # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
         with frozen_random_numbers():
@@ -142,9 +143,7 @@ class Monitor:
             )
         self._newest = iteration
         due = last is None or iteration // self.every > last // self.every
-        if not due and self.verdict is not None:
-            return self.verdict.unchanged()
-        return self.snapshot(iteration)
+        return self.snapshot(iteration) if due or self._told is None else self._told
 
     def snapshot(self, iteration: int) -> Verdict:
         """Take a snapshot now, whether due or not, judge it and call the actions."""
@@ -161,7 +160,7 @@ class Monitor:
         if self._samples is not None:
             before: State = self.verdict.state if self.verdict is not None else "not judged"
             verdict = combined(verdict, *self._answers, before)
-        self.verdict = verdict
+        self.verdict, self._told = verdict, verdict.unchanged()
         for action in self.actions:
             action(verdict)
         return verdict
@@ -226,10 +225,10 @@ class Monitor:
         if self.coverage is not None and self._saved is not None:
             self.coverage.load_state_dict(self._saved)
         self._answers, self.sampled = answers, sampled
-        self.verdict, self._newest = self.detector.verdict(), None
-        if self.verdict is not None and self.sampled is not None:
-            whole = combined(self.verdict, *self._answers, self.verdict.state)
-            self.verdict = whole.unchanged()
+        verdict, self._newest = self.detector.verdict(), None
+        if verdict is not None and self.sampled is not None:
+            verdict = combined(verdict, *self._answers, verdict.state).unchanged()
+        self.verdict = self._told = verdict
 
 
 def _networks(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
