@@ -64,7 +64,6 @@ def test_what_is_recorded_of_a_watched_run(tmp_path):
     assert {(record["coverage"]["state"], record["signal"]["state"]) for record in verdicts} == {
         ("not judged", "teaching")
     }
-    assert all(0 <= record["missing"] <= 1 for record in run.series("evaluations"))
     sensitivity = run.series("sensitivity")
     assert [record["step"] for record in sensitivity] == [6, 12, 18, 24]
     layers = set(run.series("spectra")[0]["layers"])

@@ -26,6 +26,7 @@ from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, 
 from specreg.files import prepare_directory
 from specreg.guard import Guard
 from specreg.models.normalization import share_batches
+from specreg.monitor.coverage import LEAST_REAL
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
 from specreg.processes import ALONE, Processes, local_device
@@ -242,7 +243,7 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
         state.discriminator,
         every=settings.records.spectra_every,
         detector=Detector(settings.detector),
-        samples=samples,
+        samples=samples if len(real) >= LEAST_REAL else None,  # of fewer images coverage is not measured
         scores=scores,
     )
 

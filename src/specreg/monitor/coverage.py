@@ -46,7 +46,7 @@ from torch.nn import functional as F  # noqa: N812
 from specreg.monitor.attainment import evaluating
 from specreg.names import integer
 
-_LEAST_REAL, _LEAST_GENERATED = 100, 20
+LEAST_REAL, _LEAST_GENERATED = 100, 20  # samples
 _FIT = 10_000  # real samples that k-means sees at most
 _PER_BIN = 10
 _NEAR = 0.99
@@ -135,7 +135,7 @@ class Coverage:
         self._features = features
         self._seed = integer("seed", seed, at_least=0)
         self._kind: tuple[Any, ...] = ()
-        self._kind = self._check("real", real, _LEAST_REAL)
+        self._kind = self._check("real", real, LEAST_REAL)
         self._chance: dict[int, float] = {}
         generator = torch.Generator().manual_seed(self._seed)
         order = torch.randperm(len(real), generator=generator)
