@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 # is evaluated on the same real images and latent vectors.
 _DATA_STREAM, _LATENT_STREAM, _COVERAGE_STREAM = 1_000_003, 2_000_003, 6_000_011
 # Samples that the coverage of the data is judged by: real ones, once, and generated ones at each evaluation.
-_NUM_REAL, _NUM_GENERATED = 4000, 1000
+_NUM_REAL, _NUM_GENERATED, _COVERAGE_EVERY = 4000, 1000, 250
 
 
 def check_shares(settings: Settings, processes: Processes) -> None:
@@ -232,6 +233,8 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
     drawn = source.draw(_NUM_REAL, torch.Generator().manual_seed(_COVERAGE_STREAM))[0]
     real = scaled(torch.unique(drawn, dim=0)).to(device)  # a small data set is drawn more than once
     classes = torch.arange(_NUM_REAL, device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
+
+    every = settings.records.evaluate_every or _COVERAGE_EVERY  # at each evaluation, and between them
 
     def samples() -> tuple[Tensor, Tensor]:
         return scaled(sample_images(state.sampler, _NUM_GENERATED)).to(device), real
