@@ -233,7 +233,6 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
     drawn = source.draw(_NUM_REAL, torch.Generator().manual_seed(_COVERAGE_STREAM))[0]
     real = scaled(torch.unique(drawn, dim=0)).to(device)  # a small data set is drawn more than once
     classes = torch.arange(_NUM_REAL, device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
-
     every = settings.records.evaluate_every or _COVERAGE_EVERY  # at each evaluation, and between them
 
     def samples() -> tuple[Tensor, Tensor]:
@@ -247,6 +246,7 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
         every=settings.records.spectra_every,
         detector=Detector(settings.detector),
         samples=samples if len(real) >= LEAST_REAL else None,  # of fewer images coverage is not measured
+        samples_every=every if every <= _COVERAGE_EVERY else math.gcd(every, _COVERAGE_EVERY),
         scores=scores,
     )
 
