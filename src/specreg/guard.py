@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from specreg.layers import Selection, find, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
-from specreg.monitor.verdict import Answer, Verdict, gravest, in_the_light_of
+from specreg.monitor.verdict import Answer, Verdict, gravest
 from specreg.names import State, integer
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
@@ -35,7 +35,8 @@ class Guard:
             least at the healthy one, "dynamic" starts its running maximum there. Healthy is the mean spectrum over the
             monitor's snapshots of the ``healthy`` iterations before the fall began.
         states: that switch it on, of the spectra of its layers or of the coverage of the data; by default "collapsing",
-            "collapsed", "losing" and "lost". Spectra that fall while coverage is healthy are a "warning".
+            "collapsed", "losing" and "lost". Spectra that fall while coverage is healthy, a "warning", do
+            it, too.
         healthy: iterations of healthy past that the record is taken from.
         pin: go back to its newest copy from before the fall when switching on. The guard hands it the verdicts on its
             own layers: it needs no place in the actions.
@@ -111,7 +112,8 @@ class Guard:
         """Take a verdict: switch compensation on if it asks for it. The monitor calls this."""
         own = {name: evidence for name, evidence in verdict.evidence.items() if name in self._layers}
         state, since, layers = gravest(own)
-        answers = (in_the_light_of(Answer(state, since, verdict.message), verdict.coverage), verdict.coverage)
+        # Spectra that fall are reason enough, coverage healthy or not: compensation is cheap, and was measured so.
+        answers = (Answer(state, since, verdict.message), verdict.coverage)
         asking = [answer for answer in answers if answer.state in self.states]
         if self.pin is not None:
             state, since = (asking[0].state, asking[0].since) if asking else (state, since)
