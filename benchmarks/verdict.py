@@ -366,6 +366,15 @@ def judge(files: list[Path], readings: Path, every: int, after: int = 500, withi
     return tables
 
 
+def _rounded(value: object) -> object:
+    """Return a record with four digits of every number."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["measure", "link", "judge"])
@@ -380,7 +389,7 @@ def main() -> None:
         torch.set_num_threads(1)
         for name in options.data:
             record = measure(options.readings, name, options.mnist, options.every)
-            (options.out / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
+            (options.out / f"{name}.json").write_text(json.dumps(_rounded(record)), encoding="utf-8")
         return
     if options.command == "judge":
         files = [path for name in options.data if (path := options.out / f"{name}.json").exists()]
