@@ -29,7 +29,7 @@ CHOSEN_ON = ("fast-sn-0", "fast-static-0")
 GRID = {
     "window": (1000,),
     "fast": (0.3, 0.325, 0.35),
-    "together": (0.15, 0.175, 0.2),
+    "together": (0.175, 0.2, 0.225),
 }
 PROMISED_DELAY = 1000
 

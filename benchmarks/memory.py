@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 import specreg
 from compensation import CASES, STEP
 from measure import environment, print_table, write
+from specreg.regularizers.compensators import Compensator
 
 
 def peak(run: Callable[[], object], device: torch.device) -> int:
@@ -49,11 +50,12 @@ def measure(case: str, device: torch.device) -> dict[str, float]:
     normalized = [module for module in network.modules() if hasattr(module, "parametrizations")]
     rows = {"largest weight, MiB": largest / 2**20, "sn's weights": 0.0}
     rows["sn's weights"] = peak(lambda: [module.weight for module in normalized], device) / largest
-    methods = {
-        "static": specreg.static_compensation(network, every=1, scale="unit", only=nn.Conv2d),
-        "dynamic": specreg.dynamic_compensation(network, every=1, start=0, only=nn.Conv2d),
+    methods: dict[str, Callable[[], Compensator]] = {
+        "static": lambda: specreg.static_compensation(network, every=1, scale="unit", only=nn.Conv2d),
+        "dynamic": lambda: specreg.dynamic_compensation(network, every=1, start=0, only=nn.Conv2d),
     }
-    for name, compensator in methods.items():
+    for name, make in methods.items():
+        compensator = make()
         compensator.step()
         worst = 0
         for _ in range(3):
@@ -62,6 +64,7 @@ def measure(case: str, device: torch.device) -> dict[str, float]:
                     weight.add_(STEP * torch.randn_like(weight).sign())
             worst = max(worst, peak(compensator.step, device))
         rows[name] = worst / largest
+        compensator.remove()
     return rows
 
 

@@ -20,7 +20,7 @@ from measure import environment, interleaved, print_table, ratio, summary, write
 from specreg.experiments.config import RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
-from specreg.layers import ALL_KINDS, find
+from specreg.layers import find
 from specreg.training.loop import train
 
 ROUNDS = {"cifar-32": 101, "cifar-64": 101, "cifar-128": 51, "cifar-256": 7}
@@ -31,7 +31,7 @@ def measure(case: str, device: torch.device) -> dict[str, object]:
     torch.manual_seed(0)
     network = CASES[case]().to(device)
     specreg.spectral_norm(network)
-    layers = find(network, kinds=ALL_KINDS)
+    layers = find(network, embeddings=True)
     contenders: dict[str, Callable[[], object]] = {
         "spectra": lambda: specreg.spectra(network),
         "svdvals, float32": lambda: [torch.linalg.svdvals(layer.matrix()) for layer in layers.values()],

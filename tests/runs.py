@@ -18,6 +18,9 @@ HOSTILE = """$\\frac<b id="hostile">b</b>"'><script>document.title = "hostile"</
 ESCAPES = "\x1b]0;hostile\x07\x1b[2J\u202e\x9b31m[link=file:///x]" + HOSTILE
 STEPS = tuple(range(0, 1200, 100))
 FALL = 600
+# What a verdict on spectra alone says of the rest.
+UNMEASURED = {"state": "not measured", "since": None, "message": "not measured"}
+ANSWERS = {"coverage": UNMEASURED, "signal": UNMEASURED}
 
 
 def make_run(
@@ -64,11 +67,12 @@ def make_run(
 
 def _watch(run: RunDirectory, step: int, name: str) -> None:
     fallen = step >= FALL + 100
-    state = "collapsed" if fallen else "healthy"
+    state = "collapsed" if fallen else "steady"
     evidence = {name: {"state": state, "since": 500, "before": 0.9, "now": 0.2, "confidence": 0.99}} if fallen else {}
     verdict = {"step": step, "iteration": step, "state": state, "since": 500 if fallen else None}
     verdict |= {"layers": list(evidence), "confidence": 0.99, "changed": step == FALL + 100}
-    run.append("verdicts", verdict | {"message": f"{state}: {name}", "evidence": evidence})
+    verdict |= {"message": f"{state}: {name}", "evidence": evidence}
+    run.append("verdicts", verdict | {"spectra": {key: verdict[key] for key in UNMEASURED}} | ANSWERS)
     if step % 300 == 0:
         norms = {"real": 1.0, "generated": 2.0, "interpolated": 1.5}
         measured = {"attainment": {"blocks.0": 0.5, name: 0.4, "head": 1.0}, "gradient_norms": norms}

@@ -1,5 +1,6 @@
 """Files as nobody should give them: damaged, of other kinds, and made to harm whoever reads them."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -7,9 +8,10 @@ import os
 import stat
 import struct
 import tarfile
+import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +228,16 @@ def tree(root: Path) -> dict[str, tuple[Any, ...]]:
             content = path.read_bytes(), status.st_mtime_ns
         found[str(path.relative_to(root))] = (kind, content)
     return found
+
+
+def written(folder: Path, content: bytes, name: str = "m.bin") -> Path:
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's warnings on what it is going to give up."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,6 +1,7 @@
 """Spectral regularization of GANs: keep, and watch, the singular values of a discriminator's weights."""
 
 from specreg.guard import Guard
+from specreg.kinds import register
 from specreg.monitor.attainment import attainment, gradient_norms
 from specreg.monitor.coverage import Coverage
 from specreg.monitor.detector import Detector, Thresholds, Verdict
@@ -32,6 +33,7 @@ __all__ = [
     "gradient_norms",
     "orthogonality_penalty",
     "orthogonalize",
+    "register",
     "remove",
     "spectra",
     "spectral_norm",

@@ -416,9 +416,10 @@ def _inspect(arguments: list[str]) -> int:
     class Inspect:
         """Show the singular values of every weight matrix in checkpoints of any model; its code is not needed.
 
-        Reads safetensors files, their indices, and files of torch.save; nothing in them is executed. Several
-        checkpoints of one model, in the order of its training, are judged against their own past. The time grows with
-        the cube of a matrix's smaller side: leave out the largest with --skip if they take too long.
+        Reads safetensors, files of torch.save, their indices, pickled modules and numpy's arrays; nothing in them is
+        executed. Several checkpoints of one model are judged against their own past, in the order that the steps in
+        their names tell. The time grows with the cube of a matrix's smaller side: leave out the largest with --skip if
+        they take too long.
         """
 
         checkpoints: tyro.conf.Positional[tuple[Path, ...]] = ()

@@ -144,17 +144,21 @@ def autopsy(found: Autopsy, plot: Path | None = None) -> None:
     """
     console = Console()
     series = len(found.paths) > 1
-    console.print(_series_table(found, console.width) if series else _spectra_table(found, console.width))
-    for line in (*(_series_notes if series else _spectra_notes)(found), *found.notes):
+    for group, names in found.groups.items():
+        if len(found.groups) > 1:
+            console.print(_plain(f"{group or '(other layers)'}:"), style="bold")
+        console.print((_series_table if series else _spectra_table)(found, names, console.width))
+        console.print(_plain(_group_note(found, group, names)), end="\n\n" if len(found.groups) > 1 else "\n")
+    for line in (_series_note(found) if series else _SPECTRA_NOTE, *found.notes):
         console.print(_plain(line))
     if plot is not None:
         console.print(_plain(str(plot)), soft_wrap=True)
 
 
-def _spectra_table(found: Autopsy, width: int) -> Table:
+def _spectra_table(found: Autopsy, names: Sequence[str], width: int) -> Table:
     columns = ("s_k/s_1, k = 1 to r\n", "s_1\ntail", "bulk\nmean", "eff. rank\nstable", "verdict\nof random")
     shown, room = _table_of_layers(("left", "right", "right", "right", "left"), columns, width - 61)
-    for spectrum in found.layers[0].values():
+    for spectrum in (found.layers[0][name] for name in names):
         cells = ["", "-", "-", "-"]
         if (numbers := spectrum.statistics) is not None:
             cells = [
@@ -168,7 +172,7 @@ def _spectra_table(found: Autopsy, width: int) -> Table:
     return shown
 
 
-def _series_table(found: Autopsy, width: int) -> Table:
+def _series_table(found: Autopsy, names: Sequence[str], width: int) -> Table:
     labels = [str(iteration) for iteration in found.iterations]
     cell = max(4, *map(len, labels))
     fitting = max(2, (width - 51) // (cell + 1))
@@ -179,13 +183,14 @@ def _series_table(found: Autopsy, width: int) -> Table:
     heads = (f"s_k/s_1 at {labels[0]}\nand below {labels[-1]}", *(labels[index] for index in picked), "verdict\nsince")
     justify = ("left", *("right" for _ in picked), "left")
     shown, room = _table_of_layers(justify, heads, width - 29 - len(picked) * (cell + 1))
-    for name, newest in found.layers[-1].items():
+    for name in names:
         ends = (found.layers[0], found.layers[-1])
         curves = "\n".join(_curve(layers[name].ratios, width=16, height=1) for layers in ends)
         bulks = [found.layers[index][name].statistics for index in picked]
-        since = found.verdict.evidence[name].since if found.verdict and name in found.verdict.evidence else None
+        evidence = found.evidence(name)
+        since = None if evidence is None else evidence.since
         shown.add_row(
-            _head(newest, room),
+            _head(found.layers[-1][name], room),
             curves,
             *("-" if numbers is None else f"{numbers['bulk']:.2f}" for numbers in bulks),
             _verdict(found.series_verdict(name), "" if since is None else f"\n{since}"),
@@ -193,22 +198,32 @@ def _series_table(found: Autopsy, width: int) -> Table:
     return shown
 
 
-def _spectra_notes(found: Autopsy) -> list[str]:
-    counts = Counter(spectrum.verdict for spectrum in found.layers[0].values())
-    return [
-        ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common() if verdict != "-")
-        + f". collapsed: the bulk is below {COLLAPSED:.0%} of a random matrix's of this shape, reduced: below "
-        f"{REDUCED:.0%}. That is a hint and no proof: a collapse is a fall, which one checkpoint cannot show; "
-        "give several."
-    ]
+_SPECTRA_NOTE = (
+    f"collapsed: the bulk is below {COLLAPSED:.0%} of a random matrix's of this shape, reduced: below {REDUCED:.0%}. "
+    "That is a hint and no proof: a collapse is a fall, which one checkpoint cannot show; give several. -: no verdict, "
+    "as on a single row or column, on stacked filters of one channel each, and on embeddings."
+)
 
 
-def _series_notes(found: Autopsy) -> list[str]:
-    source = "iterations are the last numbers in the names" if found.numbered else "checkpoints are numbered as given"
-    lines = [f"Bulk of s_k/s_1 in {len(found.paths)} checkpoints; {source}."]
-    if found.verdict is not None:
-        lines.append(printable(found.verdict.message))
-    return lines
+def _series_note(found: Autopsy) -> str:
+    paths = [str(path) for path in found.paths]
+    shown = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+    if found.order:
+        return f"Bulk of s_k/s_1 in {len(paths)} checkpoints, in the order of {found.order}: {shown}."
+    return (
+        f"Bulk of s_k/s_1 in {len(paths)} checkpoints, numbered as given, {shown}: their names do not tell in which "
+        "order they were written, so there is no verdict. Name them by their steps, for instance step-1000.pt."
+    )
+
+
+def _group_note(found: Autopsy, group: str, names: Sequence[str]) -> str:
+    """Say what the verdict on a network is, and on how many layers there is none."""
+    series = len(found.paths) > 1
+    counts = Counter(found.series_verdict(name) if series else found.layers[0][name].verdict for name in names)
+    rest = f"{unjudged} without a verdict" if (unjudged := counts.pop("-", 0)) else ""
+    if (verdict := found.verdicts.get(group)) is not None:
+        return "; ".join(filter(None, (verdict.message, rest)))
+    return ", ".join(filter(None, (*(f"{count} {verdict}" for verdict, count in counts.most_common()), rest)))
 
 
 def _table_of_layers(justify: Sequence[Any], headings: Sequence[str], room: int) -> tuple[Table, int]:

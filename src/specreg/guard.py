@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from specreg.layers import DEFAULT_KINDS, Selection, find, shown
+from specreg.layers import Selection, find, shown
 from specreg.monitor.actions import Pin, checked_states
-from specreg.monitor.detector import Verdict
 from specreg.monitor.monitor import Monitor
+from specreg.monitor.verdict import Answer, Verdict, gravest
 from specreg.names import State, integer
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
@@ -24,16 +25,21 @@ class Guard:
     r"""Train without compensation, and switch it on when the monitor says that a collapse begins.
 
     The guard puts itself into the monitor's actions; ``step()`` belongs after each step of the discriminator's
-    optimizer, like a compensator's.
+    optimizer, like a compensator's. It looks at its own layers alone: what else the monitor watches, a generator say,
+    may collapse beside it. From the beginning the layers are its own: another guard or compensator of theirs is
+    refused until :meth:`remove`.
 
     Args:
         monitor: watches the discriminator.
         scheme: "static" raises the first i singular values, whatever the past was; "anchored" keeps every ratio at
             least at the healthy one, "dynamic" starts its running maximum there. Healthy is the mean spectrum over the
             monitor's snapshots of the ``healthy`` iterations before the fall began.
-        states: that switch it on, by default "collapsing" and "collapsed".
+        states: that switch it on, of the spectra of its layers or of the coverage of the data; by default "collapsing",
+            "collapsed", "losing" and "lost". Spectra that fall while coverage is healthy, a "warning", do
+            it, too.
         healthy: iterations of healthy past that the record is taken from.
-        pin: go back to its newest copy from before the fall when switching on. It is put into the actions, too.
+        pin: go back to its newest copy from before the fall when switching on. The guard hands it the verdicts on its
+            own layers: it needs no place in the actions.
         every: discriminator steps between compensations. A fall takes hundreds of steps: every tenth was as good as
             the published fifth (docs/results/guard.md).
         only, skip: the layers to compensate, among those monitored; see :func:`specreg.layers.find`.
@@ -46,7 +52,7 @@ class Guard:
         restored: the iteration that was gone back to, or None.
 
     Raises:
-        TypeError, ValueError: a bad option, or no layer matched.
+        TypeError, ValueError: a bad option, no layer matched, or a compensator or another guard holds a layer.
 
     Example:
         >>> import specreg
@@ -66,7 +72,7 @@ class Guard:
         monitor: Monitor,
         *,
         scheme: SchemeName = "static",
-        states: tuple[State, ...] = ("collapsing", "collapsed"),
+        states: tuple[State, ...] = ("collapsing", "collapsed", "losing", "lost"),
         healthy: int = 1000,
         pin: Pin | None = None,
         every: int = 10,
@@ -80,7 +86,6 @@ class Guard:
         self.states = checked_states(states)
         self.scheme: SchemeName = scheme
         self.pin = pin
-        self.compensator: Compensator | None = None
         self.switched_on: int | None = None
         self.restored: int | None = None
         self._monitor = monitor
@@ -90,21 +95,36 @@ class Guard:
             )
         self._options = {"every": every, **options}
         # The layers are chosen now, and by name: a mistake is said here, not when the collapse begins.
-        layers = find(monitor.module, kinds=DEFAULT_KINDS, only=only, skip=skip, title="guard")
+        self._layers = layers = find(monitor.module, only=only, skip=skip, title="guard")
         if unwatched := [name for name in layers if name not in monitor.layers]:
             raise ValueError(f"the monitor does not watch the layer {shown(unwatched[0])!r}: leave it out with skip")
         self._names = {name for layer in layers.values() for name in (layer.name, *layer.shared_with)}
-        self._attach(None).remove()
-        monitor.actions += [self] if pin is None else [pin, self]
+        self._holder: Compensator | None = None
+        self._attach(None)  # does nothing until it is switched on, but hold the layers
+        monitor.actions.append(self)
+
+    @property
+    def compensator(self) -> Compensator | None:
+        """What compensates, None until it is switched on."""
+        return None if self.switched_on is None else self._holder
 
     def __call__(self, verdict: Verdict) -> None:
         """Take a verdict: switch compensation on if it asks for it. The monitor calls this."""
-        if self.compensator is not None or verdict.state not in self.states or verdict.since is None:
+        own = {name: evidence for name, evidence in verdict.evidence.items() if name in self._layers}
+        state, since, layers = gravest(own)
+        # Spectra that fall are reason enough, coverage healthy or not: compensation is cheap, and was measured so.
+        answers = (Answer(state, since, verdict.message), verdict.coverage)
+        asking = [answer for answer in answers if answer.state in self.states]
+        if self.pin is not None:
+            state, since = (asking[0].state, asking[0].since) if asking else (state, since)
+            self.pin(replace(verdict, state=state, since=since, layers=layers))
+        since = next((answer.since for answer in asking if answer.since is not None), None)
+        if self.compensator is not None or since is None:
             return
-        record = self._monitor.history.mean_spectra(*self._healthy_past(verdict.since))
+        record = self._record(since)
         if self.pin is not None and self.pin.iterations:
-            self.restored = self.pin.restore(before=verdict.since)
-        self.compensator = self._attach(record)
+            self.restored = self.pin.restore(before=since)
+        self._attach(record)
         self.switched_on = verdict.iteration
         back = "" if self.restored is None else f", gone back to iteration {self.restored}"
         logger.warning("iteration %d: %s compensation switched on%s", verdict.iteration, self.scheme, back)
@@ -116,6 +136,12 @@ class Guard:
             ValueError: as a compensator's ``step``.
         """
         return self.compensator is not None and self.compensator.step()
+
+    def remove(self) -> None:
+        """Let go of the layers and of the monitor; the weights stay as they are."""
+        if self._holder is not None:
+            self._holder.remove()
+        self._monitor.actions = [action for action in self._monitor.actions if action is not self]
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether and since when it is on, and the compensator's state; it belongs into the checkpoint.
@@ -130,32 +156,55 @@ class Guard:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; ValueError if it is something else or of another scheme."""
+        """Restore what :meth:`state_dict` returned; ValueError, and no change, if it does not fit."""
         if set(state) != {"scheme", "switched_on", "restored", "compensator"}:
             raise ValueError(f"not a guard's state: it has the keys {sorted(map(str, state))}")
         if state["scheme"] != self.scheme:
             raise ValueError(f"the state is of the scheme {state['scheme']!r}, this guard has {self.scheme!r}")
-        compensator = None
-        if state["compensator"] is not None:
-            compensator = self._attach(state["compensator"]["record"] or None)
-            compensator.load_state_dict(state["compensator"])
-        self.compensator, self.switched_on, self.restored = compensator, state["switched_on"], state["restored"]
+        on, back = (None if state[key] is None else integer(key, state[key]) for key in ("switched_on", "restored"))
+        if (on is None) != (state["compensator"] is None):
+            raise ValueError("not a guard's state: it is switched on without a compensator, or has an idle one")
+        compensator = state["compensator"]
+        self._attach(None if compensator is None else compensator["record"] or None, compensator)
+        self.switched_on, self.restored = on, back
 
-    def _healthy_past(self, since: int) -> tuple[int, int]:
-        """Return the iterations that the record is taken from; they hold a snapshot."""
-        iterations, begin = self._monitor.history.iterations, self._monitor.detector.begin
-        assert begin is not None  # there is a verdict
+    def _record(self, since: int) -> dict[str, Tensor]:
+        """Return each layer's healthy spectrum from before a fall."""
+        past = {name: self._healthy_past(since, name) for name in self._layers}
+        means = {window: self._monitor.history.mean_spectra(*window) for window in set(past.values())}
+        return {name: means[window][name] for name, window in past.items()}
+
+    def _healthy_past(self, since: int, layer: str) -> tuple[int, int]:
+        """Return the iterations that a layer's record is taken from; they hold a snapshot."""
+        iterations, begin = self._monitor.history.iterations, self._monitor.detector.begin(layer)
         # The second half of the warm-up counts: a fall may begin where it ends, and one snapshot is noisy.
-        warm = begin + self._monitor.detector.thresholds.warmup // 2
+        warm = (iterations[0] if begin is None else begin) + self._monitor.detector.thresholds.warmup // 2
         # A long history is thinned, and may have nothing left within so many iterations of an old beginning.
         nearest = max((iteration for iteration in iterations if iteration <= since), default=iterations[0])
         return min(nearest, max(warm, since - self.healthy)), max(nearest, since)
 
-    def _attach(self, record: Mapping[str, Tensor] | None) -> Compensator:
+    def _attach(self, record: Mapping[str, Tensor] | None, state: Mapping[str, Any] | None = None) -> Compensator:
+        """Hold the layers with a new compensator; on an error the present one keeps them."""
+
         def is_guarded(name: str, _: nn.Module) -> bool:
             # As a string a name would stand for everything below it too.
             return name in self._names
 
         verb: Any = _VERBS[self.scheme]
-        compensator: Compensator = verb(self._monitor.module, only=is_guarded, record=record, **self._options)
+        present = self._holder
+        compensator: Compensator | None = None
+        if present is not None:
+            held = present.layers
+            present.remove()
+        try:
+            compensator = made = verb(self._monitor.module, only=is_guarded, record=record, **self._options)
+            if state is not None:
+                made.load_state_dict(state)
+        except Exception:
+            if compensator is not None:
+                compensator.remove()
+            if present is not None:
+                present.layers = held
+            raise
+        self._holder = compensator
         return compensator

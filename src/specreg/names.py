@@ -2,28 +2,41 @@
 
 import math
 import operator
-from typing import Any, Literal
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 Split = Literal["train", "test", "unlabeled"]
 """The part of a data set."""
-State = Literal["healthy", "recovered", "collapsing", "collapsed"]
-"""What the detector says of a training."""
-# From the mildest to the gravest: what the whole is said to be when its layers differ.
-STATES: tuple[State, ...] = ("healthy", "recovered", "collapsing", "collapsed")
-ALARMS: tuple[State, ...] = ("collapsing", "collapsed")
+State = Literal[
+    "not measured", "not judged", "teaching", "steady", "healthy", "recovered", "warning", "losing", "collapsing",
+    "dead", "collapsed", "never learnt", "lost",
+]  # fmt: skip
+"""What is said of a training: of its spectra that they are steady, collapsing or collapsed; of the coverage of the data
+that it is healthy, losing, lost or never learnt; of the discriminator's signal that it is teaching or dead."""
+# From the mildest to the gravest: what the whole is said to be when its parts differ.
+STATES: tuple[State, ...] = get_args(State)
+ALARMS: tuple[State, ...] = ("losing", "collapsing", "dead", "collapsed", "never learnt", "lost")
+# What the spectra alone can be.
+SPECTRAL: tuple[State, ...] = ("not judged", "steady", "recovered", "collapsing", "collapsed")
+_NUMBER = re.compile("[0-9]+")
+_NETWORK = re.compile(r"^$|disc|gen|crit|adv|^(net_?)?[dg]_?$", re.IGNORECASE)  # stems of numbered networks' names
 LARGEST_INTEGER = 2**53  # whole numbers are exact up to there, in whatever reads a record
 
 
 def integer(name: str, value: Any, *, at_least: int | None = None, at_most: int = LARGEST_INTEGER) -> int:
-    """Return a value as an int if it is an integer of any library within bounds.
+    """Return a value as an int if it is an integer of any library, a tensor without dimensions too, within bounds.
 
     Raises:
         ValueError: it is a bool, a float or anything else, or out of bounds; says ``name``, the bound and the value.
     """
     bound = "" if at_least is None else f" of at least {at_least}"
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:  # also of an array or a tensor that holds no single integer
+        # What several libraries take for an index: a bool of theirs, and an array of one element.
+        is_number = not (isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"))
+        number = operator.index(value) if is_number and not getattr(value, "ndim", 0) else None
+    except (TypeError, RuntimeError):  # the latter of a tensor without memory
         number = None
     if number is None or (at_least is not None and number < at_least):
         raise ValueError(f"{name} must be an integer{bound}, got {value!r:.60}")
@@ -41,6 +54,47 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def printable(text: str) -> str:
     """Replace what could steer a terminal: control characters, and those that turn the direction of writing."""
     return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def default_groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Tell the networks apart that layers belong to, by the layers' dotted names.
+
+    The networks are the children that hold more than one layer each, if there are several of them. Where a single child
+    holds all layers its children are looked at instead; otherwise everything is one group. Children that are numbered
+    (layer1 and layer2, b16 and b8) are parts of one network, unless they are called discriminators or generators, or
+    have nothing but a number, as a list of networks has.
+
+    Args:
+        names: of the layers, each once.
+
+    Returns:
+        Group -> its layers, in the order of ``names``, each layer once. A group has the name of its child; that of
+        the layers outside the children, or of everything, is "".
+
+    Example:
+        >>> default_groups(["g.a", "g.b", "d.a", "d.b", "scale"])
+        {'g': ('g.a', 'g.b'), 'd': ('d.a', 'd.b'), '': ('scale',)}
+        >>> list(default_groups(["mpd.nets.0.a", "mpd.nets.0.b", "mpd.nets.1.a", "mpd.nets.1.b"]))
+        ['mpd.nets.0', 'mpd.nets.1']
+        >>> default_groups(["body.a", "body.b", "last"])
+        {'': ('body.a', 'body.b', 'last')}
+    """
+    parts = {name: name.split(".") for name in names}
+    children: dict[str, list[str]] = {}
+    if len(parts) > 1:
+        # What the first and the last in order have in common all have.
+        first, last = min(parts.values()), max(parts.values())
+        pairs = enumerate(zip(first, last, strict=False))
+        depth = next((index for index, (a, b) in pairs if a != b), len(first))
+        for name, components in parts.items():
+            children.setdefault(".".join(components[: depth + 1]), []).append(name)
+    groups = {child: tuple(layers) for child, layers in children.items() if len(layers) > 1}
+    stems = Counter(_NUMBER.sub("", child.rpartition(".")[2]) for child in groups)
+    are_numbered_parts = any(count > 1 and _NETWORK.search(stem) is None for stem, count in stems.items())
+    if len(groups) < 2 or are_numbered_parts:
+        return {"": tuple(names)} if names else {}
+    rest = tuple(name for layers in children.values() if len(layers) == 1 for name in layers)
+    return groups | ({"": rest} if rest else {})
 
 
 def bulk_range(rank: int) -> tuple[int, int]:

@@ -338,7 +338,7 @@ INSPECT = {
     "a device": (["/dev/zero"], "/dev/zero is a pipe or a device"),
     "a file that cannot be read": (["/proc/self/mem"], "/proc/self/mem cannot be read"),
     "a folder of two": ([folder_of("two", a__pt=b"", b__pt=b"")], "holds 2 checkpoints"),
-    "checkpoint with code": ([file("a.pt", lambda: saved(torch.nn.Linear(2, 2)))], "which only running code could restore"),
+    "a checkpoint of another format": ([file("a.pt", zipped({"m/data.pkl": b"", "m/constants.pkl": b""}))], "convert it with torch.save(torch.jit.load("),
     "a compressed zip": ([file("a.pt", lambda: spoilt.compressed(weights()))], "is compressed, which torch.save never"),
     "unknown layer": ([file("a.pt", weights), "--only", "body"], "--only 'body' names no layer"),
     "no layer left": ([file("a.pt", weights), "--skip", "*"], "--skip leaves no layer"),

@@ -1,6 +1,7 @@
 """What the command line promises: help, version, and what inspect prints; bad input is in test_bad_input.py."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,10 +84,10 @@ def test_inspect_prints_a_table_of_80_columns_and_no_control_characters(tmp_path
     assert "████" in next(line for line in lines if line.startswith("last"))
     assert "one checkpoint cannot show" in " ".join(out.split())
     assert "\x1b" not in out
-    code, out, _ = run(capsys, "inspect", path, path, path)
+    code, out, _ = run(capsys, "inspect", *(shutil.copy(path, f"{tmp_path}/step-{step}.pt") for step in (2, 10, 1)))
     assert code == 0
-    assert "checkpoints are numbered as given" in out
-    assert next(line for line in out.splitlines() if line.startswith("last")).split()[2:] == ["1.00"] * 3 + ["healthy"]
+    assert "in the order of the steps in the files' names" in " ".join(out.split())
+    assert next(line for line in out.splitlines() if line.startswith("last")).split()[2:] == ["1.00"] * 3 + ["steady"]
 
 
 def test_inspect_prints_json_and_draws(tmp_path, capsys):

@@ -1,9 +1,15 @@
 """Files made to do harm: refused within bounded memory, and what they hold stays text in a terminal."""
 
+import contextlib
+import copyreg
 import gzip
 import json
 import os
+import pickle
+import signal
+import struct
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import hostile
 import spoilt
 from runs import ESCAPES, hostile_sweep, hostile_weights, make_run
+from specreg.autopsy import pickles
+from specreg.autopsy.spectra import inspect
 from specreg.cli import main
 from specreg.data.open import find_images
 from spoilt import LIES, file, npy, png, saved, zipped
@@ -198,3 +207,142 @@ def test_a_comparison_and_a_training_print_what_they_find_as_text(tmp_path, caps
     assert plain(printed.out)
     assert plain(printed.err)
     assert "\u202e" not in printed.out + printed.err
+
+
+CALLS, BOMBS_IN_PICKLES = hostile.calls(), hostile.bombs() | hostile.odd_tensors()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _extensions():
+    for code, name in hostile.EXTENSIONS.items():
+        copyreg.add_extension("hostile", name, code)
+    yield
+    for code, name in hostile.EXTENSIONS.items():
+        copyreg.remove_extension("hostile", name, code)
+
+
+class HangError(BaseException):
+    """Not an Exception: nothing may catch it."""
+
+
+@pytest.fixture
+def inspected(tmp_path, monkeypatch):
+    """Return what inspects a file's content: the layers, or what the refusal says.
+
+    It calls nothing, ends, and, where that is traced, takes no more memory than twice the file besides the floor.
+    """
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "m.pkl"
+
+    def hang(*_: object) -> None:
+        raise HangError
+
+    def attempt(content: bytes, *, traced: bool = True) -> list[str] | str:
+        path.write_bytes(content)
+        before = signal.signal(signal.SIGVTALRM, hang)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 30)  # seconds of this process' own work
+        if traced:
+            tracemalloc.start()
+        hostile.RAN.clear()
+        answer: list[str] | str
+        try:
+            answer = list(inspect([path]).layers[0])
+        except ValueError as error:
+            answer = str(error)
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, before)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert hostile.RAN == []
+        assert [entry.name for entry in tmp_path.iterdir()] == ["m.pkl"]
+        assert peak < 2 * len(content) + pickles._FLOOR + (4 << 20)
+        if isinstance(answer, str):
+            assert answer.startswith(str(path))
+            assert len(answer.splitlines()) == 1
+        return answer
+
+    return attempt
+
+
+@pytest.mark.parametrize("form", [hostile.archive, hostile.old_archive, hostile.plain])
+@pytest.mark.parametrize("name", CALLS)
+def test_what_a_pickle_calls_is_not_called_and_changes_nothing_about_the_weight_beside_it(form, name, inspected):
+    assert inspected(form(CALLS[name])) == ["a"]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_pickles_run_something_where_they_are_trusted(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hostile.RAN.clear()
+    with contextlib.suppress(Exception):
+        pickle.loads(b"\x80\x04" + CALLS[name] + b".")
+    assert hostile.RAN or list(tmp_path.iterdir()) == [tmp_path / "ran"]
+
+
+@pytest.mark.parametrize("name", BOMBS_IN_PICKLES)
+def test_a_pickle_takes_no_more_than_it_has(name, inspected, monkeypatch):
+    monkeypatch.setattr("specreg.autopsy.pickles._FLOOR", 4 << 20)
+    answer = inspected(hostile.archive(BOMBS_IN_PICKLES[name]))
+    assert answer == ["a"] or "m.pkl is damaged or incomplete (" in answer
+
+
+@pytest.mark.parametrize("name", hostile.tangles(1))
+def test_what_many_things_share_is_visited_once(name, inspected):
+    answer = inspected(hostile.archive(hostile.tangles()[name]), traced=False)
+    assert answer == ["a"] or "m.pkl is damaged or incomplete (" in answer
+
+
+def rewritten(content: bytes, signature: bytes, offset: int, form: str, value: int) -> bytes:
+    """A zip with a number in the first header of this signature replaced."""
+    whole = bytearray(content)
+    struct.pack_into(form, whole, whole.index(signature) + offset, value)
+    return bytes(whole)
+
+
+def twice(content: bytes) -> bytes:
+    """A zip whose list names its last entry again."""
+    begin, end = content.rindex(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+    count, size = struct.unpack_from("<HI", content, end + 10)
+    last = bytearray(content[end:])
+    struct.pack_into("<HHI", last, 8, count + 1, count + 1, size + end - begin)
+    return content[:end] + content[begin:end] + bytes(last)
+
+
+def overlapping() -> bytes:
+    """A file of 400 tensors that are 200 x 200 values each, of one storage, from one value further each."""
+    storage = hostile.storage(50_000, key="1") + b"q\x010"
+    views = (hostile.rebuilt(hostile.numbers(200, 200), hostile.numbers(200, 1), i, of=b"h\x01") for i in range(400))
+    return hostile.archive(storage + b"](" + b"".join(views) + b"e", **{"data/1": bytes(200_000)})
+
+
+SAVED = hostile.archive(b"N")
+CONTAINERS = {
+    "a tensor many times": (hostile.archive(hostile.TENSOR + b"q\x000](" + b"h\x00" * 9000 + b"e"), "far more tensors than it has room for"),
+    "many views of one storage": (overlapping(), "far more tensors than it has room for"),
+    "two entries of one name": (twice(SAVED), "two of its entries have the same name"),
+    "entries that share bytes": (spoilt.shared_entries(), "same name"),
+    "a compressed entry": (spoilt.compressed(SAVED), "is compressed, which torch.save never does"),
+    "an encrypted entry": (rewritten(SAVED, b"PK\x01\x02", 8, "<H", 1), "it is encrypted"),
+    "an entry elsewhere": (rewritten(SAVED, b"PK\x01\x02", 42, "<I", 3), "is not where it should be"),
+    "an entry that claims more": (rewritten(SAVED, b"PK\x01\x02", 24, "<I", 1 << 31), "is longer than the file"),
+    "an entry that claims all": (rewritten(hostile.archive(b"N", more=bytes(500)), b"PK\x01\x02", 24, "<I", 900), "claim more bytes than the file has"),
+    "a long list of entries": (zipped({f"m/{i}": b"" for i in range(30_000)}), "its list of entries is too long"),
+    "no pickle": (zipped({"m/data/0": b""}), "it has no data.pkl"),
+    "another bytes' order": (hostile.archive(b"N", byteorder=b"big"), "other bytes' order"),
+    "an old file of another order": (pickle.dumps(hostile.MAGIC, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": False}, 2), "other bytes' order"),
+    "an old file of another version": (pickle.dumps(hostile.MAGIC, 2) + pickle.dumps(1002, 2), "of an unknown version"),
+    "a storage of -1 numbers": (hostile.old(hostile.beside(b"N"), stored=struct.pack("<q", -1)), "it ends too early"),
+    "a storage of 2^60 numbers": (hostile.old(hostile.beside(b"N"), stored=struct.pack("<q", 1 << 60)), "it ends too early"),
+    "a storage of fewer numbers": (hostile.old(hostile.beside(b"N"), stored=struct.pack("<q", 1) + bytes(4)), "storage '0' is too short"),
+    "a storage that nothing uses": (hostile.old(hostile.beside(b"N"), keys=["1"]), "a storage that nothing in it uses"),
+    "storages of one name": (hostile.old(hostile.beside(b"N"), keys=["0"] * 10**3), "it ends too early"),
+    "a view of another storage": (
+        hostile.old(b"\x80\x02" + hostile.rebuilt(hostile.numbers(3, 3), hostile.numbers(3, 1), of=hostile.storage(view=(1 << 40, 9))) + b"."), "is too short"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_file_that_is_not_what_it_says_is_refused(name, inspected):
+    content, said = CONTAINERS[name]
+    assert said in inspected(content)

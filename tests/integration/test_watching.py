@@ -59,7 +59,11 @@ def test_what_is_recorded_of_a_watched_run(tmp_path):
     assert main([*command, "--anchored.start", "10", "--anchored.window", "10"]) == 0
     run = RunDirectory(tmp_path / "run")
     assert [record["step"] for record in run.series("verdicts")] == list(range(0, 25, 2))
-    assert {record["state"] for record in run.series("verdicts")} == {"healthy"}
+    verdicts = run.series("verdicts")
+    assert {(record["state"], record["spectra"]["state"]) for record in verdicts} == {("not judged", "not judged")}
+    assert {(record["coverage"]["state"], record["signal"]["state"]) for record in verdicts} == {
+        ("not judged", "teaching")
+    }
     sensitivity = run.series("sensitivity")
     assert [record["step"] for record in sensitivity] == [6, 12, 18, 24]
     layers = set(run.series("spectra")[0]["layers"])

@@ -116,6 +116,7 @@ def test_anchored_resumes_in_the_middle_of_its_window():
             compensator.step()
             if interrupted and call == 2:
                 state = compensator.state_dict()
+                compensator.remove()
                 compensator = specreg.anchored_compensation(module, every=1, start=1, window=4)
                 compensator.load_state_dict(state)
         runs.append(matrices(module))
@@ -229,6 +230,7 @@ def test_anchored_without_a_record_after_its_window_takes_one_before_it_acts():
     layer = nn.Linear(4, 4)
     early = specreg.anchored_compensation(layer, start=2000, window=100, every=1)
     early.step()
+    early.remove()
     late = specreg.anchored_compensation(layer, start=0, window=100, every=1)
     late.load_state_dict(early.state_dict() | {"calls": 1500})
     late.step()

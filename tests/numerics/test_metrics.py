@@ -45,10 +45,12 @@ def test_kernel_distance_equals_the_double_sum():
     assert kernel_distance(real, fake, subsets=1, subset_size=40) == pytest.approx(expected, rel=1e-4)
 
 
-def test_metrics_leave_the_global_generator_alone():
-    before = torch.get_rng_state()
+def test_metrics_leave_the_global_generators_alone(monkeypatch):
+    before, seeded = torch.get_rng_state(), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     kernel_distance(draw(50, 1), draw(50, 2))
     assert torch.equal(before, torch.get_rng_state())
+    assert seeded == []
 
 
 def test_neighbourhoods_equal_the_loops_of_the_definition():

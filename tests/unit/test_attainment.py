@@ -1,5 +1,7 @@
 """How nearly layers attain their Lipschitz bound, and the discriminator's gradient norms."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -94,7 +96,7 @@ def test_a_layer_with_a_forward_of_its_own_is_left_out(caplog):
 
     module = nn.Sequential(Equalized(8, 8), nn.Linear(8, 2))
     assert list(specreg.attainment(module, torch.randn(4, 8))) == ["1"]
-    assert "layer '0' has a forward of its own" in caplog.text
+    assert "not measured: 0 (has a forward of its own)" in caplog.text
     specreg.spectral_norm(module[1])  # a parametrization is none
     assert list(specreg.attainment(module, torch.randn(4, 8))) == ["1"]
 
@@ -138,6 +140,62 @@ def test_attainment_moves_no_buffer_and_no_random_number():
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert specreg.attainment(module, x)["0"].largest == pytest.approx(1, abs=0.3)  # the weight that the network uses
+
+
+class Restless(nn.Module):
+    """Moves what a reading must leave alone, in any mode: random numbers, and buffers in place or by another tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("newest", torch.zeros(3))
+
+    def forward(self, x):
+        self.calls += 1
+        self.newest = x.detach().mean(0)
+        return self.layer(x + torch.randn_like(x)).sum(1)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        specreg.attainment,
+        lambda module, x: specreg.gradient_norms(module, x, x.flip(0)),
+        lambda module, x: specreg.gradient_norms(lambda y: module.layer(y + torch.rand(1)), x, x.flip(0)),
+        lambda module, x: specreg.gradient_norms(module, x, x.flip(0), generator=torch.Generator().manual_seed(5)),
+    ],
+)
+def test_a_reading_moves_nothing_whatever_the_module_does(read):
+    module, x = Restless(), torch.randn(4, 3)
+    before, newest, random = copy.deepcopy(module.state_dict()), module.newest, torch.get_rng_state()
+    read(module, x)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert module.newest is newest
+    assert module.layer.weight.grad is None
+    assert module.training
+
+
+def test_a_reading_leaves_a_pending_backward_pass_alone():
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    specreg.spectral_norm(module)
+    x = torch.randn(4, 3)
+    scores = module(x).sum()
+    specreg.attainment(module, x)
+    specreg.gradient_norms(module, x, x)
+    scores.backward()  # it would refuse buffers that were written to
+
+
+def test_interpolated_samples_are_the_same_at_each_call_unless_a_generator_draws_others():
+    real, generated = torch.randn(5, 6), torch.randn(5, 6)
+
+    def norms(**options):
+        return specreg.gradient_norms(lambda x: x.square().sum(1), real, generated, **options)["interpolated"]
+
+    assert norms() == norms()
+    random = torch.Generator().manual_seed(1)
+    assert norms(generator=random) != norms(generator=random)
 
 
 def test_an_input_that_is_given_by_name():

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -117,6 +118,42 @@ def test_grey_images_of_sixteen_bits_are_scaled_to_eight(tmp_path, ending, kind)
     assert data.images.shape == (1, 1, 8, 8)
     assert data.images[0, 0, 3].tolist() == [0, 0, 1, 1, 4, 100, 128, 255]
     assert load_images(tmp_path, image_size=4).images.shape == (1, 1, 4, 4)
+
+
+# Modes that an image file may have; an animation's second image is white.
+ENCODED = {
+    "palette": ("P", "png", {}),
+    "palette with a transparent colour": ("P", "png", {"transparency": 3}),
+    "palette with degrees of transparency": ("P", "png", {"transparency": bytes(range(8))}),
+    "GIF": ("P", "gif", {}),
+    "animated GIF": ("P", "gif", {"save_all": True, "append_images": [Image.new("P", (16, 16), 255)]}),
+    "black and white": ("1", "png", {}),
+    "black and white TIFF": ("1", "tif", {"compression": "group4"}),
+    "grey with transparency": ("LA", "png", {}),
+    "colour with transparency": ("RGBA", "png", {}),
+    "colour with transparency, WebP": ("RGBA", "webp", {"lossless": True}),
+    "four inks": ("CMYK", "tif", {}),
+    "four inks, JPEG": ("CMYK", "jpg", {}),
+    "brightness and colour": ("YCbCr", "jpg", {}),
+}
+
+
+@pytest.mark.parametrize(("mode", "ending", "options"), ENCODED.values(), ids=ENCODED)
+def test_images_are_converted_before_they_are_resized(tmp_path, mode, ending, options):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    image = Image.fromarray(noise).convert("RGB")
+    image = image.quantize(8) if mode == "P" else Image.fromarray(noise) if mode == "RGBA" else image.convert(mode)
+    if mode == "LA":
+        image.putalpha(Image.fromarray(noise[:, :, 3]))
+    image.save(tmp_path / f"a.{ending}", **options)
+    target = "L" if mode in ("1", "LA") else "RGB"
+    with warnings.catch_warnings(), Image.open(tmp_path / f"a.{ending}") as opened:
+        warnings.simplefilter("ignore")  # about transparency in a palette
+        expected = opened.convert(target).resize((7, 7), Image.Resampling.LANCZOS)
+    pixels = load_images(tmp_path, image_size=7).images[0]
+    assert pixels.shape == (len(target), 7, 7)
+    assert np.array_equal(pixels.numpy().transpose(1, 2, 0).squeeze(), np.asarray(expected))
+    assert len(pixels.unique()) > 8  # neither a palette's colours nor black and white alone
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
@@ -243,7 +280,7 @@ BAD = [
         "'labels' go up to 200000000, at most 100000 classes",
     ),
     (encrypted_zip, r"images\.zip is not a readable zip file \(.*encrypted"),
-    (missing, r"no data at .*nowhere\.zip"),
+    (missing, r"there is no file .*nowhere\.zip"),
     (text_file, r"notes\.txt is neither a folder, a \.zip nor a \.npz file"),
 ]
 
@@ -260,7 +297,7 @@ def test_images_in_a_cache_are_those_in_memory_and_are_decoded_once(folder, tmp_
         plain = load_images(path, image_size=4)
         first = load_images(path, image_size=4, cache=tmp_path / "cache")
         with monkeypatch.context() as patch:
-            patch.setattr("specreg.data.images.ImageFiles._image", None)
+            patch.setattr("specreg.data.decoding.ImageFiles._image", None)
             again = load_images(path, image_size=4, cache=tmp_path / "cache")
         for data in (first, again):
             assert torch.equal(data.images, plain.images)
@@ -276,6 +313,224 @@ def test_a_mapped_image_cannot_be_changed_in_its_file(folder, tmp_path):
     data = load_images(folder, cache=tmp_path / "cache")
     data.images.zero_()
     assert load_images(folder, cache=tmp_path / "cache").images.any()
+
+
+def write(root: Path, files: dict[str, int | bytes]) -> Path:
+    """Write grey images of the values, or bytes; a name within a name is a folder."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            (root / name).write_bytes(content)
+        else:
+            picture(content, mode="L").save(root / name)
+    return root
+
+
+def in_form(folder: Path, form: str) -> Path:
+    return zipped(folder) if form == "zip" else folder
+
+
+def labelled(path: Path, split: str = "train") -> dict[int, str]:
+    """The class of each image, by the image's value."""
+    data = find_images(path).open(split)
+    return {
+        value: data.classes[label]
+        for value, label in zip(data.images[:, 0, 0, 0].tolist(), data.labels.tolist(), strict=True)
+    }
+
+
+BOTH = pytest.mark.parametrize("form", ["folder", "zip"])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        ({"cat/0.png": 1, "dog/0.png": 2}, {1: "cat", 2: "dog"}),
+        ({"animals/cat/0.png": 1, "animals/dog/0.png": 2, "car/0.png": 3}, {1: "cat", 2: "dog", 3: "car"}),
+        ({"n01/images/0.png": 1, "n02/images/0.png": 2}, {1: "n01", 2: "n02"}),
+        ({"set/n01/images/0.png": 1, "set/n02/images/0.png": 2}, {1: "n01", 2: "n02"}),
+        (
+            {"cat/studio/0.png": 1, "cat/street/0.png": 2, "dog/studio/0.png": 3, "eel/0.png": 4},
+            {1: "cat", 2: "cat", 3: "dog", 4: "eel"},
+        ),
+        ({"cat/a/x/0.png": 1, "cat/b/x/0.png": 2, "dog/a/y/0.png": 3}, {1: "cat", 2: "cat", 3: "dog"}),
+        ({"0.png": 1, "1.png": 2}, {1: "", 2: ""}),
+    ],
+)
+def test_classes_are_the_last_folders_or_the_first_where_those_repeat(tmp_path, files, classes, form):
+    assert labelled(in_form(write(tmp_path / "set", files), form)) == classes
+
+
+JUNK = (
+    ".ipynb_checkpoints/cat-checkpoint.png", "cat/.ipynb_checkpoints/0.png", "cat/.DS_Store", "cat/._0.png",
+    "__MACOSX/cat/._0.png", "__MACOSX/0.png", "cat/Thumbs.db", "desktop.ini", "dog/@eaDir/0.png/SYNO.png",
+    "$RECYCLE.BIN/9.png", "lost+found/9.png", ".git/a/b.png", ".hidden.png", ".dataset/dataset.json",
+)  # fmt: skip
+
+
+@BOTH
+def test_what_is_hidden_or_a_systems_own_is_not_read(tmp_path, form):
+    """Least of all as an image: it is damaged here."""
+    root = write(tmp_path / ".cache" / "set", {"cat/0.png": 1, "dog/0.png": 2, **dict.fromkeys(JUNK, b"\0")})
+    found = find_images(in_form(root, form))
+    assert found.splits == ("train",)
+    assert found.open().classes == ("cat", "dog")
+    assert found.open().labels.tolist() == [0, 1]
+
+
+@BOTH
+def test_folders_of_hidden_files_alone_are_empty(tmp_path, form):
+    root = write(tmp_path / "set", {name: 1 for name in JUNK if name.endswith(".png")})
+    with pytest.raises(ValueError, match="holds no images"):
+        find_images(in_form(root, form)).open()
+
+
+def test_a_zip_made_by_windows_has_its_classes(tmp_path):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for value, name in enumerate(("cat", "dog", "__MACOSX")):
+            picture(value, mode="L").save(tmp_path / "a.png")
+            archive.write(tmp_path / "a.png", f"set\\{name}\\0.png")
+    assert labelled(path) == {0: "cat", 1: "dog"}
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    root, list_folder = write(tmp_path / "set", {"cat/0.png": 1, "dog/0.png": 2}), os.scandir
+
+    def refuse(path):
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied")
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"set/dog cannot be read \(Permission denied\): check its permissions"):
+        find_images(root)
+
+
+def linked(root: Path, links: dict[str, str]) -> Path:
+    for name, target in links.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).symlink_to(target)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("links", "classes"),
+    [
+        ({"set/dog": "../store/dog"}, {1: "cat", 2: "dog"}),
+        ({"set/dog": "../a", "a": "b", "b": "store/dog"}, {1: "cat", 2: "dog"}),
+        ({"set/dog/2.png": "../../store/dog/0.png"}, {1: "cat", 2: "dog"}),
+        ({"set/kitten": "cat", "set/dog": "../store/dog"}, {1: "kitten", 2: "dog"}),
+        ({"set/cat/self": ".", "set/cat/root": "..", "set/all": "..", "set/up": "../.."}, {1: "cat"}),
+        (
+            {"set/cat/dogs": "../dog", "set/dog": "../store/dog", "store/dog/cats": "../../set/cat"},
+            {1: "cat", 2: "dog"},
+        ),
+        ({"set/a": "b", "set/b": "a", "set/c.png": "c.png"}, {1: "cat"}),
+        ({"set/.#lock": "nobody@nowhere:1", "set/notes.txt": "nowhere.txt"}, {1: "cat"}),
+    ],
+    ids=["folder", "link to a link", "file", "second name", "parents", "each other", "circles", "of no images"],
+)  # fmt: skip
+def test_links_are_followed_but_not_in_circles(tmp_path, links, classes):
+    write(tmp_path, {"set/cat/0.png": 1, "store/dog/0.png": 2})
+    linked(tmp_path, links)
+    data = find_images(tmp_path / "set").open()
+    assert labelled(tmp_path / "set") == classes
+    assert len(data.images) == len(classes) + ("set/kitten" in links)
+
+
+@pytest.mark.parametrize("name", ["dog", "cat/1.png"])
+def test_a_link_to_nothing_is_named(tmp_path, name):
+    root = linked(write(tmp_path / "set", {"cat/0.png": 1}), {name: "/nowhere/at/all"})
+    with pytest.raises(ValueError, match=rf"set/{name} is a link to nothing: restore /nowhere/at/all, or remove"):
+        find_images(root)
+
+
+def test_a_cache_knows_when_what_a_link_leads_to_changes(tmp_path):
+    write(tmp_path, {"set/cat/0.png": 1, "store/dog/0.png": 2})
+    root, cache = linked(tmp_path, {"set/dog": "../store/dog"}) / "set", tmp_path / "cache"
+    assert load_images(root, cache=cache).images[:, 0, 0, 0].tolist() == [1, 2]
+    picture(3, mode="L").save(tmp_path / "store" / "dog" / "0.png")
+    os.utime(tmp_path / "store" / "dog" / "0.png", ns=(1, 1))
+    assert load_images(root, cache=cache).images[:, 0, 0, 0].tolist() == [1, 3]
+
+
+def test_a_link_to_a_folder_in_a_zip_is_named(tmp_path):
+    path = zipped(write(tmp_path / "set", {"cat/0.png": 1}))
+    info = zipfile.ZipInfo("dog")
+    info.create_system, info.external_attr = 3, 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(info, "cat")
+    with pytest.raises(ValueError, match="dog is a symbolic link: put what it leads to into the zip"):
+        find_images(path)
+
+
+STYLEGAN = {"00000/img00000000.png": 1, "00000/img00000001.png": 2, "00001/img00001000.png": 3}
+
+
+def described(labels: object, *, below: str = "", **more: object) -> dict[str, int | bytes]:
+    content = json.dumps({"labels": labels, **more}).encode()
+    return {f"{below}{name}": value for name, value in {**STYLEGAN, "dataset.json": content}.items()}
+
+
+@BOTH
+@pytest.mark.parametrize("below", ["", "set/"])
+def test_labels_in_a_file_of_stylegan_are_read(tmp_path, form, below):
+    labels = [[name.replace("/", "\\"), label] for name, label in zip(STYLEGAN, (6, 0, 6), strict=True)]
+    data = load_images(in_form(write(tmp_path / "set", described(labels[::-1], below=below)), form))
+    assert data.images[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert data.labels.tolist() == [6, 0, 6]
+    assert data.classes == tuple("0123456")
+
+
+@BOTH
+def test_images_that_stylegan_left_unlabelled_have_one_class(tmp_path, form):
+    data = load_images(in_form(write(tmp_path / "set", described(None)), form))
+    assert (data.labels.tolist(), data.num_classes) == ([0, 0, 0], 1)
+
+
+FIRST, SECOND, THIRD = STYLEGAN
+WRONG_LABELS = {
+    "a file that is not there": ([["00000/img7.png", 0]], r"labels '00000/img7\.png', which is not there"),
+    "a file elsewhere": ([["../a.png", 0]], r"labels '\.\./a\.png', which is not there"),
+    "an image without": ([[FIRST, 0], [THIRD, 1]], rf"no label for {SECOND}: label every image, or none"),
+    "none": ([], rf"no label for {FIRST}"),
+    "a string": ([[FIRST, "6"]], rf"class of {FIRST} must be an integer of at least 0, got '6'"),
+    "a fraction": ([[FIRST, 0.5]], "must be an integer"),
+    "a truth": ([[FIRST, True]], "must be an integer"),
+    "one-hot": ([[FIRST, [0, 1]]], r"must be an integer of at least 0, got \[0, 1\]"),
+    "a negative class": ([[FIRST, -1]], "must be an integer of at least 0, got -1"),
+    "a large class": ([[FIRST, 10**9]], "must be an integer of at most 99999"),
+    "two classes": ([[FIRST, 1], [FIRST, 2]], rf"gives {FIRST} the classes 1 and 2"),
+    "a dictionary": ({"cat": 0}, r"has to be null or a list of pairs \[file, class\], got \{'cat'"),
+    "no pairs": ([FIRST], r"has to have pairs \[file, class\]"),
+    "triples": ([[FIRST, 0, 1]], r"has to have pairs \[file, class\]"),
+    "numbers for files": ([[0, 1]], r"has to have pairs \[file, class\]"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize(("labels", "message"), WRONG_LABELS.values(), ids=WRONG_LABELS)
+def test_labels_that_do_not_fit_are_one_line(tmp_path, form, labels, message):
+    path = in_form(write(tmp_path / "set", described(labels)), form)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_images(path)
+    assert "\n" not in str(caught.value)
+    assert f"{path}: dataset.json" in str(caught.value)
+
+
+@BOTH
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe"])
+def test_a_damaged_file_of_labels_is_named(tmp_path, form, content):
+    with pytest.raises(ValueError, match=r"dataset\.json is damaged \(\w+\): make it again, or remove it"):
+        load_images(in_form(write(tmp_path / "set", {**STYLEGAN, "dataset.json": content}), form))
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "cat/dataset.json"])
+def test_a_dataset_json_of_another_program_is_passed_over(tmp_path, name):
+    content = b'{"name": "pets"}' if name == "dataset.json" else b'{"labels": [["0.png", 3]]}'
+    assert labelled(write(tmp_path / "set", {"cat/0.png": 1, "dog/0.png": 2, name: content})) == {1: "cat", 2: "dog"}
 
 
 def touched(folder: Path) -> None:
@@ -325,7 +580,7 @@ def test_bad_images_leave_no_cache_and_a_bad_cache_is_named(folder, tmp_path):
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_one_coloured_image_makes_all_coloured(tmp_path, cached, monkeypatch):
-    monkeypatch.setattr("specreg.data.images._CHUNK", 2)
+    monkeypatch.setattr("specreg.data.decoding._CHUNK", 2)
     for index in range(5):
         picture(50 + index, mode="L").save(tmp_path / f"{index}.png")
     picture(7).save(tmp_path / "9.png")
@@ -367,6 +622,129 @@ def test_a_test_part_with_a_new_class_is_refused_and_a_flat_one_has_none(tmp_pat
         find_images(path).open("test")
     (tmp_path / "test" / "eel" / "0.png").rename(tmp_path / "test" / "0.png")
     assert find_images(path).open("test").classes == ("",)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "test"), ("train", "val"), ("train", "valid"), ("train", "validation"), ("training", "testing"),
+        ("Train", "Test"), ("TRAIN", "val"), ("training_set", "test_set"), ("seg_train", "seg_test"),
+        ("train2017", "val2017"), ("trainset", "testset"), ("set/train", "set/val"),
+    ],
+)  # fmt: skip
+def test_parts_within_a_folder_or_zip_are_told_apart(tmp_path, form, train, test):
+    root = write(tmp_path / "set", {
+        f"{train}/cat/0.png": 1, f"{train}/dog/0.png": 2, f"{test}/dog/0.png": 3, "annotations/0.png": 4,
+    })  # fmt: skip
+    if "/" in train:
+        (root / "annotations" / "0.png").unlink()
+    path = in_form(root, form)
+    assert find_images(path).splits == ("train", "test")
+    assert labelled(path) == {1: "cat", 2: "dog"}
+    assert labelled(path, "test") == {3: "dog"}
+    assert find_images(path).open("test").classes == ("cat", "dog")
+
+
+@BOTH
+def test_parts_within_each_class_are_told_apart(tmp_path, form):
+    files = {"cat/train/0.png": 1, "cat/val/0.png": 2, "dog/train/0.png": 3, "dog/val/0.png": 4, "eel/0.png": 5}
+    path = in_form(write(tmp_path / "set", files), form)
+    assert labelled(path) == {1: "cat", 3: "dog", 5: "eel"}
+    assert labelled(path, "test") == {2: "cat", 4: "dog"}
+
+
+def test_of_two_parts_for_testing_the_one_called_so_is_taken_and_neither_is_trained_on(tmp_path):
+    path = write(tmp_path / "set", {"train/a/0.png": 1, "train/b/0.png": 2, "val/a/0.png": 3, "test/b/0.png": 4})
+    assert labelled(path) == {1: "a", 2: "b"}
+    assert labelled(path, "test") == {4: "b"}
+
+
+@pytest.mark.parametrize("names", [("train", "bus"), ("train_station", "test_tube"), ("training", "rest")])
+def test_a_class_that_is_called_like_a_part_is_one(tmp_path, names):
+    path = write(tmp_path / "set", {f"{name}/0.png": value for value, name in enumerate(names)})
+    assert find_images(path).splits == ("train",)
+    assert labelled(path) == dict(enumerate(names))
+
+
+def test_several_parts_for_training_are_not_guessed_at(tmp_path):
+    path = write(tmp_path / "set", {f"{part}{domain}/0.png": 1 for part in ("train", "test") for domain in "AB"})
+    with pytest.raises(ValueError, match="several parts for training, trainA and trainB: give the folder of one"):
+        find_images(path)
+
+
+@BOTH
+@pytest.mark.parametrize("root", ["", "train"])
+def test_tiny_imagenet_is_read_and_its_unlabelled_images_are_held_out(tmp_path, root, form):
+    files = {f"train/n0{n}/images/n0{n}_0.png": n for n in (1, 2)} | {"val/images/val_0.png": 9}
+    path = in_form(write(tmp_path / "tiny-imagenet-200", files), "folder" if root else form) / root
+    assert labelled(path) == {1: "n01", 2: "n02"}
+    assert labelled(path, "test") == {9: ""}
+
+
+def test_parts_may_be_labelled_by_files_of_their_own_or_by_one_above(tmp_path):
+    pairs = {"train/00000/a.png": 1, "train/00000/b.png": 0, "val/00000/c.png": 1}
+    files = {"train/00000/a.png": 10, "train/00000/b.png": 20, "val/00000/c.png": 30}
+    one = write(tmp_path / "one", {**files, "dataset.json": json.dumps({"labels": list(pairs.items())}).encode()})
+    own = write(tmp_path / "own", files)
+    for part in ("train", "val"):
+        labels = [[name.removeprefix(f"{part}/"), label] for name, label in pairs.items() if name.startswith(part)]
+        write(own, {f"{part}/dataset.json": json.dumps({"labels": labels}).encode()})
+    for path in (one, own):
+        assert labelled(path) == {10: "1", 20: "0"}
+        assert labelled(path, "test") == {30: "1"}
+    (own / "val" / "dataset.json").unlink()
+    assert labelled(own, "test") == {30: ""}
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        ({"train/0.png": 1, "test/cat/0.png": 2}, ""),
+        ({"train/train/0.png": 1, "test/test/0.png": 2}, "train"),
+        ({"train/images/0.png": 1, "test/a/0.png": 2, "test/b/0.png": 2}, "images"),
+    ],
+)
+def test_a_test_part_has_no_more_classes_than_the_training_images(tmp_path, files, name):
+    path = write(tmp_path / "set", files)
+    assert labelled(path) == {1: name}
+    assert labelled(path, "test") == {2: name}
+
+
+def test_parts_have_caches_of_their_own(tmp_path):
+    path = zipped(write(tmp_path / "set", {"train/a/0.png": 1, "val/a/0.png": 2}))
+    for _ in range(2):
+        for split, value in (("train", 1), ("test", 2)):
+            assert find_images(path).open(split, cache=tmp_path / "cache").images[0, 0, 0, 0] == value
+
+
+def test_a_link_has_the_part_beside_it_and_beside_what_it_leads_to(tmp_path):
+    write(tmp_path, {"set/val/a/0.png": 1, "store/a/0.png": 2, "store/b/0.png": 3, "old-train/a/0.png": 4})
+    linked(tmp_path, {"set/train": "../store", "new": "old-train"})
+    assert labelled(tmp_path / "set" / "train", "test") == {1: "a"}
+    assert labelled(tmp_path / "set", "test") == {1: "a"}
+    write(tmp_path, {"old-test": b""})
+    assert find_images(tmp_path / "new").splits == ("train",)
+    (tmp_path / "old-test").unlink()
+    write(tmp_path, {"old-test/a/0.png": 5})
+    assert labelled(tmp_path / "new", "test") == {5: "a"}
+
+
+def test_training_is_on_the_training_part_and_evaluation_on_the_other(tmp_path):
+    root = digit_folders(tmp_path).parent
+    source = open_source(settings(data=str(root)))
+    assert source.dataset.images[:, 0, 0, 0].tolist() == list(range(0, 200, 20))
+    held_out = source.held_out(settings(data=str(root), conditional=True))
+    assert held_out.dataset.images[:, 0, 0, 0].tolist() == list(range(5, 205, 20))
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "npz"])
+def test_the_side_is_told_without_decoding_more_than_one_image(folder, form, monkeypatch):
+    path = npz(images=np.zeros((2, 8, 8), np.uint8))(folder) if form == "npz" else in_form(folder, form)
+    monkeypatch.setattr("specreg.data.decoding.ImageFiles.load", None)
+    assert find_images(path).side() == 8
+    with pytest.raises(ValueError, match="has no part 'unlabeled'"):
+        find_images(path).side("unlabeled")
 
 
 def test_training_is_not_a_word_within_a_word(tmp_path):

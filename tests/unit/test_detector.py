@@ -1,9 +1,11 @@
 """The detector: states, hysteresis, its own past; and the traces that its constants were not chosen on."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +35,27 @@ def states(verdicts):
     return [verdict.state for verdict in verdicts if verdict.changed]
 
 
+def feed(levels, groups=None, *, detector=None, every=100, begin=0):
+    """Feed the bulks of several layers, lists of one length; return all verdicts."""
+    detector, options = detector or Detector(), () if groups is None else (groups,)
+    return [
+        detector.update(begin + index * every, dict(zip(levels, map(spectrum, row), strict=True)), *options)
+        for index, row in enumerate(zip(*levels.values(), strict=True))
+    ]
+
+
+def moving(count, level=0.9):
+    """Return bulks of a layer that is trained and does not fall."""
+    return [level + 0.001 * (index % 2) for index in range(count)]
+
+
+def falling(count, at, loss, within=5, level=0.9):
+    """Return bulks that lose a part within some snapshots, from a snapshot on."""
+    return [
+        value * (1 - loss * min(1, max(0, index - at) / within)) for index, value in enumerate(moving(count, level))
+    ]
+
+
 def test_a_fall_is_said_with_layer_start_and_numbers():
     verdicts = run([0.9] * 30 + [0.9 - 0.04 * i for i in range(1, 18)], other=0.8)
     assert states(verdicts) == ["collapsing", "collapsed"]
@@ -45,14 +68,14 @@ def test_a_fall_is_said_with_layer_start_and_numbers():
     assert str(first.since) in first.message
     assert "\n" not in first.message
     assert first.evidence["conv"].before == pytest.approx(0.9)
-    assert first.evidence["other"].state == "healthy"
+    assert first.evidence["other"].state == "steady"
 
 
-def test_slow_drift_to_half_is_healthy():
+def test_slow_drift_to_half_is_steady():
     assert states(run([0.9 - 0.45 * i / 500 for i in range(501)])) == []
 
 
-def test_a_dip_at_the_end_of_a_slow_drift_is_healthy():
+def test_a_dip_at_the_end_of_a_slow_drift_is_steady():
     drift = [0.9 - 0.4 * i / 300 for i in range(301)]
     assert states(run(drift + [0.8 * drift[-1]] * 5 + [drift[-1]] * 20)) == []
 
@@ -68,7 +91,7 @@ def test_one_wild_snapshot_is_no_alarm():
 
 def test_a_dip_that_comes_back_is_taken_back():
     verdicts = run([0.9] * 30 + [0.55] * 4 + [0.9] * 20)
-    assert states(verdicts) == ["collapsing", "healthy"]
+    assert states(verdicts) == ["collapsing", "steady"]
     assert verdicts[-1].since is None
     assert verdicts[-1].layers == ()
 
@@ -90,6 +113,144 @@ def test_the_warm_up_is_not_judged():
     falling = [0.9] * 3 + [0.3] * 40
     assert states(run(falling, detector=Detector(Thresholds(warmup=500)))) == []
     assert states(run(falling, detector=Detector(Thresholds(warmup=0)))) == ["collapsed"]
+
+
+EARLY = [0.9, 0.7, 0.55, 0.45, 0.4]  # every network leaves its initialization fast
+
+
+@pytest.mark.parametrize("groups", [None, {"x": ["a"], "y": ["b", "c", "d"]}])
+@pytest.mark.parametrize(("every", "early"), [(100, EARLY), (400, EARLY[::4]), (1000, EARLY[::4])])
+def test_a_layer_that_is_trained_later_has_its_warm_up_then(groups, every, early):
+    at_once, late = [*early, *moving(55, 0.4)], [*[0.9] * 29, *early, *moving(26, 0.4)]
+    levels = {"a": at_once, "b": late, "c": late, "d": [0.9] * 60}
+    assert states(feed({name: values[:50] for name, values in levels.items()}, groups, every=every)) == []
+
+
+def test_a_layer_that_was_trained_later_may_collapse():
+    detector = Detector()
+    levels = {"a": moving(80), "b": [*[0.9] * 29, *falling(51, 20, 0.7)], "c": [0.9] * 80}
+    assert states(feed(levels, detector=detector)) == ["collapsing", "collapsed"]
+    assert [detector.begin(name) for name in levels] == [0, 2900, None]
+
+
+def test_weight_decay_alone_is_no_training():
+    still = [0.9 * (1 + 1e-7 * (index % 3)) for index in range(30)]
+    verdicts = feed({"a": [*still, 0.7, 0.5, 0.4, *moving(20, 0.4)]})
+    assert states(verdicts) == []
+    assert "have not moved since iteration 0" in verdicts[29].message
+
+
+def test_a_layer_that_joins_the_stream_has_a_warm_up_of_its_own():
+    detector = Detector()
+    feed({"a": moving(30)}, detector=detector)
+    verdicts = feed({"a": moving(40), "b": [0.9, 0.6, 0.4, *moving(37, 0.3)]}, detector=detector, begin=3000)
+    assert states(verdicts) == []
+
+
+@pytest.mark.parametrize(
+    ("levels", "state", "words"),
+    [
+        (
+            [0.9],
+            "not judged",
+            r"not judged yet: the warm-up, 500 iterations, begins when the spectra move \(1 watched\)",
+        ),
+        ([0.9, 0.8, 0.7], "not judged", r"not judged before iteration 500: the warm-up began at 0 \(1 watched\)"),
+        ([0.9] * 51, "not judged", r"not judged: the spectra have not moved since iteration 0 \(1 watched\)"),
+        (
+            [0.9] * 50 + [0.8],
+            "not judged",
+            r"not judged before iteration 5400: the warm-up began at 4900 \(1 watched\)",
+        ),
+        (moving(51), "steady", r"steady: no layer's spectrum is falling \(1 watched\)"),
+    ],
+)
+def test_what_is_not_judged_is_said_with_its_reason(levels, state, words):
+    verdict = feed({"a": levels})[-1]
+    judged = state != "not judged"
+    assert (verdict.state, verdict.judged, verdict.evidence["a"].judged) == (state, judged, judged)
+    assert (verdict.spectra.state, verdict.spectra.message, verdict.alarming) == (state, verdict.message, False)
+    assert re.fullmatch(words, verdict.message)
+    half = feed({"a": moving(60), "b": [0.9] * 60})[-1]
+    assert half.judged
+    assert half.message == "steady: no layer's spectrum is falling (2 watched, 1 of them not judged yet)"
+    nothing = Detector().update(0, {"a": [1.0]})
+    assert (nothing.judged, nothing.message) == (False, "not judged: no layer has more than one singular value")
+
+
+@pytest.mark.parametrize(("num_fallen", "num_layers"), [(2, 3), (2, 4), (4, 8), (27, 54), (3, 5)])
+def test_at_least_half_is_counted(num_fallen, num_layers):
+    def levels(count):
+        return {str(i): falling(48, 30, 0.28) if i < count else moving(48) for i in range(num_layers)}
+
+    assert states(feed(levels(num_fallen))) == ["collapsing"]
+    assert states(feed(levels(num_fallen - 1))) == []
+
+
+NETWORKS = {"D": ["D.a", "D.b", "D.c", "D.d"], "G": ["G.a", "G.b", "G.c", "G.d"], "": ["e"]}
+
+
+def networks(d=0.0, g=0.0, e=0.0):
+    losses = {"D": d, "G": g, "": e}
+    return {name: falling(48, 30, losses[group]) for group, names in NETWORKS.items() for name in names}
+
+
+def test_networks_side_by_side_are_judged_as_if_each_were_alone():
+    alone = feed({name: falling(48, 30, 0.28) for name in NETWORKS["D"]})
+    beside = feed(networks(d=0.28), NETWORKS)
+    assert states(beside) == states(alone) == ["collapsing"]
+    assert [verdict.groups["D"].to_dict() for verdict in beside] == [verdict.to_dict() for verdict in alone]
+    last = beside[-1]
+    assert [verdict.state for verdict in last.groups.values()] == ["collapsing", "steady", "steady"]
+    assert (last.layers, last.since) == (last.groups["D"].layers, last.groups["D"].since)
+    assert last.message == alone[-1].message.replace("collapsing since", "collapsing in D since")
+    assert beside[20].message == "steady: no layer's spectrum is falling (9 watched, 3 groups)"
+    # All layers of one network are less than half of all layers.
+    assert states(feed(networks(d=0.28))) == []
+
+
+def test_the_gravest_group_gives_the_verdict_and_the_others_are_named():
+    verdicts = feed(networks(d=0.25, g=0.7, e=0.9), NETWORKS)
+    last = verdicts[-1]
+    assert (last.state, set(last.layers)) == ("collapsed", {*NETWORKS["G"], "e"})
+    assert last.message.startswith("collapsed in the other layers since iteration ")
+    assert last.message.endswith("; also collapsed: G; also collapsing: D")
+    for group, wanted in (("D", ["collapsing"]), ("G", ["collapsing", "collapsed"])):
+        assert states([verdict.groups[group] for verdict in verdicts]) == wanted
+    assert not last.unchanged().groups["G"].changed
+
+
+def test_groups_survive_a_checkpoint_and_are_plain_json():
+    levels = networks(d=0.28)
+    whole = feed(levels, NETWORKS)
+    first, second = Detector(), Detector()
+    feed({name: values[:36] for name, values in levels.items()}, NETWORKS, detector=first)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.verdict().to_dict() == first.verdict().to_dict()
+    rest = feed({name: values[36:] for name, values in levels.items()}, NETWORKS, detector=second, begin=3600)
+    assert [v.to_dict() for v in rest] == [v.to_dict() for v in whole[36:]]
+    record = json.loads(json.dumps(rest[-1].to_dict()))
+    assert record["groups"]["D"]["state"] == "collapsing"
+    assert record["groups"]["D"]["message"] == rest[-1].groups["D"].message
+    assert "groups" not in run([0.9] * 3)[-1].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"x": ["conv"]}, "layer 'other' is in no group"),
+        ({"x": ["conv", "other"], "y": ["other"]}, "layer 'other' is in 2 groups"),
+        ({"x": ["conv", "other", "third"]}, "'third', which is no layer"),
+    ],
+)
+def test_groups_that_do_not_fit_change_nothing(groups, message):
+    detector = Detector()
+    layers = {"conv": [1.0, 0.5], "other": [1.0, 0.5]}
+    detector.update(100, layers)
+    before = json.dumps(detector.state_dict())
+    with pytest.raises(ValueError, match=message):
+        detector.update(200, layers, groups)
+    assert json.dumps(detector.state_dict()) == before
 
 
 def test_a_fall_that_began_in_the_warm_up_starts_where_it_ends():
@@ -162,6 +323,8 @@ def test_the_verdict_is_plain_json():
     ("iteration", "layers", "message"),
     [
         (100, {"conv": [1.0, 0.5]}, "iterations must grow"),
+        (300.0, {"conv": [1.0, 0.5]}, "iteration must be an integer, got 300.0"),
+        (True, {"conv": [1.0, 0.5]}, "iteration must be an integer, got True"),
         (300, {}, "no layers"),
         (300, {"conv": [1.0, float("nan")]}, "layer 'conv'.*NaN or inf"),
     ],
@@ -173,6 +336,37 @@ def test_bad_snapshots_are_refused_and_change_nothing(iteration, layers, message
     with pytest.raises(ValueError, match=message):
         detector.update(iteration, layers)
     assert json.dumps(detector.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.pop("last"),
+        lambda state: state.update(last="100"),
+        lambda state: state.update(last=True),
+        lambda state: state["layers"]["conv"].update(state="ill"),
+        lambda state: state["layers"]["conv"].update(recent=[]),
+        lambda state: state["layers"]["conv"].update(levels=[[1.5, 0.9, 0.9]]),
+        lambda state: state["layers"]["conv"].update(best="high"),
+        lambda state: state["layers"]["conv"].pop("since"),
+        lambda state: state["layers"].update(conv=None),
+    ],
+)
+def test_a_state_that_is_no_detectors_is_refused_whole(spoil):
+    other = Detector()
+    other.update(100, {"conv": [1.0, 0.5], "b": [1.0, 0.3]})
+    state = json.loads(json.dumps(other.state_dict()))
+    spoil(state)
+    detector = Detector()
+    detector.update(5, {"conv": [1.0, 0.9]})
+    before = json.dumps(detector.state_dict())
+    with pytest.raises(ValueError, match=r"must be an integer|not a detector's state"):
+        detector.load_state_dict(state)
+    assert json.dumps(detector.state_dict()) == before
+
+
+def test_thresholds_of_another_library_become_plain_numbers():
+    assert type(Thresholds(window=np.int64(800)).window) is int
 
 
 @pytest.mark.parametrize(

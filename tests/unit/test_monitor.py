@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import logging
 import zipfile
 from typing import NamedTuple
@@ -15,8 +16,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import specreg
 from kinds import LAYERS
+from meters import Meter
 from specreg.monitor.actions import Pin, RollBack, Stop, When, log
+from specreg.monitor.modes import ModeThresholds
 from specreg.monitor.samples import diversity
+from specreg.monitor.verdict import Answer, Evidence, Verdict, combined
+from specreg.names import ALARMS, STATES
 
 
 def network():
@@ -51,6 +56,17 @@ def train(module, monitor, guard=None, *, begin=1, end=4000, falls=range(1500, 2
     return changes
 
 
+def train_pair(module, monitor, guard, falls, end=4000):
+    """Let the spectra of all layers of some networks fall, each within a range of iterations."""
+    for iteration in range(end + 1):
+        if iteration % 10 == 9:
+            for name, network in module.items():
+                for layer in (network[0], network[2]):
+                    flatten_spectrum(layer, 0.97 if iteration in falls.get(name, ()) else 0.99999)
+        guard.step()
+        monitor.step(iteration)
+
+
 def saved(*objects):
     """Send states through a file as a checkpoint does."""
     file = io.BytesIO()
@@ -69,7 +85,7 @@ def test_monitoring_leaves_every_tensor_of_every_kind_alone(kind, normalization)
     state = torch.get_rng_state()
     monitor = specreg.Monitor(module, every=1)
     verdict = monitor.step(1)
-    assert verdict.state == "healthy"
+    assert (verdict.state, verdict.judged) == ("not judged", False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert set(monitor.history.layers) == set(specreg.spectra(module))
@@ -81,7 +97,7 @@ def test_a_training_with_a_monitor_is_bit_for_bit_the_one_without():
         torch.manual_seed(0)
         module = network()
         specreg.spectral_norm(module)
-        monitor = specreg.Monitor(module, every=3, samples=lambda: (torch.rand(8, 2), torch.rand(8, 2)))
+        monitor = specreg.Monitor(module, every=3)
         optimizer = torch.optim.Adam(module.parameters(), 1e-2)
         for iteration in range(1, 30):
             optimizer.zero_grad()
@@ -132,12 +148,174 @@ def test_a_resumed_monitor_goes_on_exactly():
     assert torch.equal(second.history.singular_values("2"), whole.history.singular_values("2"))
 
 
+@pytest.mark.parametrize(
+    "iteration", [np.int64(100), np.array(100), torch.tensor(100), torch.tensor(100, dtype=torch.uint8)]
+)
+def test_an_integer_of_any_library_is_an_iteration(iteration):
+    monitor = specreg.Monitor(nn.Linear(4, 4), every=np.int64(50))
+    monitor.step(1)
+    verdict = monitor.step(iteration)
+    assert [type(at) for at in (verdict.iteration, *monitor.history.iterations)] == [int] * 3
+    again = specreg.Monitor(nn.Linear(4, 4))
+    again.load_state_dict(saved(monitor)[0])
+    assert again.history.iterations == [1, 100]
+    assert json.loads(json.dumps(verdict.to_dict()))["iteration"] == 100
+
+
+@pytest.mark.parametrize(
+    "iteration", [100.0, True, "100", None, torch.tensor(100.0), torch.tensor(True), torch.tensor([100])]
+)
+@pytest.mark.parametrize("call", ["step", "snapshot"])
+def test_what_is_no_iteration_is_refused_before_anything_changes(iteration, call):
+    monitor = specreg.Monitor(nn.Linear(4, 4))
+    monitor.step(1)
+    before, latest = monitor.state_dict(), monitor.latest
+    with pytest.raises(ValueError, match="iteration must be an integer, got "):
+        getattr(monitor, call)(iteration)
+    with pytest.raises(ValueError, match="iteration must be an integer, got "):
+        monitor.history.add(iteration, latest)
+    assert torch.equal(monitor.state_dict()["history"]["layers"][""], before["history"]["layers"][""])
+    assert (monitor.history.iterations, monitor.detector.state_dict()) == ([1], before["detector"])
+    assert monitor.latest is latest
+
+
+@pytest.mark.parametrize("length", [40, 150])  # with one snapshot in the first epoch, and with more
+def test_iterations_that_begin_anew_in_each_epoch_are_refused(length):
+    monitor = specreg.Monitor(nn.Linear(4, 4))
+    for iteration in range(length):
+        monitor.step(iteration)
+        monitor.step(iteration)  # twice the same, as with two discriminator steps, is fine
+    with pytest.raises(ValueError, match=rf"got 0 after {length - 1}; count them over the whole training, not anew"):
+        monitor.step(0)
+    monitor.step(length)
+    resumed = specreg.Monitor(nn.Linear(4, 4))
+    resumed.load_state_dict(saved(monitor)[0])
+    monitor.load_state_dict(saved(monitor)[0])
+    for each in (monitor, resumed):
+        each.step(length - length % 100)  # a checkpoint may be older than the last step
+        with pytest.raises(ValueError, match="iterations must not go back: got -1 after "):
+            each.step(-1)
+
+
+def test_a_detector_that_has_judged_another_training_changes_nothing():
+    detector = specreg.Detector()
+    specreg.Monitor(nn.Linear(4, 4), detector=detector).step(100)
+    monitor = specreg.Monitor(nn.Linear(4, 4), detector=detector)
+    with pytest.raises(ValueError, match="iterations must grow: got 1 after 100"):
+        monitor.step(1)
+    assert (len(monitor.history), monitor.latest, monitor.verdict) == (0, {}, None)
+
+
+def test_samples_and_unknown_parametrizations_move_no_random_number():
+    class Noise(nn.Module):
+        def forward(self, weight):
+            return weight + 1e-3 * torch.randn_like(weight)
+
+    module = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    nn.utils.parametrize.register_parametrization(module[1], "weight", Noise())
+    detector = specreg.Detector(specreg.Thresholds(warmup=0, smoothing=1))
+    samples = lambda: (torch.rand(200, 6), torch.rand(200, 6))  # noqa: E731
+    monitor = specreg.Monitor(module, every=1, detector=detector, samples=samples, samples_every=1)
+    before = torch.get_rng_state()
+    monitor.step(1)
+    first = monitor.reading
+    flatten_spectrum(module[0], 0.1)
+    monitor.step(2)
+    assert monitor.reading is not first
+    assert monitor.verdict.signal.state == "teaching"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_nan_weight_is_named():
     module = network()
     monitor = specreg.Monitor(module)
     module[2].weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="layer '2'"):
         monitor.step(1)
+
+
+class Pair(nn.Module):
+    def __init__(self, **networks):
+        super().__init__()
+        for name, child in networks.items():
+            self.add_module(name, child)
+
+
+class MultiPeriod(nn.Module):
+    """The parts of HiFi-GAN's discriminators that matter: several networks in a list of their own."""
+
+    def __init__(self, count, layers):
+        super().__init__()
+        self.discriminators = nn.ModuleList(
+            Pair(convs=nn.ModuleList(nn.Conv1d(4, 4, 3) for _ in range(layers - 1)), conv_post=nn.Conv1d(4, 2, 3))
+            for _ in range(count)
+        )
+
+
+class TestGroups:
+    @pytest.mark.parametrize(
+        ("make", "names"),
+        [
+            (lambda: nn.ModuleDict({"D": network(), "G": network()}), ["D", "G"]),
+            (lambda: nn.ModuleList([network(), network()]), ["0", "1"]),
+            (lambda: Pair(D=network(), G=network(), scale=nn.Linear(2, 2)), ["D", "G", ""]),
+            (lambda: Pair(gan=Pair(D=network(), G=network())), ["gan.D", "gan.G"]),
+            (lambda: MultiPeriod(5, 6), [f"discriminators.{i}" for i in range(5)]),
+            (lambda: MultiPeriod(3, 8), [f"discriminators.{i}" for i in range(3)]),
+            (lambda: torch.compile(nn.ModuleDict({"D": torch.compile(network()), "G": network()})), ["D", "G"]),
+            (network, [""]),
+            (lambda: nn.Linear(3, 3), [""]),
+            # A chain of blocks is one network.
+            (lambda: nn.Sequential(network(), network()), [""]),
+            (lambda: Pair(body=nn.Sequential(network(), network())), [""]),
+        ],
+    )
+    def test_networks_side_by_side_are_groups_by_default(self, make, names):
+        monitor = specreg.Monitor(make())
+        assert list(monitor.groups) == names
+        assert sorted(name for layers in monitor.groups.values() for name in layers) == sorted(monitor.layers)
+        assert list(monitor.step(0).groups) == names
+
+    def test_groups_may_be_named(self):
+        module = nn.ModuleDict({"mpd": MultiPeriod(5, 6), "msd": MultiPeriod(3, 8)})
+        assert [len(layers) for layers in specreg.Monitor(module).groups.values()] == [30, 24]
+        each = {f"{key}{i}": f"{key}.discriminators.{i}" for key, n in (("mpd", 5), ("msd", 3)) for i in range(n)}
+        assert [len(layers) for layers in specreg.Monitor(module, groups=each).groups.values()] == [6] * 5 + [8] * 3
+        assert list(specreg.Monitor(module, groups={"both": "*"}).groups) == ["both"]
+        mixed = specreg.Monitor(module, groups={"one": ["mpd", "msd.discriminators.0"], "other": "msd.*.[12].conv*"})
+        assert [len(layers) for layers in mixed.groups.values()] == [38, 16]
+
+    @pytest.mark.parametrize(
+        ("groups", "message"),
+        [
+            ({"D": "D"}, "layer 'G.0' is in no group: put every layer into exactly one"),
+            ({"D": ["D", "G"], "G": "G"}, "layer 'G.0' is in the groups D, G"),
+            ({"D": "D", "G": ["G", "H"]}, "group 'G': 'H' names no layer; the layers are D.0"),
+            ({"D": ["D", "G"], "G": []}, "group 'G' is empty"),
+            ({"": "*"}, "groups must map names to layers"),
+            (["D", "G"], "groups must map names to layers"),
+            ({"D": ["D", 5], "G": "G"}, "group 'D': 5 names no layer"),
+        ],
+    )
+    def test_layers_have_exactly_one(self, groups, message):
+        with pytest.raises(ValueError, match=message):
+            specreg.Monitor(nn.ModuleDict({"D": network(), "G": network()}), groups=groups)
+
+    def test_one_of_two_equal_discriminators_is_seen_to_fall(self):
+        for networks in ({"a": network()}, {"a": network(), "b": network()}):
+            module = nn.ModuleDict({name: nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))) for name in networks})
+            monitor = specreg.Monitor(module)
+            changes = []
+            for iteration in range(2001):
+                if iteration % 10 == 9:
+                    for layer in module["a"]:
+                        flatten_spectrum(layer, 0.72 ** (1 / 50) if 1500 <= iteration < 2000 else 0.999)
+                verdict = monitor.step(iteration)
+                changes += [verdict] if verdict.changed else []
+            assert [(verdict.state, len(verdict.layers)) for verdict in changes] == [("collapsing", 4)]
+            assert ("collapsing in a since" in changes[0].message) == (len(networks) == 2)
+        assert [each.state for each in monitor.verdict.groups.values()] == ["collapsing", "not judged"]  # b never moved
+        assert not any(each.changed for each in monitor.step(2001).groups.values())
 
 
 class TestHistory:
@@ -198,6 +376,8 @@ class TestHistory:
             history.add(900, {"a.b": torch.ones(5), "grouped": torch.ones(2, 3)})
         with pytest.raises(ValueError, match="the layers changed"):
             history.add(1000, {"a.b": torch.ones(5)})
+        with pytest.raises(ValueError, match=r"'grouped' had singular values of shape \(2, 3\), now \(3,\)"):
+            history.add(1000, {"a.b": torch.ones(5), "grouped": torch.ones(3)})
         assert len(history) == 10
 
 
@@ -328,7 +508,25 @@ class TestActions:
         pin.restore()
         assert torch.equal(module.weight, before)
 
+    @pytest.mark.parametrize(
+        "state", [{}, {"kept": {1: {"g": {}}}}, {"kept": {"1": {"d": {}}}}, {"kept": {}, "more": 1}]
+    )
+    def test_a_state_that_is_no_pins_is_refused_whole(self, state):
+        pin = Pin({"d": nn.Linear(2, 2)})
+        pin(specreg.Detector().update(np.int64(7), {"a": [1.0, 0.9]}))
+        with pytest.raises(ValueError, match=r"not a state of a pin of d|must be an integer"):
+            pin.load_state_dict(state)
+        assert pin.iterations == [7]
+        roll_back = RollBack(pin)
+        with pytest.raises(ValueError, match="not a state of a roll-back"):
+            roll_back.load_state_dict({"restored": []})
+        with pytest.raises(ValueError, match="must be an integer"):
+            roll_back.load_state_dict({"restored": [(1.5, 1)], "inside": True})
+        assert (roll_back.restored, roll_back._inside) == ([], False)
+
     def test_bad_pins_are_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="times must be an integer"):
+            RollBack(Pin({"d": nn.Linear(2, 2)}), times=1.5)
         with pytest.raises(ValueError, match="nothing to pin"):
             Pin({})
         with pytest.raises(ValueError, match="copies must be"):
@@ -348,8 +546,38 @@ def test_what_is_not_watched_is_said(caplog):
 
     monitor = specreg.Monitor(nn.Sequential(Modulated(), nn.Linear(3, 3)))
     assert monitor.layers == ("1",)
-    assert monitor.not_covered == ("0.weight",)
-    assert caplog.messages == ["not watched, as they are no layers that specreg takes: 0.weight"]
+    assert monitor.left_out.not_covered == ("0.weight",)
+    assert caplog.messages == ["monitor: left out, of no known layer: 0.weight"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state["history"].update(iterations=[1, 1]),
+        lambda state: state["history"].update(iterations=[1.5, 100]),
+        lambda state: state["history"]["layers"].update({"2": torch.ones(3, 6)}),
+        lambda state: state["history"]["layers"].update({"2": [1.0]}),
+        lambda state: state["history"].pop("layers"),
+        lambda state: state["detector"].pop("last"),
+        lambda state: state["detector"]["layers"]["2"].update(recent=None),
+        lambda state: state.update(more=1),
+        lambda state: state["modes"].update(best=None),
+        lambda state: state["signal"].pop("largest"),
+        lambda state: state.update(answers=[{}, {}]),
+        lambda state: state.update(answers=[]),
+        lambda state: state.update(sampled=1.5),
+    ],
+)
+def test_a_state_that_is_no_monitors_is_refused_whole(spoil):
+    monitor, other = specreg.Monitor(network()), specreg.Monitor(network())
+    for each in (monitor, other):
+        each.step(1)
+    other.step(100)
+    state = saved(other)[0]
+    spoil(state)
+    with pytest.raises(ValueError, match=r"not a |must be an integer"):
+        monitor.load_state_dict(state)
+    assert (monitor.history.iterations, monitor.verdict.iteration, monitor.detector.verdict().iteration) == ([1], 1, 1)
 
 
 def test_a_state_of_other_layers_is_refused_before_anything_changes():
@@ -389,7 +617,7 @@ class TestGuard:
             assert torch.allclose(now[:3], torch.ones(3).double(), atol=1e-4)
         else:
             assert torch.allclose(now, healthy, atol=1e-3)
-        assert changes[-1].state in ("healthy", "recovered")
+        assert changes[-1].state in ("steady", "recovered")
 
     def test_the_record_is_the_mean_of_the_healthy_past(self):
         module = network()
@@ -416,10 +644,12 @@ class TestGuard:
         monitor = specreg.Monitor(module)
         guard = specreg.Guard(monitor, scheme="static", keep=keep, every=10)
         train(module, monitor, guard)
-        assert guard.compensator.counts()["2"] == count
+        counts, state = guard.compensator.counts(), guard.state_dict()
+        assert counts["2"] == count
+        guard.remove()
         resumed = specreg.Guard(specreg.Monitor(module), scheme="static", keep=keep, every=10)
-        resumed.load_state_dict(guard.state_dict())
-        assert resumed.compensator.counts() == guard.compensator.counts()
+        resumed.load_state_dict(state)
+        assert resumed.compensator.counts() == counts
 
     @pytest.mark.parametrize("scheme", ["anchored", "dynamic", "static"])
     def test_a_past_that_was_thinned_is_past_enough(self, scheme):
@@ -459,7 +689,7 @@ class TestGuard:
                 flatten_spectrum(module[2], 0.998)
             guard.step()
             verdict = monitor.step(iteration)
-            assert verdict.state == "healthy"
+            assert verdict.state == ("steady" if iteration >= 2500 else "not judged")
         assert guard.switched_on is None
 
     def test_it_rolls_back_if_asked(self):
@@ -483,6 +713,7 @@ class TestGuard:
             train(module, monitor, guard, end=cut)
             if interrupted:
                 states = saved(monitor, guard)
+                guard.remove()
                 monitor = specreg.Monitor(module)
                 guard = specreg.Guard(monitor, every=3)
                 monitor.load_state_dict(states[0])
@@ -491,6 +722,115 @@ class TestGuard:
             ends.append((module[2].weight.detach().clone(), guard.switched_on))
         assert torch.equal(ends[0][0], ends[1][0])
         assert ends[0][1] == ends[1][1]
+
+    @pytest.mark.parametrize("fallen", ["G", "D"])
+    def test_it_looks_at_its_own_layers_alone(self, fallen):
+        module = nn.ModuleDict({"D": network(), "G": network()})
+        monitor = specreg.Monitor(module)
+        pin = Pin({"D": module["D"]}, every=100)
+        guard = specreg.Guard(monitor, only="D", pin=pin, scheme="anchored")
+        healthy = specreg.spectra(module, normalized=True)
+        train_pair(
+            module, monitor, guard, {"G": range(1000, 1500)} | ({"D": range(3000, 3500)} if fallen == "D" else {})
+        )
+        assert monitor.verdict.evidence["G.2"].state == "collapsed"
+        if fallen == "G":
+            assert (guard.switched_on, guard.compensator) == (None, None)
+            assert pin.iterations == [3700, 3800, 3900, 4000]  # of the discriminator's healthy states
+            return
+        assert 3000 < guard.switched_on <= 3500
+        assert 2500 < guard.restored <= 3000
+        now = specreg.spectra(module, normalized=True)
+        assert torch.allclose(now["D.2"], healthy["D.2"], atol=0.05)
+        assert (now["G.2"] < 0.5 * healthy["G.2"])[1:].all()
+
+    def test_each_layers_record_is_from_after_its_own_warm_up(self):
+        module = nn.ModuleDict({"D": network(), "G": network()})
+        monitor = specreg.Monitor(module)
+        guard = specreg.Guard(monitor, scheme="anchored", healthy=2000)
+        for iteration in range(3001):
+            if iteration % 100 == 50:
+                # One network's training begins at once and the other's at 1200; both leave their initialization.
+                flatten_spectrum(module["D"][2], 0.9 if iteration < 300 else 0.8 if iteration > 2600 else 0.9999)
+                if iteration > 1200:
+                    flatten_spectrum(module["G"][2], 0.9 if iteration < 1400 else 0.9999)
+            monitor.step(iteration)
+            if guard.switched_on:
+                break
+        since, record = monitor.verdict.since, guard.compensator.state_dict()["record"]
+        past = monitor.history.mean_spectra(since - 2000, since)
+        late = monitor.history.mean_spectra(1200 + 250, since)
+        assert torch.allclose(record["D.2"], past["D.2"] / past["D.2"][0])
+        assert torch.allclose(record["G.2"], late["G.2"] / late["G.2"][0])
+        assert not torch.allclose(record["G.2"], past["G.2"] / past["G.2"][0])
+
+    @pytest.mark.parametrize("spoil", [
+        lambda state: state.update(switched_on=None),
+        lambda state: state.update(switched_on="2000"),
+        lambda state: state.update(compensator=None),
+        lambda state: state["compensator"].update(calls=-1),
+        lambda state: state["compensator"].update(record={"0": torch.ones(2)}),
+    ])  # fmt: skip
+    def test_a_state_that_does_not_fit_is_refused_whole(self, spoil):
+        module = network()
+        monitor = specreg.Monitor(module)
+        guard = specreg.Guard(monitor, scheme="anchored")
+        train(module, monitor, guard, end=2500)
+        state, compensator, layers = saved(guard)[0], guard.compensator, guard.compensator.layers
+        spoil(state)
+        with pytest.raises(ValueError, match=r"not a guard's state|must be an integer|lacks the layer"):
+            guard.load_state_dict(state)
+        assert guard.compensator is compensator
+        assert compensator.layers is layers
+        idle = specreg.Guard(specreg.Monitor(network())).state_dict()
+        guard.scheme = "static"
+        guard.load_state_dict(idle)
+        assert guard.compensator is None
+        with pytest.raises(ValueError, match="layer '0' is held by another compensator or guard"):
+            specreg.static_compensation(module)
+
+    def test_layers_have_one_compensator_or_guard(self):
+        module = network()
+        makers = {
+            "compensator": lambda **options: specreg.static_compensation(module, **options),
+            "guard": lambda **options: specreg.Guard(specreg.Monitor(module), **options),
+        }
+        for first in makers.values():
+            held = first(only=["0", "2"])
+            for second in makers.values():
+                with pytest.raises(ValueError, match=r"layer '0' is held .* call its remove\(\) first, or .* skip='0'"):
+                    second()
+                second(only="4").remove()
+            held.remove()
+            first().remove()
+            first()  # what nobody refers to holds nothing, a guard and its monitor neither
+        held, monitor = makers["compensator"](), specreg.Monitor(module)
+        with pytest.raises(ValueError, match="layer '0' is held by another"):
+            specreg.Guard(monitor)
+        assert monitor.actions == []
+        copied, compensator = copy.deepcopy((module, held))
+        specreg.Guard(specreg.Monitor(copied))  # a copy is held by nobody
+        assert compensator.step()
+        assert "compensator" not in repr(torch.save(module, io.BytesIO()) or vars(module))
+
+    def test_a_tied_weight_is_held_under_each_of_its_names(self):
+        module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        module[1].weight = module[0].weight
+        first = specreg.static_compensation(module, only="0")
+        with pytest.raises(ValueError, match="layer '1' is held"):
+            specreg.dynamic_compensation(module, only="1")
+        assert first.step()
+
+    def test_it_lets_go(self):
+        module = network()
+        monitor = specreg.Monitor(module)
+        guard = specreg.Guard(monitor)
+        train(module, monitor, guard, end=2500)
+        guard.remove()
+        assert monitor.actions == []
+        before = module[2].weight.detach().clone()
+        assert not any(guard.step() for _ in range(20))
+        assert torch.equal(module[2].weight, before)
 
     def test_mistakes_are_said_at_once(self):
         module = network()
@@ -504,7 +844,235 @@ class TestGuard:
             specreg.Guard(specreg.Monitor(module), states=("ill",))
         guard = specreg.Guard(specreg.Monitor(module))
         with pytest.raises(ValueError, match="of the scheme 'anchored'"):
-            guard.load_state_dict(specreg.Guard(specreg.Monitor(module), scheme="anchored").state_dict())
+            guard.load_state_dict(specreg.Guard(specreg.Monitor(network()), scheme="anchored").state_dict())
+
+
+FEW = torch.linspace(-1, 1, 16 * 48).reshape(16, 3, 4, 4)
+
+
+def sampled(module, *missing, samples_every=500, **options):
+    """Return a monitor whose meter reads these missing shares, every 500 iterations."""
+    options |= {"samples": lambda: (FEW, FEW + 1), "coverage": Meter(*missing), "samples_every": samples_every}
+    return specreg.Monitor(module, **options)
+
+
+def verdict_of(state):
+    evidence = {"a": Evidence(state, 5, 0.9, 0.2, 0.9)}
+    layers = () if state in ("steady", "not judged") else ("a",)
+    return Verdict(9, state, 5, layers, 0.9, False, f"spectra {state}", evidence, Answer(state, 5, f"spectra {state}"))
+
+
+class TestSamples:
+    """Three questions, and what is said of the whole."""
+
+    @pytest.mark.parametrize(
+        ("spectra", "coverage", "signal", "whole"),
+        [
+            ("not judged", "not judged", "teaching", "not judged"),
+            ("not judged", "healthy", "teaching", "healthy"),
+            ("steady", "not measured", "not measured", "steady"),
+            ("steady", "not measured", "teaching", "steady"),
+            ("steady", "not judged", "teaching", "steady"),
+            ("steady", "healthy", "teaching", "healthy"),
+            ("steady", "healthy", "not measured", "healthy"),
+            ("recovered", "healthy", "teaching", "recovered"),
+            ("steady", "recovered", "teaching", "recovered"),
+            ("collapsing", "healthy", "teaching", "warning"),
+            ("collapsed", "healthy", "teaching", "warning"),
+            ("collapsed", "recovered", "teaching", "warning"),
+            # Without a healthy coverage the spectra are believed.
+            ("collapsed", "not judged", "teaching", "collapsed"),
+            ("collapsing", "not measured", "not measured", "collapsing"),
+            ("collapsing", "losing", "teaching", "collapsing"),
+            ("steady", "losing", "teaching", "losing"),
+            ("collapsing", "lost", "teaching", "lost"),
+            ("steady", "lost", "teaching", "lost"),
+            ("not judged", "never learnt", "teaching", "never learnt"),
+            ("collapsed", "never learnt", "dead", "never learnt"),
+            ("steady", "healthy", "dead", "dead"),
+            ("collapsed", "healthy", "dead", "dead"),
+            ("steady", "not measured", "dead", "dead"),
+        ],
+    )
+    def test_the_whole_is_the_gravest_answer_and_a_fall_beside_healthy_coverage_a_warning(
+        self, spectra, coverage, signal, whole
+    ):
+        answers = Answer(coverage, 7, f"coverage {coverage}"), Answer(signal, 8, f"signal {signal}")
+        verdict = combined(verdict_of(spectra), *answers, "steady")
+        assert verdict.state == whole
+        assert (verdict.spectra.state, verdict.coverage, verdict.signal) == (spectra, *answers)
+        assert verdict.changed == (whole != "steady")
+        assert verdict.alarming == (whole in ALARMS)
+        asked = [("coverage", coverage), ("signal", signal)]
+        for question, state in (("spectra", spectra), *asked):
+            assert (f"{question} {state}" in verdict.message) == (state not in ("not measured", "teaching"))
+        since = {"spectra": 5, "coverage": 7, "signal": 8}
+        parts = {"spectra": spectra, "coverage": coverage, "signal": signal}
+        expected = [since[part] for part, state in parts.items() if state == whole] or [5]
+        assert verdict.since in expected
+        assert json.loads(json.dumps(verdict.to_dict()))["coverage"]["state"] == coverage
+
+    def test_alarms_are_graver_than_a_warning_and_it_than_the_rest(self):
+        place = STATES.index("warning")
+        assert {state for state in STATES if STATES.index(state) > place} == set(ALARMS)
+
+    def test_they_are_asked_for_at_their_cadence_alone(self):
+        monitor = sampled(network(), 0.1, every=50, samples_every=200)
+        asked = []
+        for iteration in (1, 40, 60, 199, 230, 260, 399, 405, 1000, 1010):
+            monitor.step(iteration)
+            asked.append((monitor.coverage.num_readings, monitor.sampled))
+        assert asked == [(1, 1)] * 4 + [(2, 230)] * 3 + [(3, 405), (4, 1000), (4, 1000)]
+
+    def test_a_fall_beside_healthy_coverage_is_a_warning_that_moves_the_guard_alone(self):
+        module = network()
+        stop, pin = Stop(), Pin({"d": module}, every=100)
+        roll_back = RollBack(pin)
+        monitor = sampled(module, 0.05, actions=[stop, pin, roll_back])
+        guard = specreg.Guard(monitor, keep=1)  # raises nothing
+        changes = train(module, monitor, guard)
+        assert [verdict.state for verdict in changes if verdict.state != "not judged"] == ["healthy", "warning"]
+        assert monitor.verdict.spectra.state == "collapsed"
+        assert monitor.verdict.layers == ("2",)
+        assert monitor.verdict.message.startswith("warning, collapsed since iteration ")
+        assert monitor.verdict.message.endswith("; coverage healthy: at least 5% of the data missing")
+        assert not any(verdict.alarming for verdict in changes)
+        assert (stop.requested, roll_back.restored) == (False, [])
+        assert guard.switched_on is not None
+        assert pin.iterations[-1] == 4000
+
+    def test_lost_modes_beside_steady_spectra_are_acted_on(self):
+        module = network()
+        stop, pin = Stop(), Pin({"d": module}, every=100, copies=30)
+        roll_back = RollBack(pin)
+        monitor = sampled(module, *[0.05] * 5, 0.7, actions=[stop, pin, roll_back])  # readings at 0, 500, ...
+        guard = specreg.Guard(monitor)
+        changes = train(module, monitor, guard, falls=range(0, 20), end=4000)
+        lost = changes[-1]
+        seen = 2500 + 500 * (ModeThresholds().smoothing // 2)
+        assert (lost.state, lost.iteration, lost.since, lost.alarming) == ("lost", seen, 2000, True)
+        assert (lost.spectra.state, lost.layers) == ("steady", ())
+        assert stop.requested
+        assert roll_back.restored == [(seen, 2000)]
+        assert guard.switched_on == seen
+        assert guard.compensator is not None
+
+    def test_a_guard_whose_states_leave_lost_modes_out_stays_off(self):
+        module = network()
+        monitor = sampled(module, *[0.05] * 5, 0.7)
+        guard = specreg.Guard(monitor, states=("collapsed",))
+        train(module, monitor, guard, falls=range(0, 20))
+        assert (monitor.verdict.state, guard.switched_on) == ("lost", None)
+
+    @pytest.mark.parametrize("falls", [range(0, 20), range(1500, 2500)])
+    def test_healthy_is_not_said_without_them(self, falls):
+        module = network()
+        verdicts = []
+        train(module, specreg.Monitor(module, actions=[verdicts.append]), falls=falls)
+        said = {verdict.state for verdict in verdicts}
+        assert "steady" in said
+        assert "healthy" not in said
+        assert {verdict.coverage.state for verdict in verdicts} == {"not measured"}
+        assert {verdict.signal.state for verdict in verdicts} == {"not measured"}
+        assert not any("healthy" in verdict.message for verdict in verdicts)
+
+    def test_a_discriminator_that_dies_is_said_whatever_its_spectra_are(self):
+        module = network()
+        monitor = sampled(module, 0.05)
+        train(module, monitor, end=2000, falls=range(0, 20))
+        assert (monitor.verdict.state, monitor.verdict.signal.state) == ("healthy", "teaching")
+        with torch.no_grad():
+            module[2].weight.mul_(1e-30)  # the ratios of its singular values stand
+        train(module, monitor, begin=2001, end=3200, falls=())
+        assert (monitor.verdict.state, monitor.verdict.since, monitor.verdict.spectra.state) == ("dead", 2500, "steady")
+        assert monitor.verdict.alarming
+
+    def test_a_module_that_takes_no_samples_is_said_once_and_scores_are_the_remedy(self, caplog):
+        module = nn.ModuleDict({"D": network()})
+        for scores, num_warnings, state in ((None, 1, "not measured"), (module["D"], 0, "teaching")):
+            caplog.clear()
+            monitor = sampled(module, 0.05, scores=scores, samples_every=100)
+            for iteration in range(0, 1000, 100):
+                monitor.step(iteration)
+            assert (monitor.verdict.coverage.state, monitor.verdict.signal.state) == ("healthy", state)
+            assert sum("give scores=" in message for message in caplog.messages) == num_warnings
+
+    def test_samples_that_are_refused_change_nothing(self):
+        fake = torch.rand(200, 6)
+        monitor = specreg.Monitor(nn.Linear(6, 6), samples=lambda: (fake, torch.rand(200, 6)), samples_every=100)
+        monitor.step(0)
+        before, verdict = monitor.state_dict(), monitor.verdict
+        fake[0, 0] = float("nan")
+        with pytest.raises(ValueError, match="the generated samples, or their features, hold NaN or inf"):
+            monitor.step(100)
+        after = monitor.state_dict()
+        assert (after["detector"], after["modes"], after["signal"]) == (
+            before["detector"], before["modes"], before["signal"],
+        )  # fmt: skip
+        assert (monitor.history.iterations, monitor.sampled, monitor.verdict) == ([0], 0, verdict)
+        fake[0, 0] = 0.5
+        assert monitor.step(100).iteration == 100
+
+    @pytest.mark.parametrize("scores", [False, True])
+    def test_a_training_with_them_is_bit_for_bit_the_one_without(self, scores):
+        ends = []
+        for watched in (False, True):
+            torch.manual_seed(0)
+            generator = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 4))
+            discriminator = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 1))
+            networks = nn.ModuleList([generator, discriminator])
+            specreg.spectral_norm(networks)
+            real = torch.rand(200, 4)
+
+            def samples(generator=generator, real=real):
+                generator.eval()
+                with torch.no_grad():
+                    fake = generator(torch.randn(200, 3))
+                generator.train()
+                return fake, real
+
+            options = {"scores": lambda x, d=discriminator: d(x)[:, 0]} if scores else {}
+            monitor = specreg.Monitor(discriminator, every=2, samples=samples, samples_every=4, **options)
+            optimizer = torch.optim.Adam(networks.parameters(), 1e-2)
+            for iteration in range(1, 20):
+                optimizer.zero_grad()
+                fake = generator(torch.randn(8, 3))
+                (discriminator(fake).mean() - discriminator(real[:8]).mean()).backward()
+                if watched and iteration % 3 == 0:  # between backward pass and step, too
+                    monitor.step(iteration)
+                optimizer.step()
+            ends.append([*copy.deepcopy(networks.state_dict()).values(), torch.get_rng_state()])
+            assert all(module.training for module in networks.modules())
+        assert monitor.verdict.signal.state == "teaching"
+        assert monitor.sampled > 10
+        assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+    def test_a_resumed_monitor_goes_on_exactly(self):
+        modes = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 9.0]])
+
+        def draw(count, num_modes, seed):
+            noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
+            return modes[torch.arange(count) % num_modes] + 0.1 * noise
+
+        now = 0
+        samples = lambda: (draw(400, 4 if now < 1500 else 2, now), draw(600, 4, 1))  # noqa: E731
+        module = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+        whole, first = (specreg.Monitor(module, samples=samples, samples_every=200) for _ in range(2))
+        expected, verdicts, cut = [], [], 1700
+        for now in range(0, 3000, 100):
+            if now == 300:
+                flatten_spectrum(module[0], 0.99)
+            expected.append(whole.step(now))
+            if now == cut:
+                resumed = specreg.Monitor(module, samples=samples, samples_every=200)
+                resumed.load_state_dict(saved(first)[0])
+                assert resumed.verdict == verdicts[-1].unchanged()
+                first = resumed
+            verdicts.append(first.step(now))
+        assert verdicts == expected
+        states = [verdict.state for verdict in verdicts]
+        assert states.index("lost") > states.index("healthy") > 0
+        assert torch.equal(saved(first)[0]["coverage"]["centres"], saved(whole)[0]["coverage"]["centres"])
 
 
 class TestDiversity:
@@ -523,19 +1091,3 @@ class TestDiversity:
     def test_ratio_by_hand(self):
         line = torch.tensor([[0.0], [1.0], [3.0]])
         assert diversity(2 * line, line).ratio == pytest.approx(2)
-
-    def test_the_verdict_says_whether_the_samples_agree(self):
-        for fake, words in ((torch.zeros(20, 4), "the samples agree"), (torch.rand(20, 4), "do not show it")):
-            module = network()
-            asked = []
-
-            def samples(fake=fake, asked=asked):
-                asked.append(True)
-                return fake, torch.rand(20, 4)
-
-            monitor = specreg.Monitor(module, samples=samples)
-            train(module, monitor, end=1400)
-            assert not asked
-            train(module, monitor, begin=1401)
-            assert words in monitor.verdict.message
-            assert monitor.verdict.to_dict()["samples"]["ratio"] == monitor.verdict.samples.ratio

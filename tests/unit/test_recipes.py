@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from specreg.cli import main
 from specreg.data.arrays import ImageArrays
+from specreg.data.decoding import ImageFiles
 from specreg.experiments.config import DataConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sampling import sample_images
@@ -70,8 +72,11 @@ def test_the_command_line_fills_in_the_datas_recipe_and_options_override_it(tmp_
 
 
 def test_the_side_of_images_is_looked_up_where_no_option_gives_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(Images, "open", classmethod(lambda cls, data: images_of(28, 1)))
-    assert recipe(DataConfig("mnist")).training == recipe(DataConfig("mnist", image_size=28)).training
+    for name in ("a.png", "b.png"):
+        Image.new("L", (28, 28)).save(tmp_path / name)
+    monkeypatch.setattr(ImageFiles, "load", None)  # the images are decoded when they are trained on
+    data = DataConfig(str(tmp_path))
+    assert recipe(data).training == recipe(replace(data, image_size=28)).training
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import random
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,14 @@ from PIL import Image
 
 from runs import HOSTILE, STEPS, damage, make_run
 from specreg.cli import main
+from specreg.names import ALARMS
 from specreg.records import RunDirectory
 from specreg.report import open_cells, table, write_page
 from specreg.report.illustrations import Panel
 from specreg.report.panels import picture
 from specreg.report.runs import Run, bulk, grouped, ratios
 from specreg.report.tables import mean_and_spread, protocol
-from specreg.report.verdicts import line, segments, sentence
+from specreg.report.verdicts import line, segments, sentence, tone
 from specreg.spectra import statistics
 
 
@@ -70,7 +72,7 @@ def test_the_verdict_comes_first_and_names_state_layer_and_iteration(page):
     assert "Of 3 runs: 2 collapsed, 1 not watched." in first
     assert "The spectrum of 1 of 2 layers has fallen since iteration 500: blocks.1" in first
     assert "bulk went from 0.90 to 0.20" in first
-    assert re.search(r"0\s*healthy\s*700\s*collapsed\s*900\s*guard on", first)
+    assert re.search(r"0\s*steady\s*700\s*collapsed\s*900\s*guard on", first)
     assert first.index("SN, seed 2") < first.index("SN, seed 10") < first.index("static SR, seed 0")
 
 
@@ -82,27 +84,60 @@ def test_a_run_without_verdicts_is_said_to_be_unwatched(comparison):
 
 def test_verdicts_in_words(tmp_path):
     run = Run(RunDirectory(make_run(tmp_path / "run")))
-    assert segments(run) == [(0, 700, "healthy"), (700, 1100, "collapsed")]
+    assert segments(run) == [(0, 700, "steady"), (700, 1100, "collapsed")]
     run.verdicts = run.verdicts[:3]
-    assert sentence(run) == "No layer's spectrum collapsed in 200 iterations."
-    healthy = run.verdicts[0]
-    run.verdicts = [healthy, healthy | {"step": 50, "state": "collapsing"}, healthy | {"step": 90}]
+    unmeasured = "Coverage of the data was not measured."
+    assert sentence(run) == f"No layer's spectrum collapsed in 200 iterations. {unmeasured}"
+    steady = run.verdicts[0]
+    fallen = {"state": "collapsing", "spectra": {"state": "collapsing", "since": 40, "message": ""}}
+    run.verdicts = [steady, steady | {"step": 50} | fallen, steady | {"step": 90}]
     fell = "No spectrum is falling now; the fall seen from iteration 50 to 50"
-    assert sentence(run) == f"{fell} ended when the guard came on."
+    assert sentence(run) == f"{fell} ended when the guard came on. {unmeasured}"
     run.events = []
-    assert sentence(run) == f"{fell} came to an end."
+    assert sentence(run) == f"{fell} came to an end. {unmeasured}"
     run.events = [{"step": 80, "event": "dead discriminator"}]
-    assert sentence(run).endswith("came to an end. Its discriminator was dead at iteration 80: its gradient was 0.")
-
-
-def test_a_run_within_the_warm_up_is_not_called_healthy(tmp_path):
-    run = Run(RunDirectory(make_run(tmp_path / "run")))
-    run.settings["detector.warmup"] = 1101
-    assert line(run) == (
-        "SN, seed 0: not judged. The detector judges nothing in its warm-up, the first 1101 iterations."
+    assert sentence(run).endswith(
+        f"came to an end. {unmeasured} Its discriminator was dead at iteration 80: its gradient was 0."
     )
-    run.settings["detector.warmup"] = 1100
-    assert line(run).startswith("SN, seed 0: collapsed.")
+
+
+def test_a_run_within_the_warm_up_is_called_neither_steady_nor_healthy(tmp_path):
+    run = Run(RunDirectory(make_run(tmp_path / "run")))
+    early = {"state": "not judged", "since": None, "message": "not judged before iteration 1500"}
+    run.verdicts = [run.verdicts[0] | early | {"spectra": early}]
+    assert line(run) == "SN, seed 0: not judged. Nothing could be judged: not judged before iteration 1500."
+
+
+def answer(state, message):
+    return {"state": state, "since": 300, "message": message}
+
+
+@pytest.mark.parametrize(
+    ("state", "spectra", "coverage", "words"),
+    [
+        ("healthy", "steady", "healthy", "Coverage healthy: x. No layer's spectrum collapsed in 1100 iterations."),
+        # Modes that are lost are no fall of the spectra, of which nothing came to an end.
+        ("lost", "steady", "lost", "Lost modes: x. No layer's spectrum collapsed in 1100 iterations."),
+        ("warning", "collapsed", "healthy", "Coverage healthy: x. The spectrum of 1 of 2 layers has fallen since"),
+        ("dead", "steady", "healthy", "The discriminator is dead: y. Coverage healthy: x. No layer's spectrum"),
+    ],
+)
+def test_what_was_measured_on_samples_is_said_first(tmp_path, state, spectra, coverage, words):
+    run = Run(RunDirectory(make_run(tmp_path / "run")))
+    message = "coverage healthy: x" if coverage == "healthy" else "lost modes: x"
+    signal = answer("dead", "the discriminator is dead: y") if state == "dead" else answer("teaching", "it teaches")
+    answers = {"spectra": answer(spectra, ""), "coverage": answer(coverage, message), "signal": signal}
+    run.verdicts = [verdict | {"state": state} | answers for verdict in run.verdicts]
+    assert line(run).startswith(f"SN, seed 0: {state}. {words}")
+    assert "not measured" not in sentence(run)
+    assert tone(state) == {"healthy": "healthy", "warning": "amber"}.get(state, "red")
+
+
+def test_every_state_of_a_verdict_has_a_tone_and_a_style():
+    style = (files("specreg.report") / "page.css").read_text(encoding="utf-8")
+    for state in (*ALARMS, "steady", "healthy", "recovered", "warning"):
+        assert f".{tone(state)} {{ --state:" in style
+    assert {tone(state) for state in ("not judged", "not watched")} == {"unwatched"}
 
 
 def test_a_mean_says_how_many_runs_had_a_value():

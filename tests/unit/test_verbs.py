@@ -80,7 +80,7 @@ def test_only_and_skip_take_names_globs_classes_and_predicates():
 def test_no_match_is_an_error_that_lists_what_is_there(verb):
     with pytest.raises(ValueError, match=r"no layer matched .*Conv1d.*: the layers are 0 \(Linear\)"):
         verb(nn.Sequential(nn.Linear(2, 2)), only=nn.Conv1d)
-    with pytest.raises(ValueError, match=r"2 x ReLU.*specreg takes Conv1d"):
+    with pytest.raises(ValueError, match=r"2 x ReLU.*specreg takes convolutions"):
         verb(nn.Sequential(nn.ReLU(), nn.ReLU()))
     with pytest.raises(ValueError, match=r"skip='haed' names no layer; the layers are: 0"):
         verb(nn.Sequential(nn.Linear(2, 2)), skip="haed")
@@ -135,7 +135,7 @@ def test_spectral_norm_twice_changes_nothing():
 
 def test_spectral_norm_of_a_legacy_weight_norm_layer_says_what_to_do():
     module = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(3, 3)))
-    with pytest.raises(ValueError, match=r"layer '0' is under the legacy weight_norm.*remove_weight_norm"):
+    with pytest.raises(ValueError, match=r"layer '0' is under the legacy weight_norm.*specreg.remove"):
         specreg.spectral_norm(module)
 
 
@@ -194,14 +194,17 @@ def test_under_autocast_s1_is_computed_in_the_weights_precision(normalize):
     torch.testing.assert_close(torch.linalg.matrix_norm(weight.detach(), 2).item(), 1.0, rtol=1e-5, atol=0)
 
 
-def test_weights_of_kinds_that_are_not_taken_are_reported():
-    module = nn.ModuleDict(
-        {"attention": nn.MultiheadAttention(4, 2), "recurrent": nn.LSTM(4, 4), "head": nn.Linear(4, 1)}
-    )
-    report = specreg.spectral_norm(module)
-    assert list(report) == ["attention.out_proj", "head"]
-    assert report.not_covered == ("attention.in_proj_weight", "recurrent.weight_ih_l0", "recurrent.weight_hh_l0")
-    assert str(report).splitlines()[-1].startswith("not covered: attention.in_proj_weight, ")
+@pytest.mark.parametrize("normalize", [lambda child, name: child, torch.nn.utils.parametrizations.spectral_norm])
+def test_weights_of_classes_that_nothing_is_known_of_are_reported(normalize):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.shift = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.zeros(1, 4))
+
+    report = specreg.spectral_norm(nn.ModuleDict({"own": normalize(Own(), "table"), "head": nn.Linear(4, 1)}))
+    assert list(report) == ["head"]
+    assert report.left_out.not_covered == ("own.table",)
+    assert str(report).splitlines()[-1] == "left out, of no known layer: own.table"
 
 
 def test_compiling_a_submodule_renames_nothing():
@@ -302,6 +305,7 @@ def test_satisfied_tells_before_from_after():
     with torch.no_grad():
         module[0].weight.mul_(2)
     assert compensator.satisfied()  # a scheme about ratios
+    compensator.remove()
     unit = specreg.static_compensation(module, scale="unit")
     assert not unit.satisfied()
     unit.step()

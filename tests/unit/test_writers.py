@@ -40,7 +40,7 @@ def monitor(module) -> Monitor:
 
 
 def collapse(monitor: Monitor, begin: int, end: int) -> None:
-    """Snapshots of a healthy layer, then of a collapsed one."""
+    """Snapshots of a steady layer, then of a collapsed one."""
     for iteration in range(begin, end, 10):
         if iteration == (begin + end) // 2:
             set_spectrum(monitor.module[0], [2.0, 0.1, 0.1, 0.1])
@@ -56,7 +56,7 @@ def test_scalars_are_the_closed_forms(monitor):
     p = np.array(SPECTRUM) / sum(SPECTRUM)
     assert scalars(monitor.latest, verdict) == pytest.approx(
         {
-            "spectral_state": 0.0,
+            "spectral_state": 1.0,  # steady
             "spectral_s1/0": 2.0,
             "spectral_bulk/0": 0.5,
             "spectral_effective_rank/0": np.exp(-(p * np.log(p)).sum()) / 4,
@@ -112,6 +112,82 @@ def test_jsonl_of_a_resumed_training_has_no_iteration_twice(module, monitor, tmp
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("kind", ["the same seed", "another seed", "other layers", "no lines", "later lines"])
+def test_jsonl_of_another_training_is_refused_and_left_as_it_is(module, monitor, tmp_path, kind):
+    path = tmp_path / "spectra.jsonl"
+    monitor.actions.append(JsonlWriter(monitor, path))
+    for iteration in range(100 * (kind == "later lines"), 200, 10):
+        set_spectrum(module[0], [2.0, 1.0, 0.5, 0.25 if iteration == 0 else 0.2])
+        monitor.step(iteration)
+    if kind == "no lines":
+        path.write_text("a user's notes\n", encoding="utf-8")
+    before = path.read_bytes()
+    if kind == "another seed":
+        set_spectrum(module[0], [2.0, 1.0, 0.5, 0.1])
+    other = Monitor(module[0] if kind == "other layers" else module, every=10)
+    other.actions.append(JsonlWriter(other, path))
+    with pytest.raises(
+        ValueError, match=r"spectra\.jsonl holds lines of another training: name another file, or remove"
+    ):
+        other.step(20)
+    # One that has a past of its own, which is not that of the file, though it began alike.
+    set_spectrum(module[0], SPECTRUM)
+    own = Monitor(module, every=10)
+    for iteration in (0, 10, 20):
+        own.step(iteration)
+    resumed = Monitor(module, every=10)
+    resumed.load_state_dict(own.state_dict())
+    resumed.actions.append(JsonlWriter(resumed, path))
+    with pytest.raises(ValueError, match="holds lines of another training"):
+        resumed.step(30)
+    assert path.read_bytes() == before
+    path.write_bytes(b"")
+    own.actions.append(JsonlWriter(own, path))
+    own.step(30)
+    assert [line["iteration"] for line in lines(path)] == [30]
+
+
+def test_jsonl_of_a_long_resumed_training_goes_on_though_its_history_is_thinned(monitor, tmp_path):
+    path = tmp_path / "spectra.jsonl"
+    monitor.history.limit = 8
+    monitor.actions.append(JsonlWriter(monitor, path))
+    for iteration in range(0, 300, 10):
+        set_spectrum(monitor.module[0], [1.23456789e-3, 1e-3 / (1 + iteration), 1e-9, 1e-12])
+        monitor.step(iteration)
+    resumed = Monitor(monitor.module, every=10)
+    resumed.load_state_dict(monitor.state_dict())
+    resumed.actions.append(JsonlWriter(resumed, path))
+    resumed.step(300)
+    assert [line["iteration"] for line in lines(path)] == list(range(0, 310, 10))
+
+
+def test_several_groups_are_written_down(tmp_path):
+    module = nn.ModuleDict({name: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for name in ("D", "G")})
+    module["head"] = nn.Linear(4, 4)
+    for network in module.values():
+        for layer in network if isinstance(network, nn.Sequential) else [network]:
+            set_spectrum(layer, SPECTRUM)
+    monitor = Monitor(module, every=10, detector=Detector(Thresholds(warmup=0)))
+    monitor.actions.append(JsonlWriter(monitor, tmp_path / "spectra.jsonl"))
+    for iteration in range(0, 100, 10):
+        if iteration == 50:
+            set_spectrum(module["G"][1], [2.0, 0.1, 0.1, 0.1])
+        monitor.step(iteration)
+    numbers = scalars(monitor.latest, monitor.verdict)
+    states = {name: number for name, number in numbers.items() if "state" in name}
+    assert states == {
+        "spectral_state": 4.0, "spectral_group_state/D": 1.0, "spectral_group_state/G": 4.0,
+        "spectral_group_state/others": 1.0,
+    }  # fmt: skip
+    verdict = lines(tmp_path / "spectra.jsonl")[-1]["verdict"]
+    assert {name: group["state"] for name, group in verdict["groups"].items()} == {
+        "D": "steady",
+        "G": "collapsed",
+        "": "steady",
+    }
+    assert verdict["message"].startswith("collapsed in G since iteration 40")
+
+
 def test_jsonl_names_a_missing_folder(monitor, tmp_path):
     with pytest.raises(ValueError, match=r"folder .*absent does not exist: create it first"):
         JsonlWriter(monitor, tmp_path / "absent" / "spectra.jsonl")
@@ -132,7 +208,7 @@ def test_tensorboard_reads_the_numbers_the_message_and_the_pictures_back(monitor
     bulk = events.Scalars("spectral_bulk/0")
     assert [one.step for one in bulk] == list(range(0, 100, 10))
     assert [one.value for one in bulk] == pytest.approx([0.5] * 5 + [0.05] * 5)
-    assert [one.value for one in events.Scalars("spectral_state")][::9] == [0.0, 3.0]
+    assert [one.value for one in events.Scalars("spectral_state")][::9] == [1.0, 4.0]
     messages = [one.tensor_proto.string_val[0].decode() for one in events.Tensors("spectral_state/text_summary")]
     assert len(messages) == 1  # the fall is as deep as fast: the state changed once
     assert messages[0].startswith("collapsed since iteration 40")
@@ -151,6 +227,20 @@ def test_tensorboard_of_a_resumed_training_has_no_iteration_twice(module, tmp_pa
         writer.close()
         time.sleep(1.1)  # TensorBoard reads files in the order of their names, which count seconds
     assert [one.step for one in read_events(tmp_path).Scalars("spectral_s1/0")] == [0, 10, 20, 30, 40, 50, 60]
+
+
+def test_tensorboard_says_that_a_folder_holds_another_training(module, monitor, tmp_path, caplog):
+    for index, state in enumerate((None, None, monitor)):
+        each = Monitor(module, every=10)
+        if state is not None:
+            monitor.step(0)
+            each.load_state_dict(monitor.state_dict())
+        writer = TensorBoardWriter(each, tmp_path, images_every=0)
+        each.actions.append(writer)
+        each.step(10)
+        writer.close()
+        assert len(caplog.messages) == min(index, 1)
+    assert "holds entries already: those from iteration 10 on are hidden" in caplog.text
 
 
 def test_tensorboard_writes_to_the_trainings_own_writer_and_leaves_it_open(monitor, tmp_path):

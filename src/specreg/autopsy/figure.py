@@ -46,7 +46,7 @@ def draw(autopsy: Autopsy) -> Figure:
         if position % columns == 0:
             axis.set_ylabel("$s_k / s_1$")
     if len(autopsy.paths) > 1:
-        title = "iteration" if autopsy.numbered else "checkpoint"
+        title = "iteration" if autopsy.order else "checkpoint"
         figure.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside right center", frameon=False)
     selection = f" ({len(names)} of {len(newest)} layers)" if len(names) < len(newest) else ""
     figure.suptitle(f"Spectral distributions{selection}; dotted: the bulk of a random matrix", fontsize=11)

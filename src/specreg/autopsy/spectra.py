@@ -1,7 +1,6 @@
 """Judge the spectra of checkpoints: a single one against a random initialization, several against their past."""
 
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import Any
 
 import torch
 
-from specreg.autopsy.checkpoints import INDEX, Checkpoint, Weight, open_checkpoint
+from specreg.autopsy.checkpoints import Checkpoint, Weight, open_checkpoint
+from specreg.autopsy.order import ordered
 from specreg.layers import shown
-from specreg.monitor.detector import Detector, Thresholds, Verdict
-from specreg.names import printable
+from specreg.monitor.detector import Detector, Evidence, Thresholds, Verdict
+from specreg.names import STATES, default_groups, printable
 from specreg.spectra.gram import singular_values
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.statistics import random_bulk, statistics
@@ -35,7 +35,8 @@ class LayerSpectrum:
         singular_values: descending; None if the weight holds NaN or inf.
         statistics: as in ``specreg.spectra.statistics.Statistics``, by name, as numbers; None likewise.
         random_bulk: of a random matrix of this shape.
-        verdict: "healthy", "reduced", "collapsed", "zero", "not finite", or "-" for r = 1.
+        verdict: "healthy", "reduced", "collapsed", "zero", "not finite", or "-" for r = 1 and for
+            what a collapse does not show in: stacked filters of one channel, embeddings.
     """
 
     name: str
@@ -70,26 +71,37 @@ class Autopsy:
     Attributes:
         paths: of the checkpoints, in the order of ``iterations``.
         iterations: of each; 1, 2, 3... if their names have none.
-        numbered: whether their names have iterations.
+        order: what the order was taken from, "" where it is unknown; of a single checkpoint too.
         layers: for each checkpoint the layers that all have, by name.
-        verdict: the detector's, over several checkpoints; None for a single one.
+        groups: the networks in them, by :func:`specreg.names.default_groups`.
+        verdicts: the detector's on each group that has a layer with a bulk, over several checkpoints of a known order.
         notes: on what was left out, a line each.
     """
 
     paths: tuple[Path, ...]
     iterations: tuple[int, ...]
-    numbered: bool
+    order: str
     layers: tuple[Mapping[str, LayerSpectrum], ...]
-    verdict: Verdict | None
+    groups: Mapping[str, tuple[str, ...]]
+    verdicts: Mapping[str, Verdict]
     notes: tuple[str, ...]
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """The gravest verdict on a group; None without any."""
+        return max(self.verdicts.values(), key=lambda verdict: STATES.index(verdict.state), default=None)
+
     def series_verdict(self, name: str) -> str:
-        """Return the verdict on a layer over several checkpoints."""
+        """Return the verdict on a layer over several checkpoints, "-" without one."""
         verdicts = [layers[name].verdict for layers in self.layers]
         if unjudged := [verdict for verdict in verdicts if verdict in _UNJUDGED]:
             return unjudged[-1]
-        assert self.verdict is not None
-        return self.verdict.evidence[name].state
+        evidence = self.evidence(name)
+        return "-" if evidence is None else evidence.state
+
+    def evidence(self, name: str) -> Evidence | None:
+        """Return the numbers behind the verdict on a layer over several checkpoints."""
+        return next((v.evidence[name] for v in self.verdicts.values() if name in v.evidence), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -100,8 +112,16 @@ class Autopsy:
         verdict = None
         if self.verdict is not None:
             by_layer = {name: self.series_verdict(name) for name in self.layers[0]}
-            verdict = self.verdict.to_dict() | {"by_layer": by_layer}
-        return {"checkpoints": checkpoints, "verdict": verdict, "notes": list(self.notes)}
+            by_group = {group: verdict.to_dict() for group, verdict in self.verdicts.items()}
+            verdict = self.verdict.to_dict() | {"by_layer": by_layer, "by_group": by_group}
+        groups = {group: list(names) for group, names in self.groups.items()}
+        return {
+            "checkpoints": checkpoints,
+            "order": self.order,
+            "groups": groups,
+            "verdict": verdict,
+            "notes": list(self.notes),
+        }
 
 
 def inspect(
@@ -115,19 +135,17 @@ def inspect(
     """Read a checkpoint, or several of a model, and judge every layer.
 
     Args:
-        paths: as :func:`~specreg.autopsy.checkpoints.open_checkpoint` takes them, sorted by :func:`iterations_of` if
-            they have iterations (a shell's ``step-*.pt`` has step-1500 before step-500).
+        paths: as :func:`~specreg.autopsy.checkpoints.open_checkpoint` takes them, in any order that
+            :func:`~specreg.autopsy.order.ordered` can mend.
         only, skip, transposed: see :func:`~specreg.autopsy.checkpoints.open_checkpoint`.
         progress: called before each matrix with the number done, the number of all, and its name.
 
     Raises:
         ValueError: a file cannot be inspected, or the checkpoints are not of one model.
     """
-    if (iterations := iterations_of(paths)) is not None:
-        paths = [path for _, path in sorted(zip(iterations, paths, strict=True))]
-        iterations = tuple(sorted(iterations))
+    order = ordered(paths)
     # All files are opened before the first is computed, so that a bad file fails at once.
-    checkpoints = [open_checkpoint(path, only=only, skip=skip, transposed=transposed) for path in paths]
+    checkpoints = [open_checkpoint(path, only=only, skip=skip, transposed=transposed) for path in order.paths]
     names, notes = _common(checkpoints)
     total, layers = len(names) * len(paths), []
     for index, checkpoint in enumerate(checkpoints):
@@ -137,20 +155,12 @@ def inspect(
             progress(index * len(names) + len(spectra), total, name)
             spectra[name] = _spectrum(weights[name])
         layers.append(spectra)
-    numbers = iterations or tuple(range(1, len(paths) + 1))
-    verdict = _judge(numbers, layers) if len(paths) > 1 else None
-    return Autopsy(tuple(paths), numbers, iterations is not None, tuple(layers), verdict, notes)
-
-
-def iterations_of(paths: Sequence[Path]) -> tuple[int, ...] | None:
-    """Return the last number in each file's name, or None if a name has none or two have the same."""
-    numbers = [re.findall("[0-9]+", _stem(path)) for path in paths]
-    last = tuple(int(number[-1]) for number in numbers if number)
-    return last if len(set(last)) == len(paths) else None
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(INDEX) if path.name.endswith(INDEX) or path.is_dir() else path.stem
+    groups = default_groups(names)
+    verdicts = {}
+    if len(paths) > 1 and order.by:
+        judged = {group: _judge(order.numbers, layers, members) for group, members in groups.items()}
+        verdicts = {group: verdict for group, verdict in judged.items() if verdict is not None}
+    return Autopsy(order.paths, order.numbers, order.by, tuple(layers), groups, verdicts, notes)
 
 
 def _spectrum(weight: Weight) -> LayerSpectrum:
@@ -164,7 +174,7 @@ def _spectrum(weight: Weight) -> LayerSpectrum:
     verdict = "healthy"
     if not numbers["largest"]:
         verdict = "zero"
-    elif min(rows, columns) == 1:
+    elif min(rows, columns) == 1 or not weight.judged:
         verdict = "-"
     elif numbers["bulk"] < REDUCED * expected:
         verdict = "collapsed" if numbers["bulk"] < COLLAPSED * expected else "reduced"
@@ -194,13 +204,15 @@ def _common(checkpoints: Sequence[Checkpoint]) -> tuple[list[str], tuple[str, ..
     return names, tuple(dict.fromkeys(notes))
 
 
-def _judge(iterations: Sequence[int], series: Sequence[Mapping[str, LayerSpectrum]]) -> Verdict | None:
-    """Return the detector's verdict on the layers that have a bulk in every checkpoint; None without such a layer.
+def _judge(
+    iterations: Sequence[int], series: Sequence[Mapping[str, LayerSpectrum]], names: Sequence[str]
+) -> Verdict | None:
+    """Return the detector's verdict on those layers that have a bulk in every checkpoint; None without such a layer.
 
     Checkpoints are few and far apart, and each may be the last of interest: none is smoothed away or has to be
     confirmed by the next. "Fast" means within three checkpoints.
     """
-    judged = [name for name in series[0] if all(layers[name].verdict not in _UNJUDGED for layers in series)]
+    judged = [name for name in names if all(layers[name].verdict not in _UNJUDGED for layers in series)]
     if not judged:
         return None
     widest = max(b - a for a, b in itertools.pairwise(iterations))

@@ -76,6 +76,11 @@ def decode(outputs: Tensor) -> Tensor:
     return quantize(outputs) if outputs.ndim == 4 else outputs.float()
 
 
+def scaled(samples: Tensor) -> Tensor:
+    """Return uint8 images in [-1, 1], without noise, points as they are; float32."""
+    return samples.float() / 127.5 - 1 if samples.dtype == torch.uint8 else samples.float()
+
+
 def dequantize(images: Tensor, generator: torch.Generator) -> Tensor:
     r"""Map uint8 pixels to floats, :math:`x / 128 - 1 + U[0, 1/128)`, in [-1, 1).
 

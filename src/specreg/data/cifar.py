@@ -12,13 +12,7 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
 from specreg.data.pickled import read_pickled, text
 from specreg.data.pixels import numbered, source_of
-from specreg.data.published import (
-    checked_labels,
-    checked_names,
-    class_names,
-    require,
-    whole_records,
-)
+from specreg.data.published import checked_labels, checked_names, class_names, require, whole_records
 from specreg.names import Split
 
 _SIDE, _CHANNELS = 32, 3
@@ -30,7 +24,7 @@ class _Cifar(ABC):
     """What the two versions have in common.
 
     Attributes:
-        title: the data set.
+        title: the data set, and its version after a comma.
         train, test: its files.
         names: the file that has the classes' names.
         classes: how many.
@@ -43,9 +37,9 @@ class _Cifar(ABC):
     classes: int
 
     @property
-    @abstractmethod
     def home(self) -> str:
         """Where it is published."""
+        return f"the {self.title.split(', ')[1]} from cs.toronto.edu/~kriz/cifar.html"
 
     def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
         # A single training batch is enough to know the format by: loading names those that are missing.
@@ -85,10 +79,6 @@ class Binary(_Cifar):
 
     label_bytes: int
 
-    @property
-    def home(self) -> str:
-        return "the binary version from cs.toronto.edu/~kriz/cifar.html"
-
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         record = self.label_bytes + _PIXELS
         whole_records(path, name, len(content), record, self)
@@ -110,10 +100,6 @@ class Python(_Cifar):
 
     labels: str
     label_names: str
-
-    @property
-    def home(self) -> str:
-        return "the python version from cs.toronto.edu/~kriz/cifar.html"
 
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         values = self._read(path, name, content)

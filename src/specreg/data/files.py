@@ -23,6 +23,11 @@ _CHUNK = 1 << 20
 # Headers about the next member are read at once, whatever size they claim; a path needs 4 KiB.
 _MOST_HEADER = 1 << 20
 _MOST_MEMBERS = 10_000  # each takes a kilobyte of memory, and an archive of a few bytes may hold any number
+# What systems put among a user's files, besides names that begin with a dot.
+_SYSTEM_NAMES = frozenset((
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found",
+    "@eadir", "@recycle", "#recycle", "#snapshot",
+))  # fmt: skip
 _HEADERS = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 )
@@ -120,7 +125,8 @@ class Archive(Files):
                 raise _SparseError(sparse[0])
         if len(members) > _MOST_MEMBERS:
             raise ValueError(f"{path} has more than {_MOST_MEMBERS} files: unpack it and give the folder")
-        self._members = {PurePosixPath(member.name).name: member for member in members if member.isfile()}
+        files = [member for member in members if member.isfile() and is_visible(member.name)]
+        self._members = {PurePosixPath(member.name).name: member for member in files}
         self.names = frozenset(self._members)
 
     def size(self, name: str) -> int:
@@ -146,6 +152,13 @@ class Archive(Files):
             raise ValueError(f"{self.path} is a truncated or damaged archive ({error}): fetch it again") from error
 
 
+def is_visible(path: str) -> bool:
+    """Tell whether nothing on a path is hidden, as .DS_Store is, or a system's own, as __MACOSX is."""
+    return not any(
+        (name.startswith(".") and name not in (".", "..")) or name.lower() in _SYSTEM_NAMES for name in path.split("/")
+    )
+
+
 def is_archive(path: Path) -> bool:
     """Tell whether a file is a tar archive, plain or compressed by gzip, or is named like one."""
     try:
@@ -165,9 +178,6 @@ def _tar(path: Path) -> tarfile.TarFile:
 
 def _unpacked(content: bytes, limit: int) -> bytes:
     """Unpack what gzip compressed, up to ``limit`` bytes and the rest of a chunk."""
-    chunks, size = [], 0
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        while size <= limit and (chunk := file.read(_CHUNK)):
-            chunks.append(chunk)
-            size += len(chunk)
-    return b"".join(chunks)
+        chunks = iter(lambda: file.read(_CHUNK), b"")
+        return b"".join(itertools.islice(chunks, limit // _CHUNK + 1))

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from specreg.data.cache import file_stamp
-from specreg.data.images import ImageFiles
+from specreg.data.decoding import ImageFiles
 from specreg.data.pixels import numbered
+from specreg.data.published import TEST_NAMES
 from specreg.names import Split
 
 _SINGLE, _SEVERAL = "dataset_info.json", "dataset_dict.json"
 _PARTS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
-    "test": ("test", "validation", "valid", "val"),
+    "test": TEST_NAMES,
     "unlabeled": ("unlabeled",),
 }
 
@@ -24,14 +25,19 @@ def is_saved(path: Path) -> bool:
     return (path / _SEVERAL).is_file() or ((path / _SINGLE).is_file() and (path / "state.json").is_file())
 
 
-def saved_splits(path: Path) -> tuple[Split, ...]:
-    """Return the parts of a saved data set; a data set without parts is for training."""
+def saved_parts(path: Path) -> dict[Split, Path]:
+    """Return the folders of a saved data set's parts; a data set without parts is for training."""
     if not (path / _SEVERAL).is_file():
-        return ("train",)
-    return tuple(split for split in _PARTS if _part(path, split) is not None)
+        return {"train": path}
+    try:
+        saved = json.loads((path / _SEVERAL).read_text(encoding="utf-8"))["splits"]
+        names = {split: next((name for name in _PARTS[split] if name in saved), None) for split in _PARTS}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path / _SEVERAL} does not list the data set's parts: save it again") from error
+    return {split: path / name for split, name in names.items() if name is not None}
 
 
-def load_saved(path: Path, split: Split) -> ImageFiles:
+def load_saved(folder: Path) -> ImageFiles:
     """Return the undecoded images of a part: the first column of images and, if any, of class labels.
 
     Raises:
@@ -42,13 +48,8 @@ def load_saved(path: Path, split: Split) -> ImageFiles:
         import datasets
     except ImportError as error:
         raise ValueError(
-            f"{path} is a Hugging Face data set, which needs another package: pip install datasets"
+            f"{folder} is a Hugging Face data set, which needs another package: pip install datasets"
         ) from error
-    folder = path
-    if (path / _SEVERAL).is_file():
-        part = _part(path, split)
-        assert part is not None
-        folder = path / part
     try:
         table = datasets.load_from_disk(str(folder))
     except Exception as error:  # a damaged folder makes its readers fail anywhere
@@ -60,22 +61,17 @@ def load_saved(path: Path, split: Split) -> ImageFiles:
     encoded = table.cast_column(column, datasets.Image(decode=False)).select_columns([column])
     labels, classes = _labels(folder, table, datasets.ClassLabel)
     names = [f"image {index}" for index in range(len(table))]
-    stamp = [file_stamp(file)[1:] for file in sorted(folder.glob("*.arrow"))]
-    stamp += [file_stamp(file) for file in _outside_files(folder, encoded.data.column(column))]
+    outside = _outside_files(folder, encoded.data.column(column))
 
     def open_image(index: int) -> IO[bytes]:
         value = encoded[index][column]
         return open(value["path"], "rb") if value["bytes"] is None else io.BytesIO(value["bytes"])
 
-    return ImageFiles(folder, names, labels, classes, open_image, [column, *stamp])
+    def stamp() -> Any:
+        files = [*sorted(folder.glob("*.arrow")), *outside]
+        return [column, [[str(file), *file_stamp(file)] for file in files]]
 
-
-def _part(path: Path, split: Split) -> str | None:
-    try:
-        parts = json.loads((path / _SEVERAL).read_text(encoding="utf-8"))["splits"]
-        return next((name for name in _PARTS[split] if name in parts), None)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path / _SEVERAL} does not list the data set's parts: save it again") from error
+    return ImageFiles(folder, names, labels, classes, open_image, stamp)
 
 
 def _labels(folder: Path, table: Any, kind: type) -> tuple[Sequence[int], tuple[str, ...]]:

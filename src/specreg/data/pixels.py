@@ -12,6 +12,7 @@ from specreg.data.arrays import ImageArrays
 from specreg.names import integer
 
 _LARGEST_SIDE = 4096  # of images that networks are trained on
+MOST_CLASSES = 100_000  # where labels are numbers: every class up to the largest gets a name
 
 
 def check_size(image_size: int | None) -> None:

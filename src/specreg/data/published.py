@@ -10,6 +10,9 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
 from specreg.names import Split
 
+# What parts for testing are called, the first that is there.
+TEST_NAMES = ("test", "testing", "validation", "valid", "val", "eval", "evaluation", "dev")
+
 
 class Format(Protocol):
     """One published format."""

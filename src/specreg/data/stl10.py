@@ -51,7 +51,7 @@ class Stl10:
             return (num_images, _CHANNELS, side, side), _chunks(files, name, side)
 
         path = files.path if files.path.is_file() else files.path / name
-        stamp = {"file": file_stamp(path), "part": split, "image_size": image_size}
+        stamp = {"path": str(path.resolve()), "file": file_stamp(path), "part": split, "image_size": image_size}
         images = hold(decode, cache=cache, name=f"stl10-{split}", stamp=stamp)
         return ImageArrays(files.path.name, images, torch.from_numpy(labels), classes)
 

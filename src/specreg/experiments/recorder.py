@@ -19,8 +19,8 @@ from specreg.experiments.sources.source import SampleEvaluator
 from specreg.files import give_name
 from specreg.guard import Guard
 from specreg.monitor.attainment import attainment, evaluating, gradient_norms
-from specreg.monitor.detector import Verdict
 from specreg.monitor.samples import diversity
+from specreg.monitor.verdict import Verdict
 from specreg.processes import ALONE, Processes
 from specreg.records import RunDirectory
 from specreg.training.loop import draw_latent
@@ -141,9 +141,9 @@ class Follower:
 
     @property
     def stopped(self) -> bool:
-        """Whether the spectra have collapsed and the configuration says to stop then; known after a resume, too."""
+        """Whether spectra have collapsed or modes are lost, and the configuration says to stop; after a resume, too."""
         verdict = self._monitor.verdict
-        return self._settings.stop_on_collapse and verdict is not None and verdict.state == "collapsed"
+        return self._settings.stop_on_collapse and verdict is not None and verdict.state in ("collapsed", "lost")
 
     def checkpoint(self) -> None:
         """Agree on the state; the main process saves it, if it is not saved yet.
@@ -216,6 +216,8 @@ class Recorder(Follower):
             record = {"step": state.step} | self._glance(state.sampler)
             if state.ema is not None:  # small batches leave the last weights noisy: both are of interest
                 record |= {f"last_{name}": value for name, value in self._glance(state.generator).items()}
+            if (reading := self._monitor.reading) is not None and self._monitor.sampled == state.step:
+                record["missing"] = round(reading.missing, 4)
             self._record("evaluations", record)
             self._sense(state)
             if self._outputs is not None:

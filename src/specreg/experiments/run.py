@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import specreg
+from specreg.data.arrays import scaled
 from specreg.data.stream import BatchStream
 from specreg.evaluation.mixtures import MixtureEvaluation
 from specreg.evaluation.protocol import Evaluation
@@ -25,6 +27,7 @@ from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, 
 from specreg.files import prepare_directory
 from specreg.guard import Guard
 from specreg.models.normalization import share_batches
+from specreg.monitor.coverage import LEAST_REAL
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
 from specreg.processes import ALONE, Processes, local_device
@@ -38,7 +41,9 @@ logger = logging.getLogger(__name__)
 
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
-_DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
+_DATA_STREAM, _LATENT_STREAM, _COVERAGE_STREAM = 1_000_003, 2_000_003, 6_000_011
+# Samples that the coverage of the data is judged by: real ones, once, and generated ones at each evaluation.
+_NUM_REAL, _NUM_GENERATED, _COVERAGE_EVERY = 4000, 1000, 250
 
 
 def check_shares(settings: Settings, processes: Processes) -> None:
@@ -217,10 +222,33 @@ def build_state(config: RunConfig, source: Source, processes: Processes = ALONE)
         stream=BatchStream(source, settings.training.batch_size, config.seed + _DATA_STREAM),
         random=torch.Generator().manual_seed(config.seed + _LATENT_STREAM),
         ema=ema,
-        monitor=Monitor(discriminator, every=settings.records.spectra_every, detector=Detector(settings.detector)),
     )
+    state.monitor = _make_monitor(state, source, settings, device)
     method.attach(state, options, settings.methods)
     return state
+
+
+def _make_monitor(state: TrainingState, source: Source, settings: Settings, device: torch.device) -> Monitor:
+    """Watch the spectra, and at each evaluation what is missing of the data; all processes see the same samples."""
+    drawn = source.draw(_NUM_REAL, torch.Generator().manual_seed(_COVERAGE_STREAM))[0]
+    real = scaled(torch.unique(drawn, dim=0)).to(device)  # a small data set is drawn more than once
+    classes = torch.arange(_NUM_REAL, device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
+    every = settings.records.evaluate_every or _COVERAGE_EVERY  # at each evaluation, and between them
+
+    def samples() -> tuple[Tensor, Tensor]:
+        return scaled(sample_images(state.sampler, _NUM_GENERATED)).to(device), real
+
+    def scores(x: Tensor) -> Any:
+        return state.discriminator(x, classes[: len(x)]) if settings.data.conditional else state.discriminator(x)
+
+    return Monitor(
+        state.discriminator,
+        every=settings.records.spectra_every,
+        detector=Detector(settings.detector),
+        samples=samples if len(real) >= LEAST_REAL else None,  # of fewer images coverage is not measured
+        samples_every=every if every <= _COVERAGE_EVERY else math.gcd(every, _COVERAGE_EVERY),
+        scores=scores,
+    )
 
 
 def warn_about(config: RunConfig) -> None:

@@ -56,7 +56,7 @@ class SpectralMonitorCallback(Callback):
 
     Args:
         discriminator: its path in the LightningModule, as for ``get_submodule``.
-        every, detector, only, skip: see :class:`specreg.Monitor`.
+        every, detector, groups, only, skip: see :class:`specreg.Monitor`.
         actions: called with each new verdict; by default changes of state are logged.
         guard: switch compensation on when a collapse begins: True, or options of :class:`specreg.Guard`.
         stop_on: states that end the training, "collapsed" for instance; none by default.
@@ -81,6 +81,7 @@ class SpectralMonitorCallback(Callback):
         actions: Iterable[Action] = (log,),
         guard: bool | Mapping[str, Any] = False,
         stop_on: tuple[State, ...] = (),
+        groups: Mapping[str, str | Iterable[str]] | None = None,
         only: Selection = None,
         skip: Selection = None,
     ) -> None:
@@ -89,7 +90,9 @@ class SpectralMonitorCallback(Callback):
         self.guard: Guard | None = None
         self.stop_on = checked_states(stop_on)
         self._path = discriminator
-        self._monitor_options: dict[str, Any] = {"every": every, "detector": detector, "only": only, "skip": skip}
+        self._monitor_options: dict[str, Any] = {
+            "every": every, "detector": detector, "groups": groups, "only": only, "skip": skip,
+        }  # fmt: skip
         self._actions = list(actions)
         self._guard_options: dict[str, Any] | None = {} if guard is True else dict(guard) if guard else None
         self._handle: RemovableHandle | None = None

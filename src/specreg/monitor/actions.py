@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from specreg.files import replacing
-from specreg.monitor.detector import Verdict
+from specreg.monitor.verdict import Verdict
 from specreg.names import STATES, State, integer
 
 logger = logging.getLogger("specreg")
@@ -33,7 +33,7 @@ class When:
     """Call back when the state changes to one of those named.
 
     Args:
-        states: "collapsing", "collapsed", "recovered" or "healthy", or several of them.
+        states: one of ``specreg.names.STATES``, or several of them.
         call: gets the verdict.
 
     Raises:
@@ -53,11 +53,11 @@ class Stop:
     """Ask the training to stop: ``if stop.requested: break``.
 
     Args:
-        states: in which to stop, "collapsed" by default.
+        states: in which to stop, "collapsed" and "lost" by default.
     """
 
     def __init__(self, *states: State) -> None:
-        self.states = checked_states(states or ("collapsed",))
+        self.states = checked_states(states or ("collapsed", "lost"))
         self.requested = False
 
     def __call__(self, verdict: Verdict) -> None:
@@ -120,6 +120,7 @@ class Pin:
         Raises:
             ValueError: there is no copy.
         """
+        before = None if before is None else integer("before", before)
         if not self._kept:
             raise ValueError("nothing was pinned yet: no healthy snapshot was seen")
         suitable = [iteration for iteration in self._kept if before is None or iteration <= before]
@@ -137,8 +138,11 @@ class Pin:
         return {"kept": dict(self._kept)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self._kept = {int(iteration): kept for iteration, kept in state["kept"].items()}
+        """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
+        if set(state) != {"kept"} or any(set(kept) != set(self._objects) for kept in state["kept"].values()):
+            raise ValueError(f"not a state of a pin of {', '.join(self._objects)}")
+        kept = {integer("iteration", iteration): dict(copies) for iteration, copies in state["kept"].items()}
+        self._kept = dict(sorted(kept.items()))
 
     def _drop(self, iteration: int) -> None:
         del self._kept[iteration]
@@ -155,7 +159,7 @@ class RollBack:
 
     Args:
         pin: holds the copies; it belongs into the actions too, before this.
-        states: "collapsing" and "collapsed" by default: a steep fall is seen when it is over.
+        states: "collapsing", "collapsed", "losing" and "lost" by default: a steep fall is seen when it is over.
         times: at most so often. Rolling back alone repeats the past with other random numbers: change something, too
             (see :class:`specreg.Guard`).
 
@@ -165,8 +169,8 @@ class RollBack:
 
     def __init__(self, pin: Pin, *states: State, times: int = 1) -> None:
         self.pin = pin
-        self.states = checked_states(states or ("collapsing", "collapsed"))
-        self.times = times
+        self.states = checked_states(states or ("collapsing", "collapsed", "losing", "lost"))
+        self.times = integer("times", times, at_least=0)
         self.restored: list[tuple[int, int]] = []
         self._inside = False
 
@@ -183,9 +187,11 @@ class RollBack:
         return {"restored": list(self.restored), "inside": self._inside}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.restored = [(int(at), int(to)) for at, to in state["restored"]]
-        self._inside = bool(state["inside"])
+        """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
+        if set(state) != {"restored", "inside"}:
+            raise ValueError(f"not a state of a roll-back: it has the keys {sorted(map(str, state))}")
+        restored = [(integer("at", at), integer("to", to)) for at, to in state["restored"]]
+        self.restored, self._inside = restored, bool(state["inside"])
 
 
 def checked_states(states: tuple[State, ...]) -> tuple[State, ...]:

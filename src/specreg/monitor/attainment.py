@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from specreg.layers import CONVOLUTIONS, TRANSPOSED, Layer, Selection, find, shown, unwrap
+from specreg.forwards import is_customized
+from specreg.kinds import CONVOLUTIONS, TRANSPOSED
+from specreg.layers import Layer, Selection, find, shown, unwrap
 from specreg.spectra.gram import singular_values
-from specreg.spectra.matrices import to_matrix
 from specreg.spectra.operator import convolution_norm
 
 logger = logging.getLogger("specreg")
@@ -61,8 +62,9 @@ def attainment(
         only, skip: the layers to take, see :func:`specreg.layers.find`; convolutions and linear layers by default.
 
     Returns:
-        Layer name -> :class:`Attainment`. Layers that did not run or had zero inputs are left out; so are, with a
-        warning, those with a forward of their own (an equalized learning rate, say), which is another map.
+        Layer name -> :class:`Attainment`. Layers that had zero inputs are left out; so are, named in a warning, those
+        whose module did not run (its weight is used elsewhere, as by ``F.conv2d``) and those with a forward of their
+        own (an equalized learning rate, say), which is another map.
 
     Raises:
         ValueError: no layer matched.
@@ -78,29 +80,37 @@ def attainment(
     """
     layers = find(module, only=only, skip=skip, title="attainment")
     calls: dict[str, list[Attainment]] = {}
+    # Layers whose module does not run as torch's: another map, or one whose weight is taken from it and used elsewhere.
+    unseen = dict.fromkeys(layers, "did not run by itself")
     handles = []
     for name, layer in layers.items():
-        if not isinstance(layer.module, (nn.Linear, *CONVOLUTIONS)):
+        modules = [use.module for use in layer.uses]
+        if not all(isinstance(child, (nn.Linear, *CONVOLUTIONS)) for child in modules):
+            unseen[name] = "no convolution or linear layer"
             continue
-        if any(map(_is_customized, layer.modules)):
-            logger.warning("attainment: layer %r has a forward of its own and is left out", shown(name))
+        if any(map(is_customized, modules)):
+            unseen[name] = "has a forward of its own"
             continue
 
         def measure(
             child: Any, args: tuple[Tensor, ...], kwargs: Any, output: Tensor, name: str = name, layer: Layer = layer
         ) -> None:
+            unseen.pop(name, None)
             x = args[0] if args else kwargs["input"]
             measured = _measure(layer, child, x.detach(), output.detach(), operator)
             if measured is not None:
                 calls.setdefault(name, []).append(measured)
 
-        handles += [child.register_forward_hook(measure, with_kwargs=True) for child in layer.modules]
+        handles += [child.register_forward_hook(measure, with_kwargs=True) for child in modules]
     try:
         with evaluating(module), torch.no_grad():
             unwrap(module)(*inputs)  # data parallelism's wrapper would communicate with the other processes
     finally:
         for handle in handles:
             handle.remove()
+    if unseen:
+        reasons = ", ".join(f"{shown(name)} ({reason})" for name, reason in unseen.items())
+        logger.warning("attainment: not measured: %s", reasons)
     return {name: _mean(calls[name]) for name in layers if name in calls}
 
 
@@ -114,14 +124,14 @@ def gradient_norms(
     r"""Return the mean of :math:`\|\nabla_x D(x)\|_2` on real, generated and interpolated samples.
 
     Interpolated samples are :math:`x = t x_r + (1 - t) x_g` with uniform t, as in the gradient penalty. No parameter's
-    gradient is changed.
+    gradient, no buffer of a module and no random number of the training is changed.
 
     Args:
         discriminator: a module, which is called in eval mode, or a function of samples (a closure over the labels if
             conditional), whose networks have to be in eval mode, or else power iteration under spectral normalization
             moves. It returns scores, or a list of scores to be added up, and no feature maps.
         real, generated: samples of equal shape (N, \*).
-        generator: source of t.
+        generator: source of t; by default the same t at each call.
 
     Returns:
         "real", "generated", "interpolated" -> the mean norm.
@@ -132,13 +142,14 @@ def gradient_norms(
     """
     if real.shape != generated.shape:
         raise ValueError(f"real and generated samples differ in shape: {tuple(real.shape)}, {tuple(generated.shape)}")
-    t = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator).to(real)
+    source = torch.Generator().manual_seed(0) if generator is None else generator
+    t = torch.rand(len(real), *[1] * (real.ndim - 1), generator=source, device=source.device).to(real)
     samples = {"real": real, "generated": generated, "interpolated": generated + t * (real - generated)}
     context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if isinstance(discriminator, nn.Module):
         context, discriminator = evaluating(discriminator), unwrap(discriminator)
     norms = {}
-    with context, torch.enable_grad():
+    with context, frozen_random_numbers(), torch.enable_grad():
         for name, x in samples.items():
             leaf = x.detach().clone().requires_grad_(True)
             (gradient,) = torch.autograd.grad(_total(discriminator(leaf)), leaf)
@@ -148,17 +159,38 @@ def gradient_norms(
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every submodule into eval mode, and each back into its own afterwards."""
+    """Put every submodule into eval mode, and leave modes, buffers and random numbers as they were."""
     before = {child: child.training for child in module.modules()}
+    # A layer may count its calls, or move a power iteration of its own, in any mode.
+    buffers = [
+        (child, name, buffer, buffer.clone())
+        for child in module.modules()
+        for name, buffer in child.named_buffers(recurse=False)
+        if not isinstance(buffer, nn.UninitializedBuffer)
+    ]
     # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
     compiling = "torch._dynamo" in sys.modules
     module.eval()
     try:
-        with torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext():
+        eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
+        with eager, frozen_random_numbers():
             yield
     finally:
         for child, training in before.items():
             child.training = training
+        for child, name, buffer, value in buffers:
+            child._buffers[name] = buffer
+            if not torch.equal(buffer, value):  # a pending backward pass refuses what was written to
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def frozen_random_numbers() -> Iterator[None]:
+    """Put torch's global random numbers back afterwards, those of the CPU and of every CUDA device in use."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        yield
 
 
 def _measure(layer: Layer, child: Any, x: Tensor, output: Tensor, operator: bool) -> Attainment | None:
@@ -166,7 +198,7 @@ def _measure(layer: Layer, child: Any, x: Tensor, output: Tensor, operator: bool
     weight = child.weight.detach()
     spatial = 0 if isinstance(child, nn.Linear) else weight.ndim - 2
     linear = output if child.bias is None else output - child.bias.reshape(-1, *[1] * spatial)
-    s1 = singular_values(to_matrix(weight, output_dim=layer.output_dim, groups=layer.groups))[..., 0]
+    s1 = singular_values(layer.weight.to_matrix(weight))[..., 0]
     by_group = s1.square().reshape(-1, *[1] * spatial) if s1.ndim else s1.square()
     samples = 1 if x.ndim == spatial + 1 else len(x)  # without a batch dimension: one sample
     out_energy = _energy(linear).reshape(samples, -1).sum(1)
@@ -249,8 +281,3 @@ def _total(scores: Any) -> Tensor:
         )
     total: Tensor = sum((output.sum() for output in outputs[1:]), start=outputs[0].sum())
     return total
-
-
-def _is_customized(layer: nn.Module) -> bool:
-    kind = next(kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(layer, kind))
-    return type(layer).forward is not kind.forward or "forward" in vars(layer)

@@ -2,83 +2,28 @@ r"""Tell spectral collapse from healthy drift: a pure function of a stream of sp
 
 Healthy trainings drift too (Liu et al. 2019, figures 1 to 4), so no level of :math:`s_k/s_1` means collapse. A collapse
 is a fast or far fall of a layer's *bulk*, the mean of :math:`s_k/s_1` over the upper half of its spectrum, against its
-own past. Every layer is judged with hysteresis, and the worst gives the verdict. A fall that most layers share may be
-less deep than that of a single layer: the published collapses are seen in every layer.
+own past, from when its warm-up is over. Every layer is judged with hysteresis, and the worst gives the verdict. A fall
+that most layers of a network share may be less deep than that of a single layer: the published collapses are seen in
+every layer. Several networks in one stream are *groups* of layers, which know nothing of each other.
 """
 
 import math
 import statistics
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from specreg.names import ALARMS, STATES, State, bulk_range, integer
+from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups
+from specreg.names import STATES, State, bulk_range, integer
+
+__all__ = ["Detector", "Evidence", "Thresholds", "Verdict"]
 
 # A fall begins where the bulk was last at this part of its old level.
 _NEAR = 0.9
 _NUM_STEPS = 50  # changes between neighbouring snapshots, from which a layer's noise is estimated
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The numbers behind the verdict on one layer.
-
-    Attributes:
-        state: of this layer.
-        since: the last iteration at which the bulk was at its old level, or, recovered, that of the recovery; None for
-            a healthy layer.
-        before: the bulk that it had then (healthy: the highest within the window).
-        now: the bulk, the median of the last snapshots (``Thresholds.smoothing``, three by default).
-        confidence: that the fall is more than the layer's own noise, z²/(1 + z²) with z the fall over the noise of one
-            snapshot (Cantelli's inequality, which holds for every distribution); 0 for a healthy layer.
-    """
-
-    state: State
-    since: int | None
-    before: float
-    now: float
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The state of a training at one iteration.
-
-    Attributes:
-        iteration: of the newest snapshot.
-        state: the gravest state of any layer: "collapsed", "collapsing", "recovered" or "healthy".
-        since: the earliest iteration at which a layer of that state left its old level; None if healthy.
-        layers: the names of the layers in that state; empty if healthy.
-        confidence: the highest among these layers, in [0, 1].
-        changed: the state differs from that of the verdict before.
-        message: all of this in one line.
-        evidence: the numbers, layer by layer.
-        samples: the generated samples' :class:`specreg.monitor.samples.Diversity`, where it was measured.
-    """
-
-    iteration: int
-    state: State
-    since: int | None
-    layers: tuple[str, ...]
-    confidence: float
-    changed: bool
-    message: str
-    evidence: Mapping[str, Evidence] = field(repr=False)
-    samples: Any = None
-
-    @property
-    def alarming(self) -> bool:
-        """Whether the state is "collapsing" or "collapsed"."""
-        return self.state in ALARMS
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON; of the layers only those that are not healthy."""
-        values = {key: value for key, value in vars(self).items() if key not in ("evidence", "samples")}
-        if self.samples is not None:
-            values["samples"] = asdict(self.samples)
-        unwell = {name: asdict(evidence) for name, evidence in self.evidence.items() if evidence.state != "healthy"}
-        return values | {"layers": list(self.layers), "evidence": unwell}
+# A layer moves when its bulk has changed by more than this part: weight decay alone changes it by rounding.
+_STILL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -86,11 +31,11 @@ class Thresholds:
     """The detector's constants; docs/monitor.md says how they were chosen.
 
     Attributes:
-        warmup: iterations that are not judged, from when the spectra first move: every network leaves its
-            initialization fast.
+        warmup: iterations that are not judged, of each layer from when its spectrum first moves: every network leaves
+            its initialization fast.
         window: iterations within which a fall counts as fast.
         fast: part of the highest bulk within the window whose loss means "collapsing".
-        together: the same, where at least half of the layers (of three or more) have lost that much.
+        together: the same, where at least half of a group's layers (of three or more) have lost that much.
         far: part of the highest bulk since the warm-up whose loss, however slow, means "collapsing" if it lasts a
             whole window, which a dip at the end of a long drift does not.
         collapsed: part of the bulk before the fall whose loss means "collapsed".
@@ -102,7 +47,7 @@ class Thresholds:
     warmup: int = 500
     window: int = 1000
     fast: float = 0.35
-    together: float = 0.175
+    together: float = 0.2
     far: float = 0.5
     collapsed: float = 0.5
     regained: float = 0.4
@@ -111,7 +56,8 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name in ("warmup", "window", "patience", "smoothing"):
-            integer(name, getattr(self, name), at_least=0 if name == "warmup" else 1)
+            value = integer(name, getattr(self, name), at_least=0 if name == "warmup" else 1)
+            object.__setattr__(self, name, value)  # a number of another library becomes an int
         for name in ("fast", "together", "far", "collapsed", "regained"):
             if not isinstance(value := getattr(self, name), int | float) or not 0 < value < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {value!r:.60}")
@@ -137,87 +83,110 @@ class Detector:
     def __init__(self, thresholds: Thresholds | None = None) -> None:
         self.thresholds = thresholds or Thresholds()
         self._layers: dict[str, _LayerTrack] = {}
-        self._begin: int | None = None
+        self._groups: dict[str, tuple[str, ...]] = {}
         self._last: int | None = None
-        self._state: State = "healthy"
 
-    def update(self, iteration: int, singular_values: Mapping[str, Any]) -> Verdict:
+    def update(
+        self, iteration: int, singular_values: Mapping[str, Any], groups: Mapping[str, Iterable[str]] | None = None
+    ) -> Verdict:
         """Take one snapshot and judge.
 
         Args:
             iteration: of the training, growing from call to call.
             singular_values: layer name -> singular values, descending, a sequence of numbers or a tensor, shape (r,)
                 or (groups, r). Layers with r = 1 have no bulk and are left out; so are layers of zeros.
+            groups: name -> the layers of one network, each layer in exactly one group; by default all are one group.
 
         Raises:
-            ValueError: the iteration does not grow, there is no layer, or a layer has no values or values that are not
-                finite; nothing is changed.
+            ValueError: the iteration is no integer or does not grow, there is no layer, a layer has no values or values
+                that are not finite, or is not in exactly one group; nothing is changed.
         """
+        iteration = integer("iteration", iteration)
         if self._last is not None and iteration <= self._last:
             raise ValueError(f"iterations must grow: got {iteration} after {self._last}")
         if not singular_values:
             raise ValueError("no layers: singular_values is empty")
         bulks = {name: bulk for name, s in singular_values.items() if (bulk := _bulk(name, s)) is not None}
-        self._last = iteration
-        if self._begin is None or (not self._judges(iteration) and self._stands_still(bulks)):
-            self._begin, self._layers = iteration, {}
+        everything = dict.fromkeys((*self._layers, *singular_values))
+        self._groups = {"": tuple(everything)} if groups is None else _checked_groups(groups, singular_values)
+        previous, self._last = self._last, iteration
+        before = {name: track.state for name, track in self._layers.items()}
         for name, bulk in bulks.items():
-            self._layers.setdefault(name, _LayerTrack(deque(maxlen=self.thresholds.smoothing))).observe(bulk)
-        if self._judges(iteration):
-            falls = [self._layers[name].fall(iteration, self.thresholds) for name in bulks]
-            shared = len(falls) > 2 and statistics.median(falls) >= self.thresholds.together
-            for name in bulks:
-                self._layers[name].judge(iteration, self.thresholds, shared=shared)
-        verdict = self._verdict(iteration, self._state)
-        self._state = verdict.state
-        return verdict
+            if name not in self._layers:
+                self._layers[name] = _LayerTrack(deque(maxlen=self.thresholds.smoothing), iteration, bulk)
+            self._layers[name].observe(iteration, bulk, previous, self.thresholds)
+        for layers in self._groups.values():
+            self._judge(iteration, [name for name in layers if name in bulks])
+        return self._verdict(iteration, before)
 
-    @property
-    def begin(self) -> int | None:
-        """The iteration that the warm-up counts from; None before the first snapshot."""
-        return self._begin
+    def begin(self, layer: str) -> int | None:
+        """Return the iteration that a layer's warm-up counts from, the last before it moved; None if it has not."""
+        track = self._layers.get(layer)
+        return track.begin if track is not None and track.moved else None
 
     def verdict(self) -> Verdict | None:
         """Return the newest verdict again, unchanged; None before the first."""
-        return None if self._last is None else self._verdict(self._last, self._state)
+        states = {name: track.state for name, track in self._layers.items()}
+        return None if self._last is None else self._verdict(self._last, states)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as plain values, for the checkpoint."""
         return {
-            "begin": self._begin,
             "last": self._last,
-            "state": self._state,
+            "groups": {name: list(layers) for name, layers in self._groups.items()},
             "layers": {name: track.state_dict() for name, track in self._layers.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        if set(state) != {"begin", "last", "state", "layers"}:
+        if set(state) != {"last", "groups", "layers"}:
             raise ValueError(f"not a detector's state: it has the keys {sorted(map(str, state))}")
-        self._layers = {name: _LayerTrack.from_state(track, self.thresholds) for name, track in state["layers"].items()}
-        self._begin, self._last, self._state = state["begin"], state["last"], state["state"]
+        last = None if state["last"] is None else integer("last", state["last"])
+        layers = {name: _LayerTrack.from_state(name, track, self.thresholds) for name, track in state["layers"].items()}
+        groups = {name: tuple(members) for name, members in state["groups"].items()}
+        self._last, self._layers, self._groups = last, layers, groups
 
-    def _stands_still(self, bulks: Mapping[str, float]) -> bool:
-        """Tell whether no bulk has moved since the first snapshot: the discriminator's training begins later."""
-        tracks = self._layers.items()
-        return all(not any(track.steps) and track.recent[-1] == bulks.get(name) for name, track in tracks)
+    def _judge(self, iteration: int, names: Sequence[str]) -> None:
+        """Judge the layers of one group that are past their warm-up."""
+        limits = self.thresholds
+        judged = [self._layers[name] for name in names if self._layers[name].is_judged(iteration, limits)]
+        falls = [track.fall(iteration, limits) for track in judged]
+        shared = len(names) > 2 and 2 * sum(fall >= limits.together for fall in falls) >= len(names)
+        for track in judged:
+            track.judge(iteration, limits, shared=shared)
 
-    def _judges(self, iteration: int) -> bool:
-        return self._begin is not None and iteration - self._begin >= self.thresholds.warmup
+    def _verdict(self, iteration: int, before: Mapping[str, State]) -> Verdict:
+        """Judge the whole and each group, after the states that the layers had ``before``."""
+        evidence = {name: track.evidence(iteration, self.thresholds) for name, track in self._layers.items()}
+        whole = self._of_layers(iteration, evidence, before)
+        groups = {
+            group: self._of_layers(iteration, {name: evidence[name] for name in layers if name in evidence}, before)
+            for group, layers in self._groups.items()
+        }
+        text = message_of_groups(whole, groups)
+        return replace(whole, groups=groups, message=text, spectra=replace(whole.spectra, message=text))
 
-    def _verdict(self, iteration: int, before: State) -> Verdict:
-        evidence = {name: track.evidence() for name, track in self._layers.items()}
-        state: State = max((layer.state for layer in evidence.values()), key=STATES.index, default="healthy")
-        affected = {name: layer for name, layer in evidence.items() if layer.state == state != "healthy"}
-        ordered = tuple(sorted(affected, key=lambda name: affected[name].now / max(affected[name].before, 1e-12)))
-        since = min((layer.since for layer in affected.values() if layer.since is not None), default=None)
-        confidence = max((layer.confidence for layer in affected.values()), default=0.0)
-        if self._judges(iteration):
-            message = _message(state, since, ordered, evidence)
-        else:
-            early = f"the first {self.thresholds.warmup} iterations are not judged"
-            message = f"healthy so far: {early} ({len(evidence)} watched)"
-        return Verdict(iteration, state, since, ordered, confidence, state != before, message, evidence)
+    def _of_layers(self, iteration: int, evidence: Mapping[str, Evidence], before: Mapping[str, State]) -> Verdict:
+        state, since, names = gravest(evidence)
+        old = max((before[name] for name in evidence if name in before), key=STATES.index, default="steady")
+        confidence = max((evidence[name].confidence for name in names), default=0.0)
+        judged = any(layer.judged for layer in evidence.values())
+        text = message(state, since, names, evidence) if judged else self._unjudged(iteration, evidence)
+        answer = Answer(state if judged else "not judged", since, text)
+        return Verdict(iteration, answer.state, since, names, confidence, state != old, text, evidence, answer)
+
+    def _unjudged(self, iteration: int, names: Iterable[str]) -> str:
+        """Say why none of the layers is judged."""
+        tracks = [self._layers[name] for name in names]
+        if not tracks:
+            return "not judged: no layer has more than one singular value"
+        begin, warmup = min(track.begin for track in tracks), self.thresholds.warmup
+        first, watched = min(track.first for track in tracks), f"({len(tracks)} watched)"
+        if begin < iteration:
+            return f"not judged before iteration {begin + warmup}: the warm-up began at {begin} {watched}"
+        if first < iteration:
+            return f"not judged: the spectra have not moved since iteration {first} {watched}"
+        return f"not judged yet: the warm-up, {warmup} iterations, begins when the spectra move {watched}"
 
 
 @dataclass
@@ -225,9 +194,13 @@ class _LayerTrack:
     """One layer's past and state."""
 
     recent: deque[float]  # the bulks whose median is the level
+    first: int  # the iteration of the first snapshot
+    origin: float  # its bulk
+    moved: bool = False
+    begin: int = 0  # the last iteration before it moved, or else the newest
     levels: deque[tuple[int, float, float]] = field(default_factory=deque)  # iteration, level, bulk in the window
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=_NUM_STEPS))  # of the bulk, absolute
-    state: State = "healthy"
+    state: State = "steady"
     since: int | None = None
     before: float = 0.0  # the level before the fall
     low: float = 0.0  # the lowest level since
@@ -236,10 +209,20 @@ class _LayerTrack:
     agreeing: int = 0  # consecutive snapshots that speak for another state
     flagged: int = 0  # the iteration at which the state became "collapsing"
 
-    def observe(self, bulk: float) -> None:
-        if self.recent:
+    def observe(self, iteration: int, bulk: float, previous: int | None, limits: Thresholds) -> None:
+        """Take the bulk, after a snapshot at ``previous``."""
+        self.moved = self.moved or abs(bulk - self.origin) > _STILL * self.origin
+        if self.moved:
             self.steps.append(abs(bulk - self.recent[-1]))
+        else:
+            self.begin = iteration
+        # With snapshots far apart the first that is judged would else be smoothed with the initialization.
+        if previous is not None and max(0, previous - self.begin) < limits.warmup // 2:
+            self.recent.clear()
         self.recent.append(bulk)
+
+    def is_judged(self, iteration: int, limits: Thresholds) -> bool:
+        return iteration - self.begin >= limits.warmup
 
     def fall(self, iteration: int, limits: Thresholds) -> float:
         """Take the level into the window and return which part of the window's highest is lost."""
@@ -252,7 +235,7 @@ class _LayerTrack:
 
     def judge(self, iteration: int, limits: Thresholds, *, shared: bool) -> None:
         _, level, bulk = self.levels[-1]
-        if self.state in ("healthy", "recovered"):
+        if self.state in ("steady", "recovered"):
             self._watch(iteration, level, bulk, limits, limits.together if shared else limits.fast)
         else:
             self._follow(iteration, level, limits)
@@ -287,7 +270,7 @@ class _LayerTrack:
             settled = iteration - self.flagged > 2 * limits.window and level > (1 - limits.far) * self.best
             self.agreeing = self.agreeing + 1 if risen else 0
             if settled or self.agreeing >= limits.patience:
-                self._restart("healthy", None)
+                self._restart("steady", None)
         else:
             regained = level >= self.low + limits.regained * (self.before - self.low)
             self.agreeing = self.agreeing + 1 if regained else 0
@@ -301,10 +284,11 @@ class _LayerTrack:
         self.levels.clear()
         self.levels.append(newest)
 
-    def evidence(self) -> Evidence:
+    def evidence(self, iteration: int, limits: Thresholds) -> Evidence:
         now = statistics.median(self.recent)
-        if self.state == "healthy":
-            return Evidence("healthy", None, max((level for _, level, _ in self.levels), default=now), now, 0.0)
+        if self.state == "steady":
+            highest = max((level for _, level, _ in self.levels), default=now)
+            return Evidence("steady", None, highest, now, 0.0, self.is_judged(iteration, limits))
         noise = statistics.fmean(self.steps) if self.steps else 0.0
         fall = abs(self.before - (self.low if self.state == "recovered" else now))
         confidence = fall**2 / (fall**2 + noise**2) if fall else 0.0
@@ -315,12 +299,32 @@ class _LayerTrack:
         return vars(self) | {"recent": list(self.recent), "levels": levels, "steps": list(self.steps)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
-        track = cls(**state)
-        track.recent = deque(state["recent"], maxlen=limits.smoothing)
-        track.levels = deque((int(at), float(level), float(bulk)) for at, level, bulk in state["levels"])
-        track.steps = deque(state["steps"], maxlen=_NUM_STEPS)
-        return track
+    def from_state(cls, name: str, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
+        try:
+            if set(state) != {each.name for each in fields(cls)} or state["state"] not in STATES or not state["recent"]:
+                raise ValueError("other keys, or another word")
+            numbers: dict[str, Any] = {key: float(state[key]) for key in ("origin", "before", "low", "best")}
+            counts = {key: integer(key, state[key]) for key in ("first", "begin", "agreeing", "flagged")}
+            times = {key: None if state[key] is None else integer(key, state[key]) for key in ("since", "best_at")}
+            recent = deque(map(float, state["recent"]), maxlen=limits.smoothing)
+            levels = deque((integer("at", at), float(level), float(bulk)) for at, level, bulk in state["levels"])
+            steps = deque(map(float, state["steps"]), maxlen=_NUM_STEPS)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"layer {name!r}: not a detector's state of a layer ({error})") from error
+        lists: dict[str, Any] = {"recent": recent, "levels": levels, "steps": steps}
+        return cls(**(lists | numbers | counts | times), state=state["state"], moved=bool(state["moved"]))
+
+
+def _checked_groups(groups: Mapping[str, Iterable[str]], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the groups if every layer is in exactly one of them, and nothing else."""
+    members = {group: tuple(layers) for group, layers in groups.items()}
+    counts = dict.fromkeys(names, 0) | Counter(name for layers in members.values() for name in layers)
+    if unknown := [name for name in counts if name not in names]:
+        raise ValueError(f"the groups hold {unknown[0]!r}, which is no layer")
+    for name, count in counts.items():
+        if count != 1:
+            raise ValueError(f"layer {name!r} is in {count or 'no'} group{'s' * (count > 1)}: put it into exactly one")
+    return members
 
 
 def _bulk(name: str, s: Any) -> float | None:
@@ -336,16 +340,3 @@ def _bulk(name: str, s: Any) -> float | None:
         return None
     begin, end = bulk_range(rank)
     return statistics.fmean(value / group[0] for group in alive for value in group[begin:end])
-
-
-def _message(state: State, since: int | None, names: Sequence[str], evidence: Mapping[str, Evidence]) -> str:
-    if state == "healthy":
-        return f"healthy: no layer's spectrum is falling ({len(evidence)} watched)"
-    worst = evidence[names[0]]
-    rest = f" and {len(names) - 1} more of {len(evidence)} layers" if len(names) > 1 else f" (1 of {len(evidence)})"
-    if state == "recovered":
-        return f"recovered at iteration {since}: the bulk of s_k/s_1 is back at {worst.now:.2f} in {names[0]}{rest}"
-    return (
-        f"{state} since iteration {since}: the bulk of s_k/s_1 fell from {worst.before:.2f} to {worst.now:.2f} "
-        f"in {names[0]}{rest}; confidence {worst.confidence:.2f}"
-    )

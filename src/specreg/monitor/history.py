@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,11 @@ class History:
             singular_values: layer name -> singular values, (r,) or (groups, r); the same layers each time.
 
         Raises:
-            ValueError: the iteration does not grow, or the layers differ from those before; nothing is changed.
+            ValueError: the iteration is no integer or does not grow, or the layers differ from those before; nothing is
+                changed.
         """
-        if self.iterations and iteration <= self.iterations[-1]:
-            raise ValueError(f"iterations must grow: got {iteration} after {self.iterations[-1]}")
-        if self.iterations and list(singular_values) != list(self._values):
-            raise ValueError(f"the layers changed: {', '.join(self._values)} before, {', '.join(singular_values)} now")
+        iteration = integer("iteration", iteration)
+        self.require_next(iteration, singular_values)
         self.iterations.append(iteration)
         for name, s in singular_values.items():
             self._values.setdefault(name, []).append(s.detach().to("cpu", torch.float32))
@@ -63,6 +63,18 @@ class History:
             kept = slice((len(self) - 1) % 2, None, 2)
             self.iterations = self.iterations[kept]
             self._values = {name: values[kept] for name, values in self._values.items()}
+
+    def require_next(self, iteration: int, singular_values: Mapping[str, Tensor]) -> None:
+        """Raise ValueError for a snapshot that :meth:`add` would not take."""
+        if not self.iterations:
+            return
+        if iteration <= self.iterations[-1]:
+            raise ValueError(f"iterations must grow: got {iteration} after {self.iterations[-1]}")
+        if list(singular_values) != list(self._values):
+            raise ValueError(f"the layers changed: {', '.join(self._values)} before, {', '.join(singular_values)} now")
+        for name, s in singular_values.items():
+            if s.shape != (shape := self._values[name][-1].shape):
+                raise ValueError(f"layer {name!r} had singular values of shape {tuple(shape)}, now {tuple(s.shape)}")
 
     def singular_values(self, layer: str) -> Tensor:
         r"""Return a layer's singular values over time, shape (len, \*, r), float32."""
@@ -135,8 +147,15 @@ class History:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         if set(state) != {"iterations", "layers"}:
             raise ValueError(f"not a history's state: it has the keys {sorted(map(str, state))}")
-        self.iterations = [int(iteration) for iteration in state["iterations"]]
-        self._values = {name: list(values.float().unbind(0)) for name, values in state["layers"].items()}
+        iterations = [integer("iteration", iteration) for iteration in state["iterations"]]
+        if any(later <= earlier for earlier, later in pairwise(iterations)):
+            raise ValueError("not a history's state: its iterations do not grow")
+        values = dict(state["layers"])
+        for name, past in values.items():
+            if not isinstance(past, Tensor) or past.ndim not in (2, 3) or len(past) != len(iterations):
+                raise ValueError(f"not a history's state: layer {name!r} has no {len(iterations)} spectra")
+        self.iterations = iterations
+        self._values = {name: list(past.to("cpu", torch.float32).unbind(0)) for name, past in values.items()}
 
 
 def _is_past(values: np.ndarray, snapshots: int) -> bool:

@@ -1,30 +1,41 @@
 """The monitor: snapshots of a module's spectra at a cadence, judged by the detector, and handed to actions."""
 
-import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from specreg.layers import ALL_KINDS, Selection, find, reusable
-from specreg.monitor.detector import Detector, Verdict
+from specreg.layers import Selection, find, matches, plainly_named_modules, shown, unwrap, warn_of_differences
+from specreg.monitor.attainment import evaluating, frozen_random_numbers
+from specreg.monitor.coverage import Coverage, Reading
+from specreg.monitor.detector import Detector
 from specreg.monitor.history import History
-from specreg.monitor.samples import Diversity, diversity
-from specreg.monitor.snapshot import spectra
-from specreg.names import integer
+from specreg.monitor.modes import ModeJudge
+from specreg.monitor.signal import SignalJudge, signal
+from specreg.monitor.snapshot import spectra_of
+from specreg.monitor.verdict import UNASKED, Answer, Verdict, combined
+from specreg.names import State, default_groups, integer
 
 logger = logging.getLogger("specreg")
 
+_NUM_PROBED = 256  # samples that the discriminator's signal is measured on
+
 Action = Callable[[Verdict], object]
-# Returns generated and real images of equal shape, (N, *).
+# Returns generated and real samples of equal shape, (N, *).
 Samples = Callable[[], tuple[Tensor, Tensor]]
 
 
 class Monitor:
-    """Watch the spectra of a discriminator, and say when they collapse.
+    """Watch the spectra of a discriminator, or of several networks, and say when they collapse.
 
     Reading changes no buffer, gradient or random number: a training with a monitor is bit for bit that without.
+
+    Several networks in one module are *groups* of layers: each is judged as if it were alone, and the gravest verdict
+    is that on the whole. By default the groups are the module's children that hold more than one layer each, if there
+    are several of them (those of the only child that has layers, if there is just one), unless they follow each other
+    in an ``nn.Sequential``. The blocks of a network that lie in attributes of their own look the same:
+    ``groups={"discriminator": "*"}`` makes them one.
 
     Args:
         module: any module: plain, under spectral or weight normalization, compensated, compiled or wrapped.
@@ -32,21 +43,32 @@ class Monitor:
         detector: judges them; by default ``Detector()``.
         actions: called with each new verdict, in order; more may be appended to ``monitor.actions`` (see
             ``specreg.monitor.actions`` and :class:`specreg.Guard`).
-        samples: returns generated and real images; called when a snapshot gives an alarm, so that the verdict says
-            whether the samples agree (see :func:`specreg.diversity`).
-        only, skip: the layers to take, see :func:`specreg.layers.find`; convolutions, linear layers and embeddings by
+        samples: returns generated and real samples, a thousand or more of each, the generator in eval mode:
+            then the verdict also says whether modes are lost (:class:`specreg.Coverage`), and whether the discriminator
+            still teaches.
+        samples_every: iterations between such readings, each at a snapshot.
+        coverage: the meter; by default made of the first real samples.
+        scores: maps samples to the discriminator's scores; by default the module, if it can be called with them.
+        groups: name -> the layers of one network, as names or globs, a name standing for everything below it, as in
+            ``{"D": "netD", "G": ["netG", "mapping"]}``; each layer in exactly one group.
+        only, skip: the layers to take, see :func:`specreg.layers.find`, chosen when the monitor is made; all kinds by
             default.
 
     Attributes:
         layers: the names of the watched layers.
-        not_covered: the names of weight matrices of other kinds, which are not watched; a warning names them.
+        groups: name -> its layers; "" is everything, or what is in no other default group.
+        left_out: the names of weight matrices that no layer is known for, and of frozen layers beside trained ones; a
+            warning names them.
         history: the snapshots, compact.
         latest: the newest snapshot, layer name -> singular values in double precision.
         verdict: the newest verdict, None before the first snapshot.
+        coverage: the meter; None before the first samples.
+        reading: the meter's newest, None before the first.
+        sampled: its iteration.
         actions: a list.
 
     Raises:
-        ValueError: a bad option, or no layer matched.
+        ValueError: a bad option, no layer matched, or a layer is not in exactly one group.
 
     Example:
         >>> discriminator = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -54,7 +76,7 @@ class Monitor:
         >>> for iteration in range(1, 301):
         ...     verdict = monitor.step(iteration)  # after the optimizer's step
         >>> verdict.state, monitor.history.iterations
-        ('healthy', [1, 100, 200, 300])
+        ('not judged', [1, 100, 200, 300])
     """
 
     def __init__(
@@ -65,6 +87,10 @@ class Monitor:
         detector: Detector | None = None,
         actions: Iterable[Action] = (),
         samples: Samples | None = None,
+        samples_every: int = 250,
+        coverage: Coverage | None = None,
+        scores: Callable[[Tensor], Any] | None = None,
+        groups: Mapping[str, str | Iterable[str]] | None = None,
         only: Selection = None,
         skip: Selection = None,
     ) -> None:
@@ -75,63 +101,163 @@ class Monitor:
         self.history = History()
         self.latest: dict[str, Tensor] = {}
         self.verdict: Verdict | None = None
-        self._samples = samples
-        self._only, self._skip = reusable(only), reusable(skip)
-        self.layers = tuple(self._read())  # a wrong choice fails here, not hours later
-        self.not_covered = find(module, kinds=ALL_KINDS, only=self._only, skip=self._skip).not_covered
-        if self.not_covered and only is None:
-            logger.warning("not watched, as they are no layers that specreg takes: %s", ", ".join(self.not_covered))
+        self.coverage = coverage
+        self._samples, self._samples_every = samples, integer("samples_every", samples_every, at_least=1)
+        self._scores: Callable[[Tensor], Any] | None = module if scores is None else scores
+        self._modes, self._signal = ModeJudge(), SignalJudge()
+        self._answers: tuple[Answer, Answer] = (UNASKED, UNASKED)  # on coverage and signal, the newest
+        self.sampled: int | None = None
+        self.reading: Reading | None = None
+        self._saved: Mapping[str, Tensor] | None = None  # the state of a meter that is made of the next samples
+        self._told: Verdict | None = None  # the same for those who were told of it before
+        self._newest: int | None = None  # the last iteration that step() was told
+        # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
+        with frozen_random_numbers():
+            self._watched = find(module, embeddings=True, only=only, skip=skip, title="monitor")
+            warn_of_differences(self._watched)
+        self._read()  # a wrong choice fails here, not hours later
+        self.layers, self.left_out = tuple(self._watched), self._watched.left_out
+        self.groups = _networks(module, self.layers) if groups is None else _grouped(groups, self.layers)
+        if (lines := self.left_out.lines()) and only is None:
+            logger.warning("monitor: %s", "; ".join(lines))
 
     def step(self, iteration: int) -> Verdict:
         """Take a snapshot if one is due, at the first call and at each multiple of ``every``, and judge it.
 
         Args:
-            iteration: of the training; growing, in steps of any size.
+            iteration: of the whole training, not of an epoch; never falling, in steps of any size.
 
         Returns:
             The newest verdict; its ``changed`` is False unless this call took the snapshot.
 
         Raises:
-            ValueError: a weight holds NaN or inf; names the layer.
+            ValueError: the iteration is no integer or lower than before, or a weight holds NaN or inf; names the layer.
         """
+        iteration = integer("iteration", iteration)
         last = self.history.iterations[-1] if self.history.iterations else None
+        newest = max((value for value in (last, self._newest) if value is not None), default=iteration)
+        if iteration < newest:
+            raise ValueError(
+                f"iterations must not go back: got {iteration} after {newest}; count them over the whole training, "
+                "not anew in each epoch"
+            )
+        self._newest = iteration
         due = last is None or iteration // self.every > last // self.every
-        if not due and self.verdict is not None:
-            return dataclasses.replace(self.verdict, changed=False)
-        return self.snapshot(iteration)
+        return self.snapshot(iteration) if due or self._told is None else self._told
 
     def snapshot(self, iteration: int) -> Verdict:
         """Take a snapshot now, whether due or not, judge it and call the actions."""
-        self.latest = self._read()
-        self.history.add(iteration, self.latest)  # before the verdict, as it refuses other layers than before
-        verdict = self.detector.update(iteration, self.latest)
-        if self._samples is not None and verdict.alarming:
-            verdict = _with_samples(verdict, diversity(*self._samples()))
-        self.verdict = verdict
+        iteration = integer("iteration", iteration)
+        latest = self._read()
+        self.history.require_next(iteration, latest)  # nothing is changed by what is refused
+        if self._samples is not None and (
+            self.sampled is None or iteration // self._samples_every > self.sampled // self._samples_every
+        ):
+            self._read_samples(iteration, self._samples)
+        verdict = self.detector.update(iteration, latest, self.groups)
+        self.history.add(iteration, latest)
+        self.latest = latest
+        if self._samples is not None:
+            before: State = self.verdict.state if self.verdict is not None else "not judged"
+            verdict = combined(verdict, *self._answers, before)
+        self.verdict, self._told = verdict, verdict.unchanged()
         for action in self.actions:
             action(verdict)
         return verdict
 
     def _read(self) -> dict[str, Tensor]:
-        return spectra(self.module, only=self._only, skip=self._skip)
+        return spectra_of(self._watched)
+
+    def _read_samples(self, iteration: int, samples: Samples) -> None:
+        with frozen_random_numbers():
+            generated, real = samples()
+            if self.coverage is None:
+                self.coverage = Coverage(real)
+                if self._saved is not None:
+                    self.coverage.load_state_dict(self._saved)
+            self.reading = self.coverage.measure(generated)
+            coverage = self._modes.update(iteration, self.reading)
+            taught = UNASKED
+            if self._scores is not None:
+                count = min(len(generated), len(real), _NUM_PROBED)
+                try:
+                    with evaluating(self.module):  # scores= may be a function that calls it
+                        taught = self._signal.update(iteration, signal(self._scores, real[:count], generated[:count]))
+                except Exception as error:  # of the user's module, called with samples alone
+                    self._scores = None
+                    logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", error)
+        self._answers, self.sampled = (coverage, taught), iteration
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the detector's and the history's state, for the checkpoint; actions have their own."""
-        return {"detector": self.detector.state_dict(), "history": self.history.state_dict()}
+        """Return the state of the past, for the checkpoint; actions have their own."""
+        return {
+            "detector": self.detector.state_dict(),
+            "history": self.history.state_dict(),
+            "modes": self._modes.state_dict(),
+            "signal": self._signal.state_dict(),
+            "coverage": self._saved if self.coverage is None else self.coverage.state_dict(),
+            "answers": [vars(answer) for answer in self._answers],
+            "sampled": self.sampled,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; ValueError if it is something else."""
-        if set(state) != {"detector", "history"}:
+        """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
+        if set(state) != {"detector", "history", "modes", "signal", "coverage", "answers", "sampled"}:
             raise ValueError(f"not a monitor's state: it has the keys {sorted(map(str, state))}")
-        layers = tuple(state["history"].get("layers", ()))  # none before the first snapshot
-        if layers and layers != self.layers:
-            raise ValueError(f"the state is of the layers {', '.join(layers)}; these are {', '.join(self.layers)}")
+        history = History(self.history.limit)
+        history.load_state_dict(state["history"])
+        if history.layers and history.layers != self.layers:  # none before the first snapshot
+            raise ValueError(
+                f"the state is of the layers {', '.join(history.layers)}; these are {', '.join(self.layers)}"
+            )
+        modes, taught = ModeJudge(self._modes.thresholds), SignalJudge()
+        modes.load_state_dict(state["modes"])
+        taught.load_state_dict(state["signal"])
+        try:
+            answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
+            sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
+        except (TypeError, IndexError) as error:
+            raise ValueError(f"not a monitor's state ({error})") from error
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
-        self.verdict = self.detector.verdict()
+        self._modes, self._signal = modes, taught
+        self._saved = state["coverage"]
+        if self.coverage is not None and self._saved is not None:
+            self.coverage.load_state_dict(self._saved)
+        self._answers, self.sampled = answers, sampled
+        verdict, self._newest = self.detector.verdict(), None
+        if verdict is not None and self.sampled is not None:
+            verdict = combined(verdict, *self._answers, verdict.state).unchanged()
+        self.verdict = self._told = verdict
 
 
-def _with_samples(verdict: Verdict, samples: Diversity) -> Verdict:
-    """Return a verdict whose message says whether the samples show the collapse, too."""
-    word = "agree" if samples.poor else "do not show it (yet)"
-    return dataclasses.replace(verdict, message=f"{verdict.message}; the samples {word}: {samples}", samples=samples)
+def _networks(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the default groups of a module's layers."""
+    groups = default_groups(names)
+    parent = next((name.rpartition(".")[0] for name in groups if name), "")
+    container = dict(plainly_named_modules(unwrap(module))).get(parent)
+    # The parts of a chain are no networks beside each other.
+    return {"": tuple(names)} if isinstance(container, nn.Sequential) else groups
+
+
+def _grouped(groups: Mapping[str, str | Iterable[str]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the layers of the user's groups."""
+    if not isinstance(groups, Mapping) or not all(isinstance(group, str) and group for group in groups):
+        raise ValueError(f'groups must map names to layers, as {{"D": "netD", "G": "netG"}}, got {groups!r:.60}')
+    members: dict[str, tuple[str, ...]] = {}
+    for group, selection in groups.items():
+        patterns = [selection] if isinstance(selection, str) else list(selection)
+        if not patterns:
+            raise ValueError(f"group {group!r} is empty: name its layers, or leave it out")
+        for pattern in patterns:
+            if not isinstance(pattern, str) or not any(matches(pattern, name) for name in names):
+                raise ValueError(
+                    f"group {group!r}: {pattern!r} names no layer; the layers are {', '.join(map(shown, names))}"
+                )
+        members[group] = tuple(name for name in names if any(matches(pattern, name) for pattern in patterns))
+    for name in names:
+        owners = [group for group, layers in members.items() if name in layers]
+        if len(owners) != 1:
+            where = f"the groups {', '.join(owners)}" if owners else "no group"
+            raise ValueError(f"layer {shown(name)!r} is in {where}: put every layer into exactly one")
+    return members

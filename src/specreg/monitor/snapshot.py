@@ -1,24 +1,37 @@
 """Read-only views of a module's spectra."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
-from specreg.layers import ALL_KINDS, Selection, find, require_finite
+from specreg.layers import Layers, Selection, find, require_finite
+from specreg.monitor.attainment import frozen_random_numbers
 from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import ratios
 
+Tensors = Literal["stored", "used"]
 
+
+@frozen_random_numbers()  # a parametrization that specreg does not know may draw some
 def spectra(
-    module: nn.Module, *, normalized: bool = False, only: Selection = None, skip: Selection = None
+    module: nn.Module,
+    *,
+    normalized: bool = False,
+    weight: Tensors = "stored",
+    only: Selection = None,
+    skip: Selection = None,
 ) -> dict[str, Tensor]:
-    r"""Return the singular values of every layer's stored weight; no buffer of the module changes.
+    r"""Return the singular values of every layer's weight; no buffer of the module changes.
 
-    The stored weight is that before spectral normalization divides it by :math:`s_1`, and g·v/\|v\| under weight
-    normalization (see ``specreg.layers``).
+    By default of the stored weight, that before spectral normalization or regularization and after weight normalization
+    or orthogonalization (see ``specreg.weights``): it is what compensation edits and the monitor watches.
 
     Args:
         module: any module, plain, normalized or compensated.
         normalized: return the spectral distribution :math:`s_k / s_1` instead.
+        weight: "used" takes the weight that the network uses: :math:`W / s_1` with power iteration's :math:`s_1` under
+            spectral normalization, :math:`W_{SR}` under spectral regularization.
         only, skip: the layers to take, see :func:`specreg.layers.find`; convolutions, linear layers and embeddings by
             default.
 
@@ -27,7 +40,7 @@ def spectra(
         shared by several layers has the first layer's name. Real, float64 where the device has it.
 
     Raises:
-        ValueError: no layer matched, or a weight holds NaN or inf.
+        ValueError: a bad option, no layer matched, or a weight holds NaN or inf.
 
     Example:
         >>> import specreg
@@ -36,13 +49,24 @@ def spectra(
         >>> specreg.spectra(layer)[""].round(decimals=4)
         tensor([3., 2.], dtype=torch.float64)
     """
-    layers = find(module, kinds=ALL_KINDS, only=only, skip=skip, title="spectra")
+    if weight not in get_args(Tensors):
+        raise ValueError(f"weight must be {' or '.join(map(repr, get_args(Tensors)))}, got {weight!r}")
+    values = spectra_of(find(module, embeddings=True, only=only, skip=skip, title="spectra"), weight)
+    return {name: ratios(s) for name, s in values.items()} if normalized else values
+
+
+@frozen_random_numbers()
+def spectra_of(layers: Layers, weight: Tensors = "stored") -> dict[str, Tensor]:
+    """Return the singular values of layers that were found; see :func:`spectra`."""
     with torch.no_grad():
         try:
-            values = [singular_values(layer.matrix()) for layer in layers.values()]
+            values = [
+                singular_values(layer.used_matrix() if weight == "used" else layer.matrix())
+                for layer in layers.values()
+            ]
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             require_finite(layers)  # names the layer, where this is LAPACK's reason
             raise
         if not bool(torch.isfinite(torch.stack([s[..., 0].sum().cpu() for s in values])).all()):
             require_finite(layers)
-    return {name: ratios(s) if normalized else s for name, s in zip(layers, values, strict=True)}
+    return dict(zip(layers, values, strict=True))

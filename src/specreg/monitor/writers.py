@@ -5,6 +5,7 @@ They follow whatever acts on the verdict: ``monitor.actions.append(...)``.
 
 import importlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,16 @@ import numpy as np
 from torch import Tensor
 
 from specreg.files import replacing
-from specreg.monitor.detector import Verdict
 from specreg.monitor.monitor import Monitor
-from specreg.names import STATES, integer
+from specreg.monitor.verdict import Verdict
+from specreg.names import SPECTRAL, integer
 from specreg.spectra.reference import ratios
 from specreg.spectra.statistics import statistics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger("specreg")
 
 # Takes numbers by name, and their iteration.
 Log = Callable[[Mapping[str, float], int], object]
@@ -36,13 +39,20 @@ def scalars(singular_values: Mapping[str, Tensor], verdict: Verdict) -> dict[str
 
     For each layer NAME "spectral_s1/NAME", and for layers with more than one singular value "spectral_bulk/NAME",
     "spectral_effective_rank/NAME" (divided by r), "spectral_stable_rank/NAME" and "spectral_tail/NAME", the mean over
-    the groups of a grouped convolution. "spectral_state" is 0 healthy, 1 recovered, 2 collapsing, 3 collapsed.
+    the groups of a grouped convolution. "spectral_state" is the place of the
+    spectra's state in ``specreg.names.SPECTRAL``: 0 not judged, 1 steady, 2 recovered, 3 collapsing, 4 collapsed; of
+    several groups of layers "spectral_group_state/GROUP" is each one's.
 
     Args:
         singular_values: layer name -> singular values, (r,) or (groups, r): ``monitor.latest``.
         verdict: on the snapshot.
     """
-    numbers = {"spectral_state": float(STATES.index(verdict.state))}
+    numbers = {"spectral_state": float(SPECTRAL.index(verdict.spectra.state))}
+    if len(verdict.groups) > 1:
+        numbers |= {
+            f"spectral_group_state/{group or 'others'}": float(SPECTRAL.index(each.state))
+            for group, each in verdict.groups.items()
+        }
     for name, s in singular_values.items():
         values, rank = statistics(s), s.shape[-1]
         quantities = {"s1": values.largest}
@@ -106,16 +116,16 @@ def tracker(name: str) -> Log:
 class JsonlWriter:
     """Append every snapshot to a file, one JSON object a line: iteration, singular values by layer, verdict.
 
-    Singular values have 6 significant digits; the verdict is ``Verdict.to_dict()``. The first snapshot drops the lines
-    of its iteration and later ones, so that a resumed training leaves no line twice; so each training needs a file of
-    its own.
+    Singular values have 6 significant digits; the verdict is ``Verdict.to_dict()``. A resumed training, whose monitor
+    has loaded its state, goes on in its file: the first snapshot drops the lines of its iteration and later ones, so
+    that there is no line twice. A file that holds none of the monitor's past is another training's and is refused.
 
     Args:
         monitor: takes the snapshots.
         path: of the file.
 
     Raises:
-        ValueError: the file's folder does not exist.
+        ValueError: the file's folder does not exist; at the first snapshot: the file is another training's.
 
     Example:
         ``monitor.actions.append(JsonlWriter(monitor, "spectra.jsonl"))``
@@ -129,13 +139,32 @@ class JsonlWriter:
         self._written = False
 
     def __call__(self, verdict: Verdict) -> None:
-        if not self._written and self.path.exists():
-            _drop_lines(self.path, verdict.iteration)
+        if not self._written and self.path.exists() and self.path.stat().st_size:
+            self._resume(verdict.iteration)
         self._written = True
         values = {name: _rounded(s.tolist()) for name, s in self._monitor.latest.items()}
         line = {"iteration": verdict.iteration, "singular_values": values, "verdict": verdict.to_dict()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _resume(self, iteration: int) -> None:
+        """Drop the lines from an iteration on, and a last one that a crash has torn, if the others are of this past."""
+        history = self._monitor.history
+        past = {name: history.singular_values(name).numpy() for name in history.layers}
+        rows = {at: row for row, at in enumerate(history.iterations) if at < iteration}
+        with open(self.path, "rb") as old:
+            shared = [
+                _is_equal(record["singular_values"], past, row)
+                for line in old
+                if (record := _parsed(line)) is not None and (row := rows.get(record["iteration"])) is not None
+            ]
+        if not shared or not all(shared):
+            raise ValueError(
+                f"{self.path} holds lines of another training: name another file, or remove it; a training that goes "
+                "on loads its monitor's state first"
+            )
+        with open(self.path, "rb") as old, replacing(self.path) as new:
+            new.writelines(line for line in old if (record := _parsed(line)) and record["iteration"] < iteration)
 
 
 class TensorBoardWriter:
@@ -146,7 +175,8 @@ class TensorBoardWriter:
     Args:
         monitor: takes the snapshots.
         target: a ``SummaryWriter`` of the training, which is left open, or a folder. In a folder the first snapshot
-            hides entries of its iteration and later ones, so that a resumed training leaves nothing twice.
+            hides entries of its iteration and later ones, so that a resumed training leaves nothing twice; a new one
+            that finds entries of another is warned.
         images_every: snapshots between images; 0 for no images.
 
     Raises:
@@ -172,6 +202,12 @@ class TensorBoardWriter:
         iteration = verdict.iteration
         if self._writer is None:
             tensorboard = _imported("torch.utils.tensorboard", "tensorboard")
+            is_new = len(self._monitor.history) == 1
+            if is_new and any(Path(str(self._folder)).glob("events.out.tfevents.*")):
+                logger.warning(
+                    "%s holds entries already: those from iteration %d on are hidden; a folder belongs to one training",
+                    self._folder, iteration,
+                )  # fmt: skip
             self._writer = tensorboard.SummaryWriter(self._folder, purge_step=iteration)
         writer = self._writer
         assert writer is not None
@@ -227,13 +263,22 @@ def _rounded(values: Any) -> Any:
     return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.6g}")
 
 
-def _drop_lines(path: Path, iteration: int) -> None:
-    """Drop the lines of an iteration and later ones, and a last line that a crash has torn."""
-    with open(path, "rb") as old, replacing(path) as new:
-        for line in old:
-            try:
-                kept = json.loads(line)["iteration"] < iteration
-            except (ValueError, KeyError, TypeError):
-                kept = False
-            if kept:
-                new.write(line)
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Return what a line of :class:`JsonlWriter` holds, or None of anything else."""
+    try:
+        record = json.loads(line)
+        integer("iteration", record["iteration"])
+        return record if isinstance(record["singular_values"], dict) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_equal(written: Mapping[str, Any], past: Mapping[str, np.ndarray[Any, Any]], row: int) -> bool:
+    """Tell whether a line's singular values, of six digits, are those of a row of the past, of single precision."""
+    try:
+        return set(written) == set(past) and all(
+            np.shape(written[name]) == values[row].shape and np.allclose(written[name], values[row], 1e-5, 1e-37)
+            for name, values in past.items()
+        )
+    except (TypeError, ValueError):  # no numbers
+        return False

@@ -4,8 +4,10 @@ A scheme is two functions: what it remembers of a layer, and what it raises the 
 ``specreg.spectra.reference`` for the formulas.
 """
 
+import gc
 import math
 import numbers
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from specreg.layers import Layer, Layers, require_finite, require_writable, shown
+from specreg.layers import Layer, Layers, require_finite, require_writable, shown, warn_of_differences
 from specreg.names import integer
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
@@ -127,9 +129,12 @@ class Compensator:
         self._memory: dict[str, Tensor] = {}  # layer -> the ratios that its scheme remembers
         self._held: dict[str, Tensor] = {}  # layer -> the largest singular value that is held
         require_writable(layers)
+        _require_free(layers)
+        warn_of_differences(layers)
         if record is not None:
             chosen = _of_layers(record, layers)
             self._memory = {name: ratios(s) for name, s in self._checked(chosen).items()}
+        _COMPENSATORS.add(self)
 
     def step(self) -> bool:
         """Count the call and, when it is due, compensate every layer in place.
@@ -301,6 +306,28 @@ class Compensator:
                     f"shape {shape}"
                 )
         return dict(record)
+
+
+# All that there are; weak, so that what is thrown away holds no layer.
+_COMPENSATORS: "weakref.WeakSet[Compensator]" = weakref.WeakSet()
+
+
+def _require_free(layers: Layers) -> None:
+    """Raise ValueError for the first layer that another compensator holds: each would undo the other's work."""
+    if _held_layer(layers) is None:
+        return
+    gc.collect()  # a guard and its monitor refer to each other: thrown away, they go only now
+    if (name := _held_layer(layers)) is not None:
+        raise ValueError(
+            f"layer {shown(name)!r} is held by another compensator or guard: call its remove() first, "
+            f"or leave the layer out with skip={name!r}"
+        )
+
+
+def _held_layer(layers: Layers) -> str | None:
+    held = [layer._tensor() for other in _COMPENSATORS for layer in other.layers.values()]
+    identities = set(map(id, held))
+    return next((name for name, layer in layers.items() if id(layer._tensor()) in identities), None)
 
 
 def _of_layers(record: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:

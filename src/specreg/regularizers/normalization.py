@@ -10,16 +10,14 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers import (
-    ALL_KINDS,
     Layers,
     Selection,
     find,
-    normalizers,
     plainly_named_modules,
     require_finite,
     require_parametrizable,
-    stored_weight,
     unwrap,
+    warn_of_differences,
 )
 from specreg.spectra.gram import full_precision
 
@@ -31,8 +29,9 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
     iteration a forward pass in training mode, singular vectors held constant in the gradient. The matrix is the
     weight with its output dimension as rows; torch stacks the groups of a grouped convolution into one matrix, and
     so does this verb (the compensators treat each group on its own). A layer already under spectral normalization,
-    new or legacy, stays as it is. Of a layer whose class scales the weight in a forward of its own (an equalized
-    learning rate), the weight before that scale is normalized.
+    new or legacy, stays as it is; a layer whose class normalizes its weight itself is left out, and the report says so.
+    Of a layer with a gain (an equalized learning rate, see :func:`specreg.register`) the weight that the network uses
+    is normalized.
 
     Args:
         module: the discriminator, or any module. Changed in place.
@@ -56,14 +55,15 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
     Reference:
         Miyato et al. 2018, *Spectral Normalization for Generative Adversarial Networks*, equations 8 and 9.
     """
-    layers = find(module, kinds=ALL_KINDS, only=only, skip=skip, title="spectral_norm")
-    plain = [(layer, child) for layer in layers.values() for child in layer.modules if not normalizers(child)]
+    layers = find(module, embeddings=True, normalizing=False, only=only, skip=skip, title="spectral_norm")
+    plain = [use for layer in layers.values() for use in layer.uses if not use.normalizers]
     if plain:
         require_parametrizable(module, layers)
     require_finite(layers)
-    for layer, child in plain:
-        normalizer = _SpectralNormOfAnyWeight(stored_weight(child), dim=layer.output_dim)
-        parametrize.register_parametrization(child, "weight", normalizer)
+    warn_of_differences(layers)
+    for use in plain:
+        normalizer = _SpectralNormOfAnyWeight(use.stored(), dim=use.kind.output_dim, gain=use.gain)
+        parametrize.register_parametrization(use.module, use.attribute, normalizer)
     return layers
 
 
@@ -144,12 +144,16 @@ def _forget_state_dict_hooks(module: nn.Module, hook: LegacySpectralNorm | Legac
 
 
 class _SpectralNormOfAnyWeight(_SpectralNorm):
-    """Torch's spectral normalization, for a weight that is zero at some time and in mixed precision too.
+    """Torch's spectral normalization, for a weight with a gain, that is zero at some time, and in mixed precision too.
 
     Torch divides by s1 = 0 for a zero weight, and its vectors, once zero, stay zero for ever. Here a zero weight maps
     to itself and leaves the vectors as they were; without branches, so that compiled graphs stay whole. Under
     autocast on a GPU torch estimates s1 by products in half precision; here they are made in the weight's own.
     """
+
+    def __init__(self, weight: Tensor, *, dim: int, gain: float = 1.0) -> None:
+        super().__init__(weight, dim=dim)
+        self.gain = gain  # what the module multiplies the result by
 
     @torch.no_grad()
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
@@ -157,7 +161,8 @@ class _SpectralNormOfAnyWeight(_SpectralNorm):
         super()._power_method(weight_mat, n_power_iterations)
         moved = torch.any(self._u.abs() > 0)  # false for NaN too: half precision knows no 1e-12, and has 0/0 there
         for vector, old in zip((self._u, self._v), before, strict=True):
-            vector.copy_(torch.where(moved, vector, old))
+            # Written by out=, as torch does, which transforms (torch.func.grad, vmap) let pass where they refuse copy_.
+            torch.where(moved, vector, old, out=vector)
 
     def forward(self, weight: Tensor) -> Tensor:
         with full_precision(weight):
@@ -168,4 +173,4 @@ class _SpectralNormOfAnyWeight(_SpectralNorm):
             # backward pass needs.
             u, v = self._u.clone(), self._v.clone()
             s1 = torch.vdot(u, torch.mv(matrix, v))
-            return weight / torch.where(s1 == 0, torch.ones_like(s1), s1)
+            return weight / torch.where(s1 == 0, torch.ones_like(s1), self.gain * s1)

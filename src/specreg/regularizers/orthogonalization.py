@@ -7,18 +7,17 @@ from torch.nn.utils import parametrize
 from specreg.layers import (
     Layers,
     Selection,
-    SpectrumChanging,
     find,
-    memory_format,
-    normalizers,
     require_finite,
     require_parametrizable,
     require_writable,
     shown,
+    warn_of_differences,
 )
 from specreg.names import integer
 from specreg.spectra.gram import full_precision, gram
 from specreg.spectra.matrices import from_matrix, to_matrix
+from specreg.weights import SpectrumChanging, memory_format
 
 
 def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = None, skip: Selection = None) -> Layers:
@@ -68,34 +67,35 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
     require_writable(layers)
     require_finite(layers)
     for name, layer in layers.items():
-        if any(normalizers(child) or parametrize.is_parametrized(child, "weight") for child in layer.modules):
+        if any(use.parametrizations or use.legacy_hook is not None for use in layer.uses):
             raise ValueError(
                 f"layer {shown(name)!r} is normalized already, and this parametrization bounds the weight itself: "
                 f"call specreg.remove on it first, or leave it out with skip={name!r}"
             )
+    warn_of_differences(layers)
     for layer in layers.values():
-        for child in layer.modules:
-            parametrize.register_parametrization(
-                child, "weight", Orthogonalization(iterations, layer.output_dim, layer.groups)
-            )
+        for use in layer.uses:
+            parametrization = Orthogonalization(iterations, use.kind.output_dim, use.groups, use.gain)
+            parametrize.register_parametrization(use.module, use.attribute, parametrization)
     return layers
 
 
 class Orthogonalization(SpectrumChanging):
     """The parametrization behind :func:`orthogonalize`; nothing of it belongs into a checkpoint."""
 
-    def __init__(self, iterations: int, output_dim: int = 0, groups: int = 1) -> None:
+    def __init__(self, iterations: int, output_dim: int = 0, groups: int = 1, gain: float = 1.0) -> None:
         super().__init__()
         self.iterations = iterations
         self.output_dim = output_dim
         self.groups = groups
+        self.gain = gain  # what the module multiplies the result by
 
     def forward(self, weight: Tensor) -> Tensor:
         with full_precision(weight):
             half = weight.dtype in (torch.float16, torch.bfloat16)
             single = weight.float() if half else weight
             matrix = to_matrix(single, output_dim=self.output_dim, groups=self.groups)
-            stretched = _newton(matrix, self.iterations).to(weight.dtype)
+            stretched = (_newton(matrix, self.iterations) / self.gain).to(weight.dtype)
         result = from_matrix(stretched, weight.shape, output_dim=self.output_dim, groups=self.groups)
         return result.contiguous(memory_format=memory_format(weight))
 

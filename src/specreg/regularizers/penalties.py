@@ -10,10 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from specreg.layers import Layers, Selection, effective_weight, find
+from specreg.layers import Layers, Selection, find
 from specreg.names import integer
 from specreg.spectra.gram import full_precision, gram
-from specreg.spectra.matrices import to_matrix
 from specreg.spectra.reference import working_dtype
 
 # Singular values enter the D-optimal penalty as sqrt(s² + EPS²): far below what a trained layer has, so that it does
@@ -138,7 +137,7 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
         return distance
 
     total = _total(layers, excess)
-    children = [child for layer in layers.values() for child in layer.modules]
+    children = [use.module for layer in layers.values() for use in layer.uses]
     biases = {id(bias): bias for child in children if isinstance(bias := getattr(child, "bias", None), Tensor)}
     for bias in biases.values():
         total = total + (bias.abs().square().sum() ** exponent).to(total.device)
@@ -148,7 +147,7 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
 def _total(layers: Layers, penalty: Callable[[Tensor], Tensor]) -> Tensor:
     terms = []
     for layer in layers.values():
-        matrix = to_matrix(effective_weight(layer.module), output_dim=layer.output_dim, groups=layer.groups)
+        matrix = layer.used_matrix()
         with full_precision(matrix):
             terms.append(penalty(matrix))
     return torch.stack([term.to(terms[0].device) for term in terms]).sum()

@@ -10,19 +10,18 @@ from torch.nn.utils import parametrize
 from specreg.layers import (
     Layers,
     Selection,
-    SpectrumPreserving,
     find,
-    memory_format,
-    normalizers,
     require_finite,
     require_parametrizable,
     require_writable,
     shown,
+    warn_of_differences,
 )
 from specreg.spectra.gram import full_precision, svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 from specreg.spectra.reference import SVD, checked_keep, head_size, thin_svd
 from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized
+from specreg.weights import SpectrumPreserving, memory_format
 
 Gradient = Literal["paper", "exact"]
 
@@ -68,21 +67,19 @@ def spectral_regularization(
     require_writable(layers)
     require_finite(layers)
     for name, layer in layers.items():
-        if any(normalizers(child) or _regularized(child) for child in layer.modules):
+        if any(use.is_normalized or use.normalizers for use in layer.uses):
             raise ValueError(
                 f"layer {shown(name)!r} is normalized already, and this parametrization divides by s1 itself: "
                 f"call specreg.remove on it first, or leave it out with skip={name!r}"
             )
+    warn_of_differences(layers)
     for name, layer in layers.items():
-        for child in layer.modules:
-            parametrization = SpectralRegularization(keep, gradient, layer.output_dim, layer.groups, name)
-            parametrize.register_parametrization(child, "weight", parametrization)
+        for use in layer.uses:
+            parametrization = SpectralRegularization(
+                keep, gradient, use.kind.output_dim, use.groups, name, gain=use.gain
+            )
+            parametrize.register_parametrization(use.module, use.attribute, parametrization)
     return layers
-
-
-def _regularized(module: nn.Module) -> bool:
-    lists: Any = module.parametrizations if parametrize.is_parametrized(module, "weight") else {"weight": ()}
-    return any(isinstance(part, SpectralRegularization) for part in lists["weight"])
 
 
 class SpectralRegularization(SpectrumPreserving):
@@ -93,7 +90,13 @@ class SpectralRegularization(SpectrumPreserving):
     """
 
     def __init__(
-        self, keep: float | int, gradient: Gradient, output_dim: int = 0, groups: int = 1, name: str = ""
+        self,
+        keep: float | int,
+        gradient: Gradient,
+        output_dim: int = 0,
+        groups: int = 1,
+        name: str = "",
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.keep = keep
@@ -101,6 +104,7 @@ class SpectralRegularization(SpectrumPreserving):
         self.output_dim = output_dim
         self.groups = groups
         self.name = name
+        self.gain = gain  # what the module multiplies the result by
         self._cached: _Value | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -116,6 +120,8 @@ class SpectralRegularization(SpectrumPreserving):
         result: Tensor = _Regularize.apply(  # type: ignore[no-untyped-call]
             matrix, value.regularized, *value.factors, count, self.gradient == "exact"
         )
+        if self.gain != 1:
+            result = result / self.gain
         regularized_weight = from_matrix(result, weight.shape, output_dim=self.output_dim, groups=self.groups)
         return regularized_weight.contiguous(memory_format=memory_format(weight))
 

@@ -21,12 +21,12 @@ from matplotlib.ticker import MaxNLocator
 from specreg.names import printable
 from specreg.report.runs import OUTPUTS, Cell, Run, grouped, ratios
 from specreg.report.tables import finite_values
-from specreg.report.verdicts import ALARMS, segments
+from specreg.report.verdicts import segments, tone
 
 _SPARE = ("#5f6b76", "#b5519c", "#8c6d31", "#17a2b0", "#2f2f2f", "#a3b82a")
 # Lines differ by more than their colour: matplotlib's pattern and SVG's for the same line.
 _PATTERNS = (("solid", ""), ((0, (5, 2)), "10 4"), ((0, (1, 1.2)), "2 2.4"), ((0, (6, 2, 1, 2)), "12 4 2 4"))
-_SHADES = {"collapsing": "#f8e3b4", "collapsed": "#efc4c0"}
+_SHADES = {"amber": "#f8e3b4", "red": "#efc4c0"}  # by tone
 MOMENTS = 5  # curves of one layer's spectrum
 
 
@@ -78,9 +78,9 @@ def plot_final(axis: Axes, runs: Sequence[Run], name: str) -> None:
 def plot_bulks(axis: Axes, run: Run) -> None:
     """Plot every layer's bulk over training, shaded where the detector saw a collapse, lines at events."""
     for begin, end, state in segments(run):
-        if state in ALARMS:
-            hatch = "//" if state == "collapsed" else ""
-            axis.axvspan(begin, end, facecolor=_SHADES[state], edgecolor="#ffffff", hatch=hatch, lw=0)
+        if (shade := _SHADES.get(tone(state))) is not None:
+            hatch = "//" if tone(state) == "red" else ""
+            axis.axvspan(begin, end, facecolor=shade, edgecolor="#ffffff", hatch=hatch, lw=0)
     for event in run.events:
         axis.axvline(event["step"], color="#444444", lw=1, ls=":")
     plot_layers(axis, run, {name: run.bulks(name) for name in run.layers})

@@ -9,7 +9,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specreg.files import exists, write_json, write_text
-from specreg.names import STATES
 from specreg.report import tables, verdicts
 from specreg.report.illustrations import illustrations, shown_runs
 from specreg.report.panels import picture, write_sheet
@@ -88,6 +87,7 @@ def render(cells: Sequence[Cell]) -> str:
         sections={anchor: section for anchor, section in sections.items() if section[1]},
         one_cell=len(cells) == 1,
         picture=picture,
+        tones=verdicts.TONES,
     )
 
 
@@ -108,9 +108,9 @@ def verdict(cells: Sequence[Cell]) -> dict[str, Any] | None:
 
 def _verdict(run: Run) -> dict[str, Any]:
     state, stretches = verdicts.state_of(run), verdicts.segments(run)
-    entries = [(step, word, _class_of(word), message) for step, word, message in verdicts.history(run)]
+    entries = [(step, word, verdicts.tone(word), message) for step, word, message in verdicts.history(run)]
     return {
-        "label": run.label, "state": state, "class": _class_of(state), "sentence": verdicts.sentence(run),
+        "label": run.label, "state": state, "class": verdicts.tone(state), "sentence": verdicts.sentence(run),
         "stretches": stretches, "history": entries if len(entries) > 1 else [],
         "first": stretches[0][0] if stretches else 0,
         "last": max(stretches[-1][1], stretches[0][0] + 1) if stretches else 0,
@@ -170,10 +170,6 @@ def _subject(cells: Sequence[Cell]) -> str:
     names = "; ".join(f"{group}, {len(alike)} seed{'s' if len(alike) > 1 else ''}" for group, alike in groups.items())
     subject = trained if len(runs) < 2 else f"{names}. {trained}"
     return subject if len(runs) <= verdicts.MOST_RUNS else f"{subject} Single runs below are the first of each method."
-
-
-def _class_of(word: str) -> str:
-    return word if word in STATES else "unwatched"
 
 
 def _text(value: Any) -> str:

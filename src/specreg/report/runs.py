@@ -80,6 +80,7 @@ class Run:
             "since": lambda value: value is None or _integer(value),
             "layers": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
             "message": lambda value: isinstance(value, str),
+            **dict.fromkeys(("spectra", "coverage", "signal"), _is_answer),
             "evidence": lambda value: isinstance(value, dict) and all(map(_is_evidence, value.values())),
         }
         return self._series("verdicts", fields)
@@ -371,6 +372,14 @@ def _spectra(value: Any) -> bool:
         and bool(value)
         and all(isinstance(item, list) and item and all(map(_number, item)) for item in value.values())
     )
+
+
+def _is_answer(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    since = value.get("since")
+    words = isinstance(value.get("state"), str) and isinstance(value.get("message"), str)
+    return words and (since is None or _integer(since))
 
 
 def _is_evidence(value: Any) -> bool:

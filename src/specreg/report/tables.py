@@ -210,7 +210,7 @@ def _as_published(values: Sequence[float]) -> str:
 
 def _collapse(run: Run) -> int | None:
     """Return the first step at which the detector said collapsed, None where it never did."""
-    return next((verdict["step"] for verdict in run.verdicts if verdict["state"] == "collapsed"), None)
+    return next((verdict["step"] for verdict in run.verdicts if verdict["spectra"]["state"] == "collapsed"), None)
 
 
 def _collapses(runs: Sequence[Run]) -> str:

@@ -5,31 +5,31 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from specreg.names import STATES, printable
+from specreg.names import ALARMS, STATES, printable
 from specreg.report.runs import Cell, Run
 
-ALARMS = ("collapsing", "collapsed")
 MOST_RUNS = 24  # told of one by one
-UNWATCHED, UNJUDGED = "not watched", "not judged"
+UNWATCHED = "not watched"
+# How a state looks, on the page and in figures.
+TONES = {
+    "steady": "steady", "healthy": "healthy", "recovered": "recovered", "warning": "amber", "losing": "amber",
+    "collapsing": "amber", "dead": "red", "collapsed": "red", "never learnt": "red", "lost": "red",
+}  # fmt: skip
 
 
 def state_of(run: Run) -> str:
-    """Return the state that the detector saw last, "not watched", or "not judged" within its warm-up."""
-    if not run.verdicts:
-        return UNWATCHED
-    return run.verdicts[-1]["state"] if is_judged(run) else UNJUDGED
+    """Return the last verdict's state, or "not watched"."""
+    return run.verdicts[-1]["state"] if run.verdicts else UNWATCHED
 
 
 def is_judged(run: Run) -> bool:
-    """Tell whether a run was watched beyond the detector's warm-up, in which it says "healthy" of everything."""
-    if not run.verdicts:
-        return False
-    return bool(run.verdicts[-1]["step"] - run.verdicts[0]["step"] >= _warmup(run))
+    """Tell whether a run was watched beyond the warm-up."""
+    return state_of(run) not in (UNWATCHED, "not judged")
 
 
-def _warmup(run: Run) -> int:
-    warmup = run.settings.get("detector.warmup", 0)
-    return warmup if isinstance(warmup, int) else 0
+def tone(word: str) -> str:
+    """Return how a state or another word looks."""
+    return TONES.get(word, "unwatched")
 
 
 def sentence(run: Run) -> str:
@@ -39,17 +39,24 @@ def sentence(run: Run) -> str:
     if not run.verdicts:
         return f"No detector judged this run's spectra.{unfinished}"
     if not is_judged(run):
-        return f"The detector judges nothing in its warm-up, the first {_warmup(run)} iterations.{unfinished}"
+        return f"Nothing could be judged: {run.verdicts[-1]['message']}.{unfinished}"
     last = run.verdicts[-1]
-    alarms = [verdict["step"] for verdict in run.verdicts if verdict["state"] in ALARMS]
-    if last["state"] != "healthy":
-        text = _of_layers(run, last)
+    spectra = last["spectra"]["state"]
+    alarms = [verdict["step"] for verdict in run.verdicts if verdict["spectra"]["state"] in ALARMS]
+    if spectra in ("recovered", "collapsing", "collapsed"):
+        text = _of_layers(run, last, spectra)
     elif alarms:
         guarded = any(event["event"] == "guard on" for event in run.events)
         why = "ended when the guard came on" if guarded else "came to an end"
         text = f"No spectrum is falling now; the fall seen from iteration {alarms[0]} to {alarms[-1]} {why}."
     else:
         text = f"No layer's spectrum collapsed in {run.verdicts[-1]['step']} iterations."
+    if last["coverage"]["state"] != "not measured":
+        text = f"{last['coverage']['message'].capitalize()}. {text}"
+    else:
+        text += " Coverage of the data was not measured."
+    if last["signal"]["state"] == "dead":
+        text = f"{last['signal']['message'].capitalize()}. {text}"
     dead = [event["step"] for event in run.events if event["event"] == "dead discriminator"]
     if dead:
         text += f" Its discriminator was dead at iteration {dead[-1]}: its gradient was 0."
@@ -70,7 +77,7 @@ def lines(cells: Sequence[Cell]) -> list[str]:
 def tally(runs: Sequence[Run]) -> str:
     """Return how many runs are in which state, the gravest first."""
     counts = Counter(map(state_of, runs))
-    words = [state for state in (*reversed(STATES), UNJUDGED, UNWATCHED) if counts[state]]
+    words = [state for state in (*reversed(STATES), UNWATCHED) if counts[state]]
     return f"Of {len(runs)} runs: {', '.join(f'{counts[word]} {word}' for word in words)}."
 
 
@@ -94,22 +101,22 @@ def _changes(run: Run) -> list[dict[str, Any]]:
     return [*run.verdicts[:1], *later]
 
 
-def _of_layers(run: Run, verdict: dict[str, Any]) -> str:
+def _of_layers(run: Run, verdict: dict[str, Any], state: str) -> str:
     names = [name for name in verdict["layers"] if name in verdict["evidence"]]
     total = len(run.layers) or len(names)
-    since = verdict["since"] if verdict["since"] is not None else verdict["iteration"]
+    since = verdict["spectra"]["since"] if verdict["spectra"]["since"] is not None else verdict["iteration"]
     many = len(names) != 1
     spectra = f"{'The spectra' if many else 'The spectrum'} of {len(names)} of {total} layers"
     text = {
         "collapsing": f"{spectra} {'are' if many else 'is'} falling since iteration {since}",
         "collapsed": f"{spectra} {'have' if many else 'has'} fallen since iteration {since}",
         "recovered": f"{spectra} fell and came back by iteration {since}",
-    }[verdict["state"]]
+    }[state]
     if not names:
         return f"{text}."
     worst = names[0]
     before, now = verdict["evidence"][worst]["before"], verdict["evidence"][worst]["now"]
     most = ", most of all" if many else ":"
-    if verdict["state"] == "recovered":
+    if state == "recovered":
         return f"{text}{most} {worst}, whose bulk was {before:.2f} before the fall and is {now:.2f} now."
     return f"{text}{most} {worst}, whose bulk went from {before:.2f} to {now:.2f}."

@@ -25,6 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specreg.names import integer
+
 logger = logging.getLogger("specreg.spectra")
 
 
@@ -60,12 +62,12 @@ def ratios(s: Tensor) -> Tensor:
 
 def checked_keep(keep: float | int) -> float | int:
     """Return ``keep``, an integer i >= 1 or a fraction in (0, 1], or raise ValueError."""
-    if isinstance(keep, numbers.Integral) and not isinstance(keep, bool):
-        if keep >= 1:
-            return int(keep)
-    elif isinstance(keep, numbers.Real) and not isinstance(keep, bool) and 0 < keep <= 1:
+    if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral) and 0 < keep <= 1:
         return float(keep)
-    raise ValueError(f"keep must be a fraction of r in (0, 1] or an integer i >= 1, got {keep!r}")
+    try:
+        return integer("keep", keep, at_least=1)
+    except ValueError:
+        raise ValueError(f"keep must be a fraction of r in (0, 1] or an integer i >= 1, got {keep!r:.60}") from None
 
 
 def head_size(keep: float | int, rank: int) -> int:

@@ -1,0 +1,413 @@
+"""Does the verdict know of lost modes? Statistics of the ensembles' readings beside the truth.
+
+``measure`` computes for every reading of ``benchmarks/ensembles.py`` the share of every mode (the truth), what the
+meter says, what the field has, and what the discriminator's spectra and signal say, and writes one small file for each
+kind of data. ``link`` ranks every statistic against the truth.
+
+    python benchmarks/verdict.py measure --readings runs/ensembles --out docs/results/verdict
+    python benchmarks/verdict.py link --out docs/results/verdict
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor
+
+import specreg
+from ensembles import MIXTURES, Data, make_data
+from specreg.evaluation.classifier import load_classifier
+from specreg.monitor.coverage import Reading
+from specreg.monitor.detector import Detector
+from specreg.monitor.modes import ModeJudge
+from specreg.monitor.verdict import UNASKED, combined
+from specreg.names import State, bulk_range
+
+Array = NDArray[np.float64]
+Shares = Callable[[Tensor], Tensor]
+NEIGHBOURS, BINS, PAIRS = 5, 100, 500
+
+
+def mode_shares(name: str) -> tuple[Shares, Array]:
+    """Return the function that maps samples to each mode's share of them, and the shares of real samples.
+
+    A point belongs to a mode if it is nearer to its centre than 0.3 of the distance between neighbours; an image to the
+    class that the shipped classifier of digits gives it.
+    """
+    if name in MIXTURES:
+        centres = MIXTURES[name].centres
+        spacing = torch.cdist(centres, centres).fill_diagonal_(torch.inf).min()
+
+        def of_points(samples: Tensor) -> Tensor:
+            distance, mode = torch.cdist(samples, centres).min(1)
+            counts = torch.bincount(mode[distance < 0.3 * spacing], minlength=len(centres))
+            return counts / len(samples)
+
+        return of_points, np.full(len(centres), 1 / len(centres))
+    side = 8 if name == "digits" else 28
+    classifier = load_classifier("digits" if name == "digits" else "mnist")
+
+    def of_images(samples: Tensor) -> Tensor:
+        with torch.no_grad():
+            classes = classifier(samples.reshape(-1, 1, side, side).float() / 255).argmax(1)
+        return torch.bincount(classes, minlength=10) / len(samples)
+
+    return of_images, np.full(10, 0.1)
+
+
+def in_units(samples: Tensor) -> Tensor:
+    """Return stored samples as the discriminator sees them."""
+    return samples.float() / 127.5 - 1 if samples.dtype == torch.uint8 else samples
+
+
+class Field:
+    """What the field has, each from distances or bins of one feature space: the samples themselves."""
+
+    def __init__(self, real: Tensor, generator: torch.Generator) -> None:
+        self.real = real[:PAIRS]
+        self.within = torch.cdist(self.real, self.real)
+        self.reach = self.within.kthvalue(NEIGHBOURS + 1, dim=1).values
+        self.bandwidth = self.within.median()
+        self.centres = _k_means(real, BINS, generator)
+        self.expected = self._occupancy(real)
+        self.real_nearest = self.within.clone().fill_diagonal_(torch.inf).min(1).values.quantile(0.01)
+
+    def __call__(self, fake: Tensor) -> dict[str, float]:
+        few = fake[:PAIRS]
+        across, within = torch.cdist(self.real, few), torch.cdist(few, few)
+        reach = within.kthvalue(NEIGHBOURS + 1, dim=1).values
+        kernel = [torch.exp(-((d / self.bandwidth) ** 2)) for d in (self.within, across, within)]
+        occupancy, n = self._occupancy(fake), len(fake)
+        middle = (occupancy + self.expected) / 2
+        jsd = (
+            torch.special.entr(middle).sum()
+            - (torch.special.entr(occupancy).sum() + torch.special.entr(self.expected).sum()) / 2
+        )
+        pooled = (occupancy + self.expected) / 2
+        z = (occupancy - self.expected) / (2 * pooled * (1 - pooled) / n).sqrt().clamp_min(1e-12)
+        both = torch.cat([torch.cat([self.within, across], 1), torch.cat([across.T, within], 1)])
+        nearest = both.fill_diagonal_(torch.inf).argmin(1)
+        labels = torch.arange(2 * PAIRS) < PAIRS
+        eigenvalues = torch.linalg.eigvalsh(kernel[2][:200, :200].double() / 200).clamp_min(0)
+        values = {
+            "NDB": (z.abs() > 1.96).float().mean(),
+            "JSD": jsd,
+            "empty bins": (occupancy < 0.2 * self.expected).float().mean(),
+            "MMD": kernel[0].mean() + kernel[2].mean() - 2 * kernel[1].mean(),
+            "1-NN accuracy": (labels[nearest] == labels).float().mean(),
+            "energy distance": 2 * across.mean() - self.within.mean() - within.mean(),
+            "density": (across < self.reach[:, None]).float().sum(0).mean() / NEIGHBOURS,
+            "coverage": (across.min(1).values < self.reach).float().mean(),
+            "precision": (across < self.reach[:, None]).any(0).float().mean(),
+            "recall": (across < reach[None]).any(1).float().mean(),
+            "Vendi score": torch.special.entr(eigenvalues).sum().exp(),
+            "near-duplicates": (
+                within.fill_diagonal_(torch.inf).min(1).values < self.real_nearest
+            ).float().mean(),
+            "pairwise diversity": within.nan_to_num(posinf=0).sum() / self.within.sum(),
+        }  # fmt: skip
+        return {name: float(value) for name, value in values.items()}
+
+    def _occupancy(self, samples: Tensor) -> Tensor:
+        bins = torch.cdist(samples, self.centres).argmin(1)
+        return torch.bincount(bins, minlength=BINS) / len(samples)
+
+
+def _k_means(samples: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    centres = samples[torch.randperm(len(samples), generator=generator)[:count]].clone()
+    for _ in range(20):
+        bins = torch.cdist(samples, centres).argmin(1)
+        sums = torch.zeros_like(centres).index_add_(0, bins, samples)
+        counts = torch.bincount(bins, minlength=count)[:, None]
+        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+    return centres
+
+
+def of_discriminator(reading: dict[str, Array], run: int) -> dict[str, float]:
+    """Return what the spectra and the signal of a run's discriminator say."""
+    bulks, ranks = [], []
+    for name, values in reading.items():
+        if name.startswith("spectrum"):
+            s = values[run]
+            bulks.append(float(s[slice(*bulk_range(len(s)))].mean()))
+            p = s / max(s.sum(), 1e-12)
+            ranks.append(float(np.exp(-(p * np.log(np.clip(p, 1e-12, None))).sum())) / len(s))
+    real_norm, real_mean, real_std, fake_norm, fake_mean, fake_std = map(float, reading["signal"][run])
+    return {
+        "mean bulk": float(np.mean(bulks)),
+        "least bulk": min(bulks),
+        "effective rank": float(np.mean(ranks)),
+        "gradient norm, real": real_norm,
+        "gradient norm, generated": fake_norm,
+        "separation": (real_mean - fake_mean) / max((real_std**2 + fake_std**2) ** 0.5, 1e-12),
+        "spread of scores": (real_std + fake_std) / 2,
+    }
+
+
+def measure(folder: Path, name: str, mnist: Path, every: int) -> dict[str, object]:
+    """Return the statistics of all readings of one kind of data, as lists by run and reading."""
+    data: Data = make_data(name, mnist)
+    generator = torch.Generator().manual_seed(5)
+    real = data.draw(8000, generator).unique(dim=0)  # a small data set is drawn more than once
+    real = real[torch.randperm(len(real), generator=generator)]
+    meter = specreg.Coverage(real)
+    field, (shares, expected) = Field(real[:4000], generator), mode_shares(name)
+    trainings = []
+    for ensemble in sorted(folder.glob(f"{name}-*")):
+        runs = json.loads((ensemble / "runs.json").read_text(encoding="utf-8"))
+        files = [path for path in sorted(ensemble.glob("*.npz")) if int(path.stem) % every == 0]
+        series: list[list[dict[str, object]]] = [[] for _ in runs]
+        for path in files:
+            with np.load(path) as file:
+                reading = dict(file)
+            for index in range(len(runs)):
+                samples = torch.from_numpy(reading["samples"][index])
+                points = in_units(samples).nan_to_num()
+                reading_of_meter = meter.measure(points)
+                series[index].append(
+                    {
+                        "step": int(path.stem),
+                        "shares": [
+                            round(float(share), 4)
+                            for share in shares(samples if samples.dtype == torch.uint8 else points)
+                        ],
+                        "missing": reading_of_meter.missing,
+                        "lost": reading_of_meter.lost,
+                        "far": reading_of_meter.far,
+                        "interval": list(reading_of_meter.interval),
+                        "floor": reading_of_meter.floor,
+                        **field(points),
+                        **of_discriminator(reading, index),
+                    }
+                )
+            print(f"{ensemble.name}: {path.stem}", flush=True)
+        trainings += [run | {"readings": readings} for run, readings in zip(runs, series, strict=True)]
+    return {"data": name, "expected": expected.tolist(), "trainings": trainings}
+
+
+# A mode is produced if its share is at least this part of its share of real samples.
+PRODUCED = 0.25
+# An event: modes at most this part of their running best, for as many iterations.
+LOST, LASTING = 0.75, 200
+
+
+def produced(training: dict[str, object], expected: Array) -> Array:
+    """Return the number of modes produced at each reading."""
+    shares = np.array([reading["shares"] for reading in training["readings"]])
+    return (shares >= PRODUCED * expected).sum(1)
+
+
+def true_missing(training: dict[str, object], expected: Array) -> Array:
+    """Return the mass of the modes that are not produced at each reading."""
+    shares = np.array([reading["shares"] for reading in training["readings"]])
+    return ((shares < PRODUCED * expected) * expected).sum(1)
+
+
+def event(training: dict[str, object], expected: Array) -> int | None:
+    """Return the iteration at which modes were lost; None without such an event."""
+    modes, steps = produced(training, expected), [reading["step"] for reading in training["readings"]]
+    best = np.maximum.accumulate(modes)
+    low = (modes <= LOST * best) & (best >= 2)
+    for index in range(len(steps)):
+        ahead = [k for k in range(index, len(steps)) if steps[k] <= steps[index] + LASTING]
+        if steps[ahead[-1]] == steps[index] + LASTING and low[ahead].all():
+            return int(steps[index])
+    return None
+
+
+# Statistics that fall when modes are lost.
+FALLING = {
+    "density", "coverage", "precision", "recall", "Vendi score", "pairwise diversity", "mean bulk", "least bulk",
+    "effective rank", "gradient norm, real", "gradient norm, generated", "spread of scores",
+}  # fmt: skip
+
+
+def badness(training: dict[str, object], name: str) -> Array:
+    """Return a statistic over the readings, larger the worse."""
+    values = np.array([reading[name] for reading in training["readings"]], dtype=float)
+    return np.nan_to_num(-values if name in FALLING else values, posinf=1e9, neginf=-1e9)
+
+
+def worsening(training: dict[str, object], name: str, after: int) -> Array:
+    """Return how much worse a statistic is than at its best since ``after``; the median of three readings is judged."""
+    values, steps = badness(training, name), np.array([reading["step"] for reading in training["readings"]])
+    smooth = np.array([np.median(values[max(0, k - 2) : k + 1]) for k in range(len(values))])
+    smooth[steps < after] = np.inf
+    best = np.minimum.accumulate(smooth)
+    return np.where(np.isfinite(best), smooth - np.where(np.isfinite(best), best, 0), 0.0)
+
+
+def rank_correlations(trainings: list[dict[str, object]], expected: Array, name: str) -> list[float]:
+    """Return Spearman's rho with the missing mass within each training in which that mass changes."""
+    rhos = []
+    for training in trainings:
+        truth, values = true_missing(training, expected)[1:], badness(training, name)[1:]
+        if len(set(truth)) > 2 and len(set(values)) > 2:
+            rhos.append(float(spearmanr(truth, values).statistic))
+    return rhos
+
+
+def interval(values: list[float], random: np.random.Generator) -> tuple[float, float, float]:
+    """Return the mean and its 95% bootstrap interval over trainings."""
+    if len(values) < 2:
+        return (values[0] if values else float("nan"), float("nan"), float("nan"))
+    means = [np.mean(random.choice(values, len(values))) for _ in range(2000)]
+    return float(np.mean(values)), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def alarms_at(trainings: list[dict[str, object]], name: str, after: int, threshold: float) -> list[int | None]:
+    """Return the first iteration of each training at which a statistic has worsened by more than the threshold."""
+    first: list[int | None] = []
+    for training in trainings:
+        over = np.flatnonzero(worsening(training, name, after) > threshold)
+        first.append(int(training["readings"][over[0]]["step"]) if len(over) else None)
+    return first
+
+
+def link(files: list[Path], rate: float = 0.05, after: int = 500, within: int = 500) -> dict[str, object]:
+    """Rank every statistic: rho within trainings, and recall of events where a part ``rate`` of the others alarms."""
+    random = np.random.default_rng(0)
+    tables = {}
+    for path in files:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        expected, trainings = np.array(record["expected"]), record["trainings"]
+        events = [event(training, expected) for training in trainings]
+        calm = [training for training, at in zip(trainings, events, strict=True) if at is None]
+        lost = [(training, at) for training, at in zip(trainings, events, strict=True) if at is not None and at > after]
+        rows = {}
+        for name in [key for key in trainings[0]["readings"][0] if key not in ("step", "shares", "interval", "floor")]:
+            worst = sorted(worsening(training, name, after).max() for training in calm)
+            threshold = worst[min(len(worst) - 1, int((1 - rate) * len(worst)))] if worst else 0.0
+            first = alarms_at([training for training, _ in lost], name, after, threshold)
+            delays = [at - begin for at, (_, begin) in zip(first, lost, strict=True) if at is not None]
+            caught = [delay for delay in delays if -within <= delay <= within]
+            rho = rank_correlations(trainings, expected, name)
+            rows[name] = {
+                "rho": interval(rho, random),
+                "trainings": len(rho),
+                "recall": len(caught) / max(len(lost), 1),
+                "median delay": float(np.median(caught)) if caught else None,
+            }
+        tables[record["data"]] = {"trainings": len(trainings), "events": len(lost), "calm": len(calm), "rows": rows}
+    return tables
+
+
+def verdicts(training: dict[str, object], spectra: list[dict[str, list[float]]]) -> dict[str, int | None]:
+    """Return the first alarm by the spectra alone, by coverage alone, and by the verdict that weighs both."""
+    detector, judge = Detector(), ModeJudge()
+    first: dict[str, int | None] = dict.fromkeys(("spectra", "coverage", "verdict"))
+    before: State = "not judged"
+    for reading, layers in zip(training["readings"], spectra, strict=True):
+        step = reading["step"]
+        empty = torch.zeros(0)
+        numbers = {name: reading[name] for name in ("missing", "floor", "lost", "far")}
+        measured = Reading(
+            **numbers, interval=tuple(reading["interval"]), real=empty, generated=empty, empty=empty, examples=empty
+        )
+        fall, answer = detector.update(step, layers), judge.update(step, measured)
+        whole = combined(fall, answer, UNASKED, before)
+        before = whole.state
+        alarming = {
+            "spectra": fall.state in ("collapsing", "collapsed"),
+            "coverage": answer.state in ("losing", "lost"),
+            "verdict": whole.state in ("collapsing", "collapsed", "losing", "lost"),
+        }
+        for name, alarm in alarming.items():
+            if alarm and first[name] is None:
+                first[name] = step
+    return first
+
+
+def judge(files: list[Path], readings: Path, every: int, after: int = 500, within: int = 500) -> dict[str, object]:
+    """Count events and alarms: recall within so many iterations, false alarms in trainings without an event."""
+    tables = {}
+    for path in files:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        expected = np.array(record["expected"])
+        counts = {name: {"caught": 0, "delays": [], "false": 0} for name in ("spectra", "coverage", "verdict")}
+        num_events = num_calm = 0
+        trainings = iter(record["trainings"])
+        for ensemble in sorted(readings.glob(f"{record['data']}-*")):
+            series = []
+            for file in [file for file in sorted(ensemble.glob("*.npz")) if int(file.stem) % every == 0]:
+                with np.load(file) as stored:
+                    series.append({name: stored[name] for name in stored.files if name.startswith("spectrum")})
+            for index in range(len(json.loads((ensemble / "runs.json").read_text(encoding="utf-8")))):
+                training = next(trainings)
+                begin = event(training, expected)
+                spectra = [{name: values[index].tolist() for name, values in layers.items()} for layers in series]
+                first = verdicts(training, spectra)
+                if begin is not None and begin <= after:
+                    continue
+                num_events, num_calm = num_events + (begin is not None), num_calm + (begin is None)
+                for name, at in first.items():
+                    if begin is None:
+                        counts[name]["false"] += at is not None
+                    elif at is not None and -within <= at - begin <= within:
+                        counts[name]["caught"] += 1
+                        counts[name]["delays"].append(at - begin)
+        tables[record["data"]] = {
+            "events": num_events,
+            "calm": num_calm,
+            "rows": {
+                name: {
+                    "recall": row["caught"] / max(num_events, 1),
+                    "median delay": float(np.median(row["delays"])) if row["delays"] else None,
+                    "false alarms": row["false"] / max(num_calm, 1),
+                }
+                for name, row in counts.items()
+            },
+        }
+    return tables
+
+
+def _rounded(value: object) -> object:
+    """Return a record with four digits of every number."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["measure", "link", "judge"])
+    parser.add_argument("data", nargs="*", default=["ring", "digits", "grid", "mnist"])
+    parser.add_argument("--readings", type=Path, default=Path("runs/ensembles"))
+    parser.add_argument("--every", type=int, default=100, help="iterations between the readings that are used")
+    parser.add_argument("--mnist", type=Path, default=Path("../shared/data/mnist-train.zip"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/verdict"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.command == "measure":
+        torch.set_num_threads(1)
+        for name in options.data:
+            record = measure(options.readings, name, options.mnist, options.every)
+            (options.out / f"{name}.json").write_text(json.dumps(_rounded(record)), encoding="utf-8")
+        return
+    if options.command == "judge":
+        files = [path for name in options.data if (path := options.out / f"{name}.json").exists()]
+        result = judge(files, options.readings, options.every)
+        (options.out / "judge.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        print(json.dumps(result, indent=1))
+        return
+    tables = link([path for name in options.data if (path := options.out / f"{name}.json").exists()])
+    (options.out / "link.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")
+    for data, table in tables.items():
+        print(f"\n{data}: {table['trainings']} trainings, {table['events']} events, {table['calm']} without")
+        for name, row in sorted(table["rows"].items(), key=lambda item: -item[1]["rho"][0]):
+            mean, low, high = row["rho"]
+            print(
+                f"{name:26} rho {mean:6.2f} [{low:5.2f}, {high:5.2f}]  recall {row['recall']:.2f}  "
+                f"delay {row['median delay']}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""What a file is, by its first bytes and the names in it: its tensors, or how to convert it into what is read here."""
+
+import math
+import re
+import warnings
+import zipfile
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from specreg.autopsy import torchfiles
+from specreg.autopsy.archives import opened, stored_entries
+from specreg.autopsy.tensors import Stored, obstructed
+from specreg.autopsy.torchfiles import Contents
+from specreg.files import check_file, exists, read_json
+from specreg.names import printable
+
+INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
+ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
+# What trainers write beside a model.
+_BESIDE = re.compile(r"(optimizer|scheduler|rng_state|random_states|scaler|training_args)[_\d]*\.\w+")
+# Of safetensors: the others are integers, or have less than 8 bits and need scales that other tensors hold.
+_FLOATING = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+_MOST_UNPACKED = 20  # times the file's size that numpy's arrays may take: weights hardly become smaller
+_FLOOR = 64 << 20  # bytes that they may take in any case
+
+_TURNED = "and save its kernels, turned to (out, in, ...), with safetensors.numpy.save_file"
+_OTHERS = {  # first bytes or the end of the name: what it is, and how it becomes one of the formats here
+    b"version https://": ("a Git LFS pointer, not the file itself", "get that with git lfs pull"),
+    b"<": ("a web page, not the file itself", "download it again"),
+    b"\x1f\x8b": ("compressed with gzip", "unpack it, and inspect what is in it"),
+    b"GGUF": ("a GGUF file", "inspect the safetensors that it was made from, or save gguf.dequantize of its tensors"),
+    b"\x89HDF": ("an HDF5 file, as of Keras", f"load it there {_TURNED}"),
+    ".onnx": (
+        "an ONNX model",
+        "save onnx.numpy_helper.to_array of each of model.graph.initializer with safetensors.numpy.save_file",
+    ),
+    ".msgpack": ("a file of Flax", f"read it with flax.serialization.msgpack_restore {_TURNED}"),
+    ".pb": ("a model of TensorFlow", f"load it there {_TURNED}"),
+    ".index": ("a checkpoint of TensorFlow", f"read it with tf.train.load_checkpoint {_TURNED}"),
+    ".distcp": ("a part of a distributed checkpoint", "name its folder"),
+}
+_SHARD = re.compile(r".*\.data-\d+-of-\d+")  # of TensorFlow's checkpoint
+
+
+def find_file(path: Path) -> Path:
+    """Return the checkpoint that a path names: the file itself, or the only one in a folder.
+
+    Raises:
+        ValueError: there is none, or several, or the folder itself is a format that is not read.
+    """
+    if not exists(path):
+        raise ValueError(f"there is no checkpoint {path}: check the name")
+    if not path.is_dir():
+        return path
+    try:
+        files = sorted(path.iterdir())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    if any(file.suffix == ".distcp" for file in files):
+        call = f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({str(path)!r}, 'model.pt')"
+        raise ValueError(f"{path} is a distributed checkpoint: convert it with {call}")
+    if any(file.name == "saved_model.pb" for file in files):
+        raise _other(path, *_OTHERS[".pb"])
+    candidates = [file for file in files if INDEX.search(file.name)] or [
+        file
+        for file in files
+        if file.suffix.lower() in ENDINGS and file.is_file() and _BESIDE.fullmatch(file.name) is None
+    ]
+    if len(candidates) != 1:
+        names = f" ({listed([file.name for file in candidates])})" if candidates else ""
+        raise ValueError(f"the folder {path} holds {len(candidates) or 'no'} checkpoints{names}: name the one file")
+    return candidates[0]
+
+
+def read_tensors(path: Path) -> Contents:
+    """Return all tensors in a file by name, and reasons why others are left out, counted; nothing in it is executed.
+
+    Raises:
+        ValueError: it is damaged, or not of a format that is read here; says how to convert it.
+    """
+    check_file(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check the file and the disk") from error
+    if not head:
+        raise ValueError(f"{path} is empty: copy or download it again")
+    if INDEX.search(path.name):
+        return _sharded(path)
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return _safetensors(path)
+    for sign, (what, remedy) in _OTHERS.items():
+        if head.startswith(sign) if isinstance(sign, bytes) else path.suffix == sign:
+            raise _other(path, what, remedy)
+    if _SHARD.fullmatch(path.name):
+        raise _other(path, *_OTHERS[".index"])
+    try:
+        if head.startswith(b"PK"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of numpy, before it fails on an odd header
+                return _zipped(path)
+        # Every protocol of pickles since 2 begins so; the older ones begin with any of their instructions.
+        if head.startswith(b"\x80") or path.suffix in (".pkl", ".pickle"):
+            with open(path, "rb") as file:
+                return torchfiles.read_stream(path, file)
+        with open(path, "rb") as file:
+            archive = file.read(262)[257:] == b"ustar"
+    except _OtherError as other:
+        raise _other(path, *other.args) from other
+    except Exception as error:  # a damaged file makes its reader fail anywhere
+        raise _damaged(path, error) from error
+    if archive:
+        raise _other(path, "an archive of tar", "unpack it, and inspect what is in it")
+    raise ValueError(f"{path} is neither a safetensors file nor one of torch.save: convert it into one of them")
+
+
+class _OtherError(Exception):
+    """A format that is not read: what it is, and the remedy."""
+
+
+def _zipped(path: Path) -> Contents:
+    with opened(path) as archive:
+        names = archive.namelist()
+        ends = {name.rpartition("/")[2] for name in names}
+        if names and all(name.endswith(".npy") for name in names):
+            return _arrays(path, archive)
+        file = str(path)
+        if "constants.pkl" in ends:
+            raise _OtherError(
+                "an archive of TorchScript",
+                f"convert it with torch.save(torch.jit.load({file!r}).state_dict(), 'model.pt')",
+            )
+        if "archive_format" in ends or "serialized_exported_program.json" in ends:
+            raise _OtherError(
+                "an archive of torch.export",
+                f"convert it with torch.save(torch.export.load({file!r}).state_dict, 'model.pt')",
+            )
+        if "extern_modules" in ends:
+            importer = f"torch.package.PackageImporter({file!r}).load_pickle(...)"
+            raise _OtherError("an archive of torch.package", f"save {importer}.state_dict(), which runs the code in it")
+        if "model.weights.h5" in ends:
+            raise _OtherError("a model of Keras", f"load it there {_TURNED}")
+        entries = stored_entries(archive, path)
+    with open(path, "rb") as stream:
+        return torchfiles.read_zip(path, stream, entries)
+
+
+def _safetensors(path: Path) -> Contents:
+    try:
+        file: Any = safe_open(path, framework="pt")
+        tensors = {}
+        for name in sorted(file.keys(), key=_natural):
+            entry = file.get_slice(name)
+            shape, kind = tuple(entry.get_shape()), entry.get_dtype()
+            obstacle = "of complex numbers" if kind[0] == "C" else "of integers" if kind[0] in "IUB" else "quantized"
+            obstacle = "" if kind in _FLOATING else obstacle
+            tensors[name] = Stored(shape, partial(file.get_tensor, name), obstacle, kind.startswith("F8"))
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+    return tensors, Counter()
+
+
+def _sharded(path: Path) -> Contents:
+    index = read_json(path)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
+        raise ValueError(f"{path} is no index of a model's files: it has no weight_map of file names")
+    tensors: dict[str, Stored] = {}
+    left_out: Counter[str] = Counter()
+    for shard in sorted(set(shards.values())):
+        # An index may come from anywhere and must not lead out of its folder.
+        ending = Path(shard).suffix
+        if shard in ("", ".", "..") or "/" in shard or "\\" in shard or ending not in (".safetensors", ".bin"):
+            raise ValueError(
+                f"{path} names the file {shard!r}: a shard is a .safetensors or .bin file in the index's folder"
+            )
+        if not (path.parent / shard).is_file():
+            raise ValueError(f"{path} names {shard!r}, which is not in its folder: copy or download it too")
+        found, others = read_tensors(path.parent / shard)
+        tensors |= found
+        left_out += others
+    if missing := [name for name in shards if name not in tensors]:
+        raise ValueError(f"{path} names tensors that its files lack ({listed(missing)}): download them again")
+    return {name: tensors[name] for name in sorted(tensors, key=_natural)}, left_out
+
+
+def _arrays(path: Path, archive: zipfile.ZipFile) -> Contents:
+    """Return numpy's arrays; Chainer's are named by the way to them, and W where torch's are named weight."""
+    entries = archive.infolist()
+    if sum(entry.file_size for entry in entries) > _MOST_UNPACKED * path.stat().st_size + _FLOOR:
+        raise ValueError("its arrays claim to be far larger than the file")
+    tensors = {}
+    for entry in entries:
+        with archive.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            if version not in read_header:
+                raise ValueError(f"an array of version {version[0]}")
+            shape, fortran, dtype = read_header[version](file)
+            begin = file.tell()
+        parts = entry.filename.removesuffix(".npy").split("/")
+        name = ".".join([*parts[:-1], "weight" if parts[-1] == "W" else parts[-1]])
+        if dtype.kind != "f":
+            kinds = {"O": "of Python objects", "c": "of complex numbers"}
+            tensors[name] = obstructed(kinds.get(dtype.kind, "of integers"), shape)
+            continue
+        if min(shape, default=0) < 0 or begin + dtype.itemsize * math.prod(shape) != entry.file_size:
+            raise ValueError(f"its array {entry.filename!r:.80} has another size than it says")
+        tensors[name] = Stored(shape, partial(_array, path, entry.filename, begin, (shape, fortran, dtype)))
+    return tensors, Counter()
+
+
+def _array(path: Path, entry: str, begin: int, kind: tuple[tuple[int, ...], bool, np.dtype[Any]]) -> Tensor:
+    shape, fortran, dtype = kind
+    try:
+        with opened(path) as archive, archive.open(entry) as file:
+            content = file.read()[begin:]
+    except Exception as error:  # of zlib and others
+        raise _damaged(path, error) from error
+    array = np.frombuffer(content, dtype).astype(f"f{min(8, dtype.itemsize)}")
+    return torch.from_numpy(array.reshape(shape, order="F" if fortran else "C").copy())
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort blocks.2 before blocks.10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split("([0-9]{1,18})", name)]
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """Return the first names, and how many more there are."""
+    shown = ", ".join(printable(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def _other(path: Path, what: str, remedy: str) -> ValueError:
+    return ValueError(f"{path} is {what}, which is not read here: {remedy}")
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = printable(str(error).strip().split("\n")[0][:120]) or type(error).__name__
+    return ValueError(f"{path} is damaged or incomplete ({reason}): copy or download it again")

@@ -1,0 +1,118 @@
+"""The order in which checkpoints of a training were written, by the numbers in their names."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from specreg.autopsy.formats import ENDINGS, INDEX
+
+_STEP = re.compile(r"(global|total|train|num|n)?steps?|it(e?rs?|erations?)?|[kn]imgs?|updates?|ticks?", re.IGNORECASE)
+_EPOCH = re.compile(r"epochs?|ep", re.IGNORECASE)
+# What numbers go with that say nothing about when.
+_OTHER = re.compile(
+    r"v|ver|version|rev|loss|fid|kid|is|acc(uracy)?|f1|psnr|ssim|lpips|pesq|mcd|score|metric|lr|seed|fold|rank|gpu|bs|"
+    r"batch|ch|channels?|dim|res|px|size",
+    re.IGNORECASE,
+)
+_FOLDER = re.compile(r"(check_?points?|ckpts?|snapshots?|models?|saves?|weights?)?", re.IGNORECASE)
+# Not whole numbers: values of a metric, versions.
+_FRACTION = re.compile(r"\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+", re.IGNORECASE)
+# A word, a number, its thousands, and a word behind it: step=1000, 200kimg, 50k.
+_NUMBER = re.compile(
+    r"([a-z0-9]*[a-z])?[\W_]*(?<!\d)(\d+)(?:([km])(?![a-z]))?(steps?|iters?|epochs?|kimgs?)?", re.IGNORECASE
+)
+_THOUSANDS = {"": 1, "k": 1000, "m": 1_000_000}
+
+
+@dataclass(frozen=True)
+class Order:
+    """Checkpoints in the order of their training.
+
+    Attributes:
+        paths: in this order, as given where it is unknown.
+        numbers: of each, growing; 1, 2, 3... where the names have none that is one of time alone.
+        by: what the order was taken from, "" where it is unknown.
+    """
+
+    paths: tuple[Path, ...]
+    numbers: tuple[int, ...]
+    by: str
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A number in a name, and the word before or behind it."""
+
+    word: str
+    value: int
+
+
+def ordered(paths: Sequence[Path]) -> Order:
+    """Return checkpoints in the order that their names tell.
+
+    That is of a number called a step or an iteration, else of one called an epoch, else of the only number that is not
+    the same in all names; in the files' names, else in their folders'. Digits behind a decimal point, versions, and the
+    values of metrics are no numbers of time.
+    """
+    files, folders = [_stem(path) for path in paths], [path.absolute().parent.name for path in paths]
+    for names, where in ((files, "the files' names"), (folders, "their folders' names")):
+        numbers = [_numbers(name) for name in names]
+        steps, epochs = _labelled(numbers, _STEP), _labelled(numbers, _EPOCH)
+        if steps and epochs:
+            both = sorted(zip(epochs, steps, paths, strict=True))
+            if len(set(zip(epochs, steps, strict=True))) == len(paths):
+                times = [step for _, step, _ in both], [epoch for epoch, _, _ in both]
+                growing = next((tuple(time) for time in times if all(a < b for a, b in pairwise(time))), None)
+                # Steps that begin anew with each epoch are no time.
+                return Order(
+                    tuple(path for *_, path in both), growing or _counted(paths), f"the epochs and steps in {where}"
+                )
+        for values, what in ((steps, "steps"), (epochs, "epochs")):
+            if values and len(set(values)) == len(paths):
+                return _sorted(paths, values, f"the {what} in {where}")
+        if not steps and not epochs:
+            taken = _FOLDER.fullmatch if names is folders else lambda word: _OTHER.fullmatch(word) is None
+            values = _varying(numbers, taken)
+            if values and len(set(values)) == len(paths):
+                return _sorted(paths, values, f"the numbers in {where}")
+    return Order(tuple(paths), _counted(paths), "")
+
+
+def _sorted(paths: Sequence[Path], values: Sequence[int], by: str) -> Order:
+    both = sorted(zip(values, paths, strict=True))
+    return Order(tuple(path for _, path in both), tuple(value for value, _ in both), by)
+
+
+def _counted(paths: Sequence[Path]) -> tuple[int, ...]:
+    return tuple(range(1, len(paths) + 1))
+
+
+def _stem(path: Path) -> str:
+    if INDEX.search(path.name):
+        return INDEX.sub("", path.name)
+    return path.stem if path.suffix.lower() in ENDINGS else path.name
+
+
+def _numbers(name: str) -> list[_Named]:
+    return [
+        _Named(behind or word, int(digits) * _THOUSANDS[thousands.lower()])
+        for word, digits, thousands, behind in _NUMBER.findall(_FRACTION.sub(" ", name))
+    ]
+
+
+def _labelled(numbers: Sequence[Sequence[_Named]], label: re.Pattern[str]) -> list[int] | None:
+    """Return each name's number with this label; None unless each has exactly one, be it twice."""
+    values = [{number.value for number in named if label.fullmatch(number.word)} for named in numbers]
+    return [value for (value,) in values] if all(len(some) == 1 for some in values) else None
+
+
+def _varying(numbers: Sequence[Sequence[_Named]], taken: Callable[[str], object]) -> list[int] | None:
+    """Return the only number of time that is not the same in all names, None if there are several or none."""
+    kept = [[number for number in named if taken(number.word)] for named in numbers]
+    if len({tuple(number.word for number in named) for named in kept}) != 1:
+        return None
+    columns = [[number.value for number in column] for column in zip(*kept, strict=True)]
+    varying = [column for column in columns if len(set(column)) > 1]
+    return varying[0] if len(varying) == 1 else None

@@ -1,0 +1,262 @@
+"""Tensors within a file: what a pickle says of them, checked against what the file has, and read one at a time."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specreg.autopsy.pickles import Bytes, Global, Object
+
+# What keeps a tensor from being read as a weight, and what whoever has the model can do about it.
+OBSTACLES = {
+    "of integers": "",
+    "of Python objects": "",
+    "of complex numbers": "",
+    "quantized": "save model.dequantize() or the weights' .dequantize()",
+    "sparse": "save their .to_dense()",
+    "without values, on the device meta": "give the model its weights before it is saved",
+    "of a wrapping class": "save what it wraps, for instance its .full_tensor() or .dequantize()",
+    "nested": "save their .unbind()",
+    "of other bytes' order": "save them on a little-endian machine",
+    "views larger than their storage": "save their .clone()",
+    "reaching beyond their storage": "",
+}  # fmt: skip
+_LARGEST = 1 << 62
+_MOST_ARGUMENTS = 16  # of a call that makes a tensor
+_DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
+_STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128, "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.qint8, "QUInt8Storage": torch.quint8, "QInt32Storage": torch.qint32,
+    "QUInt4x2Storage": torch.quint4x2, "QUInt2x4Storage": torch.quint2x4,
+}  # fmt: skip
+# The functions of torch and numpy that make tensors and arrays, by what their arguments are.
+_OBSTRUCTED = {
+    "_rebuild_sparse_tensor": "sparse", "_rebuild_qtensor": "quantized", "_rebuild_nested_tensor": "nested",
+    "_rebuild_meta_tensor_no_storage": "without values, on the device meta",
+    "_rebuild_wrapper_subclass": "of a wrapping class",
+}  # fmt: skip
+_STRIDED = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
+_WRAPPERS = (  # the tensor is their first argument
+    "Parameter", "_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_device_tensor_from_numpy",
+    "_rebuild_device_tensor_from_cpu_tensor", "_rebuild_xla_tensor",
+)  # fmt: skip
+_TYPED = ("_rebuild_from_type", "_rebuild_from_type_v2")
+_ARRAYS = ("_reconstruct", "_frombuffer")
+_NAMES = {*_OBSTRUCTED, *_STRIDED, *_WRAPPERS, *_TYPED, *_ARRAYS}
+_MODULES = {"torch._utils", "torch._tensor", "torch.nn.parameter"} | {
+    f"numpy.{core}.{module}" for core in ("core", "_core") for module in ("multiarray", "numeric")
+}
+_ARRAY_TYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
+_FLOATING = {torch.float64, torch.float32, torch.float16, torch.bfloat16} | {
+    _DTYPES[f"float8_{kind}"] for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file.
+
+    Attributes:
+        shape: (1, 1) where the file does not say it.
+        read: reads it; ValueError where that cannot be done.
+        obstacle: one of OBSTACLES, or "" if it may be a weight.
+        scalable: whether its values are of eight bits, which mostly go with a scale.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor] = field(repr=False)
+    obstacle: str = ""
+    scalable: bool = False
+
+
+def obstructed(obstacle: str, shape: Any = None) -> Stored:
+    """Return a tensor that is only counted."""
+    assert obstacle in OBSTACLES
+
+    def read() -> Tensor:
+        raise ValueError(f"a tensor is {obstacle}")
+
+    sides = _integers(shape)
+    return Stored((1, 1) if sides is None else sides, read, obstacle)
+
+
+def obstacle_of(dtype: torch.dtype) -> str:
+    """Return what keeps values of this type from being a weight's; "" if nothing does."""
+    if dtype in _FLOATING:
+        return ""
+    if "q" in str(dtype).removeprefix("torch."):
+        return "quantized"
+    return "of complex numbers" if dtype.is_complex else "of integers"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Interprets a pickle's objects as the tensors of one file.
+
+    Attributes:
+        path: the file.
+        locate: returns where a storage is, by its description: see :mod:`specreg.autopsy.torchfiles`.
+    """
+
+    path: Path
+    locate: Callable[[Any], tuple[torch.dtype, Bytes] | None]
+
+    def of(self, value: Object) -> Stored | None:
+        """Return the tensor that an object stands for, None if it stands for something else.
+
+        Raises:
+            ValueError: its description contradicts itself or the file.
+        """
+        if not is_tensor(value):
+            return None
+        for _ in range(8):  # a parameter holds a tensor, which may be of another class; a hostile one holds itself
+            if not is_tensor(value):
+                return obstructed("of a wrapping class")
+            name, arguments = value.maker.name, value.arguments
+            if name in _ARRAYS:
+                return self._array(value)
+            if (
+                not isinstance(arguments, tuple)
+                or not (3 if name in _TYPED else 1) <= len(arguments) <= _MOST_ARGUMENTS
+            ):
+                break
+            if name in _WRAPPERS:
+                value = arguments[0]
+            elif name in _TYPED:
+                value = Object(arguments[0], arguments[2])
+            else:
+                return self._tensor(name, arguments)
+        raise ValueError("it describes a tensor without what makes one")
+
+    def _tensor(self, name: str, arguments: tuple[Any, ...]) -> Stored:
+        if (obstacle := _OBSTRUCTED.get(name)) is not None:
+            parts = arguments[1] if name == "_rebuild_sparse_tensor" and len(arguments) > 1 else arguments
+            shapes = [part for part in parts[:_MOST_ARGUMENTS] if _integers(part)] if isinstance(parts, tuple) else []
+            return obstructed(obstacle, shapes[0] if shapes else None)
+        storage, offset, size, stride, *rest = (*arguments, None, None, None, None)[: max(4, len(arguments))]
+        located = self.locate(storage)
+        if located is None:
+            raise ValueError("it describes a tensor without a storage")
+        dtype, region = located
+        if name == "_rebuild_tensor_v3":
+            chosen = _dtype(rest[2]) if len(rest) > 2 else None
+            if chosen is None:
+                return obstructed("of integers", size)
+            dtype = chosen
+        return self.strided(region, dtype, offset, size, stride)
+
+    def strided(self, content: Bytes | str, dtype: torch.dtype, offset: Any, size: Any, stride: Any) -> Stored:
+        """Return a view of a region of the file: nothing of it is believed before it has been compared with that.
+
+        Args:
+            content: the storage: where in the file it is, or its bytes as a text, one character for each.
+            dtype: of the values.
+            offset: of the first value from the storage's beginning, in values.
+            size, stride: as torch has them.
+        """
+        shape, steps = _integers(size), _integers(stride)
+        if shape is None or steps is None or len(shape) != len(steps) or len(shape) > 64:
+            raise ValueError("it describes a tensor without a proper shape")
+        if type(offset) is not int or not 0 <= offset < _LARGEST:
+            raise ValueError("it describes a tensor without a proper place in its storage")
+        if (obstacle := obstacle_of(dtype)) == "quantized":
+            return obstructed(obstacle, shape)
+        if 0 in shape:
+            return Stored(shape, lambda: torch.empty(shape), obstacle)
+        room = (content.size if isinstance(content, Bytes) else len(content)) // dtype.itemsize
+        end = offset + sum((side - 1) * step for side, step in zip(shape, steps, strict=True)) + 1
+        if math.prod(shape) > room:
+            return obstructed("views larger than their storage", shape)
+        if end > room:
+            return obstructed("reaching beyond their storage", shape)
+        begin, size_read = offset * dtype.itemsize, (end - offset) * dtype.itemsize
+        read: Callable[[], bytearray]
+        if isinstance(content, Bytes):
+            read = partial(_read, self.path, Bytes(content.begin + begin, size_read))
+        else:
+            read = partial(_encode, content, begin, begin + size_read)
+
+        def values() -> Tensor:
+            return torch.frombuffer(read(), dtype=torch.uint8).view(dtype).as_strided(shape, steps)
+
+        return Stored(shape, values, obstacle, dtype.itemsize == 1)
+
+    def _array(self, value: Object) -> Stored:
+        """Return a numpy array, whose bytes are within the pickle."""
+        if value.maker.name == "_frombuffer":  # since protocol 5
+            parts = value.arguments if isinstance(value.arguments, tuple) else ()
+            content, kind, shape, order = parts if len(parts) == 4 else (None,) * 4
+            fortran = order == "F"
+        else:
+            parts = value.state if isinstance(value.state, tuple) else ()
+            _, shape, kind, fortran, content = parts if len(parts) == 5 else (None,) * 5
+        sides = _integers(shape)
+        if isinstance(content, Object) and content.maker == Global("_codecs", "encode"):  # until protocol 2
+            content = content.arguments[0] if isinstance(content.arguments, tuple) and content.arguments else None
+        if not isinstance(kind, Object) or sides is None or not isinstance(content, Bytes | str):
+            return obstructed("of integers", sides)
+        code = kind.arguments[0] if isinstance(kind.arguments, tuple) and kind.arguments else None
+        dtype = _ARRAY_TYPES.get(code) if isinstance(code, str) else None
+        if dtype is None:
+            return obstructed("of integers", sides)
+        if isinstance(kind.state, tuple) and len(kind.state) > 1 and kind.state[1] == ">":
+            return obstructed("of other bytes' order", sides)
+        return self.strided(content, dtype, 0, sides, strides(sides, fortran=fortran is True))
+
+
+def is_tensor(value: Any) -> bool:
+    """Tell whether an object would be made by one of the functions that make tensors, or numpy's arrays."""
+    maker = value.maker if isinstance(value, Object) else None
+    return isinstance(maker, Global) and maker.name in _NAMES and maker.module in _MODULES
+
+
+def strides(shape: Sequence[int], *, fortran: bool = False) -> tuple[int, ...]:
+    """Return the strides of a tensor without gaps, in C's order or Fortran's."""
+    sides = list(shape) if fortran else list(shape)[::-1]
+    steps = [math.prod(sides[:index]) for index in range(len(sides))]
+    return tuple(steps if fortran else steps[::-1])
+
+
+def storage_type(value: Any) -> torch.dtype | None:
+    """Return the type of a storage's values by its class."""
+    if isinstance(value, Global) and value.module in ("torch", "torch.cuda", "torch.storage"):
+        return _STORAGES.get(value.name)
+    return None
+
+
+def _dtype(value: Any) -> torch.dtype | None:
+    return _DTYPES.get(value.name) if isinstance(value, Global) and value.module == "torch" else None
+
+
+def _integers(value: Any) -> tuple[int, ...] | None:
+    """Return a shape or strides, None where there is none."""
+    if isinstance(value, Object) and isinstance(value.maker, Global) and value.maker.qualified == "torch.Size":
+        value = value.arguments[0] if isinstance(value.arguments, tuple) and value.arguments else None
+    if not isinstance(value, tuple | list) or len(value) > 64:
+        return None
+    return tuple(value) if all(type(side) is int and 0 <= side < _LARGEST for side in value) else None
+
+
+def _read(path: Path, region: Bytes) -> bytearray:
+    content = bytearray(region.size)
+    try:
+        with open(path, "rb") as file:
+            file.seek(region.begin)
+            size = file.readinto(content)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check the file and the disk") from error
+    if size != region.size:
+        raise ValueError(f"{path} has become shorter while it was read: inspect it again")
+    return content
+
+
+def _encode(text: str, begin: int, end: int) -> bytearray:
+    return bytearray(text[begin:end].encode("latin-1"))

@@ -1,0 +1,150 @@
+"""Image files in any format that Pillow reads, decoded when they are asked for."""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from specreg.data.arrays import ImageArrays
+from specreg.data.cache import Pixels, hold
+from specreg.data.pixels import planes, square
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
+LARGEST_FILE = 1 << 28  # bytes of an image; in a zip file a few may unpack to any number
+_GREY_MODES = frozenset({"1", "L", "LA", "La"})
+_SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_THIRTY_TWO_BITS = frozenset({"I", "F"})
+_CHUNK = 256
+
+
+class _ColouredError(Exception):
+    """Not all images are grey."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files that have not been decoded.
+
+    Attributes:
+        path: of their folder or archive, for messages.
+        names: of the files, in order.
+        labels: their classes.
+        classes: the classes' names.
+        open: opens a file by its position.
+        stamp: returns what changes when the files do, for the cache.
+
+    Raises:
+        ValueError: there are none.
+    """
+
+    path: Path
+    names: Sequence[str]
+    labels: Sequence[int]
+    classes: tuple[str, ...]
+    open: Callable[[int], IO[bytes]]
+    stamp: Callable[[], Any]
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError(f"{self.path} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
+
+    def side(self) -> int:
+        """Return the first image's side; ValueError if it is damaged or no square."""
+        first = self._image(0)
+        if first.width != first.height:
+            raise self._wrong_size(0, first)
+        return first.width
+
+    def load(self, image_size: int | None, cache: Path | None) -> ImageArrays:
+        """Decode all images; grey ones (1 channel) if all are grey, RGB otherwise.
+
+        Raises:
+            ValueError: one is damaged, or they are no squares of one size and ``image_size`` is None.
+        """
+        files = None if cache is None else self.stamp()
+        stamp = {"path": str(self.path.resolve()), "files": files, "image_size": image_size}
+        name = self.path.stem if self.path.is_file() else self.path.resolve().name
+
+        def pixels(mode: str) -> torch.Tensor:
+            return hold(lambda: self._decode(mode, image_size), cache=cache, name=name, stamp=stamp)
+
+        try:
+            images = pixels("L")
+        except _ColouredError:
+            images = pixels("RGB")
+        return ImageArrays(self.path.name, images, torch.tensor(self.labels), self.classes)
+
+    def _decode(self, mode: str, image_size: int | None) -> Pixels:
+        side = self.side() if image_size is None else image_size
+        return (len(self.names), len(mode), side, side), self._chunks(mode, side, resize=image_size is not None)
+
+    def _chunks(self, mode: str, side: int, *, resize: bool) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.names), _CHUNK):
+            chunk = []
+            for index in range(start, min(start + _CHUNK, len(self.names))):
+                image = self._image(index)
+                if mode == "L" and image.mode != "L":
+                    raise _ColouredError
+                if resize:
+                    image = square(image, side)
+                elif image.size != (side, side):
+                    raise self._wrong_size(index, image)
+                chunk.append(np.asarray(image.convert(mode)))
+            yield planes(np.stack(chunk))
+
+    def _image(self, index: int) -> Image.Image:
+        try:
+            with self.open(index) as file:
+                image = decoded(file.read(LARGEST_FILE + 1))
+        except Exception as error:  # a damaged image or archive makes its reader fail anywhere
+            raise ValueError(
+                f"{self.path}: {self.names[index]} is not a readable image ({type(error).__name__}): remove or "
+                f"replace it"
+            ) from error
+        if image.mode in _THIRTY_TWO_BITS:
+            raise ValueError(
+                f"{self.path}: {self.names[index]} has pixels of 32 bits (mode {image.mode}), whose white is not "
+                f"known: convert it to 8 or 16 bits"
+            )
+        return image
+
+    def _wrong_size(self, index: int, image: Image.Image) -> ValueError:
+        first = self._image(0)
+        return ValueError(
+            f"{self.path}: images have to be squares of one size, but {self.names[0]} is {first.width}x{first.height} "
+            f"and {self.names[index]} {image.width}x{image.height}; give an image size to crop and resize them"
+        )
+
+
+def decoded(content: bytes) -> Image.Image:
+    """Decode an image of at most 89 million pixels, Pillow's limit against bombs, and 256 MiB of file.
+
+    Returns:
+        The image, upright, an animation's first: of mode L if it is grey, of I or F if its pixels have 32 bits, of RGB
+        otherwise. What is transparent has the colour that is stored there.
+
+    Raises:
+        Exception: of any kind that Pillow has for damaged files, or Image.DecompressionBombWarning.
+    """
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"more than {LARGEST_FILE} bytes")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)  # about odd files, and transparency in palettes
+        image: Image.Image = Image.open(io.BytesIO(content))
+        image.load()
+        with contextlib.suppress(Exception):  # damaged EXIF fails anywhere, and has no orientation
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in _SIXTEEN_BITS:  # Pillow's own conversion clips at 255: white nearly everywhere
+            return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        if image.mode in _THIRTY_TWO_BITS:
+            return image
+        # Converted before it is resized: there is nothing between two colours of a palette, or black and white alone.
+        return image.convert("L" if image.mode in _GREY_MODES else "RGB")

@@ -1,0 +1,81 @@
+"""How a class with a forward of its own uses its weight: as it is, scaled, or as something else."""
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from specreg.kinds import CONVOLUTIONS
+from specreg.weights import Weight
+
+_PLAIN = (nn.Linear, *CONVOLUTIONS)
+_MAPS = {torch.nn.functional.linear} | {
+    getattr(torch, f"conv{transposed}{dimensions}d") for transposed in ("", "_transpose") for dimensions in (1, 2, 3)
+}
+
+
+def is_customized(module: nn.Module) -> bool:
+    """Tell whether a convolution, linear layer or embedding has another forward than torch's."""
+    kind = next((kind for kind in (*_PLAIN, nn.Embedding) if isinstance(module, kind)), None)
+    return kind is not None and (type(module).forward is not kind.forward or "forward" in vars(module))
+
+
+def difference(weight: Weight) -> str | None:
+    """Say in what the weight that a module's own forward uses differs from the one that specreg reads; None if not.
+
+    The forward is run once, without hooks, in eval mode and on ones; what it leaves in buffers is taken back.
+    """
+    module, kind = weight.module, weight.kind
+    if not isinstance(kind.module, type) or kind.module not in _PLAIN or not is_customized(module):
+        return None  # a class that was registered for itself is taken at its word
+    name = type(module).__name__
+    with torch.no_grad():
+        expected = weight.used()
+        for candidate in _used_by_forward(module, expected):
+            if candidate.shape != expected.shape:
+                continue
+            if torch.allclose(candidate, expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max())):
+                return None
+            factor = float(candidate.norm() / expected.norm())
+            if torch.allclose(candidate, factor * expected, rtol=1e-3, atol=1e-6 * float(candidate.abs().max())):
+                return f"{name} uses its weight times {factor:.3g}"
+    return f"{name} uses another weight than the one that it stores, or none that could be seen"
+
+
+class _Recorder(TorchFunctionMode):
+    """Keeps the weights that convolutions and linear maps are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func in _MAPS:
+            self.weights.append(kwargs["weight"] if "weight" in kwargs else args[1])
+        return func(*args, **kwargs)
+
+
+def _used_by_forward(module: nn.Module, weight: Tensor) -> list[Tensor]:
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    training = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        with _Recorder() as recorder, torch.random.fork_rng(devices=[]):
+            module.forward(_input(module, weight))
+    except Exception:  # it may want more than one input, or refuse ones
+        return []
+    finally:
+        for child, mode in training.items():
+            child.training = mode
+        for name, buffer in module.named_buffers():
+            if name in buffers and not torch.equal(buffer, buffers[name]):
+                buffer.copy_(buffers[name])
+    return list(recorder.weights)
+
+
+def _input(module: nn.Module, weight: Tensor) -> Tensor:
+    if isinstance(module, nn.Linear):
+        return weight.new_ones(2, module.in_features)
+    assert isinstance(module, CONVOLUTIONS)
+    reach = [2 + dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
+    return weight.new_ones(2, module.in_channels, *reach)

@@ -1,0 +1,151 @@
+r"""Tell lost modes from noise: a pure function of a stream of readings of what a generator does not produce.
+
+What is judged is *lost*, a lower bound on the missing share of the real distribution's mass that does not ask how good
+the samples are (:class:`specreg.Coverage`). Early readings are high in every training; a loss is a rise against the
+least that the same training has shown, and what was missing from the beginning was never learnt.
+"""
+
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specreg.monitor.coverage import Reading
+from specreg.monitor.verdict import Answer
+from specreg.names import STATES, State, check_choice, integer
+
+
+@dataclass(frozen=True)
+class ModeThresholds:
+    """The constants of :class:`ModeJudge`; docs/monitor.md says how they were chosen.
+
+    Attributes:
+        warmup: iterations that are not judged, from the first reading: noise around the data covers much of it.
+        smoothing: readings whose median is judged.
+        losing, lost: part of the largest mass produced so far whose loss means "losing" and "lost".
+        regained: part of what was lost that has to come back for "recovered".
+        learnt: mass that has to be produced at some time, or else the training "never learnt" the data.
+        patience: readings without progress before that is said.
+        progress: what counts as progress in the largest mass produced.
+    """
+
+    warmup: int = 500
+    smoothing: int = 5
+    losing: float = 0.25
+    lost: float = 0.4
+    regained: float = 0.6
+    learnt: float = 0.5
+    patience: int = 10
+    progress: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "smoothing", "patience"):
+            integer(name, getattr(self, name), at_least=0 if name == "warmup" else 1)
+        for name in ("losing", "lost", "regained", "learnt", "progress"):
+            if not isinstance(value := getattr(self, name), int | float) or not 0 < value < 1:
+                raise ValueError(f"{name} must lie in (0, 1), got {value!r:.60}")
+        if self.lost < self.losing:
+            raise ValueError(f"lost must be at least losing ({self.losing}), got {self.lost}")
+
+
+class ModeJudge:
+    """Judge a stream of readings of the missing mass.
+
+    Args:
+        thresholds: its constants.
+
+    Example:
+        >>> import torch
+        >>> from specreg import Coverage
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> real = torch.randn(1000, 2, generator=generator) + 9 * (torch.arange(1000)[:, None] < 500)
+        >>> judge, coverage = ModeJudge(), Coverage(real)
+        >>> for iteration in range(0, 5000, 500):
+        ...     answer = judge.update(iteration, coverage.measure(real[: 1000 if iteration < 2500 else 500]))
+        >>> answer.state
+        'lost'
+    """
+
+    def __init__(self, thresholds: ModeThresholds | None = None) -> None:
+        self.thresholds = thresholds or ModeThresholds()
+        self._begin: int | None = None
+        self._recent: deque[tuple[int, float]] = deque(maxlen=self.thresholds.smoothing)
+        self._best, self._best_at = 0.0, 0  # the largest mass produced, and when it was last near
+        self._low = 1.0  # the least since it was lost
+        self._reached, self._waiting = 0.0, 0  # the mass at the last progress, and readings since
+        self._state: State = "not judged"
+        self._since: int | None = None
+
+    def update(self, iteration: int, reading: Reading) -> Answer:
+        """Take one reading of :meth:`specreg.Coverage.measure` and judge."""
+        missing, error = reading.lost, (reading.interval[1] - reading.interval[0]) / 2
+        limits = self.thresholds
+        self._begin = iteration if self._begin is None else self._begin
+        if iteration - self._begin < limits.warmup:
+            return self._answer(reading)
+        self._recent.append((iteration, 1 - missing))
+        produced = statistics.median(mass for _, mass in self._recent)
+        self._waiting += 1
+        if produced > self._reached + limits.progress:  # small steps add up
+            self._reached, self._waiting = produced, 0
+        fall = self._best - produced
+        # A loss has to be more than the readings' noise.
+        part = fall / self._best if self._best > 0 and fall > error else 0.0
+        if self._state in ("losing", "lost"):
+            self._low = min(self._low, produced)
+            if produced >= self._low + limits.regained * (self._best - self._low) and fall <= limits.lost * self._best:
+                self._state, self._since, self._best = "recovered", iteration, produced
+            elif part >= limits.lost:
+                self._state = "lost"
+        elif part >= limits.losing and self._best >= limits.losing:
+            self._state = "lost" if part >= limits.lost else "losing"
+            self._since, self._low = self._best_at, produced
+        elif max(self._best, produced) >= limits.learnt:
+            if self._state in ("not judged", "never learnt"):
+                self._state, self._since = "healthy", None
+        elif self._waiting >= limits.patience:
+            self._state, self._since = "never learnt", None
+        if 1 - missing >= self._best - error:  # the median is late: modes may be lost already where it still stands
+            self._best_at = iteration
+        self._best = max(self._best, produced)
+        return self._answer(reading)
+
+    def _answer(self, reading: Reading) -> Answer:
+        now = f"at least {reading.lost:.0%} of the data missing"
+        if reading.missing > reading.lost + reading.floor:
+            now += f" ({reading.missing:.0%} with poor samples)"
+        words = {
+            "not judged": f"coverage not judged yet: {now}",
+            "healthy": f"coverage healthy: {now}",
+            "recovered": f"coverage recovered at iteration {self._since}: {now}",
+            "losing": f"losing modes since iteration {self._since}: {now}, {1 - self._best:.0%} at best",
+            "lost": f"lost modes since iteration {self._since}: {now}, {1 - self._best:.0%} at best",
+            "never learnt": f"modes never learnt: {now}, {1 - self._best:.0%} at best",
+        }
+        return Answer(self._state, self._since, words[self._state])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state as plain values, for the checkpoint."""
+        return {
+            "begin": self._begin, "recent": [list(reading) for reading in self._recent], "best": self._best,
+            "best_at": self._best_at, "low": self._low, "reached": self._reached,
+            "waiting": self._waiting, "state": self._state, "since": self._since,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
+        if set(state) != set(self.state_dict()):
+            raise ValueError(f"not a mode judge's state: it has the keys {sorted(map(str, state))}")
+        try:
+            check_choice("state", state["state"], STATES)
+            recent = [(integer("iteration", iteration), float(mass)) for iteration, mass in state["recent"]]
+            begin, since = (None if state[key] is None else integer(key, state[key]) for key in ("begin", "since"))
+            best_at, waiting = (integer(key, state[key]) for key in ("best_at", "waiting"))
+            best, low, reached = (float(state[key]) for key in ("best", "low", "reached"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not a mode judge's state ({error})") from error
+        self._begin, self._recent = begin, deque(recent, maxlen=self.thresholds.smoothing)
+        self._best, self._best_at, self._low = best, best_at, low
+        self._reached, self._waiting = reached, waiting
+        self._state, self._since = state["state"], since

@@ -1,0 +1,242 @@
+"""One module's weight: the tensors behind it, read and written without side effects.
+
+The *stored* weight is the tensor whose singular values are controlled. For a plain layer it is the
+parameter; under spectral normalization (torch's parametrization, torch's legacy hook, or specreg's own
+parametrization) the weight before its division by s1; under torch's weight normalization (new and
+legacy) and specreg's orthogonalization the weight that the network uses; each times the layer's gain, where its class
+has one (``specreg.kinds``). Reading never evaluates a parametrization in training mode, for that would move spectral
+normalization's power iteration.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
+
+from specreg.kinds import Kind
+from specreg.spectra.gram import svd
+from specreg.spectra.matrices import from_matrix, to_matrix
+
+
+class SpectrumPreserving(nn.Module):
+    """Base of parametrizations whose matrix keeps the singular vectors, so that the original may be edited."""
+
+
+class SpectrumChanging(nn.Module):
+    """Base of parametrizations without state that give the matrix a spectrum of their own: read through, not written.
+
+    They stand before spectral normalization, if there is any.
+    """
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A weight as one module uses it.
+
+    Attributes:
+        module: that uses it.
+        attribute: the tensor's name in the module.
+        kind: how the module's class uses it.
+    """
+
+    module: nn.Module
+    attribute: str
+    kind: Kind
+
+    @property
+    def gain(self) -> float:
+        """The factor between the module's tensor and the weight that the network uses."""
+        return self.kind.gain_of(self.module)
+
+    @property
+    def groups(self) -> int:
+        """The number of matrices in it."""
+        return self.kind.groups_of(self.module)
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        """Return a tensor of the weight's shape as (out, in·kernel), with one leading dimension if grouped."""
+        return to_matrix(weight, output_dim=self.kind.output_dim, groups=self.groups)
+
+    def from_matrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        """Undo :meth:`to_matrix`."""
+        return from_matrix(matrix, shape, output_dim=self.kind.output_dim, groups=self.groups)
+
+    @property
+    def storage(self) -> tuple[Tensor, ...]:
+        """The tensors behind the weight: (weight,), or (g, v) under weight normalization; without the gain."""
+        owner: Any = self.module
+        if (hook := self.legacy_hook) is not None:
+            endings = ("_g", "_v") if isinstance(hook, LegacyWeightNorm) else ("_orig",)
+            return tuple(getattr(owner, self.attribute + ending) for ending in endings)
+        if self.foreign is not None:
+            return (self._evaluated(),)
+        if (parametrizations := self._parametrization_list) is None:
+            return (getattr(owner, self.attribute),)
+        if parametrizations.is_tensor:
+            return (parametrizations.original,)
+        return parametrizations.original0, parametrizations.original1
+
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        """The parameters (frozen layers: buffers) that the weight is made from."""
+        if (parametrizations := self._parametrization_list) is not None:
+            return tuple(parametrizations.parameters())
+        return self.storage
+
+    def stored(self) -> Tensor:
+        """Return the stored weight (see the module's docstring), detached; nothing is changed."""
+        with torch.no_grad():
+            storage = self.storage
+            weight = storage[0].detach()
+            if len(storage) == 2:
+                weight = torch._weight_norm(storage[1], storage[0], self._weight_norm_dim)
+            if self.foreign is None:
+                for changing in self.spectrum_changing:
+                    weight = changing(weight)
+            return self._scaled(weight)
+
+    def used(self) -> Tensor:
+        """Return the weight that the network uses, differentiable; nothing is changed.
+
+        Spectral normalization's s1 is the one of its present vectors, without a step of power iteration.
+        """
+        if (hook := self.legacy_hook) is not None:
+            # The attribute that a legacy hook leaves is of the last forward pass, whose graph may be gone.
+            return self._scaled(_computed(hook, self.module))
+        training = [part for outer in self.parametrizations for part in outer.modules() if part.training]
+        try:
+            for part in training:
+                part.training = False
+            return self._scaled(getattr(self.module, self.attribute))
+        finally:
+            for part in training:
+                part.training = True
+
+    def write(self, weight: Tensor, first: tuple[Tensor, Tensor] | None) -> None:
+        """Store a weight in place, its dtype and memory format kept, and refresh what was derived from the old one.
+
+        Power iteration that starts from vectors of another matrix under-estimates s1, and the network would use a
+        weight of norm above 1 for some steps.
+
+        Args:
+            weight: of the stored weight's shape.
+            first: its matrix's first singular vectors, computed anew where they do not fit the normalizer's matrix.
+        """
+        weight = weight if self.gain == 1 else weight / self.gain
+        self._store(weight)
+        for normalizer in self.normalizers:
+            u, v = self._vectors(normalizer)
+            # The normalizer reads the weight as a matrix of its own: groups stacked, perhaps another dimension first.
+            dim = normalizer.dim % weight.ndim
+            if first is None or self.groups > 1 or dim != self.kind.output_dim:
+                factors = svd(weight.movedim(dim, 0).flatten(1))
+                u.copy_(factors.U[:, 0])
+                v.copy_(factors.Vh[0].conj())
+            else:
+                u.copy_(first[0])
+                v.copy_(first[1])
+        if (hook := self.legacy_hook) is not None:
+            setattr(self.module, self.attribute, _computed(hook, self.module))
+
+    @property
+    def normalizers(self) -> list[_SpectralNorm | LegacySpectralNorm]:
+        """Torch's spectral normalizations of the weight, parametrizations and legacy hooks."""
+        owners = [*self.parametrizations, self.legacy_hook]
+        return [owner for owner in owners if isinstance(owner, (_SpectralNorm, LegacySpectralNorm))]
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether s1 is divided out where the weight is used, so that the network does not see its scale.
+
+        Not of a grouped weight under torch's normalization, which divides all groups by one common norm.
+        """
+        return bool(self.normalizers and self.groups == 1) or any(
+            isinstance(part, SpectrumPreserving) for part in self.parametrizations
+        )
+
+    @property
+    def parametrizations(self) -> list[nn.Module]:
+        """The weight's parametrizations, in their order."""
+        parametrizations = self._parametrization_list
+        return [] if parametrizations is None else list(parametrizations._modules.values())
+
+    @property
+    def spectrum_changing(self) -> list[nn.Module]:
+        """Those of specreg's own that are read through and cannot be written through."""
+        return [part for part in self.parametrizations if isinstance(part, SpectrumChanging)]
+
+    @property
+    def legacy_hook(self) -> LegacySpectralNorm | LegacyWeightNorm | None:
+        """Torch's legacy hook that computes the weight before each forward pass."""
+        for hook in self.module._forward_pre_hooks.values():
+            if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)) and hook.name == self.attribute:
+                return hook
+        return None
+
+    @property
+    def foreign(self) -> ParametrizationList | None:
+        """The weight's parametrizations where one of them is unknown to specreg."""
+        parametrizations: ParametrizationList | None = self._parametrization_list
+        inner = self.parametrizations
+        if inner and isinstance(inner[0], _WeightNorm):
+            inner = inner[1:]
+        known = all(isinstance(part, (_SpectralNorm, SpectrumPreserving, SpectrumChanging)) for part in inner)
+        return None if known else parametrizations
+
+    @property
+    def _parametrization_list(self) -> Any:
+        lists = self.module._modules.get("parametrizations")
+        return lists._modules.get(self.attribute) if isinstance(lists, nn.ModuleDict) else None
+
+    @property
+    def _weight_norm_dim(self) -> int:
+        owners: list[Any] = [self.legacy_hook, *self.parametrizations]
+        dim = next(owner.dim for owner in owners if isinstance(owner, (LegacyWeightNorm, _WeightNorm)))
+        return -1 if dim is None else int(dim)
+
+    def _evaluated(self) -> Tensor:
+        """Return what unknown parametrizations make, by a copy in eval mode, so that no state of theirs moves."""
+        evaluated: Tensor = copy.deepcopy(self._parametrization_list).eval()().detach()
+        return evaluated
+
+    def _scaled(self, weight: Tensor) -> Tensor:
+        return weight if self.gain == 1 else weight * self.gain
+
+    def _store(self, weight: Tensor) -> None:
+        storage = self.storage
+        if len(storage) == 1:
+            storage[0].copy_(weight)
+            return
+        g, v = storage
+        norms = torch.norm_except_dim(weight.to(v.dtype), 2, self._weight_norm_dim)
+        # A row of norm 0 keeps its direction in v: g alone makes it zero, and 0/0 would make it NaN.
+        v.copy_(torch.where(norms > 0, weight.to(v.dtype), v))
+        g.copy_(norms)
+
+    def _vectors(self, normalizer: _SpectralNorm | LegacySpectralNorm) -> tuple[Tensor, Tensor]:
+        """Return u and v of one of the normalizers."""
+        owner: Any = self.module
+        if isinstance(normalizer, LegacySpectralNorm):
+            return getattr(owner, f"{self.attribute}_u"), getattr(owner, f"{self.attribute}_v")
+        return normalizer._u, normalizer._v
+
+
+def _computed(hook: LegacySpectralNorm | LegacyWeightNorm, module: nn.Module) -> Tensor:
+    """Return the weight that a legacy hook makes, without a step of power iteration."""
+    options = {} if isinstance(hook, LegacyWeightNorm) else {"do_power_iteration": False}
+    weight: Tensor = hook.compute_weight(module, **options)
+    return weight
+
+
+def memory_format(weight: Tensor) -> torch.memory_format:
+    """Return the memory format of a weight: channels_last where it is one."""
+    for dimensions, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if weight.ndim == dimensions and weight.is_contiguous(memory_format=form) and not weight.is_contiguous():
+            return form
+    return torch.contiguous_format

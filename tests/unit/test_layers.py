@@ -1,0 +1,440 @@
+"""Which layers are found, and how: registered classes, frozen and sharded ones, classes with a forward of their own."""
+
+import copy
+import logging
+import pickle
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrizations
+
+import specreg
+from specreg.layers import find
+
+
+class EqualLinear(nn.Module):
+    """An equalized learning rate, as StyleGAN2's ports spell it."""
+
+    def __init__(self, inputs, outputs, lr_mul=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_mul)
+        self.scale = inputs**-0.5 * lr_mul
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.scale)
+
+
+class ModulatedConv2d(nn.Module):
+    def __init__(self, inputs, outputs, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, outputs, inputs, size, size))
+        self.scale = (inputs * size**2) ** -0.5
+        self.modulation = EqualLinear(4, inputs)
+
+    def forward(self, x, style):
+        style = self.modulation(style)[:, None, :, None, None]
+        weight = (self.scale * self.weight * style).flatten(0, 1)
+        return F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight, groups=len(x)).unflatten(1, (len(x), -1))[0]
+
+
+class FullyConnectedLayer(nn.Module):
+    """The same of the authors' PyTorch code."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.weight_gain = inputs**-0.5
+
+    def forward(self, x):
+        return x @ (self.weight * self.weight_gain).T
+
+
+class Bank(nn.Module):
+    """Kernels that are mixed before use, (n, out, in, k, k)."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = nn.Parameter(torch.randn(3, 6, 4, 3, 3))
+
+
+specreg.register(Bank, "kernels", output_dim=1, groups=lambda bank: len(bank.kernels))
+
+
+def matrices(weight, *shape):
+    return torch.linalg.svdvals(weight.detach().double().reshape(*shape))
+
+
+# Module -> layer's name and the singular values of what the network uses, without specreg.
+CUSTOM = {
+    "equalized": (lambda: EqualLinear(8, 6), lambda m: {"": matrices(m.weight * m.scale, 6, 8)}),
+    "gain": (lambda: FullyConnectedLayer(8, 6), lambda m: {"": matrices(m.weight * m.weight_gain, 6, 8)}),
+    "modulated": (
+        lambda: ModulatedConv2d(5, 6, 3),
+        lambda m: {
+            "": matrices(m.weight * m.scale, 6, 45),
+            "modulation": matrices(m.modulation.weight * m.modulation.scale, 5, 4),
+        },
+    ),
+    "bank": (Bank, lambda m: {"kernels": matrices(m.kernels, 3, 6, 36)}),
+    "bilinear": (lambda: nn.Bilinear(3, 4, 5), lambda m: {"": matrices(m.weight, 5, 12)}),
+    "attention": (
+        lambda: nn.MultiheadAttention(6, 2),
+        lambda m: {
+            "in_proj_weight": matrices(m.in_proj_weight, 3, 6, 6),
+            "out_proj": matrices(m.out_proj.weight, 6, 6),
+        },
+    ),
+    "attention with other keys": (
+        lambda: nn.MultiheadAttention(6, 2, kdim=4),
+        lambda m: {
+            **{f"{part}_proj_weight": matrices(getattr(m, f"{part}_proj_weight"), 6, -1) for part in "qkv"},
+            "out_proj": matrices(m.out_proj.weight, 6, 6),
+        },
+    ),
+    "lstm": (
+        lambda: nn.LSTM(3, 5, proj_size=2),
+        lambda m: {
+            "weight_ih_l0": matrices(m.weight_ih_l0, 4, 5, 3),
+            "weight_hh_l0": matrices(m.weight_hh_l0, 4, 5, 2),
+            "weight_hr_l0": matrices(m.weight_hr_l0, 2, 5),
+        },
+    ),
+    "gru cell": (
+        lambda: nn.GRUCell(4, 5),
+        lambda m: {"weight_ih": matrices(m.weight_ih, 3, 5, 4), "weight_hh": matrices(m.weight_hh, 3, 5, 5)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "expected"), CUSTOM.values(), ids=CUSTOM)
+def test_registered_weights_are_read_as_the_network_uses_them(make, expected):
+    module = make()
+    spectra = specreg.spectra(module)
+    assert list(spectra) == list(expected(module))
+    for name, s in expected(module).items():
+        torch.testing.assert_close(spectra[name], s, rtol=1e-5, atol=1e-6)
+    assert specreg.Monitor(module).layers == tuple(spectra)
+
+
+@pytest.mark.parametrize(("make", "expected"), CUSTOM.values(), ids=CUSTOM)
+def test_registered_weights_are_compensated(make, expected):
+    module = make()
+    before = expected(module)
+    compensator = specreg.static_compensation(module, keep=1.0)
+    assert compensator.step()
+    assert compensator.satisfied()
+    for name, s in expected(module).items():
+        torch.testing.assert_close(s, before[name][..., :1].expand_as(s), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("make", "expected"), CUSTOM.values(), ids=CUSTOM)
+@pytest.mark.parametrize("verb", ["spectral_norm", "spectral_regularization", "orthogonalize"])
+def test_registered_weights_are_parametrized(verb, make, expected):
+    module = make()
+    names = list(getattr(specreg, verb)(module))
+    assert names == list(expected(module))
+    for _ in range(200 if verb == "spectral_norm" else 1):
+        expected(module)  # reads each weight, which moves power iteration
+    module.eval()
+    for name, s in expected(module).items():
+        if verb == "orthogonalize":
+            assert bool((s <= 1 + 1e-5).all())
+            continue
+        if verb == "spectral_norm" and s.ndim > 1:  # torch normalizes stacked matrices as one
+            assert bool((s <= 1 + 1e-3).all())
+            continue
+        torch.testing.assert_close(s[..., 0], torch.ones_like(s[..., 0]), rtol=1e-3, atol=0)
+        torch.testing.assert_close(specreg.spectra(module, weight="used")[name], s, rtol=1e-5, atol=1e-6)
+
+
+def test_a_normalized_recurrent_layer_runs_with_the_normalized_weight():
+    layer, x = nn.LSTM(3, 5), torch.randn(4, 2, 3)
+    plain = copy.deepcopy(layer)
+    specreg.spectral_norm(layer)
+    for _ in range(50):
+        layer(x)
+    layer.eval()
+    with torch.no_grad():
+        for name in ("weight_ih_l0", "weight_hh_l0"):
+            weight = getattr(plain, name)
+            weight /= torch.linalg.matrix_norm(weight, 2)
+    torch.testing.assert_close(layer(x)[0], plain(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_of_the_same_name_that_lacks_the_gain_is_no_layer():
+    class EqualLinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4))
+
+    module = nn.ModuleList([EqualLinear(), nn.Linear(3, 2)])
+    assert list(find(module)) == ["1"]
+    assert find(module).left_out.not_covered == ("0.weight",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((EqualLinear(3, 3),), TypeError, "expected a class of modules"),
+        ((int,), TypeError, "expected a class of modules"),
+        ((EqualLinear, "weight", 2), ValueError, "output_dim must be 0 or 1, got 2"),
+    ],
+)
+def test_a_bad_registration_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        specreg.register(*arguments[:2], **dict(zip(["output_dim"], arguments[2:], strict=False)))
+
+
+def test_a_gain_that_is_no_number_is_named():
+    class Silent(EqualLinear):
+        pass
+
+    specreg.register(Silent, gain=lambda layer: layer.scale * 0)
+    with pytest.raises(ValueError, match="the gain of a Silent must be a finite number other than 0, got 0"):
+        specreg.spectra(Silent(3, 3))
+
+
+def network():
+    return nn.ModuleDict({"features": nn.Linear(6, 6), "head": nn.Linear(6, 6)})
+
+
+VERBS = {
+    "static": specreg.static_compensation,
+    "norm": specreg.spectral_norm,
+    "regularization": specreg.spectral_regularization,
+    "orthogonalize": specreg.orthogonalize,
+    "monitor": specreg.Monitor,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_frozen_layers_beside_trained_ones_are_left_out(verb):
+    module = network()
+    module["features"].requires_grad_(False)
+    before = copy.deepcopy(module["features"])
+    result = verb(module)
+    for _ in range(3):
+        getattr(result, "step", lambda *_: None)(*[0] * isinstance(result, specreg.Monitor))
+    assert list(getattr(result, "layers", result)) == ["head"]
+    assert torch.equal(module["features"].weight, before.weight)
+
+
+def test_frozen_layers_are_named_and_can_be_asked_for():
+    module = network()
+    module["features"].requires_grad_(False)
+    report = find(module)
+    assert report.left_out.frozen == ("features",)
+    assert str(report).endswith("left out, frozen: features")
+    assert list(find(module, only="features")) == ["features"]
+    with pytest.raises(ValueError, match="features need no gradient, where others do"):
+        find(module, skip="head")
+    assert list(find(module.requires_grad_(False))) == ["features", "head"]  # switched off for the generator's step
+
+
+@pytest.mark.parametrize("normalize", [torch.nn.utils.spectral_norm, parametrizations.spectral_norm])
+def test_frozen_normalized_layers_are_seen_through_the_normalization(normalize):
+    module = network()
+    normalize(module["features"])
+    module["features"].requires_grad_(False)
+    assert list(find(module)) == ["head"]
+
+
+def test_a_weight_shared_by_two_orientations_is_two_layers():
+    convolution, transposed = nn.Conv2d(4, 3, 3), nn.ConvTranspose2d(3, 4, 3)
+    transposed.weight = convolution.weight = nn.Parameter(torch.randn(3, 4, 3, 3))
+    module = nn.ModuleList([convolution, transposed])
+    spectra = specreg.spectra(module)
+    torch.testing.assert_close(spectra["0"], matrices(convolution.weight, 3, 36), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(spectra["1"], matrices(convolution.weight.transpose(0, 1), 4, 27), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="layers '0' and '1' share a weight and use it as two different matrices"):
+        specreg.static_compensation(module)
+    specreg.spectral_norm(module)
+    for _ in range(200):
+        weights = [convolution.weight, transposed.weight]
+    for weight, rows, dims in zip(weights, (3, 4), ((0, 1), (1, 0)), strict=True):
+        s = matrices(weight.permute(*dims, 2, 3), rows, -1)
+        torch.testing.assert_close(s[0].item(), 1.0, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("verb", [*VERBS.values(), specreg.spectra], ids=[*VERBS, "spectra"])
+def test_codes_and_eight_bits_are_no_weights(verb, dtype):
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    module[1].weight = nn.Parameter(torch.ones(4, 4).to(dtype), requires_grad=False)
+    module.requires_grad_(False)
+    with pytest.raises(ValueError, match=f"layer '1' has a weight of {str(dtype).removeprefix('torch.')}.*skip='1'"):
+        verb(module)
+    if verb is not specreg.orthogonalize:
+        verb(module, skip="1")
+
+
+@pytest.mark.parametrize("shape", [(12,), (0,), ()])
+def test_sharded_weights_are_said_to_be_sharded_whatever_this_process_has(shape):
+    class FullyShardedDataParallel(nn.Module):  # what torch's wrapper looks like from outside
+        def __init__(self, module):
+            super().__init__()
+            self._fsdp_wrapped_module = module
+
+    layer = nn.Linear(4, 3)
+    layer.weight = nn.Parameter(torch.zeros(shape))
+    with pytest.raises(ValueError, match="sharded between processes"):
+        specreg.spectra(FullyShardedDataParallel(nn.Sequential(layer)))
+    del layer.weight
+    layer.weight = torch.zeros(3, 4)  # a flat parameter elsewhere, views of it here
+    with pytest.raises(ValueError, match="sharded between processes"):
+        specreg.spectra(FullyShardedDataParallel(nn.Sequential(layer)))
+    whole = FullyShardedDataParallel(nn.Sequential(nn.Linear(4, 3)))  # within summon_full_params
+    assert list(specreg.spectra(whole)) == ["0"]
+
+
+def test_a_weight_of_one_dimension_is_named():
+    module = nn.Sequential(nn.Linear(4, 4))
+    module[0].weight = nn.Parameter(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"layer '0' has a weight of the shape \(4\), no matrix"):
+        specreg.spectra(module)
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight / 16, self.bias)
+
+
+class Padded(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(F.pad(x, (1, 1, 1, 1), mode="reflect"))
+
+
+class OwnNormalized(nn.Conv2d):
+    """Normalizes itself, its vectors in buffers, as BigGAN's and mimicry's layers do."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.register_buffer("u0", torch.randn(1, shape[1]))
+        self.register_buffer("sv0", torch.ones(1))
+
+    def forward(self, x):
+        with torch.no_grad():
+            v = F.normalize(self.u0 @ self.weight.flatten(1))
+            if self.training:
+                self.u0.copy_(F.normalize(v @ self.weight.flatten(1).T))
+        s1 = (self.u0 @ self.weight.flatten(1) * v).sum()
+        return self._conv_forward(x, self.weight / s1, self.bias)
+
+
+FORWARDS = {
+    "standardized": (Standardized, "Standardized uses another weight than the one that it stores"),
+    "scaled": (Scaled, "Scaled uses its weight times 0.0625"),
+    "own normalization": (OwnNormalized, "OwnNormalized uses its weight times"),
+    "padded": (Padded, None),
+    "plain": (nn.Conv2d, None),
+}
+
+
+@pytest.mark.parametrize(("kind", "message"), FORWARDS.values(), ids=FORWARDS)
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_a_forward_that_uses_another_weight_is_told_of(verb, kind, message, caplog):
+    if verb is specreg.spectral_norm and kind is OwnNormalized:
+        pytest.skip("is left out")
+    module = nn.Sequential(kind(3, 4, 3), nn.Conv2d(4, 4, 3))
+    before, random = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+    with caplog.at_level(logging.WARNING):
+        verb(module)
+    assert (message is None) == ("layer '0'" not in caplog.text)
+    assert message is None or message in caplog.text
+    assert torch.equal(random, torch.get_rng_state()) or verb is specreg.spectral_norm  # its vectors are random
+    if verb is specreg.Monitor:
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name])
+
+
+def test_spectral_norm_leaves_out_classes_that_normalize_themselves():
+    module = nn.Sequential(OwnNormalized(3, 4, 3), nn.Conv2d(4, 4, 3))
+    keys = [key for key in module.state_dict() if key.startswith("0.")]
+    report = specreg.spectral_norm(module)
+    assert list(report) == ["1"]
+    assert report.left_out.normalizing == ("0",)
+    assert "left out, normalized by their class: 0" in str(report)
+    assert [key for key in module.state_dict() if key.startswith("0.")] == keys
+
+
+def test_nothing_is_left_where_all_classes_normalize_themselves():
+    with pytest.raises(ValueError, match="no layer matched: 0 are normalized by their own class already"):
+        specreg.spectral_norm(nn.Sequential(OwnNormalized(3, 4, 3)))
+
+
+def test_layers_that_are_bare_beside_normalized_ones_are_marked():
+    module = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 3))
+    specreg.spectral_norm(module, only="1")
+    lines = str(specreg.static_compensation(module).layers).splitlines()
+    assert [line.endswith("not normalized") for line in lines[1:4]] == [True, False, True]
+    assert lines[-1].startswith("not normalized: the network feels the scale")
+    assert "not normalized" not in str(find(nn.Linear(4, 4)))
+
+
+def test_the_weight_in_use_can_be_asked_for():
+    module = nn.Linear(5, 6)
+    specreg.spectral_regularization(module, keep=1.0)
+    assert not torch.allclose(specreg.spectra(module, normalized=True)[""], torch.ones(5, dtype=torch.float64))
+    used = specreg.spectra(module, normalized=True, weight="used")[""]
+    torch.testing.assert_close(used, torch.ones(5, dtype=torch.float64), rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="weight must be 'stored' or 'used', got 'both'"):
+        specreg.spectra(module, weight="both")
+
+
+@pytest.mark.parametrize("put_on", [specreg.spectral_norm, specreg.spectral_regularization, specreg.orthogonalize])
+def test_a_copy_without_parametrizations_can_be_pickled(put_on):
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    put_on(module)
+    with pytest.raises(RuntimeError, match="Serialization of parametrized modules"):
+        pickle.dumps(module)
+    plain = copy.deepcopy(module)
+    specreg.remove(plain)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(plain))(x), module(x))
+    assert nn.utils.parametrize.is_parametrized(module[0])
+
+
+def test_transforms_pass_as_with_torchs_own_normalization():
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    specreg.spectral_norm(ours)
+    parametrizations.spectral_norm(theirs)
+    theirs.parametrizations.weight[0].load_state_dict(ours.parametrizations.weight[0].state_dict())
+    x = torch.randn(5, 4)
+
+    def gradients(layer):
+        return torch.func.vmap(torch.func.grad(lambda sample: layer(sample).square().sum()))(x)
+
+    for _ in range(3):
+        assert torch.equal(gradients(ours), gradients(theirs))
+    for mine, torchs in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert torch.equal(mine, torchs)
+
+
+def test_attainment_names_layers_whose_weight_is_taken_elsewhere(caplog):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.last = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.last(F.conv2d(x, self.inner.weight))
+
+    assert list(specreg.attainment(Wrapped(), torch.randn(2, 2, 5, 5))) == ["last"]
+    assert "not measured: inner (did not run by itself)" in caplog.text
+
+
+def test_an_instance_with_a_forward_of_its_own_is_told_of(caplog):
+    module = nn.Linear(4, 4)
+    module.forward = types.MethodType(lambda self, x: F.linear(x, self.weight * 2), module)
+    specreg.static_compensation(module)
+    assert "uses its weight times 2" in caplog.text

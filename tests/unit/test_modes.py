@@ -1,0 +1,157 @@
+"""The judge of coverage: what it says of streams of readings."""
+
+import copy
+import io
+import random
+from itertools import groupby
+
+import pytest
+import torch
+
+from meters import reading
+from specreg.monitor.modes import ModeJudge, ModeThresholds
+from specreg.names import ALARMS
+
+EVERY = 500
+# Not the defaults, which may change with what is learnt of real trainings.
+LIMITS = ModeThresholds(smoothing=3, losing=0.15, lost=0.25)
+
+
+def judged(missing, error=0.02, judge=None, begin=0):
+    judge = judge or ModeJudge(LIMITS)
+    return [judge.update(begin + EVERY * i, reading(share, error)) for i, share in enumerate(missing)]
+
+
+def states(answers):
+    return [state for state, _ in groupby(answer.state for answer in answers)]
+
+
+def test_a_late_drop_is_said_with_its_beginning_and_both_levels():
+    answers = judged([0.05] * 20 + [0.6] * 3)
+    assert states(answers) == ["not judged", "healthy", "lost"]
+    assert [answer.state for answer in answers].index("lost") == 21  # one bad reading is none
+    # The last good reading is the 20th: what is kept from later has lost the modes already.
+    assert answers[-1].since == 19 * EVERY
+    assert answers[-1].message == ("lost modes since iteration 9500: at least 60% of the data missing, 5% at best")
+
+
+def test_one_wild_reading_is_no_alarm():
+    assert states(judged([0.05] * 10 + [0.9] + [0.05] * 10)) == ["not judged", "healthy"]
+
+
+def test_a_slow_drop_is_losing_before_it_is_lost():
+    answers = judged([0.05] * 10 + [0.05 + 0.01 * i for i in range(40)])
+    assert states(answers) == ["not judged", "healthy", "losing", "lost"]
+    begin = {answer.state: answer for answer in reversed(answers)}
+    assert begin["losing"].since == begin["lost"].since
+    assert 9 * EVERY <= begin["lost"].since <= 12 * EVERY  # as soon as the readings are worse than their error
+
+
+def test_a_small_part_that_is_lost_is_losing_and_stays_so():
+    assert states(judged([0.05] * 10 + [0.22] * 40)) == ["not judged", "healthy", "losing"]
+
+
+def test_what_comes_back_is_recovered_and_may_be_lost_again():
+    answers = judged([0.05] * 10 + [0.6] * 10 + [0.1] * 10 + [0.7] * 10)
+    assert states(answers) == ["not judged", "healthy", "lost", "recovered", "lost"]
+    recovered = next(answer for answer in answers if answer.state == "recovered")
+    assert recovered.since == 21 * EVERY
+    assert answers[-1].since == 29 * EVERY
+    assert "coverage recovered at iteration 10500: at least 10% of the data missing" in recovered.message
+    # Less than 0.6 of the loss.
+    assert states(judged([0.05] * 10 + [0.6] * 10 + [0.35] * 10))[-1] == "lost"
+
+
+def test_what_was_missing_from_the_beginning_was_never_learnt():
+    answers = judged([0.9] * 15 + [0.2] * 5)
+    assert states(answers) == ["not judged", "never learnt", "healthy"]
+    assert {answer.since for answer in answers} == {None}
+    assert [answer.state for answer in answers].index("never learnt") == 11  # a warm-up, progress from 0, and patience
+
+
+def test_slow_progress_is_progress():
+    answers = judged([max(0.1, 0.9 - 0.02 * i) for i in range(60)])
+    assert states(answers) == ["not judged", "healthy"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("level", "error"), [(0.02, 0.04), (0.3, 0.04), (0.3, 0.02), (0.45, 0.01)])
+def test_noise_within_its_error_gives_no_alarm(level, error, seed):
+    noise = random.Random(seed)
+    missing = [min(1.0, max(0.0, level + noise.gauss(0, error / 2))) for _ in range(200)]
+    assert states(judged(missing, error)) == ["not judged", "healthy"]
+
+
+def test_a_fall_within_the_readings_error_is_none():
+    assert states(judged([0.3] * 10 + [0.45] * 20, error=0.2)) == ["not judged", "healthy"]
+    assert states(judged([0.3] * 10 + [0.45] * 20, error=0.02))[-1] == "losing"
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        [1 - 0.1 * i for i in range(10)] + [0.05] * 10,
+        # Noise around the data covers much of it, before the generator has learnt anything.
+        [0.3, 0.95, 0.8, 0.6, 0.4, 0.3] + [0.1] * 10,
+    ],
+)
+def test_early_training_is_no_loss(missing):
+    assert states(judged(missing)) == ["not judged", "healthy"]
+
+
+@pytest.mark.parametrize("cut", [1, 4, 11, 13, 22, 25, 35])
+def test_a_resumed_judge_goes_on_exactly(cut):
+    missing = [0.9, 0.6, 0.3, 0.1, *[0.05] * 8, *[0.5 + 0.01 * i for i in range(10)], *[0.1] * 6, *[0.6] * 12]
+    whole, first, second = (ModeJudge(LIMITS) for _ in range(3))
+    expected = judged(missing, judge=whole)
+    file = io.BytesIO()
+    assert judged(missing[:cut], judge=first) == expected[:cut]
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert judged(missing[cut:], judge=second, begin=cut * EVERY) == expected[cut:]
+    assert second.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.pop("best"),
+        lambda state: state.update(more=1),
+        lambda state: state.update(state="well"),
+        lambda state: state.update(since="9500"),
+        lambda state: state.update(recent=[[1.5, 0.1]]),
+        lambda state: state.update(waiting=None),
+        lambda state: state.update(low=None),
+    ],
+)
+def test_a_state_that_is_none_is_refused_whole(spoil):
+    judge, other = ModeJudge(LIMITS), ModeJudge(LIMITS)
+    judged([0.05] * 5, judge=judge)
+    judged([0.05] * 10 + [0.6] * 5, judge=other)
+    before, state = judge.state_dict(), copy.deepcopy(other.state_dict())
+    spoil(state)
+    with pytest.raises(ValueError, match="not a mode judge's state"):
+        judge.load_state_dict(state)
+    assert judge.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"smoothing": 0}, "smoothing must be an integer of at least 1"),
+        ({"warmup": -1}, "warmup must be an integer of at least 0"),
+        ({"lost": 1.0}, r"lost must lie in \(0, 1\), got 1.0"),
+        ({"learnt": float("nan")}, r"learnt must lie in \(0, 1\), got nan"),
+        ({"losing": 0.3, "lost": 0.2}, r"lost must be at least losing \(0.3\), got 0.2"),
+    ],
+)
+def test_bad_thresholds_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModeThresholds(**options)
+
+
+def test_the_states_of_a_loss_are_alarms_and_the_others_none():
+    said = {answer.state for answer in judged([0.05] * 10 + [0.2, 0.25, 0.3] + [0.6] * 5 + [0.05] * 10)}
+    assert said & set(ALARMS) == {"losing", "lost"}
+    assert said - set(ALARMS) == {"not judged", "healthy", "recovered"}

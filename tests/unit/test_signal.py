@@ -1,0 +1,161 @@
+"""Does a discriminator still teach: its signal on samples, and the judge of it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import specreg
+from specreg.monitor.signal import Signal, SignalJudge, signal
+
+TEACHING = Signal(gradient=1.0, separation=2.0, spread=0.5)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def samples(count=64):
+    return torch.randn(count, 4) + 2, torch.randn(count, 4)
+
+
+def network():
+    return nn.Sequential(nn.Linear(4, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+
+
+def judged(*readings, judge=None):
+    judge = judge or SignalJudge()
+    return [judge.update(500 * i, one) for i, one in enumerate(readings)]
+
+
+def test_a_linear_discriminators_signal_by_hand():
+    real, generated = torch.tensor([[1.0], [3.0]]), torch.tensor([[-3.0], [-1.0]])
+    reading = signal(lambda x: 5 * x, real, generated)
+    assert reading.gradient == pytest.approx(5)
+    assert reading.separation == pytest.approx(20 / 50**0.5)  # means of 10 and -10, variances of 50
+    assert reading.spread == pytest.approx((500 / 3) ** 0.5 / 15)
+
+
+@pytest.mark.parametrize(
+    "shaped", [lambda s: s, lambda s: s[:, 0], lambda s: [s, s], lambda s: (s[:, 0], s), lambda s: s[:, :, None, None]]
+)
+def test_scores_of_any_shape_and_lists_of_them(shaped):
+    discriminator, (real, generated) = network(), samples()
+    reading, plain = (signal(f, real, generated) for f in (lambda x: shaped(discriminator(x)), discriminator))
+    factor = 2 if isinstance(shaped(torch.zeros(2, 1)), (list, tuple)) else 1
+    assert reading.gradient == pytest.approx(factor * plain.gradient)
+    assert (reading.separation, reading.spread) == pytest.approx((plain.separation, plain.spread))
+
+
+class Constant(nn.Module):
+    def forward(self, x):
+        return 0 * x.sum(1) + 0.7
+
+
+class Rectified(nn.Module):
+    """The last rectifier lets nothing through."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x):
+        return torch.relu(self.body(x) - 100)
+
+
+@pytest.mark.parametrize("make", [Constant, Rectified])
+def test_a_discriminator_that_says_the_same_of_everything_is_dead(make):
+    reading = signal(make(), *samples())
+    assert (reading.gradient, reading.separation, reading.spread) == (0, 0, 0)
+    answers = judged(reading, reading, reading)
+    assert [answer.state for answer in answers] == ["teaching", "dead", "dead"]
+    assert answers[-1].since == 0
+    assert answers[-1].message == "the discriminator is dead since iteration 0: gradient 0"
+
+
+def test_a_healthy_discriminator_teaches():
+    reading = signal(network(), *samples())
+    assert reading.gradient > 0.01
+    assert reading.spread > 0.1
+    assert {answer.state for answer in judged(*[reading] * 10)} == {"teaching"}
+
+
+def test_a_gradient_that_dies_is_said_with_its_beginning():
+    module, (real, generated) = network(), samples()
+    judge, answers = SignalJudge(), []
+    for iteration in range(0, 3000, 500):
+        if iteration == 1500:  # scores are as far apart as ever, but hang on no sample of the generator's
+            scores = lambda x: torch.tanh(50 * (x.mean(1, keepdim=True) - 1)) + 0 * module(x)  # noqa: E731
+        else:
+            scores = module if iteration < 1500 else scores
+        answers.append(judge.update(iteration, signal(scores, real, generated - 5)))
+    assert [answer.state for answer in answers] == ["teaching"] * 4 + ["dead"] * 2
+    assert {answer.since for answer in answers[4:]} == {1500}
+
+
+@pytest.mark.parametrize("bad", [Signal(float("nan"), 1.0, 0.5), Signal(1.0, 1.0, float("nan")), Signal(0.0, 1.0, 0.5)])
+def test_one_reading_alone_kills_nothing_and_nothing_dies_forever(bad):
+    states = [answer.state for answer in judged(TEACHING, bad, TEACHING, bad, bad, TEACHING)]
+    assert states == ["teaching"] * 4 + ["dead", "teaching"]
+
+
+def test_a_signal_that_falls_with_the_learning_is_not_dead():
+    assert {answer.state for answer in judged(*[Signal(0.8**k, 2.0, 0.5) for k in range(30)])} == {"teaching"}
+    assert judged(*[Signal(0.5**k, 2.0, 0.5) for k in range(30)])[-1].state == "dead"
+
+
+@pytest.mark.parametrize("normalization", [specreg.spectral_norm, lambda module: module])
+def test_nothing_of_the_module_or_of_random_numbers_moves(normalization):
+    module = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 1))
+    normalization(module)
+    module(torch.randn(8, 4)).sum().backward()
+    real, generated = samples()
+    generated.requires_grad_(True)
+    before = copy.deepcopy(module.state_dict())
+    gradients = [parameter.grad.clone() for parameter in module.parameters()]
+    random = torch.get_rng_state()
+    readings = [signal(module, real, generated) for _ in range(2)]
+    assert readings[0] == readings[1]
+    assert torch.equal(torch.get_rng_state(), random)
+    assert module.training
+    assert generated.grad is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(torch.equal(p.grad, g) for p, g in zip(module.parameters(), gradients, strict=True))
+
+
+def test_what_returns_more_than_scores_is_refused():
+    real, generated = samples()
+    with pytest.raises(TypeError, match="returns more than scores"):
+        signal(lambda x: {"scores": x}, real, generated)
+    with pytest.raises(ValueError, match="real and generated samples differ in shape"):
+        signal(network(), real, generated[:8])
+
+
+def test_a_resumed_judge_goes_on_exactly():
+    silent = Signal(0.0, 0.0, 0.0)
+    readings = [TEACHING, silent, silent, TEACHING, silent, silent]
+    whole = SignalJudge()
+    expected = judged(*readings, judge=whole)
+    for cut in range(len(readings)):
+        first, second = SignalJudge(), SignalJudge()
+        judged(*readings[:cut], judge=first)
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        assert [second.update(500 * i, readings[i]) for i in range(cut, len(readings))] == expected[cut:]
+        assert second.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [{"more": 1}, {"state": "well"}, {"largest": None}, {"silent": [1.5]}, {"silent": None}],
+)
+def test_a_state_that_is_none_is_refused_whole(spoil):
+    judge = SignalJudge()
+    judged(TEACHING, judge=judge)
+    before = judge.state_dict()
+    with pytest.raises(ValueError, match="not a signal judge's state"):
+        judge.load_state_dict(before | spoil)
+    assert judge.state_dict() == before
+    with pytest.raises(ValueError, match="patience must be an integer of at least 1"):
+        SignalJudge(patience=0)
