@@ -132,7 +132,7 @@ def test_a_generator_that_begins_to_ignore_it_has_lost_modes(healthy):
     verdict = healthy.run(CHANGE, STEPS).check()
     assert (verdict.state, verdict.coverage.state) == ("lost", "lost")
     begin = PER_STEP * CHANGE
-    assert begin - EVERY <= verdict.since < begin
+    assert begin - 3 * EVERY <= verdict.since < begin  # the last reading that was as good as the best
     first = next(verdict for verdict in healthy.verdicts if verdict.state == "lost")
     assert first.iteration <= begin + EVERY * (SMOOTHING // 2)
 
@@ -147,7 +147,7 @@ def test_half_of_the_modes_lost_is_seen_as_well(healthy):
 def test_a_discriminator_that_never_learns_is_not_called_healthy():
     training = Training(0.5 * CENTRES[0] + 0.01 * CENTRES)
     training.rates = {"d": 0.0, "g": 1e-2}
-    verdict = training.run(0, STEPS).check()
+    verdict = training.run(0, 2 * STEPS).check()
     assert verdict.coverage.state == "never learnt"
     assert "healthy" not in training.states
 

@@ -21,13 +21,11 @@ two shares.
 4. **The reading.** Held-out real samples and the generated half that did not choose are counted in A; the mean over
    both halves is the reading.
 
-As all shares sum to 1,
-
-.. math:: P(A) - G(A) = [G - P](\text{far}) + [G - P](\text{near, outside } A).
-
-The second part, *lost*, went to other places of the data: it stays even if every far sample was a spoilt one of the
-bins that miss some. Noise that leads away from the data raises *missing* and *far*, not *lost*. What lowers quality
-along the data (noise that, in the chosen features, other samples could have) is not told from lost modes.
+*Lost* is the same reading in 32 groups at most, with every generated sample in its nearest bin, however far it is: what
+is missing even if a spoilt sample counts as the mode that it is nearest to, and whatever the shape of the modes. Noise
+that leads away from the data raises *missing* and *far*, and hardly *lost*; a few small modes are seen by *missing*
+alone. What lowers quality along the data (noise that, in the chosen features, other samples could have) is not told
+from lost modes.
 
 What it does not do: bound the missing share from above. Modes that share their bins are seen in part, or not at all. A
 generator that repeats a hundred samples misses nearly everything, and is said to miss the bins without them. Readings
@@ -48,10 +46,11 @@ from specreg.monitor.features import plain_features
 from specreg.names import integer
 from specreg.spectra.gram import full_precision
 
-_LEAST_REAL, _LEAST_GENERATED = 100, 20
+LEAST_REAL, _LEAST_GENERATED = 100, 20  # samples
 _MOST_BINNED = 10_000  # real samples that k-means sees
 _PER_BIN = 10
 _NEAR = 0.99
+_COARSE = 32  # groups
 _LEVELS = (1, 2, 3)  # standard errors by which a group is less filled
 _CLAIM = 4  # standard errors of a reading
 _Z95 = 1.96
@@ -68,6 +67,7 @@ class Reading:
         missing: lower bound of the missing share, 0 to 1.
         interval: its 95% interval; the upper end bounds the estimate, not the missing share.
         floor: a perfect generator stays below, as far as four standard errors reach.
+        lost: the same lower bound in large groups of bins, with every sample in its nearest bin, however far it is.
         far: share of the generated samples that are far from the data, beyond that of real ones.
         real, generated: shares of the samples in each bin, (K,).
         empty: where ``missing`` is above its floor, the bins that both halves have in A and fill to less than a fifth,
@@ -78,16 +78,12 @@ class Reading:
     missing: float
     interval: tuple[float, float]
     floor: float
+    lost: float
     far: float
     real: Tensor
     generated: Tensor
     empty: Tensor
     examples: Tensor
-
-    @property
-    def lost(self) -> float:
-        """The part of ``missing`` that samples far from the data cannot explain."""
-        return max(0.0, self.missing - self.far)
 
     def __str__(self) -> str:
         if self.missing <= self.floor:
@@ -136,11 +132,11 @@ class Coverage:
     def __init__(self, real: Tensor, *, features: Callable[[Tensor], Tensor] | None = None, seed: int = 0) -> None:
         self._features = features or plain_features
         self._seed = integer("seed", seed, at_least=0)
-        self._kind = _kind("real", real, _LEAST_REAL)
+        self._kind = _kind("real", real, LEAST_REAL)
         generator = torch.Generator().manual_seed(self._seed)
         order = torch.randperm(len(real), generator=generator, device="cpu")
         width = next(self._describe("real", real, order[:1])).shape[1]
-        num_binned = min(len(real) // 2, max(_LEAST_REAL // 2, min(_MOST_BINNED, _BATCH // width)))
+        num_binned = min(len(real) // 2, max(LEAST_REAL // 2, min(_MOST_BINNED, _BATCH // width)))
         points = torch.cat(list(self._describe("real", real, order[:num_binned])))
         self._mean, self._size = points.mean(0), points.var(0, correction=0).sum().sqrt()
         if not self._size > 0:
@@ -191,11 +187,11 @@ class Coverage:
         generator = torch.Generator().manual_seed(self._seed)
         order = torch.randperm(len(generated), generator=generator, device="cpu")
         bins, ratios = self._place("generated", generated, order)
-        middle = len(order) // 2
-        halves = torch.stack([self._count(bins[part], ratios[part]) for part in (slice(middle), slice(middle, None))])
-        sets = torch.stack([self._choose(half) for half in halves.flip(0)])
+        halves = self._halves(bins, ratios)
         n, m = int(self._held_out.sum()), len(generated)
-        p, q = float((sets * self._held_out[:-1]).sum() / (2 * n)), float((sets * halves[:, :-1]).sum() / m)
+        p, q, sets = self._witness(halves, self._groupings)
+        coarse = self._groupings[self._groupings.amax(1) < _COARSE]
+        coarse_p, coarse_q, _ = self._witness(self._halves(bins, torch.zeros_like(ratios)), coarse)
         floor = _floor(p, n, q, m)
         real, shares = (self._held_out[:-1] + self._binned) / (n + int(self._binned.sum())), halves.sum(0) / m
         scarce = sets.bool().all(0) & (shares[:-1] < _SCARCE * real) & (p - q > floor)
@@ -204,6 +200,7 @@ class Coverage:
             missing=max(0.0, p - q),
             interval=_interval(p, n, q, m),
             floor=floor,
+            lost=max(0.0, coarse_p - coarse_q),
             far=max(0.0, float(shares[-1] - self._held_out[-1] / n)),
             real=real,
             generated=shares[:-1],
@@ -224,11 +221,22 @@ class Coverage:
         for name in _STATE:
             setattr(self, f"_{name}", state[name].clone())
 
-    def _choose(self, half: Tensor) -> Tensor:
+    def _halves(self, bins: Tensor, ratios: Tensor) -> Tensor:
+        """Return the counts of two halves of generated samples, (2, K + 1)."""
+        middle = len(bins) // 2
+        return torch.stack([self._count(bins[part], ratios[part]) for part in (slice(middle), slice(middle, None))])
+
+    def _witness(self, halves: Tensor, groupings: Tensor) -> tuple[float, float, Tensor]:
+        """Return the shares of held-out real and of generated samples in the sets A, and these sets, (2, K)."""
+        sets = torch.stack([self._choose(half, groupings) for half in halves.flip(0)])
+        in_real = (sets * self._held_out[:-1]).sum() / (2 * self._held_out.sum())
+        return float(in_real), float((sets * halves[:, :-1]).sum() / halves.sum()), sets
+
+    def _choose(self, half: Tensor, groupings: Tensor) -> Tensor:
         """Return which bins are in A, (K,) of 0 and 1, from one half's counts."""
         num_real, num_generated = self._binned.sum(), half.sum()
         best, chosen = -math.inf, torch.zeros_like(self._binned)
-        for groups in self._groupings:
+        for groups in groupings:
             counts = half.new_zeros(2, int(groups.max()) + 1)
             counts.index_add_(1, groups, torch.stack([self._binned, half[:-1]]))
             gap = counts[0] / num_real - counts[1] / num_generated

@@ -31,7 +31,7 @@ class ModeThresholds:
     """
 
     warmup: int = 500
-    smoothing: int = 5
+    smoothing: int = 3
     losing: float = 0.25
     lost: float = 0.4
     regained: float = 0.6
