@@ -83,10 +83,12 @@ def test_the_schemes_options_reach_the_guard_but_those_that_say_when(scheme, mon
 
     monkeypatch.setattr("specreg.experiments.methods.Guard", guard)
     own = dataclasses.replace(METHODS[scheme].options(), every=3, strength=0.5, scale="unit")
-    options = MethodOptions(**{scheme: own, "guard": GuardOptions(scheme=scheme, every=7)})
+    options = MethodOptions(**{scheme: own, "guard": GuardOptions(scheme=scheme, every=7, evidence="coverage")})
     build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), Images(StackedDigits()))
     keep = {"keep": 0.5} if scheme == "static" else {}
-    assert given == {"scheme": scheme, "pin": None, "every": 7, "strength": 0.5, "scale": "unit"} | keep
+    states = ("losing", "lost")
+    expected = {"scheme": scheme, "states": states, "pin": None, "every": 7, "strength": 0.5, "scale": "unit"}
+    assert given == expected | keep
 
 
 @pytest.mark.parametrize("keep", [3, 0.25, "auto"])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from specreg.guard import Guard, SchemeName
 from specreg.losses import LOSSES
 from specreg.monitor.actions import Pin
-from specreg.names import integer
+from specreg.names import State, integer
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator, Scale
 from specreg.regularizers.normalization import spectral_norm
@@ -40,6 +40,9 @@ _DYNAMIC = _defaults(dynamic_compensation)
 _ANCHORED = _defaults(anchored_compensation)
 _GUARD = _defaults(Guard)
 _NEWTON = _defaults(orthogonalize)
+_EVIDENCE: dict[str, tuple[State, ...]] = {
+    "any": _GUARD["states"], "spectra": ("collapsing", "collapsed"), "coverage": ("losing", "lost"),
+}  # fmt: skip
 
 
 class Options:
@@ -116,6 +119,8 @@ class GuardOptions(Options):
     """The compensation that is switched on when a collapse begins."""
     every: int = _GUARD["every"]
     """Compensate after every so many discriminator steps, once it is on."""
+    evidence: Literal["any", "spectra", "coverage"] = "any"
+    """What switches it on: a fall of the spectra, a loss of modes, or whichever comes first."""
     roll_back: bool = False
     """Go back to the healthy networks from before the collapse, too."""
 
@@ -221,7 +226,14 @@ def _guard(state: TrainingState, options: GuardOptions, methods: "MethodOptions"
     scheme = dict(vars(METHODS[options.scheme].chosen(methods)))
     for own in ("every", "start", "window"):  # when it acts, and what from, is the guard's to say
         scheme.pop(own, None)
-    state.compensator = Guard(state.monitor, scheme=options.scheme, pin=state.pin, every=options.every, **scheme)
+    state.compensator = Guard(
+        state.monitor,
+        scheme=options.scheme,
+        states=_EVIDENCE[options.evidence],
+        pin=state.pin,
+        every=options.every,
+        **scheme,
+    )
 
 
 def _plain(discriminator: nn.Module, options: Any) -> None:
