@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 import specreg
-from measure import environment, write
+from measure import environment, fill_page, write
 from specreg.data.digits import load_split
 from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages
@@ -342,15 +342,6 @@ def cost() -> dict[str, float]:
     return {"making": made - began, "reading": time.process_time() - made}
 
 
-def write_page(page: Path, tables: Mapping[str, str]) -> None:
-    """Replace what stands between the markers of each table."""
-    text = page.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        before, rest = text.split(f"<!-- {name} -->\n", 1)
-        text = f"{before}<!-- {name} -->\n\n{table}\n\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
-    page.write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true")
@@ -366,7 +357,7 @@ def main() -> None:
     seconds = cost() | {group: statistics.fmean(row["seconds"][group] for row in rows) for group in groups}
     print("\nseconds of processor time:", ", ".join(f"{name} {value:.2g}" for name, value in seconds.items()))
     if options.page:
-        write_page(options.page, tables)
+        fill_page(options.page, tables)
     results = [_rounded({key: value for key, value in row.items() if key != "seconds"}) for row in rows]
     write(options.out, {"environment": environment(torch.device("cpu")), "seconds": seconds, "results": results})
 

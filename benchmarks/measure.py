@@ -57,6 +57,15 @@ def ratio(times: Mapping[str, Sequence[float]], slow: str, fast: str) -> float:
     return statistics.median(times[slow]) / statistics.median(times[fast])
 
 
+def fill_page(page: Path, tables: Mapping[str, str]) -> None:
+    """Replace what stands between the markers of each table."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        before, rest = text.split(f"<!-- {name} -->\n", 1)
+        text = f"{before}<!-- {name} -->\n\n{table}\n\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+    page.write_text(text, encoding="utf-8")
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     processor = platform.processor()
     information = Path("/proc/cpuinfo")

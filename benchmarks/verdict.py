@@ -2,17 +2,20 @@
 
 ``measure`` computes for every reading of ``benchmarks/ensembles.py`` the share of every mode (the truth), what the
 meter says, what the field has, and what the discriminator's spectra and signal say, and writes one small file for each
-kind of data. ``link`` ranks every statistic against the truth.
+kind of data. ``link`` ranks every statistic against the truth, ``choose`` tries constants of the judgement on the ring,
+``judge`` counts what the verdict says on everything, and ``page`` writes the tables and the figure of the page.
 
-    python benchmarks/verdict.py measure --readings runs/ensembles --out docs/results/verdict
-    python benchmarks/verdict.py link --out docs/results/verdict
+    for part in measure link choose judge page; do python benchmarks/verdict.py $part; done
 """
 
 import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,10 +24,11 @@ from torch import Tensor
 
 import specreg
 from ensembles import MIXTURES, Data, make_data
+from measure import fill_page
 from specreg.evaluation.classifier import load_classifier
 from specreg.monitor.coverage import Reading
 from specreg.monitor.detector import Detector
-from specreg.monitor.modes import ModeJudge
+from specreg.monitor.modes import ModeJudge, ModeThresholds
 from specreg.monitor.verdict import UNASKED, combined
 from specreg.names import State, bulk_range
 
@@ -190,6 +194,8 @@ def measure(folder: Path, name: str, mnist: Path, every: int) -> dict[str, objec
     return {"data": name, "expected": expected.tolist(), "trainings": trainings}
 
 
+# What may have seen a loss.
+EVIDENCE = ("spectra", "coverage", "verdict")
 # A mode is produced if its share is at least this part of its share of real samples.
 PRODUCED = 0.25
 # An event: modes at most this part of their running best, for as many iterations.
@@ -297,19 +303,25 @@ def link(files: list[Path], rate: float = 0.05, after: int = 500, within: int = 
     return tables
 
 
-def verdicts(training: dict[str, object], spectra: list[dict[str, list[float]]]) -> dict[str, int | None]:
+def measured(reading: dict[str, object]) -> Reading:
+    """Return what the meter said at a recorded reading."""
+    empty = torch.zeros(0)
+    numbers = {name: reading[name] for name in ("missing", "floor", "lost", "far")}
+    return Reading(
+        **numbers, interval=tuple(reading["interval"]), real=empty, generated=empty, empty=empty, examples=empty
+    )
+
+
+def verdicts(
+    training: dict[str, object], spectra: list[dict[str, list[float]]], thresholds: ModeThresholds | None = None
+) -> dict[str, int | None]:
     """Return the first alarm by the spectra alone, by coverage alone, and by the verdict that weighs both."""
-    detector, judge = Detector(), ModeJudge()
-    first: dict[str, int | None] = dict.fromkeys(("spectra", "coverage", "verdict"))
+    detector, judge = Detector(), ModeJudge(thresholds)
+    first: dict[str, int | None] = dict.fromkeys(EVIDENCE)
     before: State = "not judged"
     for reading, layers in zip(training["readings"], spectra, strict=True):
         step = reading["step"]
-        empty = torch.zeros(0)
-        numbers = {name: reading[name] for name in ("missing", "floor", "lost", "far")}
-        measured = Reading(
-            **numbers, interval=tuple(reading["interval"]), real=empty, generated=empty, empty=empty, examples=empty
-        )
-        fall, answer = detector.update(step, layers), judge.update(step, measured)
+        fall, answer = detector.update(step, layers), judge.update(step, measured(reading))
         whole = combined(fall, answer, UNASKED, before)
         before = whole.state
         alarming = {
@@ -323,47 +335,130 @@ def verdicts(training: dict[str, object], spectra: list[dict[str, list[float]]])
     return first
 
 
-def judge(files: list[Path], readings: Path, every: int, after: int = 500, within: int = 500) -> dict[str, object]:
+def spectra_of(data: str, readings: Path, every: int) -> list[list[dict[str, list[float]]]]:
+    """Return the spectra of each training's discriminator at every reading."""
+    trainings = []
+    for ensemble in sorted(readings.glob(f"{data}-*")):
+        series = []
+        for file in [file for file in sorted(ensemble.glob("*.npz")) if int(file.stem) % every == 0]:
+            with np.load(file) as stored:
+                series.append({name: stored[name] for name in stored.files if name.startswith("spectrum")})
+        for index in range(len(json.loads((ensemble / "runs.json").read_text(encoding="utf-8")))):
+            trainings.append([{name: values[index].tolist() for name, values in layers.items()} for layers in series])
+    return trainings
+
+
+def count(
+    record: dict[str, object],
+    spectra: list[list[dict[str, list[float]]]],
+    thresholds: ModeThresholds | None = None,
+    after: int = 500,
+    within: int = 500,
+) -> dict[str, object]:
     """Count events and alarms: recall within so many iterations, false alarms in trainings without an event."""
-    tables = {}
-    for path in files:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        expected = np.array(record["expected"])
-        counts = {name: {"caught": 0, "delays": [], "false": 0} for name in ("spectra", "coverage", "verdict")}
-        num_events = num_calm = 0
-        trainings = iter(record["trainings"])
-        for ensemble in sorted(readings.glob(f"{record['data']}-*")):
-            series = []
-            for file in [file for file in sorted(ensemble.glob("*.npz")) if int(file.stem) % every == 0]:
-                with np.load(file) as stored:
-                    series.append({name: stored[name] for name in stored.files if name.startswith("spectrum")})
-            for index in range(len(json.loads((ensemble / "runs.json").read_text(encoding="utf-8")))):
-                training = next(trainings)
-                begin = event(training, expected)
-                spectra = [{name: values[index].tolist() for name, values in layers.items()} for layers in series]
-                first = verdicts(training, spectra)
-                if begin is not None and begin <= after:
-                    continue
-                num_events, num_calm = num_events + (begin is not None), num_calm + (begin is None)
-                for name, at in first.items():
-                    if begin is None:
-                        counts[name]["false"] += at is not None
-                    elif at is not None and -within <= at - begin <= within:
-                        counts[name]["caught"] += 1
-                        counts[name]["delays"].append(at - begin)
-        tables[record["data"]] = {
-            "events": num_events,
-            "calm": num_calm,
-            "rows": {
-                name: {
-                    "recall": row["caught"] / max(num_events, 1),
-                    "median delay": float(np.median(row["delays"])) if row["delays"] else None,
-                    "false alarms": row["false"] / max(num_calm, 1),
-                }
-                for name, row in counts.items()
-            },
+    expected = np.array(record["expected"])
+    delays: dict[str, list[int]] = {name: [] for name in EVIDENCE}
+    false = dict.fromkeys(EVIDENCE, 0)
+    num_events = num_calm = 0
+    for training, layers in zip(record["trainings"], spectra, strict=True):
+        begin = event(training, expected)
+        if begin is not None and begin <= after:
+            continue
+        num_events, num_calm = num_events + (begin is not None), num_calm + (begin is None)
+        for name, at in verdicts(training, layers, thresholds).items():
+            if begin is None:
+                false[name] += at is not None
+            elif at is not None and -within <= at - begin <= within:
+                delays[name].append(at - begin)
+    rows = {
+        name: {
+            "recall": len(delays[name]) / max(num_events, 1),
+            "median delay": float(np.median(delays[name])) if delays[name] else None,
+            "false alarms": false[name] / max(num_calm, 1),
         }
-    return tables
+        for name in EVIDENCE
+    }
+    return {"events": num_events, "calm": num_calm, "rows": rows}
+
+
+# Constants that are tried: readings whose median is judged, and the part whose loss is an alarm.
+SMOOTHINGS, LOSSES = (1, 2, 3, 5), (0.15, 0.2, 0.25, 0.3)
+CHOOSING = "ring"
+
+
+def choose(record: dict[str, object], spectra: list[list[dict[str, list[float]]]]) -> list[dict[str, float]]:
+    """Return recall and false alarms of coverage alone for every pair of constants."""
+    rows = []
+    for smoothing in SMOOTHINGS:
+        for losing in LOSSES:
+            thresholds = ModeThresholds(smoothing=smoothing, losing=losing)
+            row = count(record, spectra, thresholds)["rows"]["coverage"]
+            rows.append({"smoothing": smoothing, "losing": losing, **row})
+    return rows
+
+
+def draw(tables: dict[str, object], path: Path) -> None:
+    """Draw rank correlation and recall of every statistic."""
+    matplotlib.use("Agg")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 6), sharey=True)
+    last = tables[list(tables)[-1]]["rows"]
+    names = sorted(last, key=lambda name: last[name]["rho"][0])
+    styles = [("o", "#a35c00"), ("s", "#1f5fa8"), ("^", "#2e7d32"), ("D", "#7b1fa2")]
+    for (data, table), (marker, colour), shift in zip(tables.items(), styles, (-0.15, 0.15, -0.3, 0.3), strict=False):
+        for index, name in enumerate(names):
+            mean, low, high = table["rows"][name]["rho"]
+            left.plot([low, high], [index + shift] * 2, color=colour, linewidth=1.5)
+            left.plot(mean, index + shift, marker, color=colour, markersize=5, label=None if index else data)
+            right.plot(table["rows"][name]["recall"], index + shift, marker, color=colour, markersize=5)
+    left.set_yticks(range(len(names)), names, fontsize=8)
+    left.axvline(0, color="#999999", linewidth=0.8)
+    left.set_xlabel("Spearman's ρ with the missing mass (95%)")
+    right.set_xlabel("recall of mode losses at 5% false alarms")
+    left.legend(frameon=False)
+    for axis in (left, right):
+        axis.grid(axis="x", color="#eeeeee")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def link_table(tables: dict[str, object]) -> str:
+    """Return the statistics of each kind of data as markdown."""
+    lines = []
+    for data, table in tables.items():
+        lines += [
+            f"### {data}: {table['trainings']} trainings, {table['events']} with an event after iteration 500, "
+            f"{table['calm']} without",
+            "",
+            "| statistic | ρ with the missing mass (95%) | recall | delay |",
+            "|---|---|---|---|",
+        ]
+        for name, row in sorted(table["rows"].items(), key=lambda item: -np.nan_to_num(item[1]["rho"][0], nan=-1)):
+            mean, low, high = row["rho"]
+            delay = "-" if row["median delay"] is None else f"{row['median delay']:.0f}"
+            lines.append(f"| {name} | {mean:.2f} ({low:.2f} to {high:.2f}) | {row['recall']:.2f} | {delay} |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def judge_table(tables: dict[str, object]) -> str:
+    """Return what the verdict says as markdown."""
+    lines = ["| data | by | recall within 500 iterations | median delay | false alarms |", "|---|---|---|---|---|"]
+    for data, table in tables.items():
+        part = "chosen on" if data == CHOOSING else "held out"
+        for name, row in table["rows"].items():
+            delay = "-" if row["median delay"] is None else f"{row['median delay']:.0f}"
+            where = f"{data}, {part} ({table['events']} events, {table['calm']} without)"
+            lines.append(f"| {where} | {name} | {row['recall']:.0%} | {delay} | {row['false alarms']:.0%} |")
+    return "\n".join(lines)
+
+
+def choose_table(rows: list[dict[str, float]]) -> str:
+    """Return recall and false alarms by constants as markdown."""
+    lines = ["| median of | " + " | ".join(f"a loss of {losing:.0%}" for losing in LOSSES) + " |", "|---" * 5 + "|"]
+    for smoothing in SMOOTHINGS:
+        cells = [f"{row['recall']:.0%}, {row['false alarms']:.0%}" for row in rows if row["smoothing"] == smoothing]
+        lines.append(f"| {smoothing} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _rounded(value: object) -> object:
@@ -377,36 +472,43 @@ def _rounded(value: object) -> object:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["measure", "link", "judge"])
+    parser.add_argument("command", choices=["measure", "link", "choose", "judge", "page"])
     parser.add_argument("data", nargs="*", default=["ring", "digits", "grid", "mnist"])
     parser.add_argument("--readings", type=Path, default=Path("runs/ensembles"))
     parser.add_argument("--every", type=int, default=100, help="iterations between the readings that are used")
     parser.add_argument("--mnist", type=Path, default=Path("../shared/data/mnist-train.zip"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/verdict"))
+    parser.add_argument("--page", type=Path, default=Path("docs/results/link.md"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+
+    def load(name: str) -> Any:
+        return json.loads((options.out / f"{name}.json").read_text(encoding="utf-8"))
+
+    def save(name: str, value: object, indent: int | None = 1) -> None:
+        (options.out / f"{name}.json").write_text(json.dumps(value, indent=indent), encoding="utf-8")
+
+    names = [name for name in options.data if (options.out / f"{name}.json").exists()]
     if options.command == "measure":
         torch.set_num_threads(1)
         for name in options.data:
-            record = measure(options.readings, name, options.mnist, options.every)
-            (options.out / f"{name}.json").write_text(json.dumps(_rounded(record)), encoding="utf-8")
-        return
-    if options.command == "judge":
-        files = [path for name in options.data if (path := options.out / f"{name}.json").exists()]
-        result = judge(files, options.readings, options.every)
-        (options.out / "judge.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-        print(json.dumps(result, indent=1))
-        return
-    tables = link([path for name in options.data if (path := options.out / f"{name}.json").exists()])
-    (options.out / "link.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")
-    for data, table in tables.items():
-        print(f"\n{data}: {table['trainings']} trainings, {table['events']} events, {table['calm']} without")
-        for name, row in sorted(table["rows"].items(), key=lambda item: -item[1]["rho"][0]):
-            mean, low, high = row["rho"]
-            print(
-                f"{name:26} rho {mean:6.2f} [{low:5.2f}, {high:5.2f}]  recall {row['recall']:.2f}  "
-                f"delay {row['median delay']}"
-            )
+            if any(options.readings.glob(f"{name}-*")):
+                save(name, _rounded(measure(options.readings, name, options.mnist, options.every)), None)
+    elif options.command == "link":
+        save("link", link([options.out / f"{name}.json" for name in names]))
+    elif options.command == "choose":
+        save("choose", choose(load(CHOOSING), spectra_of(CHOOSING, options.readings, options.every)))
+    elif options.command == "judge":
+        save("judge", {name: count(load(name), spectra_of(name, options.readings, options.every)) for name in names})
+    else:
+        tables = {
+            "link": link_table(load("link")),
+            "choose": choose_table(load("choose")),
+            "judge": judge_table(load("judge")),
+        }
+        fill_page(options.page, tables)
+        draw(load("link"), options.page.with_suffix(".png"))
+        print("\n\n".join(tables.values()))
 
 
 if __name__ == "__main__":
