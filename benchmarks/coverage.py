@@ -10,6 +10,7 @@ writes the tables between the page's markers.
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ from specreg.data.stacked import StackedImages
 from specreg.evaluation.features import open_extractor
 from specreg.evaluation.metrics import neighbourhoods
 from specreg.monitor.features import plain_features
+from specreg.monitor.modes import ModeJudge
+from specreg.names import ALARMS
 
 NUM_REAL, NUM_GENERATED = 4000, 3000
 SUBSET = 1500  # samples of each kind for what costs the square
@@ -330,6 +333,58 @@ def _of_drop(rows: Sequence[Row], like: Row, name: str) -> float:
     return float(nearest["values"][name])
 
 
+def streams(data: Data) -> dict[str, str]:
+    """Return what the judgement says of generators over time, a reading of 1,000 samples every 250 iterations.
+
+    A perfect one over 200 readings; after ten good readings one that loses half of the modes over 5,000 iterations, one
+    that loses them at once, and one whose samples get noisier over 5,000 iterations.
+    """
+    meter = specreg.Coverage(data.draw(NUM_REAL, 0, data.shares, True), features=data.features)
+    gone = without(data.shares, 0.5, 0)[0] == 0
+    seeds = itertools.count(1)
+
+    def samples(left: float = 1.0) -> Tensor:
+        shares = torch.where(gone, data.shares * left, data.shares)
+        return data.draw(1000, 5000 + next(seeds), shares / shares.sum(), False)
+
+    def noisy(noise: float) -> Tensor:
+        clean = samples()
+        values = clean.float()
+        generator = torch.Generator().manual_seed(next(seeds))
+        values += noise * values.std(0).square().mean().sqrt() * torch.randn(values.shape, generator=generator)
+        return values.round().clamp(0, 255).to(clean.dtype) if clean.dtype == torch.uint8 else values
+
+    good, rising = [1.0] * 10, [min(1.0, step / 20) for step in range(1, 41)]
+    made = {
+        "perfect": (samples() for _ in range(200)),
+        "half lost slowly": (samples(left) for left in good + [1 - part for part in rising]),
+        "half lost at once": (samples(left) for left in good + [0.0] * 10),
+        "noisier": (noisy(part) for part in [0.0] * 10 + rising),
+    }
+    cells = {}
+    for name, generated in made.items():
+        judge, changes, state = ModeJudge(), [], "not judged"
+        for index, batch in enumerate(generated):
+            reading = meter.measure(batch)
+            answer = judge.update(250 * index, reading)
+            if answer.state != state:
+                state = answer.state
+                changes.append(f"{state} {250 * (index - 9):+d}" if state in ALARMS else state)
+        cells[name] = f"{', '.join(changes)} ({reading.missing:.2f}, {reading.lost:.2f}, {reading.far:.2f})"
+    return cells
+
+
+def streams_table(chosen: Sequence[Data]) -> str:
+    """Return what is said of streams, by data; in brackets the last missing, lost and far."""
+    heads = ("perfect", "half lost slowly", "half lost at once", "noisier")
+    lines = [f"| data | {' | '.join(heads)} |", "|---" * 5 + "|"]
+    for data in chosen:
+        cells = streams(data)
+        lines.append(f"| {data.name} | {' | '.join(cells[head] for head in heads)} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
 def cost() -> dict[str, float]:
     """Return seconds of processor time on 10,000 real and 4,000 generated colour images of 32x32 pixels."""
     generator = torch.Generator().manual_seed(0)
@@ -351,7 +406,11 @@ def main() -> None:
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     rows = [row for data in sets(options) for seed in range(1 + options.full) for row in measure(data, seed)]
-    tables = {"readings": readings_table(rows), "ranks": ranks_table(rows)}
+    tables = {
+        "readings": readings_table(rows),
+        "streams": streams_table(sets(options)),
+        "ranks": ranks_table(rows),
+    }
     print("\n\n".join(tables.values()))
     groups = rows[0]["seconds"]
     seconds = cost() | {group: statistics.fmean(row["seconds"][group] for row in rows) for group in groups}

@@ -21,11 +21,11 @@ two shares.
 4. **The reading.** Held-out real samples and the generated half that did not choose are counted in A; the mean over
    both halves is the reading.
 
-*Lost* is the same reading in 32 groups at most, with every generated sample in its nearest bin, however far it is: what
-is missing even if a spoilt sample counts as the mode that it is nearest to, and whatever the shape of the modes. Noise
-that leads away from the data raises *missing* and *far*, and hardly *lost*; a few small modes are seen by *missing*
-alone. What lowers quality along the data (noise that, in the chosen features, other samples could have) is not told
-from lost modes.
+*Lost* is the larger of two bounds that ask what is missing whatever the samples' quality: *missing* less *far*, which
+stays even if every far sample was a spoilt one of what is missing, and the reading in 32 groups at most with every
+sample in its nearest bin, however far it is. The first sees small modes of good samples, the second large ones of poor
+samples. Noise that leads away from the data raises *missing* and *far*, and hardly *lost*. What lowers quality along the
+data (noise that, in the chosen features, other samples could have) is not told from lost modes.
 
 What it does not do: bound the missing share from above. Modes that share their bins are seen in part, or not at all. A
 generator that repeats a hundred samples misses nearly everything, and is said to miss the bins without them. Readings
@@ -67,7 +67,7 @@ class Reading:
         missing: lower bound of the missing share, 0 to 1.
         interval: its 95% interval; the upper end bounds the estimate, not the missing share.
         floor: a perfect generator stays below, as far as four standard errors reach.
-        lost: the same lower bound in large groups of bins, with every sample in its nearest bin, however far it is.
+        lost: the part of it that samples of poor quality cannot explain.
         far: share of the generated samples that are far from the data, beyond that of real ones.
         real, generated: shares of the samples in each bin, (K,).
         empty: where ``missing`` is above its floor, the bins that both halves have in A and fill to less than a fifth,
@@ -196,12 +196,13 @@ class Coverage:
         real, shares = (self._held_out[:-1] + self._binned) / (n + int(self._binned.sum())), halves.sum(0) / m
         scarce = sets.bool().all(0) & (shares[:-1] < _SCARCE * real) & (p - q > floor)
         empty = torch.where(scarce, real - shares[:-1], 0.0).argsort(descending=True, stable=True)[: int(scarce.sum())]
+        far = max(0.0, float(shares[-1] - self._held_out[-1] / n))
         return Reading(
             missing=max(0.0, p - q),
             interval=_interval(p, n, q, m),
             floor=floor,
-            lost=max(0.0, coarse_p - coarse_q),
-            far=max(0.0, float(shares[-1] - self._held_out[-1] / n)),
+            lost=max(0.0, p - q - far, coarse_p - coarse_q),
+            far=far,
             real=real,
             generated=shares[:-1],
             empty=empty,
