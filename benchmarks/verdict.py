@@ -10,7 +10,7 @@ kind of data. ``link`` ranks every statistic against the truth, ``choose`` tries
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import specreg
-from ensembles import MIXTURES, Data, make_data
+from ensembles import METHODS, MIXTURES, Data, make_data
 from measure import fill_page
 from specreg.evaluation.classifier import load_classifier
 from specreg.monitor.coverage import Reading
@@ -134,17 +134,20 @@ def _k_means(samples: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def of_discriminator(reading: dict[str, Array], run: int) -> dict[str, float]:
     """Return what the spectra and the signal of a run's discriminator say."""
-    bulks, ranks = [], []
+    bulks, tails, ranks = [], [], []
     for name, values in reading.items():
         if name.startswith("spectrum"):
             s = values[run]
-            bulks.append(float(s[slice(*bulk_range(len(s)))].mean()))
+            begin, end = bulk_range(len(s))
+            bulks.append(float(s[begin:end].mean()))
+            tails += [float(s[end:].mean())] if end < len(s) else []
             p = s / max(s.sum(), 1e-12)
             ranks.append(float(np.exp(-(p * np.log(np.clip(p, 1e-12, None))).sum())) / len(s))
     real_norm, real_mean, real_std, fake_norm, fake_mean, fake_std = map(float, reading["signal"][run])
     return {
         "mean bulk": float(np.mean(bulks)),
         "least bulk": min(bulks),
+        "mean tail": float(np.mean(tails)),
         "effective rank": float(np.mean(ranks)),
         "gradient norm, real": real_norm,
         "gradient norm, generated": fake_norm,
@@ -229,7 +232,7 @@ def event(training: dict[str, object], expected: Array) -> int | None:
 # Statistics that fall when modes are lost.
 FALLING = {
     "density", "coverage", "precision", "recall", "Vendi score", "pairwise diversity", "mean bulk", "least bulk",
-    "effective rank", "gradient norm, real", "gradient norm, generated", "spread of scores",
+    "mean tail", "effective rank", "gradient norm, real", "gradient norm, generated", "spread of scores",
 }  # fmt: skip
 
 
@@ -275,31 +278,48 @@ def alarms_at(trainings: list[dict[str, object]], name: str, after: int, thresho
     return first
 
 
-def link(files: list[Path], rate: float = 0.05, after: int = 500, within: int = 500) -> dict[str, object]:
-    """Rank every statistic: rho within trainings, and recall of events where a part ``rate`` of the others alarms."""
+def ranked(
+    trainings: list[dict[str, object]], expected: Array, names: Sequence[str], rate: float = 0.05, after: int = 500,
+    within: int = 500,
+) -> dict[str, object]:  # fmt: skip
+    """Rank statistics: rho within trainings, and recall of events where a part ``rate`` of the others alarms."""
     random = np.random.default_rng(0)
-    tables = {}
-    for path in files:
-        record = json.loads(path.read_text(encoding="utf-8"))
+    events = [event(training, expected) for training in trainings]
+    calm = [training for training, at in zip(trainings, events, strict=True) if at is None]
+    lost = [(training, at) for training, at in zip(trainings, events, strict=True) if at is not None and at > after]
+    rows = {}
+    for name in names:
+        worst = sorted(worsening(training, name, after).max() for training in calm)
+        threshold = worst[min(len(worst) - 1, int((1 - rate) * len(worst)))] if worst else 0.0
+        first = alarms_at([training for training, _ in lost], name, after, threshold)
+        delays = [at - begin for at, (_, begin) in zip(first, lost, strict=True) if at is not None]
+        caught = [delay for delay in delays if -within <= delay <= within]
+        rho = rank_correlations(trainings, expected, name)
+        rows[name] = {
+            "rho": interval(rho, random),
+            "trainings": len(rho),
+            "recall": len(caught) / max(len(lost), 1),
+            "median delay": float(np.median(caught)) if caught else None,
+        }
+    return {"trainings": len(trainings), "events": len(lost), "calm": len(calm), "rows": rows}
+
+
+# What is shown for each method apart.
+BY_METHOD = ("mean bulk", "least bulk", "mean tail", "lost")
+
+
+def link(records: Mapping[str, Any]) -> dict[str, object]:
+    """Rank every statistic on each kind of data, and some by method."""
+    tables: dict[str, object] = {}
+    for data, record in records.items():
         expected, trainings = np.array(record["expected"]), record["trainings"]
-        events = [event(training, expected) for training in trainings]
-        calm = [training for training, at in zip(trainings, events, strict=True) if at is None]
-        lost = [(training, at) for training, at in zip(trainings, events, strict=True) if at is not None and at > after]
-        rows = {}
-        for name in [key for key in trainings[0]["readings"][0] if key not in ("step", "shares", "interval", "floor")]:
-            worst = sorted(worsening(training, name, after).max() for training in calm)
-            threshold = worst[min(len(worst) - 1, int((1 - rate) * len(worst)))] if worst else 0.0
-            first = alarms_at([training for training, _ in lost], name, after, threshold)
-            delays = [at - begin for at, (_, begin) in zip(first, lost, strict=True) if at is not None]
-            caught = [delay for delay in delays if -within <= delay <= within]
-            rho = rank_correlations(trainings, expected, name)
-            rows[name] = {
-                "rho": interval(rho, random),
-                "trainings": len(rho),
-                "recall": len(caught) / max(len(lost), 1),
-                "median delay": float(np.median(caught)) if caught else None,
-            }
-        tables[record["data"]] = {"trainings": len(trainings), "events": len(lost), "calm": len(calm), "rows": rows}
+        apart = ("step", "shares", "interval", "floor")
+        names = [key for key in trainings[0]["readings"][0] if key not in apart]
+        methods = {}
+        for method in METHODS:
+            own = [training for training in trainings if training["method"] == method]
+            methods[method] = ranked(own, expected, BY_METHOD)
+        tables[data] = ranked(trainings, expected, names) | {"methods": methods}
     return tables
 
 
@@ -440,6 +460,17 @@ def link_table(tables: dict[str, object]) -> str:
     return "\n".join(lines).strip()
 
 
+def method_table(tables: dict[str, object]) -> str:
+    """Return some statistics by method as markdown: rho, and recall of how many events."""
+    lines = [f"| data | method | {' | '.join(BY_METHOD)} | events |", "|---|---" + "|---" * len(BY_METHOD) + "|---|"]
+    for data, table in tables.items():
+        for method, part in table["methods"].items():
+            rows = [part["rows"][name] for name in BY_METHOD]
+            cells = [f"{row['rho'][0]:.2f}, {row['recall']:.0%}".replace("nan", "constant") for row in rows]
+            lines.append(f"| {data} | {method} | {' | '.join(cells)} | {part['events']} |")
+    return "\n".join(lines)
+
+
 def judge_table(tables: dict[str, object]) -> str:
     """Return what the verdict says as markdown."""
     lines = ["| data | by | recall within 500 iterations | median delay | false alarms |", "|---|---|---|---|---|"]
@@ -495,7 +526,7 @@ def main() -> None:
             if any(options.readings.glob(f"{name}-*")):
                 save(name, _rounded(measure(options.readings, name, options.mnist, options.every)), None)
     elif options.command == "link":
-        save("link", link([options.out / f"{name}.json" for name in names]))
+        save("link", link({name: load(name) for name in names}))
     elif options.command == "choose":
         save("choose", choose(load(CHOOSING), spectra_of(CHOOSING, options.readings, options.every)))
     elif options.command == "judge":
@@ -503,6 +534,7 @@ def main() -> None:
     else:
         tables = {
             "link": link_table(load("link")),
+            "methods": method_table(load("link")),
             "choose": choose_table(load("choose")),
             "judge": judge_table(load("judge")),
         }

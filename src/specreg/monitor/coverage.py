@@ -24,8 +24,8 @@ two shares.
 *Lost* is the larger of two bounds that ask what is missing whatever the samples' quality: *missing* less *far*, which
 stays even if every far sample was a spoilt one of what is missing, and the reading in 32 groups at most with every
 sample in its nearest bin, however far it is. The first sees small modes of good samples, the second large ones of poor
-samples. Noise that leads away from the data raises *missing* and *far*, and hardly *lost*. What lowers quality along the
-data (noise that, in the chosen features, other samples could have) is not told from lost modes.
+samples. Noise that leads away from the data raises *missing* and *far*, and hardly *lost*. What lowers quality along
+the data (noise that, in the chosen features, other samples could have) is not told from lost modes.
 
 What it does not do: bound the missing share from above. Modes that share their bins are seen in part, or not at all. A
 generator that repeats a hundred samples misses nearly everything, and is said to miss the bins without them. Readings
