@@ -452,7 +452,7 @@ def link_table(tables: dict[str, object]) -> str:
             "| statistic | ρ with the missing mass (95%) | recall | delay |",
             "|---|---|---|---|",
         ]
-        for name, row in sorted(table["rows"].items(), key=lambda item: -np.nan_to_num(item[1]["rho"][0], nan=-1)):
+        for name, row in sorted(table["rows"].items(), key=lambda item: -(item[1]["rho"][0] or 0)):
             mean, low, high = row["rho"]
             delay = "-" if row["median delay"] is None else f"{row['median delay']:.0f}"
             lines.append(f"| {name} | {mean:.2f} ({low:.2f} to {high:.2f}) | {row['recall']:.2f} | {delay} |")
@@ -466,7 +466,8 @@ def method_table(tables: dict[str, object]) -> str:
     for data, table in tables.items():
         for method, part in table["methods"].items():
             rows = [part["rows"][name] for name in BY_METHOD]
-            cells = [f"{row['rho'][0]:.2f}, {row['recall']:.0%}".replace("nan", "constant") for row in rows]
+            rhos = ["constant" if row["rho"][0] is None else f"{row['rho'][0]:.2f}" for row in rows]
+            cells = [f"{rho}, {row['recall']:.0%}" for rho, row in zip(rhos, rows, strict=True)]
             lines.append(f"| {data} | {method} | {' | '.join(cells)} | {part['events']} |")
     return "\n".join(lines)
 
@@ -493,12 +494,14 @@ def choose_table(rows: list[dict[str, float]]) -> str:
 
 
 def _rounded(value: object) -> object:
-    """Return a record with four digits of every number."""
+    """Return a record with four digits of every number, None for what is none."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return None if np.isnan(value) else float(f"{value:.4g}")
+    return value
 
 
 def main() -> None:
@@ -526,7 +529,7 @@ def main() -> None:
             if any(options.readings.glob(f"{name}-*")):
                 save(name, _rounded(measure(options.readings, name, options.mnist, options.every)), None)
     elif options.command == "link":
-        save("link", link({name: load(name) for name in names}))
+        save("link", _rounded(link({name: load(name) for name in names})))
     elif options.command == "choose":
         save("choose", choose(load(CHOOSING), spectra_of(CHOOSING, options.readings, options.every)))
     elif options.command == "judge":
