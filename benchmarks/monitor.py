@@ -1,6 +1,6 @@
 """What watching costs: reading all spectra beside an SVD of each layer, a whole training with a monitor, the import.
 
-python benchmarks/monitor.py [--device cuda] [--out FILE.json]
+python benchmarks/monitor.py [--device cuda] [--images FOLDER] [--out FILE.json]
 """
 
 import argparse
@@ -17,9 +17,9 @@ import torch
 import specreg
 from compensation import CASES
 from measure import environment, interleaved, print_table, ratio, summary, write
-from specreg.experiments.config import RunConfig, Settings
+from specreg.experiments.config import DataConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
-from specreg.experiments.sources import open_source
+from specreg.experiments.sources import open_source, recipe
 from specreg.layers import find
 from specreg.training.loop import train
 
@@ -67,10 +67,42 @@ def watching(iterations: int = 600) -> dict[str, float]:
     }
 
 
+def sampling(images: Path, iterations: int = 5) -> dict[str, float]:
+    """Return what reading samples costs at 32x32 with 64 channels, batch 64, in processor time.
+
+    A reading makes 1,000 samples, measures the coverage of the data with them and the discriminator's signal.
+    """
+    settings = recipe(DataConfig(data=str(images), image_size=32))
+    settings = dataclasses.replace(
+        settings,
+        model=dataclasses.replace(settings.model, d_channels=64, g_channels=64),
+        training=dataclasses.replace(settings.training, batch_size=64, generator_batch=2, d_steps=5),
+    )
+    state = build_state(RunConfig("sn", settings=settings), open_source(settings))
+    monitor = state.monitor
+    assert monitor is not None
+    seconds = []
+    for iteration in (0, 250, 251):  # the first makes the meter, the last reads spectra alone
+        began = time.process_time()
+        monitor.snapshot(iteration)
+        seconds.append(time.process_time() - began)
+    began = time.process_time()
+    train(state, dataclasses.replace(settings.training, steps=iterations))
+    iteration_seconds = (time.process_time() - began) / iterations
+    reading = seconds[1] - seconds[2]
+    return {
+        "making the meter, s": seconds[0] - seconds[1],
+        "a reading, s": reading,
+        "an iteration, s": iteration_seconds,
+        "share of 250 iterations": reading / (250 * iteration_seconds),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--images", type=Path, help="images of 32x32 pixels: what reading samples costs, too")
     options = parser.parse_args()
     device = torch.device(options.device)
     results = {case: measure(case, device) for case in ROUNDS}
@@ -83,12 +115,16 @@ def main() -> None:
     share = watching() if device.type == "cpu" else None
     if share:
         print_table("a digits training with a monitor", [share])
+    samples = sampling(options.images) if options.images else None
+    if samples:
+        print_table("reading samples at 32x32, 64 channels", [samples])
     imports = [
         float(subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True).stdout)
         for _ in range(5)
     ]
     print(f"\nimport specreg after import torch: {statistics.median(imports):.3f} s, median of {len(imports)}")
-    record = {"environment": environment(device), "results": results, "watching": share, "import_seconds": imports}
+    record = {"environment": environment(device), "results": results, "watching": share, "samples": samples}
+    record |= {"import_seconds": imports}
     write(options.out, record)
 
 
