@@ -33,7 +33,7 @@ from torch import nn
 
 import specreg
 from measure import environment, interleaved, print_table, ratio, summary, synchronize, write
-from specreg.layers import Layer
+from specreg.layers.find import Layer
 from specreg.models import Discriminator
 from specreg.regularizers import compensators
 from specreg.regularizers.compensators import Compensator

@@ -20,7 +20,7 @@ from measure import environment, interleaved, print_table, ratio, summary, write
 from specreg.experiments.config import DataConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source, recipe
-from specreg.layers import find
+from specreg.layers.find import find
 from specreg.training.loop import train
 
 ROUNDS = {"cifar-32": 101, "cifar-64": 101, "cifar-128": 51, "cifar-256": 7}

@@ -1,7 +1,7 @@
 """Spectral regularization of GANs: keep, and watch, the singular values of a discriminator's weights."""
 
 from specreg.guard import Guard
-from specreg.kinds import register
+from specreg.layers.kinds import register
 from specreg.monitor.attainment import attainment, gradient_norms
 from specreg.monitor.coverage import Coverage
 from specreg.monitor.detector import Detector, Thresholds, Verdict

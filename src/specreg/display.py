@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
-from specreg.layers import shown as layer_name
+from specreg.layers.selection import shown as layer_name
 from specreg.names import printable
 from specreg.report.tables import notes, table
 

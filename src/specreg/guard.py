@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from specreg.layers import Selection, find, shown
+from specreg.layers.find import find
+from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Answer, Verdict, gravest
@@ -42,7 +43,7 @@ class Guard:
             own layers: it needs no place in the actions.
         every: discriminator steps between compensations. A fall takes hundreds of steps: every tenth was as good as
             the published fifth (docs/results/guard.md).
-        only, skip: the layers to compensate, among those monitored; see :func:`specreg.layers.find`.
+        only, skip: the layers to compensate, among those monitored; see :mod:`specreg.layers.find`.
         options: of the scheme's verb, such as ``keep`` and ``strength``: see :func:`specreg.static_compensation`,
             :func:`specreg.anchored_compensation`, :func:`specreg.dynamic_compensation`.
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations
 
 import specreg
-from specreg.layers import find
+from specreg.layers.find import find
 
 
 class EqualLinear(nn.Module):

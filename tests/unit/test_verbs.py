@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import specreg
 from kinds import LAYERS, example_input, layout, set_spectrum
-from specreg.layers import find
+from specreg.layers.find import find
 from specreg.spectra.matrices import to_matrix
 
 VERBS = {

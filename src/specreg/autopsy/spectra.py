@@ -10,7 +10,7 @@ import torch
 
 from specreg.autopsy.checkpoints import Checkpoint, Weight, open_checkpoint
 from specreg.autopsy.order import ordered
-from specreg.layers import shown
+from specreg.layers.selection import shown
 from specreg.monitor.detector import Detector, Evidence, Thresholds, Verdict
 from specreg.names import STATES, default_groups, printable
 from specreg.spectra.gram import singular_values

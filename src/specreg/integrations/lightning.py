@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from specreg.guard import Guard
-from specreg.layers import Selection
+from specreg.layers.selection import Selection
 from specreg.monitor.actions import checked_states, log
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Action, Monitor

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from specreg.forwards import is_customized
-from specreg.kinds import CONVOLUTIONS, TRANSPOSED
-from specreg.layers import Layer, Selection, find, shown, unwrap
+from specreg.layers.find import Layer, find
+from specreg.layers.forwards import is_customized
+from specreg.layers.kinds import CONVOLUTIONS, TRANSPOSED
+from specreg.layers.selection import Selection, shown, unwrap
 from specreg.spectra.gram import singular_values
 from specreg.spectra.operator import convolution_norm
 
@@ -59,7 +60,7 @@ def attainment(
         inputs: its arguments, usually one batch of images (and labels).
         operator: also measure against the operator norm of convolutions at the size of their inputs; takes seconds for
             wide layers.
-        only, skip: the layers to take, see :func:`specreg.layers.find`; convolutions and linear layers by default.
+        only, skip: the layers to take, see :mod:`specreg.layers.find`; convolutions and linear layers by default.
 
     Returns:
         Layer name -> :class:`Attainment`. Layers that had zero inputs are left out; so are, named in a warning, those

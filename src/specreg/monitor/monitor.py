@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from specreg.layers import Selection, find, matches, plainly_named_modules, shown, unwrap, warn_of_differences
+from specreg.layers.find import find
+from specreg.layers.requirements import warn_of_differences
+from specreg.layers.selection import Selection, matches, plainly_named_modules, shown, unwrap
 from specreg.monitor.attainment import evaluating, frozen_random_numbers
 from specreg.monitor.coverage import Coverage, Reading
 from specreg.monitor.detector import Detector
@@ -51,7 +53,7 @@ class Monitor:
         scores: maps samples to the discriminator's scores; by default the module, if it can be called with them.
         groups: name -> the layers of one network, as names or globs, a name standing for everything below it, as in
             ``{"D": "netD", "G": ["netG", "mapping"]}``; each layer in exactly one group.
-        only, skip: the layers to take, see :func:`specreg.layers.find`, chosen when the monitor is made; all kinds by
+        only, skip: the layers to take, see :mod:`specreg.layers.find`, chosen when the monitor is made; all kinds by
             default.
 
     Attributes:

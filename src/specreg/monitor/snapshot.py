@@ -5,7 +5,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from specreg.layers import Layers, Selection, find, require_finite
+from specreg.layers.find import Layers, find
+from specreg.layers.requirements import require_finite
+from specreg.layers.selection import Selection
 from specreg.monitor.attainment import frozen_random_numbers
 from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import ratios
@@ -25,14 +27,14 @@ def spectra(
     r"""Return the singular values of every layer's weight; no buffer of the module changes.
 
     By default of the stored weight, that before spectral normalization or regularization and after weight normalization
-    or orthogonalization (see ``specreg.weights``): it is what compensation edits and the monitor watches.
+    or orthogonalization (see ``specreg.layers.weights``): it is what compensation edits and the monitor watches.
 
     Args:
         module: any module, plain, normalized or compensated.
         normalized: return the spectral distribution :math:`s_k / s_1` instead.
         weight: "used" takes the weight that the network uses: :math:`W / s_1` with power iteration's :math:`s_1` under
             spectral normalization, :math:`W_{SR}` under spectral regularization.
-        only, skip: the layers to take, see :func:`specreg.layers.find`; convolutions, linear layers and embeddings by
+        only, skip: the layers to take, see :mod:`specreg.layers.find`; convolutions, linear layers and embeddings by
             default.
 
     Returns:

@@ -14,7 +14,7 @@ What they have in common:
   first compensating call. "auto", the default, is "unit" where the layer is normalized, so that the network does not
   see the scale and the optimizer always meets the same one, and "hold" elsewhere: with "keep" the stored weight of a
   network that is not normalized creeps up (docs/math.md).
-- ``only``, ``skip``: which layers, see :func:`specreg.layers.find`; by default convolutions (transposed ones too) and
+- ``only``, ``skip``: which layers, see :mod:`specreg.layers.find`; by default convolutions (transposed ones too) and
   linear layers. A layer of which nothing is raised (i = 1) is left as it is.
 """
 
@@ -24,7 +24,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from specreg.layers import Selection, find
+from specreg.layers.find import find
+from specreg.layers.selection import Selection
 from specreg.names import integer
 from specreg.regularizers.compensators import (
     Compensator,

@@ -15,7 +15,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from specreg.layers import Layer, Layers, require_finite, require_writable, shown, warn_of_differences
+from specreg.layers.find import Layer, Layers
+from specreg.layers.requirements import require_finite, require_writable, warn_of_differences
+from specreg.layers.selection import shown
 from specreg.names import integer
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values

@@ -9,16 +9,9 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
-from specreg.layers import (
-    Layers,
-    Selection,
-    find,
-    plainly_named_modules,
-    require_finite,
-    require_parametrizable,
-    unwrap,
-    warn_of_differences,
-)
+from specreg.layers.find import Layers, find
+from specreg.layers.requirements import require_finite, require_parametrizable, warn_of_differences
+from specreg.layers.selection import Selection, plainly_named_modules, unwrap
 from specreg.spectra.gram import full_precision
 
 
@@ -35,7 +28,7 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
 
     Args:
         module: the discriminator, or any module. Changed in place.
-        only, skip: which layers, see :func:`specreg.layers.find`; by default also embeddings.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default also embeddings.
 
     Returns:
         The layers under spectral normalization: a mapping from name to layer that prints as a table.

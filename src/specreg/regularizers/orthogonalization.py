@@ -4,20 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from specreg.layers import (
-    Layers,
-    Selection,
-    find,
-    require_finite,
-    require_parametrizable,
-    require_writable,
-    shown,
-    warn_of_differences,
-)
+from specreg.layers.find import Layers, find
+from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_differences
+from specreg.layers.selection import Selection, shown
+from specreg.layers.weights import SpectrumChanging, memory_format
 from specreg.names import integer
 from specreg.spectra.gram import full_precision, gram
 from specreg.spectra.matrices import from_matrix, to_matrix
-from specreg.weights import SpectrumChanging, memory_format
 
 
 def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = None, skip: Selection = None) -> Layers:
@@ -42,7 +35,7 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
     Args:
         module: the discriminator, or any module. Changed in place.
         iterations: T, at least 0. The paper's code has 3 for its residual discriminators and 2 for DCGAN's.
-        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
 
     Returns:
         The layers: a mapping from name to layer that prints as a table.

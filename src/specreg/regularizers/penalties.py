@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from specreg.layers import Layers, Selection, find
+from specreg.layers.find import Layers, find
+from specreg.layers.selection import Selection
 from specreg.names import integer
 from specreg.spectra.gram import full_precision, gram
 from specreg.spectra.reference import working_dtype
@@ -33,7 +34,7 @@ def orthogonality_penalty(module: nn.Module, *, only: Selection = None, skip: Se
 
     Args:
         module: the discriminator, or any module.
-        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
 
     Returns:
         A scalar, differentiable by the weights.
@@ -72,7 +73,7 @@ def d_optimal_penalty(module: nn.Module, *, only: Selection = None, skip: Select
 
     Args:
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
-        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
 
     Returns:
         A scalar, differentiable by the weights.
@@ -108,7 +109,7 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
     Args:
         module: the discriminator, or any module.
         exponent: k, at least 1.
-        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
 
     Returns:
         A scalar, differentiable by the weights and biases.

@@ -7,21 +7,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
-from specreg.layers import (
-    Layers,
-    Selection,
-    find,
-    require_finite,
-    require_parametrizable,
-    require_writable,
-    shown,
-    warn_of_differences,
-)
+from specreg.layers.find import Layers, find
+from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_differences
+from specreg.layers.selection import Selection, shown
+from specreg.layers.weights import SpectrumPreserving, memory_format
 from specreg.spectra.gram import full_precision, svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 from specreg.spectra.reference import SVD, checked_keep, head_size, thin_svd
 from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized
-from specreg.weights import SpectrumPreserving, memory_format
 
 Gradient = Literal["paper", "exact"]
 
@@ -48,7 +41,7 @@ def spectral_regularization(
         keep: a float in (0, 1] is a fraction of r, i = ⌈keep·r⌉; an integer is i itself.
         gradient: "paper" holds the singular vectors constant (the paper's four terms); "exact" is the
             true derivative of the map.
-        only, skip: which layers, see :func:`specreg.layers.find`; by default convolutions and linear layers.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
 
     Returns:
         The layers: a mapping from name to layer that prints as a table.

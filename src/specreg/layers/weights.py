@@ -4,8 +4,8 @@ The *stored* weight is the tensor whose singular values are controlled. For a pl
 parameter; under spectral normalization (torch's parametrization, torch's legacy hook, or specreg's own
 parametrization) the weight before its division by s1; under torch's weight normalization (new and
 legacy) and specreg's orthogonalization the weight that the network uses; each times the layer's gain, where its class
-has one (``specreg.kinds``). Reading never evaluates a parametrization in training mode, for that would move spectral
-normalization's power iteration.
+has one (``specreg.layers.kinds``). Reading never evaluates a parametrization in training mode, for that would move
+spectral normalization's power iteration.
 """
 
 import copy
@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
-from specreg.kinds import Kind
+from specreg.layers.kinds import Kind
 from specreg.spectra.gram import svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 

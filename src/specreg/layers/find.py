@@ -1,29 +1,19 @@
-"""The layers of a module: find them, name them, read and write their matrices.
+"""The layers of a module: find them, name them, read and write their matrices."""
 
-What of a module is a weight says ``specreg.kinds``, how it is read and written ``specreg.weights``.
-"""
-
-import fnmatch
-import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
-from specreg.forwards import difference, is_customized
-from specreg.kinds import Kind, is_known, tensor_names, weights_of
-from specreg.weights import Weight
-
-logger = logging.getLogger("specreg")
-
-Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
-Selection = Selector | Iterable[Selector] | None
+from specreg.layers.forwards import is_customized
+from specreg.layers.kinds import Kind, is_known, tensor_names, weights_of
+from specreg.layers.selection import Selection, checked_selectors, plainly_named_modules, selects, shown, unwrap
+from specreg.layers.weights import Weight
 
 # What a class that normalizes its weight itself keeps beside it: power iteration's vectors and its singular values.
 _OWN_VECTORS = re.compile(r"(\w*_)?(u|v|sv|sigma)\d*")
@@ -173,27 +163,6 @@ class Layers(Mapping[str, Layer]):
         return "\n".join([f"{self._title}: {len(self)} layer{'s' if len(self) != 1 else ''}", *lines])
 
 
-def shown(name: str) -> str:
-    """Return a layer's name as messages show it."""
-    return name or "(the module itself)"
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Tell whether a name or glob, as ``only`` and ``skip`` take them, stands for the layer of this name."""
-    return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module inside torch.compile's and data parallelism's wrappers, so that names do not change."""
-    while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-            module = inner
-        else:
-            return module
-
-
 def find(
     module: nn.Module,
     *,
@@ -228,13 +197,14 @@ def find(
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     module = unwrap(module)
     candidates = list(_named_weights(module))
-    skipped = _selectors("skip", skip, candidates)
+    named = [(name, use.module) for name, use in candidates]
+    skipped = checked_selectors("skip", skip, named)
     if only is None:
         chosen = [(name, use) for name, use in candidates if embeddings or not isinstance(use.module, nn.Embedding)]
     else:
-        selectors = _selectors("only", only, candidates)
-        chosen = [(name, use) for name, use in candidates if _selects_any(selectors, name, use.module)]
-    matched = [(name, use) for name, use in chosen if not _selects_any(skipped, name, use.module)]
+        selectors = checked_selectors("only", only, named)
+        chosen = [(name, use) for name, use in candidates if selects(selectors, name, use.module)]
+    matched = [(name, use) for name, use in chosen if not selects(skipped, name, use.module)]
     frozen, own = [], []
     if only is None and any(_is_trained(use) for _, use in candidates):
         frozen = [name for name, use in matched if not _is_trained(use)]
@@ -285,88 +255,6 @@ def _checked(name: str, use: Weight) -> Tensor:
     return stored
 
 
-def warn_of_differences(layers: Layers) -> None:
-    """Log where a class with a forward of its own uses another weight than the one that is read and written."""
-    for name, layer in layers.items():
-        for use in layer.uses:
-            if (text := difference(use)) is not None:
-                logger.warning("layer %r: %s; specreg.register can tell what it uses", shown(name), text)
-                break
-
-
-def require_writable(layers: Layers) -> None:
-    """Raise ValueError for the first layer whose weight cannot be written: computed from others, or used in two ways.
-
-    Computed in a way that specreg does not know, that is; or shared by modules whose matrices of it differ.
-    """
-    owners: dict[int, str] = {}
-    for name, layer in layers.items():
-        for use in layer.uses:
-            if (foreign := use.foreign) is not None:
-                cause = ", ".join(type(p).__name__ for p in foreign)
-            elif changing := use.spectrum_changing:
-                cause = ", ".join(type(p).__name__ for p in changing)
-            elif not isinstance(use.storage[-1], nn.Parameter) and use.attribute not in use.module._buffers:
-                cause = "a hook that derives its weight (pruning, say)"
-            else:
-                continue
-            raise ValueError(
-                f"layer {shown(name)!r} is under {cause}, which specreg cannot write through: "
-                f"leave it out with skip={name!r}"
-            )
-        if (other := owners.setdefault(id(layer.weight.storage[-1]), name)) != name:
-            raise ValueError(
-                f"layers {shown(other)!r} and {shown(name)!r} share a weight and use it as two different matrices: "
-                f"leave one out with skip={name!r}"
-            )
-
-
-def require_parametrizable(module: nn.Module, layers: Layers) -> None:
-    """Raise ValueError for what a new parametrization would break.
-
-    That is a layer under the legacy weight_norm, whose hook overwrites the weight, and data parallelism, which has
-    hooked the parameters that there were when it wrapped the module, and would not average the new ones' gradients.
-    """
-    if any(isinstance(child, nn.parallel.DistributedDataParallel) for child in module.modules()):
-        raise ValueError(
-            "the module is wrapped in DistributedDataParallel, which would not average the gradients of parametrized "
-            "weights: wrap it afterwards"
-        )
-    for name, layer in layers.items():
-        if any(isinstance(use.legacy_hook, LegacyWeightNorm) for use in layer.uses):
-            raise ValueError(
-                f"layer {shown(name)!r} is under the legacy weight_norm, whose hook would undo a parametrization: "
-                f"take it off with specreg.remove(module), or use torch.nn.utils.parametrizations.weight_norm instead"
-            )
-
-
-def require_finite(layers: Layers) -> None:
-    """Raise ValueError naming the first layer whose stored weight holds NaN or inf."""
-    # NaN and inf survive a sum, which costs a twentieth of looking at every entry; finite entries may overflow it.
-    sums = [layer.weight.stored().sum() for layer in layers.values()]
-    if not sums or bool(torch.isfinite(torch.stack([total.to(sums[0].device) for total in sums])).all()):
-        return
-    for name, layer in layers.items():
-        if not bool(torch.isfinite(layer.weight.stored()).all()):
-            raise ValueError(f"layer {shown(name)!r}: the weight holds NaN or inf; stop and go back to a checkpoint")
-
-
-def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules, named without the wrappers of torch.compile and data parallelism: wrapping renames nothing."""
-    wrappers = set()
-    for name, child in module.named_modules():
-        if isinstance(child, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            wrappers.add(name)
-        parts = name.split(".")
-        kept = [
-            part
-            for index, part in enumerate(parts)
-            if part not in ("_orig_mod", "_fsdp_wrapped_module")
-            and not (part == "module" and ".".join(parts[:index]) in wrappers)
-        ]
-        yield ".".join(kept), child
-
-
 def _named_weights(module: nn.Module) -> Iterator[tuple[str, Weight]]:
     for name, child in plainly_named_modules(module):
         for attribute, kind in weights_of(child):
@@ -405,35 +293,6 @@ def _normalizes_itself(use: Weight) -> bool:
         and use.legacy_hook is None
         and any(_OWN_VECTORS.fullmatch(name) is not None for name in module._buffers)
     )
-
-
-def _is_single(selection: Selection) -> bool:
-    return isinstance(selection, (str, type)) or not isinstance(selection, Iterable)
-
-
-def _selectors(option: str, selection: Selection, candidates: list[tuple[str, Weight]]) -> list[Selector]:
-    if selection is None:
-        return []
-    selectors: list[Any] = [selection] if _is_single(selection) else list(selection)  # type: ignore[arg-type]
-    for selector in selectors:
-        if not isinstance(selector, (str, type)) and not callable(selector):
-            raise TypeError(f"{option}: expected a name, a glob, a layer class or a predicate, got {selector!r}")
-        if isinstance(selector, str) and not any(_selects(selector, name, use.module) for name, use in candidates):
-            names = ", ".join(shown(name) for name, _ in candidates) or "none"
-            raise ValueError(f"{option}={selector!r} names no layer; the layers are: {names}")
-    return selectors
-
-
-def _selects_any(selectors: list[Selector], name: str, module: nn.Module) -> bool:
-    return any(_selects(selector, name, module) for selector in selectors)
-
-
-def _selects(selector: Selector, name: str, module: nn.Module) -> bool:
-    if isinstance(selector, str):
-        return matches(selector, name)
-    if isinstance(selector, type):
-        return isinstance(module, selector)
-    return bool(selector(name, module))
 
 
 def _filters(only: Selection, skip: Selection) -> str:

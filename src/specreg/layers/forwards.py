@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from specreg.kinds import CONVOLUTIONS
-from specreg.weights import Weight
+from specreg.layers.kinds import CONVOLUTIONS
+from specreg.layers.weights import Weight
 
 _PLAIN = (nn.Linear, *CONVOLUTIONS)
 _MAPS = {torch.nn.functional.linear} | {

@@ -1,0 +1,79 @@
+"""What has to hold of layers before they are written, parametrized or read."""
+
+import logging
+
+import torch
+from torch import nn
+from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
+
+from specreg.layers.find import Layers
+from specreg.layers.forwards import difference
+from specreg.layers.selection import shown
+
+logger = logging.getLogger("specreg")
+
+
+def warn_of_differences(layers: Layers) -> None:
+    """Log where a class with a forward of its own uses another weight than the one that is read and written."""
+    for name, layer in layers.items():
+        for use in layer.uses:
+            if (text := difference(use)) is not None:
+                logger.warning("layer %r: %s; specreg.register can tell what it uses", shown(name), text)
+                break
+
+
+def require_writable(layers: Layers) -> None:
+    """Raise ValueError for the first layer whose weight cannot be written: computed from others, or used in two ways.
+
+    Computed in a way that specreg does not know, that is; or shared by modules whose matrices of it differ.
+    """
+    owners: dict[int, str] = {}
+    for name, layer in layers.items():
+        for use in layer.uses:
+            if (foreign := use.foreign) is not None:
+                cause = ", ".join(type(p).__name__ for p in foreign)
+            elif changing := use.spectrum_changing:
+                cause = ", ".join(type(p).__name__ for p in changing)
+            elif not isinstance(use.storage[-1], nn.Parameter) and use.attribute not in use.module._buffers:
+                cause = "a hook that derives its weight (pruning, say)"
+            else:
+                continue
+            raise ValueError(
+                f"layer {shown(name)!r} is under {cause}, which specreg cannot write through: "
+                f"leave it out with skip={name!r}"
+            )
+        if (other := owners.setdefault(id(layer.weight.storage[-1]), name)) != name:
+            raise ValueError(
+                f"layers {shown(other)!r} and {shown(name)!r} share a weight and use it as two different matrices: "
+                f"leave one out with skip={name!r}"
+            )
+
+
+def require_parametrizable(module: nn.Module, layers: Layers) -> None:
+    """Raise ValueError for what a new parametrization would break.
+
+    That is a layer under the legacy weight_norm, whose hook overwrites the weight, and data parallelism, which has
+    hooked the parameters that there were when it wrapped the module, and would not average the new ones' gradients.
+    """
+    if any(isinstance(child, nn.parallel.DistributedDataParallel) for child in module.modules()):
+        raise ValueError(
+            "the module is wrapped in DistributedDataParallel, which would not average the gradients of parametrized "
+            "weights: wrap it afterwards"
+        )
+    for name, layer in layers.items():
+        if any(isinstance(use.legacy_hook, LegacyWeightNorm) for use in layer.uses):
+            raise ValueError(
+                f"layer {shown(name)!r} is under the legacy weight_norm, whose hook would undo a parametrization: "
+                f"take it off with specreg.remove(module), or use torch.nn.utils.parametrizations.weight_norm instead"
+            )
+
+
+def require_finite(layers: Layers) -> None:
+    """Raise ValueError naming the first layer whose stored weight holds NaN or inf."""
+    # NaN and inf survive a sum, which costs a twentieth of looking at every entry; finite entries may overflow it.
+    sums = [layer.weight.stored().sum() for layer in layers.values()]
+    if not sums or bool(torch.isfinite(torch.stack([total.to(sums[0].device) for total in sums])).all()):
+        return
+    for name, layer in layers.items():
+        if not bool(torch.isfinite(layer.weight.stored()).all()):
+            raise ValueError(f"layer {shown(name)!r}: the weight holds NaN or inf; stop and go back to a checkpoint")

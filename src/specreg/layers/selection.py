@@ -1,0 +1,79 @@
+"""Names of layers, and which of them ``only`` and ``skip`` stand for."""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+Selection = Selector | Iterable[Selector] | None
+
+
+def shown(name: str) -> str:
+    """Return a layer's name as messages show it."""
+    return name or "(the module itself)"
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Tell whether a name or glob, as ``only`` and ``skip`` take them, stands for the layer of this name."""
+    return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the module inside torch.compile's and data parallelism's wrappers, so that names do not change."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
+
+
+def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules, named without the wrappers of torch.compile and data parallelism: wrapping renames nothing."""
+    wrappers = set()
+    for name, child in module.named_modules():
+        if isinstance(child, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            wrappers.add(name)
+        parts = name.split(".")
+        kept = [
+            part
+            for index, part in enumerate(parts)
+            if part not in ("_orig_mod", "_fsdp_wrapped_module")
+            and not (part == "module" and ".".join(parts[:index]) in wrappers)
+        ]
+        yield ".".join(kept), child
+
+
+def checked_selectors(option: str, selection: Selection, candidates: Sequence[tuple[str, nn.Module]]) -> list[Selector]:
+    """Return the selectors of ``only`` or ``skip``.
+
+    Raises:
+        TypeError: what is no selector.
+        ValueError: a name or glob that stands for none of the candidates, named modules.
+    """
+    if selection is None:
+        return []
+    is_single = isinstance(selection, (str, type)) or not isinstance(selection, Iterable)
+    selectors: list[Any] = [selection] if is_single else list(selection)  # type: ignore[arg-type]
+    for selector in selectors:
+        if not isinstance(selector, (str, type)) and not callable(selector):
+            raise TypeError(f"{option}: expected a name, a glob, a layer class or a predicate, got {selector!r}")
+        if isinstance(selector, str) and not any(matches(selector, name) for name, _ in candidates):
+            names = ", ".join(shown(name) for name, _ in candidates) or "none"
+            raise ValueError(f"{option}={selector!r} names no layer; the layers are: {names}")
+    return selectors
+
+
+def selects(selectors: Iterable[Selector], name: str, module: nn.Module) -> bool:
+    """Tell whether any of the selectors stands for a layer."""
+    for selector in selectors:
+        if isinstance(selector, str):
+            chosen = matches(selector, name)
+        else:
+            chosen = isinstance(module, selector) if isinstance(selector, type) else bool(selector(name, module))
+        if chosen:
+            return True
+    return False
