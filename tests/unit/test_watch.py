@@ -9,8 +9,9 @@ from PIL import Image
 
 from grids import digits, grid, save_real
 from specreg.autopsy.order import times
+from specreg.data.pixels import cut_grid
 from specreg.experiments.config import DataConfig
-from specreg.experiments.watch import Checkpoints, Samples, cut
+from specreg.experiments.watch import Checkpoints, Samples
 from spoilt import torn
 
 
@@ -45,11 +46,15 @@ def read(folder, *, last=False) -> list[tuple[str, int]]:
 def test_a_grid_is_cut_into_its_images(padding, colour, count):
     images = digits(count)
     picture = np.asarray(grid(images, 6, padding=padding, colour=colour).convert("RGB"))
-    tiles = cut(picture, (8, 8))
+    tiles = cut_grid(picture, (8, 8))
     expected = images.numpy()
     if not padding:  # nothing tells black images from none
         expected = np.concatenate([expected, np.zeros((24 - count, 8, 8), np.uint8)])
     assert np.array_equal(tiles[..., 0], expected)
+
+
+def test_a_generator_that_makes_the_colour_of_the_lines_makes_images():
+    assert len(cut_grid(np.zeros((42, 32, 3), np.uint8), (8, 8))) == 12
 
 
 def test_lines_that_jpeg_has_blurred_are_lines():
@@ -57,7 +62,7 @@ def test_lines_that_jpeg_has_blurred_are_lines():
     file = io.BytesIO()
     grid(images, 4, padding=2).save(file, "jpeg", quality=98)
     with Image.open(file) as blurred:
-        assert len(cut(np.asarray(blurred.convert("RGB")), (16, 16))) == 16
+        assert len(cut_grid(np.asarray(blurred.convert("RGB")), (16, 16))) == 16
 
 
 @pytest.mark.parametrize(
@@ -65,12 +70,12 @@ def test_lines_that_jpeg_has_blurred_are_lines():
 )
 def test_what_is_no_grid_is_not_cut(size, tile):
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    assert cut(noise, tile) is None
+    assert cut_grid(noise, tile) is None
 
 
 def test_images_need_not_be_squares():
     noise = np.random.default_rng(0).integers(0, 256, (24, 12, 3), dtype=np.uint8)
-    tiles = cut(noise, (8, 6))
+    tiles = cut_grid(noise, (8, 6))
     assert tiles.shape == (6, 8, 6, 3)
     assert np.array_equal(tiles[1], noise[:8, 6:])
 
@@ -80,7 +85,7 @@ def test_images_need_not_be_squares():
     [
         ("fakes000200", (200,)), ("fakes_init", ()), ("fake_samples_epoch_024", (24,)),
         ("fake_samples_epoch_003_batch_0040", (3,)), ("epoch=2-step=300", (2, 300)), ("samples_64x64_step100", (100,)),
-        ("ema_0.9999_250000", (250_000,)), ("200kimg", (200,)), ("000100", (100,)),
+        ("ema_0.9999_250000", (250_000,)), ("samples_seed7", ()), ("200kimg", (200,)), ("000100", (100,)),
     ],
 )  # fmt: skip
 def test_a_single_name_tells_its_time(name, expected):

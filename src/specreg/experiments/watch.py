@@ -29,7 +29,7 @@ from specreg.data.decoding import LARGEST_FILE, SUFFIXES, decoded
 from specreg.data.files import is_visible
 from specreg.data.mixtures import MIXTURES
 from specreg.data.npz import load_npz
-from specreg.data.pixels import planes, square
+from specreg.data.pixels import cut_grid, planes, square
 from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
 from specreg.monitor.coverage import Coverage
@@ -41,12 +41,9 @@ logger = logging.getLogger(__name__)
 _NUM_REAL, _MOST_GENERATED = 10_000, 10_000
 LEAST_GENERATED = 20  # of which a reading is made
 _FEW = 500  # samples below which a reading sees large losses alone
-_PADDINGS = (2, 1, 0)  # of torchvision's grids, of thin lines, of StyleGAN's grids
-_TOLERANCE = 16  # of 255: how much JPEG changes a line of one colour
 # Grids of training data, as StyleGAN and DCGAN save them beside those of generated images.
 _REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
-_MARKED = ", ".join(sorted(SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Notice:
 
 
 class Folder:
-    """What appears in a folder; :meth:`read` and :meth:`judge` are what is made of it.
+    """What appears in a folder; :meth:`read` and :meth:`notices` are what is made of it.
 
     Args:
         path: the folder.
@@ -111,7 +108,7 @@ class Folder:
                     refusals.append(str(error))
                 continue
             self._done.add(item)
-            for notice in self.judge(item, content):
+            for notice in self.notices(item, content):
                 self._judged = True
                 yield notice
         if last and not self._judged:
@@ -123,12 +120,16 @@ class Folder:
         """Return the content of files; ValueError or OSError where they are damaged, or not complete."""
         raise NotImplementedError
 
-    def judge(self, item: Path, content: Any) -> Iterator[Notice]:
+    def notices(self, item: Path, content: Any) -> Iterator[Notice]:
         """Judge what was read."""
         raise NotImplementedError
 
     def missing(self) -> str:
         """Say what was looked for."""
+        raise NotImplementedError
+
+    def skips(self, name: str) -> bool:
+        """Return whether a file is none to read, by its path within the folder."""
         raise NotImplementedError
 
     def key(self, file: Path) -> Path:
@@ -139,14 +140,16 @@ class Folder:
         items: dict[Path, list[Path]] = {}
         for folder, _, names in os.walk(self.path):
             for file in (Path(folder, name) for name in names if Path(name).suffix.lower() in self.endings):
-                if is_visible(str(file.relative_to(self.path))) and file.is_file():
+                name = str(file.relative_to(self.path))
+                if is_visible(name) and not self.skips(name) and file.is_file():
                     items.setdefault(self.key(file), []).append(file)
         return {item: sorted(files) for item, files in items.items()}
 
     def _times(self, item: Path) -> tuple[int, ...]:
         """Return what :func:`times` reads of an item's name, else of its folder's; nothing of the watched folder's."""
         inside = item.relative_to(self.path).parts
-        return next((numbers for part in inside[:-3:-1] if (numbers := times(Path(part).stem))), ())
+        stems = (part[: -len(end)] if (end := Path(part).suffix).lower() in self.endings else part for part in inside)
+        return next((numbers for stem in list(stems)[:-3:-1] if (numbers := times(stem))), ())
 
 
 class Samples(Folder):
@@ -185,7 +188,7 @@ class Samples(Folder):
         self._coverage = Coverage(real, features=features)
         self._judge, self._pool = ModeJudge(ModeThresholds(warmup=warmup)), pool
         self._pooled: list[Tensor] = []
-        self._iteration: int | None = None
+        self._iteration = -1
         self._sizes: dict[Path, tuple[int, int] | None] = {}
 
     def key(self, file: Path) -> Path:
@@ -200,13 +203,11 @@ class Samples(Folder):
         if self._pooled:
             return f"{sum(map(len, self._pooled))} images, and a reading takes {self._pool}"
         height, width = self._tile
-        return (
-            f"looked for images of {width}x{height}, or grids of them, in files {_MARKED}, and arrays in .npz; another "
-            f"size is --tile"
-        )
+        endings = ", ".join(sorted(self.endings))
+        return f"looked for images of {width}x{height}, and grids of these, in files {endings}; another size is --tile"
 
-    def _items(self) -> dict[Path, list[Path]]:
-        return {item: files for item, files in super()._items().items() if _REAL.search(str(item.relative_to(self.path))) is None}
+    def skips(self, name: str) -> bool:
+        return _REAL.search(name) is not None
 
     def read(self, files: Sequence[Path]) -> Tensor:
         if files[0].suffix.lower() == ".npz":
@@ -226,7 +227,7 @@ class Samples(Folder):
                 picture = decoded(opened.read(LARGEST_FILE + 1)).convert("RGB")
         except Exception as error:  # a damaged image makes its reader fail anywhere
             raise ValueError(f"{file} is not a readable image ({type(error).__name__})") from error
-        tiles = cut(np.asarray(picture), self._tile)
+        tiles = cut_grid(np.asarray(picture), self._tile)
         if tiles is None:
             height, width = self._tile
             raise ValueError(
@@ -236,14 +237,13 @@ class Samples(Folder):
         for tile in tiles:
             yield square(Image.fromarray(tile), self._side)
 
-    def judge(self, item: Path, content: Tensor) -> Iterator[Notice]:
+    def notices(self, item: Path, content: Tensor) -> Iterator[Notice]:
         self._pooled.append(content)
         if sum(map(len, self._pooled)) < self._pool:
             return
         generated, self._pooled = torch.cat(self._pooled), []
         number = self._times(item)[-1:]
-        before = -1 if self._iteration is None else self._iteration
-        self._iteration = number[0] if number else before + 1
+        self._iteration = number[0] if number else self._iteration + 1
         reading = self._coverage.measure(generated)
         answer = self._judge.update(self._iteration, reading)
         count = f"{len(generated)} samples{', which are few' * (len(generated) < _FEW)}"
@@ -268,8 +268,8 @@ class Checkpoints(Folder):
         super().__init__(path)
         self._series: dict[str, tuple[list[int], list[Mapping[str, LayerSpectrum]]]] = {}
 
-    def _items(self) -> dict[Path, list[Path]]:
-        return {item: files for item, files in super()._items().items() if BESIDE.fullmatch(item.name) is None}
+    def skips(self, name: str) -> bool:
+        return BESIDE.fullmatch(Path(name).name) is not None
 
     def missing(self) -> str:
         return f"looked for checkpoints, {', '.join(sorted(self.endings))}; for images give real ones with --real"
@@ -277,59 +277,24 @@ class Checkpoints(Folder):
     def read(self, files: Sequence[Path]) -> Mapping[str, LayerSpectrum]:
         return inspect(files).layers[0]
 
-    def judge(self, item: Path, content: Mapping[str, LayerSpectrum]) -> Iterator[Notice]:
+    def notices(self, item: Path, content: Mapping[str, LayerSpectrum]) -> Iterator[Notice]:
         model = _DIGITS.sub("#", item.name)
         iterations, series = self._series.setdefault(model, ([], []))
-        number = self._times(item)[-1:] or (iterations[-1] + 1 if iterations else 0,)
-        if iterations and number[0] <= iterations[-1]:
+        number = (self._times(item) or (iterations[-1] + 1 if iterations else 0,))[-1]
+        if iterations and number <= iterations[-1]:
             logger.warning("%s is older than what was read before: left out", item)
             return
-        iterations.append(number[0])
+        iterations.append(number)
         series.append(content)
-        name = f"{number[0]}  {model}"
+        name, details = f"{number}  {model}", {"iteration": number, "path": str(item)}
         names = [layer for layer in series[0] if all(layer in layers for layers in series)]
         verdicts = [judge(iterations, series, group) for group in default_groups(names).values()] if series[1:] else []
         judged = [verdict for verdict in verdicts if verdict is not None]
         if not judged:
-            yield Notice(name, "not judged", "spectra not judged yet", {"iteration": number[0], "path": str(item)})
+            yield Notice(name, "not judged", "spectra not judged yet", details | {"state": "not judged"})
             return
         verdict = max(judged, key=lambda verdict: STATES.index(verdict.state))
-        details = {"iteration": number[0], "path": str(item), **asdict(verdict.spectra)}
-        yield Notice(name, verdict.state, verdict.message, details)
-
-
-def cut(picture: np.ndarray, tile: tuple[int, int]) -> np.ndarray | None:
-    """Cut a grid of images into these.
-
-    Args:
-        picture: (H, W, C), uint8.
-        tile: height and width of an image.
-
-    Returns:
-        The images (N, height, width, C), row by row; a single one is no grid, but an image. Between images and around
-        them there may be lines of one colour, two pixels wide as torchvision draws them, or one; places at the end that
-        have this colour are empty. None if the picture is no grid of such images.
-    """
-    height, width = tile
-    for padding in _PADDINGS:
-        down, along = height + padding, width + padding
-        rows, columns = (picture.shape[0] - padding) // down, (picture.shape[1] - padding) // along
-        if min(rows, columns) < 1 or (rows * down + padding, columns * along + padding) != picture.shape[:2]:
-            continue
-        lines = np.concatenate([
-            *(picture[row * down + i] for row in range(rows + 1) for i in range(padding)),
-            *(picture[:, column * along + i] for column in range(columns + 1) for i in range(padding)),
-            picture[:0, 0],
-        ])  # fmt: skip
-        if len(lines) and int(np.ptp(lines, axis=0).max()) > _TOLERANCE:
-            continue
-        inner = picture[padding:, padding:].reshape(rows, down, columns, along, -1)[:, :height, :, :width]
-        tiles = inner.transpose(0, 2, 1, 3, 4).reshape(rows * columns, height, width, -1)
-        if padding:
-            filled = [i for i, image in enumerate(tiles) if np.abs(image - lines[0].astype(int)).max() > _TOLERANCE]
-            tiles = tiles[: max(filled, default=-1) + 1]
-        return tiles if len(tiles) else None
-    return None
+        yield Notice(name, verdict.state, verdict.message, details | asdict(verdict.spectra))
 
 
 def watch(
