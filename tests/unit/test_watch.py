@@ -131,7 +131,7 @@ def test_what_stays_unreadable_is_named_once(run, real, caplog):
 
 @pytest.mark.parametrize("inside", ["step-100", "step-100/cats", ""])
 def test_a_folder_of_images_is_read_when_nothing_is_added(run, real, inside):
-    folder, samples_folder = samples(run, real), run / inside
+    folder, samples_folder = samples(run, real, pool=1), run / inside
     samples_folder.mkdir(parents=True, exist_ok=True)
     (samples_folder / "29.png").touch()  # nothing tells yet that it is an image of this size
     for count in (10, 30):
