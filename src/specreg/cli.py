@@ -1,7 +1,8 @@
 """The command line: parsing and exit codes. What a command does is in ``specreg.experiments``.
 
 Exit codes: 0 done, 1 a run of a comparison or sweep failed, or the machine did (its disk is full), 2 bad input, 3
-training diverged, 4 another process of the job has ended or differs, 130 interrupted.
+training diverged, 4 another process of the job has ended or differs, 5 a watched training has reached a state of
+--fail-on, 130 interrupted.
 """
 
 import contextlib
@@ -75,6 +76,8 @@ commands:
   evaluate   evaluate a trained run anew
   sample     draw images from a trained run into a PNG
   inspect    show the spectra of any model's checkpoints: specreg inspect model.safetensors
+  watch      watch anybody's training by the images or checkpoints that it saves:
+             specreg watch samples --real images.zip --fail-on lost
   report     write one HTML page about runs: verdicts, spectra, scores, samples, settings
 
 specreg COMMAND --help lists a command's options. The library needs no command:
@@ -453,6 +456,86 @@ def _inspect(arguments: list[str]) -> int:
     return 0
 
 
+def _watch(arguments: list[str]) -> int:
+    import tyro
+
+    from specreg.evaluation.extractor import FeatureName
+    from specreg.evaluation.features import open_extractor
+    from specreg.experiments.config import DataConfig
+    from specreg.experiments.watch import LEAST_GENERATED, Checkpoints, Folder, Notice, Samples, watch
+    from specreg.names import STATES
+
+    @dataclass
+    class Watch:
+        """Watch a training that is not ours by what it saves: a line for each reading, as it appears.
+
+        With --real the generated images: grids such as StyleGAN's fakes*.png and torchvision's, folders of images, npz
+        files. How much of the data do they miss? Without it the checkpoints: do their spectra collapse? A reading is
+        named by the number in its name. Nothing is written into the folder.
+        """
+
+        folder: tyro.conf.Positional[Path | None] = None
+        """Where the training saves its samples or checkpoints."""
+        real: str | None = None
+        """Real images: digits, or a path as train --data takes it."""
+        image_size: int | None = None
+        """Compare images at this side: their central squares are resized to it."""
+        tile: str | None = None
+        """Size of a generated image, 64 or HEIGHTxWIDTH; by default that of the real ones."""
+        features: FeatureName | None = None
+        """Compare images by these features; by default by their pixels."""
+        pool: int = LEAST_GENERATED
+        """Samples of a reading, at least: what has fewer is read with what comes next."""
+        warmup: int = 1
+        """Iterations, as the names count them, that are not judged: 1 is the first reading alone."""
+        every: float = 10.0
+        """Seconds from one look to the next."""
+        once: bool = False
+        """Read what is there, and end."""
+        fail_on: tuple[str, ...] = ()
+        """States that end it with exit code 5: losing, lost, collapsing, collapsed, ..."""
+        json: Path | None = None
+        """Append each reading to this .jsonl file, too."""
+
+    given = _parse(Watch(), "watch", arguments)
+    if given.folder is None:
+        raise ValueError("no folder given: specreg watch FOLDER --real DATA")
+    fail_on = _split(given.fail_on)
+    for state in fail_on:
+        check_choice("fail-on", state, STATES)
+    if not 0 < given.every <= 86_400:
+        raise ValueError(f"every must be a number of seconds in (0, 86400], got {given.every!r}")
+    integer("pool", given.pool, at_least=LEAST_GENERATED)
+    integer("warmup", given.warmup, at_least=0)
+    if given.json is not None:
+        _check_output(given.json, (".jsonl",))
+    folder: Folder
+    if given.real is None:
+        if any(getattr(given, name) is not None for name in ("image_size", "tile", "features")):
+            raise ValueError("--image-size, --tile and --features are for images: give real ones with --real")
+        folder = Checkpoints(given.folder)
+    else:
+        extractor = None if given.features is None else open_extractor(given.features)
+        folder = Samples(
+            given.folder,
+            DataConfig(data=given.real, image_size=given.image_size),
+            tile=None if given.tile is None else _size(given.tile),
+            features=None if extractor is None else lambda images: extractor.describe(images).features,
+            pool=given.pool,
+            warmup=given.warmup,
+        )
+
+    def tell(notice: Notice) -> None:
+        sys.stdout.write(f"{printable(str(notice))}\n")
+        sys.stdout.flush()
+        if given.json is not None:
+            with given.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(notice.details, allow_nan=False) + "\n")
+
+    _show_log(quiet=False)
+    return 5 if watch(folder, every=given.every, once=given.once, fail_on=fail_on, tell=tell) else 0
+
+
 def _report(arguments: list[str]) -> int:
     import tyro
 
@@ -491,6 +574,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "sample": _sample,
     "inspect": _inspect,
+    "watch": _watch,
     "report": _report,
 }
 # What takes seconds to import; each command takes from it what it uses.
@@ -502,6 +586,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "evaluate": _RUNS,
     "sample": _RUNS,
     "inspect": ("tyro", "specreg.display", "specreg.autopsy.figure"),
+    "watch": ("tyro", "specreg.experiments.watch"),
     "report": ("tyro", "specreg.report"),
 }
 
@@ -580,6 +665,14 @@ def _show_log(quiet: bool, *, main: bool = True) -> None:
 
 def _split(values: Sequence[str]) -> list[str]:
     return [part for value in values for part in value.split(",") if part]
+
+
+def _size(given: str) -> tuple[int, int]:
+    """Return height and width of SIDE or HEIGHTxWIDTH."""
+    match = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", given)
+    if match is None or not all(int(side) for side in match.groups() if side):
+        raise ValueError(f"tile must be a side or HEIGHTxWIDTH, such as 64 or 64x48, got {given!r:.60}")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _methods(given: Sequence[str]) -> list[str]:

@@ -349,6 +349,35 @@ INSPECT = {
                         "there is no spectrum to plot"),
 }  # fmt: skip
 
+WATCH = {
+    "no folder": ([OUT, "--real", "digits", "--once"], "there is no folder"),
+    "a file": ([file("a.png", png()), "--real", "digits"], "there is no folder"),
+    "no folder named": ([], "no folder given"),
+    "no checkpoints": ([folder_of("run"), "--once"], "holds nothing to read: looked for checkpoints"),
+    "a checkpoint of text": ([folder_of("run", a__pt=b"text"), "--once"], "a.pt"),
+    "no images": ([folder_of("run"), "--real", "digits", "--once"], "holds nothing to read: looked for images of 8x8"),
+    "missing data": ([folder_of("run"), "--real", "nowhere.zip"], "no data at nowhere.zip"),
+    "points": ([folder_of("run"), "--real", "ring"], "ring has points and no images"),
+    "too few real images": ([folder_of("run"), "--real", images(a__png=png(8))], "coverage needs at least 100 real samples"),
+    "features of another size": ([folder_of("run"), "--real", "digits", "--features", "mnist"], "features are for 28x28 images"),
+    "unknown features": ([folder_of("run"), "--real", "digits", "--features", "vgg"], "--features"),
+    "no grid": ([folder_of("run", fakes0__png=png(43)), "--real", "digits", "--once"],
+                "is 43x43, no grid of 8x8 images: give their size with --tile"),
+    "half a grid": ([folder_of("run", fakes0__png=torn(png(64))), "--real", "digits", "--once"], "fakes0.png is not a readable"),
+    "a grid that is a bomb": ([folder_of("run", fakes0__png=spoilt.bomb_png()), "--real", "digits", "--once"], "is not a readable"),
+    "a grid of few": ([folder_of("run", fakes0__png=png(24)), "--real", "digits", "--once"], "9 images, and a reading takes 20"),
+    "arrays of something else": ([folder_of("run", a__npz=zipped({"mu.npy": b""})), "--real", "digits", "--once"],
+                                 "no array 'images', it has mu"),
+    "a tile of words": ([folder_of("run"), "--real", "digits", "--tile", "8 by 8"], "tile must be a side or HEIGHTxWIDTH"),
+    "no tile": ([folder_of("run"), "--real", "digits", "--tile", "0"], "tile must be a side or HEIGHTxWIDTH"),
+    "tiles of checkpoints": ([folder_of("run"), "--tile", "8"], "give real ones with --real"),
+    "unknown state": ([folder_of("run"), "--real", "digits", "--fail-on", "gone"], "fail-on must be one of not measured"),
+    "no pause": ([folder_of("run"), "--every", "nan"], "every must be a number of seconds in (0, 86400], got nan"),
+    "no pool": ([folder_of("run"), "--pool", "3"], "pool must be an integer of at least 20"),
+    "negative warmup": ([folder_of("run"), "--warmup", "-1"], "warmup must be an integer of at least 0"),
+    "readings of a wrong kind": ([folder_of("run"), "--json", "new.txt"], "has to be a .jsonl file"),
+}  # fmt: skip
+
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "outputs", "events")
 REPORT = {
     "nothing": ([], "name at least one run directory"),
@@ -390,7 +419,7 @@ REPORT = {
 
 TABLES = {
     "compare": COMPARE, "sweep": SWEEP, "train": TRAIN, "evaluate": EVALUATE, "sample": SAMPLE, "inspect": INSPECT,
-    "report": REPORT,
+    "watch": WATCH,    "report": REPORT,
 }  # fmt: skip
 CASES = [
     pytest.param([command, *arguments], said, id=f"{command}: {name}")

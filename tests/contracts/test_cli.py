@@ -22,13 +22,13 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_help_names_every_command_and_version_the_version(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for command in ("compare", "sweep", "train", "evaluate", "sample", "inspect", "report"):
+    for command in ("compare", "sweep", "train", "evaluate", "sample", "inspect", "watch", "report"):
         assert f"\n  {command} " in out
     assert run(capsys)[1] == out
     assert run(capsys, "--version")[1] == f"specreg {specreg.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["compare", "sweep", "train", "evaluate", "sample", "inspect", "report"])
+@pytest.mark.parametrize("command", ["compare", "sweep", "train", "evaluate", "sample", "inspect", "watch", "report"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

@@ -44,15 +44,15 @@ def zipped(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["folder", "zip", "npz"])
+@pytest.mark.parametrize("form", ["folder", "zip", "npz", "npz without a name"])
 def test_folder_zip_and_npz_hold_the_same_images(folder, form):
     path = folder
     if form == "zip":
         path = zipped(folder)
-    if form == "npz":
+    if form.startswith("npz"):
         path = folder.with_suffix(".npz")
         images = np.stack([np.asarray(picture(value)) for value in (10, 20, 30)])
-        np.savez(path, images=images, labels=np.array([0, 0, 1]))
+        np.savez(path, labels=np.array([0, 0, 1]), **{"images" if form == "npz" else "arr_0": images})
     data = load_images(path)
     assert data.images.shape == (3, 3, 8, 8)
     assert data.images.dtype == torch.uint8

@@ -24,7 +24,7 @@ from specreg.names import printable
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
 # What trainers write beside a model.
-_BESIDE = re.compile(r"(optimizer|scheduler|rng_state|random_states|scaler|training_args)[_\d]*\.\w+")
+BESIDE = re.compile(r"(optimizer|scheduler|rng_state|random_states|scaler|training_args)[_\d]*\.\w+")
 # Of safetensors: the others are integers, or have less than 8 bits and need scales that other tensors hold.
 _FLOATING = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _MOST_UNPACKED = 20  # times the file's size that numpy's arrays may take: weights hardly become smaller
@@ -71,7 +71,7 @@ def find_file(path: Path) -> Path:
     candidates = [file for file in files if INDEX.search(file.name)] or [
         file
         for file in files
-        if file.suffix.lower() in ENDINGS and file.is_file() and _BESIDE.fullmatch(file.name) is None
+        if file.suffix.lower() in ENDINGS and file.is_file() and BESIDE.fullmatch(file.name) is None
     ]
     if len(candidates) != 1:
         names = f" ({listed([file.name for file in candidates])})" if candidates else ""

@@ -80,6 +80,20 @@ def ordered(paths: Sequence[Path]) -> Order:
     return Order(tuple(paths), _counted(paths), "")
 
 
+def times(name: str) -> tuple[int, ...]:
+    """Return the epoch and the step that a single name tells, else its last number that may be one of time.
+
+    Example:
+        >>> times("fake_samples_epoch_3_step_1200"), times("fakes000200"), times("fakes_init")
+        ((3, 1200), (200,), ())
+    """
+    numbers = _numbers(name)
+    labelled = [[number.value for number in numbers if label.fullmatch(number.word)] for label in (_EPOCH, _STEP)]
+    if any(labelled):
+        return tuple(values[-1] for values in labelled if values)
+    return tuple(number.value for number in numbers if _OTHER.fullmatch(number.word) is None)[-1:]
+
+
 def _sorted(paths: Sequence[Path], values: Sequence[int], by: str) -> Order:
     both = sorted(zip(values, paths, strict=True))
     return Order(tuple(path for _, path in both), tuple(value for value, _ in both), by)

@@ -158,7 +158,7 @@ def inspect(
     groups = default_groups(names)
     verdicts = {}
     if len(paths) > 1 and order.by:
-        judged = {group: _judge(order.numbers, layers, members) for group, members in groups.items()}
+        judged = {group: judge(order.numbers, layers, members) for group, members in groups.items()}
         verdicts = {group: verdict for group, verdict in judged.items() if verdict is not None}
     return Autopsy(order.paths, order.numbers, order.by, tuple(layers), groups, verdicts, notes)
 
@@ -204,7 +204,7 @@ def _common(checkpoints: Sequence[Checkpoint]) -> tuple[list[str], tuple[str, ..
     return names, tuple(dict.fromkeys(notes))
 
 
-def _judge(
+def judge(
     iterations: Sequence[int], series: Sequence[Mapping[str, LayerSpectrum]], names: Sequence[str]
 ) -> Verdict | None:
     """Return the detector's verdict on those layers that have a bulk in every checkpoint; None without such a layer.

@@ -15,23 +15,26 @@ _DEFLATED = 1032  # the largest factor by which zip compresses anything
 def load_npz(path: Path, image_size: int | None) -> ImageArrays:
     """Read ``images`` (N, H, W) or (N, H, W, 1 or 3), uint8, and ``labels`` (N,), integers from 0, if there are any.
 
+    Without ``images``, ``arr_0`` is read: what ``numpy.savez`` calls an array without a name, as samplers save theirs.
+
     Raises:
         ValueError: the file is damaged or has something else.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            if "images" not in names:
+            title = next((title for title in ("images", "arr_0") if title in names), None)
+            if title is None:
                 raise ValueError(f"no array 'images', it has {', '.join(names) or 'none'}")
             limit = _DEFLATED * path.stat().st_size
-            images = _array(archive, "images", limit)
+            images = _array(archive, title, limit)
             labels = _array(archive, "labels", limit) if "labels" in names else np.zeros(len(images), dtype=np.int64)
     except Exception as error:  # a damaged or encrypted file makes its readers fail anywhere
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is not a readable npz file ({reason}): make it again") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise ValueError(
-            f"{path}: 'images' has to be uint8 of shape (N, H, W) or (N, H, W, 1 or 3), "
+            f"{path}: {title!r} has to be uint8 of shape (N, H, W) or (N, H, W, 1 or 3), "
             f"got {images.dtype} {images.shape}"
         )
     if len(images) == 0:

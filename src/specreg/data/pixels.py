@@ -12,6 +12,8 @@ from specreg.data.arrays import ImageArrays
 from specreg.names import integer
 
 _LARGEST_SIDE = 4096  # of images that networks are trained on
+_PADDINGS = (2, 1, 0)  # of torchvision's grids, of thin lines, of StyleGAN's grids
+_TOLERANCE = 16  # of 255: how much JPEG changes a line of one colour
 MOST_CLASSES = 100_000  # where labels are numbers: every class up to the largest gets a name
 
 
@@ -64,6 +66,40 @@ def resized(images: np.ndarray, side: int) -> np.ndarray:
         pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
         output[index] = planes(np.asarray(square(Image.fromarray(pixels), side))[None])[0]
     return output
+
+
+def cut_grid(picture: np.ndarray, tile: tuple[int, int]) -> np.ndarray | None:
+    """Cut a grid of images into these.
+
+    Args:
+        picture: (H, W, C), uint8.
+        tile: height and width of an image.
+
+    Returns:
+        The images (N, height, width, C), row by row; a single one is no grid, but an image. Between images and around
+        them there may be lines of one colour, two pixels wide as torchvision draws them, or one; places at the end that
+        have this colour are empty, unless all have it. None if the picture is no grid of such images.
+    """
+    height, width = tile
+    for padding in _PADDINGS:
+        down, along = height + padding, width + padding
+        rows, columns = (picture.shape[0] - padding) // down, (picture.shape[1] - padding) // along
+        if min(rows, columns) < 1 or (rows * down + padding, columns * along + padding) != picture.shape[:2]:
+            continue
+        lines = np.concatenate([
+            *(picture[row * down + i] for row in range(rows + 1) for i in range(padding)),
+            *(picture[:, column * along + i] for column in range(columns + 1) for i in range(padding)),
+            picture[:0, 0],
+        ])  # fmt: skip
+        if len(lines) and int(np.ptp(lines, axis=0).max()) > _TOLERANCE:
+            continue
+        inner = picture[padding:, padding:].reshape(rows, down, columns, along, -1)[:, :height, :, :width]
+        tiles = inner.transpose(0, 2, 1, 3, 4).reshape(rows * columns, height, width, -1)
+        if padding:
+            filled = [i for i, image in enumerate(tiles) if np.abs(image - lines[0].astype(int)).max() > _TOLERANCE]
+            tiles = tiles[: max(filled, default=len(tiles)) + 1]
+        return tiles
+    return None
 
 
 def numbered(num_classes: int) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ class Images(Source):
 
     def make_evaluator(self, settings: Settings, held_out: Source | None = None) -> Evaluator:
         records = settings.records
-        real, labels = _draw(self._reference(settings, held_out), records.reference)
+        real, labels = draw_reference(self._reference(settings, held_out), records.reference)
         return Evaluator(
             real,
             num_samples=records.samples,
@@ -197,7 +197,7 @@ def _recognized(extractor: Extractor, dataset: StackedImages) -> float:
     return (modes == labels).double().mean().item()
 
 
-def _draw(source: Source, count: int) -> tuple[Tensor, Tensor]:
+def draw_reference(source: Source, count: int) -> tuple[Tensor, Tensor]:
     """Return real images and labels: different ones where the images are finite, all of them if they are no more.
 
     A handful of images is drawn with replacement like an endless source: no statistic could do with so few.

@@ -1,0 +1,330 @@
+"""Watch a training that is not ours: judge the samples, or the checkpoints, that appear in a folder.
+
+Nothing is written there. A file or folder is read once, when it is complete: what cannot be read may still be being
+written, and is looked at again until it no longer changes.
+"""
+
+import logging
+import math
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from specreg.autopsy.formats import BESIDE, ENDINGS
+from specreg.autopsy.order import times
+from specreg.autopsy.spectra import LayerSpectrum, inspect, judge
+from specreg.data.arrays import ImageArrays
+from specreg.data.cache import file_stamp
+from specreg.data.decoding import LARGEST_FILE, SUFFIXES, decoded
+from specreg.data.files import is_visible
+from specreg.data.mixtures import MIXTURES
+from specreg.data.npz import load_npz
+from specreg.data.pixels import cut_grid, planes, square
+from specreg.experiments.config import DataConfig
+from specreg.experiments.sources.images import Images, draw_reference
+from specreg.monitor.coverage import Coverage
+from specreg.monitor.modes import ModeJudge, ModeThresholds
+from specreg.names import STATES, State, default_groups
+
+logger = logging.getLogger(__name__)
+
+_NUM_REAL, _MOST_GENERATED = 10_000, 10_000
+LEAST_GENERATED = 20  # of which a reading is made
+_FEW = 500  # samples below which a reading sees large losses alone
+# Grids of training data, as StyleGAN and DCGAN save them beside those of generated images.
+_REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)
+_DIGITS = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What is said of a reading.
+
+    Attributes:
+        name: the iteration that the name of what was read tells, or that name.
+        state: one of ``specreg.names.STATES``.
+        message: the state and the numbers behind it.
+        details: these numbers.
+    """
+
+    name: str
+    state: State
+    message: str
+    details: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.name}  {self.message}"
+
+
+class Folder:
+    """What appears in a folder; :meth:`read` and :meth:`notices` are what is made of it.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    endings: frozenset[str]
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise ValueError(f"there is no folder {path}: name the one that the training writes its samples into")
+        self.path = path
+        self._done: set[Path] = set()
+        self._stamps: dict[Path, list[list[int]]] = {}  # of what was not complete when it was looked at
+        self._judged = False
+
+    def look(self, *, last: bool) -> Iterator[Notice]:
+        """Judge what is new, in the order of the training; if this is the last look, what may not be complete, too.
+
+        Raises:
+            ValueError: it is the last look, and nothing has been judged.
+        """
+        refusals: list[str] = []
+        items = {item: files for item, files in self._items().items() if item not in self._done}
+        for item in sorted(items, key=lambda item: (self._times(item), item.name)):
+            try:
+                stamps = [file_stamp(file) for file in items[item]]
+                settled = last or self._stamps.get(item) == stamps
+                self._stamps[item] = stamps
+                if items[item] != [item] and not settled:
+                    continue  # a folder may be being filled
+                content = self.read(items[item])
+            except (OSError, ValueError) as error:
+                if last or (isinstance(error, ValueError) and settled):
+                    self._done.add(item)
+                    refusals.append(str(error))
+                continue
+            self._done.add(item)
+            for notice in self.notices(item, content):
+                self._judged = True
+                yield notice
+        if last and not self._judged:
+            raise ValueError(refusals[0] if refusals else f"{self.path} holds nothing to read: {self.missing()}")
+        for refusal in refusals:
+            logger.warning("%s; left out", refusal)
+
+    def read(self, files: Sequence[Path]) -> Any:
+        """Return the content of files; ValueError or OSError where they are damaged, or not complete."""
+        raise NotImplementedError
+
+    def notices(self, item: Path, content: Any) -> Iterator[Notice]:
+        """Judge what was read."""
+        raise NotImplementedError
+
+    def missing(self) -> str:
+        """Say what was looked for."""
+        raise NotImplementedError
+
+    def skips(self, name: str) -> bool:
+        """Return whether a file is none to read, by its path within the folder."""
+        raise NotImplementedError
+
+    def key(self, file: Path) -> Path:
+        """Return what a file is read with: itself, or a folder whose files are one reading."""
+        return file
+
+    def _items(self) -> dict[Path, list[Path]]:
+        items: dict[Path, list[Path]] = {}
+        for folder, _, names in os.walk(self.path):
+            for file in (Path(folder, name) for name in names if Path(name).suffix.lower() in self.endings):
+                name = str(file.relative_to(self.path))
+                if is_visible(name) and not self.skips(name) and file.is_file():
+                    items.setdefault(self.key(file), []).append(file)
+        return {item: sorted(files) for item, files in items.items()}
+
+    def _times(self, item: Path) -> tuple[int, ...]:
+        """Return what :func:`times` reads of an item's name, else of its folder's; nothing of the watched folder's."""
+        inside = item.relative_to(self.path).parts
+        stems = (part[: -len(end)] if (end := Path(part).suffix).lower() in self.endings else part for part in inside)
+        return next((numbers for stem in list(stems)[:-3:-1] if (numbers := times(stem))), ())
+
+
+class Samples(Folder):
+    """Generated images: grids, arrays in npz files, and folders of images, each a reading.
+
+    Args:
+        path: the folder.
+        data: real images.
+        tile: height and width of a generated image; by default that of the real ones.
+        features: see :class:`specreg.Coverage`.
+        pool: samples of a reading: smaller grids are read with those that come next.
+        warmup: see :class:`specreg.monitor.modes.ModeThresholds`, in what the names count.
+    """
+
+    endings = SUFFIXES | {".npz"}
+
+    def __init__(
+        self,
+        path: Path,
+        data: DataConfig,
+        *,
+        tile: tuple[int, int] | None,
+        features: Callable[[Tensor], Tensor] | None,
+        pool: int,
+        warmup: int,
+    ) -> None:
+        super().__init__(path)
+        if data.data in MIXTURES:
+            raise ValueError(f"{data.data} has points and no images: give images with --real")
+        source = Images.open(data)
+        dataset = source.dataset
+        count = len(dataset.images) if isinstance(dataset, ImageArrays) else _NUM_REAL
+        real, _ = draw_reference(source, min(count, _NUM_REAL))
+        self._side, self._mode = dataset.resolution, "L" if dataset.channels == 1 else "RGB"
+        self._tile = tile or (self._side, self._side)
+        self._coverage = Coverage(real, features=features)
+        self._judge, self._pool = ModeJudge(ModeThresholds(warmup=warmup)), pool
+        self._pooled: list[Tensor] = []
+        self._iteration = -1
+        self._sizes: dict[Path, tuple[int, int] | None] = {}
+
+    def key(self, file: Path) -> Path:
+        if self._sizes.get(file) is None:
+            self._sizes[file] = None if file.suffix.lower() == ".npz" else _size(file)
+        if self._sizes[file] != self._tile:
+            return file
+        inside = file.relative_to(self.path).parts
+        return self.path / inside[0] if len(inside) > 1 else self.path
+
+    def missing(self) -> str:
+        if self._pooled:
+            return f"{sum(map(len, self._pooled))} images, and a reading takes {self._pool}"
+        height, width = self._tile
+        endings = ", ".join(sorted(self.endings))
+        return f"looked for images of {width}x{height}, and grids of these, in files {endings}; another size is --tile"
+
+    def skips(self, name: str) -> bool:
+        return _REAL.search(name) is not None
+
+    def read(self, files: Sequence[Path]) -> Tensor:
+        if files[0].suffix.lower() == ".npz":
+            images = load_npz(files[0], self._side).images[:_MOST_GENERATED].numpy().transpose(0, 2, 3, 1)
+            pictures: Iterable[Image.Image] = (
+                Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
+                for image in images
+            )
+        else:
+            chosen = files[:: math.ceil(len(files) / _MOST_GENERATED)]
+            pictures = (picture for file in chosen for picture in self._pictures(file))
+        return torch.from_numpy(planes(np.stack([np.asarray(picture.convert(self._mode)) for picture in pictures])))
+
+    def _pictures(self, file: Path) -> Iterator[Image.Image]:
+        try:
+            with open(file, "rb") as opened:
+                picture = decoded(opened.read(LARGEST_FILE + 1)).convert("RGB")
+        except Exception as error:  # a damaged image makes its reader fail anywhere
+            raise ValueError(f"{file} is not a readable image ({type(error).__name__})") from error
+        tiles = cut_grid(np.asarray(picture), self._tile)
+        if tiles is None:
+            height, width = self._tile
+            raise ValueError(
+                f"{file} is {picture.width}x{picture.height}, no grid of {width}x{height} images: give their size with "
+                f"--tile"
+            )
+        for tile in tiles:
+            yield square(Image.fromarray(tile), self._side)
+
+    def notices(self, item: Path, content: Tensor) -> Iterator[Notice]:
+        self._pooled.append(content)
+        if sum(map(len, self._pooled)) < self._pool:
+            return
+        generated, self._pooled = torch.cat(self._pooled), []
+        number = self._times(item)[-1:]
+        self._iteration = number[0] if number else self._iteration + 1
+        reading = self._coverage.measure(generated)
+        answer = self._judge.update(self._iteration, reading)
+        count = f"{len(generated)} samples{', which are few' * (len(generated) < _FEW)}"
+        details = {
+            "iteration": self._iteration, "path": str(item), "state": answer.state, "since": answer.since,
+            "missing": reading.missing, "interval": reading.interval, "floor": reading.floor, "lost": reading.lost,
+            "far": reading.far, "samples": len(generated),
+        }  # fmt: skip
+        name = str(self._iteration) if number else item.stem
+        yield Notice(name, answer.state, f"{answer.message} (floor {reading.floor:.0%}, {count})", details)
+
+
+class Checkpoints(Folder):
+    """Checkpoints of any model: their spectra, each compared with those before it.
+
+    Files whose names differ in numbers alone are of one model.
+    """
+
+    endings = frozenset(ENDINGS)
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._series: dict[str, tuple[list[int], list[Mapping[str, LayerSpectrum]]]] = {}
+
+    def skips(self, name: str) -> bool:
+        return BESIDE.fullmatch(Path(name).name) is not None
+
+    def missing(self) -> str:
+        return f"looked for checkpoints, {', '.join(sorted(self.endings))}; for images give real ones with --real"
+
+    def read(self, files: Sequence[Path]) -> Mapping[str, LayerSpectrum]:
+        return inspect(files).layers[0]
+
+    def notices(self, item: Path, content: Mapping[str, LayerSpectrum]) -> Iterator[Notice]:
+        model = _DIGITS.sub("#", item.name)
+        iterations, series = self._series.setdefault(model, ([], []))
+        number = (self._times(item) or (iterations[-1] + 1 if iterations else 0,))[-1]
+        if iterations and number <= iterations[-1]:
+            logger.warning("%s is older than what was read before: left out", item)
+            return
+        iterations.append(number)
+        series.append(content)
+        name, details = f"{number}  {model}", {"iteration": number, "path": str(item)}
+        names = [layer for layer in series[0] if all(layer in layers for layers in series)]
+        verdicts = [judge(iterations, series, group) for group in default_groups(names).values()] if series[1:] else []
+        judged = [verdict for verdict in verdicts if verdict is not None]
+        if not judged:
+            yield Notice(name, "not judged", "spectra not judged yet", details | {"state": "not judged"})
+            return
+        verdict = max(judged, key=lambda verdict: STATES.index(verdict.state))
+        yield Notice(name, verdict.state, verdict.message, details | asdict(verdict.spectra))
+
+
+def watch(
+    folder: Folder, *, every: float, once: bool, fail_on: Sequence[str], tell: Callable[[Notice], None]
+) -> Notice | None:
+    """Look into a folder until a state is reached; return the notice that says it, None at the end of a single look.
+
+    Args:
+        folder: the folder.
+        every: seconds from one look to the next.
+        once: look a single time.
+        fail_on: the states that end it.
+        tell: called with each notice.
+    """
+    while True:
+        for notice in folder.look(last=once):
+            tell(notice)
+            if notice.state in fail_on:
+                return notice
+        if once:
+            return None
+        time.sleep(every)
+
+
+def _size(file: Path) -> tuple[int, int] | None:
+    """Return an image's height and width, None where it has no header yet."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                return image.height, image.width
+    except Exception:  # a damaged image makes its reader fail anywhere; reading it says why
+        return None

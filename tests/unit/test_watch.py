@@ -1,0 +1,175 @@
+"""What appears in a watched folder: grids are cut, names ordered, what is half written is read later, and once."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from grids import digits, grid, save_real
+from specreg.autopsy.order import times
+from specreg.data.pixels import cut_grid
+from specreg.experiments.config import DataConfig
+from specreg.experiments.watch import Checkpoints, Samples
+from spoilt import torn
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> str:
+    return save_real(tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def samples(folder, real, **changes) -> Samples:
+    options = {"tile": None, "features": None, "pool": 20, "warmup": 1} | changes
+    return Samples(folder, DataConfig(data=real), **options)
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return file.getvalue()
+
+
+def read(folder, *, last=False) -> list[tuple[str, int]]:
+    return [(notice.name, notice.details["samples"]) for notice in folder.look(last=last)]
+
+
+@pytest.mark.parametrize(("padding", "colour"), [(0, 0), (1, 0), (2, 0), (2, 255)])
+@pytest.mark.parametrize("count", [24, 21])
+def test_a_grid_is_cut_into_its_images(padding, colour, count):
+    images = digits(count)
+    picture = np.asarray(grid(images, 6, padding=padding, colour=colour).convert("RGB"))
+    tiles = cut_grid(picture, (8, 8))
+    expected = images.numpy()
+    if not padding:  # nothing tells black images from none
+        expected = np.concatenate([expected, np.zeros((24 - count, 8, 8), np.uint8)])
+    assert np.array_equal(tiles[..., 0], expected)
+
+
+def test_a_generator_that_makes_the_colour_of_the_lines_makes_images():
+    assert len(cut_grid(np.zeros((42, 32, 3), np.uint8), (8, 8))) == 12
+
+
+def test_lines_that_jpeg_has_blurred_are_lines():
+    images = torch.randint(60, 256, (16, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    file = io.BytesIO()
+    grid(images, 4, padding=2).save(file, "jpeg", quality=98)
+    with Image.open(file) as blurred:
+        assert len(cut_grid(np.asarray(blurred.convert("RGB")), (16, 16))) == 16
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"), [((40, 40), (16, 16)), ((34, 33), (8, 8)), ((42, 42), (8, 8)), ((8, 8), (16, 16))]
+)
+def test_what_is_no_grid_is_not_cut(size, tile):
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert cut_grid(noise, tile) is None
+
+
+def test_images_need_not_be_squares():
+    noise = np.random.default_rng(0).integers(0, 256, (24, 12, 3), dtype=np.uint8)
+    tiles = cut_grid(noise, (8, 6))
+    assert tiles.shape == (6, 8, 6, 3)
+    assert np.array_equal(tiles[1], noise[:8, 6:])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fakes000200", (200,)), ("fakes_init", ()), ("fake_samples_epoch_024", (24,)),
+        ("fake_samples_epoch_003_batch_0040", (3,)), ("epoch=2-step=300", (2, 300)), ("samples_64x64_step100", (100,)),
+        ("ema_0.9999_250000", (250_000,)), ("samples_seed7", ()), ("200kimg", (200,)), ("000100", (100,)),
+    ],
+)  # fmt: skip
+def test_a_single_name_tells_its_time(name, expected):
+    assert times(name) == expected
+
+
+def test_readings_are_in_the_order_of_their_numbers_and_made_once(run, real):
+    for name in ("fakes_init", "epoch_10", "epoch_9", "reals", "real_samples", "epoch_9_real"):
+        grid(digits(64), 8, padding=2).save(run / f"{name}.png")
+    folder = samples(run, real)
+    assert read(folder) == [("fakes_init", 64), ("9", 64), ("10", 64)]
+    assert read(folder) == []
+    grid(digits(36), 6).save(run / "epoch_11.png")
+    np.savez(run / "samples_12.npz", np.repeat(digits(30).numpy()[..., None], 3, axis=3))  # guided-diffusion's layout
+    (run / "step-13").mkdir()
+    grid(digits(25), 5).save(run / "step-13" / "grid.png")
+    assert read(folder) == [("11", 36), ("12", 30), ("13", 25)]
+
+
+def test_what_is_half_written_is_read_when_it_is_whole(run, real, caplog):
+    whole = png(grid(digits(64), 8))
+    folder = samples(run, real)
+    for content in (b"", whole[:20], torn(whole)):
+        (run / "fakes000200.png").write_bytes(content)
+        assert read(folder) == []
+    (run / "fakes000200.png").write_bytes(whole)
+    assert read(folder) == [("200", 64)]
+    assert caplog.messages == []
+
+
+def test_what_stays_unreadable_is_named_once(run, real, caplog):
+    (run / "fakes000200.png").write_bytes(torn(png(grid(digits(64), 8))))
+    Image.new("L", (33, 40)).save(run / "losses.png")
+    grid(digits(64), 8).save(run / "fakes000400.png")
+    folder = samples(run, real)
+    assert read(folder) == [("400", 64)]
+    for _ in range(3):
+        assert read(folder) == []
+    assert len(caplog.messages) == 2
+    assert "fakes000200.png is not a readable image (OSError); left out" in caplog.text
+    assert "losses.png is 33x40, no grid of 8x8 images: give their size with --tile; left out" in caplog.text
+
+
+@pytest.mark.parametrize("inside", ["step-100", "step-100/cats", ""])
+def test_a_folder_of_images_is_read_when_nothing_is_added(run, real, inside):
+    folder, samples_folder = samples(run, real, pool=1), run / inside
+    samples_folder.mkdir(parents=True, exist_ok=True)
+    (samples_folder / "29.png").touch()  # nothing tells yet that it is an image of this size
+    for count in (10, 30):
+        for index, image in enumerate(digits(count)):
+            Image.fromarray(image.numpy()).save(samples_folder / f"{index}.png")
+        assert read(folder) == []
+    assert read(folder) == [("100" if inside else "run", 30)]
+    assert read(folder) == []
+
+
+def test_small_grids_are_read_together(run, real):
+    folder = samples(run, real, pool=40)
+    for index in range(5):
+        grid(digits(16), 4).save(run / f"{index}.png")
+    assert read(folder) == [("2", 48)]
+    grid(digits(16), 4).save(run / "5.png")
+    assert read(folder) == [("5", 48)]
+
+
+def test_images_of_another_size_and_of_colour_are_compared_at_the_size_of_the_real_ones(run, real):
+    images = digits(36).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    grid(images, 6).convert("RGB").save(run / "1.png")
+    (notice,) = samples(run, real, tile=(16, 16)).look(last=True)
+    assert notice.details["samples"] == 36
+    assert notice.details["far"] < 0.1
+
+
+def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
+    random = torch.Generator().manual_seed(0)
+    sound = {f"conv{index}.weight": torch.randn(16, 8, 3, 3, generator=random) for index in range(3)}
+    direction = torch.ones(16, 1, 1, 1) @ torch.ones(1, 1, 1, 1)
+    folder, states = Checkpoints(run), []
+    for epoch in range(8):
+        fallen = {name: weight * 0.02 + direction if epoch > 4 else weight for name, weight in sound.items()}
+        torch.save(sound, run / f"netG_epoch_{epoch}.pth")
+        torch.save(fallen, run / f"netD_epoch_{epoch}.pth")
+        torch.save({"state": {}}, run / "optimizer.pt")
+        states.append({notice.name.split()[1]: notice.state for notice in folder.look(last=False)})
+    assert states[0] == dict.fromkeys(("netD_epoch_#.pth", "netG_epoch_#.pth"), "not judged")
+    assert states[4] == dict.fromkeys(("netD_epoch_#.pth", "netG_epoch_#.pth"), "steady")
+    assert states[7] == {"netD_epoch_#.pth": "collapsed", "netG_epoch_#.pth": "steady"}
