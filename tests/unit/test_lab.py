@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from specreg.data.arrays import scaled
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import (
     ModelConfig,
@@ -325,3 +326,16 @@ def test_compiling_the_networks_renames_nothing(monkeypatch):
     assert compiled == ["Generator", "Discriminator"]
     for network in ("generator", "discriminator"):
         assert list(states[0][network]) == list(states[1][network])
+
+
+def test_coverage_of_stacked_digits_is_measured_in_the_classifiers_features():
+    """Their modes are combinations of three digits, which pixels hardly tell apart."""
+    source = Images(StackedDigits())
+    state = build_state(RunConfig("sn", settings=Settings(model=ModelConfig(d_channels=4, g_channels=4))), source)
+    draw = lambda seed: source.draw(4000, torch.Generator().manual_seed(seed))  # noqa: E731
+    images, modes = draw(1)
+    digits = torch.stack([modes // 100, modes // 10 % 10, modes % 10], 1)
+    coverage = state.monitor.coverage
+    kept = scaled(images)[(digits < 5).all(1)]
+    assert coverage.measure(kept).missing > 0.5  # 7 of 8 modes are gone
+    assert coverage.measure(scaled(draw(2)[0][:1000])).missing < 0.02

@@ -27,7 +27,7 @@ from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, 
 from specreg.files import prepare_directory
 from specreg.guard import Guard
 from specreg.models.normalization import share_batches
-from specreg.monitor.coverage import LEAST_REAL
+from specreg.monitor.coverage import LEAST_REAL, Coverage
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
 from specreg.processes import ALONE, Processes, local_device
@@ -241,11 +241,13 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
     def scores(x: Tensor) -> Any:
         return state.discriminator(x, classes[: len(x)]) if settings.data.conditional else state.discriminator(x)
 
+    is_measured = len(real) >= LEAST_REAL
     return Monitor(
         state.discriminator,
         every=settings.records.spectra_every,
         detector=Detector(settings.detector),
-        samples=samples if len(real) >= LEAST_REAL else None,  # of fewer images coverage is not measured
+        samples=samples if is_measured else None,
+        coverage=Coverage(real, features=source.make_features(settings)) if is_measured else None,
         samples_every=every if every <= _COVERAGE_EVERY else math.gcd(every, _COVERAGE_EVERY),
         scores=scores,
     )

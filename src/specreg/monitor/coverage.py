@@ -340,6 +340,9 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def _floor(p: float, n: int, q: float, m: int) -> float:
-    """Return four standard errors of the difference of two shares that are equal."""
+    """Return four standard errors of the difference of two shares that are equal, of a tenth of the samples at least.
+
+    Few samples choose a set that holds next to nothing, whose own error would promise what they cannot see.
+    """
     share = (p * n + q * m + 1) / (n + m + 2)
-    return _CLAIM * math.sqrt(share * (1 - share) * (1 / n + 1 / m))
+    return _CLAIM * math.sqrt(max(share * (1 - share), 0.09) * (1 / n + 1 / m))

@@ -115,9 +115,11 @@ class ModeJudge:
         now = f"at least {reading.lost:.0%} of the data missing"
         if reading.missing > reading.lost + reading.floor:
             now += f" ({reading.missing:.0%} with poor samples)"
+        # A single bad reading is no alarm, and nothing to be called healthy.
+        good = 1 - reading.lost >= (1 - self.thresholds.losing) * self._best
         words = {
             "not judged": f"coverage not judged yet: {now}",
-            "healthy": f"coverage healthy: {now}",
+            "healthy": f"coverage healthy{'' if good else ' until now'}: {now}",
             "recovered": f"coverage recovered at iteration {self._since}: {now}",
             "losing": f"losing modes since iteration {self._since}: {now}, {1 - self._best:.0%} at best",
             "lost": f"lost modes since iteration {self._since}: {now}, {1 - self._best:.0%} at best",

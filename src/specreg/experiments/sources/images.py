@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from specreg.data.arrays import ImageArrays, ImageDataset
+from specreg.data.arrays import ImageArrays, ImageDataset, quantize
 from specreg.data.digits import StackedDigits
 from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages, stack
 from specreg.evaluation.extractor import Extractor
-from specreg.evaluation.features import Pixels, StackedClassifier, open_extractor
+from specreg.evaluation.features import CifarFeatures, Pixels, StackedClassifier, open_extractor
 from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.config import FEWEST_SAMPLES, DataConfig, Settings
 from specreg.experiments.sources import recipes
@@ -110,6 +110,14 @@ class Images(Source):
             split="test" if records.reference_split == "test" else settings.data.data_split,
             labels=labels if settings.data.conditional else None,
         )
+
+    def make_features(self, settings: Settings) -> Callable[[Tensor], Tensor] | None:
+        """Return a classifier's features; other images are compared by their values, and not by Inception's, which
+        takes longer than the training between two readings."""
+        extractor = self._extractor(settings)
+        if not isinstance(extractor, StackedClassifier | CifarFeatures):
+            return None
+        return lambda images: extractor.describe(quantize(images)).features
 
     def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:
         """Write a grid of side x side images."""

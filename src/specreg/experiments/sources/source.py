@@ -92,6 +92,10 @@ class Source(abc.ABC):
             FileNotFoundError, ValueError: the features or the held-out part cannot be had; says the remedy.
         """
 
+    def make_features(self, settings: Settings) -> Callable[[Tensor], Tensor] | None:
+        """Return the features of samples, in the discriminator's scale, that coverage is measured in; None: values."""
+        return None
+
     @abc.abstractmethod
     def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:
         """Write a picture of samples as PNG.
