@@ -19,7 +19,7 @@ from specreg.report.verdicts import MOST_RUNS
 
 _LAYERS = 3  # shown before the others are folded: one row on a desktop
 _SCORES = {key: heading for key, heading, _ in COLUMNS}
-_OF_SEVERAL = ("modes", "kl", "fd", "inception_score")  # scores that are shown of several settings
+_OF_SEVERAL = ("modes", "missing", "kl", "fd", "inception_score")  # scores that are shown of several settings
 _LOSSES = {
     "d_loss": "loss of the discriminator",
     "g_loss": "loss of the generator",
@@ -27,7 +27,9 @@ _LOSSES = {
     "duplicates": "duplicates",
     "overfitting": "P(training image scores above held-out)",
     "separation": "P(held-out image scores above generated)",
+    "lost": "missing in large groups, whatever the quality",
 }
+_UNSHOWN = ("far", "floor")  # of a reading of coverage
 
 
 class Panel(NamedTuple):
@@ -66,7 +68,7 @@ class Illustration(NamedTuple):
 
 def illustrations(cells: Sequence[Cell]) -> list[Illustration]:
     """Return everything that the records allow to show."""
-    makers = (spectra, layers, methods, scores, by_setting, outputs, samples)
+    makers = (missing, spectra, layers, methods, scores, by_setting, outputs, samples)
     return [illustration for make in makers if (illustration := make(cells)) is not None]
 
 
@@ -169,7 +171,8 @@ def scores(cells: Sequence[Cell]) -> Illustration | None:
     if any(run.spectra for cell in cells for run in cell.runs):
         measures.append(("s₂/s₁ of the most collapsed layer", figures.least_second_ratio))
         measures += [("bulk of the last convolution", figures.last_bulk)] * several
-    measures += [(_LOSSES.get(key, key), figures.recorded(key)) for key in keys if key not in _SCORES and not several]
+    measures += [(_LOSSES.get(key, key), figures.recorded(key)) for key in keys
+                 if key not in (*_SCORES, *_UNSHOWN) and not several]  # fmt: skip
     parts = [
         Part([_curves(cell.runs, *measure) for measure in measures], _styles(cells), cell.label if several else "")
         for cell in cells
@@ -212,6 +215,23 @@ def outputs(cells: Sequence[Cell]) -> Illustration | None:
     )
     parts = [Part(panels, figures.output_styles())]
     return Illustration("outputs", "What the discriminator says", caption, parts) if panels else None
+
+
+def missing(cells: Sequence[Cell]) -> Illustration | None:
+    """Real samples whose kind a run does not generate."""
+    panels = [
+        Panel(run.label, f"Real samples whose kind {run.label} does not generate", run.picture("missing"))
+        for run in shown_runs(cells)
+        if run.directory.image("missing").exists()
+    ]
+    caption = (
+        "Real samples whose kind the generator does not make: the nearest to the centres of bins of the data that it "
+        "fills to less than a fifth, those that miss most first (of points all, between the modes' centres). Drawn "
+        "at the end of a run, and before that when its coverage turned to losing or lost."
+    )
+    return (
+        Illustration("missing", "What is missing", caption, [Part(panels, kind="panels samples")]) if panels else None
+    )
 
 
 def samples(cells: Sequence[Cell]) -> Illustration | None:
