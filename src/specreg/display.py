@@ -121,8 +121,9 @@ def results(cells: "Sequence[Cell]", paths: Sequence[Path]) -> None:
 def metrics(values: Mapping[str, Any]) -> None:
     """Print one run's metrics, the three answers behind its verdict too."""
     shown = Table(show_header=False, box=None)
-    answers = {f"verdict, {question}": state for question, state in values.get("answers", {}).items()}
-    for key, value in {**values, **answers}.items():
+    answers = values.get("answers")
+    told = {f"verdict, {name}": state for name, state in answers.items()} if isinstance(answers, dict) else {}
+    for key, value in {**values, **told}.items():
         if not isinstance(value, dict) and value is not None:
             shown.add_row(_plain(key), _plain(f"{value:.4g}" if isinstance(value, float) else str(value)))
     Console(file=sys.stdout).print(shown)

@@ -283,7 +283,9 @@ def test_a_run_is_evaluated_anew_in_other_ways_and_sampled_without_any(tmp_path,
         (["--features", "auto", "--reference", "40", "--json"], "fd_digits_20_train40"),
     ):
         assert main(["evaluate", str(run), *given]) == 0
-        assert json.loads(capsys.readouterr().out)["protocol"] == expected
+        printed, result = json.loads(capsys.readouterr().out), json.loads((run / "result.json").read_text())
+        assert printed["protocol"] == expected
+        assert printed["missing"] == result["missing"]
     for given, message in (
         (["--features", "pixels", "--inception-weights", "w.pth"], "--inception-weights are for --features inception"),
         (["--features", "pixels", "--reference", "2"], "reference must be an integer of at least 10, got 2"),

@@ -74,12 +74,12 @@ class Probe:
 
 
 def draw_missing(source: Source, run: RunDirectory, reading: Reading | None) -> None:
-    """Write a picture of real samples whose kind is not generated; where there are none, remove an older one."""
+    """Write a picture of real images that nothing generated is like; where there are none, remove an older one."""
     path = run.image("missing")
-    if reading is None or not len(reading.examples):
+    examples = coverage_samples(source)[[] if reading is None else reading.examples]
+    if examples.ndim != 4 or not len(examples):  # of points the picture of samples shows as much
         path.unlink(missing_ok=True)
         return
-    examples = coverage_samples(source)[reading.examples]
     side = min(_MISSING_SIDE, math.ceil(math.sqrt(len(examples))))
     source.save_picture(lambda count: examples[:count], path, side=side)
 

@@ -25,6 +25,7 @@ COLUMNS = (
     ("coverage", "coverage ↑", 3),
     ("seconds", "seconds", 0),
 )
+_BRIEF = ("modes", "missing", "kl", "fd")  # that say most, where many rows have to fit a terminal
 _PUBLISHED = ("FID", "IS")
 _MOST_TRANSPOSED = 4  # rows
 
@@ -45,10 +46,7 @@ class Table(NamedTuple):
         if len(self.rows) <= _MOST_TRANSPOSED and self.num_texts == 1:
             headings, *rows = map(list, zip(self.headings, *self.rows, strict=True))
             return Table(["", *headings[1:]], rows)
-        told = {heading for key, heading, _ in COLUMNS if key in ("modes", "missing", "kl", "fd")} | {
-            "seeds",
-            "collapsed",
-        }
+        told = {heading for key, heading, _ in COLUMNS if key in _BRIEF} | {"seeds", "collapsed"}
         kept = [i for i, heading in enumerate(self.headings) if i < self.num_texts or heading in told]
         return Table([self.headings[i] for i in kept], [[row[i] for i in kept] for row in self.rows], self.num_texts)
 

@@ -56,10 +56,10 @@ def sentence(run: Run) -> str:
         text = f"{last['coverage']['message'].capitalize()}. {text}"
     else:
         text += " Coverage of the data was not measured."
+    dead = [event["step"] for event in run.events if event["event"] == "dead discriminator"]
     if last["signal"]["state"] == "dead":
         text = f"{last['signal']['message'].capitalize()}. {text}"
-    dead = [event["step"] for event in run.events if event["event"] == "dead discriminator"]
-    if dead:
+    elif dead:
         text += f" Its discriminator was dead at iteration {dead[-1]}: its gradient was 0."
     return text + unfinished
 
