@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from specreg.cli import main
 from specreg.names import ALARMS
 from specreg.records import RunDirectory
 from specreg.report import open_cells, table, write_page
+from specreg.report.figures import plot_curves, plot_named
 from specreg.report.illustrations import Panel
 from specreg.report.panels import picture
 from specreg.report.runs import Run, bulk, grouped, ratios
@@ -298,6 +300,16 @@ def test_numbers_that_are_not_finite_leave_a_gap(tmp_path):
     damage(runs[0] / "metrics.jsonl", d_loss=math.inf)
     damage(runs[1] / "metrics.jsonl", d_loss=-math.inf)
     assert len(page_of(tmp_path, *runs).attributes("img")) > 15
+
+
+def test_the_one_value_of_a_short_run_is_a_point_and_more_are_a_line(tmp_path):
+    run = Run(RunDirectory(make_run(tmp_path / "run")))
+    for curve, marker in (({60: 1.0}, "o"), ({60: 1.0, 120: 2.0}, "")):
+        drawn, axes = plt.subplots(1, 2)
+        plot_named(axes[0], {"a": curve})
+        plot_curves(axes[1], [run], lambda _, curve=curve: curve)
+        assert [line.get_marker() for axis in axes for line in axis.lines] == [marker, marker]
+        plt.close(drawn)
 
 
 def test_large_photographs_do_not_make_a_large_page(tmp_path):
