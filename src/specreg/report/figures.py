@@ -233,9 +233,9 @@ def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style, 
 
 def _plot_curve(axis: Axes, curve: Mapping[int, float], style: Style, *, width: float, label: str = "") -> None:
     """Plot a line, or a point where a short run has no more."""
-    marker = "o" if len(curve) == 1 else ""
-    look: dict[str, Any] = {"color": style.colour, "ls": style.pattern, "lw": width, "marker": marker, "clip_on": not marker}
-    axis.plot(list(curve), list(curve.values()), label=label or None, **look)
+    lone: dict[str, Any] = {"marker": "o", "clip_on": False} if len(curve) == 1 else {"marker": ""}
+    look: dict[str, Any] = {"color": style.colour, "ls": style.pattern, "lw": width, "label": label or None}
+    axis.plot(list(curve), list(curve.values()), **look, **lone)
 
 
 def _finish_distribution(axis: Axes) -> None:
