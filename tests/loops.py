@@ -250,6 +250,48 @@ def lab_training(
     return losses, gradients, state
 
 
+class TornError(Exception):
+    """An error that cannot be made anew from what it was pickled as."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+def sampling(folder: Path) -> None:
+    """Watch with samples that differ by process, then with some that fail."""
+    rank = dist.get_rank()
+    random = torch.Generator().manual_seed(rank)
+    failures: list[Exception] = []
+    num_calls = 0
+
+    def samples() -> tuple[Tensor, Tensor]:
+        nonlocal num_calls
+        num_calls += 1
+        if failures:
+            raise failures.pop(0)
+        real, fake = (torch.randn(200, 3, 8, 8, generator=random) for _ in range(2))
+        return fake * (rank == 0), real  # of the other process nothing but zeros
+
+    network = discriminator()
+    specreg.spectral_norm(network)
+    wrapped = in_parallel(network, broadcast=True)
+    monitor = specreg.Monitor(wrapped, every=100, samples=samples, samples_every=500)
+    verdicts = [monitor.step(iteration).to_dict() for iteration in range(0, 1600, 100)]
+    calls, errors = num_calls, []
+    failures += [ValueError("no samples"), TornError("no", "samples")]
+    for _ in range(2):
+        try:
+            monitor.step(2000)
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    after = monitor.step(2000).to_dict()
+    state = monitor.state_dict()
+    leave(folder, "sampling", {
+        "verdicts": verdicts, "calls": calls, "errors": errors, "after": after, "monitor": state,
+        "missing": monitor.reading.missing, "has meter": monitor.coverage is not None,
+    })  # fmt: skip
+
+
 def everything(folder: Path) -> None:
-    for what in (own_loops, wrappers, lab):
+    for what in (own_loops, wrappers, lab, sampling):
         what(folder)

@@ -10,7 +10,7 @@ NOTHING = torch.zeros(0)
 def reading(missing, error=0.02):
     """Return a reading with an interval of twice the error."""
     interval = (missing - error, missing + error)
-    return Reading(missing, interval, 2 * error, missing, 0.0, NOTHING, NOTHING, NOTHING, NOTHING)
+    return Reading(missing, interval, 2 * error, missing, 0.0, NOTHING, NOTHING, NOTHING.long(), NOTHING.long())
 
 
 class Meter:

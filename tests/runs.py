@@ -17,7 +17,7 @@ HOSTILE = """$\\frac<b id="hostile">b</b>"'><script>document.title = "hostile"</
 # And what steers a terminal, or rich.
 ESCAPES = "\x1b]0;hostile\x07\x1b[2J\u202e\x9b31m[link=file:///x]" + HOSTILE
 STEPS = tuple(range(0, 1200, 100))
-FALL = 600
+FALL, LOSS = 600, 300
 # What a verdict on spectra alone says of the rest.
 UNMEASURED = {"state": "not measured", "since": None, "message": "not measured"}
 ANSWERS = {"coverage": UNMEASURED, "signal": UNMEASURED}
@@ -31,9 +31,10 @@ def make_run(
     watched: bool = True,
     complete: bool = True,
     name: str = "blocks.1",
+    reading: dict[str, float] | None = None,
     **settings: Any,
 ) -> Path:
-    """Write a run directory with two layers, "blocks.0" and ``name``."""
+    """Write a run directory with two layers, "blocks.0" and ``name``; with a reading coverage was lost by step 300."""
     path.mkdir(parents=True)
     run = RunDirectory(path)
     given = {"data": {"data": "digits"}, "training": {"steps": STEPS[-1]}, "methods": {"static": settings}}
@@ -48,16 +49,18 @@ def make_run(
         run.append("spectra", {"step": step, "layers": layers})
         run.append("metrics", {"step": step, "d_loss": 1.5 + seed, "g_loss": 0.5})
         if step % 300 == 0:
-            run.append("evaluations", {"step": step, "modes": 900 - step // 2, "kl": 0.5, "fd": 10.0 + seed})
+            metrics = {"modes": 900 - step // 2, "kl": 0.5, "fd": 10.0 + seed} | (reading or {})
+            run.append("evaluations", {"step": step} | metrics)
             scores = {"training": [0.0, 1.0, 2.0], "held_out": [-0.5, 0.8, 1.7], "generated": [-2.0, -1.0, 0.5]}
             run.append("outputs", {"step": step, "overfitting": 0.55, "separation": 0.9} | scores)
         if watched:
-            _watch(run, step, name)
-    for picture in ("samples", "data"):
+            _watch(run, step, name, lost=reading is not None)
+    for picture in ("samples", "data", *(["missing"] if reading else [])):
         Image.new("RGB", (36, 36), (200, 10 * seed, 0)).save(run.image(picture))
     if complete:
         scores = {"modes": 500 + seed, "kl": 0.5, "fd": 12.0 + seed, "kid": 0.3, "precision": 0.5, "recall": 0.1}
         protocol = {"features": "digit-classifier", "num_real": 100, "num_fake": 50}
+        scores |= reading or {}
         run.write(
             "result", {"method": method, "seed": seed, "steps": STEPS[-1], **protocol, **scores, "config": config}
         )
@@ -65,14 +68,19 @@ def make_run(
     return path
 
 
-def _watch(run: RunDirectory, step: int, name: str) -> None:
+def _watch(run: RunDirectory, step: int, name: str, *, lost: bool) -> None:
     fallen = step >= FALL + 100
     state = "collapsed" if fallen else "steady"
     evidence = {name: {"state": state, "since": 500, "before": 0.9, "now": 0.2, "confidence": 0.99}} if fallen else {}
     verdict = {"step": step, "iteration": step, "state": state, "since": 500 if fallen else None}
     verdict |= {"layers": list(evidence), "confidence": 0.99, "changed": step == FALL + 100}
     verdict |= {"message": f"{state}: {name}", "evidence": evidence}
-    run.append("verdicts", verdict | {"spectra": {key: verdict[key] for key in UNMEASURED}} | ANSWERS)
+    answers = {"spectra": {key: verdict[key] for key in UNMEASURED}} | ANSWERS
+    if lost and step >= LOSS:
+        verdict["state"] = "lost"
+        answers["coverage"] = {"state": "lost", "since": LOSS, "message": f"lost modes since iteration {LOSS}"}
+        answers["signal"] = {"state": "teaching", "since": None, "message": "the discriminator teaches"}
+    run.append("verdicts", verdict | answers)
     if step % 300 == 0:
         norms = {"real": 1.0, "generated": 2.0, "interpolated": 1.5}
         measured = {"attainment": {"blocks.0": 0.5, name: 0.4, "head": 1.0}, "gradient_norms": norms}

@@ -365,7 +365,7 @@ def _evaluate(arguments: list[str]) -> int:
         integer("samples", given.samples, at_least=10)
     names = ("samples", "reference", "reference_split", "features", "inception_weights")
     changed = {name: value for name in names if (value := getattr(given, name)) is not None}
-    values = dataclasses.asdict(evaluate_run(RunDirectory(given.run), which=given.checkpoint, **changed))
+    values = evaluate_run(RunDirectory(given.run), which=given.checkpoint, **changed)
     if given.json:
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
     else:

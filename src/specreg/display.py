@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does no
     from specreg.report import Cell
 
 # key in the records, heading, decimals
-_METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2))
+_METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2), ("missing", "missing", 2))
 _MOST_SHOWN = 12  # runs of a sweep: the table has to fit a terminal
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _STYLES = {"collapsed": "red", "collapsing": "red", "not finite": "red", "zero": "red", "reduced": "yellow"}
@@ -119,9 +119,11 @@ def results(cells: "Sequence[Cell]", paths: Sequence[Path]) -> None:
 
 
 def metrics(values: Mapping[str, Any]) -> None:
-    """Print one run's metrics."""
+    """Print one run's metrics, the three answers behind its verdict too."""
     shown = Table(show_header=False, box=None)
-    for key, value in values.items():
+    answers = values.get("answers")
+    told = {f"verdict, {name}": state for name, state in answers.items()} if isinstance(answers, dict) else {}
+    for key, value in {**values, **told}.items():
         if not isinstance(value, dict) and value is not None:
             shown.add_row(_plain(key), _plain(f"{value:.4g}" if isinstance(value, float) else str(value)))
     Console(file=sys.stdout).print(shown)
@@ -284,7 +286,7 @@ def _progress(jobs: "Sequence[Job]") -> Group:
     summary = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
     shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("run", no_wrap=True, max_width=26)
-    for heading in ("step", *(heading for _, heading, _ in _METRICS), "spectra", ""):
+    for heading in ("step", *(heading for _, heading, _ in _METRICS), "verdict", ""):
         shown.add_column(heading, justify="right", no_wrap=True)
     # All runs, or those that run where there are many.
     chosen = jobs if len(jobs) <= _MOST_SHOWN else [job for job in jobs if job.state == "running"][:_MOST_SHOWN]

@@ -20,6 +20,10 @@ STATES: tuple[State, ...] = get_args(State)
 ALARMS: tuple[State, ...] = ("losing", "collapsing", "dead", "collapsed", "never learnt", "lost")
 # What the spectra alone can be.
 SPECTRAL: tuple[State, ...] = ("not judged", "steady", "recovered", "collapsing", "collapsed")
+# And the two other answers, where they are measured.
+COVERED: tuple[State, ...] = ("not judged", "healthy", "recovered", "losing", "never learnt", "lost")
+SIGNALLED: tuple[State, ...] = ("teaching", "dead")
+QUESTIONS = ("spectra", "coverage", "signal")
 _NUMBER = re.compile("[0-9]+")
 _NETWORK = re.compile(r"^$|disc|gen|crit|adv|^(net_?)?[dg]_?$", re.IGNORECASE)  # stems of numbered networks' names
 LARGEST_INTEGER = 2**53  # whole numbers are exact up to there, in whatever reads a record

@@ -6,10 +6,11 @@ communicated, and nothing is computed.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch import Tensor
 # The others wait while the main process evaluates, for an hour perhaps: torch's 10 or 30 minutes, which gradients keep,
 # would end them.
 _PATIENCE = timedelta(hours=4)
+T = TypeVar("T")
 REMEDY = "start them with torchrun or accelerate launch, or unset WORLD_SIZE"
 
 
@@ -114,6 +116,41 @@ def talking() -> Iterator[None]:
         # Without the place in gloo's source, and what it says beyond one sentence.
         reason = (first.rpartition("] ")[2] if first.startswith("[") else first).partition(". ")[0]
         raise LostProcessError(f"another process of this job has ended ({reason or type(error).__name__})") from error
+
+
+def from_main(function: Callable[[], T]) -> T:
+    """Return what a function returns in process 0 of all that torch has connected, which alone calls it.
+
+    The function must not communicate: the others wait for its answer. Where torch has connected none it is called.
+
+    Raises:
+        Exception: what it raises there, in every process.
+        LostProcessError: process 0 has ended.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return function()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = function()
+        except Exception as error:  # the others would wait for ever
+            outcome[1] = error
+    sent = [outcome[0], _portable(outcome[1])]
+    with talking():
+        dist.broadcast_object_list(sent)
+    if (failure := outcome[1] or sent[1]) is not None:
+        raise failure
+    value: T = sent[0]
+    return value
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """Return an error as other processes can be sent it: some kinds cannot be pickled, or made anew."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of whatever the kind's own methods do
+        return MainFailedError(f"the main process failed: {type(error).__name__}: {error}")
+    return error
 
 
 class _Sum(torch.autograd.Function):

@@ -19,7 +19,7 @@ A run directory holds
 - ``checkpoint-best.pt``, ``checkpoint-healthy.pt``: the one with the least Fréchet distance, and the last one that no
   verdict of a collapse spoke against;
 - ``result.json``: the final evaluation, written last: a run that has it is complete;
-- ``samples.png``, ``data.png``: generated and real images;
+- ``samples.png``, ``data.png``: generated and real images; ``missing.png``: real ones that nothing generated is like;
 - ``log.txt``, ``failed.json``: what a process of a comparison or sweep wrote, and why it ended if it failed;
 - ``run.lock``: names the process that writes the run, see :meth:`RunDirectory.lock`;
 - ``timing.json``: seconds spent. Apart from this file and the environment, a resumed run's records are those of an

@@ -307,7 +307,7 @@ EVALUATE = {
     "no run": ([OUT], "holds no run"),
     "a run of no UTF-8": ([unprintable("")], "holds no run"),
     "no checkpoint": ([Run(gone("checkpoint.pt"))], "has no checkpoint yet"),
-    "no best checkpoint": ([Run(), "--checkpoint", "best"], "has no best checkpoint"),
+    "no best checkpoint": ([Run(gone("checkpoint-best.pt")), "--checkpoint", "best"], "has no best checkpoint"),
     "unknown checkpoint": ([Run(), "--checkpoint", "worst"], "--checkpoint"),
     "too few samples": ([Run(), "--samples", "2"], "samples must be an integer of at least 10"),
     "absurd samples": ([Run(), "--samples", NINES], "samples must be an integer of at most"),

@@ -24,6 +24,7 @@ BLIND = replace(
     WATCHFUL, log_every=NEVER, spectra_every=NEVER, evaluate_every=0, checkpoint_every=NEVER, tensorboard=False
 )
 TRAINED = ("generator", "discriminator", "ema", "generator_optimizer", "discriminator_optimizer", "compensator")
+READ = ("missing", "lost", "far", "floor")
 STREAMS = ("stream", "random", "global_random")
 
 
@@ -44,7 +45,13 @@ def test_watching_changes_no_bit(method, tmp_path):
     watched = train(tmp_path / "watched", method, WATCHFUL)
     blind = train(tmp_path / "blind", method, BLIND)
     assert len((tmp_path / "watched" / "spectra.jsonl").read_text().splitlines()) == 7
-    assert len((tmp_path / "blind" / "spectra.jsonl").read_text().splitlines()) == 1
+    blind_run = RunDirectory(tmp_path / "blind")  # looks at its beginning and its end alone
+    assert [record["step"] for record in blind_run.series("spectra")] == [0, 12]
+    (end,) = blind_run.series("evaluations")
+    result = blind_run.read("result")
+    assert end["step"] == 12
+    assert {name: end[name] for name in READ} == {name: result[name] for name in READ}
+    assert result["answers"] == {"spectra": "not judged", "coverage": "not judged", "signal": "teaching"}
     for part in (*TRAINED, *STREAMS):
         assert_same_value(watched[part], blind[part], part)
 

@@ -120,6 +120,23 @@ def test_processes_that_differ_are_named(together):
         assert message.startswith("step 7: process 1 of 2 differs from process 0 in discriminator; nothing was saved.")
 
 
+@pytest.mark.slow
+def test_the_main_process_alone_reads_samples_and_all_say_the_same(together):
+    main_process, other = loops.left(together, "sampling")
+    assert main_process["calls"] == 4  # at 0, 500, 1000 and 1500
+    assert main_process["verdicts"][-1]["coverage"]["state"] == "healthy"
+    assert main_process["verdicts"][-1]["signal"]["state"] == "teaching"
+    assert main_process["missing"] < 0.3  # the other's samples are zeros alone
+    assert main_process["errors"] == ["ValueError: no samples", "TornError: no: samples"]
+    torn = "MainFailedError: the main process failed: TornError: no: samples"
+    assert other.pop("errors") == ["ValueError: no samples", torn]
+    assert main_process.pop("has meter")
+    assert not other.pop("has meter")
+    assert (other.pop("calls"), main_process.pop("calls")) == (0, 4)
+    del main_process["errors"]
+    assert_same_value(main_process, other)
+
+
 def test_a_batch_that_cannot_be_divided_is_refused():
     settings = Settings(training=TrainingConfig(batch_size=9))
     with pytest.raises(ValueError, match=r"batch_size 9 cannot be divided among 2 processes: .* give --batch-size 8"):

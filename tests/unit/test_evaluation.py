@@ -269,6 +269,7 @@ def test_a_run_is_evaluated_anew_in_other_ways_and_sampled_without_any(tmp_path,
     run, shown = tmp_path / "run", ["--samples", "20", "--reference", "30", "--json"]
     small = ["--steps", "1", "--batch-size", "4", "--d-channels", "2", "--g-channels", "4", "--latent", "4"]
     records = ["--samples", "20", "--reference", "30", "--evaluate-every", "0", "--no-tensorboard"]
+    records += ["--features", "pixels"]  # in which coverage is measured as with Inception's
     assert main(["train", "--out", str(run), "--quiet", "--method", "sn", *small, *records]) == 0
     config = json.loads((run / "config.json").read_text())
     config["settings"]["records"] |= {"features": "inception", "inception_weights": str(tmp_path / "none.pth")}
@@ -283,7 +284,9 @@ def test_a_run_is_evaluated_anew_in_other_ways_and_sampled_without_any(tmp_path,
         (["--features", "auto", "--reference", "40", "--json"], "fd_digits_20_train40"),
     ):
         assert main(["evaluate", str(run), *given]) == 0
-        assert json.loads(capsys.readouterr().out)["protocol"] == expected
+        printed, result = json.loads(capsys.readouterr().out), json.loads((run / "result.json").read_text())
+        assert printed["protocol"] == expected
+        assert printed["missing"] == result["missing"]
     for given, message in (
         (["--features", "pixels", "--inception-weights", "w.pth"], "--inception-weights are for --features inception"),
         (["--features", "pixels", "--reference", "2"], "reference must be an integer of at least 10, got 2"),

@@ -6,14 +6,21 @@ import json
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import meters
 from specreg.data.arrays import scaled
 from specreg.data.digits import StackedDigits
+from specreg.experiments import recorder
+from specreg.experiments import run as running
 from specreg.experiments.config import (
+    DataConfig,
     ModelConfig,
+    RecordConfig,
     RunConfig,
     Settings,
     differences,
@@ -21,10 +28,14 @@ from specreg.experiments.config import (
     to_dict,
 )
 from specreg.experiments.run import build_state
+from specreg.experiments.sampling import coverage_samples
+from specreg.experiments.sources import open_source
 from specreg.experiments.sources.images import Images
 from specreg.files import give_name, prepare_directory
 from specreg.losses import LOSSES, gradient_penalty
 from specreg.models import STAGES, Discriminator, Generator
+from specreg.monitor.modes import ModeJudge
+from specreg.monitor.verdict import Answer
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig, decay_factor, train
 from specreg.training.precision import compute_in_bf16
@@ -339,3 +350,35 @@ def test_coverage_of_stacked_digits_is_measured_in_the_classifiers_features():
     kept = scaled(images)[(digits < 5).all(1)]
     assert coverage.measure(kept).missing > 0.5  # 7 of 8 modes are gone
     assert coverage.measure(scaled(draw(2)[0][:1000])).missing < 0.02
+
+
+FEW = dataclasses.replace(meters.reading(0.9), examples=torch.arange(7))
+
+
+def test_what_is_missing_is_drawn_as_a_square_of_real_images_and_not_of_points(tmp_path):
+    run, digits = RunDirectory(tmp_path), Images(StackedDigits())
+    recorder.draw_missing(digits, run, FEW)
+    with Image.open(run.image("missing")) as picture:
+        pixels = np.asarray(picture)[4::4, 4::4]
+    assert pixels.shape[:2] == (3 * 9, 3 * 9)
+    assert np.array_equal(pixels[:8, :8], coverage_samples(digits)[0].permute(1, 2, 0).numpy())
+    recorder.draw_missing(open_source(Settings(data=DataConfig("ring"))), run, FEW)
+    assert not run.image("missing").exists()
+    recorder.draw_missing(digits, run, FEW)
+    recorder.draw_missing(digits, run, meters.reading(0.0))
+    assert not run.image("missing").exists()
+
+
+def test_a_picture_is_drawn_when_modes_are_said_to_be_lost_and_at_the_end(tmp_path, monkeypatch):
+    states = iter(["healthy", "healthy", "losing", "losing", "lost", "recovered", "lost"])
+    monkeypatch.setattr(ModeJudge, "update", lambda self, iteration, reading: Answer(next(states), 0, ""))
+    drawn = []
+    draw = lambda source, run, reading: drawn.append(len(run.series("verdicts")))  # noqa: E731
+    for module in (recorder, running):
+        monkeypatch.setattr(module, "draw_missing", draw)
+    records = RecordConfig(spectra_every=1, evaluate_every=1, samples=16, reference=16, tensorboard=False)
+    small = {"model": ModelConfig(d_channels=2, g_channels=4, latent=4), "records": records}
+    config = RunConfig("sn", 0, Settings(training=TrainingConfig(steps=6, batch_size=4, d_steps=1), **small))
+    running.prepare_run(config, RunDirectory(tmp_path))
+    assert running.execute(config, RunDirectory(tmp_path), Images(StackedDigits()))
+    assert drawn == [3, 5, 7, 7]  # losing, lost, lost again, and the end

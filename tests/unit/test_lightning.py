@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import specreg
+from meters import Meter
 from specreg.integrations.lightning import SpectralMonitorCallback
 from specreg.monitor.actions import Pin, RollBack
 from specreg.monitor.detector import Detector, Thresholds
@@ -20,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*' does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
 ]
+FEW = torch.linspace(-1, 1, 128).reshape(32, 4)
 HEALTHY, COLLAPSED = [1.0, 0.5, 0.5, 0.5], [1.0, 0.05, 0.05, 0.05]
 
 
@@ -114,6 +116,17 @@ def test_actions_and_loggers_are_told_of_every_snapshot():
     numbers = logger.metrics[0][0]
     assert numbers["spectral_bulk/module"] == pytest.approx(0.5)
     assert numbers["spectral_state"] == 1  # steady
+
+
+def test_with_samples_loggers_are_told_what_is_missing():
+    module, logger = HandGan(), Kept()
+    callback = make_callback(samples=lambda: (FEW, FEW + 1), samples_every=4, coverage=Meter(0.3))
+    fit(module, callback, batches=6, logger=logger)
+    told = {step: numbers for numbers, step in logger.metrics if "spectral_state" in numbers}
+    assert [step for step, numbers in told.items() if "coverage_missing" in numbers] == [1, 4]
+    assert told[4]["coverage_missing"] == told[4]["coverage_lost"] == 0.3
+    assert (told[6]["coverage_state"], told[6]["signal_state"]) == (0, 0)  # not judged, teaching
+    assert callback.monitor.verdict.coverage.state == "not judged"
 
 
 def test_the_guard_switches_on_and_compensates_right_after_the_discriminators_step():

@@ -923,6 +923,8 @@ class TestSamples:
             monitor.step(iteration)
             asked.append((monitor.coverage.num_readings, monitor.sampled))
         assert asked == [(1, 1)] * 4 + [(2, 230)] * 3 + [(3, 405), (4, 1000), (4, 1000)]
+        monitor.snapshot(1060)  # now, whether due or not
+        assert (monitor.coverage.num_readings, monitor.sampled) == (5, 1060)
 
     def test_a_fall_beside_healthy_coverage_is_a_warning_that_moves_the_guard_alone(self):
         module = network()
@@ -1067,6 +1069,8 @@ class TestSamples:
                 resumed = specreg.Monitor(module, samples=samples, samples_every=200)
                 resumed.load_state_dict(saved(first)[0])
                 assert resumed.verdict == verdicts[-1].unchanged()
+                assert resumed.reading.numbers == first.reading.numbers
+                assert torch.equal(resumed.reading.examples, first.reading.examples)
                 first = resumed
             verdicts.append(first.step(now))
         assert verdicts == expected

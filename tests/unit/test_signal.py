@@ -49,6 +49,16 @@ def test_scores_of_any_shape_and_lists_of_them(shaped):
     assert (reading.separation, reading.spread) == pytest.approx((plain.separation, plain.spread))
 
 
+class Wrapped(nn.DataParallel):
+    def forward(self, *inputs):
+        raise AssertionError("other processes would have to take part")
+
+
+def test_a_wrapper_is_not_called():
+    discriminator, (real, generated) = network(), samples()
+    assert signal(Wrapped(discriminator), real, generated) == signal(discriminator, real, generated)
+
+
 class Constant(nn.Module):
     def forward(self, x):
         return 0 * x.sum(1) + 0.7

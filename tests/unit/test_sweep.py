@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from specreg.cli import main
-from specreg.display import _progress
+from specreg.display import _progress, metrics
 from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, Settings
 from specreg.experiments.jobs import end, execute_all
@@ -168,10 +168,11 @@ def test_an_option_replaces_the_presets_value_even_by_the_default():
 
 def test_every_option_of_every_method_replaces_the_presets_value():
     (cell,) = choose(PRESETS["paper"].cells, ["C8-32"])
-    changed = {int: 3, float: 0.25, str: "hold", bool: True}
+    changed = {int: 3, float: 0.25, bool: True}
+    words = {"scale": "hold", "scheme": "dynamic", "evidence": "coverage"}
     for key, options in vars(Settings().methods).items():
         for field in dataclasses.fields(options):
-            value = "dynamic" if field.name == "scheme" else changed[type(getattr(options, field.name))]
+            value = words.get(field.name) or changed[type(getattr(options, field.name))]
             methods = replace(Settings().methods, **{key: replace(options, **{field.name: value})})
             typed = f"{key}.{field.name}".replace("_", "-")
             result = overridden(cell.settings, replace(Settings(), methods=methods), {typed})
@@ -325,7 +326,7 @@ def test_the_live_table_fits_80_columns(tmp_path):
     for job in jobs:
         job.state = "running"
         job.run.append("metrics", {"step": 50000, "d_loss": 1.0})
-        job.run.append("evaluations", {"step": 50000, "modes": 1000, "kl": 1.25, "fd": 123.45})
+        job.run.append("evaluations", {"step": 50000, "modes": 1000, "kl": 1.25, "fd": 123.45} | {"missing": 0.98})
         job.run.append("verdicts", {"step": 50000, "state": "collapsing"})
     jobs[0].state, jobs[0].error = "failed", "a long line " * 20
     console = Console(width=80, record=True, file=io.StringIO())
@@ -334,7 +335,8 @@ def test_the_live_table_fits_80_columns(tmp_path):
     assert max(map(len, lines)) <= 80
     assert lines[0] == "20 runs: 19 running, 1 failed"
     assert "A1024-128/dynamic-seed1" in lines[2]
-    assert lines[2].split()[1:] == ["50000/4", "1000", "1.25", "123.45", "collapsing"]
+    assert lines[1].split() == ["run", "step", "modes", "KL", "FD", "missing", "verdict"]
+    assert lines[2].split()[1:] == ["50000/4", "1000", "1.25", "123.45", "0.98", "collapsing"]
     jobs[1].state = "stopped"
     console.print(_progress(jobs[:12]))
     lines = console.export_text().splitlines()
@@ -342,6 +344,14 @@ def test_the_live_table_fits_80_columns(tmp_path):
     assert [line.split()[-1] for line in lines[2:5]] == ["failed", "stopped", "collapsing"]
     assert lines[-1].startswith("A1024-128/dynamic-seed0: a long line")
     assert len(lines) < 20
+
+
+def test_a_runs_metrics_end_with_the_three_answers(capsys):
+    answers = {"spectra": "steady", "coverage": "lost", "signal": "teaching"}
+    metrics({"coverage": 0.25, "missing": 0.5, "verdict": "lost", "answers": answers})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == [["coverage", "0.25"], ["missing", "0.5"], ["verdict", "lost"]]
+    assert lines[3:] == [["verdict,", question, state] for question, state in answers.items()]
 
 
 def test_two_processes_never_write_one_run(tmp_path):

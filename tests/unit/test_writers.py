@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from meters import Meter
 from specreg.monitor import writers
 from specreg.monitor.detector import Detector, Thresholds
 from specreg.monitor.monitor import Monitor
@@ -191,6 +192,38 @@ def test_several_groups_are_written_down(tmp_path):
 def test_jsonl_names_a_missing_folder(monitor, tmp_path):
     with pytest.raises(ValueError, match=r"folder .*absent does not exist: create it first"):
         JsonlWriter(monitor, tmp_path / "absent" / "spectra.jsonl")
+
+
+def test_every_writer_has_what_is_missing_and_the_three_states(module, tmp_path):
+    few = torch.linspace(-1, 1, 128).reshape(32, 4)
+    monitor = Monitor(
+        module, every=100, samples=lambda: (few, few + 1), samples_every=200, coverage=Meter(*[0.05] * 5, 0.7)
+    )
+    logged: list[tuple[dict[str, float], int]] = []
+    board = TensorBoardWriter(monitor, tmp_path / "board", images_every=0)
+    monitor.actions += [
+        ScalarWriter(monitor, lambda numbers, step: logged.append((numbers, step))),
+        JsonlWriter(monitor, tmp_path / "spectra.jsonl"),
+        board,
+    ]
+    for iteration in range(0, 2001, 100):
+        monitor.step(iteration)
+    board.close()
+    told = {step: numbers for numbers, step in logged}
+    written, events = lines(tmp_path / "spectra.jsonl"), read_events(tmp_path / "board")
+    reading = {"missing": 0.7, "lost": 0.7, "far": 0.0, "floor": 0.04}
+    readings = list(range(0, 2001, 200))
+    assert {f"coverage_{name}": value for name, value in reading.items()}.items() <= told[2000].items()
+    assert [step for step, numbers in told.items() if "coverage_missing" in numbers] == readings
+    assert [told[step]["coverage_state"] for step in (0, 400, 800, 2000)] == [0, 0, 1, 5]
+    assert {(numbers["spectral_state"], numbers["signal_state"]) for numbers in told.values()} == {(0, 0)}
+    assert [line["iteration"] for line in written if "reading" in line] == readings
+    assert written[-1]["reading"] == reading
+    answers = {name: written[-1]["verdict"][name]["state"] for name in ("spectra", "coverage", "signal")}
+    assert answers == {"spectra": "not judged", "coverage": "lost", "signal": "teaching"}
+    for name, value in told[2000].items():
+        assert events.Scalars(name)[-1].value == pytest.approx(value)
+    assert [one.step for one in events.Scalars("coverage_lost")] == readings
 
 
 def read_events(folder) -> EventAccumulator:

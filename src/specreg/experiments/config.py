@@ -67,9 +67,9 @@ class RecordConfig:
     log_every: int = 50
     """Losses."""
     spectra_every: int = 100
-    """Singular values of every layer of the discriminator, and the collapse detector's verdict."""
+    """Singular values of every layer of the discriminator, and the verdict; at the end, too."""
     evaluate_every: int = 500
-    """Metrics during training; 0 is only at the end."""
+    """Metrics during training, and at its end; 0 is only there."""
     checkpoint_every: int = 500
     """Checkpoints."""
     samples: int = 5000

@@ -14,13 +14,15 @@ from specreg.data.arrays import Dataset, decode, encode
 from specreg.experiments.board import Board
 from specreg.experiments.config import Settings
 from specreg.experiments.outputs import OutputProbe
-from specreg.experiments.sampling import sample_images
-from specreg.experiments.sources.source import SampleEvaluator
+from specreg.experiments.sampling import coverage_samples, sample_images
+from specreg.experiments.sources.source import SampleEvaluator, Source
 from specreg.files import give_name
 from specreg.guard import Guard
 from specreg.monitor.attainment import attainment, evaluating, gradient_norms
+from specreg.monitor.coverage import Reading
 from specreg.monitor.samples import diversity
 from specreg.monitor.verdict import Verdict
+from specreg.names import State
 from specreg.processes import ALONE, Processes
 from specreg.records import RunDirectory
 from specreg.training.loop import draw_latent
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _PROBE_SEED, _PROBE_SIZE = 5_000_011, 64
 _DIGITS = 6
+_MISSING_SIDE = 5  # images in a row, and rows, of a picture of what is missing
 
 
 class Probe:
@@ -68,6 +71,17 @@ class Probe:
         if bool((self._samples != self._samples[:1]).any()):  # a single image has no diversity to compare with
             measured["diversity"] = asdict(diversity(decode(fake).float().cpu(), self._samples.float()))
         return measured
+
+
+def draw_missing(source: Source, run: RunDirectory, reading: Reading | None) -> None:
+    """Write a picture of real images that nothing generated is like; where there are none, remove an older one."""
+    path = run.image("missing")
+    examples = coverage_samples(source)[[] if reading is None else reading.examples]
+    if examples.ndim != 4 or not len(examples):  # of points the picture of samples shows as much
+        path.unlink(missing_ok=True)
+        return
+    side = min(_MISSING_SIDE, math.ceil(math.sqrt(len(examples))))
+    source.save_picture(lambda count: examples[:count], path, side=side)
 
 
 def _short(value: float) -> float:
@@ -110,7 +124,10 @@ class Follower:
         self._settings, self._every = settings, settings.records
         self._state, self._processes = state, processes
         self._monitor = state.monitor
-        if state.step == 0 and not processes.main:  # the recorder begins when it can write
+
+    def begin(self) -> None:
+        """Watch what is not trained yet; all processes at one time, as each step."""
+        if self._state.step == 0:
             self._watch(0)
 
     def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
@@ -120,14 +137,17 @@ class Follower:
             self._agree()
 
     def _watch(self, step: int) -> None:
+        # The last snapshot is that of the end, with samples.
+        look = self._monitor.snapshot if step >= self._settings.training.steps else self._monitor.step
         try:
-            self._monitor.step(step)
+            look(step)
         # For a training, divergence and not bad input.
         except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise NonFiniteError(f"step {step}: {error}") from error
 
     def _evaluates(self, step: int) -> bool:
-        return self._every.evaluate_every > 0 and step % self._every.evaluate_every == 0
+        ends = step >= self._settings.training.steps or self.stopped
+        return ends or (self._every.evaluate_every > 0 and step % self._every.evaluate_every == 0)
 
     def _agree(self) -> None:
         """Make sure, before a checkpoint, that the state is finite and one, and not as many as processes."""
@@ -183,14 +203,15 @@ class Recorder(Follower):
         run: RunDirectory,
         state: TrainingState,
         evaluator: SampleEvaluator,
-        probe: Probe,
+        source: Source,
         outputs: OutputProbe | None,
         progress: Progress,
         processes: Processes = ALONE,
     ) -> None:
         super().__init__(settings, state, processes)
         self._run, self._evaluator, self._progress = run, evaluator, progress
-        self._probe, self._outputs = probe, outputs
+        self._source, self._outputs = source, outputs
+        self._probe = Probe(source, settings)
         self._before = _seconds(run) if state.step or run.checkpoints else 0.0
         self._began = time.monotonic()
         self._saved = state.step if run.checkpoints else -1
@@ -202,8 +223,7 @@ class Recorder(Follower):
         self._board = None
         if self._every.tensorboard:
             self._board = Board(run.tensorboard, self._monitor, begin=state.step + 1 if self._saved >= 0 else 0)
-        if state.step == 0:
-            self._watch(0)
+        self._covered: State = "not measured" if self._monitor.verdict is None else self._monitor.verdict.coverage.state
 
     def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
         self._progress(state.step, {})
@@ -217,7 +237,7 @@ class Recorder(Follower):
             if state.ema is not None:  # small batches leave the last weights noisy: both are of interest
                 record |= {f"last_{name}": value for name, value in self._glance(state.generator).items()}
             if (reading := self._monitor.reading) is not None and self._monitor.sampled == state.step:
-                record["missing"] = round(reading.missing, 4)
+                record |= reading.numbers
             self._record("evaluations", record)
             self._sense(state)
             if self._outputs is not None:
@@ -299,6 +319,9 @@ class Recorder(Follower):
         self._run.append("spectra", {"step": step, "layers": layers})
         self._run.append("verdicts", {"step": step} | verdict.to_dict())
         self._progress(step, {"verdict": verdict.state})
+        if verdict.coverage.state in ("losing", "lost") and verdict.coverage.state != self._covered:
+            draw_missing(self._source, self._run, self._monitor.reading)
+        self._covered = verdict.coverage.state
         guard = self._state.compensator
         if isinstance(guard, Guard) and guard.switched_on == step:
             if guard.restored is not None:

@@ -20,8 +20,8 @@ from specreg.evaluation.protocol import Evaluation
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
-from specreg.experiments.recorder import Follower, Probe, Progress, Recorder, check_records
-from specreg.experiments.sampling import sample_images, sample_labelled
+from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing
+from specreg.experiments.sampling import coverage_samples, sample_images, sample_labelled
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, Source
 from specreg.files import prepare_directory
@@ -30,6 +30,7 @@ from specreg.models.normalization import share_batches
 from specreg.monitor.coverage import LEAST_REAL, Coverage
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
+from specreg.names import QUESTIONS
 from specreg.processes import ALONE, Processes, local_device
 from specreg.records import RunDirectory
 from specreg.regularizers.compensators import Compensator
@@ -41,9 +42,9 @@ logger = logging.getLogger(__name__)
 
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
-_DATA_STREAM, _LATENT_STREAM, _COVERAGE_STREAM = 1_000_003, 2_000_003, 6_000_011
-# Samples that the coverage of the data is judged by: real ones, once, and generated ones at each evaluation.
-_NUM_REAL, _NUM_GENERATED, _COVERAGE_EVERY = 4000, 1000, 250
+_DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
+# Generated samples that the coverage of the data is judged by, and the iterations between readings.
+_NUM_GENERATED, _COVERAGE_EVERY = 1000, 250
 
 
 def check_shares(settings: Settings, processes: Processes) -> None:
@@ -136,10 +137,10 @@ def execute(
         if evaluator is None:
             recorder = Follower(config.settings, state, processes)
         else:
-            probe = Probe(source, config.settings)
             outputs = None if held_out is None else OutputProbe(source, held_out, config.settings)
-            recorder = Recorder(config.settings, run, state, evaluator, probe, outputs, progress, processes)
+            recorder = Recorder(config.settings, run, state, evaluator, source, outputs, progress, processes)
     with contextlib.closing(recorder):
+        recorder.begin()
         if not recorder.stopped:
             train(
                 state,
@@ -229,25 +230,24 @@ def build_state(config: RunConfig, source: Source, processes: Processes = ALONE)
 
 
 def _make_monitor(state: TrainingState, source: Source, settings: Settings, device: torch.device) -> Monitor:
-    """Watch the spectra, and at each evaluation what is missing of the data; all processes see the same samples."""
-    drawn = source.draw(_NUM_REAL, torch.Generator().manual_seed(_COVERAGE_STREAM))[0]
-    real = scaled(torch.unique(drawn, dim=0)).to(device)  # a small data set is drawn more than once
-    classes = torch.arange(_NUM_REAL, device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
+    """Watch the spectra, and at each evaluation what is missing of the data."""
+    real = scaled(coverage_samples(source)).to(device)
+    classes = torch.arange(len(real), device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
     every = settings.records.evaluate_every or _COVERAGE_EVERY  # at each evaluation, and between them
 
     def samples() -> tuple[Tensor, Tensor]:
-        return scaled(sample_images(state.sampler, _NUM_GENERATED)).to(device), real
+        return _generated(state.sampler).to(device), real
 
     def scores(x: Tensor) -> Any:
         return state.discriminator(x, classes[: len(x)]) if settings.data.conditional else state.discriminator(x)
 
-    is_measured = len(real) >= LEAST_REAL
+    coverage = _make_coverage(source, settings, real)
     return Monitor(
         state.discriminator,
         every=settings.records.spectra_every,
         detector=Detector(settings.detector),
-        samples=samples if is_measured else None,
-        coverage=Coverage(real, features=source.make_features(settings)) if is_measured else None,
+        samples=None if coverage is None else samples,
+        coverage=coverage,
         samples_every=every if every <= _COVERAGE_EVERY else math.gcd(every, _COVERAGE_EVERY),
         scores=scores,
     )
@@ -276,7 +276,7 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     if not run.checkpoints:
         raise ValueError(f"{run.path} has no checkpoint yet: train it first")
     if not paths[0].exists():
-        why = "no evaluation during training" if which == "best" else "no checkpoint without an alarm"
+        why = "no evaluation yet" if which == "best" else "no checkpoint without an alarm"
         raise ValueError(f"{run.path} has no {which} checkpoint ({why}): take the last one")
     source = open_source(config.settings)
     state = build_state(config, source)
@@ -284,8 +284,8 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     return config, source, state.sampler
 
 
-def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> Evaluation | MixtureEvaluation:
-    """Evaluate a checkpoint of a run anew.
+def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> dict[str, Any]:
+    """Evaluate a checkpoint of a run anew: its metrics with their protocol, and what is missing of the data.
 
     Args:
         run: its directory.
@@ -300,7 +300,18 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> E
         changed.setdefault("inception_weights", None)  # the run's own
     settings = replace(config.settings, records=replace(config.settings.records, **changed))
     held_out = source.held_out(settings) if settings.records.reference_split == "test" else None
-    return _evaluate(source.make_evaluator(settings, held_out), generator)
+    evaluation = asdict(_evaluate(source.make_evaluator(settings, held_out), generator))
+    coverage = _make_coverage(source, settings, scaled(coverage_samples(source)))
+    return evaluation | ({} if coverage is None else coverage.measure(_generated(generator)).numbers)
+
+
+def _make_coverage(source: Source, settings: Settings, real: Tensor) -> Coverage | None:
+    """Return the meter of what is missing; None where there are too few images for it."""
+    return Coverage(real, features=source.make_features(settings)) if len(real) >= LEAST_REAL else None
+
+
+def _generated(generator: nn.Module) -> Tensor:
+    return scaled(sample_images(generator, _NUM_GENERATED))
 
 
 def _evaluate(evaluator: SampleEvaluator, generator: nn.Module) -> Evaluation | MixtureEvaluation:
@@ -316,6 +327,10 @@ def _finish(
     random = torch.Generator().manual_seed(REFERENCE_SEED)
     source.save_picture(lambda count: sample_images(generator, count), run.image("samples"))
     source.save_picture(lambda count: source.draw(count, random)[0], run.image("data"))
+    assert state.monitor is not None
+    assert state.monitor.verdict is not None
+    reading, verdict = state.monitor.reading, state.monitor.verdict
+    draw_missing(source, run, reading)
     run.write(
         "result",
         {
@@ -323,8 +338,10 @@ def _finish(
             "seed": config.seed,
             "steps": state.step,
             **asdict(evaluation),
+            **({} if reading is None else reading.numbers),
             "compensations": 0 if (compensator := _compensator(state)) is None else compensator.acted,
-            "verdict": None if state.monitor is None or state.monitor.verdict is None else state.monitor.verdict.state,
+            "verdict": verdict.state,
+            "answers": {name: getattr(verdict, name).state for name in QUESTIONS},
             "config": to_dict(config),
         },
     )

@@ -1,13 +1,21 @@
-"""Samples drawn from a generator."""
+"""Samples drawn from a generator, and the real ones that the coverage of the data is judged by."""
 
 import torch
 from torch import Tensor, nn
 
-from specreg.data.arrays import decode
+from specreg.data.arrays import Dataset, decode
 from specreg.monitor.attainment import evaluating
 from specreg.training.loop import draw_latent
 
 SAMPLE_SEED = 4_000_037
+_COVERAGE_STREAM, _NUM_REAL = 6_000_011, 4000
+
+
+def coverage_samples(source: Dataset) -> Tensor:
+    """Return the real samples (N, *) of every run on this data, each once: a small data set is drawn repeatedly."""
+    drawn, _ = source.draw(_NUM_REAL, torch.Generator().manual_seed(_COVERAGE_STREAM))
+    distinct: Tensor = torch.unique(drawn, dim=0)
+    return distinct
 
 
 def sample_images(generator: nn.Module, count: int, *, seed: int = SAMPLE_SEED, batch: int = 500) -> Tensor:

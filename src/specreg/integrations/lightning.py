@@ -3,7 +3,7 @@
 import importlib
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +13,10 @@ from torch.utils.hooks import RemovableHandle
 from specreg.guard import Guard
 from specreg.layers.selection import Selection
 from specreg.monitor.actions import checked_states, log
+from specreg.monitor.coverage import Coverage
 from specreg.monitor.detector import Detector
-from specreg.monitor.monitor import Action, Monitor
-from specreg.monitor.writers import scalars
+from specreg.monitor.monitor import Action, Monitor, Samples
+from specreg.monitor.writers import numbers_of
 from specreg.names import State
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ class SpectralMonitorCallback(Callback):
     The guard compensates right after each step of the discriminator's optimizer. A compensator needs no callback, but
     in ``configure_optimizers``: ``optimizer.register_step_post_hook(lambda *_: compensator.step())``.
 
-    Each of several processes has its own monitor, guard and actions; they agree, as the weights are equal. Weights that
-    are sharded between processes cannot be watched.
+    Each of several processes has its own monitor, guard and actions; they agree, as the weights are equal, and what
+    process 0 reads of its ``samples`` is told to all. Weights that are sharded between processes cannot be watched.
 
     Args:
         discriminator: its path in the LightningModule, as for ``get_submodule``.
-        every, detector, groups, only, skip: see :class:`specreg.Monitor`.
+        every, detector, samples, samples_every, coverage, scores, groups, only, skip: see :class:`specreg.Monitor`.
         actions: called with each new verdict; by default changes of state are logged.
         guard: switch compensation on when a collapse begins: True, or options of :class:`specreg.Guard`.
         stop_on: states that end the training, "collapsed" for instance; none by default.
@@ -81,6 +82,10 @@ class SpectralMonitorCallback(Callback):
         actions: Iterable[Action] = (log,),
         guard: bool | Mapping[str, Any] = False,
         stop_on: tuple[State, ...] = (),
+        samples: Samples | None = None,
+        samples_every: int = 250,
+        coverage: Coverage | None = None,
+        scores: Callable[[torch.Tensor], Any] | None = None,
         groups: Mapping[str, str | Iterable[str]] | None = None,
         only: Selection = None,
         skip: Selection = None,
@@ -91,7 +96,8 @@ class SpectralMonitorCallback(Callback):
         self.stop_on = checked_states(stop_on)
         self._path = discriminator
         self._monitor_options: dict[str, Any] = {
-            "every": every, "detector": detector, "groups": groups, "only": only, "skip": skip,
+            "every": every, "detector": detector, "samples": samples, "samples_every": samples_every,
+            "coverage": coverage, "scores": scores, "groups": groups, "only": only, "skip": skip,
         }  # fmt: skip
         self._actions = list(actions)
         self._guard_options: dict[str, Any] | None = {} if guard is True else dict(guard) if guard else None
@@ -131,7 +137,7 @@ class SpectralMonitorCallback(Callback):
         self.iteration += 1
         verdict = self.monitor.step(self.iteration)
         if verdict.iteration == self.iteration:
-            numbers = scalars(self.monitor.latest, verdict)
+            numbers = numbers_of(self.monitor, verdict)
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             if sum(isinstance(callback, SpectralMonitorCallback) for callback in callbacks) > 1:
                 numbers = {f"{self._path}/{name}": number for name, number in numbers.items()}

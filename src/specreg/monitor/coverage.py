@@ -85,6 +85,11 @@ class Reading:
     empty: Tensor
     examples: Tensor
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """``missing``, ``lost``, ``far`` and ``floor``, with four decimals, as records and trackers have them."""
+        return {name: round(getattr(self, name), 4) for name in ("missing", "lost", "far", "floor")}
+
     def __str__(self) -> str:
         if self.missing <= self.floor:
             return f"nothing is missing beyond chance ({self.missing:.1%} of the data, floor {self.floor:.1%})"

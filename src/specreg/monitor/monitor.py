@@ -14,10 +14,11 @@ from specreg.monitor.coverage import Coverage, Reading
 from specreg.monitor.detector import Detector
 from specreg.monitor.history import History
 from specreg.monitor.modes import ModeJudge
-from specreg.monitor.signal import SignalJudge, signal
+from specreg.monitor.signal import Signal, SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
 from specreg.monitor.verdict import UNASKED, Answer, Verdict, combined
 from specreg.names import State, default_groups, integer
+from specreg.processes import from_main
 
 logger = logging.getLogger("specreg")
 
@@ -47,7 +48,8 @@ class Monitor:
             ``specreg.monitor.actions`` and :class:`specreg.Guard`).
         samples: returns generated and real samples, a thousand or more of each, the generator in eval mode:
             then the verdict also says whether modes are lost (:class:`specreg.Coverage`), and whether the discriminator
-            still teaches.
+            still teaches. Of several processes, which all have to watch, only process 0 calls it, and the others wait:
+            it must not communicate (call a wrapped generator's ``.module``).
         samples_every: iterations between such readings, each at a snapshot.
         coverage: the meter; by default made of the first real samples.
         scores: maps samples to the discriminator's scores; by default the module, if it can be called with them.
@@ -64,7 +66,7 @@ class Monitor:
         history: the snapshots, compact.
         latest: the newest snapshot, layer name -> singular values in double precision.
         verdict: the newest verdict, None before the first snapshot.
-        coverage: the meter; None before the first samples.
+        coverage: the meter; None before the first samples, and where another process reads them.
         reading: the meter's newest, None before the first.
         sampled: its iteration.
         actions: a list.
@@ -145,16 +147,21 @@ class Monitor:
             )
         self._newest = iteration
         due = last is None or iteration // self.every > last // self.every
-        return self.snapshot(iteration) if due or self._told is None else self._told
+        if not due and self._told is not None:
+            return self._told
+        return self._take(
+            iteration,
+            sampling=self.sampled is None or iteration // self._samples_every > self.sampled // self._samples_every,
+        )
 
     def snapshot(self, iteration: int) -> Verdict:
-        """Take a snapshot now, whether due or not, judge it and call the actions."""
-        iteration = integer("iteration", iteration)
+        """Take a snapshot and read the samples now, whether due or not, judge them and call the actions."""
+        return self._take(integer("iteration", iteration), sampling=True)
+
+    def _take(self, iteration: int, *, sampling: bool) -> Verdict:
         latest = self._read()
         self.history.require_next(iteration, latest)  # nothing is changed by what is refused
-        if self._samples is not None and (
-            self.sampled is None or iteration // self._samples_every > self.sampled // self._samples_every
-        ):
+        if sampling and self._samples is not None:
             self._read_samples(iteration, self._samples)
         verdict = self.detector.update(iteration, latest, self.groups)
         self.history.add(iteration, latest)
@@ -171,24 +178,36 @@ class Monitor:
         return spectra_of(self._watched)
 
     def _read_samples(self, iteration: int, samples: Samples) -> None:
+        # What is judged goes to all processes, so that all say the same, and act alike.
+        self.reading, taught, made = from_main(lambda: self._measure(samples))
+        self._saved = self._saved if made is None else made
+        self._answers = (
+            self._modes.update(iteration, self.reading),
+            UNASKED if taught is None else self._signal.update(iteration, taught),
+        )
+        self.sampled = iteration
+
+    def _measure(self, samples: Samples) -> tuple[Reading, Signal | None, dict[str, Tensor] | None]:
+        """Return what is missing, the discriminator's signal, and the state of the meter if it was made for this."""
         with frozen_random_numbers():
             generated, real = samples()
+            made = None
             if self.coverage is None:
                 self.coverage = Coverage(real)
                 if self._saved is not None:
                     self.coverage.load_state_dict(self._saved)
-            self.reading = self.coverage.measure(generated)
-            coverage = self._modes.update(iteration, self.reading)
-            taught = UNASKED
+                made = self.coverage.state_dict()
+            reading = self.coverage.measure(generated)
+            taught = None
             if self._scores is not None:
                 count = min(len(generated), len(real), _NUM_PROBED)
                 try:
                     with evaluating(self.module):  # scores= may be a function that calls it
-                        taught = self._signal.update(iteration, signal(self._scores, real[:count], generated[:count]))
+                        taught = signal(self._scores, real[:count], generated[:count])
                 except Exception as error:  # of the user's module, called with samples alone
                     self._scores = None
                     logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", error)
-        self._answers, self.sampled = (coverage, taught), iteration
+        return reading, taught, made
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the past, for the checkpoint; actions have their own."""
@@ -200,11 +219,12 @@ class Monitor:
             "coverage": self._saved if self.coverage is None else self.coverage.state_dict(),
             "answers": [vars(answer) for answer in self._answers],
             "sampled": self.sampled,
+            "reading": None if self.reading is None else dict(vars(self.reading)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        if set(state) != {"detector", "history", "modes", "signal", "coverage", "answers", "sampled"}:
+        if set(state) != {"detector", "history", "modes", "signal", "coverage", "answers", "sampled", "reading"}:
             raise ValueError(f"not a monitor's state: it has the keys {sorted(map(str, state))}")
         history = History(self.history.limit)
         history.load_state_dict(state["history"])
@@ -218,6 +238,7 @@ class Monitor:
         try:
             answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
             sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
+            reading = None if state["reading"] is None else Reading(**state["reading"])
         except (TypeError, IndexError) as error:
             raise ValueError(f"not a monitor's state ({error})") from error
         self.detector.load_state_dict(state["detector"])
@@ -226,7 +247,7 @@ class Monitor:
         self._saved = state["coverage"]
         if self.coverage is not None and self._saved is not None:
             self.coverage.load_state_dict(self._saved)
-        self._answers, self.sampled = answers, sampled
+        self._answers, self.sampled, self.reading = answers, sampled, reading
         verdict, self._newest = self.detector.verdict(), None
         if verdict is not None and self.sampled is not None:
             verdict = combined(verdict, *self._answers, verdict.state).unchanged()

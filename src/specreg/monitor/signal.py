@@ -4,6 +4,7 @@ A generator learns from :math:`\nabla_x D(x)` at its own samples. Where that van
 nothing is taught, whatever the spectra are.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specreg.layers.selection import unwrap
 from specreg.monitor.attainment import evaluating, gradient_norms
 from specreg.monitor.verdict import Answer
 from specreg.names import STATES, State, check_choice, integer
@@ -39,7 +41,9 @@ def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tens
         ValueError, TypeError: as :func:`specreg.gradient_norms`.
     """
     norms = gradient_norms(discriminator, real, generated)
-    context = evaluating(discriminator) if isinstance(discriminator, nn.Module) else torch.no_grad()
+    context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if isinstance(discriminator, nn.Module):  # a wrapper's forward pass would wait for other processes
+        context, discriminator = evaluating(discriminator), unwrap(discriminator)
     with context, torch.no_grad():
         scores = [_flat(discriminator(samples)) for samples in (real, generated)]
     both = torch.cat(scores)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from specreg.names import ALARMS, SPECTRAL, STATES, State
+from specreg.names import ALARMS, QUESTIONS, SPECTRAL, STATES, State
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; of the layers only those that are not steady, of groups only several."""
-        apart = ("evidence", "groups", "spectra", "coverage", "signal")
+        apart = ("evidence", "groups", *QUESTIONS)
         values = {key: value for key, value in vars(self).items() if key not in apart}
-        values |= {name: asdict(getattr(self, name)) for name in ("spectra", "coverage", "signal")}
+        values |= {name: asdict(getattr(self, name)) for name in QUESTIONS}
         if len(self.groups) > 1:
             kept = ("state", "since", "confidence", "changed", "message")
             values["groups"] = {name: {key: getattr(each, key) for key in kept} for name, each in self.groups.items()}

@@ -14,9 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from specreg.files import replacing
+from specreg.monitor.coverage import Reading
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Verdict
-from specreg.names import SPECTRAL, integer
+from specreg.names import COVERED, SIGNALLED, SPECTRAL, integer
 from specreg.spectra.reference import ratios
 from specreg.spectra.statistics import statistics
 
@@ -34,20 +35,29 @@ _IMAGE_SIDE = 256
 _COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
 
-def scalars(singular_values: Mapping[str, Tensor], verdict: Verdict) -> dict[str, float]:
+def scalars(
+    singular_values: Mapping[str, Tensor], verdict: Verdict, reading: Reading | None = None
+) -> dict[str, float]:
     r"""Return a snapshot and its verdict as numbers by name, for any tracker.
 
     For each layer NAME "spectral_s1/NAME", and for layers with more than one singular value "spectral_bulk/NAME",
     "spectral_effective_rank/NAME" (divided by r), "spectral_stable_rank/NAME" and "spectral_tail/NAME", the mean over
     the groups of a grouped convolution. "spectral_state" is the place of the
     spectra's state in ``specreg.names.SPECTRAL``: 0 not judged, 1 steady, 2 recovered, 3 collapsing, 4 collapsed; of
-    several groups of layers "spectral_group_state/GROUP" is each one's.
+    several groups of layers "spectral_group_state/GROUP" is each one's. Where samples are read "coverage_state" is 0
+    not judged, 1 healthy, 2 recovered, 3 losing, 4 never learnt, 5 lost, "signal_state" 0 teaching, 1 dead; a reading
+    is "coverage_missing", "coverage_lost", "coverage_far" and "coverage_floor".
 
     Args:
         singular_values: layer name -> singular values, (r,) or (groups, r): ``monitor.latest``.
         verdict: on the snapshot.
+        reading: made at the snapshot, if one was.
     """
     numbers = {"spectral_state": float(SPECTRAL.index(verdict.spectra.state))}
+    for question, states in (("coverage", COVERED), ("signal", SIGNALLED)):
+        if (state := getattr(verdict, question).state) in states:
+            numbers[f"{question}_state"] = float(states.index(state))
+    numbers |= {f"coverage_{name}": value for name, value in (reading.numbers if reading else {}).items()}
     if len(verdict.groups) > 1:
         numbers |= {
             f"spectral_group_state/{group or 'others'}": float(SPECTRAL.index(each.state))
@@ -66,6 +76,11 @@ def scalars(singular_values: Mapping[str, Tensor], verdict: Verdict) -> dict[str
         # A module that is a layer itself has the name "", which no tracker takes; some take no parentheses either.
         numbers |= {f"spectral_{key}/{name or 'module'}": float(value.mean()) for key, value in quantities.items()}
     return numbers
+
+
+def numbers_of(monitor: Monitor, verdict: Verdict) -> dict[str, float]:
+    """Return the :func:`scalars` of a monitor's newest snapshot, on which a verdict is."""
+    return scalars(monitor.latest, verdict, monitor.reading if monitor.sampled == verdict.iteration else None)
 
 
 class ScalarWriter:
@@ -88,7 +103,7 @@ class ScalarWriter:
         self._log = log
 
     def __call__(self, verdict: Verdict) -> None:
-        self._log(scalars(self._monitor.latest, verdict), verdict.iteration)
+        self._log(numbers_of(self._monitor, verdict), verdict.iteration)
 
 
 def tracker(name: str) -> Log:
@@ -116,7 +131,8 @@ def tracker(name: str) -> Log:
 class JsonlWriter:
     """Append every snapshot to a file, one JSON object a line: iteration, singular values by layer, verdict.
 
-    Singular values have 6 significant digits; the verdict is ``Verdict.to_dict()``. A resumed training, whose monitor
+    Singular values have 6 significant digits; the verdict is ``Verdict.to_dict()``; where samples were read "reading"
+    has the numbers of what is missing. A resumed training, whose monitor
     has loaded its state, goes on in its file: the first snapshot drops the lines of its iteration and later ones, so
     that there is no line twice. A file that holds none of the monitor's past is another training's and is refused.
 
@@ -144,6 +160,8 @@ class JsonlWriter:
         self._written = True
         values = {name: _rounded(s.tolist()) for name, s in self._monitor.latest.items()}
         line = {"iteration": verdict.iteration, "singular_values": values, "verdict": verdict.to_dict()}
+        if (reading := self._monitor.reading) is not None and self._monitor.sampled == verdict.iteration:
+            line["reading"] = reading.numbers
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -211,7 +229,7 @@ class TensorBoardWriter:
             self._writer = tensorboard.SummaryWriter(self._folder, purge_step=iteration)
         writer = self._writer
         assert writer is not None
-        for name, value in scalars(self._monitor.latest, verdict).items():
+        for name, value in numbers_of(self._monitor, verdict).items():
             writer.add_scalar(name, value, iteration)
         if verdict.changed:
             writer.add_text("spectral_state", verdict.message, iteration)

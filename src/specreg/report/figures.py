@@ -90,7 +90,7 @@ def plot_layers(axis: Axes, run: Run, curves: Mapping[str, Mapping[int, float]])
     """Plot one curve between 0 and 1 for each layer, in the layers' styles."""
     for name, style in layer_styles(run.measured_layers).items():
         curve = curves.get(name, {})
-        axis.plot(list(curve), list(curve.values()), color=style.colour, ls=style.pattern, lw=1.5)
+        _plot_curve(axis, curve, style, width=1.5)
     axis.set_ylim(0, 1.05)
     _finish_training(axis)
 
@@ -98,7 +98,7 @@ def plot_layers(axis: Axes, run: Run, curves: Mapping[str, Mapping[int, float]])
 def plot_named(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     """Plot one curve for each name, in the styles of :func:`named_styles`; logarithmic where they spread far."""
     for name, style in named_styles(curves).items():
-        axis.plot(list(curves[name]), list(curves[name].values()), color=style.colour, ls=style.pattern, lw=1.7)
+        _plot_curve(axis, curves[name], style, width=1.7)
     values = [value for curve in curves.values() for value in curve.values() if math.isfinite(value)]
     if min(values, default=0) > 0 and max(values) > 20 * min(values):
         axis.set_yscale("log")
@@ -227,8 +227,15 @@ def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style, 
         thin = LineCollection([list(curve.items()) for curve in curves], colors=style.colour, alpha=0.5, linewidths=0.9)
         axis.add_collection(thin)
     places = sorted(set.intersection(*(set(curve) for curve in curves)))
-    means = [sum(curve[place] for curve in curves) / len(curves) for place in places]
-    axis.plot(places, means, color=style.colour, ls=style.pattern, lw=2.2, label=words(label))
+    means = {place: sum(curve[place] for curve in curves) / len(curves) for place in places}
+    _plot_curve(axis, means, style, width=2.2, label=words(label))
+
+
+def _plot_curve(axis: Axes, curve: Mapping[int, float], style: Style, *, width: float, label: str = "") -> None:
+    """Plot a line, or a point where a short run has no more."""
+    lone: dict[str, Any] = {"marker": "o", "clip_on": False} if len(curve) == 1 else {"marker": ""}
+    look: dict[str, Any] = {"color": style.colour, "ls": style.pattern, "lw": width, "label": label or None}
+    axis.plot(list(curve), list(curve.values()), **look, **lone)
 
 
 def _finish_distribution(axis: Axes) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specreg.files import exists, write_json, write_text
+from specreg.names import QUESTIONS
 from specreg.report import tables, verdicts
 from specreg.report.illustrations import illustrations, shown_runs
 from specreg.report.panels import picture, write_sheet
@@ -63,7 +64,7 @@ def _check(cells: Sequence[Cell]) -> None:
         for run in cell.runs:
             run.read()
     for run in shown_runs(cells):
-        for name in ("data", "samples"):
+        for name in ("data", "samples", "missing"):
             if run.directory.image(name).exists():
                 run.picture(name)
 
@@ -97,13 +98,17 @@ def verdict(cells: Sequence[Cell]) -> dict[str, Any] | None:
     if not runs:
         return None
     told_singly = len(cells) == 1 and len(runs) <= verdicts.MOST_RUNS
-    rows = [[run.label, verdicts.state_of(run), verdicts.sentence(run)] for run in runs]
+    rows = [[run.label, verdicts.state_of(run), *_states(run), verdicts.sentence(run)] for run in runs]
     return {
         "tally": verdicts.tally(runs) if len(runs) > 1 else "",
         "entries": [_verdict(run) for run in runs] if told_singly else [],
-        "table": None if told_singly else Table(["run", "state", "what the detector says"], rows, 3),
+        "table": None if told_singly else Table(["run", "verdict", *QUESTIONS, "in words"], rows, 6),
         "judged": any(run.verdicts for run in runs),
     }
+
+
+def _states(run: Run) -> list[str]:
+    return [state for _, state, _ in verdicts.answers(run)] or ["-"] * len(QUESTIONS)
 
 
 def _verdict(run: Run) -> dict[str, Any]:
@@ -111,6 +116,7 @@ def _verdict(run: Run) -> dict[str, Any]:
     entries = [(step, word, verdicts.tone(word), message) for step, word, message in verdicts.history(run)]
     return {
         "label": run.label, "state": state, "class": verdicts.tone(state), "sentence": verdicts.sentence(run),
+        "answers": [(*answer, verdicts.tone(answer[1])) for answer in verdicts.answers(run)],
         "stretches": stretches, "history": entries if len(entries) > 1 else [],
         "first": stretches[0][0] if stretches else 0,
         "last": max(stretches[-1][1], stretches[0][0] + 1) if stretches else 0,

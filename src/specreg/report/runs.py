@@ -14,14 +14,14 @@ from typing import Any
 from PIL import Image
 
 from specreg.files import check_file, exists, read_json
-from specreg.names import STATES, bulk_range
+from specreg.names import QUESTIONS, STATES, bulk_range
 from specreg.records import RunDirectory
 from specreg.report.methods import look
 
 OUTPUTS = ("training", "held_out", "generated")
 # What a result says of its protocol in words.
 DECLARED = ("protocol", "split", "features", "resizing", "library")
-_WORDS = ("method", "config", "verdict", *DECLARED)  # what is no number in a result
+_WORDS = ("method", "config", "verdict", "answers", *DECLARED)  # what is no number in a result
 _LARGEST = 1e100  # of a finite number; no loss or distance of single precision comes near, and sums stay finite
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
 
@@ -80,7 +80,7 @@ class Run:
             "since": lambda value: value is None or _integer(value),
             "layers": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
             "message": lambda value: isinstance(value, str),
-            **dict.fromkeys(("spectra", "coverage", "signal"), _is_answer),
+            **dict.fromkeys(QUESTIONS, _is_answer),
             "evidence": lambda value: isinstance(value, dict) and all(map(_is_evidence, value.values())),
         }
         return self._series("verdicts", fields)
@@ -141,7 +141,7 @@ class Run:
         return {step: bulk(values) for step, values in self.ratios(name) if len(values) > 1}
 
     def picture(self, name: str) -> Image.Image:
-        """Return the run's grid of "samples" or of its "data", grey or in colours.
+        """Return the run's grid of "samples", of its "data" or of what is "missing", grey or in colours.
 
         Raises:
             ValueError: the file is no picture, or one that would take all memory.
@@ -378,7 +378,7 @@ def _is_answer(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     since = value.get("since")
-    words = isinstance(value.get("state"), str) and isinstance(value.get("message"), str)
+    words = value.get("state") in STATES and isinstance(value.get("message"), str)
     return words and (since is None or _integer(since))
 
 

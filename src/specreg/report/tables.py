@@ -13,6 +13,7 @@ from specreg.report.verdicts import is_judged
 COLUMNS = (
     ("modes", "modes ↑", 0),
     ("high_quality", "high quality ↑", 3),
+    ("missing", "missing ↓", 3),
     ("kl", "KL (nats) ↓", 2),
     ("fd", "FD ↓", 2),
     ("intra_fd", "intra-class FD ↓", 2),
@@ -24,6 +25,7 @@ COLUMNS = (
     ("coverage", "coverage ↑", 3),
     ("seconds", "seconds", 0),
 )
+_BRIEF = ("modes", "missing", "kl", "fd")  # that say most, where many rows have to fit a terminal
 _PUBLISHED = ("FID", "IS")
 _MOST_TRANSPOSED = 4  # rows
 
@@ -44,7 +46,7 @@ class Table(NamedTuple):
         if len(self.rows) <= _MOST_TRANSPOSED and self.num_texts == 1:
             headings, *rows = map(list, zip(self.headings, *self.rows, strict=True))
             return Table(["", *headings[1:]], rows)
-        told = {heading for key, heading, _ in COLUMNS if key in ("modes", "kl", "fd")} | {"seeds", "collapsed"}
+        told = {heading for key, heading, _ in COLUMNS if key in _BRIEF} | {"seeds", "collapsed"}
         kept = [i for i, heading in enumerate(self.headings) if i < self.num_texts or heading in told]
         return Table([self.headings[i] for i in kept], [[row[i] for i in kept] for row in self.rows], self.num_texts)
 
@@ -136,6 +138,10 @@ def notes(cells: Sequence[Cell]) -> list[str]:
         protocols = dict.fromkeys(f"{data[run.label]}: {protocol(run.result)}" for run in complete)
         sentences[0] += " Mean ± standard deviation over seeds, last checkpoint of every run."
         sentences.append(f"{'; '.join(protocols)}. An arrow says which way is better.")
+    if floors := [run.result["floor"] for run in complete if run.result.get("floor") is not None]:
+        reach = " to ".join(dict.fromkeys(f"{floor:.3f}" for floor in (min(floors), max(floors))))
+        sentences.append("Missing: a lower bound on the share of the data's mass that is not generated, at the last "
+                         f"reading of every run; a perfect generator stays below {reach}.")  # fmt: skip
     if any(run.verdicts for run in complete):
         sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration.")
     changed: dict[str, list[str]] = {}
@@ -217,7 +223,7 @@ def _collapses(runs: Sequence[Run]) -> str:
     steps = [_collapse(run) for run in runs if is_judged(run)]
     collapsed = [step for step in steps if step is not None]
     if not steps:
-        return "-"
+        return "not judged" if any(run.verdicts for run in runs) else "-"
     return f"{len(collapsed)} of {len(steps)}" + (f", from {min(collapsed)}" if collapsed else "")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from specreg.names import ALARMS, STATES, printable
+from specreg.names import ALARMS, QUESTIONS, STATES, printable
 from specreg.report.runs import Cell, Run
 
 MOST_RUNS = 24  # told of one by one
@@ -14,6 +14,7 @@ UNWATCHED = "not watched"
 TONES = {
     "steady": "steady", "healthy": "healthy", "recovered": "recovered", "warning": "amber", "losing": "amber",
     "collapsing": "amber", "dead": "red", "collapsed": "red", "never learnt": "red", "lost": "red",
+    "teaching": "steady",
 }  # fmt: skip
 
 
@@ -38,8 +39,6 @@ def sentence(run: Run) -> str:
     unfinished = f" The run is at iteration {run.last_step} of {planned}." if not run.directory.complete else ""
     if not run.verdicts:
         return f"No detector judged this run's spectra.{unfinished}"
-    if not is_judged(run):
-        return f"Nothing could be judged: {run.verdicts[-1]['message']}.{unfinished}"
     last = run.verdicts[-1]
     spectra = last["spectra"]["state"]
     alarms = [verdict["step"] for verdict in run.verdicts if verdict["spectra"]["state"] in ALARMS]
@@ -49,18 +48,29 @@ def sentence(run: Run) -> str:
         guarded = any(event["event"] == "guard on" for event in run.events)
         why = "ended when the guard came on" if guarded else "came to an end"
         text = f"No spectrum is falling now; the fall seen from iteration {alarms[0]} to {alarms[-1]} {why}."
+    elif spectra == "not judged":
+        text = f"The spectra are {last['spectra']['message']}."
     else:
-        text = f"No layer's spectrum collapsed in {run.verdicts[-1]['step']} iterations."
+        text = f"No layer's spectrum collapsed in {last['step']} iterations."
     if last["coverage"]["state"] != "not measured":
         text = f"{last['coverage']['message'].capitalize()}. {text}"
     else:
         text += " Coverage of the data was not measured."
+    dead = [event["step"] for event in run.events if event["event"] == "dead discriminator"]
     if last["signal"]["state"] == "dead":
         text = f"{last['signal']['message'].capitalize()}. {text}"
-    dead = [event["step"] for event in run.events if event["event"] == "dead discriminator"]
-    if dead:
+    elif dead:
         text += f" Its discriminator was dead at iteration {dead[-1]}: its gradient was 0."
     return text + unfinished
+
+
+def answers(run: Run) -> list[tuple[str, str, str]]:
+    """Return (question, state, since when) of the last verdict's three answers; none of a run that is not watched."""
+    last = {question: run.verdicts[-1][question] for question in QUESTIONS} if run.verdicts else {}
+    return [
+        (question, answer["state"], "" if answer["since"] is None else f"since iteration {answer['since']}")
+        for question, answer in last.items()
+    ]
 
 
 def line(run: Run) -> str:

@@ -114,7 +114,7 @@ class Images(Source):
     def make_features(self, settings: Settings) -> Callable[[Tensor], Tensor] | None:
         """Return a classifier's features; other images are compared by their values, and not by Inception's, which
         takes longer than the training between two readings."""
-        extractor = self._extractor(settings)
+        extractor = None if settings.records.features == "inception" else self._extractor(settings)
         if not isinstance(extractor, StackedClassifier | CifarFeatures):
             return None
         return lambda images: extractor.describe(quantize(images)).features
