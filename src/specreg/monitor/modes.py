@@ -35,7 +35,7 @@ class ModeThresholds:
     losing: float = 0.25
     lost: float = 0.4
     regained: float = 0.6
-    learnt: float = 0.5
+    learnt: float = 0.6
     patience: int = 10
     progress: float = 0.05
 
