@@ -83,8 +83,8 @@ def test_noise_within_its_error_gives_no_alarm(level, error, seed):
 
 
 def test_a_fall_within_the_readings_error_is_none():
-    assert states(judged([0.3] * 10 + [0.35] * 20, error=0.2)) == ["not judged", "healthy"]
-    assert states(judged([0.3] * 10 + [0.35] * 20, error=0.02))[-1] == "losing"
+    assert states(judged([0.3] * 10 + [0.45] * 20, error=0.2)) == ["not judged", "healthy"]
+    assert states(judged([0.3] * 10 + [0.45] * 20, error=0.02))[-1] == "losing"
 
 
 @pytest.mark.parametrize(
