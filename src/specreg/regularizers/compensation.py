@@ -122,6 +122,16 @@ def dynamic_compensation(
         ValueError: a bad option, no layer matched, a layer under a parametrization that specreg does not know, or a
             record of other layers.
 
+    Example:
+        >>> import specreg, torch
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> compensator = specreg.dynamic_compensation(layer, every=1, start=0)
+        >>> for values in ([1.0, 0.9], [1.0, 0.4]):  # a spectrum that falls
+        ...     _ = layer.weight.data.copy_(torch.diag(torch.tensor(values)))
+        ...     _ = compensator.step()
+        >>> specreg.spectra(layer)[""].round(decimals=4)
+        tensor([1.0000, 0.9000], dtype=torch.float64)
+
     Reference:
         Liu et al. 2019, section 3.2; Obukhov et al. 2021 (``scale="unit"`` without spectral normalization).
     """
@@ -168,6 +178,16 @@ def anchored_compensation(
     Raises:
         ValueError: a bad option, no layer matched, a layer under a parametrization that specreg does not know, or a
             record of other layers.
+
+    Example:
+        >>> import specreg, torch
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> compensator = specreg.anchored_compensation(layer, every=1, start=0, window=2)
+        >>> for values in ([1.0, 0.9], [1.0, 0.7], [1.0, 0.4]):
+        ...     _ = layer.weight.data.copy_(torch.diag(torch.tensor(values)))
+        ...     _ = compensator.step()
+        >>> specreg.spectra(layer)[""].round(decimals=4)  # the window's mean ratio is 0.8
+        tensor([1.0000, 0.8000], dtype=torch.float64)
     """
     layers = find(module, only=only, skip=skip, title="anchored_compensation")
     every, window = integer("every", every, at_least=1), integer("window", window, at_least=1)
