@@ -35,7 +35,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
         name = path.relative_to(ROOT).as_posix()
         if config.repo_url:
             return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{name})"
-        return text if text.strip("`") in name else f"{text} (`{name}`)"
+        return text if text.strip("`/") in name else f"{text} (`{name}`)"
 
     return LINK.sub(named, _with_blank_lines_before_lists(markdown))
 
@@ -64,5 +64,5 @@ class Docstrings(griffe.Extension):
         text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
         text = re.sub(r"^( *)\.\. math:: (.+(?:\n\1 +\S.*)*)", r"\1\\[\n\1\2\n\1\\]", text, flags=re.M)
         text = re.sub(r":math:`([^`]+)`", r"\\(\1\\)", text)
-        text = re.sub(r":\w+:`(specreg\.\w+)`", r"[`\1`][\1]", text)  # what the package exports has an entry
+        text = re.sub(r":\w+:`(specreg\.[\w.]+)`", r"[`\1`][\1]", text)
         obj.docstring.value = re.sub(r":\w+:`(?:~[\w.]+\.)?([\w.]+)`", r"`\1`", text)

@@ -62,7 +62,7 @@ def static_compensation(
             of equal widths that is 0.56 r in a 3x3 convolution and 0.25 r in a 1x1 convolution.
         record: for "auto": a healthy spectrum to measure instead, layer name -> singular values or their ratios, (r,)
             or (groups, r).
-        every, start, strength, scale, only, skip: see ``specreg.regularizers.compensation``.
+        every, start, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
         A compensator.
@@ -113,7 +113,7 @@ def dynamic_compensation(
             a record from there would pin every later one to it. Of 500 and 2000, tried on digits, 2000 was better.
         record: a healthy spectrum to begin with, layer name -> singular values or their ratios, (r,) or (groups, r),
             for every layer. Then nothing is waited for, and the first call compensates.
-        every, strength, scale, only, skip: see ``specreg.regularizers.compensation``.
+        every, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
         A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
@@ -170,7 +170,7 @@ def anchored_compensation(
         window: its length in calls; nothing is compensated in it.
         record: a healthy spectrum, layer name -> singular values or their ratios, (r,) or (groups, r), for every layer
             (see :meth:`specreg.History.mean_spectra`). Then there is no window, and the first call compensates.
-        every, strength, scale, only, skip: see ``specreg.regularizers.compensation``.
+        every, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
         A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
