@@ -1,7 +1,9 @@
 """The documentation site: its tutorials run as they stand, every page is in it, every public name is in the API."""
 
 import re
+import runpy
 import shlex
+import types
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,26 @@ def test_every_public_name_is_in_the_api():
     pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
     entries = re.findall(r"^::: specreg\.(\w+)$", pages, re.M)
     assert sorted({*entries} - {"losses"}) == sorted(specreg.__all__)
+
+
+def test_docstrings_and_pages_become_what_mkdocs_reads():
+    griffe, _ = pytest.importorskip("griffe"), pytest.importorskip("mkdocs")
+    documentation = runpy.run_path(str(ROOT / "scripts" / "documentation.py"))
+    text = "Do :math:`s_1`.\n\n.. math:: a\n    + b\n\nSee :func:`specreg.spectra`, :class:`~a.b.Kind`.\n\n"
+    text += "Example:\n    >>> 1"
+    function = griffe.Function("f", docstring=griffe.Docstring(text))
+    documentation["Docstrings"]().on_instance(obj=function)
+    assert function.docstring.value.splitlines() == [
+        r"Do \(s_1\).", "", r"\[", "a", "    + b", r"\]", "",
+        "See [`specreg.spectra`][specreg.spectra], `Kind`.", "", "Examples:", "    >>> 1",
+    ]  # fmt: skip
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="results/x.md"))
+    source = (
+        "All:\n- [here](../math.md#layers), [`fast.py`](../../src/specreg/spectra/fast.py)\n- [there](../../LICENSE)\n"
+    )
+    read = documentation["on_page_markdown"]
+    kept = "All:\n\n- [here](../math.md#layers), "
+    assert read(source, page, types.SimpleNamespace(repo_url="")) == kept + "`fast.py`\n- there (`LICENSE`)"
+    assert read(source, page, types.SimpleNamespace(repo_url="https://x/")) == (
+        kept + "[`fast.py`](https://x/blob/main/src/specreg/spectra/fast.py)\n- [there](https://x/blob/main/LICENSE)"
+    )
