@@ -63,6 +63,8 @@ class Docstrings(griffe.Extension):
             return
         text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
         text = re.sub(r"^( *)\.\. math:: (.+(?:\n\1 +\S.*)*)", r"\1\\[\n\1\2\n\1\\]", text, flags=re.M)
+        # Several names in one entry: griffe would take what follows a space for a type.
+        text = re.sub(r"^ +[a-z_]+(, [a-z_]+)+:", lambda names: names[0].replace(", ", ",\u00a0"), text, flags=re.M)
         text = re.sub(r":math:`([^`]+)`", r"\\(\1\\)", text)
         text = re.sub(r":\w+:`(specreg\.[\w.]+)`", r"[`\1`][\1]", text)
         obj.docstring.value = re.sub(r":\w+:`(?:~[\w.]+\.)?([\w.]+)`", r"`\1`", text)
