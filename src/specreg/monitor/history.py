@@ -29,6 +29,9 @@ class History:
     Attributes:
         iterations: of the snapshots, growing.
 
+    Raises:
+        ValueError: ``limit`` is no integer, or below 2.
+
     Example:
         >>> history = History()
         >>> for iteration in (0, 100, 200):
