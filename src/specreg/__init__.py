@@ -15,7 +15,7 @@ from specreg.regularizers.orthogonalization import orthogonalize
 from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty, spectral_penalty
 from specreg.regularizers.regularization import spectral_regularization
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Coverage",

@@ -42,6 +42,17 @@ class Thresholds:
         regained: part of the loss that has to come back for "recovered".
         patience: consecutive snapshots that have to agree.
         smoothing: snapshots whose median is judged. 1 suits a few snapshots far apart.
+
+    Raises:
+        ValueError: no integer, a part outside (0, 1), or ``collapsed`` below ``fast``.
+
+    Example:
+        >>> checkpoints = Thresholds(warmup=0, window=20_000, smoothing=1)  # snapshots every 5,000 iterations
+        >>> detector = Detector(checkpoints)
+        >>> for iteration, level in zip(range(0, 25_000, 5000), (0.8, 0.8, 0.8, 0.8, 0.3)):
+        ...     verdict = detector.update(iteration, {"conv": [1.0] + [level] * 7})
+        >>> verdict.state
+        'collapsed'
     """
 
     warmup: int = 500

@@ -28,6 +28,18 @@ class History:
 
     Attributes:
         iterations: of the snapshots, growing.
+
+    Raises:
+        ValueError: ``limit`` is no integer, or below 2.
+
+    Example:
+        >>> history = History()
+        >>> for iteration in (0, 100, 200):
+        ...     history.add(iteration, {"conv": torch.tensor([2.0, 1.5, 0.5])})
+        >>> history.statistics("conv").bulk  # s_2/s_1 of three values, over time
+        tensor([0.7500, 0.7500, 0.7500])
+        >>> history.mean_spectra(100, 200)["conv"]
+        tensor([2.0000, 1.5000, 0.5000], dtype=torch.float64)
     """
 
     def __init__(self, limit: int = 1000) -> None:

@@ -45,7 +45,7 @@ class Monitor:
         every: iterations between snapshots.
         detector: judges them; by default ``Detector()``.
         actions: called with each new verdict, in order; more may be appended to ``monitor.actions`` (see
-            ``specreg.monitor.actions`` and :class:`specreg.Guard`).
+            :mod:`specreg.monitor.actions` and :class:`specreg.Guard`).
         samples: returns generated and real samples, a thousand or more of each, the generator in eval mode:
             then the verdict also says whether modes are lost (:class:`specreg.Coverage`), and whether the discriminator
             still teaches. Of several processes, which all have to watch, only process 0 calls it, and the others wait:

@@ -42,6 +42,13 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
 
     Raises:
         ValueError: shapes differ, fewer than 3 samples, values that are not finite, or equal real samples.
+
+    Example:
+        >>> real = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+        >>> diversity(real / 2, real).ratio
+        0.5
+        >>> diversity(real[:10].repeat(20, 1), real).poor  # ten samples again and again
+        True
     """
     if generated.shape[1:] != real.shape[1:]:
         raise ValueError(f"generated samples have shape {tuple(generated.shape[1:])}, real {tuple(real.shape[1:])}")

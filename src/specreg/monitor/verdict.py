@@ -67,6 +67,14 @@ class Verdict:
         coverage: does the generator produce all of the data? "healthy", "recovered", "losing", "lost", "never learnt".
         signal: does the discriminator still teach? "teaching" or "dead".
         groups: name -> the verdict on this group of layers alone; "" where everything is one group.
+
+    Example:
+        >>> import specreg
+        >>> verdict = specreg.Detector().update(1, {"conv": [1.0, 0.9, 0.8, 0.7]})
+        >>> verdict.state, verdict.judged, verdict.alarming
+        ('not judged', False, False)
+        >>> verdict.evidence["conv"].now, verdict.coverage.state  # the bulk, s_2/s_1 of four values; no samples
+        (0.9, 'not measured')
     """
 
     iteration: int

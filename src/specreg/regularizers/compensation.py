@@ -62,7 +62,7 @@ def static_compensation(
             of equal widths that is 0.56 r in a 3x3 convolution and 0.25 r in a 1x1 convolution.
         record: for "auto": a healthy spectrum to measure instead, layer name -> singular values or their ratios, (r,)
             or (groups, r).
-        every, start, strength, scale, only, skip: see ``specreg.regularizers.compensation``.
+        every, start, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
         A compensator.
@@ -113,7 +113,7 @@ def dynamic_compensation(
             a record from there would pin every later one to it. Of 500 and 2000, tried on digits, 2000 was better.
         record: a healthy spectrum to begin with, layer name -> singular values or their ratios, (r,) or (groups, r),
             for every layer. Then nothing is waited for, and the first call compensates.
-        every, strength, scale, only, skip: see ``specreg.regularizers.compensation``.
+        every, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
         A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
@@ -121,6 +121,16 @@ def dynamic_compensation(
     Raises:
         ValueError: a bad option, no layer matched, a layer under a parametrization that specreg does not know, or a
             record of other layers.
+
+    Example:
+        >>> import specreg, torch
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> compensator = specreg.dynamic_compensation(layer, every=1, start=0)
+        >>> for values in ([1.0, 0.9], [1.0, 0.4]):  # a spectrum that falls
+        ...     _ = layer.weight.data.copy_(torch.diag(torch.tensor(values)))
+        ...     _ = compensator.step()
+        >>> specreg.spectra(layer)[""].round(decimals=4)
+        tensor([1.0000, 0.9000], dtype=torch.float64)
 
     Reference:
         Liu et al. 2019, section 3.2; Obukhov et al. 2021 (``scale="unit"`` without spectral normalization).
@@ -160,7 +170,7 @@ def anchored_compensation(
         window: its length in calls; nothing is compensated in it.
         record: a healthy spectrum, layer name -> singular values or their ratios, (r,) or (groups, r), for every layer
             (see :meth:`specreg.History.mean_spectra`). Then there is no window, and the first call compensates.
-        every, strength, scale, only, skip: see ``specreg.regularizers.compensation``.
+        every, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
         A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
@@ -168,6 +178,16 @@ def anchored_compensation(
     Raises:
         ValueError: a bad option, no layer matched, a layer under a parametrization that specreg does not know, or a
             record of other layers.
+
+    Example:
+        >>> import specreg, torch
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> compensator = specreg.anchored_compensation(layer, every=1, start=0, window=2)
+        >>> for values in ([1.0, 0.9], [1.0, 0.7], [1.0, 0.4]):
+        ...     _ = layer.weight.data.copy_(torch.diag(torch.tensor(values)))
+        ...     _ = compensator.step()
+        >>> specreg.spectra(layer)[""].round(decimals=4)  # the window's mean ratio is 0.8
+        tensor([1.0000, 0.8000], dtype=torch.float64)
     """
     layers = find(module, only=only, skip=skip, title="anchored_compensation")
     every, window = integer("every", every, at_least=1), integer("window", window, at_least=1)

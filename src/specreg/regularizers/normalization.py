@@ -73,6 +73,13 @@ def remove(module: nn.Module) -> list[str]:
 
     Returns:
         The qualified names of the tensors that are plain again.
+
+    Example:
+        >>> import specreg
+        >>> discriminator = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> _ = specreg.spectral_norm(discriminator, only="0")
+        >>> specreg.remove(discriminator)
+        ['0.weight']
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")

@@ -49,6 +49,14 @@ def spectral_regularization(
     Raises:
         ValueError: a bad option, no layer matched, a layer already normalized, or a weight with NaN or inf.
 
+    Example:
+        >>> import specreg
+        >>> layer = nn.Linear(4, 4, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0])))
+        >>> _ = specreg.spectral_regularization(layer, keep=0.5)
+        >>> specreg.spectra(layer, weight="used")[""].round(decimals=4)
+        tensor([1.0000, 1.0000, 0.5000, 0.2500], dtype=torch.float64)
+
     Reference:
         Liu et al. 2019, section 3.2 (map) and 3.3 (gradient).
     """
