@@ -6,7 +6,6 @@ communicated, and nothing is computed.
 
 import contextlib
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -124,33 +123,29 @@ def from_main(function: Callable[[], T]) -> T:
     The function must not communicate: the others wait for its answer. Where torch has connected none it is called.
 
     Raises:
-        Exception: what it raises there, in every process.
+        Exception: what it raises there; in the others :class:`MainFailedError` unless it is a ValueError or TypeError.
         LostProcessError: process 0 has ended.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return function()
-    outcome: list[Any] = [None, None]
+    value, failure = None, None
     if dist.get_rank() == 0:
         try:
-            outcome[0] = function()
+            value = function()
         except Exception as error:  # the others would wait for ever
-            outcome[1] = error
-    sent = [outcome[0], _portable(outcome[1])]
+            failure = error
+    # Text, as not every kind of error can be sent.
+    sent: list[Any] = [value, None if failure is None else (type(failure).__name__, str(failure))]
     with talking():
         dist.broadcast_object_list(sent)
-    if (failure := outcome[1] or sent[1]) is not None:
+    if failure is not None:
         raise failure
-    value: T = sent[0]
-    return value
-
-
-def _portable(error: Exception | None) -> Exception | None:
-    """Return an error as other processes can be sent it: some kinds cannot be pickled, or made anew."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # of whatever the kind's own methods do
-        return MainFailedError(f"the main process failed: {type(error).__name__}: {error}")
-    return error
+    if sent[1] is not None:
+        name, text = sent[1]
+        kind = {"ValueError": ValueError, "TypeError": TypeError}.get(name)
+        raise MainFailedError(f"the main process failed: {name}: {text}") if kind is None else kind(text)
+    answer: T = sent[0]
+    return answer
 
 
 class _Sum(torch.autograd.Function):
