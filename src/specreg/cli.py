@@ -328,6 +328,9 @@ def _train(arguments: list[str]) -> int:
                 held.enter_context(run.lock())
         progress: Any = lambda step, metrics: None  # noqa: E731
         if processes.main and not given.quiet:
+            if not run.complete:
+                named = any(argument.partition("=")[0] == "--method" for argument in arguments)
+                display.begins(config, is_default=saved is None and not named)
             label = f"{config.method}, seed {config.seed}"
             progress = held.enter_context(display.training(label, config.settings.training.steps))
         try:
@@ -342,6 +345,7 @@ def _train(arguments: list[str]) -> int:
         return 130
     if not given.quiet:
         display.metrics(run.read("result") or {})
+        display.whereabouts(run.path)
     return 0
 
 

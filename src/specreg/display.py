@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,40 +19,97 @@ from rich.text import Text
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers.selection import shown as layer_name
 from specreg.names import printable
+from specreg.records import PACE
 from specreg.report.tables import notes, table
 
 if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need
+    from specreg.experiments.config import RunConfig
     from specreg.experiments.jobs import Job
     from specreg.experiments.sweep import Cost, Plan
     from specreg.report import Cell
 
 # key in the records, heading, decimals
 _METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2), ("missing", "missing", 2))
+_PAUSE = 10.0  # seconds between lines of a log
 _MOST_SHOWN = 12  # runs of a sweep: the table has to fit a terminal
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _STYLES = {"collapsed": "red", "collapsing": "red", "not finite": "red", "zero": "red", "reduced": "yellow"}
 _LIVE = (*_METRICS, ("d_loss", "loss D", 2), ("g_loss", "loss G", 2))
 
 
+class _Bar(Progress):
+    """A progress bar with its metrics on a line of their own, where they are not cut."""
+
+    def get_renderables(self) -> Iterator[Any]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(str(task.fields["metrics"])) for task in self.tasks)
+
+
+class _Pulse:
+    """Tells when another line is due where nothing moves, in a pipe or a log: every ten seconds."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _PAUSE
+
+    def due(self) -> bool:
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + _PAUSE
+        return True
+
+
+def duration(seconds: float) -> str:
+    """Return a time to come as one says it.
+
+    Example:
+        >>> [duration(seconds) for seconds in (3, 47, 100, 9700, 10700, 300000)]
+        ['10 s', '50 s', '2 min', '2 h 40 min', '3 h', '3 d 11 h']
+    """
+    minutes, tens, hours = round(seconds / 60), round(seconds / 600), round(seconds / 3600)
+    if seconds < 55:
+        return f"{max(10, 10 * round(seconds / 10))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if tens < 48 * 6:
+        return f"{tens // 6} h" + (f" {10 * (tens % 6)} min" if tens % 6 else "")
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def begins(config: "RunConfig", *, is_default: bool) -> None:
+    """Say what is trained, how, and on what, before it begins."""
+    from specreg.experiments.methods import METHODS
+
+    method, settings = METHODS[config.method], config.settings
+    chosen = "; by default, another one with --method" if is_default else ""
+    text = f"{method.title} on {settings.data.data}, {settings.training.steps} steps ({method.about}{chosen})"
+    Console(stderr=True, highlight=False).print(_plain(text))
+
+
 @contextlib.contextmanager
 def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """Show one run's progress bar from its first step on; yields what is to be told each step and its metrics."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[metrics]}"),
-    )
+    """Show how far one run is from its first step on; yields what is to be told each step and its metrics.
+
+    On a terminal that is a bar; elsewhere a line every ten seconds.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     latest: dict[str, Any] = {}
-    bars = Progress(*columns, console=Console(stderr=True))
+    console, pulse = Console(stderr=True, highlight=False), _Pulse()
+    bars = _Bar(*columns, console=console)
     task = bars.add_task(label, total=steps, metrics="")
 
     def tell(step: int, metrics: Mapping[str, Any]) -> None:
-        bars.start()  # once: until the first step something may be wrong, which is shown without a bar
         latest.update(metrics)
         shown = [f"{heading} {latest[key]:.{digits}f}" for key, heading, digits in _LIVE if key in latest]
-        bars.update(task, completed=step, metrics="  ".join([*shown, str(latest.get("verdict", ""))]))
+        text = "  ".join([*shown, str(latest.get("verdict", ""))]).strip()
+        left = (steps - step) * latest.get(PACE, 0.0)
+        if PACE in metrics and left:
+            console.print(_plain(f"{label}: about {duration(left)} for the {steps - step} steps to come"))
+        if _moves(console):
+            bars.start()  # once: until the first step something may be wrong, which is shown without a bar
+            bars.update(task, completed=step, metrics=text)
+        elif pulse.due():
+            about = f", about {duration(left)} left" if left else ""
+            console.print(_plain(f"{label}: step {step} of {steps}{about}  {text}".rstrip()), soft_wrap=True)
 
     try:
         yield tell
@@ -62,11 +120,52 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
 
 @contextlib.contextmanager
 def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
-    """Show how far the runs are; yields what is to be called now and then."""
-    console = Console(stderr=True)
-    with Live(console=console, auto_refresh=False) as live:
-        yield lambda: live.update(_progress(jobs), refresh=True)
-    console.print()
+    """Show how far the runs are; yields what is to be called now and then.
+
+    On a terminal that is a table; elsewhere a line every ten seconds.
+    """
+    console, pulse = Console(stderr=True, highlight=False), _Pulse()
+    moves, is_told = _moves(console), False
+    with Live(console=console, auto_refresh=False) if moves else contextlib.nullcontext() as live:
+
+        def watch() -> None:
+            nonlocal is_told
+            left = None if is_told else _seconds_left(jobs)
+            if left is not None:
+                is_told = True
+                console.print(f"about {duration(left)} for the steps to come of all runs")
+            if live is not None:
+                live.update(_progress(jobs), refresh=True)
+            elif pulse.due():
+                running = [f"{job.name} {_step(job)}" for job in jobs if job.state == "running"][:_MOST_SHOWN]
+                console.print(_plain("; ".join([_summary(jobs), *running])), soft_wrap=True)
+
+        yield watch
+    if moves:
+        console.print()
+
+
+def _moves(console: Console) -> bool:
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _seconds_left(jobs: "Sequence[Job]") -> float | None:
+    """Return how long the runs' steps will take, once every run under way has measured some of its own."""
+    paces: dict[str, float] = {job.name: pace for job in jobs if isinstance(pace := _timing(job).get(PACE), float)}
+    running = [job for job in jobs if job.state == "running"]
+    if not running or any(job.name not in paces for job in running):
+        return None
+    mean = sum(paces.values()) / len(paces)
+    left = {job.name: job.config.settings.training.steps - _latest(job)["step"] for job in jobs
+            if job.state in ("running", "waiting")}  # fmt: skip
+    return float(sum(steps * paces.get(name, mean) for name, steps in left.items())) / len(running)
+
+
+def _timing(job: "Job") -> dict[str, Any]:
+    try:
+        return job.run.read("timing") or {}
+    except ValueError:  # damaged, which the run will say
+        return {}
 
 
 def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapping[str, int]) -> None:
@@ -127,6 +226,13 @@ def metrics(values: Mapping[str, Any]) -> None:
         if not isinstance(value, dict) and value is not None:
             shown.add_row(_plain(key), _plain(f"{value:.4g}" if isinstance(value, float) else str(value)))
     Console(file=sys.stdout).print(shown)
+
+
+def whereabouts(run: Path) -> None:
+    """Say where a finished run's files are, and what comes next."""
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(_plain(f"checkpoints, records and samples.png: {run}"), soft_wrap=True)
+    console.print(_plain(f"one page about it: specreg report {run}"), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -281,27 +387,37 @@ def _curve(ratios: Sequence[float], *, width: int, height: int) -> str:
 
 
 def _progress(jobs: "Sequence[Job]") -> Group:
-    counts = Counter(job.state for job in jobs)
-    states = ("done", "running", "failed", "stopped", "waiting")
-    summary = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
-    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("run", no_wrap=True, max_width=26)
-    for heading in ("step", *(heading for _, heading, _ in _METRICS), "verdict", ""):
-        shown.add_column(heading, justify="right", no_wrap=True)
     # All runs, or those that run where there are many.
     chosen = jobs if len(jobs) <= _MOST_SHOWN else [job for job in jobs if job.state == "running"][:_MOST_SHOWN]
+    numbers = {job.name: _latest(job) for job in chosen}
+    # Not every kind of data has modes.
+    metrics = [column for column in _METRICS if any(column[0] in latest for latest in numbers.values())]
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("run", overflow="fold")  # alone gives way on a narrow terminal
+    for heading in ("step", *(heading for _, heading, _ in metrics), "verdict", ""):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for job in chosen:
-        latest, verdict = _latest(job), [str(record.get("state")) for record in _last(job, "verdicts")]
+        latest, verdict = numbers[job.name], [str(record.get("state")) for record in _last(job, "verdicts")]
         shown.add_row(
             _plain(job.name),
-            f"{latest['step']}/{job.config.settings.training.steps}",
-            *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),
+            _step(job),
+            *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in metrics),
             Text.assemble(*((printable(state), _STYLES.get(state, "")) for state in verdict)),
             "" if job.state == "running" else job.state,
         )
     failed = [Text(printable(f"{job.name}: {job.error}"), "red", overflow="ellipsis", no_wrap=True)
               for job in jobs if job.state == "failed"]  # fmt: skip
-    return Group(f"{len(jobs)} runs: {summary}", *([shown] if chosen else []), *failed[-_MOST_SHOWN:])
+    return Group(_summary(jobs), *([shown] if chosen else []), *failed[-_MOST_SHOWN:])
+
+
+def _summary(jobs: "Sequence[Job]") -> str:
+    counts = Counter(job.state for job in jobs)
+    states = ("done", "running", "failed", "stopped", "waiting")
+    return f"{len(jobs)} runs: " + ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
+
+
+def _step(job: "Job") -> str:
+    return f"{_latest(job)['step']}/{job.config.settings.training.steps}"
 
 
 def _last(job: "Job", series: str) -> list[dict[str, Any]]:

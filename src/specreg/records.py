@@ -41,6 +41,8 @@ from specreg.names import LARGEST_INTEGER
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "outputs", "events")
 _LOCK_SECONDS, _ASKING_SECONDS = 0.5, 0.1
 
+PACE = "seconds_per_step"  # in timing.json: what the first steps of a process took, without the very first
+
 
 def near_runs(path: Path) -> str:
     """Return a question after the runs that may be meant by a path where none is: of its name, or inside; or ""."""
@@ -78,8 +80,12 @@ class RunDirectory:
         return self.path / f"checkpoint-{why}.pt"
 
     @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
     def complete(self) -> bool:
-        return (self.path / "result.json").exists()
+        return self.result.exists()
 
     @property
     def tensorboard(self) -> Path:

@@ -146,6 +146,26 @@ def differences(before: T, after: T) -> list[str]:
     return [f"{key} {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key]]
 
 
+def is_longer(before: T, after: T) -> bool:
+    """Whether a configuration differs from another in nothing but more steps, to which its training can go on."""
+    old, new = _training(before), _training(after)
+    only_steps = differences(before, after) == [f"steps {old.steps} -> {new.steps}"]
+    return only_steps and new.steps > old.steps and old.lr_decay == "none"
+
+
+def refusal(before: T, after: T) -> str:
+    """Return in what two configurations differ, and why not even more steps would do, for a message."""
+    changed, old, new = differences(before, after), _training(before), _training(after)
+    why = ""
+    if len(changed) == 1 and old.steps != new.steps:
+        why = ": steps can only grow" if new.steps < old.steps else ": the learning rates decay to 0 over the old ones"
+    return "; ".join(changed) + why
+
+
+def _training(config: RunConfig | Settings) -> TrainingConfig:
+    return (config.settings if isinstance(config, RunConfig) else config).training
+
+
 def _build(kind: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         raise ValueError(f"{prefix.rstrip('.') or 'a configuration'} must be an object with keys, got {values!r:.60}")
