@@ -82,7 +82,7 @@ def begins(config: "RunConfig", *, is_default: bool) -> None:
     method, settings = METHODS[config.method], config.settings
     chosen = "; by default, another one with --method" if is_default else ""
     text = f"{method.title} on {settings.data.data}, {settings.training.steps} steps ({method.about}{chosen})"
-    Console(stderr=True, highlight=False).print(_plain(text))
+    Console(stderr=True, highlight=False).print(_plain(text), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -403,7 +403,7 @@ def _progress(jobs: "Sequence[Job]") -> Group:
             _step(job),
             *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in metrics),
             Text.assemble(*((printable(state), _STYLES.get(state, "")) for state in verdict)),
-            "" if job.state == "running" else job.state,
+            job.state if job.state != "running" else "" if latest["step"] or verdict else "starting",
         )
     failed = [Text(printable(f"{job.name}: {job.error}"), "red", overflow="ellipsis", no_wrap=True)
               for job in jobs if job.state == "failed"]  # fmt: skip

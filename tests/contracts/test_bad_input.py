@@ -263,6 +263,8 @@ TRAIN = {
     "half an image": (["--data", folder_of("images", a__png=torn(png(64)))], "a.png is not a readable image"),
     "a zip of texts": (["--data", images(a__txt=b"a")], "holds no images"),
     "no network": (["--data", images(a__png=png(30))], "no network for 30x30 images"),
+    "conditional without a network for it": (["--data", images(a__png=png(28)), "--conditional"],
+                                             "a dcgan, chosen as it fits 28x28 images, cannot be conditional: drop"),
     "conditional on nothing": (["--data", images(a__png=png(32)), "--conditional"], "has no classes to be conditional"),
     "a cache that is a file": (["--data", images(a__png=png(32)), "--cache", file("cache", b"")], "cannot write the cache"),
     "configuration from a pipe": (["--out", Run(piped("config.json"))], "config.json is a pipe"),

@@ -89,6 +89,12 @@ def test_the_estimate_of_several_runs_waits_until_each_under_way_has_measured(tm
         assert capsys.readouterr().err == "3 runs: 2 running, 1 waiting; runs/a 0/100; runs/b 40/100\n"
 
 
+def test_a_run_that_has_recorded_nothing_yet_is_starting(tmp_path):
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(display._progress([job(tmp_path, "a", "running")]))
+    assert shown.export_text().splitlines()[2].split() == ["runs/a", "0/100", "starting"]
+
+
 def test_the_live_table_has_no_columns_that_all_runs_leave_empty(tmp_path):
     shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(display._progress([job(tmp_path, "a", "running", step=5, fd=18.25, missing=0.5)]))

@@ -22,6 +22,7 @@ from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, Settings
 from specreg.experiments.jobs import end, execute_all
 from specreg.experiments.presets import PRESETS, Cell, choose
+from specreg.experiments.run import saved_config
 from specreg.experiments.sweep import COMPARISON, Plan, changes, cost, lay_out, overridden, saved_settings
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
@@ -86,6 +87,20 @@ def test_the_other_presets():
         assert len({cell.name for cell in preset.cells}) == len(preset.cells)
 
 
+def test_steps_of_a_sweep_grow_with_all_of_its_runs(tmp_path):
+    (cell,), (longer,) = tiny(), tiny(steps=9)
+    for job in lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0])):
+        job.run.write("result", {})
+    before = (tmp_path / "sweep.json").read_text()
+    with pytest.raises(ValueError, match="holds static-seed0, too, to be compared after as many steps"):
+        lay_out(tmp_path, plan_of([longer], methods=("sn",), seeds=[0]))
+    assert (tmp_path / "sweep.json").read_text() == before
+    jobs = lay_out(tmp_path, plan_of([longer], methods=("sn", "static"), seeds=[0]))
+    assert [(job.state, saved_config(job.run).settings.training.steps) for job in jobs] == [("waiting", 9)] * 2
+    with pytest.raises(ValueError, match=r"with other settings \(steps 9 -> 4: steps can only grow\)"):
+        lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0]))
+
+
 def test_cells_are_chosen_by_names_and_globs_in_their_own_order():
     chosen = choose(PRESETS["paper"].cells, ["C*", "A16-128", "B?-64"])
     assert [cell.name for cell in chosen] == ["A16-128", "B8-64", "C8-32", "C16-32", "C32-32", "C64-32", "C128-32"]
@@ -112,7 +127,10 @@ def test_the_cost_is_what_one_counts_by_hand():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["stacked-mnist", "--conditional"], "the dcgan is not conditional: drop --conditional"),
+        (
+            ["stacked-mnist", "--conditional"],
+            "a dcgan, chosen by --network or the preset, cannot be conditional: drop --conditional",
+        ),
         (["paper", "--network", "mlp"], "the mlp makes points, and CIFAR-10 are images: --network resnet or dcgan"),
         (["paper", "--data", "ring"], "ring has points and no images: drop --image-size"),
     ],
