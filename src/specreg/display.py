@@ -103,7 +103,7 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
         text = "  ".join([*shown, str(latest.get("verdict", ""))]).strip()
         left = (steps - step) * latest.get(PACE, 0.0)
         if PACE in metrics and left:
-            console.print(_plain(f"{label}: about {duration(left)} for the {steps - step} steps to come"))
+            console.print(_plain(f"{label}: about {duration(left)} of training to come ({steps - step} steps)"))
         if _moves(console):
             bars.start()  # once: until the first step something may be wrong, which is shown without a bar
             bars.update(task, completed=step, metrics=text)
@@ -133,7 +133,7 @@ def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
             left = None if is_told else _seconds_left(jobs)
             if left is not None:
                 is_told = True
-                console.print(f"about {duration(left)} for the steps to come of all runs")
+                console.print(f"about {duration(left)} of training to come in all runs")
             if live is not None:
                 live.update(_progress(jobs), refresh=True)
             elif pulse.due():
@@ -257,7 +257,7 @@ def autopsy(found: Autopsy, plot: Path | None = None) -> None:
             console.print(_plain(f"{group or '(other layers)'}:"), style="bold")
         console.print((_series_table if series else _spectra_table)(found, names, console.width))
         console.print(_plain(_group_note(found, group, names)), end="\n\n" if len(found.groups) > 1 else "\n")
-    for line in (_series_note(found) if series else _SPECTRA_NOTE, *found.notes):
+    for line in (_series_note(found, console.width) if series else _SPECTRA_NOTE, *found.notes):
         console.print(_plain(line))
     if plot is not None:
         console.print(_plain(str(plot)), soft_wrap=True)
@@ -282,12 +282,7 @@ def _spectra_table(found: Autopsy, names: Sequence[str], width: int) -> Table:
 
 def _series_table(found: Autopsy, names: Sequence[str], width: int) -> Table:
     labels = [str(iteration) for iteration in found.iterations]
-    cell = max(4, *map(len, labels))
-    fitting = max(2, (width - 51) // (cell + 1))
-    last = len(labels) - 1
-    picked = (
-        sorted({round(i * last / (fitting - 1)) for i in range(fitting)}) if len(labels) > fitting else range(last + 1)
-    )
+    cell, picked = max(4, *map(len, labels)), _picked(labels, width)
     heads = (f"s_k/s_1 at {labels[0]}\nand below {labels[-1]}", *(labels[index] for index in picked), "verdict\nsince")
     justify = ("left", *("right" for _ in picked), "left")
     shown, room = _table_of_layers(justify, heads, width - 29 - len(picked) * (cell + 1))
@@ -306,6 +301,12 @@ def _series_table(found: Autopsy, names: Sequence[str], width: int) -> Table:
     return shown
 
 
+def _picked(labels: Sequence[str], width: int) -> list[int]:
+    """Return which checkpoints of a series fit a terminal: the first, the last, and as many between, evenly."""
+    last, fitting = len(labels) - 1, max(2, (width - 51) // (max(4, *map(len, labels)) + 1))
+    return sorted({round(i * last / (fitting - 1)) for i in range(fitting)} if last >= fitting else range(last + 1))
+
+
 _SPECTRA_NOTE = (
     f"collapsed: the bulk is below {COLLAPSED:.0%} of a random matrix's of this shape, reduced: below {REDUCED:.0%}. "
     "That is a hint and no proof: a collapse is a fall, which one checkpoint cannot show; give several. -: no verdict, "
@@ -313,14 +314,16 @@ _SPECTRA_NOTE = (
 )
 
 
-def _series_note(found: Autopsy) -> str:
+def _series_note(found: Autopsy, width: int) -> str:
+    picked = _picked([str(iteration) for iteration in found.iterations], width)
+    some = "" if len(picked) == len(found.paths) else f" {len(picked)} of them are shown: a wider terminal has more."
     paths = [str(path) for path in found.paths]
     shown = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
     if found.order:
-        return f"Bulk of s_k/s_1 in {len(paths)} checkpoints, in the order of {found.order}: {shown}."
+        return f"Bulk of s_k/s_1 in {len(paths)} checkpoints, in the order of {found.order}: {shown}.{some}"
     return (
         f"Bulk of s_k/s_1 in {len(paths)} checkpoints, numbered as given, {shown}: their names do not tell in which "
-        "order they were written, so there is no verdict. Name them by their steps, for instance step-1000.pt."
+        f"order they were written, so there is no verdict. Name them by their steps, for instance step-1000.pt.{some}"
     )
 
 

@@ -97,12 +97,14 @@ def suggestion(name: str, names: Iterable[str]) -> str:
         ' (did you mean static?)'
         >>> suggestion("netD", ["models.netG.0", "models.netD.0"])
         ' (did you mean models.netD?)'
+        >>> suggestion("conv", ["D.conv", "G.conv", "G.conv.1"])
+        ' (did you mean D.conv or G.conv?)'
     """
     begun = [list(itertools.accumulate(full.split("."), "{}.{}".format)) for full in names]
     candidates = [full for names in begun for full in names]
-    near = [full for full in candidates if full.rpartition(".")[2] == name]
+    near = list(dict.fromkeys(full for full in candidates if full.rpartition(".")[2] == name))
     near = near or difflib.get_close_matches(name, candidates, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    return f" (did you mean {' or '.join(near[:3])}?)" if near else ""
 
 
 def printable(text: str) -> str:

@@ -134,6 +134,17 @@ def test_inspect_prints_a_table_of_80_columns_and_no_control_characters(tmp_path
     assert next(line for line in out.splitlines() if line.startswith("last")).split()[2:] == ["1.00"] * 3 + ["steady"]
 
 
+@pytest.mark.parametrize(("columns", "note"), [(80, "5 of them are shown: a wider terminal has more."), (140, None)])
+def test_inspect_says_that_some_of_many_checkpoints_are_not_shown(columns, note, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    path = weights(tmp_path)
+    code, out, _ = run(capsys, "inspect", *(shutil.copy(path, f"{tmp_path}/step-{step}.pt") for step in range(9)))
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= columns
+    assert ("of them are shown" in " ".join(out.split())) == (note is not None)
+    assert note is None or note in " ".join(out.split())
+
+
 def test_inspect_prints_json_and_draws(tmp_path, capsys):
     code, out, _ = run(capsys, "inspect", weights(tmp_path), "--only", "last", "--json", "--plot", f"{tmp_path}/p.svg")
     assert code == 0
