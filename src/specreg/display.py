@@ -91,7 +91,13 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
 
     On a terminal that is a bar; elsewhere a line every ten seconds.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
     latest: dict[str, Any] = {}
     console, pulse = Console(stderr=True, highlight=False), _Pulse()
     bars = _Bar(*columns, console=console)
@@ -103,7 +109,8 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
         text = "  ".join([*shown, str(latest.get("verdict", ""))]).strip()
         left = (steps - step) * latest.get(PACE, 0.0)
         if PACE in metrics and left:
-            console.print(_plain(f"{label}: about {duration(left)} of training to come ({steps - step} steps)"))
+            what = f"about {duration(left)} of training to come ({steps - step} steps, evaluations not counted)"
+            console.print(_plain(f"{label}: {what}"), soft_wrap=True)
         if _moves(console):
             bars.start()  # once: until the first step something may be wrong, which is shown without a bar
             bars.update(task, completed=step, metrics=text)
@@ -133,7 +140,9 @@ def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
             left = None if is_told else _seconds_left(jobs)
             if left is not None:
                 is_told = True
-                console.print(f"about {duration(left)} of training to come in all runs")
+                console.print(
+                    f"about {duration(left)} of training to come in all runs, evaluations not counted", soft_wrap=True
+                )
             if live is not None:
                 live.update(_progress(jobs), refresh=True)
             elif pulse.due():
@@ -416,7 +425,9 @@ def _progress(jobs: "Sequence[Job]") -> Group:
 def _summary(jobs: "Sequence[Job]") -> str:
     counts = Counter(job.state for job in jobs)
     states = ("done", "running", "failed", "stopped", "waiting")
-    return f"{len(jobs)} runs: " + ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
+    return f"{len(jobs)} run{'s' * (len(jobs) != 1)}: " + ", ".join(
+        f"{counts[state]} {state}" for state in states if counts[state]
+    )
 
 
 def _step(job: "Job") -> str:

@@ -52,7 +52,7 @@ def test_a_log_has_the_estimate_once_and_a_line_every_ten_seconds(clock, capsys)
             tell(step, {PACE: 3.25} if step == 11 else {"fd": 18.25, "verdict": "steady"} if step == 15 else {})
     assert capsys.readouterr().err.splitlines() == [
         "sn, seed 0: step 10 of 3000",
-        "sn, seed 0: about 2 h 40 min of training to come (2989 steps)",
+        "sn, seed 0: about 2 h 40 min of training to come (2989 steps, evaluations not counted)",
         "sn, seed 0: step 20 of 3000, about 2 h 40 min left  FD 18.25  steady",
         "sn, seed 0: step 30 of 3000, about 2 h 40 min left  FD 18.25  steady",
         "sn, seed 0: step 40 of 3000, about 2 h 40 min left  FD 18.25  steady",
@@ -67,7 +67,7 @@ def test_a_terminal_has_the_estimate_and_metrics_that_are_not_cut(width, monkeyp
         tell(500, {"modes": 987, "kl": 1.25, "fd": 118.25, "missing": 0.25, "d_loss": 1.5, "g_loss": -0.5})
         tell(501, {"verdict": "collapsing"})
     text = shown.getvalue()
-    assert text.count("static, seed 0: about 25 min of training to come (2989 steps)") == 1
+    assert text.count("static, seed 0: about 25 min of training to come (2989 steps, evaluations not counted)") == 1
     for part in ("modes 987", "KL 1.25", "FD 118.25", "missing 0.25", "loss D 1.50", "loss G -0.50", "collapsing"):
         assert part in text
     assert "…" not in text
@@ -83,7 +83,7 @@ def test_the_estimate_of_several_runs_waits_until_each_under_way_has_measured(tm
         jobs[1].run.append("metrics", {"step": 40})
         watch()
         # (100 · 3 + 60 · 1 + 100 · 2) / 2 seconds
-        assert capsys.readouterr().err == "about 5 min of training to come in all runs\n"
+        assert capsys.readouterr().err == "about 5 min of training to come in all runs, evaluations not counted\n"
         clock.now = 10.0
         watch()
         assert capsys.readouterr().err == "3 runs: 2 running, 1 waiting; runs/a 0/100; runs/b 40/100\n"
