@@ -328,11 +328,10 @@ def _train(arguments: list[str]) -> int:
                 held.enter_context(run.lock())
         progress: Any = lambda step, metrics: None  # noqa: E731
         if processes.main and not given.quiet:
-            if not run.complete:
-                named = any(argument.partition("=")[0] == "--method" for argument in arguments)
-                display.begins(config, is_default=saved is None and not named)
-            label = f"{config.method}, seed {config.seed}"
-            progress = held.enter_context(display.training(label, config.settings.training.steps))
+            named = any(argument.partition("=")[0] == "--method" for argument in arguments)
+            heading = display.heading(config, is_default=saved is None and not named)
+            label, steps = f"{config.method}, seed {config.seed}", config.settings.training.steps
+            progress = held.enter_context(display.training(label, steps, heading))
         try:
             finished = execute(config, run, source, stop=interrupted, progress=progress, processes=processes)
         except NonFiniteError as error:

@@ -75,21 +75,21 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def begins(config: "RunConfig", *, is_default: bool) -> None:
-    """Say what is trained, how, and on what, before it begins."""
+def heading(config: "RunConfig", *, is_default: bool) -> str:
+    """Return what is trained, how, and on what."""
     from specreg.experiments.methods import METHODS
 
     method, settings = METHODS[config.method], config.settings
     chosen = "; by default, another one with --method" if is_default else ""
-    text = f"{method.title} on {settings.data.data}, {settings.training.steps} steps ({method.about}{chosen})"
-    Console(stderr=True, highlight=False).print(_plain(text), soft_wrap=True)
+    return f"{method.title} on {settings.data.data}, {settings.training.steps} steps ({method.about}{chosen})"
 
 
 @contextlib.contextmanager
-def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+def training(label: str, steps: int, heading: str) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     """Show how far one run is from its first step on; yields what is to be told each step and its metrics.
 
-    On a terminal that is a bar; elsewhere a line every ten seconds.
+    On a terminal that is a bar; elsewhere a line every ten seconds. Until the first step something may be wrong, which
+    is said without a heading or a bar.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -103,7 +103,11 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
     bars = _Bar(*columns, console=console)
     task = bars.add_task(label, total=steps, metrics="")
 
+    told = [heading]
+
     def tell(step: int, metrics: Mapping[str, Any]) -> None:
+        if told:
+            console.print(_plain(told.pop()), soft_wrap=True)
         latest.update(metrics)
         shown = [f"{heading} {latest[key]:.{digits}f}" for key, heading, digits in _LIVE if key in latest]
         text = "  ".join([*shown, str(latest.get("verdict", ""))]).strip()
@@ -112,7 +116,7 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
             what = f"about {duration(left)} of training to come ({steps - step} steps, evaluations not counted)"
             console.print(_plain(f"{label}: {what}"), soft_wrap=True)
         if _moves(console):
-            bars.start()  # once: until the first step something may be wrong, which is shown without a bar
+            bars.start()
             bars.update(task, completed=step, metrics=text)
         elif pulse.due():
             about = f", about {duration(left)} left" if left else ""

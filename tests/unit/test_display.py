@@ -46,11 +46,12 @@ def job(folder, name: str, state: str, steps: int = 100, **latest: float) -> Job
 
 
 def test_a_log_has_the_estimate_once_and_a_line_every_ten_seconds(clock, capsys):
-    with display.training("sn, seed 0", 3000) as tell:
+    with display.training("sn, seed 0", 3000, "SN on digits") as tell:
         for step in range(1, 41):
             clock.now += 1.0
             tell(step, {PACE: 3.25} if step == 11 else {"fd": 18.25, "verdict": "steady"} if step == 15 else {})
     assert capsys.readouterr().err.splitlines() == [
+        "SN on digits",
         "sn, seed 0: step 10 of 3000",
         "sn, seed 0: about 2 h 40 min of training to come (2989 steps, evaluations not counted)",
         "sn, seed 0: step 20 of 3000, about 2 h 40 min left  FD 18.25  steady",
@@ -62,7 +63,7 @@ def test_a_log_has_the_estimate_once_and_a_line_every_ten_seconds(clock, capsys)
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_terminal_has_the_estimate_and_metrics_that_are_not_cut(width, monkeypatch):
     shown = terminal(monkeypatch, width=width)
-    with display.training("static, seed 0", 3000) as tell:
+    with display.training("static, seed 0", 3000, "static SR") as tell:
         tell(11, {PACE: 0.5})
         tell(500, {"modes": 987, "kl": 1.25, "fd": 118.25, "missing": 0.25, "d_loss": 1.5, "g_loss": -0.5})
         tell(501, {"verdict": "collapsing"})
@@ -99,3 +100,16 @@ def test_the_live_table_has_no_columns_that_all_runs_leave_empty(tmp_path):
     shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(display._progress([job(tmp_path, "a", "running", step=5, fd=18.25, missing=0.5)]))
     assert shown.export_text().splitlines()[1].split() == ["run", "step", "FD", "missing", "verdict"]
+
+
+@pytest.mark.parametrize("is_default", [True, False])
+def test_the_heading_says_what_is_trained_and_that_nobody_chose_it(is_default):
+    text = display.heading(RunConfig("static", 0, Settings()), is_default=is_default)
+    assert text.startswith("static SR on digits, 3000 steps (sn with static compensation")
+    assert text.endswith("; by default, another one with --method)") == is_default
+
+
+def test_nothing_is_said_of_a_training_that_does_not_begin(capsys):
+    with display.training("sn, seed 0", 3000, "SN on digits"):
+        pass
+    assert capsys.readouterr().err == ""
