@@ -1,19 +1,14 @@
 """Spectral regularization of GANs: keep, and watch, the singular values of a discriminator's weights."""
 
-from specreg.guard import Guard
-from specreg.layers.kinds import register
-from specreg.monitor.attainment import attainment, gradient_norms
-from specreg.monitor.coverage import Coverage
-from specreg.monitor.detector import Detector, Thresholds, Verdict
-from specreg.monitor.history import History
-from specreg.monitor.monitor import Monitor
-from specreg.monitor.samples import diversity
-from specreg.monitor.snapshot import spectra
-from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
-from specreg.regularizers.normalization import remove, spectral_norm
-from specreg.regularizers.orthogonalization import orthogonalize
-from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty, spectral_penalty
-from specreg.regularizers.regularization import spectral_regularization
+# ruff: noqa: F403, F405  (the names are those of library.py)
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specreg.library import *
 
 __version__ = "0.2.0"
 
@@ -41,3 +36,26 @@ __all__ = [
     "spectral_regularization",
     "static_compensation",
 ]
+
+
+class _Package(ModuleType):
+    """Imports the library at the first use of a public name: the command line reads its options without torch."""
+
+    def __getattr__(self, name: str) -> Any:
+        library = import_module("specreg.library")
+        if name in __all__:
+            return getattr(library, name)
+        if name in globals():  # a package that the library has brought along
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The import of a package of the same name, as spectra, must not hide a verb.
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -17,20 +17,18 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from specreg import __version__
 from specreg.experiments.interrupts import import_whole
 from specreg.files import prepare_directory
-from specreg.names import check_choice, integer, printable
-from specreg.processes import DisagreementError, LostProcessError, MainFailedError, launched
+from specreg.names import SchemeName, check_choice, integer, printable, suggestion
 
 if TYPE_CHECKING:
-    from specreg.experiments.config import Settings
     from specreg.experiments.sweep import Plan
 
 _LAB = (
@@ -102,13 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if missing := [name for name in _LAB if find_spec(name) is None]:
             raise ValueError(f"the command line needs {', '.join(missing)}: pip install 'specreg[lab]'")
         if arguments[0] not in _COMMANDS:
-            raise ValueError(f"unknown command {arguments[0]!r}: the commands are {', '.join(_COMMANDS)}")
-        if arguments[0] != "train" and (count := launched()) > 1:
-            raise ValueError(
-                f"{arguments[0]} is for one process, this is one of {count}: start it without torchrun or accelerate "
-                f"launch (train is the command for several)"
-            )
-        import_whole(_NEEDS[arguments[0]])
+            near = suggestion(arguments[0], _COMMANDS)
+            raise ValueError(f"unknown command {arguments[0]!r}{near}: the commands are {', '.join(_COMMANDS)}")
+        import_whole(("tyro", "specreg.experiments.config"))
         return _COMMANDS[arguments[0]](arguments[1:])
     except KeyboardInterrupt:  # before or after the training, which asks for it where it can be resumed
         sys.stderr.write(_INTERRUPTED if arguments[0] in ("compare", "sweep", "train") else "specreg: interrupted\n")
@@ -121,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _of_training(error: RuntimeError) -> int:
     """Return the exit code of what can happen to a training or to one of its processes; any other error goes on."""
+    from specreg.processes import DisagreementError, LostProcessError, MainFailedError
+
     if isinstance(error, MainFailedError):
         time.sleep(1)  # torchrun ends all processes when the first one has: the main one has to say why
         return 2
@@ -138,14 +134,13 @@ def _compare(arguments: list[str]) -> int:
     import tyro
 
     from specreg.experiments.config import Settings
-    from specreg.experiments.jobs import execute_all
     from specreg.experiments.methods import METHODS, PAPER_METHODS
-    from specreg.experiments.presets import Cell
-    from specreg.experiments.sweep import COMPARISON, Plan, saved_settings
 
     @dataclass
     class Compare:
         """Train methods side by side and compare them; complete runs are not made again, and stay in the results.
+
+        Begin with --data, --methods, --seeds, --steps and --out; the rest has defaults that fit the data.
 
         Each run is a folder runs/METHOD-seedN in the output folder, beside results.json, table.md and pictures.
         """
@@ -155,33 +150,40 @@ def _compare(arguments: list[str]) -> int:
         methods: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Any of {', '.join(METHODS)}.")] = PAPER_METHODS
         seeds: tuple[str, ...] = ("0",)
         """Each method is run with each seed."""
-        jobs: int = field(default_factory=_default_jobs)
-        """Runs at the same time; the cores are divided among them."""
+        jobs: int | None = None
+        """Runs at the same time, among which the cores are divided: as many as there are cores, 1 with a GPU."""
         settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
-    saved = saved_settings(_output(arguments, Compare.out), COMPARISON)
-    given = _parse(Compare(settings=_recipe("compare", arguments) if saved is None else saved), "compare", arguments)
+    given = _parse(Compare(), "compare", arguments, methods=PAPER_METHODS)
     methods, seeds = _methods(given.methods), _seeds(given.seeds)
     for name, values in (("methods", methods), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} must not be empty")
-    integer("jobs", given.jobs, at_least=1)
+    jobs = _jobs(given.jobs)
+    _import("compare")
+    from specreg.experiments.jobs import execute_all
+    from specreg.experiments.presets import Cell
+    from specreg.experiments.sources import recipe
+    from specreg.experiments.sweep import COMPARISON, Plan, saved_settings
+
+    saved = saved_settings(given.out, COMPARISON)
+    defaults = recipe(given.settings.data) if saved is None else saved
+    given = _parse(Compare(settings=defaults), "compare", arguments)
     plan = Plan("", [Cell(COMPARISON, given.settings)], {}, methods, seeds)
-    return _carry_out(given.out, plan, functools.partial(execute_all, parallel=given.jobs), retry=True)
+    return _carry_out(given.out, plan, functools.partial(execute_all, parallel=jobs()), retry=True)
 
 
 def _sweep(arguments: list[str]) -> int:
     import tyro
 
-    from specreg import display
-    from specreg.experiments import cluster, presets, sweep
     from specreg.experiments.config import Settings
-    from specreg.experiments.jobs import execute_all
     from specreg.experiments.methods import METHODS
 
     @dataclass
     class Sweep:
         """Run a preset's settings with several methods and seeds; runs that are complete are not made again.
+
+        Begin with --preset, --cells, --dry-run, --data and --out.
 
         Each run is a folder CELL/METHOD-seedN in the output folder, made by specreg train, beside results.json,
         table.md and pictures. Any setting of a run given here replaces the preset's in every cell.
@@ -199,8 +201,8 @@ def _sweep(arguments: list[str]) -> int:
         """Output folder; runs/PRESET by default."""
         dry_run: bool = False
         """List cells, methods and what they cost; nothing is written."""
-        jobs: int = field(default_factory=_default_jobs)
-        """Runs at the same time; the cores are divided among them."""
+        jobs: int | None = None
+        """Runs at the same time, among which the cores are divided: as many as there are cores, 1 with a GPU."""
         minutes: float | None = None
         """Stop after so many minutes; the same command again goes on."""
         retry: bool = False
@@ -215,26 +217,30 @@ def _sweep(arguments: list[str]) -> int:
 
     arguments = _with_address(arguments)
     given = _parse(Sweep(), "sweep", arguments)
+    jobs, methods, seeds = _jobs(given.jobs), _methods(given.methods), _seeds(given.seeds)
+    for name, value in (("minutes", given.minutes), ("cpus", given.cpus)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+    if not 0 <= given.gpus < float("inf"):
+        raise ValueError(f"gpus must not be negative, got {given.gpus!r}")
+    _import("sweep")
+    from specreg import display
+    from specreg.experiments import cluster, presets, sweep
+    from specreg.experiments.jobs import execute_all
+
     chosen = presets.find_preset(given.preset)
     before = presets.choose(chosen.cells, _split(given.cells))
     options = {argument.removeprefix("--").split("=")[0] for argument in arguments if argument.startswith("--")}
     cells = [
         dataclasses.replace(cell, settings=sweep.overridden(cell.settings, given.settings, options)) for cell in before
     ]
-    integer("jobs", given.jobs, at_least=1)
-    for name, value in (("minutes", given.minutes), ("cpus", given.cpus)):
-        if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
-    if not 0 <= given.gpus < float("inf"):
-        raise ValueError(f"gpus must not be negative, got {given.gpus!r}")
-    seeds = _seeds(given.seeds) or list(chosen.seeds)
-    plan = sweep.Plan(chosen.name, cells, sweep.changes(before, cells), _methods(given.methods), seeds)
+    plan = sweep.Plan(chosen.name, cells, sweep.changes(before, cells), methods, seeds or list(chosen.seeds))
     out = given.out or Path("runs") / chosen.name
     if given.dry_run:
         costs = {cell.name: sweep.cost(cell) for cell in cells}
         display.sweep_plan(plan, chosen.about, costs, sweep.progress(out, plan))
         return 0
-    execute: Callable[..., None] = functools.partial(execute_all, parallel=given.jobs, minutes=given.minutes)
+    execute: Callable[..., None] = functools.partial(execute_all, parallel=jobs(), minutes=given.minutes)
     if given.ray is not None:
         cluster.check_ray()
         address = None if given.ray == "auto" else given.ray
@@ -273,18 +279,16 @@ def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], *, retry: 
 def _train(arguments: list[str]) -> int:
     import tyro
 
-    from specreg import display
     from specreg.experiments.config import RunConfig
-    from specreg.experiments.interrupts import interruptible
-    from specreg.experiments.run import check_shares, execute, prepare_run, saved_config, warn_about
-    from specreg.experiments.sources import open_checked
-    from specreg.processes import join
-    from specreg.records import RunDirectory
-    from specreg.training.steps import NonFiniteError
 
     @dataclass
     class Train:
-        """Train one GAN. The same command again goes on from the last checkpoint; a complete run stays as it is.
+        """Train one GAN, under static spectral regularization unless --method says otherwise.
+
+        Begin with --data, --method, --steps, --seed and --out; the rest has defaults that fit the data.
+
+        The same command again goes on from the last checkpoint; a complete run stays as it is, or, with more --steps,
+        goes on to these.
 
         With several processes: torchrun --nproc-per-node N -m specreg train ...
         """
@@ -295,11 +299,21 @@ def _train(arguments: list[str]) -> int:
         """Show no progress."""
         config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
+    given = _parse(Train(), "train", arguments, methods=(Train().config.method,))
+    _import("train")
+    from specreg import display
+    from specreg.experiments.interrupts import interruptible
+    from specreg.experiments.run import check_shares, execute, prepare_run, saved_config, warn_about
+    from specreg.experiments.sources import open_checked, recipe
+    from specreg.processes import join
+    from specreg.records import RunDirectory
+    from specreg.training.steps import NonFiniteError
+
     processes = join()
     with contextlib.ExitStack() as held:
         with processes.main_first():  # nobody reads the directory before it is prepared
-            saved = saved_config(RunDirectory(_output(arguments, Train.out)))
-            default = RunConfig(settings=_recipe("train", arguments)) if saved is None else saved
+            saved = saved_config(RunDirectory(given.out))
+            default = RunConfig(settings=recipe(given.config.settings.data)) if saved is None else saved
             given = _parse(Train(config=default), "train", arguments)
             run, config = RunDirectory(given.out), given.config
             check_shares(config.settings, processes)
@@ -314,8 +328,10 @@ def _train(arguments: list[str]) -> int:
                 held.enter_context(run.lock())
         progress: Any = lambda step, metrics: None  # noqa: E731
         if processes.main and not given.quiet:
-            label = f"{config.method}, seed {config.seed}"
-            progress = held.enter_context(display.training(label, config.settings.training.steps))
+            named = any(argument.partition("=")[0] == "--method" for argument in arguments)
+            heading = display.heading(config, is_default=saved is None and not named)
+            label, steps = f"{config.method}, seed {config.seed}", config.settings.training.steps
+            progress = held.enter_context(display.training(label, steps, heading))
         try:
             finished = execute(config, run, source, stop=interrupted, progress=progress, processes=processes)
         except NonFiniteError as error:
@@ -328,16 +344,14 @@ def _train(arguments: list[str]) -> int:
         return 130
     if not given.quiet:
         display.metrics(run.read("result") or {})
+        display.whereabouts(run.path)
     return 0
 
 
 def _evaluate(arguments: list[str]) -> int:
     import tyro
 
-    from specreg import display
     from specreg.experiments.config import Features
-    from specreg.experiments.run import evaluate_run
-    from specreg.records import RunDirectory
 
     @dataclass
     class Evaluate:
@@ -363,6 +377,11 @@ def _evaluate(arguments: list[str]) -> int:
     given = _parse(Evaluate(), "evaluate", arguments)
     if given.samples is not None:
         integer("samples", given.samples, at_least=10)
+    _import("evaluate")
+    from specreg import display
+    from specreg.experiments.run import evaluate_run
+    from specreg.records import RunDirectory
+
     names = ("samples", "reference", "reference_split", "features", "inception_weights")
     changed = {name: value for name in names if (value := getattr(given, name)) is not None}
     values = evaluate_run(RunDirectory(given.run), which=given.checkpoint, **changed)
@@ -377,9 +396,6 @@ def _sample(arguments: list[str]) -> int:
     import tyro
 
     from specreg.experiments.config import LAST_SEED
-    from specreg.experiments.run import load_sampler
-    from specreg.experiments.sampling import sample_images
-    from specreg.records import RunDirectory
 
     @dataclass
     class Sample:
@@ -402,6 +418,11 @@ def _sample(arguments: list[str]) -> int:
     _check_output(given.out, (".png",))
     if given.out.exists():
         raise ValueError(f"{given.out} exists: choose another name with --out")
+    _import("sample")
+    from specreg.experiments.run import load_sampler
+    from specreg.experiments.sampling import sample_images
+    from specreg.records import RunDirectory
+
     _, source, generator = load_sampler(RunDirectory(given.run), which=given.checkpoint)
     source.save_picture(lambda count: sample_images(generator, count, seed=given.seed), given.out, side=given.side)
     sys.stdout.write(f"{printable(str(given.out))}\n")
@@ -410,10 +431,6 @@ def _sample(arguments: list[str]) -> int:
 
 def _inspect(arguments: list[str]) -> int:
     import tyro
-
-    from specreg import display
-    from specreg.autopsy.figure import check_plot, save
-    from specreg.autopsy.spectra import inspect
 
     @dataclass
     class Inspect:
@@ -441,6 +458,11 @@ def _inspect(arguments: list[str]) -> int:
     given = _parse(Inspect(), "inspect", arguments)
     if not given.checkpoints:
         raise ValueError("no checkpoint given: specreg inspect CHECKPOINT [CHECKPOINT ...]")
+    _import("inspect")
+    from specreg import display
+    from specreg.autopsy.figure import check_plot, save
+    from specreg.autopsy.spectra import inspect
+
     if given.plot is not None:
         check_plot(given.plot)
     with display.reading() as progress:
@@ -459,11 +481,8 @@ def _inspect(arguments: list[str]) -> int:
 def _watch(arguments: list[str]) -> int:
     import tyro
 
-    from specreg.evaluation.extractor import FeatureName
-    from specreg.evaluation.features import open_extractor
     from specreg.experiments.config import DataConfig
-    from specreg.experiments.watch import LEAST_GENERATED, Checkpoints, Folder, Notice, Samples, watch
-    from specreg.names import STATES
+    from specreg.names import LEAST_GENERATED, STATES, FeatureName
 
     @dataclass
     class Watch:
@@ -509,6 +528,10 @@ def _watch(arguments: list[str]) -> int:
     integer("warmup", given.warmup, at_least=0)
     if given.json is not None:
         _check_output(given.json, (".jsonl",))
+    _import("watch")
+    from specreg.evaluation.features import open_extractor
+    from specreg.experiments.watch import Checkpoints, Folder, Notice, Samples, watch
+
     folder: Folder
     if given.real is None:
         if any(getattr(given, name) is not None for name in ("image_size", "tile", "features")):
@@ -539,8 +562,6 @@ def _watch(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     import tyro
 
-    from specreg.report import open_cells, verdict_lines, write_page
-
     @dataclass
     class Report:
         """Write one self-contained HTML page about runs: verdicts, results, spectra, scores, samples and settings.
@@ -561,6 +582,9 @@ def _report(arguments: list[str]) -> int:
     _check_output(given.out, (".html", ".htm"))
     if given.out.exists() and not given.overwrite:
         raise ValueError(f"{given.out} exists: choose another name with --out, or replace it with --overwrite")
+    _import("report")
+    from specreg.report import open_cells, verdict_lines, write_page
+
     cells = open_cells(given.runs)
     write_page(given.out, cells)
     sys.stdout.write("".join(f"{line}\n" for line in (printable(str(given.out)), *verdict_lines(cells))))
@@ -578,54 +602,94 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
 }
 # What takes seconds to import; each command takes from it what it uses.
-_RUNS = ("tyro", "specreg.display", "specreg.experiments.run")
+_RUNS = ("specreg.display", "specreg.experiments.run")
 _NEEDS: dict[str, tuple[str, ...]] = {
     "compare": (*_RUNS, "specreg.experiments.sweep", "specreg.report"),
     "sweep": (*_RUNS, "specreg.experiments.sweep", "specreg.report"),
     "train": _RUNS,
     "evaluate": _RUNS,
     "sample": _RUNS,
-    "inspect": ("tyro", "specreg.display", "specreg.autopsy.figure"),
-    "watch": ("tyro", "specreg.experiments.watch"),
-    "report": ("tyro", "specreg.report"),
+    "inspect": ("specreg.display", "specreg.autopsy.figure"),
+    "watch": ("specreg.experiments.watch",),
+    "report": ("specreg.report",),
 }
 
 
-def _recipe(command: str, arguments: list[str]) -> "Settings":
-    """Return the defaults of a run on the data that the arguments name, which are read before the rest is parsed."""
-    from specreg.experiments.config import DataConfig
-    from specreg.experiments.sources import recipe
+def _import(command: str) -> None:
+    """Import what a command takes seconds to import, now that its options are right; Ctrl-C waits for that.
 
-    return recipe(_parse(DataConfig(), command, arguments, partly=True))
+    Raises:
+        ValueError: it is one of several processes, which only a training can be.
+    """
+    import_whole(_NEEDS[command])
+    from specreg.processes import launched
+
+    if command != "train" and (count := launched()) > 1:
+        raise ValueError(
+            f"{command} is for one process, this is one of {count}: start it without torchrun or accelerate launch "
+            f"(train is the command for several)"
+        )
 
 
-def _parse(defaults: T, command: str, arguments: list[str], *, partly: bool = False) -> T:
+class _Screen(io.StringIO):
+    """What tyro prints help to, and finds out from how it may be framed."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+
+
+def _parse(defaults: T, command: str, arguments: list[str], *, methods: Collection[str] = ()) -> T:
     """Parse with tyro; what is wrong becomes one line (ValueError), help goes through.
 
-    Partly: options that the defaults do not have are passed over, and so is help.
+    Help leaves the options of methods out that are neither named in the arguments nor among ``methods``.
     """
     import tyro
 
-    complaint = io.StringIO()
-    parse = functools.partial(tyro.cli, type(defaults), default=defaults, prog=f"specreg {command}", args=arguments)
+    shown, complaint = _Screen(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
-            parsed: T = parse(add_help=False, return_unknown_args=True)[0] if partly else parse()
-            return parsed
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaint):
+            return tyro.cli(type(defaults), default=defaults, prog=f"specreg {command}", args=arguments)
     except SystemExit as end:
         if not end.code:
+            sys.stdout.write(_fitting(shown.getvalue(), command, arguments, methods))
             raise
         lines = [_BOX.sub("", line).strip() for line in complaint.getvalue().splitlines()]
         # tyro frames its message: a title, the message, hints below a rule.
         message = " ".join(itertools.takewhile(bool, lines[1:]))
-        raise ValueError(f"{message}; see specreg {command} --help") from None
+        options = [match[0] for line in lines if (match := re.match(r"--[\w.-]+", line))]
+        near = f" (did you mean {options[0]}?)" if options and message.startswith("Unrecognized") else ""
+        raise ValueError(f"{message}{near}; see specreg {command} --help") from None
 
 
-def _default_jobs() -> int:
-    """Return how many runs fit at a time: one where there is a GPU, as many as there are cores elsewhere."""
-    import torch
+def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collection[str]) -> str:
+    """Return help without the boxes of methods that are not chosen, and with a line on how to see them."""
+    from specreg.experiments.methods import METHODS
 
-    return 1 if torch.accelerator.is_available() else os.cpu_count() or 1
+    chosen = {part for argument in arguments for part in re.split("[=,]", argument)} & set(METHODS) or set(methods)
+    if "guard" in chosen:  # it takes the options of its scheme
+        chosen |= set(get_args(SchemeName))
+    boxes = re.split("(?m)^(?=╭)", text)
+    names = [(match[1] if (match := re.match("╭─ (\\S+) options", box)) else "", box) for box in boxes]
+    hidden = [name for name, _ in names if name in METHODS and name not in chosen]
+    text = "".join(box for name, box in names if name not in hidden)
+    option = "--method" if command == "train" else "--methods"
+    return text + (f"More options with {option} NAME --help, of {', '.join(hidden)}.\n" if hidden else "")
+
+
+def _jobs(given: int | None) -> Callable[[], int]:
+    """Return what tells how many runs fit at a time: one where there is a GPU, as many as there are cores elsewhere."""
+    if given is not None:
+        count = integer("jobs", given, at_least=1)
+        return lambda: count
+
+    def fitting() -> int:
+        import torch
+
+        return 1 if torch.accelerator.is_available() else os.cpu_count() or 1
+
+    return fitting
 
 
 def _with_address(arguments: Sequence[str]) -> list[str]:
@@ -635,16 +699,6 @@ def _with_address(arguments: Sequence[str]) -> list[str]:
         if argument == "--ray" and (position + 1 == len(given) or given[position + 1].startswith("-")):
             given.insert(position + 1, "auto")
     return given
-
-
-def _output(arguments: Sequence[str], default: Path) -> Path:
-    """Return what --out names, before the arguments are parsed: it may hold the configuration to go on with."""
-    for position, argument in enumerate(arguments):
-        if argument == "--out" and position + 1 < len(arguments):
-            return Path(arguments[position + 1])
-        if argument.startswith("--out="):
-            return Path(argument.removeprefix("--out="))
-    return default
 
 
 class _Printable(logging.Formatter):

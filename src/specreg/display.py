@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,40 +19,108 @@ from rich.text import Text
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers.selection import shown as layer_name
 from specreg.names import printable
+from specreg.records import PACE
 from specreg.report.tables import notes, table
 
 if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need
+    from specreg.experiments.config import RunConfig
     from specreg.experiments.jobs import Job
     from specreg.experiments.sweep import Cost, Plan
     from specreg.report import Cell
 
 # key in the records, heading, decimals
 _METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2), ("missing", "missing", 2))
+_PAUSE = 10.0  # seconds between lines of a log
 _MOST_SHOWN = 12  # runs of a sweep: the table has to fit a terminal
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _STYLES = {"collapsed": "red", "collapsing": "red", "not finite": "red", "zero": "red", "reduced": "yellow"}
 _LIVE = (*_METRICS, ("d_loss", "loss D", 2), ("g_loss", "loss G", 2))
 
 
+class _Bar(Progress):
+    """A progress bar with its metrics on a line of their own, where they are not cut."""
+
+    def get_renderables(self) -> Iterator[Any]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(str(task.fields["metrics"])) for task in self.tasks)
+
+
+class _Pulse:
+    """Tells when another line is due where nothing moves, in a pipe or a log: every ten seconds."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _PAUSE
+
+    def due(self) -> bool:
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + _PAUSE
+        return True
+
+
+def duration(seconds: float) -> str:
+    """Return a time to come as one says it.
+
+    Example:
+        >>> [duration(seconds) for seconds in (3, 47, 100, 9700, 10700, 300000)]
+        ['10 s', '50 s', '2 min', '2 h 40 min', '3 h', '3 d 11 h']
+    """
+    minutes, tens, hours = round(seconds / 60), round(seconds / 600), round(seconds / 3600)
+    if seconds < 55:
+        return f"{max(10, 10 * round(seconds / 10))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if tens < 48 * 6:
+        return f"{tens // 6} h" + (f" {10 * (tens % 6)} min" if tens % 6 else "")
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def heading(config: "RunConfig", *, is_default: bool) -> str:
+    """Return what is trained, how, and on what."""
+    from specreg.experiments.methods import METHODS
+
+    method, settings = METHODS[config.method], config.settings
+    chosen = "; by default, another one with --method" if is_default else ""
+    return f"{method.title} on {settings.data.data}, {settings.training.steps} steps ({method.about}{chosen})"
+
+
 @contextlib.contextmanager
-def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """Show one run's progress bar from its first step on; yields what is to be told each step and its metrics."""
+def training(label: str, steps: int, heading: str) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+    """Show how far one run is from its first step on; yields what is to be told each step and its metrics.
+
+    On a terminal that is a bar; elsewhere a line every ten seconds. Until the first step something may be wrong, which
+    is said without a heading or a bar.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[metrics]}"),
+        TextColumn("left"),
     )
     latest: dict[str, Any] = {}
-    bars = Progress(*columns, console=Console(stderr=True))
+    console, pulse = Console(stderr=True, highlight=False), _Pulse()
+    bars = _Bar(*columns, console=console)
     task = bars.add_task(label, total=steps, metrics="")
 
+    told = [heading]
+
     def tell(step: int, metrics: Mapping[str, Any]) -> None:
-        bars.start()  # once: until the first step something may be wrong, which is shown without a bar
+        if told:
+            console.print(_plain(told.pop()), soft_wrap=True)
         latest.update(metrics)
         shown = [f"{heading} {latest[key]:.{digits}f}" for key, heading, digits in _LIVE if key in latest]
-        bars.update(task, completed=step, metrics="  ".join([*shown, str(latest.get("verdict", ""))]))
+        text = "  ".join([*shown, str(latest.get("verdict", ""))]).strip()
+        left = (steps - step) * latest.get(PACE, 0.0)
+        if PACE in metrics and left:
+            what = f"about {duration(left)} of training to come ({steps - step} steps, evaluations not counted)"
+            console.print(_plain(f"{label}: {what}"), soft_wrap=True)
+        if _moves(console):
+            bars.start()
+            bars.update(task, completed=step, metrics=text)
+        elif pulse.due():
+            about = f", about {duration(left)} left" if left else ""
+            console.print(_plain(f"{label}: step {step} of {steps}{about}  {text}".rstrip()), soft_wrap=True)
 
     try:
         yield tell
@@ -62,11 +131,54 @@ def training(label: str, steps: int) -> Iterator[Callable[[int, Mapping[str, Any
 
 @contextlib.contextmanager
 def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
-    """Show how far the runs are; yields what is to be called now and then."""
-    console = Console(stderr=True)
-    with Live(console=console, auto_refresh=False) as live:
-        yield lambda: live.update(_progress(jobs), refresh=True)
-    console.print()
+    """Show how far the runs are; yields what is to be called now and then.
+
+    On a terminal that is a table; elsewhere a line every ten seconds.
+    """
+    console, pulse = Console(stderr=True, highlight=False), _Pulse()
+    moves, is_told = _moves(console), False
+    with Live(console=console, auto_refresh=False) if moves else contextlib.nullcontext() as live:
+
+        def watch() -> None:
+            nonlocal is_told
+            left = None if is_told else _seconds_left(jobs)
+            if left is not None:
+                is_told = True
+                console.print(
+                    f"about {duration(left)} of training to come in all runs, evaluations not counted", soft_wrap=True
+                )
+            if live is not None:
+                live.update(_progress(jobs), refresh=True)
+            elif pulse.due():
+                running = [f"{job.name} {_step(job)}" for job in jobs if job.state == "running"][:_MOST_SHOWN]
+                console.print(_plain("; ".join([_summary(jobs), *running])), soft_wrap=True)
+
+        yield watch
+    if moves:
+        console.print()
+
+
+def _moves(console: Console) -> bool:
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _seconds_left(jobs: "Sequence[Job]") -> float | None:
+    """Return how long the runs' steps will take, once every run under way has measured some of its own."""
+    paces: dict[str, float] = {job.name: pace for job in jobs if isinstance(pace := _timing(job).get(PACE), float)}
+    running = [job for job in jobs if job.state == "running"]
+    if not running or any(job.name not in paces for job in running):
+        return None
+    mean = sum(paces.values()) / len(paces)
+    left = {job.name: job.config.settings.training.steps - _latest(job)["step"] for job in jobs
+            if job.state in ("running", "waiting")}  # fmt: skip
+    return float(sum(steps * paces.get(name, mean) for name, steps in left.items())) / len(running)
+
+
+def _timing(job: "Job") -> dict[str, Any]:
+    try:
+        return job.run.read("timing") or {}
+    except ValueError:  # damaged, which the run will say
+        return {}
 
 
 def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapping[str, int]) -> None:
@@ -129,6 +241,13 @@ def metrics(values: Mapping[str, Any]) -> None:
     Console(file=sys.stdout).print(shown)
 
 
+def whereabouts(run: Path) -> None:
+    """Say where a finished run's files are, and what comes next."""
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(_plain(f"checkpoints, records and samples.png: {run}"), soft_wrap=True)
+    console.print(_plain(f"one page about it: specreg report {run}"), soft_wrap=True)
+
+
 @contextlib.contextmanager
 def reading() -> Iterator[Callable[[int, int, str], None]]:
     """Show which of how many matrices is decomposed; yields what is to be told before each one."""
@@ -151,7 +270,7 @@ def autopsy(found: Autopsy, plot: Path | None = None) -> None:
             console.print(_plain(f"{group or '(other layers)'}:"), style="bold")
         console.print((_series_table if series else _spectra_table)(found, names, console.width))
         console.print(_plain(_group_note(found, group, names)), end="\n\n" if len(found.groups) > 1 else "\n")
-    for line in (_series_note(found) if series else _SPECTRA_NOTE, *found.notes):
+    for line in (_series_note(found, console.width) if series else _SPECTRA_NOTE, *found.notes):
         console.print(_plain(line))
     if plot is not None:
         console.print(_plain(str(plot)), soft_wrap=True)
@@ -176,12 +295,7 @@ def _spectra_table(found: Autopsy, names: Sequence[str], width: int) -> Table:
 
 def _series_table(found: Autopsy, names: Sequence[str], width: int) -> Table:
     labels = [str(iteration) for iteration in found.iterations]
-    cell = max(4, *map(len, labels))
-    fitting = max(2, (width - 51) // (cell + 1))
-    last = len(labels) - 1
-    picked = (
-        sorted({round(i * last / (fitting - 1)) for i in range(fitting)}) if len(labels) > fitting else range(last + 1)
-    )
+    cell, picked = max(4, *map(len, labels)), _picked(labels, width)
     heads = (f"s_k/s_1 at {labels[0]}\nand below {labels[-1]}", *(labels[index] for index in picked), "verdict\nsince")
     justify = ("left", *("right" for _ in picked), "left")
     shown, room = _table_of_layers(justify, heads, width - 29 - len(picked) * (cell + 1))
@@ -200,6 +314,12 @@ def _series_table(found: Autopsy, names: Sequence[str], width: int) -> Table:
     return shown
 
 
+def _picked(labels: Sequence[str], width: int) -> list[int]:
+    """Return which checkpoints of a series fit a terminal: the first, the last, and as many between, evenly."""
+    last, fitting = len(labels) - 1, max(2, (width - 51) // (max(4, *map(len, labels)) + 1))
+    return sorted({round(i * last / (fitting - 1)) for i in range(fitting)} if last >= fitting else range(last + 1))
+
+
 _SPECTRA_NOTE = (
     f"collapsed: the bulk is below {COLLAPSED:.0%} of a random matrix's of this shape, reduced: below {REDUCED:.0%}. "
     "That is a hint and no proof: a collapse is a fall, which one checkpoint cannot show; give several. -: no verdict, "
@@ -207,14 +327,16 @@ _SPECTRA_NOTE = (
 )
 
 
-def _series_note(found: Autopsy) -> str:
+def _series_note(found: Autopsy, width: int) -> str:
+    picked = _picked([str(iteration) for iteration in found.iterations], width)
+    some = "" if len(picked) == len(found.paths) else f" {len(picked)} of them are shown: a wider terminal has more."
     paths = [str(path) for path in found.paths]
     shown = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
     if found.order:
-        return f"Bulk of s_k/s_1 in {len(paths)} checkpoints, in the order of {found.order}: {shown}."
+        return f"Bulk of s_k/s_1 in {len(paths)} checkpoints, in the order of {found.order}: {shown}.{some}"
     return (
         f"Bulk of s_k/s_1 in {len(paths)} checkpoints, numbered as given, {shown}: their names do not tell in which "
-        "order they were written, so there is no verdict. Name them by their steps, for instance step-1000.pt."
+        f"order they were written, so there is no verdict. Name them by their steps, for instance step-1000.pt.{some}"
     )
 
 
@@ -281,27 +403,39 @@ def _curve(ratios: Sequence[float], *, width: int, height: int) -> str:
 
 
 def _progress(jobs: "Sequence[Job]") -> Group:
-    counts = Counter(job.state for job in jobs)
-    states = ("done", "running", "failed", "stopped", "waiting")
-    summary = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
-    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("run", no_wrap=True, max_width=26)
-    for heading in ("step", *(heading for _, heading, _ in _METRICS), "verdict", ""):
-        shown.add_column(heading, justify="right", no_wrap=True)
     # All runs, or those that run where there are many.
     chosen = jobs if len(jobs) <= _MOST_SHOWN else [job for job in jobs if job.state == "running"][:_MOST_SHOWN]
+    numbers = {job.name: _latest(job) for job in chosen}
+    # Not every kind of data has modes.
+    metrics = [column for column in _METRICS if any(column[0] in latest for latest in numbers.values())]
+    shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("run", overflow="fold")  # alone gives way on a narrow terminal
+    for heading in ("step", *(heading for _, heading, _ in metrics), "verdict", ""):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for job in chosen:
-        latest, verdict = _latest(job), [str(record.get("state")) for record in _last(job, "verdicts")]
+        latest, verdict = numbers[job.name], [str(record.get("state")) for record in _last(job, "verdicts")]
         shown.add_row(
             _plain(job.name),
-            f"{latest['step']}/{job.config.settings.training.steps}",
-            *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in _METRICS),
+            _step(job),
+            *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in metrics),
             Text.assemble(*((printable(state), _STYLES.get(state, "")) for state in verdict)),
-            "" if job.state == "running" else job.state,
+            job.state if job.state != "running" else "" if latest["step"] or verdict else "starting",
         )
     failed = [Text(printable(f"{job.name}: {job.error}"), "red", overflow="ellipsis", no_wrap=True)
               for job in jobs if job.state == "failed"]  # fmt: skip
-    return Group(f"{len(jobs)} runs: {summary}", *([shown] if chosen else []), *failed[-_MOST_SHOWN:])
+    return Group(_summary(jobs), *([shown] if chosen else []), *failed[-_MOST_SHOWN:])
+
+
+def _summary(jobs: "Sequence[Job]") -> str:
+    counts = Counter(job.state for job in jobs)
+    states = ("done", "running", "failed", "stopped", "waiting")
+    return f"{len(jobs)} run{'s' * (len(jobs) != 1)}: " + ", ".join(
+        f"{counts[state]} {state}" for state in states if counts[state]
+    )
+
+
+def _step(job: "Job") -> str:
+    return f"{_latest(job)['step']}/{job.config.settings.training.steps}"
 
 
 def _last(job: "Job", series: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -12,13 +12,12 @@ from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Answer, Verdict, gravest
-from specreg.names import State, integer
+from specreg.names import SchemeName, State, integer
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
 
 logger = logging.getLogger("specreg")
 
-SchemeName = Literal["static", "anchored", "dynamic"]
 _VERBS = {"static": static_compensation, "anchored": anchored_compensation, "dynamic": dynamic_compensation}
 
 

@@ -5,13 +5,12 @@ They are functions of score tensors D(x), (N,), averaged over the batch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-LossName = Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-r1", "relativistic-r1r2"]
+from specreg.names import LossName
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,11 @@ class Loss:
     relativistic: bool = False
     r1: bool = False
     r2: bool = False
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether the discriminator's loss has a gradient penalty."""
+        return bool(self.gradient_penalty or self.r1 or self.r2)
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

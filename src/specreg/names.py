@@ -1,10 +1,13 @@
 """Words and definitions that several packages share, and the checks of a user's values. Standard library only."""
 
+import difflib
+import itertools
 import math
+import numbers
 import operator
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 Split = Literal["train", "test", "unlabeled"]
@@ -24,8 +27,16 @@ SPECTRAL: tuple[State, ...] = ("not judged", "steady", "recovered", "collapsing"
 COVERED: tuple[State, ...] = ("not judged", "healthy", "recovered", "losing", "never learnt", "lost")
 SIGNALLED: tuple[State, ...] = ("teaching", "dead")
 QUESTIONS = ("spectra", "coverage", "signal")
+FeatureName = Literal["digits", "mnist", "cifar", "pixels", "inception"]
+"""What images are compared in."""
+LossName = Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-r1", "relativistic-r1r2"]
+Scale = Literal["auto", "keep", "unit", "hold"]
+"""What a compensation makes of the stored weight's largest singular value."""
+SchemeName = Literal["static", "anchored", "dynamic"]
+"""A compensation that a guard switches on."""
 _NUMBER = re.compile("[0-9]+")
 _NETWORK = re.compile(r"^$|disc|gen|crit|adv|^(net_?)?[dg]_?$", re.IGNORECASE)  # stems of numbered networks' names
+LEAST_GENERATED = 20  # samples that coverage is read of
 LARGEST_INTEGER = 2**53  # whole numbers are exact up to there, in whatever reads a record
 
 
@@ -49,10 +60,51 @@ def integer(name: str, value: Any, *, at_least: int | None = None, at_most: int 
     return number
 
 
+def checked_keep(keep: Any) -> float | int:
+    """Return ``keep``, a fraction in (0, 1] or an integer i >= 2: 1 is neither, lest i = 1 be taken for all, or for r.
+
+    Raises:
+        ValueError: it is something else; says what to write.
+    """
+    if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral) and 0 < (share := float(keep)) <= 1:
+        return share
+    try:
+        count = integer("keep", keep, at_least=1)
+    except ValueError:
+        raise ValueError(f"keep must be a fraction of r in (0, 1] or an integer i >= 2, got {keep!r:.60}") from None
+    if count == 1:
+        raise ValueError(
+            "keep=1 could be all singular values or the first alone: write 1.0 for all; the first alone is spectral "
+            "normalization"
+        )
+    return count
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise ValueError naming ``name`` unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.60}")
+        near = suggestion(str(value), choices)
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.60}{near}")
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return a question after the nearest of some dotted names and their beginnings; "" where none is near.
+
+    A beginning whose last part is the name itself is the nearest.
+
+    Example:
+        >>> suggestion("stattic", ["sn", "static"])
+        ' (did you mean static?)'
+        >>> suggestion("netD", ["models.netG.0", "models.netD.0"])
+        ' (did you mean models.netD?)'
+        >>> suggestion("conv", ["D.conv", "G.conv", "G.conv.1"])
+        ' (did you mean D.conv or G.conv?)'
+    """
+    begun = [list(itertools.accumulate(full.split("."), "{}.{}".format)) for full in names]
+    candidates = [full for names in begun for full in names]
+    near = list(dict.fromkeys(full for full in candidates if full.rpartition(".")[2] == name))
+    near = near or difflib.get_close_matches(name, candidates, n=1)
+    return f" (did you mean {' or '.join(near[:3])}?)" if near else ""
 
 
 def printable(text: str) -> str:

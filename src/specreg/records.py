@@ -27,6 +27,7 @@ A run directory holds
 """
 
 import contextlib
+import glob
 import json
 import os
 import platform
@@ -39,6 +40,16 @@ from specreg.names import LARGEST_INTEGER
 
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "outputs", "events")
 _LOCK_SECONDS, _ASKING_SECONDS = 0.5, 0.1
+
+PACE = "seconds_per_step"  # in timing.json: what the first steps of a process took, without the very first
+
+
+def near_runs(path: Path) -> str:
+    """Return a question after the runs that may be meant by a path where none is: of its name, or inside; or ""."""
+    name = glob.escape(path.name)
+    patterns = (f"*/{name}/config.json", f"{name}/runs/*/config.json") if name else ()
+    near = [config.parent for pattern in patterns for config in sorted(path.parent.glob(pattern))]
+    return f"; did you mean {' or '.join(map(str, near[:3]))}?" if near else ""
 
 
 class RunDirectory:
@@ -69,8 +80,12 @@ class RunDirectory:
         return self.path / f"checkpoint-{why}.pt"
 
     @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
     def complete(self) -> bool:
-        return (self.path / "result.json").exists()
+        return self.result.exists()
 
     @property
     def tensorboard(self) -> Path:

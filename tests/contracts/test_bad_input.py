@@ -197,10 +197,11 @@ WRONG_VALUES = {  # of a run's configuration -> what is said
 SOME_JSON = {name: BAD_JSON[name] for name in ("half", "a list", "deep")}  # where the same code reads it
 
 COMPARE = {
-    "unknown flag": (["--stepz", "5"], "--stepz"),
+    "unknown flag": (["--stepz", "5"], "Unrecognized options: --stepz, 5 (did you mean --steps?)"),
     "value of a wrong type": (["--steps", "many"], "--steps"),
     "no steps": (["--steps", "0"], "steps must be an integer of at least 1, got 0"),
     "unknown method": (["--methods", "magic"], "methods must be one of sn, static, dynamic"),
+    "a method with a slip": (["--methods", "sttic"], "got 'sttic' (did you mean static?)"),
     "no methods": (["--methods", ","], "methods must not be empty"),
     "bad seed": (["--seeds", "one"], "seeds must be integers, got 'one'"),
     "seed that numpy refuses": (["--seeds", "4294967296"], "seed must be an integer of at most 4294967295"),
@@ -218,8 +219,8 @@ COMPARE = {
 
 SWEEP = {
     "no preset": ([], "preset"),
-    "unknown preset": (["--preset", "papers"], "papers"),
-    "unknown cell": (["--preset", "paper", "--cells", "Z9"], "Z9"),
+    "unknown preset": (["--preset", "papers"], "unknown preset 'papers' (did you mean paper?)"),
+    "unknown cell": (["--preset", "paper", "--cells", "A16128"], "no cell is named 'A16128' (did you mean A16-128?)"),
     "no time": (["--preset", "digits", "--minutes", "nan"], "minutes must be a positive number, got nan"),
     "less than no GPU": (["--preset", "digits", "--gpus", "-1"], "gpus must not be negative"),
     "absurd batch": (["--preset", "digits", "--batch-size", NINES], "batch_size must be an integer of at most"),
@@ -238,6 +239,7 @@ TRAIN = {
     "negative steps": (["--steps", "-1"], "steps must be an integer of at least 1"),
     "absurd batch": (["--batch-size", "1000000000000"], "batch_size must be an integer of at most 65536"),
     "absurd side": (["--image-size", "1000000000"], "image_size must be an integer of at most"),
+    "keep of two meanings": (["--static.keep", "1"], "keep=1 could be all singular values or the first alone"),
     "negative keep": (["--static.keep", "-0.5"], "keep must be a fraction of r in (0, 1]"),
     "rate that is no number": (["--d-lr", "nan"], "d_lr must be a finite number, got nan"),
     "strength of 2": (["--dynamic.strength", "2"], "strength must lie in [0, 1]"),
@@ -261,6 +263,8 @@ TRAIN = {
     "half an image": (["--data", folder_of("images", a__png=torn(png(64)))], "a.png is not a readable image"),
     "a zip of texts": (["--data", images(a__txt=b"a")], "holds no images"),
     "no network": (["--data", images(a__png=png(30))], "no network for 30x30 images"),
+    "conditional without a network for it": (["--data", images(a__png=png(28)), "--conditional"],
+                                             "a dcgan, chosen as it fits 28x28 images, cannot be conditional: drop"),
     "conditional on nothing": (["--data", images(a__png=png(32)), "--conditional"], "has no classes to be conditional"),
     "a cache that is a file": (["--data", images(a__png=png(32)), "--cache", file("cache", b"")], "cannot write the cache"),
     "configuration from a pipe": (["--out", Run(piped("config.json"))], "config.json is a pipe"),
@@ -305,6 +309,7 @@ for _name, (_spoil, _said) in CHECKPOINTS.items():
 
 EVALUATE = {
     "no run": ([OUT], "holds no run"),
+    "a comparison": ([compared()], "compared/runs/sn-seed0?"),
     "a run of no UTF-8": ([unprintable("")], "holds no run"),
     "no checkpoint": ([Run(gone("checkpoint.pt"))], "has no checkpoint yet"),
     "no best checkpoint": ([Run(gone("checkpoint-best.pt")), "--checkpoint", "best"], "has no best checkpoint"),
@@ -337,10 +342,12 @@ INSPECT = {
     "a pipe": ([pipe("a.pt")], "is a pipe or a device"),
     "a device": (["/dev/zero"], "/dev/zero is a pipe or a device"),
     "a file that cannot be read": (["/proc/self/mem"], "/proc/self/mem cannot be read"),
-    "a folder of two": ([folder_of("two", a__pt=b"", b__pt=b"")], "holds 2 checkpoints"),
+    "a folder of two": ([folder_of("two", a__pt=b"", b__pt=b"")], "/two/*.pt"),
     "a checkpoint of another format": ([file("a.pt", zipped({"m/data.pkl": b"", "m/constants.pkl": b""}))], "convert it with torch.save(torch.jit.load("),
     "a compressed zip": ([file("a.pt", lambda: spoilt.compressed(weights()))], "is compressed, which torch.save never"),
     "unknown layer": ([file("a.pt", weights), "--only", "body"], "--only 'body' names no layer"),
+    "a network without what holds it": ([file("a.pt", lambda: saved({"models.netD.0.weight": torch.eye(4), "models.netG.0.weight": torch.eye(4)})), "--only", "netD"],
+                                        "(did you mean models.netD?)"),
     "no layer left": ([file("a.pt", weights), "--skip", "*"], "--skip leaves no layer"),
     "other shapes": ([file("a.pt", weights), file("b.pt", lambda: saved({"last.weight": torch.ones(3, 3)}))], "give checkpoints of one model"),
     "plot of a wrong kind": ([file("a.pt", weights), "--plot", "new.jpg"], "has to be a .png or .svg file"),
@@ -382,6 +389,7 @@ SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "outpu
 REPORT = {
     "nothing": ([], "name at least one run directory"),
     "no run": ([OUT], "is neither a run directory nor a comparison folder"),
+    "a run without its folder": ([lambda folder: str(Path(compared()(folder)) / "sn-seed0")], "compared/runs/sn-seed0?"),
     "no UTF-8": ([unprintable("")], "is neither a run directory nor"),
     "page of a wrong kind": ([made(), "--out", "page.pdf"], "has to be a .html or .htm file"),
     "page that exists": ([made(), "--out", file("page.html", b"")], "page.html exists: choose another name"),
@@ -425,7 +433,7 @@ CASES = [
     pytest.param([command, *arguments], said, id=f"{command}: {name}")
     for command, table in TABLES.items()
     for name, (arguments, said) in table.items()
-] + [pytest.param(["trian"], "unknown command 'trian'", id="unknown command")]
+] + [pytest.param(["trian"], "unknown command 'trian' (did you mean train?)", id="unknown command")]
 
 
 def given(argument: object, trained: Path, folder: Path) -> str:

@@ -1,6 +1,7 @@
 """What the command line promises: help, version, and what inspect prints; bad input is in test_bad_input.py."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,49 @@ def test_compare_has_the_promised_flags(capsys):
     out = capsys.readouterr().out
     for flag in ("--out", "--methods", "--seeds", "--steps", "--data", "--batch-size", "--d-channels"):
         assert f"{flag} " in out
+
+
+def boxes(capsys, *arguments: str) -> list[str]:
+    with pytest.raises(SystemExit):
+        main([*arguments, "--help"])
+    return re.findall(r"╭─ (\S+) options", capsys.readouterr().out)
+
+
+PARTS = ["data", "model", "training"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "methods"),
+    [
+        (("train",), ["static"]),
+        (("train", "--method", "sn"), []),
+        (("train", "--method=guard"), ["static", "dynamic", "anchored", "guard"]),
+        (("compare",), ["static", "dynamic"]),
+        (("compare", "--methods", "sn,oni"), ["oni"]),
+        (("sweep",), []),
+    ],
+)
+def test_help_has_a_box_for_each_part_and_for_the_methods_chosen(arguments, methods, capsys):
+    assert boxes(capsys, *arguments) == [*PARTS, *methods, "records", "detector"]
+
+
+def test_help_says_what_to_begin_with_what_trains_by_default_and_how_to_see_the_rest(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert "static spectral regularization unless --method says otherwise" in out
+    assert "Begin with --data, --method, --steps, --seed and --out" in out
+    assert out.endswith("of dynamic, anchored, guard, orthogonal, d-optimal, spectral-penalty, oni.\n")
+    assert "dynamic.start" not in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--stepz", "3"], ["train", "--image-size", "0"], ["watch", "--every", "x"]]
+)
+def test_options_are_read_without_torch(arguments):
+    code = f"import sys; from specreg.cli import main; print(main({arguments}), 'torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout == "2 False\n"
 
 
 def test_python_m_specreg_is_the_same_command():
@@ -88,6 +132,17 @@ def test_inspect_prints_a_table_of_80_columns_and_no_control_characters(tmp_path
     assert code == 0
     assert "in the order of the steps in the files' names" in " ".join(out.split())
     assert next(line for line in out.splitlines() if line.startswith("last")).split()[2:] == ["1.00"] * 3 + ["steady"]
+
+
+@pytest.mark.parametrize(("columns", "note"), [(80, "5 of them are shown: a wider terminal has more."), (140, None)])
+def test_inspect_says_that_some_of_many_checkpoints_are_not_shown(columns, note, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    path = weights(tmp_path)
+    code, out, _ = run(capsys, "inspect", *(shutil.copy(path, f"{tmp_path}/step-{step}.pt") for step in range(9)))
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= columns
+    assert ("of them are shown" in " ".join(out.split())) == (note is not None)
+    assert note is None or note in " ".join(out.split())
 
 
 def test_inspect_prints_json_and_draws(tmp_path, capsys):

@@ -39,7 +39,7 @@ def test_every_example_is_tested():
 def test_the_plain_loop_is_watched(run, tmp_path):
     printed = run("monitor_plain_loop.py", "--steps", "60", "--jsonl", str(tmp_path / "spectra.jsonl"))
     assert "step 60: " in printed
-    assert "not judged before iteration 501: the warm-up began at 1 (2 watched)" in printed
+    assert "not judged before iteration 501: the warm-up began at 1 (2 of rank > 1 watched)" in printed
     lines = [json.loads(line) for line in (tmp_path / "spectra.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["iteration"] for line in lines] == [1, 50]
 
@@ -54,7 +54,7 @@ def test_the_accelerate_loop_goes_on_with_its_monitor(run, tmp_path):
 
 def test_the_lightning_module_is_watched(run):
     printed = run("monitor_lightning.py", "--steps", "60")
-    assert "step 60: not judged before iteration 501: the warm-up began at 1 (2 watched)" in printed
+    assert "step 60: not judged before iteration 501: the warm-up began at 1 (2 of rank > 1 watched)" in printed
 
 
 def test_the_convolutions_of_a_vocoders_discriminator_keep_their_spectra_up(run):

@@ -59,6 +59,19 @@ def test_signatures_are_the_published_ones(name):
     assert str(stripped) == SIGNATURES[name]
 
 
+@pytest.mark.parametrize("first", ["specreg.spectra.gram", "specreg"])
+def test_a_package_hides_no_verb_of_its_name(first):
+    code = f"import {first}; import specreg; print(specreg.spectra.__module__, specreg.monitor.actions.Pin.__name__)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout == "specreg.monitor.snapshot Pin\n"
+
+
+def test_every_public_name_is_found_and_no_other():
+    assert set(specreg.__all__) <= set(dir(specreg))
+    with pytest.raises(AttributeError, match="module 'specreg' has no attribute 'Monitr'"):
+        specreg.Monitr  # noqa: B018
+
+
 def test_every_public_name_is_documented():
     assert {*SIGNATURES, *RECORDS} == set(specreg.__all__)
     for name in specreg.__all__:

@@ -139,6 +139,27 @@ def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(finished,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("steps", [12, 15])  # on the schedule of all readings, and an end that is read for itself
+def test_a_run_that_goes_on_to_more_steps_equals_one_of_so_many(steps, tmp_path):
+    options = ["--method", "guard", *NERVOUS, *OPTIONS, "--lr-decay", "none"]
+    for out, total in ((tmp_path / "whole", 24), (tmp_path / "run", steps)):
+        assert train(out, *options, "--steps", str(total))[0] == 0
+    assert train(tmp_path / "run", "--steps", "24")[0] == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["config"]["settings"]["training"]["steps"] == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("steps", "why"), [("48", "the learning rates decay to 0 over the old ones"), ("12", "steps can only grow")]
+)
+def test_steps_that_would_be_another_training_are_refused(finished, steps, why, capsys):
+    assert main(["train", "--out", str(finished("static")), "--steps", steps]) == 2
+    assert f"another configuration (steps 24 -> {steps}: {why})" in capsys.readouterr().err
+    assert (finished("static") / "result.json").exists()
+
+
+@pytest.mark.slow
 def test_a_complete_run_is_not_made_again(finished):
     out = finished("static")
     before = (out / "checkpoint.pt").stat().st_mtime_ns

@@ -72,10 +72,10 @@ def test_gradients_are_finite_where_the_map_is_not_smooth(gradient, values):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_keep_1_equals_torchs_converged_spectral_norm(kind):
+def test_keep_first_equals_torchs_converged_spectral_norm(kind):
     ours, theirs = LAYERS[kind](), LAYERS[kind]()
     theirs.load_state_dict(ours.state_dict())
-    specreg.spectral_regularization(ours, keep=1, only="")
+    specreg.spectral_regularization(ours, keep="first", only="")
     parametrizations.spectral_norm(theirs, n_power_iterations=200)
     if layout(ours)["groups"] > 1:
         # Torch stacks the groups; here each has norm 1 on its own.

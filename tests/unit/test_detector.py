@@ -153,16 +153,28 @@ def test_a_layer_that_joins_the_stream_has_a_warm_up_of_its_own():
         (
             [0.9],
             "not judged",
-            r"not judged yet: the warm-up, 500 iterations, begins when the spectra move \(1 watched\)",
+            r"not judged yet: the warm-up, 500 iterations, begins when the spectra move \(1 of rank > 1 watched\)",
         ),
-        ([0.9, 0.8, 0.7], "not judged", r"not judged before iteration 500: the warm-up began at 0 \(1 watched\)"),
-        ([0.9] * 51, "not judged", r"not judged: the spectra have not moved since iteration 0 \(1 watched\)"),
+        (
+            [0.9, 0.8, 0.7],
+            "not judged",
+            r"not judged before iteration 500: the warm-up began at 0 \(1 of rank > 1 watched\)",
+        ),
+        (
+            [0.9] * 51,
+            "not judged",
+            r"not judged: the spectra have not moved since iteration 0 \(1 of rank > 1 watched\)",
+        ),
         (
             [0.9] * 50 + [0.8],
             "not judged",
-            r"not judged before iteration 5400: the warm-up began at 4900 \(1 watched\)",
+            r"not judged before iteration 5400: the warm-up began at 4900 \(1 of rank > 1 watched\)",
         ),
-        (moving(51), "steady", r"steady: no layer's spectrum is falling \(1 watched\)"),
+        (
+            moving(51),
+            "steady",
+            r"steady: no layer's spectrum is falling \(1 of rank > 1 watched\)",
+        ),
     ],
 )
 def test_what_is_not_judged_is_said_with_its_reason(levels, state, words):
@@ -173,7 +185,7 @@ def test_what_is_not_judged_is_said_with_its_reason(levels, state, words):
     assert re.fullmatch(words, verdict.message)
     half = feed({"a": moving(60), "b": [0.9] * 60})[-1]
     assert half.judged
-    assert half.message == "steady: no layer's spectrum is falling (2 watched, 1 of them not judged yet)"
+    assert half.message == "steady: no layer's spectrum is falling (2 of rank > 1 watched, 1 of them not judged yet)"
     nothing = Detector().update(0, {"a": [1.0]})
     assert (nothing.judged, nothing.message) == (False, "not judged: no layer has more than one singular value")
 
@@ -204,7 +216,7 @@ def test_networks_side_by_side_are_judged_as_if_each_were_alone():
     assert [verdict.state for verdict in last.groups.values()] == ["collapsing", "steady", "steady"]
     assert (last.layers, last.since) == (last.groups["D"].layers, last.groups["D"].since)
     assert last.message == alone[-1].message.replace("collapsing since", "collapsing in D since")
-    assert beside[20].message == "steady: no layer's spectrum is falling (9 watched, 3 groups)"
+    assert beside[20].message == "steady: no layer's spectrum is falling (9 of rank > 1 watched, 3 groups)"
     # All layers of one network are less than half of all layers.
     assert states(feed(networks(d=0.28))) == []
 

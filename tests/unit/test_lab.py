@@ -131,7 +131,7 @@ def test_configuration_goes_through_json():
 
 
 def test_keep_stays_an_integer_or_a_fraction_through_json():
-    for keep in (1, 1.0):
+    for keep in (2, 1.0):
         values = to_dict(RunConfig())
         values["settings"]["methods"]["static"]["keep"] = keep
         loaded = from_dict(RunConfig, json.loads(json.dumps(values))).settings.methods.static.keep

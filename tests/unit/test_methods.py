@@ -11,7 +11,7 @@ from runs import make_run
 from specreg.cli import main
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RunConfig, Settings, from_dict, to_dict
-from specreg.experiments.methods import METHODS, GuardOptions, MethodOptions, StaticOptions
+from specreg.experiments.methods import _EVIDENCE, METHODS, GuardOptions, MethodOptions, StaticOptions
 from specreg.experiments.run import build_state, prepare_run
 from specreg.experiments.sources.images import Images
 from specreg.files import write_json
@@ -58,15 +58,34 @@ def test_names_titles_and_colours_are_distinct():
 
 
 def test_every_option_is_one_of_the_command_line_and_of_the_configuration(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    shown = capsys.readouterr().out
     configured = to_dict(RunConfig())["settings"]["methods"]
     assert list(configured) == [method.key for method in WITH_OPTIONS]
     for method in WITH_OPTIONS:
+        with pytest.raises(SystemExit):
+            main(["train", "--method", method.name, "--help"])
+        shown = capsys.readouterr().out
         for option in dataclasses.fields(method.options):
             assert f"--{method.name}.{option.name.replace('_', '-')}" in shown
             assert option.name in configured[method.key]
+
+
+VERBS = {
+    "static": specreg.static_compensation, "dynamic": specreg.dynamic_compensation, "guard": specreg.Guard,
+    "anchored": specreg.anchored_compensation, "oni": specreg.orthogonalize,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_defaults_are_the_librarys(name):
+    parameters = inspect.signature(VERBS[name]).parameters
+    options = {field.name: field.default for field in dataclasses.fields(METHODS[name].options)}
+    shared = options.keys() & parameters.keys()
+    assert shared == options.keys() - {"evidence", "roll_back"}
+    assert {option: options[option] for option in shared} == {option: parameters[option].default for option in shared}
+
+
+def test_any_evidence_is_all_that_switches_the_librarys_guard_on():
+    assert _EVIDENCE["any"] == inspect.signature(specreg.Guard).parameters["states"].default
 
 
 def test_options_of_a_method_that_came_later_have_their_defaults():
@@ -82,7 +101,7 @@ def test_the_schemes_options_reach_the_guard_but_those_that_say_when(scheme, mon
     def guard(monitor, **options):
         given.update(options)
 
-    monkeypatch.setattr("specreg.experiments.methods.Guard", guard)
+    monkeypatch.setattr("specreg.library.Guard", guard)
     own = dataclasses.replace(METHODS[scheme].options(), every=3, strength=0.5, scale="unit")
     options = MethodOptions(**{scheme: own, "guard": GuardOptions(scheme=scheme, every=7, evidence="coverage")})
     build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), Images(StackedDigits()))

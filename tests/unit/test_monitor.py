@@ -931,7 +931,7 @@ class TestSamples:
         stop, pin = Stop(), Pin({"d": module}, every=100)
         roll_back = RollBack(pin)
         monitor = sampled(module, 0.05, actions=[stop, pin, roll_back])
-        guard = specreg.Guard(monitor, keep=1)  # raises nothing
+        guard = specreg.Guard(monitor, keep=1e-9)  # raises nothing
         changes = train(module, monitor, guard)
         assert [verdict.state for verdict in changes if verdict.state != "not judged"] == ["healthy", "warning"]
         assert monitor.verdict.spectra.state == "collapsed"

@@ -12,8 +12,7 @@ from specreg.experiments.methods import GuardOptions, MethodOptions
 from specreg.losses import LOSSES, LossName
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
-from specreg.names import ALARMS, STATES, State, default_groups, integer
-from specreg.spectra.reference import checked_keep
+from specreg.names import ALARMS, STATES, State, checked_keep, default_groups, integer
 from specreg.training.loop import TrainingConfig
 
 NO_INTEGERS = [
@@ -52,8 +51,14 @@ def test_numpy_integers_reach_the_library():
     from torch import nn
 
     assert type(Monitor(nn.Sequential(nn.Linear(4, 4)), every=np.int32(5), detector=Detector()).every) is int
-    kept = [checked_keep(value) for value in (np.int64(3), torch.tensor(3), np.float32(0.5), 1.0, 1)]
-    assert [(value, type(value)) for value in kept] == [(3, int), (3, int), (0.5, float), (1.0, float), (1, int)]
+    kept = [checked_keep(value) for value in (np.int64(3), torch.tensor(3), np.float32(0.5), 1.0)]
+    assert [(value, type(value)) for value in kept] == [(3, int), (3, int), (0.5, float), (1.0, float)]
+
+
+@pytest.mark.parametrize("value", [1, np.int64(1), torch.tensor(1)])
+def test_keep_that_could_be_all_or_the_first_alone_is_refused(value):
+    with pytest.raises(ValueError, match=r"keep=1 could be all .* or the first alone: write 1\.0 for all"):
+        checked_keep(value)
 
 
 def test_the_words_of_a_type_are_the_keys_of_what_they_choose():

@@ -22,6 +22,7 @@ from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, Settings
 from specreg.experiments.jobs import end, execute_all
 from specreg.experiments.presets import PRESETS, Cell, choose
+from specreg.experiments.run import saved_config
 from specreg.experiments.sweep import COMPARISON, Plan, changes, cost, lay_out, overridden, saved_settings
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
@@ -76,15 +77,28 @@ def test_the_other_presets():
     grid = {(settings.model.d_channels, settings.training.batch_size) for settings in cells}
     assert grid == {(channels, batch) for channels in (4, 8, 16) for batch in (8, 16, 32)}
     assert PRESETS["digits-grid"].seeds == (0, 1, 2)
-    assert type(PRESETS["keep"].cells[0].settings.methods.static.keep) is int  # i itself, and not all of r
     studied = [(cell.name, cell.methods, cell.settings.methods.static.keep) for cell in PRESETS["keep"].cells]
     assert studied == [
-        ("i=1", ("sn",), 1), ("i=0.25r", ("static",), 0.25), ("i=0.5r", ("static",), 0.5),
+        ("i=1", ("sn",), 0.5), ("i=0.25r", ("static",), 0.25), ("i=0.5r", ("static",), 0.5),
         ("i=0.75r", ("static",), 0.75), ("i=r", ("static",), 1.0),
     ]  # fmt: skip
     for preset in PRESETS.values():
         assert "Deviations from" in preset.about
         assert len({cell.name for cell in preset.cells}) == len(preset.cells)
+
+
+def test_steps_of_a_sweep_grow_with_all_of_its_runs(tmp_path):
+    (cell,), (longer,) = tiny(), tiny(steps=9)
+    for job in lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0])):
+        job.run.write("result", {})
+    before = (tmp_path / "sweep.json").read_text()
+    with pytest.raises(ValueError, match="holds static-seed0, too, to be compared after as many steps"):
+        lay_out(tmp_path, plan_of([longer], methods=("sn",), seeds=[0]))
+    assert (tmp_path / "sweep.json").read_text() == before
+    jobs = lay_out(tmp_path, plan_of([longer], methods=("sn", "static"), seeds=[0]))
+    assert [(job.state, saved_config(job.run).settings.training.steps) for job in jobs] == [("waiting", 9)] * 2
+    with pytest.raises(ValueError, match=r"with other settings \(steps 9 -> 4: steps can only grow\)"):
+        lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0]))
 
 
 def test_cells_are_chosen_by_names_and_globs_in_their_own_order():
@@ -113,7 +127,10 @@ def test_the_cost_is_what_one_counts_by_hand():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["stacked-mnist", "--conditional"], "the dcgan is not conditional: drop --conditional"),
+        (
+            ["stacked-mnist", "--conditional"],
+            "a dcgan, chosen by --network or the preset, cannot be conditional: drop --conditional",
+        ),
         (["paper", "--network", "mlp"], "the mlp makes points, and CIFAR-10 are images: --network resnet or dcgan"),
         (["paper", "--data", "ring"], "ring has points and no images: drop --image-size"),
     ],
@@ -334,9 +351,10 @@ def test_the_live_table_fits_80_columns(tmp_path):
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "20 runs: 19 running, 1 failed"
-    assert "A1024-128/dynamic-seed1" in lines[2]
+    assert "".join(lines[2:4]).startswith("A1024-128/dynamic-seed1")
     assert lines[1].split() == ["run", "step", "modes", "KL", "FD", "missing", "verdict"]
     assert lines[2].split()[1:] == ["50000/4", "1000", "1.25", "123.45", "0.98", "collapsing"]
+    assert "18.…" not in "".join(lines)
     jobs[1].state = "stopped"
     console.print(_progress(jobs[:12]))
     lines = console.export_text().splitlines()

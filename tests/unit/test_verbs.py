@@ -337,7 +337,7 @@ def test_strength_zero_changes_nothing_and_half_goes_half_the_way():
 
 
 @pytest.mark.parametrize(
-    ("keep", "raised"), [(1, 1), (3, 3), (99, 8), (0.5, 4), (0.49, 4), (0.37, 3), (0.01, 1), (1.0, 8)]
+    ("keep", "raised"), [(2, 2), (3, 3), (99, 8), (0.5, 4), (0.49, 4), (0.37, 3), (0.01, 1), (1.0, 8)]
 )
 def test_keep_is_a_fraction_or_an_integer(keep, raised):
     layer = nn.Linear(8, 8)

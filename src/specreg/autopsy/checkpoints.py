@@ -19,6 +19,7 @@ from specreg.autopsy.kinds import is_fixed_filter, is_judged, is_modulated, modu
 from specreg.autopsy.scales import scale_of, scaled
 from specreg.autopsy.tensors import OBSTACLES, Stored
 from specreg.layers.selection import matches, shown
+from specreg.names import suggestion
 
 _MOST_KERNELS = 64  # of a bank that are shown
 _OPTIMIZER = re.compile(r"optim|exp_avg|momentum_buffer|square_avg", re.IGNORECASE)
@@ -91,7 +92,8 @@ def open_checkpoint(
         for pattern in patterns:
             if not any(matches(pattern, name) for name in layers):
                 raise ValueError(
-                    f"{option} {pattern!r} names no layer of {path}; the layers are: {listed(list(layers))}"
+                    f"{option} {pattern!r} names no layer of {path}{suggestion(pattern, layers)}; the layers are: "
+                    f"{listed(list(layers))}"
                 )
     weights = tuple(
         replace(weight, output_dim=1) if _matches_any(transposed, name) else weight

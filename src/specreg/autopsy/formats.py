@@ -74,8 +74,14 @@ def find_file(path: Path) -> Path:
         if file.suffix.lower() in ENDINGS and file.is_file() and BESIDE.fullmatch(file.name) is None
     ]
     if len(candidates) != 1:
-        names = f" ({listed([file.name for file in candidates])})" if candidates else ""
-        raise ValueError(f"the folder {path} holds {len(candidates) or 'no'} checkpoints{names}: name the one file")
+        if not candidates:
+            raise ValueError(f"the folder {path} holds no checkpoints: name a file")
+        endings = dict.fromkeys(file.suffix for file in candidates)
+        names = listed([file.name for file in candidates])
+        raise ValueError(
+            f"the folder {path} holds {len(candidates)} checkpoints ({names}): name "
+            f"the one file, or a training's all as {' '.join(str(path / f'*{ending}') for ending in endings)}"
+        )
     return candidates[0]
 
 

@@ -2,11 +2,11 @@
 
 import typing
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
-FeatureName = Literal["digits", "mnist", "cifar", "pixels", "inception"]
+from specreg.names import FeatureName
+
 FEATURES: tuple[FeatureName, ...] = typing.get_args(FeatureName)
 
 

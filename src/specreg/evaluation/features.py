@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.evaluation.classifier import Classifier, load_classifier
-from specreg.evaluation.extractor import Description, Extractor, FeatureName
+from specreg.evaluation.extractor import Description, Extractor
 from specreg.evaluation.inception import Inception
+from specreg.names import FeatureName
 
 _PIXELS = 8  # side that pixels are averaged to
 _DECIMALS = torch.tensor([100, 10, 1])

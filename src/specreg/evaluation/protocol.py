@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.evaluation.extractor import Description, Extractor, FeatureName
+from specreg.evaluation.extractor import Description, Extractor
 from specreg.evaluation.metrics import (
     SPLITS,
     classifier_score,
@@ -18,7 +18,7 @@ from specreg.evaluation.metrics import (
     neighbourhoods,
 )
 from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
-from specreg.names import Split
+from specreg.names import FeatureName, Split
 
 NUM_STACKED_MODES = 1000
 # Of real and of generated images at most, with 5 neighbours, as in Naeem et al. 2020. Published precision and recall

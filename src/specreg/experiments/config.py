@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+from tyro.conf import OmitArgPrefixes
 
-from specreg.evaluation.extractor import FeatureName
 from specreg.experiments.methods import MethodName, MethodOptions, Options, described
-from specreg.losses import LOSSES
 from specreg.monitor.detector import Thresholds
-from specreg.names import LARGEST_INTEGER, Split, integer
-from specreg.training.loop import TrainingConfig
+from specreg.names import LARGEST_INTEGER, FeatureName, Split, integer
+from specreg.training.config import TrainingConfig
 
 Features = Literal["auto", FeatureName]
 _LARGEST = 1e300  # of a number; NaN and inf are beyond it, too
@@ -91,11 +90,13 @@ class RecordConfig:
 class Settings:
     """What runs that are compared with each other have in common."""
 
+    # A part whose options have no name in front has a box of its own in the help.
+
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    model: OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
+    training: OmitArgPrefixes[TrainingConfig] = field(default_factory=TrainingConfig)
     methods: Annotated[MethodOptions, tyro.conf.arg(name="")] = field(default_factory=MethodOptions)
-    data: Annotated[DataConfig, tyro.conf.arg(name="")] = field(default_factory=DataConfig)
-    model: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
-    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
-    records: Annotated[RecordConfig, tyro.conf.arg(name="")] = field(default_factory=RecordConfig)
+    records: OmitArgPrefixes[RecordConfig] = field(default_factory=RecordConfig)
     detector: Thresholds = field(default_factory=Thresholds)
     """The collapse detector's constants."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -145,6 +146,26 @@ def differences(before: T, after: T) -> list[str]:
     return [f"{key} {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key]]
 
 
+def is_longer(before: T, after: T) -> bool:
+    """Whether a configuration differs from another in nothing but more steps, to which its training can go on."""
+    old, new = _training(before), _training(after)
+    only_steps = differences(before, after) == [f"steps {old.steps} -> {new.steps}"]
+    return only_steps and new.steps > old.steps and old.lr_decay == "none"
+
+
+def refusal(before: T, after: T) -> str:
+    """Return in what two configurations differ, and why not even more steps would do, for a message."""
+    changed, old, new = differences(before, after), _training(before), _training(after)
+    why = ""
+    if len(changed) == 1 and old.steps != new.steps:
+        why = ": steps can only grow" if new.steps < old.steps else ": the learning rates decay to 0 over the old ones"
+    return "; ".join(changed) + why
+
+
+def _training(config: RunConfig | Settings) -> TrainingConfig:
+    return (config.settings if isinstance(config, RunConfig) else config).training
+
+
 def _build(kind: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         raise ValueError(f"{prefix.rstrip('.') or 'a configuration'} must be an object with keys, got {values!r:.60}")
@@ -189,9 +210,13 @@ def _check(settings: Settings) -> None:
         options.check()
     for name in _IMAGES:
         integer(name, getattr(settings.records, name), at_least=FEWEST_SAMPLES, at_most=_MOST_IMAGES)
-    loss = LOSSES[settings.training.loss]
-    if settings.compile and (loss.gradient_penalty or loss.r1 or loss.r2):
-        raise ValueError(f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs")
+    if settings.compile:
+        from specreg.losses import LOSSES
+
+        if LOSSES[settings.training.loss].differentiates_twice:
+            raise ValueError(
+                f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs"
+            )
     for name in ("d_lr", "g_lr"):
         if not getattr(settings.training, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(settings.training, name)!r}")

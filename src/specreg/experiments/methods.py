@@ -6,47 +6,30 @@ know a method from here alone: to add one, add its record.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from torch import Tensor, nn
 
-from specreg.guard import Guard, SchemeName
-from specreg.losses import LOSSES
-from specreg.monitor.actions import Pin
-from specreg.names import State, integer
-from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
-from specreg.regularizers.compensators import Compensator, Scale
-from specreg.regularizers.normalization import spectral_norm
-from specreg.regularizers.orthogonalization import orthogonalize
-from specreg.regularizers.penalties import d_optimal_penalty, orthogonality_penalty, spectral_penalty
-from specreg.spectra.reference import checked_keep
-from specreg.training.loop import TrainingConfig
-from specreg.training.state import TrainingState
+import specreg
+from specreg.names import Scale, SchemeName, State, checked_keep, integer
+from specreg.training.config import TrainingConfig
+
+# The command line reads the options before torch is there, which takes seconds: what needs torch is imported where it
+# is used, the library's verbs as specreg.VERB.
+if TYPE_CHECKING:
+    from torch import nn
+
+    from specreg.training.state import TrainingState
 
 _MOST_ITERATIONS = 1000  # of Newton's method, which has converged long before
-
-
-def _defaults(verb: Callable[..., Any]) -> dict[str, Any]:
-    return {name: parameter.default for name, parameter in inspect.signature(verb).parameters.items()}
-
-
-# What the library does by default, so that the lab does the same.
-_STATIC = _defaults(static_compensation)
-_DYNAMIC = _defaults(dynamic_compensation)
-_ANCHORED = _defaults(anchored_compensation)
-_GUARD = _defaults(Guard)
-_NEWTON = _defaults(orthogonalize)
-_EVIDENCE: dict[str, tuple[State, ...]] = {
-    "any": _GUARD["states"], "spectra": ("collapsing", "collapsed"), "coverage": ("losing", "lost"),
-}  # fmt: skip
+_EVIDENCE: dict[str, tuple[State, ...]] = {"spectra": ("collapsing", "collapsed"), "coverage": ("losing", "lost")}
+_EVIDENCE["any"] = (*_EVIDENCE["spectra"], *_EVIDENCE["coverage"])
 
 
 class Options:
-    """A method's options: a frozen dataclass whose fields have defaults and documentation."""
+    """A method's options: a frozen dataclass whose fields have documentation, and the library's own defaults."""
 
     def check(self) -> None:
         """Raise ValueError naming the option whose value, of the right type, is out of range."""
@@ -56,11 +39,11 @@ class Options:
 class CompensationOptions(Options):
     """Options of every compensation."""
 
-    every: int = _STATIC["every"]
+    every: int = 5
     """Compensate after every so many discriminator steps."""
-    strength: float = _STATIC["strength"]
+    strength: float = 1.0
     """How far singular values move to their target; 1 is the paper."""
-    scale: Scale = _STATIC["scale"]
+    scale: Scale = "auto"
     """The stored weight's s1. unit: make it 1; keep: leave it; hold: as at the first compensation; auto: unit where the
     layer is normalized, hold elsewhere."""
 
@@ -74,9 +57,9 @@ class CompensationOptions(Options):
 class StaticOptions(CompensationOptions):
     """Options of static compensation."""
 
-    keep: int | float | Literal["auto"] = _STATIC["keep"]
-    """i as a fraction of r, i itself as an integer, or auto: the stable rank at the first compensation, under the guard
-    of the healthy spectrum."""
+    keep: int | float | Literal["auto"] = 0.5
+    """A fraction of all singular values r, 1.0 being all; how many, an integer from 2 on; or auto: the stable rank at
+    the first compensation, under the guard that of the healthy spectrum."""
 
     def check(self) -> None:
         super().check()
@@ -88,7 +71,7 @@ class StaticOptions(CompensationOptions):
 class DynamicOptions(CompensationOptions):
     """Options of dynamic compensation."""
 
-    start: int = _DYNAMIC["start"]
+    start: int = 2000
     """Discriminator steps before the record begins."""
 
     def check(self) -> None:
@@ -100,9 +83,9 @@ class DynamicOptions(CompensationOptions):
 class AnchoredOptions(CompensationOptions):
     """Options of anchored compensation."""
 
-    start: int = _ANCHORED["start"]
+    start: int = 1000
     """Discriminator steps before the record begins."""
-    window: int = _ANCHORED["window"]
+    window: int = 1000
     """Discriminator steps that the record is averaged over."""
 
     def check(self) -> None:
@@ -115,9 +98,9 @@ class AnchoredOptions(CompensationOptions):
 class GuardOptions(Options):
     """Options of the guard; the scheme's own (`--static.keep`, say) apply, except every, start and window."""
 
-    scheme: SchemeName = _GUARD["scheme"]
+    scheme: SchemeName = "static"
     """The compensation that is switched on when a collapse begins."""
-    every: int = _GUARD["every"]
+    every: int = 10
     """Compensate after every so many discriminator steps, once it is on."""
     evidence: Literal["any", "spectra", "coverage"] = "any"
     """What switches it on: a fall of the spectra, a loss of modes, or whichever comes first."""
@@ -145,14 +128,14 @@ class PenaltyOptions(Options):
 class NewtonOptions(Options):
     """Options of orthogonalization by Newton's iteration."""
 
-    iterations: int = _NEWTON["iterations"]
+    iterations: int = 3
     """Newton iterations (3 in its authors' residual networks); 0 is its normalization alone."""
 
     def check(self) -> None:
         integer("iterations", self.iterations, at_least=0, at_most=_MOST_ITERATIONS)
 
 
-def _no_attachment(state: TrainingState, options: Any, methods: Any) -> None:
+def _no_attachment(state: "TrainingState", options: Any, methods: Any) -> None:
     """Attach nothing: what the discriminator is normalized by is the whole method."""
 
 
@@ -182,8 +165,10 @@ class Method:
     colour: str
     about: str
     options: type[Options] | None = None
-    normalize: Callable[[nn.Module, Any], object] = lambda discriminator, options: spectral_norm(discriminator)
-    attach: Callable[[TrainingState, Any, Any], None] = _no_attachment
+    normalize: "Callable[[nn.Module, Any], object]" = lambda discriminator, options: specreg.spectral_norm(
+        discriminator
+    )
+    attach: "Callable[[TrainingState, Any, Any], None]" = _no_attachment
     warnings: Callable[[Any, TrainingConfig], list[str]] = _no_warnings
 
     @property
@@ -196,25 +181,27 @@ class Method:
         return getattr(methods, self.key, None)
 
 
-def _compensation(verb: Callable[..., Compensator]) -> Callable[[TrainingState, Any, Any], None]:
+def _compensation(verb: str) -> "Callable[[TrainingState, Any, Any], None]":
     """Return what attaches a compensation, whose options are the verb's."""
 
-    def attach(state: TrainingState, options: CompensationOptions, methods: Any) -> None:
-        state.compensator = verb(state.discriminator, **vars(options))
+    def attach(state: "TrainingState", options: CompensationOptions, methods: Any) -> None:
+        state.compensator = getattr(specreg, verb)(state.discriminator, **vars(options))
 
     return attach
 
 
-def _penalty(penalty: Callable[[nn.Module], Tensor]) -> Callable[[TrainingState, Any, Any], None]:
+def _penalty(verb: str) -> "Callable[[TrainingState, Any, Any], None]":
     """Return what attaches a penalty, times its weight."""
 
-    def attach(state: TrainingState, options: PenaltyOptions, methods: Any) -> None:
-        state.penalty = lambda: options.weight * penalty(state.discriminator)
+    def attach(state: "TrainingState", options: PenaltyOptions, methods: Any) -> None:
+        state.penalty = lambda: options.weight * getattr(specreg, verb)(state.discriminator)
 
     return attach
 
 
-def _guard(state: TrainingState, options: GuardOptions, methods: "MethodOptions") -> None:
+def _guard(state: "TrainingState", options: GuardOptions, methods: "MethodOptions") -> None:
+    from specreg.monitor.actions import Pin
+
     assert state.monitor is not None
     networks: dict[str, Any] = {
         "generator": state.generator,
@@ -226,7 +213,7 @@ def _guard(state: TrainingState, options: GuardOptions, methods: "MethodOptions"
     scheme = dict(vars(METHODS[options.scheme].chosen(methods)))
     for own in ("every", "start", "window"):  # when it acts, and what from, is the guard's to say
         scheme.pop(own, None)
-    state.compensator = Guard(
+    state.compensator = specreg.Guard(
         state.monitor,
         scheme=options.scheme,
         states=_EVIDENCE[options.evidence],
@@ -236,14 +223,16 @@ def _guard(state: TrainingState, options: GuardOptions, methods: "MethodOptions"
     )
 
 
-def _plain(discriminator: nn.Module, options: Any) -> None:
+def _plain(discriminator: "nn.Module", options: Any) -> None:
     """Leave the weights as they are."""
 
 
-def _newton(discriminator: nn.Module, options: NewtonOptions) -> None:
-    orthogonalize(discriminator, iterations=options.iterations)
-    if any(isinstance(child, nn.Embedding) for child in discriminator.modules()):
-        spectral_norm(discriminator, only=nn.Embedding)
+def _newton(discriminator: "nn.Module", options: NewtonOptions) -> None:
+    from torch.nn import Embedding
+
+    specreg.orthogonalize(discriminator, iterations=options.iterations)
+    if any(isinstance(child, Embedding) for child in discriminator.modules()):
+        specreg.spectral_norm(discriminator, only=Embedding)
 
 
 def _late_record(name: str, steps: int, training: TrainingConfig, remedy: str) -> list[str]:
@@ -258,8 +247,9 @@ def _late_record(name: str, steps: int, training: TrainingConfig, remedy: str) -
 
 
 def _unbounded(options: None, training: TrainingConfig) -> list[str]:
-    loss = LOSSES[training.loss]
-    if loss.gradient_penalty or loss.r1 or loss.r2:
+    from specreg.losses import LOSSES
+
+    if LOSSES[training.loss].differentiates_twice:
         return []
     return [
         f"none: nothing bounds the discriminator's slope with --loss {training.loss}; choose one with a gradient "
@@ -281,7 +271,7 @@ _RECORDS = (
         colour="#2a6fbb",
         about="sn with static compensation, which raises the first i singular values to the largest",
         options=StaticOptions,
-        attach=_compensation(static_compensation),
+        attach=_compensation("static_compensation"),
     ),
     Method(
         name="dynamic",
@@ -289,7 +279,7 @@ _RECORDS = (
         colour="#3a923a",
         about="sn with dynamic compensation, which keeps every ratio at the highest it ever had",
         options=DynamicOptions,
-        attach=_compensation(dynamic_compensation),
+        attach=_compensation("dynamic_compensation"),
         warnings=lambda options, training: _late_record("dynamic", options.start, training, "--dynamic.start"),
     ),
     Method(
@@ -298,7 +288,7 @@ _RECORDS = (
         colour="#7b5aa6",
         about="sn with anchored compensation, which keeps every ratio at least at its mean in a healthy window",
         options=AnchoredOptions,
-        attach=_compensation(anchored_compensation),
+        attach=_compensation("anchored_compensation"),
         warnings=lambda options, training: _late_record(
             "anchored", options.start + options.window, training, "--anchored.start and --anchored.window"
         ),
@@ -317,7 +307,7 @@ _RECORDS = (
         colour="#795548",
         about="sn with the orthogonality penalty",
         options=PenaltyOptions,
-        attach=_penalty(orthogonality_penalty),
+        attach=_penalty("orthogonality_penalty"),
     ),
     Method(
         name="d-optimal",
@@ -325,7 +315,7 @@ _RECORDS = (
         colour="#00838f",
         about="sn with the D-optimal penalty",
         options=PenaltyOptions,
-        attach=_penalty(d_optimal_penalty),
+        attach=_penalty("d_optimal_penalty"),
     ),
     Method(
         name="spectral-penalty",
@@ -334,7 +324,7 @@ _RECORDS = (
         about="plain weights with the penalty that keeps every layer's largest singular value near 1",
         options=PenaltyOptions,
         normalize=_plain,
-        attach=_penalty(spectral_penalty),
+        attach=_penalty("spectral_penalty"),
     ),
     Method(
         name="oni",

@@ -13,7 +13,8 @@ from specreg.evaluation.modes import STACKED_MNIST_SAMPLES
 from specreg.experiments.config import DataConfig, ModelConfig, RecordConfig, Settings
 from specreg.experiments.methods import PAPER_METHODS, DynamicOptions, MethodOptions, StaticOptions
 from specreg.experiments.sources import recipe
-from specreg.training.loop import TrainingConfig
+from specreg.names import suggestion
+from specreg.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def find_preset(name: str) -> Preset:
         ValueError: there is none of this name; lists those that there are.
     """
     if name not in PRESETS:
-        problem = f"unknown preset {name!r}" if name else "no preset given"
+        problem = f"unknown preset {name!r}{suggestion(name, PRESETS)}" if name else "no preset given"
         raise ValueError(f"{problem}: --preset is one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
@@ -269,8 +270,7 @@ def keep() -> list[Cell]:
         Cell(name, replace(default, methods=MethodOptions(static=StaticOptions(keep=share))), methods=("static",))
         for name, share in shares.items()
     ]
-    least = replace(default, methods=MethodOptions(static=StaticOptions(keep=1)))  # sn does not look at it
-    return [Cell("i=1", least, methods=("sn",)), *compensated]
+    return [Cell("i=1", default, methods=("sn",)), *compensated]
 
 
 @preset("mixtures", seeds=(0, 1, 2))
@@ -335,7 +335,9 @@ def choose(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     """
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(cell.name, pattern) for cell in cells):
-            raise ValueError(f"no cell is named {pattern!r}: the cells are {', '.join(cell.name for cell in cells)}")
+            names = [cell.name for cell in cells]
+            near = suggestion(pattern, names)
+            raise ValueError(f"no cell is named {pattern!r}{near}: the cells are {', '.join(names)}")
     return [
         cell for cell in cells if not patterns or any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in patterns)
     ]

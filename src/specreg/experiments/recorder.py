@@ -24,7 +24,7 @@ from specreg.monitor.samples import diversity
 from specreg.monitor.verdict import Verdict
 from specreg.names import State
 from specreg.processes import ALONE, Processes
-from specreg.records import RunDirectory
+from specreg.records import PACE, RunDirectory
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
 from specreg.training.steps import NonFiniteError
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _PROBE_SEED, _PROBE_SIZE = 5_000_011, 64
 _DIGITS = 6
+_MEASURED = 10  # steps
 _MISSING_SIDE = 5  # images in a row, and rows, of a picture of what is missing
 
 
@@ -214,6 +215,8 @@ class Recorder(Follower):
         self._probe = Probe(source, settings)
         self._before = _seconds(run) if state.step or run.checkpoints else 0.0
         self._began = time.monotonic()
+        self._steps, self._first = 0, self._began  # of this process
+        self._measured: dict[str, float] = {}
         self._saved = state.step if run.checkpoints else -1
         self._best = self._kept()
         self._dead = any(_is_dead(record) for record in run.series("sensitivity")[-1:])
@@ -226,7 +229,7 @@ class Recorder(Follower):
         self._covered: State = "not measured" if self._monitor.verdict is None else self._monitor.verdict.coverage.state
 
     def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
-        self._progress(state.step, {})
+        self._progress(state.step, self._pace())
         if state.step % self._every.log_every == 0:
             record = {"step": state.step} | {name: value.item() for name, value in losses.items()}
             self._record("metrics", record)
@@ -249,6 +252,17 @@ class Recorder(Follower):
                 give_name(self._run.checkpoint, self._run.kept_checkpoint("best"))
         if state.step % self._every.checkpoint_every == 0:
             self._save()
+
+    def _pace(self) -> dict[str, float]:
+        """Return how long a step takes, once that is measured; the first is no measure, as it prepares much."""
+        self._steps += 1
+        if self._steps == 1:
+            self._first = time.monotonic()
+        if self._steps != 1 + _MEASURED:
+            return {}
+        self._measured = {PACE: (time.monotonic() - self._first) / _MEASURED}
+        self._run.write("timing", {"seconds": self._before, **self._measured})
+        return self._measured
 
     def _glance(self, generator: nn.Module) -> dict[str, Any]:
         return self._evaluator.glance(lambda count: sample_images(generator, count))
@@ -296,7 +310,9 @@ class Recorder(Follower):
         save_checkpoint(self._state.state_dict(), self._run.checkpoint)
         self._keep_healthy()
         self._saved = self._state.step
-        self._run.write("timing", {"seconds": round(self._before + time.monotonic() - self._began, 3)})
+        self._run.write(
+            "timing", {"seconds": round(self._before + time.monotonic() - self._began, 3), **self._measured}
+        )
 
     def close(self) -> None:
         logging.getLogger("specreg.spectra").removeHandler(self._fallbacks)

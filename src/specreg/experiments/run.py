@@ -17,7 +17,7 @@ from specreg.data.arrays import scaled
 from specreg.data.stream import BatchStream
 from specreg.evaluation.mixtures import MixtureEvaluation
 from specreg.evaluation.protocol import Evaluation
-from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.config import RunConfig, Settings, from_dict, is_longer, refusal, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing
@@ -32,7 +32,7 @@ from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
 from specreg.names import QUESTIONS
 from specreg.processes import ALONE, Processes, local_device
-from specreg.records import RunDirectory
+from specreg.records import RunDirectory, near_runs
 from specreg.regularizers.compensators import Compensator
 from specreg.training.loop import train
 from specreg.training.precision import compute_in_bf16
@@ -58,28 +58,46 @@ def check_shares(settings: Settings, processes: Processes) -> None:
 
 
 def prepare_run(config: RunConfig, run: RunDirectory) -> None:
-    """Make a run directory, or make sure that the one there has the same configuration.
+    """Make a run directory, or make sure that the one there has the same configuration, or fewer steps to go on from.
 
     Raises:
         ValueError: another configuration is there, or the directory cannot be written; nothing is changed.
     """
-    if not _holds(run, config):
+    if _checked(run, config) != config:
         prepare_directory(run.path)
         with run.lock():
-            if not _holds(run, config):  # another process may have been faster
+            saved = _checked(run, config)  # another process may have been faster
+            if saved is None:
                 run.write("method", record(config.method))
-                run.write("config", to_dict(config))
+            elif saved != config:
+                _take_back_end(run, saved.settings)
+            run.write("config", to_dict(config))
     prepare_directory(run.path)
 
 
-def _holds(run: RunDirectory, config: RunConfig) -> bool:
+def _checked(run: RunDirectory, config: RunConfig) -> RunConfig | None:
     saved = saved_config(run)
-    if saved is not None and (changed := differences(saved, config)):
+    if saved is not None and saved != config and not is_longer(saved, config):
         raise ValueError(
-            f"{run.path} holds a run with another configuration ({'; '.join(changed)}): "
+            f"{run.path} holds a run with another configuration ({refusal(saved, config)}): "
             f"repeat the old one to go on with it, or choose another folder"
         )
-    return saved is not None
+    return saved
+
+
+def _take_back_end(run: RunDirectory, settings: Settings) -> None:
+    """Let a run go on as if it had not ended: also from the checkpoint before the last, if only the end was measured.
+
+    What is read at the end alone, off the schedule, is part of the monitor's past, and so of its verdicts.
+    """
+    steps, records = settings.training.steps, settings.records
+    is_due = records.evaluate_every > 0 and steps % records.evaluate_every == steps % records.spectra_every == 0
+    run.result.unlink(missing_ok=True)
+    if not is_due and run.checkpoint.exists() and any(last["step"] >= steps for last in run.series("verdicts")[-1:]):
+        for kept in map(run.kept_checkpoint, ("best", "healthy")):
+            if kept.exists() and kept.samefile(run.checkpoint):
+                kept.unlink()
+        run.checkpoint.unlink()
 
 
 def saved_config(run: RunDirectory) -> RunConfig | None:
@@ -271,7 +289,7 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     """
     config = saved_config(run)
     if config is None:
-        raise ValueError(f"{run.path} holds no run (no config.json)")
+        raise ValueError(f"{run.path} holds no run (no config.json){near_runs(run.path)}")
     paths = run.checkpoints if which == "last" else [run.kept_checkpoint(which)]
     if not run.checkpoints:
         raise ValueError(f"{run.path} has no checkpoint yet: train it first")

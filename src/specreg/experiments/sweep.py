@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from specreg.data.arrays import ImageArrays
-from specreg.experiments.config import RunConfig, Settings, differences, from_dict, to_dict
+from specreg.experiments.config import RunConfig, Settings, differences, from_dict, is_longer, refusal, to_dict
 from specreg.experiments.jobs import Job
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import prepare_run
@@ -212,11 +212,15 @@ def _merged(out: Path, plan: Plan) -> dict[str, Any]:
                          "another folder")  # fmt: skip
     for cell in plan.cells:
         settings, changed, runs = cells.get(cell.name, (cell.settings, [], []))
-        if different := differences(settings, cell.settings):
-            raise ValueError(
-                f"{out} holds {cell.name} with other settings ({'; '.join(different)}): "
-                f"repeat the old ones to go on with it, or choose another folder"
-            )
+        if settings != cell.settings:
+            if not is_longer(settings, cell.settings):
+                raise ValueError(
+                    f"{out} holds {cell.name} with other settings ({refusal(settings, cell.settings)}): "
+                    f"repeat the old ones to go on with it, or choose another folder"
+                )
+            if shorter := [name for name in runs if name not in plan.configs(cell)]:
+                raise ValueError(f"{out} holds {', '.join(shorter)}, too, to be compared after as many steps: give "
+                                 "their methods and seeds as well")  # fmt: skip
         runs = list(dict.fromkeys([*runs, *plan.configs(cell)]))
         cells[cell.name] = (cell.settings, plan.changes.get(cell.name, changed), runs)
     return {

@@ -39,7 +39,6 @@ from specreg.names import STATES, State, default_groups
 logger = logging.getLogger(__name__)
 
 _NUM_REAL, _MOST_GENERATED = 10_000, 10_000
-LEAST_GENERATED = 20  # of which a reading is made
 _FEW = 500  # samples below which a reading sees large losses alone
 # Grids of training data, as StyleGAN and DCGAN save them beside those of generated images.
 _REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)

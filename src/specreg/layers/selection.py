@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from specreg.names import suggestion
+
 Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Selection = Selector | Iterable[Selector] | None
 
@@ -63,7 +65,8 @@ def checked_selectors(option: str, selection: Selection, candidates: Sequence[tu
             raise TypeError(f"{option}: expected a name, a glob, a layer class or a predicate, got {selector!r}")
         if isinstance(selector, str) and not any(matches(selector, name) for name, _ in candidates):
             names = ", ".join(shown(name) for name, _ in candidates) or "none"
-            raise ValueError(f"{option}={selector!r} names no layer; the layers are: {names}")
+            near = suggestion(selector, (name for name, _ in candidates))
+            raise ValueError(f"{option}={selector!r} names no layer{near}; the layers are: {names}")
     return selectors
 
 

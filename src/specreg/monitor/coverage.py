@@ -43,10 +43,10 @@ from torch import Tensor, nn
 
 from specreg.monitor.attainment import evaluating
 from specreg.monitor.features import plain_features
-from specreg.names import integer
+from specreg.names import LEAST_GENERATED, integer
 from specreg.spectra.gram import full_precision
 
-LEAST_REAL, _LEAST_GENERATED = 100, 20  # samples
+LEAST_REAL = 100  # samples
 _MOST_BINNED = 10_000  # real samples that k-means sees
 _PER_BIN = 10
 _NEAR = 0.99
@@ -187,7 +187,7 @@ class Coverage:
         Raises:
             ValueError: another shape or kind of numbers than the real samples', too few, or not finite.
         """
-        if (kind := _kind("generated", generated, _LEAST_GENERATED)) != self._kind:
+        if (kind := _kind("generated", generated, LEAST_GENERATED)) != self._kind:
             raise ValueError(f"generated samples are {kind}, real ones {self._kind}: give both in one shape and scale")
         generator = torch.Generator().manual_seed(self._seed)
         order = torch.randperm(len(generated), generator=generator, device="cpu")

@@ -17,7 +17,7 @@ from specreg.monitor.modes import ModeJudge
 from specreg.monitor.signal import Signal, SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
 from specreg.monitor.verdict import UNASKED, Answer, Verdict, combined
-from specreg.names import State, default_groups, integer
+from specreg.names import State, default_groups, integer, suggestion
 from specreg.processes import from_main
 
 logger = logging.getLogger("specreg")
@@ -274,8 +274,9 @@ def _grouped(groups: Mapping[str, str | Iterable[str]], names: Sequence[str]) ->
             raise ValueError(f"group {group!r} is empty: name its layers, or leave it out")
         for pattern in patterns:
             if not isinstance(pattern, str) or not any(matches(pattern, name) for name in names):
+                near = suggestion(str(pattern), names)
                 raise ValueError(
-                    f"group {group!r}: {pattern!r} names no layer; the layers are {', '.join(map(shown, names))}"
+                    f"group {group!r}: {pattern!r} names no layer{near}; the layers are {', '.join(map(shown, names))}"
                 )
         members[group] = tuple(name for name in names if any(matches(pattern, name) for pattern in patterns))
     for name in names:

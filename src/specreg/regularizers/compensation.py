@@ -26,15 +26,13 @@ from torch import Tensor, nn
 
 from specreg.layers.find import find
 from specreg.layers.selection import Selection
-from specreg.names import integer
+from specreg.names import Scale, checked_keep, integer
 from specreg.regularizers.compensators import (
     Compensator,
-    Scale,
     anchored_scheme,
     dynamic_scheme,
     static_scheme,
 )
-from specreg.spectra.reference import checked_keep
 
 
 def static_compensation(
@@ -55,11 +53,12 @@ def static_compensation(
 
     Args:
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
-        keep: a float in (0, 1] is a fraction of r, :math:`i = \lceil \mathrm{keep} \cdot r \rceil`; an integer is i
-            itself (a layer with fewer singular values raises all of them). The paper finds 0.5 good and 1.0 to overfit;
-            i = 1 is spectral normalization. "auto" measures each layer at the first acting call and takes its stable
-            rank then, i = round(\|W\|_F^2 / s_1^2): as many directions as carry its energy at s_1. For a random weight
-            of equal widths that is 0.56 r in a 3x3 convolution and 0.25 r in a 1x1 convolution.
+        keep: a fraction of r in (0, 1], :math:`i = \lceil \mathrm{keep} \cdot r \rceil`, 1.0 being all; or i itself as
+            an integer from 2 on (a layer with fewer singular values raises all of them). The integer 1 is refused: it
+            would be spectral normalization alone. The paper finds 0.5 good and 1.0 to overfit. "auto" measures
+            each layer at the first acting call and takes its stable rank then, i = round(\|W\|_F^2 / s_1^2): as many
+            directions as carry its energy at s_1. For a random weight of equal widths that is 0.56 r in a 3x3
+            convolution and 0.25 r in a 1x1 convolution.
         record: for "auto": a healthy spectrum to measure instead, layer name -> singular values or their ratios, (r,)
             or (groups, r).
         every, start, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.

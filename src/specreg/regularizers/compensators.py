@@ -18,13 +18,11 @@ from torch import Tensor
 from specreg.layers.find import Layer, Layers
 from specreg.layers.requirements import require_finite, require_writable, warn_of_differences
 from specreg.layers.selection import shown
-from specreg.names import integer
+from specreg.names import Scale, integer
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import dynamic_target, head_size, ratios, scaled, static_target, updated_record
 from specreg.spectra.statistics import stable_rank
-
-Scale = Literal["auto", "keep", "unit", "hold"]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_differences
 from specreg.layers.selection import Selection, shown
 from specreg.layers.weights import SpectrumPreserving, memory_format
+from specreg.names import checked_keep
 from specreg.spectra.gram import full_precision, svd
 from specreg.spectra.matrices import from_matrix, to_matrix
-from specreg.spectra.reference import SVD, checked_keep, head_size, thin_svd
+from specreg.spectra.reference import SVD, head_size, thin_svd
 from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized
 
 Gradient = Literal["paper", "exact"]
@@ -22,7 +23,7 @@ Gradient = Literal["paper", "exact"]
 def spectral_regularization(
     module: nn.Module,
     *,
-    keep: float | int = 0.5,
+    keep: float | int | Literal["first"] = 0.5,
     gradient: Gradient = "paper",
     only: Selection = None,
     skip: Selection = None,
@@ -30,15 +31,15 @@ def spectral_regularization(
     r"""Parametrize every matching layer's weight as :math:`W_{SR} = (W + \Delta W) / s_1`, static scheme.
 
     The singular values that the network uses are 1 (k <= i) and :math:`s_k / s_1` (k > i); nothing has to be called
-    in the training loop. ``keep=1``, the integer, is spectral normalization with an exact :math:`s_1`. Each group of a
-    grouped convolution is a matrix of its own and divided by its own :math:`s_1`.
+    in the training loop. Each group of a grouped convolution is a matrix of its own and divided by its own :math:`s_1`.
 
     The weight can be differentiated once, which gradient penalties on the inputs need; a derivative of the
     gradient by the weight (meta-learning) raises.
 
     Args:
         module: the discriminator, or any module. Changed in place.
-        keep: a float in (0, 1] is a fraction of r, i = ⌈keep·r⌉; an integer is i itself.
+        keep: a fraction of r in (0, 1], i = ⌈keep·r⌉, 1.0 being all; i itself as an integer from 2 on; or "first",
+            i = 1: spectral normalization with an exact :math:`s_1`.
         gradient: "paper" holds the singular vectors constant (the paper's four terms); "exact" is the
             true derivative of the map.
         only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
@@ -60,7 +61,7 @@ def spectral_regularization(
     Reference:
         Liu et al. 2019, section 3.2 (map) and 3.3 (gradient).
     """
-    keep = checked_keep(keep)
+    keep = 1 if keep == "first" else checked_keep(keep)
     if gradient not in ("paper", "exact"):
         raise ValueError(f'gradient must be "paper" or "exact", got {gradient!r}')
     layers = find(module, only=only, skip=skip, title="spectral_regularization")

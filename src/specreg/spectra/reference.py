@@ -19,13 +19,10 @@ singular value decomposition; this one is what it falls back on, and what it is 
 
 import logging
 import math
-import numbers
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from specreg.names import integer
 
 logger = logging.getLogger("specreg.spectra")
 
@@ -58,16 +55,6 @@ def ratios(s: Tensor) -> Tensor:
     r"""Return the spectral distribution :math:`s_k / s_1`; all zeros for a zero matrix."""
     s1 = s[..., :1]
     return s / torch.where(s1 > 0, s1, torch.ones_like(s1))
-
-
-def checked_keep(keep: float | int) -> float | int:
-    """Return ``keep``, an integer i >= 1 or a fraction in (0, 1], or raise ValueError."""
-    if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral) and 0 < keep <= 1:
-        return float(keep)
-    try:
-        return integer("keep", keep, at_least=1)
-    except ValueError:
-        raise ValueError(f"keep must be a fraction of r in (0, 1] or an integer i >= 1, got {keep!r:.60}") from None
 
 
 def head_size(keep: float | int, rank: int) -> int:

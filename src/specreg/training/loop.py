@@ -1,51 +1,19 @@
 """The training loop: n_dis discriminator steps, a compensation after each, one generator step, and again."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from specreg.losses import LOSSES, LossName
+from specreg.losses import LOSSES
 from specreg.processes import ALONE, Processes
+from specreg.training.config import TrainingConfig
 from specreg.training.state import Stream, TrainingState, update_ema
 from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step
 
 # What a callback is told after each step: the state, and the losses of that step by name.
 Callback = Callable[[TrainingState, dict[str, Tensor]], None]
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How the two networks are trained."""
-
-    steps: int = 3000
-    """Generator updates."""
-    batch_size: int = 16
-    """Real (and generated) images in a discriminator step, those of all processes together."""
-    generator_batch: int = 2
-    """Generated images in a generator step, as a multiple of the batch size (2 in the authors' code)."""
-    accumulate: int = 1
-    """Micro-batches whose gradients are averaged before each update."""
-    d_steps: int = 3
-    """Discriminator steps for each generator step (n_dis; 5 in the paper)."""
-    loss: LossName = "hinge"
-    """Adversarial loss."""
-    gamma: float = 1.0
-    """Losses with R1 or R2: these gradient penalties are weighted by gamma / 2 (10 in Mescheder et al. 2018)."""
-    d_lr: float = 2e-4
-    """Adam's learning rate for the discriminator (the paper's)."""
-    g_lr: float = 1e-3
-    """Adam's learning rate for the generator."""
-    beta1: float = 0.0
-    """Adam's first moment decay."""
-    beta2: float = 0.9
-    """Adam's second moment decay."""
-    lr_decay: Literal["linear", "none"] = "none"
-    """Decay of both learning rates, linear to 0 over all steps, or none."""
-    ema_decay: float = 0.0
-    """Decay of the generator's running average, from which samples are then drawn; 0 is without."""
 
 
 def train(

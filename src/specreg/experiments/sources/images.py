@@ -75,7 +75,12 @@ class Images(Source):
     def check(self, settings: Settings) -> None:
         network = self._network(settings)
         if settings.data.conditional and network != "resnet":
-            raise ValueError(f"the {network} is not conditional: drop --conditional")
+            side, named = self.dataset.resolution, settings.model.network != "auto"
+            why = "by --network or the preset" if named else f"as it fits {side}x{side} images"
+            other = (
+                "choose --network resnet, or drop --conditional" if side in _SIDES["resnet"] else "drop --conditional"
+            )
+            raise ValueError(f"a {network}, chosen {why}, cannot be conditional: {other}")
         if settings.data.conditional and self.num_classes < 2:
             raise ValueError(f"{settings.data.data} has no classes to be conditional on: drop --conditional")
 

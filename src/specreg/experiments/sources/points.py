@@ -45,7 +45,9 @@ class Points(Source):
                 f"the {settings.model.network} makes images, and {settings.data.data} are points: --network mlp"
             )
         if settings.data.conditional:
-            raise ValueError("the mlp is not conditional: drop --conditional")
+            raise ValueError(
+                f"{settings.data.data} has points, whose network, an mlp, cannot be conditional: drop --conditional"
+            )
 
     def make_generator(self, settings: Settings) -> nn.Module:
         model = settings.model

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from specreg.experiments.config import ModelConfig, RecordConfig, Settings
-from specreg.training.loop import TrainingConfig
+from specreg.training.config import TrainingConfig
 
 DIGITS = Settings()
 

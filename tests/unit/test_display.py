@@ -1,0 +1,115 @@
+"""What the terminal shows while runs are made: an estimate once, a bar or a table, lines where nothing moves."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from specreg import display
+from specreg.experiments.config import RunConfig, Settings
+from specreg.experiments.jobs import Job
+from specreg.records import PACE, RunDirectory
+
+
+class Clock:
+    """Time that goes by when it is told to."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(display, "time", clock)
+    return clock
+
+
+def terminal(monkeypatch, *, width: int) -> io.StringIO:
+    """Show on a terminal of this width."""
+    shown = io.StringIO()
+    monkeypatch.setattr(display, "Console", lambda **_: Console(file=shown, force_terminal=True, width=width))
+    return shown
+
+
+def job(folder, name: str, state: str, steps: int = 100, **latest: float) -> Job:
+    settings = Settings()
+    settings = replace(settings, training=replace(settings.training, steps=steps))
+    run = RunDirectory(folder / "runs" / name)
+    run.path.mkdir(parents=True)
+    if latest:
+        run.append("evaluations", latest)
+    return Job(RunConfig("sn", 0, settings), run, state)
+
+
+def test_a_log_has_the_estimate_once_and_a_line_every_ten_seconds(clock, capsys):
+    with display.training("sn, seed 0", 3000, "SN on digits") as tell:
+        for step in range(1, 41):
+            clock.now += 1.0
+            tell(step, {PACE: 3.25} if step == 11 else {"fd": 18.25, "verdict": "steady"} if step == 15 else {})
+    assert capsys.readouterr().err.splitlines() == [
+        "SN on digits",
+        "sn, seed 0: step 10 of 3000",
+        "sn, seed 0: about 2 h 40 min of training to come (2989 steps, evaluations not counted)",
+        "sn, seed 0: step 20 of 3000, about 2 h 40 min left  FD 18.25  steady",
+        "sn, seed 0: step 30 of 3000, about 2 h 40 min left  FD 18.25  steady",
+        "sn, seed 0: step 40 of 3000, about 2 h 40 min left  FD 18.25  steady",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_has_the_estimate_and_metrics_that_are_not_cut(width, monkeypatch):
+    shown = terminal(monkeypatch, width=width)
+    with display.training("static, seed 0", 3000, "static SR") as tell:
+        tell(11, {PACE: 0.5})
+        tell(500, {"modes": 987, "kl": 1.25, "fd": 118.25, "missing": 0.25, "d_loss": 1.5, "g_loss": -0.5})
+        tell(501, {"verdict": "collapsing"})
+    text = shown.getvalue()
+    assert text.count("static, seed 0: about 25 min of training to come (2989 steps, evaluations not counted)") == 1
+    for part in ("modes 987", "KL 1.25", "FD 118.25", "missing 0.25", "loss D 1.50", "loss G -0.50", "collapsing"):
+        assert part in text
+    assert "…" not in text
+
+
+def test_the_estimate_of_several_runs_waits_until_each_under_way_has_measured(tmp_path, clock, capsys):
+    jobs = [job(tmp_path, name, "running") for name in "ab"] + [job(tmp_path, "c", "waiting")]
+    jobs[0].run.write("timing", {"seconds": 1.0, PACE: 3.0})
+    with display.progress(jobs) as watch:
+        watch()
+        assert capsys.readouterr().err == ""
+        jobs[1].run.write("timing", {"seconds": 1.0, PACE: 1.0})
+        jobs[1].run.append("metrics", {"step": 40})
+        watch()
+        # (100 · 3 + 60 · 1 + 100 · 2) / 2 seconds
+        assert capsys.readouterr().err == "about 5 min of training to come in all runs, evaluations not counted\n"
+        clock.now = 10.0
+        watch()
+        assert capsys.readouterr().err == "3 runs: 2 running, 1 waiting; runs/a 0/100; runs/b 40/100\n"
+
+
+def test_a_run_that_has_recorded_nothing_yet_is_starting(tmp_path):
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(display._progress([job(tmp_path, "a", "running")]))
+    assert shown.export_text().splitlines()[2].split() == ["runs/a", "0/100", "starting"]
+
+
+def test_the_live_table_has_no_columns_that_all_runs_leave_empty(tmp_path):
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(display._progress([job(tmp_path, "a", "running", step=5, fd=18.25, missing=0.5)]))
+    assert shown.export_text().splitlines()[1].split() == ["run", "step", "FD", "missing", "verdict"]
+
+
+@pytest.mark.parametrize("is_default", [True, False])
+def test_the_heading_says_what_is_trained_and_that_nobody_chose_it(is_default):
+    text = display.heading(RunConfig("static", 0, Settings()), is_default=is_default)
+    assert text.startswith("static SR on digits, 3000 steps (sn with static compensation")
+    assert text.endswith("; by default, another one with --method)") == is_default
+
+
+def test_nothing_is_said_of_a_training_that_does_not_begin(capsys):
+    with display.training("sn, seed 0", 3000, "SN on digits"):
+        pass
+    assert capsys.readouterr().err == ""
