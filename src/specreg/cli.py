@@ -154,7 +154,7 @@ def _compare(arguments: list[str]) -> int:
         """Runs at the same time, among which the cores are divided: as many as there are cores, 1 with a GPU."""
         settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
-    given = _parse(Compare(), "compare", arguments, methods=PAPER_METHODS)
+    given = _parse(Compare(), "compare", _before_recipe(arguments), methods=PAPER_METHODS)
     methods, seeds = _methods(given.methods), _seeds(given.seeds)
     for name, values in (("methods", methods), ("seeds", seeds)):
         if not values:
@@ -168,7 +168,7 @@ def _compare(arguments: list[str]) -> int:
 
     saved = saved_settings(given.out, COMPARISON)
     defaults = recipe(given.settings.data) if saved is None else saved
-    given = _parse(Compare(settings=defaults), "compare", arguments)
+    given = _parse(Compare(settings=defaults), "compare", arguments, methods=PAPER_METHODS)
     plan = Plan("", [Cell(COMPARISON, given.settings)], {}, methods, seeds)
     return _carry_out(given.out, plan, functools.partial(execute_all, parallel=jobs()), retry=True)
 
@@ -299,7 +299,7 @@ def _train(arguments: list[str]) -> int:
         """Show no progress."""
         config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
-    given = _parse(Train(), "train", arguments, methods=(Train().config.method,))
+    given = _parse(Train(), "train", _before_recipe(arguments), methods=(Train().config.method,))
     _import("train")
     from specreg import display
     from specreg.experiments.interrupts import interruptible
@@ -314,7 +314,7 @@ def _train(arguments: list[str]) -> int:
         with processes.main_first():  # nobody reads the directory before it is prepared
             saved = saved_config(RunDirectory(given.out))
             default = RunConfig(settings=recipe(given.config.settings.data)) if saved is None else saved
-            given = _parse(Train(config=default), "train", arguments)
+            given = _parse(Train(config=default), "train", arguments, methods=(given.config.method,))
             run, config = RunDirectory(given.out), given.config
             check_shares(config.settings, processes)
             source = open_checked(config.settings)
@@ -661,6 +661,12 @@ def _parse(defaults: T, command: str, arguments: list[str], *, methods: Collecti
         options = [match[0] for line in lines if (match := re.match(r"--[\w.-]+", line))]
         near = f" (did you mean {options[0]}?)" if options and message.startswith("Unrecognized") else ""
         raise ValueError(f"{message}{near}; see specreg {command} --help") from None
+
+
+def _before_recipe(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without the wish for help where the data are named: its defaults are their recipe's."""
+    is_named = any(argument.partition("=")[0] in ("--data", "--out") for argument in arguments)
+    return [argument for argument in arguments if not (is_named and argument in ("-h", "--help"))]
 
 
 def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collection[str]) -> str:

@@ -154,8 +154,7 @@ def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
                 console.print(_plain("; ".join([_summary(jobs), *running])), soft_wrap=True)
 
         yield watch
-    if moves:
-        console.print()
+    console.print("" if moves else _summary(jobs), soft_wrap=True)
 
 
 def _moves(console: Console) -> bool:

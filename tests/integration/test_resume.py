@@ -51,8 +51,9 @@ def copied(finished, tmp_path) -> Path:
 
 
 CASES = [  # before the first checkpoint, and between two
-    ("static", 3), *((method, 17) for method in METHODS),
+    ("static", 3), ("guard", 17),
     *(pytest.param(method, 3, marks=pytest.mark.soak) for method in METHODS if method != "static"),
+    *(pytest.param(method, 17, marks=pytest.mark.soak) for method in METHODS if method != "guard"),
 ]  # fmt: skip
 
 

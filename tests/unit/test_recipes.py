@@ -81,7 +81,7 @@ def test_the_side_of_images_is_looked_up_where_no_option_gives_it(tmp_path, monk
 
 @pytest.mark.parametrize(
     ("steps", "least"),  # of the share of high quality: 0.27 and 0.71 were measured, and 0.81 to 0.89
-    [pytest.param(700, 0.1, marks=pytest.mark.slow), pytest.param(1500, 0.5, marks=pytest.mark.soak)],
+    [pytest.param(700, 0.1, marks=pytest.mark.soak), pytest.param(1500, 0.5, marks=pytest.mark.soak)],
 )
 def test_spectral_normalization_finds_the_ring(steps, least):
     settings = recipe(DataConfig("ring"))
