@@ -27,7 +27,7 @@ _LOSSES = {
     "duplicates": "duplicates",
     "overfitting": "P(training image scores above held-out)",
     "separation": "P(held-out image scores above generated)",
-    "lost": "missing in large groups, whatever the quality",
+    "lost": "missing, whatever the quality",
 }
 _UNSHOWN = ("far", "floor")  # of a reading of coverage
 
