@@ -1,6 +1,6 @@
 """Readers under random input: each reads it, or raises ValueError or FileNotFoundError in one line.
 
-50 examples for each reader in every run of the tests, 15,000 with ``-m soak``; the same ones each time.
+50 examples for each reader in every run of the tests, 20,000 with ``-m soak``; the same ones each time.
 """
 
 import argparse
@@ -377,9 +377,9 @@ def test_a_reader_reads_or_says_in_one_line_what_is_wrong(name, tmp_path):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", READERS)
-def test_fifteen_thousand_times(name, tmp_path, capsys):
+def test_twenty_thousand_times(name, tmp_path, capsys):
     before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    read, refused = fuzz(READERS[name], 15_000, tmp_path)
+    read, refused = fuzz(READERS[name], 20_000, tmp_path)
     with capsys.disabled():
         print(f"\n{name}: {read} read, {refused} refused, {grown(before) / 2**20:.0f} MiB more memory")  # noqa: T201
     assert (read if READERS[name].sound else refused) > 500
