@@ -67,9 +67,9 @@ Spectral regularization of GANs: keep the singular values of a discriminator fro
 
 commands:
   compare    train spectral normalization (sn), static and dynamic regularization side by side,
-             and end with a table and pictures; start here: specreg compare --out demo
-  sweep      run a preset's settings x methods x seeds, resumable, on this machine or a Ray cluster:
-             specreg sweep --preset paper --dry-run
+             and end with a table and pictures: specreg compare --out mine --data images.zip
+  sweep      run a preset's settings x methods x seeds, resumable, on this machine or a Ray cluster;
+             start here: specreg sweep --preset demo --out demo
   train      train one GAN; the same command again goes on where it stopped
   evaluate   evaluate a trained run anew
   sample     draw images from a trained run into a PNG
@@ -190,7 +190,7 @@ def _sweep(arguments: list[str]) -> int:
         """
 
         preset: str = ""
-        """paper (26 settings), imagenet, cifar10-conditional, sttp, digits, digits-grid, keep, mixtures or
+        """demo, paper (26 settings), imagenet, cifar10-conditional, sttp, digits, digits-grid, keep, mixtures or
         stacked-mnist."""
         cells: tuple[str, ...] = ()
         """Names or globs of the preset's cells, such as A16-128 or 'C*'; all by default."""

@@ -59,14 +59,14 @@ def test_the_table_has_a_row_for_each_method_of_each_setting_with_what_is_publis
     cells = open_cells([sweep])
     headings, rows, num_texts = table(cells)
     assert (headings[:6], num_texts) == (["setting", "method", "seeds", "modes ↑", "KL (nats) ↓", "FD ↓"], 2)
-    assert headings[-4:] == ["collapsed", "published FID", "published IS", "published collapse"]
-    assert [[*row[:4], row[5], *row[-4:]] for row in rows] == [
-        ["A16-128", "SN", "0", "-", "-", "-", "22.31 ± 0.28", "8.15 ± 0.09", "no"],
-        ["A16-128", "static SR", "0", "-", "-", "-", "24.67 ± 0.28", "8.35 ± 0.09", "-"],
-        ["A16-128", "dynamic", "0", "-", "-", "-", "-", "-", "-"],
-        ["C8-32", "SN", "2", "501 ± 1", "13.00 ± 1.41", "2 of 2, from 700", "80.00 ± 1.12", "4.21 ± 0.18", "yes"],
-        ["C8-32", "static SR", "1", "500", "12.00", "2 of 2, from 700", "66.05 ± 2.12", "4.93 ± 0.20", "-"],
-        ["C8-32", "dynamic", "0", "-", "-", "-", "-", "-", "-"],
+    assert headings[-5:] == ["collapsed", "verdict", "published FID", "published IS", "published collapse"]
+    assert [[*row[1:4], row[5], *row[-5:]] for row in rows] == [
+        ["SN", "0", "-", "-", "-", "-", "22.31 ± 0.28", "8.15 ± 0.09", "no"],
+        ["static SR", "0", "-", "-", "-", "-", "24.67 ± 0.28", "8.35 ± 0.09", "-"],
+        ["dynamic", "0", "-", "-", "-", "-", "-", "-", "-"],
+        ["SN", "2", "501 ± 1", "13.00 ± 1.41", "2 of 2, from 700", "2 collapsed", "80.00 ± 1.12", "4.21 ± 0.18", "yes"],
+        ["static SR", "1", "500", "12.00", "2 of 2, from 700", "2 collapsed", "66.05 ± 2.12", "4.93 ± 0.20", "-"],
+        ["dynamic", "0", "-", "-", "-", "-", "-", "-", "-"],
     ]
     text = " ".join(notes(cells))
     assert text.startswith("3 of 8 runs are complete.")
@@ -84,8 +84,8 @@ def test_a_terminal_gets_a_few_rows_as_columns_and_of_many_what_says_most(sweep)
     few, many = table(cells[1:]).brief(), table(cells).brief()
     assert few.headings == ["", "SN", "static SR", "dynamic"]
     assert ["FD ↓", "13.00 ± 1.41", "12.00", "-"] in few.rows
-    assert many.headings == ["setting", "method", "seeds", "modes ↑", "KL (nats) ↓", "FD ↓", "collapsed"]
-    assert many.rows[3][-2:] == ["13.00 ± 1.41", "2 of 2, from 700"]
+    assert many.headings == ["setting", "method", "seeds", "modes ↑", "KL (nats) ↓", "FD ↓", "verdict"]
+    assert many.rows[3][-2:] == ["13.00 ± 1.41", "2 collapsed"]
 
 
 def test_what_is_missing_is_said(sweep):

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from specreg.report import verdicts
 from specreg.report.runs import Cell, Run, grouped, published
-from specreg.report.verdicts import is_judged
 
 # key, heading, decimals, and which way is better
 COLUMNS = (
     ("modes", "modes ↑", 0),
     ("high_quality", "high quality ↑", 3),
     ("missing", "missing ↓", 3),
+    ("lost", "lost ↓", 3),
     ("kl", "KL (nats) ↓", 2),
     ("fd", "FD ↓", 2),
     ("intra_fd", "intra-class FD ↓", 2),
@@ -25,7 +26,7 @@ COLUMNS = (
     ("coverage", "coverage ↑", 3),
     ("seconds", "seconds", 0),
 )
-_BRIEF = ("modes", "missing", "kl", "fd")  # that say most, where many rows have to fit a terminal
+_BRIEF = ("modes", "lost", "kl", "fd")  # that say most, where many rows have to fit a terminal
 _PUBLISHED = ("FID", "IS")
 _MOST_TRANSPOSED = 4  # rows
 
@@ -46,7 +47,7 @@ class Table(NamedTuple):
         if len(self.rows) <= _MOST_TRANSPOSED and self.num_texts == 1:
             headings, *rows = map(list, zip(self.headings, *self.rows, strict=True))
             return Table(["", *headings[1:]], rows)
-        told = {heading for key, heading, _ in COLUMNS if key in _BRIEF} | {"seeds", "collapsed"}
+        told = {heading for key, heading, _ in COLUMNS if key in _BRIEF} | {"seeds", "verdict"}
         kept = [i for i, heading in enumerate(self.headings) if i < self.num_texts or heading in told]
         return Table([self.headings[i] for i in kept], [[row[i] for i in kept] for row in self.rows], self.num_texts)
 
@@ -78,12 +79,12 @@ def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
             row += [
                 mean_and_spread([run.result.get(key) for run in finished], decimals) for key, _, decimals in measures
             ]
-            row += [_collapses(runs)] * watched
+            row += [_collapses(runs), verdicts.counts(runs) or "-"] if watched else []
             row += [_as_published(cell.published.get(score, {}).get(method, ())) for score in scores]
             row += [str(cell.published.get("collapse", "-") if method == "sn" else "-")] * with_collapse
             rows.append(row)
     headings = ["setting"] * several + (["run"] if by_run else ["method", "seeds"])
-    headings += [heading for _, heading, _ in measures] + ["collapsed"] * watched
+    headings += [heading for _, heading, _ in measures] + ["collapsed", "verdict"] * watched
     headings += [f"published {score}" for score in scores] + ["published collapse"] * with_collapse
     return Table(headings, rows, 1 + several)
 
@@ -141,9 +142,11 @@ def notes(cells: Sequence[Cell]) -> list[str]:
     if floors := [run.result["floor"] for run in complete if run.result.get("floor") is not None]:
         reach = " to ".join(dict.fromkeys(f"{floor:.3f}" for floor in (min(floors), max(floors))))
         sentences.append("Missing: a lower bound on the share of the data's mass that is not generated, at the last "
-                         f"reading of every run; a perfect generator stays below {reach}.")  # fmt: skip
+                         f"reading of every run; a perfect generator stays below {reach}. Lost: the part of it that "
+                         "poor samples do not explain.")  # fmt: skip
     if any(run.verdicts for run in complete):
         sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration.")
+        sentences.append("Verdict: at the end, the gravest of the answers about spectra, coverage and signal.")
     changed: dict[str, list[str]] = {}
     for cell in cells:
         if cell.changes:
@@ -220,7 +223,7 @@ def _collapse(run: Run) -> int | None:
 
 
 def _collapses(runs: Sequence[Run]) -> str:
-    steps = [_collapse(run) for run in runs if is_judged(run)]
+    steps = [_collapse(run) for run in runs if verdicts.is_judged(run)]
     collapsed = [step for step in steps if step is not None]
     if not steps:
         return "not judged" if any(run.verdicts for run in runs) else "-"

@@ -85,10 +85,14 @@ def lines(cells: Sequence[Cell]) -> list[str]:
 
 
 def tally(runs: Sequence[Run]) -> str:
+    """Return how many runs are in which state, in a sentence."""
+    return f"Of {len(runs)} runs: {counts(runs)}."
+
+
+def counts(runs: Sequence[Run]) -> str:
     """Return how many runs are in which state, the gravest first."""
-    counts = Counter(map(state_of, runs))
-    words = [state for state in (*reversed(STATES), UNWATCHED) if counts[state]]
-    return f"Of {len(runs)} runs: {', '.join(f'{counts[word]} {word}' for word in words)}."
+    numbers = Counter(map(state_of, runs))
+    return ", ".join(f"{numbers[state]} {state}" for state in (*reversed(STATES), UNWATCHED) if numbers[state])
 
 
 def segments(run: Run) -> list[tuple[int, int, str]]:
