@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test soak lint docs clean
 
 demo: $(VENV)/.demo
-	$(BIN)/specreg compare --out demo
+	$(BIN)/specreg sweep --preset demo --out demo
+	@echo 'Now look at demo/samples.png. Next: $(BIN)/specreg compare --out mine --data YOUR-IMAGES'
 
 test: $(VENV)/.dev lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -136,17 +136,10 @@ def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
     On a terminal that is a table; elsewhere a line every ten seconds.
     """
     console, pulse = Console(stderr=True, highlight=False), _Pulse()
-    moves, is_told = _moves(console), False
+    moves = _moves(console)
     with Live(console=console, auto_refresh=False) if moves else contextlib.nullcontext() as live:
 
         def watch() -> None:
-            nonlocal is_told
-            left = None if is_told else _seconds_left(jobs)
-            if left is not None:
-                is_told = True
-                console.print(
-                    f"about {duration(left)} of training to come in all runs, evaluations not counted", soft_wrap=True
-                )
             if live is not None:
                 live.update(_progress(jobs), refresh=True)
             elif pulse.due():
@@ -162,10 +155,10 @@ def _moves(console: Console) -> bool:
 
 
 def _seconds_left(jobs: "Sequence[Job]") -> float | None:
-    """Return how long the runs' steps will take, once every run under way has measured some of its own."""
+    """Return how long the runs' steps will take, by those that have been measured."""
     paces: dict[str, float] = {job.name: pace for job in jobs if isinstance(pace := _timing(job).get(PACE), float)}
     running = [job for job in jobs if job.state == "running"]
-    if not running or any(job.name not in paces for job in running):
+    if not running or not paces:
         return None
     mean = sum(paces.values()) / len(paces)
     left = {job.name: job.config.settings.training.steps - _latest(job)["step"] for job in jobs
@@ -224,9 +217,9 @@ def results(cells: "Sequence[Cell]", paths: Sequence[Path]) -> None:
     console.print(shown)
     for text in notes(cells):
         console.print(_plain(text))
-    for path in paths:
-        console.print(_plain(str(path)), soft_wrap=True)
-    console.print(_plain(f"one page about all: specreg report {paths[0].parent}"), soft_wrap=True)
+    folder, names = paths[0].parent, [path.name for path in reversed(paths)]
+    console.print(_plain(f"in {folder}: {', '.join(names)}"), soft_wrap=True)
+    console.print(_plain(f"one page about all: specreg report {folder}"), soft_wrap=True)
 
 
 def metrics(values: Mapping[str, Any]) -> None:
@@ -428,9 +421,10 @@ def _progress(jobs: "Sequence[Job]") -> Group:
 def _summary(jobs: "Sequence[Job]") -> str:
     counts = Counter(job.state for job in jobs)
     states = ("done", "running", "failed", "stopped", "waiting")
-    return f"{len(jobs)} run{'s' * (len(jobs) != 1)}: " + ", ".join(
-        f"{counts[state]} {state}" for state in states if counts[state]
-    )
+    told = [f"{counts[state]} {state}" for state in states if counts[state]]
+    left = _seconds_left(jobs)
+    about = "" if left is None else f"; about {duration(left)} of training to come, evaluations not counted"
+    return f"{len(jobs)} run{'s' * (len(jobs) != 1)}: {', '.join(told)}{about}"
 
 
 def _step(job: "Job") -> str:

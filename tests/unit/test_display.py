@@ -74,20 +74,22 @@ def test_a_terminal_has_the_estimate_and_metrics_that_are_not_cut(width, monkeyp
     assert "…" not in text
 
 
-def test_the_estimate_of_several_runs_waits_until_each_under_way_has_measured(tmp_path, clock, capsys):
+def test_several_runs_have_a_line_every_ten_seconds_with_the_time_to_come(tmp_path, clock, capsys):
     jobs = [job(tmp_path, name, "running") for name in "ab"] + [job(tmp_path, "c", "waiting")]
-    jobs[0].run.write("timing", {"seconds": 1.0, PACE: 3.0})
     with display.progress(jobs) as watch:
+        clock.now = 10.0
         watch()
-        assert capsys.readouterr().err == ""
+        assert capsys.readouterr().err == "3 runs: 2 running, 1 waiting; runs/a 0/100; runs/b 0/100\n"
+        jobs[0].run.write("timing", {"seconds": 1.0, PACE: 3.0})
         jobs[1].run.write("timing", {"seconds": 1.0, PACE: 1.0})
         jobs[1].run.append("metrics", {"step": 40})
         watch()
-        # (100 · 3 + 60 · 1 + 100 · 2) / 2 seconds
-        assert capsys.readouterr().err == "about 5 min of training to come in all runs, evaluations not counted\n"
-        clock.now = 10.0
+        assert capsys.readouterr().err == ""
+        clock.now = 20.0
         watch()
-        assert capsys.readouterr().err == "3 runs: 2 running, 1 waiting; runs/a 0/100; runs/b 40/100\n"
+        # (100 · 3 + 60 · 1 + 100 · 2) / 2 seconds
+        about = "about 5 min of training to come, evaluations not counted"
+        assert capsys.readouterr().err == f"3 runs: 2 running, 1 waiting; {about}; runs/a 0/100; runs/b 40/100\n"
 
 
 def test_a_run_that_has_recorded_nothing_yet_is_starting(tmp_path):

@@ -56,10 +56,12 @@ def write_sheet(path: Path, illustration: Illustration) -> None:
     width, height = panel_size if (panel_size := rows[0][1][0].size) else (2.9, 2.5)
     size = (max(4.5, width * num_columns), height * len(rows) + 1)
     figure, axes = plt.subplots(len(rows), num_columns, figsize=size, squeeze=False)
-    # Set in inches: to lay out by what is drawn takes longer than drawing.
+    # Set in inches: to lay out by what is drawn takes longer than drawing. Grids of images have neither axes nor legend.
+    plotted = not all(isinstance(panel.content, Image.Image) for part in parts for panel in part.panels)
     figure.subplots_adjust(
-        left=0.7 / size[0], right=1 - 0.15 / size[0], bottom=(1.1 if width < 4 else 1.5) / size[1],
-        top=1 - 0.5 / size[1], wspace=0.3, hspace=0.6,
+        left=(0.7 if plotted else 0.15) / size[0], right=1 - 0.15 / size[0], top=1 - 0.5 / size[1],
+        bottom=(0.15 if not plotted else 1.1 if width < 4 else 1.5) / size[1],
+        wspace=0.3 if plotted else 0.05, hspace=0.6 if plotted else 0.2,
     )  # fmt: skip
     for (part, panels), line in zip(rows, axes.tolist(), strict=True):
         for axis in line[len(panels) :]:

@@ -82,7 +82,7 @@ class Points(Source):
 
 
 def save_scatter(points: Tensor, centres: Tensor, path: Path) -> None:
-    """Write points (N, 2) over grey rings around centres (K, 2) as one PNG.
+    """Write points (N, 2) over red rings around centres (K, 2) as one PNG.
 
     The square reaches 1.3 times as far as the outermost centre. Points outside lie on its edge, where they are seen.
     """
@@ -96,7 +96,7 @@ def save_scatter(points: Tensor, centres: Tensor, path: Path) -> None:
     picture = Image.new("RGB", (_CANVAS, _CANVAS), "white")
     pen = ImageDraw.Draw(picture)
     for x, y in place(centres):
-        pen.ellipse((x - 12, y - 12, x + 12, y + 12), outline="#b0b0b0")
+        pen.ellipse((x - 12, y - 12, x + 12, y + 12), outline="#c0392b", width=2)
     for x, y in place(points):
         pen.rectangle((x - 1, y - 1, x + 1, y + 1), fill="#2a6fbb")
     picture.save(path)
