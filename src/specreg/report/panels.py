@@ -56,7 +56,7 @@ def write_sheet(path: Path, illustration: Illustration) -> None:
     width, height = panel_size if (panel_size := rows[0][1][0].size) else (2.9, 2.5)
     size = (max(4.5, width * num_columns), height * len(rows) + 1)
     figure, axes = plt.subplots(len(rows), num_columns, figsize=size, squeeze=False)
-    # Set in inches: to lay out by what is drawn takes longer than drawing. Grids of images have neither axes nor legend.
+    # Set in inches: to lay out by what is drawn takes longer than drawing. Grids of images have no axes and no legend.
     plotted = not all(isinstance(panel.content, Image.Image) for part in parts for panel in part.panels)
     figure.subplots_adjust(
         left=(0.7 if plotted else 0.15) / size[0], right=1 - 0.15 / size[0], top=1 - 0.5 / size[1],
