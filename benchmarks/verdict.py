@@ -401,6 +401,26 @@ def count(
     return {"events": num_events, "calm": num_calm, "rows": rows}
 
 
+def quality(training: dict[str, object], expected: np.ndarray) -> str:
+    """Return what a training was: good ones produce three quarters of the modes at half of their readings after
+    iteration 400 or more, bad ones never more than half.
+    """
+    modes = produced(training, expected)[5:]
+    return "good" if np.median(modes) >= 0.75 * len(expected) else "bad" if modes.max() <= 0.5 * len(expected) else ""
+
+
+def never_learnt(record: dict[str, object]) -> dict[str, dict[str, int]]:
+    """Count the good and bad trainings, and of which of them the judge of coverage ever said "never learnt"."""
+    counts = {kind: {"trainings": 0, "never learnt": 0} for kind in ("good", "bad")}
+    for training in record["trainings"]:
+        judge = ModeJudge()
+        states = {judge.update(reading["step"], measured(reading)).state for reading in training["readings"]}
+        if kind := quality(training, np.array(record["expected"])):
+            counts[kind]["trainings"] += 1
+            counts[kind]["never learnt"] += "never learnt" in states
+    return counts
+
+
 # Constants that are tried: readings whose median is judged, and the part whose loss is an alarm.
 SMOOTHINGS, LOSSES = (1, 2, 3, 5), (0.15, 0.2, 0.25, 0.3)
 CHOOSING = "ring"
@@ -409,8 +429,7 @@ CHOOSING = "ring"
 def choose(record: dict[str, object], spectra: list[list[dict[str, list[float]]]]) -> dict[str, object]:
     """Return recall and false alarms of coverage alone for every pair of constants, and the mass that is learnt.
 
-    Good trainings produce three quarters of the modes at half of their readings after iteration 400 or more, bad ones
-    never more than half; of each the largest mass, a median of three readings.
+    Of good and bad trainings the latter is the largest mass produced, a median of three readings.
     """
     rows = []
     for smoothing in SMOOTHINGS:
@@ -421,13 +440,10 @@ def choose(record: dict[str, object], spectra: list[list[dict[str, list[float]]]
     expected = np.array(record["expected"])
     largest: dict[str, list[float]] = {"good": [], "bad": []}
     for training in record["trainings"]:
-        modes = produced(training, expected)[5:]
         mass = 1 - np.array([reading["lost"] for reading in training["readings"]])
         best = max(float(np.median(mass[k - 2 : k + 1])) for k in range(5, len(mass)))
-        if np.median(modes) >= 0.75 * len(expected):
-            largest["good"].append(best)
-        elif modes.max() <= 0.5 * len(expected):
-            largest["bad"].append(best)
+        if kind := quality(training, expected):
+            largest[kind].append(best)
     learnt = {name: {"trainings": len(v), "least": min(v), "most": max(v)} for name, v in largest.items()}
     return {"rows": rows, "learnt": learnt}
 
@@ -496,7 +512,11 @@ def judge_table(tables: dict[str, object]) -> str:
             delay = "-" if row["median delay"] is None else f"{row['median delay']:.0f}"
             where = f"{data}, {part} ({table['events']} events, {table['calm']} without)"
             lines.append(f"| {where} | {name} | {row['recall']:.0%} | {delay} | {row['false alarms']:.0%} |")
-    return "\n".join(lines)
+    told = []
+    for data, table in tables.items():
+        parts = [f"{part['never learnt']} of {part['trainings']} {kind} ones" for kind, part in table["learnt"].items()]
+        told.append(f"{data}: {', '.join(parts)}")
+    return "\n".join([*lines, "", f'Trainings called "never learnt" at some time: {"; ".join(told)}.'])
 
 
 def choose_table(chosen: dict[str, Any]) -> str:
@@ -510,7 +530,7 @@ def choose_table(chosen: dict[str, Any]) -> str:
         f"{name} trainings ({part['trainings']}) {part['least']:.0%} to {part['most']:.0%}"
         for name, part in learnt.items()
     )
-    lines += ["", f"Largest mass produced by {mass}: 60% is asked for."]
+    lines += ["", f"Largest mass produced by {mass}: {ModeThresholds().learnt:.0%} is asked for."]
     return "\n".join(lines)
 
 
@@ -554,7 +574,8 @@ def main() -> None:
     elif options.command == "choose":
         save("choose", choose(load(CHOOSING), spectra_of(CHOOSING, options.readings, options.every)))
     elif options.command == "judge":
-        save("judge", {name: count(load(name), spectra_of(name, options.readings, options.every)) for name in names})
+        save("judge", {name: count(load(name), spectra_of(name, options.readings, options.every))
+                       | {"learnt": never_learnt(load(name))} for name in names})  # fmt: skip
     else:
         tables = {
             "link": link_table(load("link")),

@@ -26,7 +26,7 @@ class ModeThresholds:
         losing, lost: part of the largest mass produced so far whose loss means "losing" and "lost".
         regained: part of what was lost that has to come back for "recovered".
         learnt: mass that has to be produced at some time, or else the training "never learnt" the data.
-        patience: readings without progress before that is said.
+        patience: iterations without progress before that is said, and one reading more than the median takes.
         progress: what counts as progress in the largest mass produced.
     """
 
@@ -35,8 +35,8 @@ class ModeThresholds:
     losing: float = 0.25
     lost: float = 0.4
     regained: float = 0.6
-    learnt: float = 0.6
-    patience: int = 10
+    learnt: float = 0.65
+    patience: int = 1000
     progress: float = 0.05
 
     def __post_init__(self) -> None:
@@ -73,7 +73,8 @@ class ModeJudge:
         self._recent: deque[tuple[int, float]] = deque(maxlen=self.thresholds.smoothing)
         self._best, self._best_at = 0.0, 0  # the largest mass produced, and when it was last near
         self._low = 1.0  # the least since it was lost
-        self._reached, self._waiting = 0.0, 0  # the mass at the last progress, and readings since
+        self._reached, self._reached_at = 0.0, 0  # the mass at the last progress, and when
+        self._waiting = 0  # readings since
         self._state: State = "not judged"
         self._since: int | None = None
 
@@ -88,7 +89,7 @@ class ModeJudge:
         produced = statistics.median(mass for _, mass in self._recent)
         self._waiting += 1
         if produced > self._reached + limits.progress:  # small steps add up
-            self._reached, self._waiting = produced, 0
+            self._reached, self._reached_at, self._waiting = produced, iteration, 0
         fall = self._best - produced
         # A loss has to be more than the readings' noise.
         part = fall / self._best if self._best > 0 and fall > error else 0.0
@@ -104,7 +105,7 @@ class ModeJudge:
         elif max(self._best, produced) >= limits.learnt:
             if self._state in ("not judged", "never learnt"):
                 self._state, self._since = "healthy", None
-        elif self._waiting >= limits.patience:
+        elif iteration - self._reached_at >= limits.patience and self._waiting > limits.smoothing:
             self._state, self._since = "never learnt", None
         if 1 - missing >= self._best - error:  # the median is late: modes may be lost already where it still stands
             self._best_at = iteration
@@ -131,7 +132,7 @@ class ModeJudge:
         """Return the whole state as plain values, for the checkpoint."""
         return {
             "begin": self._begin, "recent": [list(reading) for reading in self._recent], "best": self._best,
-            "best_at": self._best_at, "low": self._low, "reached": self._reached,
+            "best_at": self._best_at, "low": self._low, "reached": self._reached, "reached_at": self._reached_at,
             "waiting": self._waiting, "state": self._state, "since": self._since,
         }  # fmt: skip
 
@@ -143,11 +144,11 @@ class ModeJudge:
             check_choice("state", state["state"], STATES)
             recent = [(integer("iteration", iteration), float(mass)) for iteration, mass in state["recent"]]
             begin, since = (None if state[key] is None else integer(key, state[key]) for key in ("begin", "since"))
-            best_at, waiting = (integer(key, state[key]) for key in ("best_at", "waiting"))
+            best_at, reached_at, waiting = (integer(key, state[key]) for key in ("best_at", "reached_at", "waiting"))
             best, low, reached = (float(state[key]) for key in ("best", "low", "reached"))
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a mode judge's state ({error})") from error
         self._begin, self._recent = begin, deque(recent, maxlen=self.thresholds.smoothing)
         self._best, self._best_at, self._low = best, best_at, low
-        self._reached, self._waiting = reached, waiting
+        self._reached, self._reached_at, self._waiting = reached, reached_at, waiting
         self._state, self._since = state["state"], since
