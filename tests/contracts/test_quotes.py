@@ -1,0 +1,110 @@
+"""Figures quoted in README and docs are those of the records that they name."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from specreg.report.runs import published
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+DECIMALS = {"modes": 0, "kl": 2, "fd": 2, "coverage": 3, "kid": 3, "recall": 3, "precision": 3}
+
+
+def record(name):
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def spread(runs, key, decimals=None):
+    values = [run[key] for run in runs if run[key] is not None]
+    decimals = DECIMALS[key] if decimals is None else decimals
+    mean = f"{statistics.fmean(values):.{decimals}f}"
+    return f"{mean} ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else mean
+
+
+def of(runs, method):
+    return [run for run in runs if run["method"] == method]
+
+
+def groups():
+    """Yield a page, what a group of runs is, and the runs."""
+    first, fresh = record("digits-results"), record("digits-fresh")
+    for name, runs in (("five seeds", first), ("fresh", fresh), ("ten", [*first, *fresh])):
+        for method in ("sn", "static", "dynamic"):
+            if alike := of(runs, method):
+                yield "digits", f"{name} {method}", alike
+    for page in ("guard", "rivals", "keep", "grid", "cifar8"):
+        for name, runs in record(page).items():
+            if len(runs) > 1:
+                yield page, name, runs
+    for run in record("mixtures"):
+        yield "mixtures", f"{run['method']} {run['seed']}", [run]
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "runs"), [pytest.param(*group, id=f"{group[0]}-{group[1]}") for group in groups()]
+)
+def test_a_table_has_the_row_of_a_group_of_runs(page, name, runs):
+    keys = ("fd", "coverage") if page == "cifar8" else ("modes", "kl", "fd", "coverage")
+    figures = [spread(runs, key) for key in keys if runs[0].get(key) is not None]
+    if page == "mixtures":
+        figures = [f"{runs[0]['high_quality']:.1%}", f"{runs[0]['kl']:.3f}", f"{runs[0]['fd']:.4f}"]
+    if page == "keep":
+        figures = [figure for figure in figures if "±" in figure]
+    lines = (RESULTS / f"{page}.md").read_text(encoding="utf-8").splitlines()
+    found = [line for line in lines if line.startswith("|") and all(f"| {figure} |" in line for figure in figures)]
+    assert found, f"{page}.md has no row with {', '.join(figures)}"
+
+
+def sentences():
+    """Yield a document and what it says, written from the records."""
+    digits = [*record("digits-results"), *record("digits-fresh")]
+    sn, static = of(digits, "sn"), of(digits, "static")
+    guard, judged = record("guard"), record("verdict/judge")
+    ten = {key: (spread(static, key, d), spread(sn, key, d)) for key, d in (("modes", 0), ("fd", 1))}
+    yield "README.md", f"{ten['modes'][0]} of 1000 modes against {ten['modes'][1]}"
+    yield "README.md", f"Fréchet distance {ten['fd'][0]} against {ten['fd'][1]}"
+    distances = [
+        spread(guard[name], "fd", 1) for name in ("SN, guarded by static SR", "static SR from the start", "SN")
+    ]
+    for page in ("README.md", "docs/results/index.md"):
+        for distance in distances:
+            yield page, distance
+    coverage = {data: judged[data]["rows"]["coverage"] for data in ("digits", "ring")}
+    told = {data: (f"{row['recall']:.0%}", f"{row['false alarms']:.0%}") for data, row in coverage.items()}
+    yield "README.md", f"saw {told['digits'][0]} of the losses on digits"
+    yield "README.md", f"false alarms in {told['digits'][1]}"
+    yield "README.md", f"{told['ring'][0]} and {told['ring'][1]}"
+    for method, runs in (("SN", sn), ("static SR", static), ("dynamic SR", of(digits, "dynamic"))):
+        row = " | ".join([method, str(len(runs)), *(spread(runs, key) for key in ("modes", "kl", "fd", "coverage"))])
+        yield "docs/results/index.md", f"| {row} |"
+    link = record("verdict/link")
+    yield "README.md", f"In {sum(table['trainings'] for table in link.values())} small trainings"
+    rhos = [
+        table["rows"][name]["rho"][0]
+        for table in link.values()
+        for name in ("mean bulk", "least bulk", "effective rank")
+    ]
+    yield "README.md", f"{min(rhos):.2f} to {max(rhos):.2f}"
+    for cell, scores in published("paper")["cells"].items():
+        cells = [
+            f"{mean:.2f} ± {deviation:.2f}" for score in ("IS", "FID") for mean, deviation in scores[score].values()
+        ]
+        yield "docs/reproduction.md", f"| {cell} | {' | '.join(cells)} | {'✗' if scores['collapse'] == 'yes' else ''} |"
+    gains = {
+        score: [
+            scores[score]["static"][0] / scores[score]["sn"][0] - 1 for scores in published("paper")["cells"].values()
+        ]
+        for score in ("IS", "FID")
+    }
+    told = [f"{100 * statistics.fmean(gain):+.1f}%" for gain in gains.values()]
+    yield "docs/reproduction.md", f"changes IS by {told[0]} and FID by {told[1]} on average over the 26 settings"
+
+
+@pytest.mark.parametrize(("document", "sentence"), list(sentences()))
+def test_a_sentence_is_written_from_the_records(document, sentence):
+    text = re.sub(r"\s+", " ", (ROOT / document).read_text(encoding="utf-8"))
+    assert re.sub(r"\s+", " ", sentence) in text
