@@ -28,7 +28,7 @@ from specreg.experiments.config import (
     to_dict,
 )
 from specreg.experiments.run import build_state
-from specreg.experiments.sampling import coverage_samples
+from specreg.experiments.sampling import real_samples
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.images import Images
 from specreg.files import give_name, prepare_directory
@@ -353,19 +353,20 @@ def test_coverage_of_stacked_digits_is_measured_in_the_classifiers_features():
 
 
 FEW = dataclasses.replace(meters.reading(0.9), examples=torch.arange(7))
+RECORDS = Settings().records
 
 
 def test_what_is_missing_is_drawn_as_a_square_of_real_images_and_not_of_points(tmp_path):
     run, digits = RunDirectory(tmp_path), Images(StackedDigits())
-    recorder.draw_missing(digits, run, FEW)
+    recorder.draw_missing(digits, run, RECORDS, FEW)
     with Image.open(run.image("missing")) as picture:
         pixels = np.asarray(picture)[4::4, 4::4]
     assert pixels.shape[:2] == (3 * 9, 3 * 9)
-    assert np.array_equal(pixels[:8, :8], coverage_samples(digits)[0].permute(1, 2, 0).numpy())
-    recorder.draw_missing(open_source(Settings(data=DataConfig("ring"))), run, FEW)
+    assert np.array_equal(pixels[:8, :8], real_samples(digits, RECORDS)[0].permute(1, 2, 0).numpy())
+    recorder.draw_missing(open_source(Settings(data=DataConfig("ring"))), run, RECORDS, FEW)
     assert not run.image("missing").exists()
-    recorder.draw_missing(digits, run, FEW)
-    recorder.draw_missing(digits, run, meters.reading(0.0))
+    recorder.draw_missing(digits, run, RECORDS, FEW)
+    recorder.draw_missing(digits, run, RECORDS, meters.reading(0.0))
     assert not run.image("missing").exists()
 
 
@@ -373,7 +374,7 @@ def test_a_picture_is_drawn_when_modes_are_said_to_be_lost_and_at_the_end(tmp_pa
     states = iter(["healthy", "healthy", "losing", "losing", "lost", "recovered", "lost"])
     monkeypatch.setattr(ModeJudge, "update", lambda self, iteration, reading: Answer(next(states), 0, ""))
     drawn = []
-    draw = lambda source, run, reading: drawn.append(len(run.series("verdicts")))  # noqa: E731
+    draw = lambda source, run, records, reading: drawn.append(len(run.series("verdicts")))  # noqa: E731
     for module in (recorder, running):
         monkeypatch.setattr(module, "draw_missing", draw)
     records = RecordConfig(spectra_every=1, evaluate_every=1, samples=16, reference=16, tensorboard=False)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from specreg.data.arrays import Dataset, decode, encode
 from specreg.experiments.board import Board
-from specreg.experiments.config import Settings
+from specreg.experiments.config import RecordConfig, Settings
 from specreg.experiments.outputs import OutputProbe
-from specreg.experiments.sampling import coverage_samples, sample_images
+from specreg.experiments.sampling import real_samples, sample_images
 from specreg.experiments.sources.source import SampleEvaluator, Source
 from specreg.files import give_name
 from specreg.guard import Guard
@@ -74,10 +74,10 @@ class Probe:
         return measured
 
 
-def draw_missing(source: Source, run: RunDirectory, reading: Reading | None) -> None:
+def draw_missing(source: Source, run: RunDirectory, records: RecordConfig, reading: Reading | None) -> None:
     """Write a picture of real images that nothing generated is like; where there are none, remove an older one."""
     path = run.image("missing")
-    examples = coverage_samples(source)[[] if reading is None else reading.examples]
+    examples = real_samples(source, records)[[] if reading is None else reading.examples]
     if examples.ndim != 4 or not len(examples):  # of points the picture of samples shows as much
         path.unlink(missing_ok=True)
         return
@@ -336,7 +336,7 @@ class Recorder(Follower):
         self._run.append("verdicts", {"step": step} | verdict.to_dict())
         self._progress(step, {"verdict": verdict.state})
         if verdict.coverage.state in ("losing", "lost") and verdict.coverage.state != self._covered:
-            draw_missing(self._source, self._run, self._monitor.reading)
+            draw_missing(self._source, self._run, self._settings.records, self._monitor.reading)
         self._covered = verdict.coverage.state
         guard = self._state.compensator
         if isinstance(guard, Guard) and guard.switched_on == step:

@@ -21,7 +21,7 @@ from specreg.experiments.config import RunConfig, Settings, from_dict, is_longer
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing
-from specreg.experiments.sampling import coverage_samples, sample_images, sample_labelled
+from specreg.experiments.sampling import generated_samples, real_samples, sample_images, sample_labelled
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, Source
 from specreg.files import prepare_directory
@@ -43,8 +43,7 @@ logger = logging.getLogger(__name__)
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
 _DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
-# Generated samples that the coverage of the data is judged by, and the iterations between readings.
-_NUM_GENERATED, _COVERAGE_EVERY = 1000, 250
+_COVERAGE_EVERY = 250  # iterations between readings, at most
 
 
 def check_shares(settings: Settings, processes: Processes) -> None:
@@ -249,12 +248,12 @@ def build_state(config: RunConfig, source: Source, processes: Processes = ALONE)
 
 def _make_monitor(state: TrainingState, source: Source, settings: Settings, device: torch.device) -> Monitor:
     """Watch the spectra, and at each evaluation what is missing of the data."""
-    real = scaled(coverage_samples(source)).to(device)
+    real = scaled(real_samples(source, settings.records)).to(device)
     classes = torch.arange(len(real), device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
     every = settings.records.evaluate_every or _COVERAGE_EVERY  # at each evaluation, and between them
 
     def samples() -> tuple[Tensor, Tensor]:
-        return _generated(state.sampler).to(device), real
+        return generated_samples(state.sampler, settings.records).to(device), real
 
     def scores(x: Tensor) -> Any:
         return state.discriminator(x, classes[: len(x)]) if settings.data.conditional else state.discriminator(x)
@@ -319,17 +318,15 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> d
     settings = replace(config.settings, records=replace(config.settings.records, **changed))
     held_out = source.held_out(settings) if settings.records.reference_split == "test" else None
     evaluation = asdict(_evaluate(source.make_evaluator(settings, held_out), generator))
-    coverage = _make_coverage(source, settings, scaled(coverage_samples(source)))
-    return evaluation | ({} if coverage is None else coverage.measure(_generated(generator)).numbers)
+    coverage = _make_coverage(source, settings, scaled(real_samples(source, settings.records)))
+    if coverage is not None:
+        evaluation |= coverage.measure(generated_samples(generator, settings.records)).numbers
+    return evaluation
 
 
 def _make_coverage(source: Source, settings: Settings, real: Tensor) -> Coverage | None:
     """Return the meter of what is missing; None where there are too few images for it."""
     return Coverage(real, features=source.make_features(settings)) if len(real) >= LEAST_REAL else None
-
-
-def _generated(generator: nn.Module) -> Tensor:
-    return scaled(sample_images(generator, _NUM_GENERATED))
 
 
 def _evaluate(evaluator: SampleEvaluator, generator: nn.Module) -> Evaluation | MixtureEvaluation:
@@ -348,7 +345,7 @@ def _finish(
     assert state.monitor is not None
     assert state.monitor.verdict is not None
     reading, verdict = state.monitor.reading, state.monitor.verdict
-    draw_missing(source, run, reading)
+    draw_missing(source, run, config.settings.records, reading)
     run.write(
         "result",
         {

@@ -3,19 +3,29 @@
 import torch
 from torch import Tensor, nn
 
-from specreg.data.arrays import Dataset, decode
+from specreg.data.arrays import Dataset, decode, scaled
+from specreg.experiments.config import RecordConfig
 from specreg.monitor.attainment import evaluating
 from specreg.training.loop import draw_latent
 
 SAMPLE_SEED = 4_000_037
-_COVERAGE_STREAM, _NUM_REAL = 6_000_011, 4000
+_COVERAGE_STREAM = 6_000_011
 
 
-def coverage_samples(source: Dataset) -> Tensor:
-    """Return the real samples (N, *) of every run on this data, each once: a small data set is drawn repeatedly."""
-    drawn, _ = source.draw(_NUM_REAL, torch.Generator().manual_seed(_COVERAGE_STREAM))
+def real_samples(source: Dataset, records: RecordConfig) -> Tensor:
+    """Return the real samples (N, *) that coverage is judged by, the same for every run on this data.
+
+    As many as in an evaluation, but 500 to 4,000; each once: a small data set is drawn repeatedly.
+    """
+    count = min(max(records.reference, 500), 4000)
+    drawn, _ = source.draw(count, torch.Generator().manual_seed(_COVERAGE_STREAM))
     distinct: Tensor = torch.unique(drawn, dim=0)
     return distinct
+
+
+def generated_samples(generator: nn.Module, records: RecordConfig) -> Tensor:
+    """Draw the samples (N, *) in [-1, 1] whose coverage is read: as many as in an evaluation, but 100 to 1,000."""
+    return scaled(sample_images(generator, min(max(records.samples, 100), 1000)))
 
 
 def sample_images(generator: nn.Module, count: int, *, seed: int = SAMPLE_SEED, batch: int = 500) -> Tensor:
