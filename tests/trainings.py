@@ -31,8 +31,9 @@ FORKS.set_forkserver_preload(
 OPTIONS = [
     "--steps", "24", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "2",
     "--log-every", "1", "--spectra-every", "2", "--evaluate-every", "6", "--checkpoint-every", "4",
-    "--samples", "64", "--reference", "128", "--ema-decay", "0.9", "--lr-decay", "linear", "--dynamic.start", "4",
+    "--samples", "64", "--reference", "128", "--ema-decay", "0.9", "--lr-decay", "linear",
 ]  # fmt: skip
+DYNAMIC = ["--method", "dynamic", "--dynamic.start", "4"]
 SERIES = ("metrics.jsonl", "evaluations.jsonl", "spectra.jsonl", "verdicts.jsonl", "sensitivity.jsonl")
 
 

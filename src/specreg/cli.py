@@ -170,7 +170,7 @@ def _compare(arguments: list[str]) -> int:
     defaults = recipe(given.settings.data) if saved is None else saved
     given = _parse(Compare(settings=defaults), "compare", arguments, methods=PAPER_METHODS)
     plan = Plan("", [Cell(COMPARISON, given.settings)], {}, methods, seeds)
-    return _carry_out(given.out, plan, functools.partial(execute_all, parallel=jobs()), retry=True)
+    return _carry_out(given.out, plan, functools.partial(execute_all, parallel=jobs()), arguments, retry=True)
 
 
 def _sweep(arguments: list[str]) -> int:
@@ -247,10 +247,10 @@ def _sweep(arguments: list[str]) -> int:
         execute = functools.partial(
             cluster.execute_on_ray, address=address, cpus=given.cpus, gpus=given.gpus, minutes=given.minutes
         )
-    return _carry_out(out, plan, execute, retry=given.retry)
+    return _carry_out(out, plan, execute, arguments, retry=given.retry)
 
 
-def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], *, retry: bool) -> int:
+def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], arguments: Sequence[str], *, retry: bool) -> int:
     """Make a plan's runs, leave results, tables and pictures in the folder, and say which runs failed or wait."""
     from specreg import display
     from specreg.experiments.run import warn_about
@@ -261,6 +261,7 @@ def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], *, retry: 
     jobs = lay_out(out, plan, retry=retry)
     unchanged = cells and not any(job.state == "waiting" for job in jobs)
     _show_log(quiet=False)
+    _warn_of_idle(arguments, list(dict.fromkeys(job.config.method for job in jobs)))
     for job in {(job.config.method, job.config.settings): job for job in jobs}.values():
         warn_about(job.config)
     with display.progress(jobs) as watch:
@@ -323,6 +324,7 @@ def _train(arguments: list[str]) -> int:
             _show_log(given.quiet, main=processes.main)
             if processes.main:
                 warn_about(config)
+                _warn_of_idle(arguments, [config.method])
             interrupted = held.enter_context(interruptible())
             if processes.main:
                 held.enter_context(run.lock())
@@ -674,14 +676,31 @@ def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collect
     from specreg.experiments.methods import METHODS
 
     chosen = {part for argument in arguments for part in re.split("[=,]", argument)} & set(METHODS) or set(methods)
-    if "guard" in chosen:  # it takes the options of its scheme
-        chosen |= set(get_args(SchemeName))
+    chosen = _with_schemes(chosen)
     boxes = re.split("(?m)^(?=╭)", text)
     names = [(match[1] if (match := re.match("╭─ (\\S+) options", box)) else "", box) for box in boxes]
     hidden = [name for name, _ in names if name in METHODS and name not in chosen]
     text = "".join(box for name, box in names if name not in hidden)
     option = "--method" if command == "train" else "--methods"
     return text + (f"More options with {option} NAME --help, of {', '.join(hidden)}.\n" if hidden else "")
+
+
+def _with_schemes(methods: Collection[str]) -> set[str]:
+    """Return the methods whose options count: the guard takes those of its scheme."""
+    return {*methods, *(get_args(SchemeName) if "guard" in methods else ())}
+
+
+def _warn_of_idle(arguments: Sequence[str], methods: Collection[str]) -> None:
+    """Log which options are of methods that are not run."""
+    from specreg.experiments.methods import METHODS
+
+    given = {argument.partition("=")[0]: argument.removeprefix("--").partition(".")[0] for argument in arguments
+             if argument.startswith("--") and "." in argument.partition("=")[0]}  # fmt: skip
+    for option, method in given.items():
+        if method in METHODS and method not in _with_schemes(methods):
+            logging.getLogger(__name__).warning(
+                "%s changes nothing here: it is an option of %s, and trained is %s", option, method, ", ".join(methods)
+            )
 
 
 def _jobs(given: int | None) -> Callable[[], int]:

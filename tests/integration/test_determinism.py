@@ -13,7 +13,7 @@ from specreg.experiments.run import execute, prepare_run
 from specreg.experiments.sources.images import Images
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
-from trainings import OPTIONS, assert_same_run, assert_same_value, command, environment
+from trainings import DYNAMIC, OPTIONS, assert_same_run, assert_same_value, command, environment
 from trainings import train as fork
 
 WATCHFUL = RecordConfig(
@@ -58,7 +58,7 @@ def test_watching_changes_no_bit(method, tmp_path):
 
 @pytest.mark.slow
 def test_another_process_makes_the_same_bits(tmp_path):
-    options = ["--method", "dynamic", *OPTIONS, "--steps", "12"]
+    options = [*DYNAMIC, *OPTIONS, "--steps", "12"]
     assert fork(tmp_path / "one", *options) == (0, "")
     # A real one, by its own entry point, which hashes otherwise.
     subprocess.run(command(tmp_path / "other", *options), check=True, env=environment() | {"PYTHONHASHSEED": "2"})

@@ -18,12 +18,11 @@ import torch
 
 from specreg.cli import main
 from specreg.training.state import SCHEMA
-from trainings import OPTIONS, assert_same_run, train
+from trainings import DYNAMIC, OPTIONS, assert_same_run, train
 
 # 24 checkpoints.
 LONG = [
-    *OPTIONS, "--steps", "48", "--checkpoint-every", "2", "--spectra-every", "8", "--evaluate-every", "16",
-    "--method", "dynamic",
+    *OPTIONS, *DYNAMIC, "--steps", "48", "--checkpoint-every", "2", "--spectra-every", "8", "--evaluate-every", "16",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch
 
 from specreg.cli import main
 from specreg.records import RunDirectory
-from trainings import OPTIONS, assert_same_run, kill, start, train, wait_for
+from trainings import DYNAMIC, OPTIONS, assert_same_run, kill, start, train, wait_for
 
 # A detector that takes anything for a collapse: the guard goes back and is switched on between the two kills.
 NERVOUS = [
@@ -22,7 +22,7 @@ NERVOUS = [
 ]  # fmt: skip
 METHODS = {
     "static": ["--method", "static"],
-    "dynamic": ["--method", "dynamic"],
+    "dynamic": DYNAMIC,
     "guard": ["--method", "guard", *NERVOUS],
     "penalty": ["--method", "d-optimal", "--loss", "relativistic-r1r2"],
 }

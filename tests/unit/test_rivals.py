@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import specreg
-from specreg.cli import main
+from specreg.cli import _warn_of_idle, main
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import DataConfig, ModelConfig, RunConfig, Settings, from_dict
 from specreg.experiments.methods import AnchoredOptions, DynamicOptions, MethodOptions, PenaltyOptions
@@ -187,6 +187,24 @@ def test_plain_weights_with_a_loss_that_bounds_nothing_are_warned_about(caplog):
     caplog.clear()
     warn_about(RunConfig("none", 0, Settings(training=TrainingConfig(loss="relativistic-r1r2"))))
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "methods", "idle"),
+    [
+        (
+            ["--static.keep", "0.3", "--steps", "5"],
+            ["sn"],
+            "--static.keep changes nothing here",
+        ),
+        (["--d-optimal.weight=1"], ["static", "dynamic"], "d-optimal, and trained is static, dynamic"),
+        (["--static.keep=0.3", "--detector.far", "0.4", "--method", "guard"], ["guard"], ""),
+    ],
+)
+def test_an_option_of_a_method_that_is_not_trained_is_warned_about(arguments, methods, idle, caplog):
+    _warn_of_idle(arguments, methods)
+    assert len(caplog.records) == bool(idle)
+    assert idle in caplog.text
 
 
 @pytest.mark.slow
