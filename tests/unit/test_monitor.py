@@ -872,7 +872,7 @@ class TestSamples:
             ("not judged", "healthy", "teaching", "healthy"),
             ("steady", "not measured", "not measured", "steady"),
             ("steady", "not measured", "teaching", "steady"),
-            ("steady", "not judged", "teaching", "steady"),
+            ("steady", "not judged", "teaching", "not judged"),
             ("steady", "healthy", "teaching", "healthy"),
             ("steady", "healthy", "not measured", "healthy"),
             ("recovered", "healthy", "teaching", "recovered"),

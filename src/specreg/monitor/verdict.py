@@ -121,7 +121,13 @@ def combined(verdict: Verdict, coverage: Answer, signal: Answer, before: State) 
     """Return a verdict on the spectra with the two other answers, after one whose state was ``before``."""
     weighed = (in_the_light_of(verdict.spectra, coverage), coverage, signal)
     answers = [answer for answer in weighed if answer.state not in ("not measured", "teaching")]
-    ordered = sorted(answers, key=lambda answer: STATES.index(answer.state), reverse=True)
+
+    def gravity(answer: Answer) -> tuple[int, bool]:
+        # Steady spectra must not hide that coverage, which was asked for, is not judged yet.
+        hides = answer is coverage and answer.state == "not judged"
+        return STATES.index("steady" if hides else answer.state), hides
+
+    ordered = sorted(answers, key=gravity, reverse=True)
     state = ordered[0].state
     text = "; ".join(answer.message for answer in ordered)
     return replace(

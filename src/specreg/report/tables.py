@@ -223,7 +223,8 @@ def _collapse(run: Run) -> int | None:
 
 
 def _collapses(runs: Sequence[Run]) -> str:
-    steps = [_collapse(run) for run in runs if verdicts.is_judged(run)]
+    judged = [run for run in runs if run.verdicts and run.verdicts[-1]["spectra"]["state"] != "not judged"]
+    steps = [_collapse(run) for run in judged]
     collapsed = [step for step in steps if step is not None]
     if not steps:
         return "not judged" if any(run.verdicts for run in runs) else "-"

@@ -23,11 +23,6 @@ def state_of(run: Run) -> str:
     return run.verdicts[-1]["state"] if run.verdicts else UNWATCHED
 
 
-def is_judged(run: Run) -> bool:
-    """Tell whether a run was watched beyond the warm-up."""
-    return state_of(run) not in (UNWATCHED, "not judged")
-
-
 def tone(word: str) -> str:
     """Return how a state or another word looks."""
     return TONES.get(word, "unwatched")
