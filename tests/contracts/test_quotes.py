@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 from specreg.report.runs import published
 
@@ -81,6 +82,21 @@ def sentences():
     for method, runs in (("SN", sn), ("static SR", static), ("dynamic SR", of(digits, "dynamic"))):
         row = " | ".join([method, str(len(runs)), *(spread(runs, key) for key in ("modes", "kl", "fd", "coverage"))])
         yield "docs/results/index.md", f"| {row} |"
+    demo = record("demo")["runs"]
+    for processor in ("AVX2", "no AVX2"):
+        for title, method in (("SN", "sn"), ("static SR", "static")):
+            runs = of([run for run in demo if run["processor"] == processor], method)
+            whole = [run["high_quality"] for run in runs if run["modes"] == 8]
+            bounds = stats.binomtest(len(runs) - len(whole), len(runs)).proportion_ci()
+            interval = f"{bounds.low:.0%} to {bounds.high:.0%}"
+            row = (processor, title, len(runs), len(runs) - len(whole), interval, f"{statistics.fmean(whole):.0%}")
+            yield "docs/results/mixtures.md", f"| {' | '.join(map(str, row))} |"
+            lost = f"{len(runs) - len(whole)} of {len(runs)} seeds"
+            if (method, processor) == ("sn", "AVX2"):
+                yield "README.md", f"SN ends without all eight modes in {lost}"
+                yield "docs/results/index.md", f"in {lost} (95%: {interval}), static SR in none"
+                modes = ", ".join(str(run["modes"]) for run in sorted(runs, key=lambda run: run["seed"]))
+                yield "docs/results/mixtures.md", f"Modes under SN, seeds 0 to 19: {modes}."
     link = record("verdict/link")
     yield "README.md", f"In {sum(table['trainings'] for table in link.values())} small trainings"
     rhos = [
