@@ -179,18 +179,25 @@ def test_the_command_line_ends_with_exit_code_3(trained, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [pytest.param("static", marks=pytest.mark.soak), "dynamic"])
-def test_half_precision_with_compensation_stays_finite_for_500_steps(method, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        ("dynamic", 50),
+        pytest.param("dynamic", 250, marks=pytest.mark.soak),
+        pytest.param("static", 250, marks=pytest.mark.soak),
+    ],
+)
+def test_half_precision_with_compensation_stays_finite(method, steps, tmp_path):
     out = tmp_path / "run"
-    options = ["--steps", "250", "--d-steps", "2", "--d-channels", "4", "--g-channels", "4", "--latent", "8"]
+    options = ["--steps", str(steps), "--d-steps", "2", "--d-channels", "4", "--g-channels", "4", "--latent", "8"]
     options += ["--batch-size", "4", "--samples", "64", "--reference", "64", "--no-tensorboard"]
     options += ["--evaluate-every", "0", "--precision", "bf16", "--method", method]
-    options += ["--dynamic.start", "100"] if method == "dynamic" else []
+    options += ["--dynamic.start", "20"] if method == "dynamic" else []
     # In a process of its own: one process has one precision.
     assert train_run(out, *options)[0] == 0
     losses = [json.loads(line)["d_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert all(abs(loss) < 10 for loss in losses)
-    assert json.loads((out / "result.json").read_text())["compensations"] > 50
+    assert json.loads((out / "result.json").read_text())["compensations"] >= 2 * steps // 5 - 5
 
 
 @pytest.mark.slow

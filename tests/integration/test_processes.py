@@ -285,18 +285,15 @@ def test_a_stop_that_reaches_one_process_stops_all_at_one_step(tmp_path):
     assert step == RunDirectory(out).series("metrics")[-1]["step"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--batch-size", "9"], "batch_size 9 cannot be divided among 2 processes: "),
         # Only the main process looks for these.
-        pytest.param(
-            ["--features", "inception", "--inception-weights", "nowhere.pth"], "Inception features need ",
-            marks=pytest.mark.soak,
-        ),
+        (["--features", "inception", "--inception-weights", "nowhere.pth"], "Inception features need "),
     ],
-)  # fmt: skip
+)
 def test_bad_input_under_torchrun_is_said_once_and_trains_nothing(options, said, tmp_path):
     out = tmp_path / "run"
     job = torchrun(out, *OPTIONS, *options)

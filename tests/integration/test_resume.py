@@ -140,7 +140,9 @@ def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(finished,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [12, 15])  # on the schedule of all readings, and an end that is read for itself
+@pytest.mark.parametrize(
+    "steps", [pytest.param(12, marks=pytest.mark.soak), 15]
+)  # on the readings' schedule, and off it
 def test_a_run_that_goes_on_to_more_steps_equals_one_of_so_many(steps, tmp_path):
     options = ["--method", "guard", *NERVOUS, *OPTIONS, "--lr-decay", "none"]
     for out, total in ((tmp_path / "whole", 24), (tmp_path / "run", steps)):
