@@ -18,7 +18,7 @@ from rich.text import Text
 
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers.selection import shown as layer_name
-from specreg.names import printable
+from specreg.names import ALARMS, printable
 from specreg.records import PACE
 from specreg.report.tables import notes, table
 
@@ -33,7 +33,10 @@ _METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2), ("missing",
 _PAUSE = 10.0  # seconds between lines of a log
 _MOST_SHOWN = 12  # runs of a sweep: the table has to fit a terminal
 _BLOCKS = " ▁▂▃▄▅▆▇█"
-_STYLES = {"collapsed": "red", "collapsing": "red", "not finite": "red", "zero": "red", "reduced": "yellow"}
+# Legible on a dark and on a light background.
+_STYLES = {
+    **dict.fromkeys(ALARMS, "red"), "not finite": "red", "zero": "red", "warning": "magenta", "reduced": "magenta",
+}  # fmt: skip
 _LIVE = (*_METRICS, ("d_loss", "loss D", 2), ("g_loss", "loss G", 2))
 
 

@@ -49,6 +49,7 @@ def watched(out: Path, steps: int, every: int) -> None:
             counts = [len(gc.get_objects()), *(len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))]
             print(step, pages * os.sysconf("SC_PAGE_SIZE") // 1024, *counts, flush=True)  # noqa: T201
 
+    gc.freeze()  # what was imported is neither counted nor looked through again
     prepare_run(config, RunDirectory(out))
     with RunDirectory(out).lock():
         assert execute(config, RunDirectory(out), Images(StackedDigits()), progress=look)
