@@ -1,5 +1,6 @@
 """The documentation site: its tutorials run as they stand, every page is in it, every public name is in the API."""
 
+import json
 import re
 import runpy
 import shlex
@@ -19,15 +20,17 @@ DOCS = ROOT / "docs"
 
 
 def follow(page: str) -> dict:
-    """Run a page's blocks in order, Python in one namespace and commands in this process; return the namespace."""
+    """Run the cells of a page as a notebook, Python in one namespace and commands in this process; return that."""
     names: dict = {}
-    blocks = re.findall(r"^```(python|sh)\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
+    notebook = runpy.run_path(str(ROOT / "scripts" / "notebooks.py"))["notebook"]
+    cells = json.loads(json.dumps(notebook((DOCS / page).read_text(encoding="utf-8"))))["cells"]
+    blocks = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
     assert blocks
-    for language, block in blocks:
-        if language == "python":
+    for block in blocks:
+        if not block.startswith("%%sh\n"):
             exec(compile(block, page, "exec"), names)
             continue
-        for command in block.replace("\\\n", " ").splitlines():
+        for command in block.removeprefix("%%sh\n").replace("\\\n", " ").splitlines():
             program, *arguments = shlex.split(command)
             with forked_jobs():
                 assert (program, main(arguments)) == ("specreg", 0), command
