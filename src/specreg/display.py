@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does no
     from specreg.report import Cell
 
 # key in the records, heading, decimals
-_METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2), ("missing", "missing", 2))
+_METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2), ("lost", "lost", 2))
 _PAUSE = 10.0  # seconds between lines of a log
 _MOST_SHOWN = 12  # runs of a sweep: the table has to fit a terminal
 _BLOCKS = " ▁▂▃▄▅▆▇█"

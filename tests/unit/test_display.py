@@ -65,11 +65,11 @@ def test_a_terminal_has_the_estimate_and_metrics_that_are_not_cut(width, monkeyp
     shown = terminal(monkeypatch, width=width)
     with display.training("static, seed 0", 3000, "static SR") as tell:
         tell(11, {PACE: 0.5})
-        tell(500, {"modes": 987, "kl": 1.25, "fd": 118.25, "missing": 0.25, "d_loss": 1.5, "g_loss": -0.5})
+        tell(500, {"modes": 987, "kl": 1.25, "fd": 118.25, "lost": 0.25, "d_loss": 1.5, "g_loss": -0.5})
         tell(501, {"verdict": "collapsing"})
     text = shown.getvalue()
     assert text.count("static, seed 0: about 25 min of training to come (2989 steps, evaluations not counted)") == 1
-    for part in ("modes 987", "KL 1.25", "FD 118.25", "missing 0.25", "loss D 1.50", "loss G -0.50", "collapsing"):
+    for part in ("modes 987", "KL 1.25", "FD 118.25", "lost 0.25", "loss D 1.50", "loss G -0.50", "collapsing"):
         assert part in text
     assert "…" not in text
 
@@ -100,8 +100,8 @@ def test_a_run_that_has_recorded_nothing_yet_is_starting(tmp_path):
 
 def test_the_live_table_has_no_columns_that_all_runs_leave_empty(tmp_path):
     shown = Console(width=80, record=True, file=io.StringIO())
-    shown.print(display._progress([job(tmp_path, "a", "running", step=5, fd=18.25, missing=0.5)]))
-    assert shown.export_text().splitlines()[1].split() == ["run", "step", "FD", "missing", "verdict"]
+    shown.print(display._progress([job(tmp_path, "a", "running", step=5, fd=18.25, lost=0.5)]))
+    assert shown.export_text().splitlines()[1].split() == ["run", "step", "FD", "lost", "verdict"]
 
 
 @pytest.mark.parametrize("is_default", [True, False])
