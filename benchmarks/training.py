@@ -31,6 +31,7 @@ from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import ModelConfig, RunConfig, Settings
 from specreg.experiments.methods import DynamicOptions, MethodOptions, StaticOptions
 from specreg.experiments.run import build_state
+from specreg.experiments.sources.images import Images
 from specreg.processes import local_device
 from specreg.training.loop import TrainingConfig, train
 
@@ -40,9 +41,9 @@ D_STEPS = 5
 class Contender:
     """A training of ours, one iteration a call, that knows how long its compensations took."""
 
-    def __init__(self, method: str, settings: Settings, source: ImageArrays) -> None:
+    def __init__(self, method: str, settings: Settings, source: Images) -> None:
         self.device = local_device()
-        self.state = build_state(RunConfig(method, settings=settings), source)  # type: ignore[arg-type]
+        self.state = build_state(RunConfig(method, settings=settings), source)
         self.config = settings.training
         self.compensating: list[float] = []
         if self.state.compensator is not None:
@@ -73,7 +74,7 @@ def settings_of(options: argparse.Namespace, **changes: Any) -> Settings:
     )
 
 
-def overhead(options: argparse.Namespace, source: ImageArrays, device: torch.device) -> dict[str, Any]:
+def overhead(options: argparse.Namespace, source: Images, device: torch.device) -> dict[str, Any]:
     contenders = {
         "sn": Contender("sn", settings_of(options), source),
         "static": Contender("static", settings_of(options), source),
@@ -96,7 +97,7 @@ def overhead(options: argparse.Namespace, source: ImageArrays, device: torch.dev
     return {"ms": summary(times), "overhead": rows}
 
 
-def trainer(options: argparse.Namespace, source: ImageArrays, device: torch.device) -> dict[str, Any]:
+def trainer(options: argparse.Namespace, source: Images, device: torch.device) -> dict[str, Any]:
     def ours(**changes: Any) -> Contender:
         return Contender("sn", settings_of(options, generator_batch=1, **changes), source)
 
@@ -120,9 +121,7 @@ def trainer(options: argparse.Namespace, source: ImageArrays, device: torch.devi
 NOT_NEEDED = ("torch_mimicry.metrics", "torch_mimicry.datasets", "torchvision", "torch.utils.tensorboard", "skimage")
 
 
-def mimicry(
-    options: argparse.Namespace, source: ImageArrays, device: torch.device, *, bf16: bool
-) -> Callable[[], None]:
+def mimicry(options: argparse.Namespace, source: Images, device: torch.device, *, bf16: bool) -> Callable[[], None]:
     """Return one iteration of the peer: its networks, its steps, its optimizers' settings."""
     for name in NOT_NEEDED:
         sys.modules.setdefault(name, mock.MagicMock())
@@ -134,7 +133,7 @@ def mimicry(
     d_optimizer, g_optimizer = (
         torch.optim.Adam(network.parameters(), 2e-4, betas=(0.0, 0.9)) for network in (discriminator, generator)
     )
-    images, labels = source.images.to(device).float() / 128 - 1, source.labels.to(device)
+    images, labels = source.dataset.images.to(device).float() / 128 - 1, source.dataset.labels.to(device)
     common = {"device": device, "global_step": 0}
 
     def run() -> None:
@@ -151,7 +150,7 @@ def mimicry(
     return run
 
 
-def profiled(options: argparse.Namespace, source: ImageArrays, device: torch.device) -> dict[str, Any]:
+def profiled(options: argparse.Namespace, source: Images, device: torch.device) -> dict[str, Any]:
     contender = Contender("static", settings_of(options, generator_batch=1), source)
     contender()
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -189,7 +188,7 @@ def main() -> None:
     device = torch.device(options.device)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2048, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    source = ImageArrays("noise", pixels, torch.zeros(len(pixels), dtype=torch.long), ("all",))
+    source = Images(ImageArrays("noise", pixels, torch.zeros(len(pixels), dtype=torch.long), ("all",)))
     plain = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     results: dict[str, Any] = {"environment": environment(device), "options": plain}
     parts = {"overhead": overhead, "trainer": trainer, "profile": profiled}

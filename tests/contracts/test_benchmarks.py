@@ -2,9 +2,11 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trainings import Fork
@@ -44,3 +46,46 @@ def test_compensation_benchmark_compares_in_one_run(tmp_path):
     assert "ratios" in printed
     assert results["cifar-32"]["ratios"]["svd / static"] > 0
     assert len(results["cifar-32"]["layers"]) == 10
+
+
+@pytest.mark.slow
+def test_overhead_is_timed_inside_a_training(tmp_path):
+    small = ("--channels", "4", "--g-channels", "4", "--batch", "4", "--rounds", "1")
+    out = tmp_path / "new" / "out.json"
+    options = ("--part", "overhead", *small, "--out", str(out))
+    code, printed = Fork(tmp_path / "printed", script, "training.py", options).finish()
+    assert code == 0, printed
+    rows = json.loads(out.read_text())["overhead"]["overhead"]
+    assert rows["sn"]["compensation ms"] == 0 < rows["static"]["compensation ms"] < rows["static"]["ms / iteration"]
+
+
+@pytest.mark.slow
+def test_every_verb_works_on_a_device(tmp_path):
+    printed, rows = run(tmp_path, "smoke.py", "--tiny")
+    assert len(rows) == 9 * 4 + 1
+    assert all(row["works"] for row in rows), printed
+
+
+@pytest.mark.soak
+def test_the_gpu_run_goes_through_and_measures_nothing_twice(tmp_path):
+    random = np.random.default_rng(0)
+    classes = np.arange(40) % 10
+    for name, shape in (("cifar", (40, 32, 32, 3)), ("mnist", (40, 28, 28))):
+        np.savez(tmp_path / f"{name}.npz", images=random.integers(0, 256, shape, dtype=np.uint8), labels=classes)
+    command = [
+        sys.executable, str(FOLDER.parent / "scripts" / "gpu_run.py"), "--device", "cpu", "--tiny", "--minutes", "30",
+        "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"),
+        "--cifar", str(tmp_path / "cifar.npz"), "--mnist", str(tmp_path / "mnist.npz"),
+    ]  # fmt: skip
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    runs = {
+        f"{cell}-{method}-seed0.safetensors" for cell in ("C64-32", "unrolled-quarter") for method in ("sn", "static")
+    }
+    measured = {f"{name}.json" for name in ("smoke", "compensation", "paths", "overhead", "trainer")}
+    assert names == {*runs, *measured, "records.tar.gz"}
+    before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in measured}
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in measured} == before

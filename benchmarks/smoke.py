@@ -1,0 +1,176 @@
+"""Every verb on a device, in the ways in which a GPU is used: does it work, is it exact, does it wait for the device?
+
+    python benchmarks/smoke.py [--device cuda] [--out FILE.json] [--tiny]
+
+A discriminator of the 32x32 SN-GAN makes two updates under each verb: in float32, under bf16 autocast, in
+channels_last, compiled, and with two forward passes a loss. After the last one, the head of a static scheme's
+spectrum is compared with what it has to be, by float64 decompositions on the CPU. A step that does not act, and the
+snapshots that a monitor does not take, may not synchronize with the host (torch.cuda.set_sync_debug_mode); on a CPU
+that is not looked at. Exit code 1 if anything fails.
+"""
+
+import argparse
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import specreg
+from measure import environment, print_table, write
+from specreg.models import Discriminator
+
+LR = 2e-4
+Penalty = Callable[[], Tensor]
+
+
+def compensated(verb: str, **options: Any) -> Callable[[nn.Module], tuple[Any, Penalty | None]]:
+    def put(network: nn.Module) -> tuple[Any, Penalty | None]:
+        specreg.spectral_norm(network)
+        return getattr(specreg, verb)(network, every=1, **options), None
+
+    return put
+
+
+def penalized(verb: str) -> Callable[[nn.Module], tuple[Any, Penalty | None]]:
+    def put(network: nn.Module) -> tuple[Any, Penalty | None]:
+        specreg.spectral_norm(network)
+        return None, lambda: 1e-4 * getattr(specreg, verb)(network)
+
+    return put
+
+
+def parametrized(verb: str) -> Callable[[nn.Module], tuple[Any, Penalty | None]]:
+    def put(network: nn.Module) -> tuple[Any, Penalty | None]:
+        getattr(specreg, verb)(network)
+        return None, None
+
+    return put
+
+
+VERBS: dict[str, Callable[[nn.Module], tuple[Any, Penalty | None]]] = {
+    "spectral_norm": parametrized("spectral_norm"),
+    "static_compensation": compensated("static_compensation"),
+    "dynamic_compensation": compensated("dynamic_compensation", start=0),
+    "anchored_compensation": compensated("anchored_compensation", start=0, window=1),
+    "spectral_regularization": parametrized("spectral_regularization"),
+    "orthogonalize": parametrized("orthogonalize"),
+    "orthogonality_penalty": penalized("orthogonality_penalty"),
+    "d_optimal_penalty": penalized("d_optimal_penalty"),
+    "spectral_penalty": penalized("spectral_penalty"),
+}
+MODES = ("float32", "bf16", "channels_last", "compiled", "two forwards")
+
+
+def update(verb: str, mode: str, device: torch.device, channels: int) -> tuple[nn.Module, Any]:
+    """Make two updates; return the network and its compensator."""
+    torch.manual_seed(0)
+    network = Discriminator(32, channels).to(device)
+    layout = torch.channels_last if mode == "channels_last" else torch.contiguous_format
+    network.to(memory_format=layout)  # type: ignore[call-overload]
+    compensator, penalty = VERBS[verb](network)
+    if mode == "compiled":
+        network.compile()
+    optimizer = torch.optim.Adam(network.parameters(), LR, betas=(0.0, 0.9), fused=True)
+    for _ in range(2):
+        real, fake = (torch.randn(8, 3, 32, 32, device=device).to(memory_format=layout) for _ in range(2))
+        with torch.autocast(device.type, torch.bfloat16, enabled=mode == "bf16"):
+            if mode == "two forwards":
+                scores = torch.cat([network(real), network(fake)])
+            else:
+                scores = network(torch.cat([real, fake]))
+        loss = torch.relu(1 - scores[:8].float()).mean() + torch.relu(1 + scores[8:].float()).mean()
+        if penalty is not None:
+            loss = loss + penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if compensator is not None:
+            compensator.step()
+    return network, compensator
+
+
+def deviation(network: nn.Module, verb: str) -> float | None:
+    """Return how far the ratios of a static scheme's head are from 1 by float64 on the CPU, the largest over layers."""
+    if verb not in ("static_compensation", "spectral_regularization"):
+        return None
+    attribute = "original" if verb == "static_compensation" else None
+    worst = 0.0
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        weight = module.parametrizations.weight.original if attribute else module.weight  # type: ignore[union-attr,attr-defined]
+        s = torch.linalg.svdvals(weight.detach().double().cpu().flatten(1))
+        worst = max(worst, float((s[: -(-len(s) // 2)] / s[0] - 1).abs().max()))
+    return worst
+
+
+@contextlib.contextmanager
+def no_synchronization(device: torch.device) -> Any:
+    """Raise where the host waits for the device."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def usual_path(device: torch.device, channels: int) -> None:
+    """Make the calls of most iterations: a compensation that does not act, a monitor that does not look."""
+    network = Discriminator(32, channels).to(device)
+    specreg.spectral_norm(network)
+    compensator = specreg.static_compensation(network, every=1000)
+    monitor = specreg.Monitor(network, every=1000)
+    monitor.step(0)
+    images = torch.randn(8, 3, 32, 32, device=device)
+    network(images).mean().backward()
+    with no_synchronization(device):
+        for iteration in range(1, 4):
+            network(images).mean().backward()
+            compensator.step()
+            monitor.step(iteration)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--tiny", action="store_true", help="four channels, and nothing is compiled")
+    options = parser.parse_args()
+    device, channels = torch.device(options.device), 4 if options.tiny else 64
+    rows: list[dict[str, Any]] = []
+    for verb in VERBS:
+        for mode in MODES:
+            if options.tiny and mode == "compiled":
+                continue
+            row: dict[str, Any] = {"verb": verb, "mode": mode, "works": True, "deviation": None}
+            try:
+                network, _ = update(verb, mode, device, channels)
+                row["deviation"] = deviation(network, verb)
+                finite = all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters())
+                row["works"] = finite and (row["deviation"] is None or row["deviation"] < 1e-4)
+            except Exception:
+                traceback.print_exc()
+                row["works"] = False
+            rows.append(row)
+    row = {"verb": "no synchronization", "mode": "usual path", "works": True, "deviation": None}
+    try:
+        usual_path(device, channels)
+    except Exception:
+        traceback.print_exc()
+        row["works"] = False
+    rows.append(row)
+    print_table("every verb", rows)
+    write(options.out, {"environment": environment(device), "results": rows})
+    sys.exit(not all(row["works"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()
