@@ -23,7 +23,7 @@ from specreg.names import printable
 from specreg.regularizers.compensators import Compensator
 from specreg.training.steps import first_bad, named_tensors
 
-SCHEMA = 5
+SCHEMA = 6
 
 logger = logging.getLogger(__name__)
 
