@@ -41,6 +41,8 @@ def groups():
         for name, runs in record(page).items():
             if len(runs) > 1:
                 yield page, name, runs
+    for name, seeds in record("evidence")["runs"].items():
+        yield "guard", name, [{key: run["result"][key] for key in ("modes", "kl", "fd")} for run in seeds.values()]
     for run in record("mixtures"):
         yield "mixtures", f"{run['method']} {run['seed']}", [run]
 
@@ -71,9 +73,11 @@ def sentences():
     distances = [
         spread(guard[name], "fd", 1) for name in ("SN, guarded by static SR", "static SR from the start", "SN")
     ]
-    for page in ("README.md", "docs/results/index.md"):
-        for distance in distances:
-            yield page, distance
+    for distance in distances:
+        yield "docs/results/index.md", distance
+    for seeds in record("evidence")["runs"].values():
+        for page in ("README.md", "docs/results/index.md"):
+            yield page, spread([run["result"] for run in seeds.values()], "fd", 1)
     coverage = {data: judged[data]["rows"]["coverage"] for data in ("digits", "ring")}
     told = {data: (f"{row['recall']:.0%}", f"{row['false alarms']:.0%}") for data, row in coverage.items()}
     yield "README.md", f"saw {told['digits'][0]} of the losses on digits"

@@ -345,7 +345,7 @@ def test_the_live_table_fits_80_columns(tmp_path):
     for job in jobs:
         job.state = "running"
         job.run.append("metrics", {"step": 50000, "d_loss": 1.0})
-        job.run.append("evaluations", {"step": 50000, "modes": 1000, "kl": 1.25, "fd": 123.45} | {"missing": 0.98})
+        job.run.append("evaluations", {"step": 50000, "modes": 1000, "kl": 1.25, "fd": 123.45} | {"lost": 0.98})
         job.run.append("verdicts", {"step": 50000, "state": "collapsing"})
     jobs[0].state, jobs[0].error = "failed", "a long line " * 20
     console = Console(width=80, record=True, file=io.StringIO())
@@ -354,7 +354,7 @@ def test_the_live_table_fits_80_columns(tmp_path):
     assert max(map(len, lines)) <= 80
     assert lines[0] == "20 runs: 19 running, 1 failed"
     assert "".join(lines[2:4]).startswith("A1024-128/dynamic-seed1")
-    assert lines[1].split() == ["run", "step", "modes", "KL", "FD", "missing", "verdict"]
+    assert lines[1].split() == ["run", "step", "modes", "KL", "FD", "lost", "verdict"]
     assert lines[2].split()[1:] == ["50000/4", "1000", "1.25", "123.45", "0.98", "collapsing"]
     assert "18.…" not in "".join(lines)
     jobs[1].state = "stopped"
