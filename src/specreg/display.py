@@ -34,7 +34,7 @@ _PAUSE = 10.0  # seconds between lines of a log
 _MOST_SHOWN = 12  # runs of a sweep: the table has to fit a terminal
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 # Legible on a dark and on a light background.
-_STYLES: dict[str, str] = {state: "red" for state in (*ALARMS, "not finite", "zero")}
+_STYLES: dict[str, str] = dict.fromkeys((*ALARMS, "not finite", "zero"), "red")
 _STYLES |= {"warning": "magenta", "reduced": "magenta"}
 _LIVE = (*_METRICS, ("d_loss", "loss D", 2), ("g_loss", "loss G", 2))
 
