@@ -15,9 +15,9 @@ In this order, each as far as the minutes go:
   C64-32         the paper's setting at full width, SN and static SR in two processes side by side
   stacked-mnist  a discriminator of a quarter of the generator's channels, SN and static SR
 
-A part that is measured is not measured again; trainings go on from their checkpoints in --work. In --out are files to
-carry away, none larger than 16 MB: a JSON for each measurement, the trainings' records (records.tar.gz) and the
-networks of each training in half precision (CELL-METHOD-seedN.safetensors).
+A part that is measured is not measured again, one that failed is; trainings go on from their checkpoints in --work. In
+--out are files to carry away, none larger than 16 MB: a JSON for each measurement, the trainings' records
+(records.tar.gz) and the networks of each training in half precision (CELL-METHOD-seedN.safetensors).
 """
 
 import argparse
@@ -117,11 +117,12 @@ def main() -> None:
     failed = []
     for name, (script, *arguments) in benchmarks(options).items():
         record = options.out / f"{name}.json"
-        # Written at the end: what is there is whole, though a smoke test may have failed.
         if not record.exists() and time.monotonic() < end:
             command = [str(ROOT / "benchmarks" / script), *arguments, "--out", str(record)]
             if not run(command, end - time.monotonic()):
                 failed.append(name)
+                if record.exists():  # the smoke test says what fails
+                    record.replace(record.with_suffix(".failed.json"))
     waiting = trainings(options)
     for position, (name, arguments) in enumerate(waiting.items()):
         left = end - time.monotonic()

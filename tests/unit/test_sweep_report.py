@@ -60,6 +60,7 @@ def test_the_table_has_a_row_for_each_method_of_each_setting_with_what_is_publis
     headings, rows, num_texts = table(cells)
     assert (headings[:6], num_texts) == (["setting", "method", "seeds", "modes ↑", "KL (nats) ↓", "FD ↓"], 2)
     assert headings[-5:] == ["collapsed", "verdict", "published FID", "published IS", "published collapse"]
+    assert [row[0] for row in rows] == ["A16-128"] * 3 + ["C8-32"] * 3
     assert [[*row[1:4], row[5], *row[-5:]] for row in rows] == [
         ["SN", "0", "-", "-", "-", "-", "22.31 ± 0.28", "8.15 ± 0.09", "no"],
         ["static SR", "0", "-", "-", "-", "-", "24.67 ± 0.28", "8.35 ± 0.09", "-"],

@@ -67,7 +67,7 @@ class Reading:
         missing: lower bound of the missing share, 0 to 1.
         interval: its 95% interval; the upper end bounds the estimate, not the missing share.
         floor: a perfect generator stays below, as far as four standard errors reach.
-        lost: the part of it that samples of poor quality cannot explain.
+        lost: such a bound that samples of poor quality cannot explain; at times a little larger, being one of its own.
         far: share of the generated samples that are far from the data, beyond that of real ones.
         real, generated: shares of the samples in each bin, (K,).
         empty: where ``missing`` is above its floor, the bins that both halves have in A and fill to less than a fifth,

@@ -22,7 +22,7 @@ class ModeThresholds:
 
     Attributes:
         warmup: iterations that are not judged, from the first reading: noise around the data covers much of it.
-        smoothing: readings whose median is judged.
+        smoothing: readings whose median is judged; a loss is said of no fewer.
         losing, lost: part of the largest mass produced so far whose loss means "losing" and "lost".
         regained: part of what was lost that has to come back for "recovered".
         learnt: mass that has to be produced at some time, or else the training "never learnt" the data.
@@ -99,7 +99,7 @@ class ModeJudge:
                 self._state, self._since, self._best = "recovered", iteration, produced
             elif part >= limits.lost:
                 self._state = "lost"
-        elif part >= limits.losing and self._best >= limits.losing:
+        elif part >= limits.losing and self._best >= limits.losing and len(self._recent) == limits.smoothing:
             self._state = "lost" if part >= limits.lost else "losing"
             self._since, self._low = self._best_at, produced
         elif max(self._best, produced) >= limits.learnt:

@@ -121,13 +121,7 @@ def combined(verdict: Verdict, coverage: Answer, signal: Answer, before: State) 
     """Return a verdict on the spectra with the two other answers, after one whose state was ``before``."""
     weighed = (in_the_light_of(verdict.spectra, coverage), coverage, signal)
     answers = [answer for answer in weighed if answer.state not in ("not measured", "teaching")]
-
-    def gravity(answer: Answer) -> tuple[int, bool]:
-        # Steady spectra must not hide that coverage, which was asked for, is not judged yet.
-        hides = answer is coverage and answer.state == "not judged"
-        return STATES.index("steady" if hides else answer.state), hides
-
-    ordered = sorted(answers, key=gravity, reverse=True)
+    ordered = sorted(answers, key=lambda answer: STATES.index(answer.state), reverse=True)
     state = ordered[0].state
     text = "; ".join(answer.message for answer in ordered)
     return replace(
@@ -142,9 +136,15 @@ def combined(verdict: Verdict, coverage: Answer, signal: Answer, before: State) 
 
 
 def in_the_light_of(spectra: Answer, coverage: Answer) -> Answer:
-    """Return what spectra say where coverage was measured: their fall alone, no mode being lost, is a warning."""
-    falls = spectra.state in ("collapsing", "collapsed")
-    return replace(spectra, state="warning") if falls and coverage.state in ("healthy", "recovered") else spectra
+    """Return what spectra say where coverage is measured.
+
+    Their fall alone, no mode being lost, is a warning; that they are steady does not hide that coverage is not judged.
+    """
+    if spectra.state in ("collapsing", "collapsed") and coverage.state in ("healthy", "recovered"):
+        return replace(spectra, state="warning")
+    if spectra.state == "steady" and coverage.state == "not judged":
+        return replace(spectra, state="not judged", since=coverage.since)
+    return spectra
 
 
 def gravest(evidence: Mapping[str, Evidence]) -> tuple[State, int | None, tuple[str, ...]]:
