@@ -7,10 +7,10 @@ from specreg.monitor.coverage import Reading
 NOTHING = torch.zeros(0)
 
 
-def reading(missing, error=0.02):
+def reading(missing, error=0.02, far=0.0):
     """Return a reading with an interval of twice the error."""
     interval = (missing - error, missing + error)
-    return Reading(missing, interval, 2 * error, missing, 0.0, NOTHING, NOTHING, NOTHING.long(), NOTHING.long())
+    return Reading(missing, interval, 2 * error, missing, far, NOTHING, NOTHING, NOTHING.long(), NOTHING.long())
 
 
 class Meter:

@@ -95,7 +95,7 @@ def test_ctrl_c_ends_it_and_built_in_data_and_features_are_taken(run, monkeypatc
     beside(monkeypatch, lambda: np.savez(run / "samples_5.npz", digits(900).reshape(-1, 3, 8, 8).movedim(1, 3).numpy()))
     assert main(["watch", str(run), "--real", "digits", "--features", "digits", "--every", "1"]) == 130
     printed = capsys.readouterr()
-    assert printed.out.startswith("5  coverage not judged yet: at least 0% of the data missing")
+    assert printed.out.startswith("5  coverage healthy: at least 0% of the data missing")
     assert printed.err == "specreg: interrupted\n"
 
 

@@ -19,7 +19,10 @@ LIMITS = ModeThresholds(smoothing=3, losing=0.15, lost=0.25, learnt=0.6)
 
 def judged(missing, error=0.02, judge=None, begin=0):
     judge = judge or ModeJudge(LIMITS)
-    return [judge.update(begin + EVERY * i, reading(share, error)) for i, share in enumerate(missing)]
+    steps = [begin + EVERY * i for i in range(len(missing))]
+    # The first samples of a training are noise.
+    readings = [reading(share, error, far=0.0 if step else 0.9) for step, share in zip(steps, missing, strict=True)]
+    return list(map(judge.update, steps, readings))
 
 
 def states(answers):
@@ -105,16 +108,22 @@ def test_a_fall_within_the_readings_error_is_none():
     assert states(judged([0.3] * 10 + [0.45] * 20, error=0.02))[-1] == "losing"
 
 
-@pytest.mark.parametrize(
-    "missing",
-    [
-        [1 - 0.1 * i for i in range(10)] + [0.05] * 10,
-        # Noise around the data covers much of it, before the generator has learnt anything.
-        [0.3, 0.95, 0.8, 0.6, 0.4, 0.3] + [0.1] * 10,
-    ],
-)
+@pytest.mark.parametrize("missing", [[1 - 0.1 * i for i in range(10)], [0.3, 0.2, 0.25, 0.95, 0.8, 0.6, 0.4, 0.3]])
 def test_early_training_is_no_loss(missing):
-    assert states(judged(missing)) == ["not judged", "healthy"]
+    judge = ModeJudge(LIMITS)
+    # Noise around the data covers much of it, and lies far from it, before the generator has learnt anything.
+    early = [judge.update(100 * i, reading(share, far=0.9)) for i, share in enumerate(missing[:5])]
+    later = judged([*missing[5:], *[0.1] * 10], judge=judge, begin=EVERY)
+    assert states(early + later) == ["not judged", "healthy"]
+
+
+def test_a_collapse_in_the_warm_up_is_a_loss_once_the_samples_were_good():
+    judge = ModeJudge()
+    missing = [0.9, 0.4, 0.12, 0.12, *[0.93] * 10]
+    answers = [judge.update(100 * i, reading(share, far=0.1)) for i, share in enumerate(missing)]
+    assert states(answers) == ["not judged", "healthy", "lost"]
+    assert [answer.state for answer in answers].index("lost") == 5
+    assert answers[-1].message == "lost modes since iteration 300: at least 93% of the data missing, 12% at best"
 
 
 @pytest.mark.parametrize("cut", [1, 4, 11, 13, 22, 25, 35])

@@ -933,7 +933,7 @@ class TestSamples:
         monitor = sampled(module, 0.05, actions=[stop, pin, roll_back])
         guard = specreg.Guard(monitor, keep=1e-9)  # raises nothing
         changes = train(module, monitor, guard)
-        assert [verdict.state for verdict in changes if verdict.state != "not judged"] == ["healthy", "warning"]
+        assert [verdict.state for verdict in changes] == ["warning"]  # healthy was said at the first step of all
         assert monitor.verdict.spectra.state == "collapsed"
         assert monitor.verdict.layers == ("2",)
         assert monitor.verdict.message.startswith("warning, collapsed since iteration ")
@@ -1075,7 +1075,8 @@ class TestSamples:
             verdicts.append(first.step(now))
         assert verdicts == expected
         states = [verdict.state for verdict in verdicts]
-        assert states.index("lost") > states.index("healthy") > 0
+        assert states[0] == "healthy"  # good samples are judged at once
+        assert "lost" in states
         assert torch.equal(saved(first)[0]["coverage"]["centres"], saved(whole)[0]["coverage"]["centres"])
 
 

@@ -21,7 +21,9 @@ class ModeThresholds:
     """The constants of :class:`ModeJudge`; docs/monitor.md says how they were chosen.
 
     Attributes:
-        warmup: iterations that are not judged, from the first reading: noise around the data covers much of it.
+        warmup: iterations from the first reading in which one is judged only if its samples are near the data: noise
+            around the data covers much of it.
+        far: share of far samples up to which they are called near there.
         smoothing: readings whose median is judged; a loss is said of no fewer.
         losing, lost: part of the largest mass produced so far whose loss means "losing" and "lost".
         regained: part of what was lost that has to come back for "recovered".
@@ -31,6 +33,7 @@ class ModeThresholds:
     """
 
     warmup: int = 500
+    far: float = 0.5
     smoothing: int = 3
     losing: float = 0.25
     lost: float = 0.4
@@ -42,7 +45,7 @@ class ModeThresholds:
     def __post_init__(self) -> None:
         for name in ("warmup", "smoothing", "patience"):
             integer(name, getattr(self, name), at_least=0 if name == "warmup" else 1)
-        for name in ("losing", "lost", "regained", "learnt", "progress"):
+        for name in ("far", "losing", "lost", "regained", "learnt", "progress"):
             if not isinstance(value := getattr(self, name), int | float) or not 0 < value < 1:
                 raise ValueError(f"{name} must lie in (0, 1), got {value!r:.60}")
         if self.lost < self.losing:
@@ -83,7 +86,8 @@ class ModeJudge:
         missing, error = reading.lost, (reading.interval[1] - reading.interval[0]) / 2
         limits = self.thresholds
         self._begin = iteration if self._begin is None else self._begin
-        if iteration - self._begin < limits.warmup:
+        judged_at = self._begin + limits.warmup
+        if iteration < judged_at and reading.far > limits.far:
             return self._answer(reading)
         self._recent.append((iteration, 1 - missing))
         produced = statistics.median(mass for _, mass in self._recent)
@@ -105,7 +109,7 @@ class ModeJudge:
         elif max(self._best, produced) >= limits.learnt:
             if self._state in ("not judged", "never learnt"):
                 self._state, self._since = "healthy", None
-        elif iteration - self._reached_at >= limits.patience and self._waiting > limits.smoothing:
+        elif iteration - max(self._reached_at, judged_at) >= limits.patience and self._waiting > limits.smoothing:
             self._state, self._since = "never learnt", None
         if 1 - missing >= self._best - error:  # the median is late: modes may be lost already where it still stands
             self._best_at = iteration
