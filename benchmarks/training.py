@@ -68,7 +68,11 @@ def settings_of(options: argparse.Namespace, **changes: Any) -> Settings:
         methods=MethodOptions(static=StaticOptions(every=every), dynamic=DynamicOptions(every=every, start=0)),
         model=ModelConfig(d_channels=options.channels, g_channels=options.g_channels),
         training=TrainingConfig(
-            batch_size=options.batch, generator_batch=changes.pop("generator_batch", 2), d_steps=D_STEPS, g_lr=2e-4
+            batch_size=options.batch,
+            generator_batch=changes.pop("generator_batch", 2),
+            d_steps=D_STEPS,
+            g_lr=2e-4,
+            graphs=changes.pop("graphs", True),
         ),
         **changes,
     )
@@ -101,9 +105,12 @@ def trainer(options: argparse.Namespace, source: Images, device: torch.device) -
     def ours(**changes: Any) -> Contender:
         return Contender("sn", settings_of(options, generator_batch=1, **changes), source)
 
-    contenders: dict[str, Callable[[], object]] = {"float32": ours(), "bf16": ours(precision="bf16")}
-    if not options.no_compile:
-        contenders |= {"float32, compiled": ours(compile=True), "bf16, compiled": ours(precision="bf16", compile=True)}
+    contenders: dict[str, Callable[[], object]] = {}
+    for precision in ("float32", "bf16"):
+        for compiled in (False, True)[: 1 if options.no_compile else 2]:
+            for graphs in (False, True)[: 2 if device.type == "cuda" else 1]:
+                name = ", ".join([precision, *["compiled"] * compiled, *["graphs"] * graphs])
+                contenders[name] = ours(precision=precision, compile=compiled, graphs=graphs)
     if options.mimicry is not None:
         contenders["mimicry"] = mimicry(options, source, device, bf16=False)
         contenders["mimicry, bf16"] = mimicry(options, source, device, bf16=True)

@@ -36,3 +36,5 @@ class TrainingConfig:
     """Decay of both learning rates, linear to 0 over all steps, or none."""
     ema_decay: float = 0.0
     """Decay of the generator's running average, from which samples are then drawn; 0 is without."""
+    graphs: bool = True
+    """On a GPU, replay each step's kernels as one CUDA graph, unless gradients or weights are penalized."""

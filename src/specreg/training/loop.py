@@ -9,8 +9,9 @@ from torch import Tensor
 from specreg.losses import LOSSES
 from specreg.processes import ALONE, Processes
 from specreg.training.config import TrainingConfig
+from specreg.training.replay import Replay, replayable
 from specreg.training.state import Stream, TrainingState, update_ema
-from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step
+from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step, plainly
 
 # What a callback is told after each step: the state, and the losses of that step by name.
 Callback = Callable[[TrainingState, dict[str, Tensor]], None]
@@ -49,6 +50,9 @@ def train(
     real_batches: Callable[[int], list[Batch]] = lambda multiple: [  # noqa: E731
         draw_real(state.stream, multiple, num_classes, device, processes) for _ in range(config.accumulate)
     ]
+    if not state.replays and config.graphs and processes.count == 1 and _replayable(state, config):
+        networks = (state.generator, state.discriminator)
+        state.replays = {"d": Replay(networks, state.discriminator), "g": Replay(networks, state.generator)}
     optimizers = (state.discriminator_optimizer, config.d_lr), (state.generator_optimizer, config.g_lr)
     while state.step < config.steps:
         for optimizer, lr in optimizers:
@@ -66,6 +70,7 @@ def train(
                     gamma=config.gamma,
                     penalty=state.penalty,
                     processes=processes,
+                    run=state.replays.get("d", plainly),
                 )
                 _compensate(state)
             g_loss = generator_step(
@@ -76,6 +81,7 @@ def train(
                 latent(config.batch_size * config.generator_batch),
                 real=real_batches(config.generator_batch) if loss.relativistic else (),
                 processes=processes,
+                run=state.replays.get("g", plainly),
             )
         except NonFiniteError as error:
             raise NonFiniteError(f"step {state.step + 1}: {error}") from error
@@ -87,6 +93,12 @@ def train(
         if stop():
             break
     return state.step >= config.steps
+
+
+def _replayable(state: TrainingState, config: TrainingConfig) -> bool:
+    """Tell whether a step is the same kernels each time; a penalty may look at values, an interpolation is drawn."""
+    drawn = state.penalty is not None or LOSSES[config.loss].gradient_penalty > 0
+    return not drawn and replayable((state.generator, state.discriminator))
 
 
 def _compensate(state: TrainingState) -> None:

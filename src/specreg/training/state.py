@@ -7,7 +7,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from specreg.monitor.actions import Pin
 from specreg.monitor.monitor import Monitor
 from specreg.names import printable
 from specreg.regularizers.compensators import Compensator
-from specreg.training.steps import first_bad, named_tensors
+from specreg.training.steps import Run, first_bad, named_tensors
 
 SCHEMA = 6
 
@@ -48,6 +48,7 @@ class TrainingState:
         monitor: watches the discriminator, or None.
         pin: keeps healthy copies for the guard to go back to, or None.
         penalty: of the discriminator's weights, added to its loss, or None.
+        replays: recorded steps of "d" and "g" on a GPU; no part of what is saved.
     """
 
     generator: nn.Module
@@ -62,6 +63,7 @@ class TrainingState:
     penalty: Callable[[], Tensor] | None = None
     ema: nn.Module | None = None
     step: int = 0
+    replays: dict[str, Run] = field(default_factory=dict, repr=False)
 
     @property
     def sampler(self) -> nn.Module:

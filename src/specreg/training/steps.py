@@ -15,8 +15,17 @@ from specreg.processes import ALONE, Processes
 
 # A micro-batch: images or latent vectors, and labels if conditional.
 Batch = tuple[Tensor, Tensor | None]
+# The mean loss, and what passed through the networks, by name; the gradients are in the parameters.
+Losses = tuple[Tensor, list[tuple[str, Tensor]]]
+Gradients = Callable[[Sequence[Batch], Sequence[Batch]], Losses]
+Run = Callable[[Gradients, Sequence[Batch], Sequence[Batch]], Losses]
 
 _NOT_MADE = "the update was not made"
+
+
+def plainly(gradients: Gradients, real: Sequence[Batch], latent: Sequence[Batch]) -> Losses:
+    """Compute gradients of real and latent micro-batches."""
+    return gradients(real, latent)
 
 
 class NonFiniteError(ArithmeticError):
@@ -35,6 +44,7 @@ def discriminator_step(
     gamma: float = 1.0,
     penalty: Callable[[], Tensor] | None = None,
     processes: Processes = ALONE,
+    run: Run = plainly,
 ) -> Tensor:
     """Update the discriminator once.
 
@@ -45,6 +55,7 @@ def discriminator_step(
         gamma: R1 and R2, where the loss has them, are weighted by gamma / 2.
         penalty: of the discriminator's weights, added to its loss.
         processes: that have the other shares of the micro-batches.
+        run: calls what computes the gradients, see :class:`specreg.training.replay.Replay`.
 
     Returns:
         The mean loss, a scalar.
@@ -52,28 +63,33 @@ def discriminator_step(
     Raises:
         NonFiniteError: before the update.
     """
-    total = torch.zeros((), device=real[0][0].device)
-    passed: list[tuple[str, Tensor]] = []  # through the networks, in their order
-    for (images, labels), (z, fake_labels) in zip(real, latent, strict=True):
-        with torch.no_grad():
-            fake = _call(generator, z, fake_labels)
-        inputs, classes = _together((images, labels), (fake, fake_labels))
-        inputs.requires_grad_(loss.r1 or loss.r2)
-        scores = _call(discriminator, inputs, classes)
-        sizes = [len(images), len(fake)]
-        objective = loss.discriminator(*torch.split(scores, sizes))
-        if loss.gradient_penalty:
-            mixing = torch.rand(len(images) * processes.count, *[1] * (images.ndim - 1), generator=random)
-            slope = gradient_penalty(discriminator, images, fake, labels, weights=processes.share(mixing))
-            objective = objective + loss.gradient_penalty * slope
-        if loss.r1 or loss.r2:
-            of_real, of_fake = torch.split(squared_slopes(scores, inputs), sizes)
-            objective = objective + gamma / 2 * (loss.r1 * of_real.mean() + loss.r2 * of_fake.mean())
-        if penalty is not None:  # after the scores: power iteration has seen this step's weights
-            objective = objective + penalty()
-        torch.autograd.backward(objective / len(real))
-        total += objective.detach() / len(real)
-        passed += [("the real images", images), ("the generated images", fake), ("the scores", scores.detach())]
+
+    def gradients(real: Sequence[Batch], latent: Sequence[Batch]) -> Losses:
+        total = torch.zeros((), device=real[0][0].device)
+        passed: list[tuple[str, Tensor]] = []  # through the networks, in their order
+        for (images, labels), (z, fake_labels) in zip(real, latent, strict=True):
+            with torch.no_grad():
+                fake = _call(generator, z, fake_labels)
+            inputs, classes = _together((images, labels), (fake, fake_labels))
+            inputs.requires_grad_(loss.r1 or loss.r2)
+            scores = _call(discriminator, inputs, classes)
+            sizes = [len(images), len(fake)]
+            objective = loss.discriminator(*torch.split(scores, sizes))
+            if loss.gradient_penalty:
+                mixing = torch.rand(len(images) * processes.count, *[1] * (images.ndim - 1), generator=random)
+                slope = gradient_penalty(discriminator, images, fake, labels, weights=processes.share(mixing))
+                objective = objective + loss.gradient_penalty * slope
+            if loss.r1 or loss.r2:
+                of_real, of_fake = torch.split(squared_slopes(scores, inputs), sizes)
+                objective = objective + gamma / 2 * (loss.r1 * of_real.mean() + loss.r2 * of_fake.mean())
+            if penalty is not None:  # after the scores: power iteration has seen this step's weights
+                objective = objective + penalty()
+            torch.autograd.backward(objective / len(real))
+            total += objective.detach() / len(real)
+            passed += [("the real images", images), ("the generated images", fake), ("the scores", scores.detach())]
+        return total, passed
+
+    total, passed = run(gradients, real, latent)
     return _update(optimizer, discriminator, total, "discriminator", _flow(generator, discriminator, passed), processes)
 
 
@@ -86,18 +102,18 @@ def generator_step(
     *,
     real: Sequence[Batch] = (),
     processes: Processes = ALONE,
+    run: Run = plainly,
 ) -> Tensor:
     """Update the generator once; arguments, return and errors as :func:`discriminator_step`.
 
     Args:
         real: as many micro-batches of real images as of z, and as large, if the loss is relativistic; else none.
     """
-    total = torch.zeros((), device=latent[0][0].device)
-    passed: list[tuple[str, Tensor]] = []
     frozen = list(discriminator.parameters())
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
+
+    def gradients(real: Sequence[Batch], latent: Sequence[Batch]) -> Losses:
+        total = torch.zeros((), device=latent[0][0].device)
+        passed: list[tuple[str, Tensor]] = []
         for index, (z, labels) in enumerate(latent):
             fake = _call(generator, z, labels)
             if loss.relativistic:
@@ -110,6 +126,12 @@ def generator_step(
             torch.autograd.backward(objective / len(latent))
             total += objective.detach() / len(latent)
             passed += [("the generated images", fake.detach()), ("the scores", scores.detach())]
+        return total, passed
+
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        total, passed = run(gradients, real, latent)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
