@@ -1,12 +1,13 @@
 """What has to hold of layers before they are written, parametrized or read."""
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
-from specreg.layers.find import Layers
+from specreg.layers.find import Layer, Layers
 from specreg.layers.forwards import difference
 from specreg.layers.selection import shown
 
@@ -68,7 +69,7 @@ def require_parametrizable(module: nn.Module, layers: Layers) -> None:
             )
 
 
-def require_finite(layers: Layers) -> None:
+def require_finite(layers: Mapping[str, Layer]) -> None:
     """Raise ValueError naming the first layer whose stored weight holds NaN or inf."""
     # NaN and inf survive a sum, which costs a twentieth of looking at every entry; finite entries may overflow it.
     sums = [layer.weight.stored().sum() for layer in layers.values()]

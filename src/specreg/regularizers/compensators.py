@@ -19,6 +19,7 @@ from specreg.layers.find import Layer, Layers
 from specreg.layers.requirements import require_finite, require_writable, warn_of_differences
 from specreg.layers.selection import shown
 from specreg.names import Scale, integer
+from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import dynamic_target, head_size, ratios, scaled, static_target, updated_record
@@ -128,6 +129,7 @@ class Compensator:
         self.calls = 0
         self._memory: dict[str, Tensor] = {}  # layer -> the ratios that its scheme remembers
         self._held: dict[str, Tensor] = {}  # layer -> the largest singular value that is held
+        self._products: tuple[list[Any], ProductCompensation | None] | None = None
         require_writable(layers)
         _require_free(layers)
         warn_of_differences(layers)
@@ -149,9 +151,14 @@ class Compensator:
         acts = self.calls >= self.start and (self.calls - self.start) % self.every == 0 and len(self.layers) > 0
         if acts:
             require_writable(self.layers)  # something may have been put on a layer since
-            require_finite(self.layers)
+            products = self._by_products()
+            done = () if products is None else products.compute()
+            rest = {name: layer for name, layer in self.layers.items() if name not in done}
+            require_finite(rest)
+            if products is not None:
+                products.write(done)
             with torch.no_grad():
-                for layer in self.layers.values():
+                for layer in rest.values():
                     if self.scheme.raises(layer.rank):
                         self._compensate(layer)
         self.calls += 1
@@ -225,6 +232,10 @@ class Compensator:
         self._memory = {name: s.clone() for name, s in memory.items()}
         self._held = {name: s1.clone() for name, s1 in held.items()}
         self.calls = calls
+        self._products = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_products": None}  # what is recorded on a GPU belongs to this object
 
     def __repr__(self) -> str:
         return f"{self.scheme.name} compensation of {', '.join(map(shown, self.layers))}"
@@ -233,6 +244,22 @@ class Compensator:
     def _num_acting(self) -> int:
         """How many calls have acted so far."""
         return max(0, math.ceil((self.calls - self.start) / self.every))
+
+    def _by_products(self) -> ProductCompensation | None:
+        """Return what compensates layers on a GPU by products alone, once they have been compensated."""
+        if self.scheme.name != "static" or self.strength < 1 or self._num_acting == 0:
+            return None
+        # What was recorded holds for these tensors, as they are normalized now.
+        key = [(layer._tensor().data_ptr(), *map(id, layer.weight.normalizers)) for layer in self.layers.values()]
+        if self._products is None or self._products[0] != key:
+            served = {
+                name: layer
+                for name, layer in self.layers.items()
+                if is_served(layer) and self.scheme.raises(layer.rank)
+            }
+            held = {name: s1 for name, s1 in self._held.items() if self._scale_of(self.layers[name]) == "hold"}
+            self._products = key, ProductCompensation(served, self.counts(), held) if served else None
+        return self._products[1]
 
     def _compensate(self, layer: Layer) -> None:
         measures = self._measures(layer)

@@ -58,7 +58,7 @@ def compensate(matrix: Tensor, target: Target, *, all_values: bool = True) -> Co
     for dtype in precisions(matrix):
         with or_next_path("eigendecomposition of a Gram matrix", matrix), full_precision(matrix):
             product = gram(matrix, dtype)
-            # Small matrices are decomposed faster where they are launched from, and what follows is of many small steps.
+            # Small ones are decomposed faster where they are launched from, and what follows is of many small steps.
             squares, vectors = eigenbasis(product.cpu() if product.shape[-1] <= _HOST_RANK else product)
             s = squares.clamp(min=0).to(working_dtype(matrix).to_real()).sqrt_()
             wanted = target(s)
@@ -139,8 +139,19 @@ def _applied(matrix: Tensor, vectors: Tensor, gain: Array) -> Compensated:
     head = vectors[..., :count]
     operator = (head * torch.from_numpy(change[..., None, :count]).to(head)) @ head.mH
     operator.diagonal(dim1=-2, dim2=-1).add_(torch.from_numpy(gain[..., :1]).to(head))
-    result = _product(operator.to(matrix.device), matrix)
-    first = vectors[..., 0].to(result)
+    return applied(matrix, operator.to(matrix.device), vectors[..., 0])
+
+
+def applied(matrix: Tensor, operator: Tensor, first: Tensor) -> Compensated:
+    r"""Return a matrix under an operator on its smaller side, with its first singular vectors.
+
+    Args:
+        matrix: shape (\*, m, n).
+        operator: shape (\*, r, r).
+        first: that of the smaller side, (\*, r).
+    """
+    result = _product(operator, matrix)
+    first = first.to(result)
     if matrix.shape[-2] <= matrix.shape[-1]:
         return Compensated(result, first, _normalized((first[..., None, :].conj() @ result)[..., 0, :].conj()))
     return Compensated(result, _normalized((result @ first[..., None])[..., 0]), first)

@@ -1,15 +1,13 @@
 """A step's kernels as one CUDA graph: at the sizes of the field a GPU waits for their launches, not for them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from specreg.graphs import recorded
 from specreg.training.steps import Batch, Gradients, Losses
-
-_WARMUPS = 3
 
 
 class Replay:
@@ -26,16 +24,16 @@ class Replay:
     def __init__(self, networks: Sequence[nn.Module], trained: nn.Module) -> None:
         self._buffers = [buffer for network in networks for buffer in network.buffers()]
         self._parameters = list(trained.parameters())
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._launch: Callable[[], None] | None = None
 
     def __call__(self, gradients: Gradients, real: Sequence[Batch], latent: Sequence[Batch]) -> Losses:
         """Return the mean loss and what passed through the networks, which the next call overwrites."""
-        if self._graph is None:
+        if self._launch is None:
             self._record(gradients, real, latent)
-        assert self._graph is not None
+        assert self._launch is not None
         for place, tensor in zip(self._inputs, _tensors(real, latent), strict=True):
             place.copy_(tensor)
-        self._graph.replay()
+        self._launch()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         loss, passed = self._losses
@@ -45,21 +43,11 @@ class Replay:
         real, latent = _copied(real), _copied(latent)
         self._inputs = _tensors(real, latent)
         before = [buffer.clone() for buffer in self._buffers]
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries set up what may not be recorded
-            for _ in range(_WARMUPS):
-                gradients(real, latent)
-                self._clear()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._losses = gradients(real, latent)
+        self._launch, self._losses = recorded(lambda: gradients(real, latent), after=self._clear)
         self._gradients = [parameter.grad for parameter in self._parameters]
         self._clear()
         for buffer, value in zip(self._buffers, before, strict=True):
             buffer.copy_(value)
-        self._graph = graph
 
     def _clear(self) -> None:
         for parameter in self._parameters:
