@@ -1,17 +1,21 @@
 """Everything that waits for a GPU, in one command that goes on where it stopped.
 
     python scripts/gpu_run.py --out DIR --minutes 8 --cifar cifar10-train.zip --mnist mnist-train.zip
-                              [--work DIR] [--mimicry PATH] [--sttp PATH] [--device cpu --tiny]
+                              [--parts PART ...] [--work DIR] [--mimicry PATH] [--sttp PATH] [--no-compile]
+                              [--device cpu --tiny]
 
-In this order, each as far as the minutes go:
+One after the other, each as far as the minutes go:
 
-  smoke          every verb in float32, bf16, channels_last, compiled, with two forward passes, and without waiting for
-                 the device in the usual path (benchmarks/smoke.py)
   compensation   one compensation of discriminators of 32 to 256 channels, of 1024x9216 and ImageNet's, beside torch's
                  SVD, the authors' algorithm and the limit (benchmarks/compensation.py)
   paths          a weight by its rank: eigendecomposition against matrix sign (benchmarks/paths.py)
   overhead       what static and dynamic SR add to an iteration at 128 channels (benchmarks/training.py)
-  trainer        float32, bf16 and compiled, beside mimicry where --mimicry names a checkout
+  trainer        float32, bf16, compiled and as CUDA graphs, beside mimicry where --mimicry names a checkout
+
+and then side by side, for what is left:
+
+  smoke          every verb in float32, bf16, channels_last, compiled, with two forward passes, and without waiting for
+                 the device in the usual path; a training by CUDA graphs and without (benchmarks/smoke.py)
   C64-32         the paper's setting at full width, SN and static SR in two processes side by side
   stacked-mnist  a discriminator of a quarter of the generator's channels, SN and static SR
 
@@ -21,6 +25,7 @@ A part that is measured is not measured again, one that failed is; trainings go 
 """
 
 import argparse
+import contextlib
 import signal
 import subprocess
 import sys
@@ -43,13 +48,15 @@ def benchmarks(options: argparse.Namespace) -> dict[str, list[str]]:
     sttp = ["--sttp", str(options.sttp)] if options.sttp else []
     tiny = options.tiny
     small = ["--channels", "4", "--g-channels", "4", "--batch", "4", "--rounds", "1"] if tiny else ["--rounds", "11"]
-    return {
+    plain = ["--no-compile"] if tiny or options.no_compile else []
+    everything = {
         "smoke": ["smoke.py", *device, *(["--tiny"] if tiny else [])],
         "compensation": ["compensation.py", *device, *sttp, *(["--cases", "cifar-32"] if tiny else ["--stages"])],
         "paths": ["paths.py", *device, *(["--ranks", "8", "16"] if tiny else [])],
         "overhead": ["training.py", "--part", "overhead", *device, *small],
-        "trainer": ["training.py", "--part", "trainer", *device, *mimicry, *small, *(["--no-compile"] if tiny else [])],
+        "trainer": ["training.py", "--part", "trainer", *device, *mimicry, *small, *plain],
     }
+    return {name: command for name, command in everything.items() if not options.parts or name in options.parts}
 
 
 def trainings(options: argparse.Namespace) -> dict[str, list[str]]:
@@ -59,27 +66,49 @@ def trainings(options: argparse.Namespace) -> dict[str, list[str]]:
         "log-every": 1, "spectra-every": 2, "evaluate-every": 0, "checkpoint-every": 2,
     }  # fmt: skip
     small = [word for name, value in tiny.items() for word in (f"--{name}", str(value)) if options.tiny]
+    paper = ["--features", "cifar", "--spectra-every", "100", "--evaluate-every", "1000"]
     cells = {
-        "C64-32": (options.cifar, ["--preset", "paper", "--cells", "C64-32"]),
+        "C64-32": (options.cifar, ["--preset", "paper", "--cells", "C64-32", *paper]),
         "stacked-mnist": (options.mnist, ["--preset", "stacked-mnist", "--cells", "unrolled-quarter"]),
     }
+    common = ["--methods", "sn", "static", "--seeds", "0", "--jobs", "2", "--no-tensorboard", *small]
     return {
-        name: [*preset, "--data", str(data), "--methods", "sn", "static", "--seeds", "0", "--jobs", "2", *small]
-        for name, (data, preset) in cells.items() if data is not None
-    }  # fmt: skip
+        name: [*preset, "--data", str(data), *common]
+        for name, (data, preset) in cells.items()
+        if data is not None and (not options.parts or name in options.parts)
+    }
 
 
-def run(command: list[str], seconds: float) -> bool:
-    """Run a command for so many seconds, and then interrupt it; return whether it ended well."""
-    print(f"== {' '.join(command)}", flush=True)
-    process = subprocess.Popen([sys.executable, *command])
-    try:
-        return process.wait(max(seconds, 1)) == 0
-    except subprocess.TimeoutExpired:
-        print("out of time", flush=True)
-        process.send_signal(signal.SIGINT)  # a sweep stops its trainings, which leave checkpoints
-        process.wait()
-        return False
+def run(commands: list[list[str]], seconds: float) -> list[bool]:
+    """Run commands side by side for so many seconds, and then interrupt them; return which ended well."""
+    processes = []
+    for command in commands:
+        print(f"== {' '.join(command)}", flush=True)
+        processes.append(subprocess.Popen([sys.executable, *command]))
+    end = time.monotonic() + max(seconds, 1)
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(end - time.monotonic(), 0))
+    for process in processes:
+        if process.poll() is None:
+            print("out of time", flush=True)
+            process.send_signal(signal.SIGINT)  # a sweep stops its trainings, which leave checkpoints
+    return [process.wait() == 0 for process in processes]
+
+
+def measure(options: argparse.Namespace, names: list[str], beside: list[list[str]], end: float) -> None:
+    """Run the measurements that are still to be made, and trainings beside them, until the end."""
+    records = {name: path for name in names if not (path := options.out / f"{name}.json").exists()}
+    if time.monotonic() >= end:
+        return
+    commands = []
+    for name, path in records.items():
+        script, *arguments = benchmarks(options)[name]
+        commands.append([str(ROOT / "benchmarks" / script), *arguments, "--out", str(path)])
+    well = run([*commands, *beside], end - time.monotonic())
+    for path, ended_well in zip(records.values(), well, strict=False):
+        if path.exists() and not ended_well:  # the smoke test says what fails
+            path.replace(path.with_suffix(".failed.json"))
 
 
 def pack(work: Path, out: Path) -> None:
@@ -104,6 +133,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".gpu_run"), help="checkpoints and records of the trainings")
     parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--parts", nargs="+", help="these alone, by the names above")
+    parser.add_argument("--no-compile", action="store_true", help="without the compiled trainers, which take minutes")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--cifar", type=Path, help="CIFAR-10's training images, in any format that the lab reads")
     parser.add_argument("--mnist", type=Path, help="MNIST's, likewise")
@@ -114,28 +145,25 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes - SPARE
-    failed = []
-    for name, (script, *arguments) in benchmarks(options).items():
-        record = options.out / f"{name}.json"
-        if not record.exists() and time.monotonic() < end:
-            command = [str(ROOT / "benchmarks" / script), *arguments, "--out", str(record)]
-            if not run(command, end - time.monotonic()):
-                failed.append(name)
-                if record.exists():  # the smoke test says what fails
-                    record.replace(record.with_suffix(".failed.json"))
-    waiting = trainings(options)
-    for position, (name, arguments) in enumerate(waiting.items()):
-        left = end - time.monotonic()
-        if left > 0:
-            # The first training has two thirds of what is left, the last one all of it.
-            seconds = left if position == len(waiting) - 1 else 2 / 3 * left
-            command = ["-m", "specreg", "sweep", *arguments, "--out", str(options.work / name), "--no-tensorboard"]
-            run([*command, "--minutes", f"{seconds / 60:.3f}"], seconds + SPARE)  # out of minutes is no failure
+    scripts = benchmarks(options)
+    for name in scripts:
+        if name != "smoke":  # a measurement is alone, what follows is none and shares the device
+            measure(options, [name], [], end)
+    left = max((end - time.monotonic()) / 60, 0.01)
+    measure(
+        options,
+        [name for name in ("smoke",) if name in scripts],
+        [
+            ["-m", "specreg", "sweep", *arguments, "--out", str(options.work / name), "--minutes", f"{left:.3f}"]
+            for name, arguments in trainings(options).items()
+        ],
+        end,
+    )
     pack(options.work, options.out)
     for path in sorted(options.out.iterdir()):
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
-    if failed:
-        sys.exit(f"failed, or out of time: {', '.join(failed)}")
+    if missing := [name for name in scripts if not (options.out / f"{name}.json").exists()]:
+        sys.exit(f"failed, or out of time: {', '.join(missing)}")
 
 
 if __name__ == "__main__":
