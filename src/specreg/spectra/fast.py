@@ -34,9 +34,6 @@ from specreg.spectra.reference import Compensated, compensated, thin_svd, workin
 # result may be expected to have and is still taken.
 PROMISED = 1e-5
 TOLERANCE = 2e-6
-# Gram matrices up to this size are decomposed on the CPU: of 64, LAPACK took 0.33 ms and cuSOLVER 0.88 ms on an H200,
-# of 128 1.5 and 1.8 ms, of 256 4.8 and 2.2 ms.
-_HOST_RANK = 128
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # New singular values for (*, r) descending ones in the real working dtype, or None to leave the matrix as it is. It is
@@ -57,9 +54,7 @@ def compensate(matrix: Tensor, target: Target, *, all_values: bool = True) -> Co
     """
     for dtype in precisions(matrix):
         with or_next_path("eigendecomposition of a Gram matrix", matrix), full_precision(matrix):
-            product = gram(matrix, dtype)
-            # Small ones are decomposed faster where they are launched from, and what follows is of many small steps.
-            squares, vectors = eigenbasis(product.cpu() if product.shape[-1] <= _HOST_RANK else product)
+            squares, vectors = eigenbasis(gram(matrix, dtype))
             s = squares.clamp(min=0).to(working_dtype(matrix).to_real()).sqrt_()
             wanted = target(s)
             # The rest of what is not of the matrix's size is done in numpy, after one transfer: it is many small steps,
@@ -139,7 +134,7 @@ def _applied(matrix: Tensor, vectors: Tensor, gain: Array) -> Compensated:
     head = vectors[..., :count]
     operator = (head * torch.from_numpy(change[..., None, :count]).to(head)) @ head.mH
     operator.diagonal(dim1=-2, dim2=-1).add_(torch.from_numpy(gain[..., :1]).to(head))
-    return applied(matrix, operator.to(matrix.device), vectors[..., 0])
+    return applied(matrix, operator, vectors[..., 0])
 
 
 def applied(matrix: Tensor, operator: Tensor, first: Tensor) -> Compensated:
