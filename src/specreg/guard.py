@@ -12,7 +12,7 @@ from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Answer, Verdict, gravest
-from specreg.names import SchemeName, State, integer
+from specreg.names import SchemeName, State, check_type, integer
 from specreg.regularizers.compensation import anchored_compensation, dynamic_compensation, static_compensation
 from specreg.regularizers.compensators import Compensator
 
@@ -82,6 +82,9 @@ class Guard:
     ) -> None:
         if scheme not in (schemes := get_args(SchemeName)):
             raise ValueError(f"there is no scheme {scheme!r}: the schemes are {', '.join(schemes)}")
+        check_type("monitor", monitor, Monitor, "a guard looks through one, Guard(specreg.Monitor(discriminator))")
+        if pin is not None:
+            check_type("pin", pin, Pin)
         self.healthy = integer("healthy", healthy, at_least=1)
         self.states = checked_states(states)
         self.scheme: SchemeName = scheme

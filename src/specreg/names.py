@@ -87,6 +87,18 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.60}{near}")
 
 
+def check_type(name: str, value: Any, kind: type, remedy: str = "") -> None:
+    """Raise TypeError naming ``name``, and saying what to write, unless ``value`` is of a kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be of type {kind.__name__}, got {type(value).__name__}{remedy and ': '}{remedy}")
+
+
+def check_function(name: str, value: Any, remedy: str = "") -> None:
+    """Raise TypeError naming ``name``, and saying what to write, unless ``value`` can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {type(value).__name__}{remedy and ': '}{remedy}")
+
+
 def suggestion(name: str, names: Iterable[str]) -> str:
     """Return a question after the nearest of some dotted names and their beginnings; "" where none is near.
 

@@ -862,6 +862,38 @@ def verdict_of(state):
     return Verdict(9, state, 5, layers, 0.9, False, f"spectra {state}", evidence, Answer(state, 5, f"spectra {state}"))
 
 
+def pair(count=1000, numbers=4):
+    return torch.randn(count, 4), torch.randn(count, numbers)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (specreg.Guard, "monitor must be of type Monitor, got Sequential: a guard looks through one"),
+        (lambda d: specreg.Guard(specreg.Monitor(d), pin=3), "pin must be of type Pin, got int"),
+        (lambda d: specreg.Guard(specreg.Monitor(d), states="lost"), r"states must be a tuple.* write \('lost',\)"),
+        (lambda d: specreg.spectral_norm(d, skip=d[0]), "skip: expected a name.* its name here is '0'"),
+        (lambda d: specreg.spectral_norm(d, only=[d[0]]), "only: expected a name.* its name here is '0'"),
+        (lambda d: specreg.Monitor(d, samples=torch.zeros(9, 4)), "samples must be a function, got Tensor: it returns"),
+        (lambda d: specreg.Monitor(d, samples=pair, scores=3), "scores must be a function, got int"),
+        (lambda d: specreg.Monitor(d, coverage=torch.zeros(9)), "coverage.measure must be a function, got Tensor"),
+        (lambda d: specreg.Monitor(d, actions=print), "actions must be of type Iterable, got builtin.*: a list"),
+        (lambda d: specreg.Monitor(d, actions=[3]), "an action must be a function, got int"),
+        (lambda d: specreg.Monitor(d, detector=specreg.Thresholds()), "detector must be of type Detector, got Thresh"),
+        (lambda d: specreg.Monitor(d, samples=lambda: pair()[0]).step(1), "samples must return two.* got Tensor"),
+        (lambda d: specreg.Monitor(d, samples=lambda: (1, 2, 3)).step(1), "samples must return two.* got 3"),
+        (lambda d: specreg.Monitor(d, samples=lambda: None).step(1), "samples must return two.* got NoneType"),
+        (lambda d: specreg.Detector(3), "thresholds must be of type Thresholds, got int"),
+        (lambda d: specreg.Coverage(torch.zeros(900, 4), features=3), "features must be a function, got int"),
+        (Pin, "objects must be of type Mapping, got Sequential: name what is pinned"),
+        (lambda d: RollBack(3), "pin must be of type Pin, got int"),
+    ],
+)
+def test_an_argument_of_another_type_is_named_with_what_to_write(call, words):
+    with pytest.raises(TypeError, match=words):
+        call(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)))
+
+
 class TestSamples:
     """Three questions, and what is said of the whole."""
 

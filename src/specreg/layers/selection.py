@@ -61,8 +61,11 @@ def checked_selectors(option: str, selection: Selection, candidates: Sequence[tu
     is_single = isinstance(selection, (str, type)) or not isinstance(selection, Iterable)
     selectors: list[Any] = [selection] if is_single else list(selection)  # type: ignore[arg-type]
     for selector in selectors:
-        if not isinstance(selector, (str, type)) and not callable(selector):
-            raise TypeError(f"{option}: expected a name, a glob, a layer class or a predicate, got {selector!r}")
+        if isinstance(selector, nn.Module) or not (isinstance(selector, (str, type)) or callable(selector)):
+            name = next((f": its name here is {name!r}" for name, module in candidates if module is selector), "")
+            raise TypeError(
+                f"{option}: expected a name, a glob, a layer class or a predicate, got {selector!r:.60}{name}"
+            )
         if isinstance(selector, str) and not any(matches(selector, name) for name, _ in candidates):
             names = ", ".join(shown(name) for name, _ in candidates) or "none"
             near = suggestion(selector, (name for name, _ in candidates))

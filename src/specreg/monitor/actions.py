@@ -10,7 +10,7 @@ import torch
 
 from specreg.files import replacing
 from specreg.monitor.verdict import Verdict
-from specreg.names import STATES, State, integer
+from specreg.names import STATES, State, check_type, integer
 
 logger = logging.getLogger("specreg")
 
@@ -88,6 +88,7 @@ class Pin:
         self, objects: Mapping[str, Stateful], *, every: int = 500, copies: int = 4, folder: str | Path | None = None
     ) -> None:
         self.every, self.copies = integer("every", every, at_least=1), integer("copies", copies, at_least=1)
+        check_type("objects", objects, Mapping, 'name what is pinned, as {"discriminator": discriminator}')
         if not objects:
             raise ValueError("nothing to pin: objects is empty")
         self._objects = dict(objects)
@@ -168,6 +169,7 @@ class RollBack:
     """
 
     def __init__(self, pin: Pin, *states: State, times: int = 1) -> None:
+        check_type("pin", pin, Pin)
         self.pin = pin
         self.states = checked_states(states or ("collapsing", "collapsed", "losing", "lost"))
         self.times = integer("times", times, at_least=0)
@@ -195,7 +197,9 @@ class RollBack:
 
 
 def checked_states(states: tuple[State, ...]) -> tuple[State, ...]:
-    """Return the states; ValueError names the first that does not exist."""
+    """Return the states; ValueError names the first that does not exist, TypeError is of a string in their place."""
+    if isinstance(states, str):
+        raise TypeError(f"states must be a tuple of states, got a str: write ({states!r},)")
     for state in states:
         if state not in STATES:
             raise ValueError(f"there is no state {state!r}: the states are {', '.join(STATES)}")

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from specreg.monitor.attainment import evaluating
 from specreg.monitor.features import plain_features
-from specreg.names import LEAST_GENERATED, integer
+from specreg.names import LEAST_GENERATED, check_function, integer
 from specreg.spectra.gram import full_precision
 
 LEAST_REAL = 100  # samples
@@ -135,7 +135,8 @@ class Coverage:
     """
 
     def __init__(self, real: Tensor, *, features: Callable[[Tensor], Tensor] | None = None, seed: int = 0) -> None:
-        self._features = features or plain_features
+        check_function("features", features := features or plain_features)
+        self._features = features
         self._seed = integer("seed", seed, at_least=0)
         self._kind = _kind("real", real, LEAST_REAL)
         generator = torch.Generator().manual_seed(self._seed)

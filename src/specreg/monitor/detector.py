@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, num_watched
-from specreg.names import STATES, State, bulk_range, integer
+from specreg.names import STATES, State, bulk_range, check_type, integer
 
 __all__ = ["Detector", "Evidence", "Thresholds", "Verdict"]
 
@@ -92,7 +92,8 @@ class Detector:
     """
 
     def __init__(self, thresholds: Thresholds | None = None) -> None:
-        self.thresholds = thresholds or Thresholds()
+        check_type("thresholds", thresholds := thresholds or Thresholds(), Thresholds)
+        self.thresholds = thresholds
         self._layers: dict[str, _LayerTrack] = {}
         self._groups: dict[str, tuple[str, ...]] = {}
         self._last: int | None = None

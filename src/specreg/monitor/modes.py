@@ -13,7 +13,7 @@ from typing import Any
 
 from specreg.monitor.coverage import Reading
 from specreg.monitor.verdict import Answer
-from specreg.names import STATES, State, check_choice, integer
+from specreg.names import STATES, State, check_choice, check_type, integer
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class ModeJudge:
     """
 
     def __init__(self, thresholds: ModeThresholds | None = None) -> None:
-        self.thresholds = thresholds or ModeThresholds()
+        check_type("thresholds", thresholds := thresholds or ModeThresholds(), ModeThresholds)
+        self.thresholds = thresholds
         self._begin: int | None = None
         self._recent: deque[tuple[int, float]] = deque(maxlen=self.thresholds.smoothing)
         self._best, self._best_at = 0.0, 0  # the largest mass produced, and when it was last near

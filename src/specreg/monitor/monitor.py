@@ -17,7 +17,7 @@ from specreg.monitor.modes import ModeJudge
 from specreg.monitor.signal import Signal, SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
 from specreg.monitor.verdict import UNASKED, Answer, Verdict, combined
-from specreg.names import State, default_groups, integer, suggestion
+from specreg.names import State, check_function, check_type, default_groups, integer, suggestion
 from specreg.processes import from_main
 
 logger = logging.getLogger("specreg")
@@ -50,7 +50,8 @@ class Monitor:
             then the verdict also says whether modes are lost (:class:`specreg.Coverage`), and whether the discriminator
             still teaches. Of several processes, which all have to watch, only process 0 calls it, and the others wait:
             it must not communicate (call a wrapped generator's ``.module``).
-        samples_every: iterations between such readings, each at a snapshot.
+        samples_every: iterations between such readings; each is made at the next snapshot, so that by default they
+            fall on 300, 500, 800, 1,000 and so on.
         coverage: the meter; by default made of the first real samples.
         scores: maps samples to the discriminator's scores; by default the module, if it can be called with them.
         groups: name -> the layers of one network, as names or globs, a name standing for everything below it, as in
@@ -100,8 +101,18 @@ class Monitor:
     ) -> None:
         self.module = module
         self.every = integer("every", every, at_least=1)
-        self.detector = detector or Detector()
+        check_type("detector", detector := detector or Detector(), Detector, "specreg.Detector(thresholds)")
+        if samples is not None:
+            check_function("samples", samples, "it returns generated and real samples when they are due")
+        if scores is not None:
+            check_function("scores", scores, "it maps samples to the discriminator's scores")
+        if coverage is not None:
+            check_function("coverage.measure", getattr(coverage, "measure", coverage), "specreg.Coverage(real)")
+        check_type("actions", actions, Iterable, "a list of functions, if of one alone")
+        self.detector = detector
         self.actions = list(actions)
+        for action in self.actions:
+            check_function("an action", action, "it is called with each verdict")
         self.history = History()
         self.latest: dict[str, Tensor] = {}
         self.verdict: Verdict | None = None
@@ -132,7 +143,7 @@ class Monitor:
             iteration: of the whole training, not of an epoch; never falling, in steps of any size.
 
         Returns:
-            The newest verdict; its ``changed`` is False unless this call took the snapshot.
+            The newest verdict; its ``changed`` is True at the call alone whose snapshot changed the state.
 
         Raises:
             ValueError: the iteration is no integer or lower than before, or a weight holds NaN or inf; names the layer.
@@ -190,7 +201,7 @@ class Monitor:
     def _measure(self, samples: Samples) -> tuple[Reading, Signal | None, dict[str, Tensor] | None]:
         """Return what is missing, the discriminator's signal, and the state of the meter if it was made for this."""
         with frozen_random_numbers():
-            generated, real = samples()
+            generated, real = _two(samples())
             made = None
             if self.coverage is None:
                 self.coverage = Coverage(real)
@@ -252,6 +263,14 @@ class Monitor:
         if verdict is not None and self.sampled is not None:
             verdict = combined(verdict, *self._answers, verdict.state).unchanged()
         self.verdict = self._told = verdict
+
+
+def _two(pair: Any) -> tuple[Tensor, Tensor]:
+    """Return what a user's function returned if it is generated and real samples."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        got = len(pair) if isinstance(pair, tuple | list) else type(pair).__name__
+        raise TypeError(f"samples must return two tensors, generated and real samples, got {got}")
+    return pair[0], pair[1]
 
 
 def _networks(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
