@@ -264,7 +264,7 @@ def autopsy(found: Autopsy, plot: Path | None = None) -> None:
             console.print(_plain(f"{group or '(other layers)'}:"), style="bold")
         console.print((_series_table if series else _spectra_table)(found, names, console.width))
         console.print(_plain(_group_note(found, group, names)), end="\n\n" if len(found.groups) > 1 else "\n")
-    for line in (_series_note(found, console.width) if series else _SPECTRA_NOTE, *found.notes):
+    for line in (*((_series_note(found, console.width),) if series else _SPECTRA_NOTES), *found.notes):
         console.print(_plain(line))
     if plot is not None:
         console.print(_plain(str(plot)), soft_wrap=True)
@@ -314,10 +314,13 @@ def _picked(labels: Sequence[str], width: int) -> list[int]:
     return sorted({round(i * last / (fitting - 1)) for i in range(fitting)} if last >= fitting else range(last + 1))
 
 
-_SPECTRA_NOTE = (
-    f"collapsed: the bulk is below {COLLAPSED:.0%} of a random matrix's of this shape, reduced: below {REDUCED:.0%}. "
-    "That is a hint and no proof: a collapse is a fall, which one checkpoint cannot show; give several. -: no verdict, "
-    "as on a single row or column, on stacked filters of one channel each, and on embeddings."
+_SPECTRA_NOTES = (
+    "Columns: s_1 is the largest singular value, tail s_r/s_1, bulk the mean of s_k/s_1 over the upper half but s_1 "
+    "itself, mean that of all k > 1; the effective rank, of r, and the stable one; the bulk in percent of that of a "
+    "random matrix of this shape.",
+    f"collapsed: below {COLLAPSED:.0%} of random, reduced: below {REDUCED:.0%}, full: neither. That is a hint and no "
+    "proof: a collapse is a fall, which one checkpoint cannot show; give several. It tells nothing of modes. -: no "
+    "verdict, as on a single row or column, on stacked filters of one channel each, and on embeddings.",
 )
 
 

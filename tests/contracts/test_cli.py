@@ -123,7 +123,7 @@ def test_inspect_prints_a_table_of_80_columns_and_no_control_characters(tmp_path
     assert code == 0
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert any(line.startswith("conv[red]�[31m") and "healthy" in line for line in lines)
+    assert any(line.startswith("conv[red]�[31m") and "full" in line for line in lines)
     assert "4×3×3×3 = 4×27" in out
     assert "████" in next(line for line in lines if line.startswith("last"))
     assert "one checkpoint cannot show" in " ".join(out.split())

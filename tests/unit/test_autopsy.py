@@ -283,7 +283,7 @@ def test_one_checkpoint_is_judged_against_a_random_matrix(tmp_path):
     save_file({f"{name}.weight": weight for name, weight in weights.items()}, tmp_path / "m.safetensors")
     found = inspect([tmp_path / "m.safetensors"])
     verdicts = {name: one.verdict for name, one in found.layers[0].items()}
-    expected = {"random": "healthy", "vector": "-", "poisoned": "not finite"}
+    expected = {"random": "full", "vector": "-", "poisoned": "not finite"}
     assert verdicts == {name: expected.get(name, name) for name in weights}
     assert found.verdict is None
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
@@ -541,7 +541,7 @@ def test_the_layers_without_a_verdict_are_counted(tmp_path, capsys):
     state = {name[2:]: value for name, value in kinds_of_weights().items() if name.split(".")[1] in kept}
     torch.save(state, tmp_path / "m.pt")
     display.autopsy(inspect([tmp_path / "m.pt"]))
-    assert "\n2 healthy, 4 without a verdict\n" in capsys.readouterr().out
+    assert "\n2 full, 4 without a verdict\n" in capsys.readouterr().out
 
 
 def test_filters_of_eight_bits_are_told_from_weights(tmp_path):

@@ -35,7 +35,7 @@ class LayerSpectrum:
         singular_values: descending; None if the weight holds NaN or inf.
         statistics: as in ``specreg.spectra.statistics.Statistics``, by name, as numbers; None likewise.
         random_bulk: of a random matrix of this shape.
-        verdict: "healthy", "reduced", "collapsed", "zero", "not finite", or "-" for r = 1 and for
+        verdict: "full", "reduced", "collapsed", "zero", "not finite", or "-" for r = 1 and for
             what a collapse does not show in: stacked filters of one channel, embeddings.
     """
 
@@ -171,7 +171,7 @@ def _spectrum(weight: Weight) -> LayerSpectrum:
         return LayerSpectrum(weight.name, weight.shape, (rows, columns), None, None, expected, "not finite")
     s = singular_values(matrix)
     numbers = {name: float(value) for name, value in vars(statistics(s)).items()}
-    verdict = "healthy"
+    verdict = "full"
     if not numbers["largest"]:
         verdict = "zero"
     elif min(rows, columns) == 1 or not weight.judged:
