@@ -140,7 +140,7 @@ def _compare(arguments: list[str]) -> int:
     class Compare:
         """Train methods side by side and compare them; complete runs are not made again, and stay in the results.
 
-        Begin with --data, --methods, --seeds, --steps and --out; the rest has defaults that fit the data.
+        Begin with --data, --methods, --seeds, --steps, --dry-run and --out; the rest has defaults that fit the data.
 
         Each run is a folder runs/METHOD-seedN in the output folder, beside results.json, table.md and pictures.
         """
@@ -150,6 +150,8 @@ def _compare(arguments: list[str]) -> int:
         methods: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Any of {', '.join(METHODS)}.")] = PAPER_METHODS
         seeds: tuple[str, ...] = ("0",)
         """Each method is run with each seed."""
+        dry_run: bool = False
+        """Say what the runs cost; nothing is written."""
         jobs: int | None = None
         """Runs at the same time, among which the cores are divided: as many as there are cores, 1 with a GPU."""
         settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
@@ -161,15 +163,19 @@ def _compare(arguments: list[str]) -> int:
             raise ValueError(f"{name} must not be empty")
     jobs = _jobs(given.jobs)
     _import("compare")
+    from specreg import display
     from specreg.experiments.jobs import execute_all
     from specreg.experiments.presets import Cell
     from specreg.experiments.sources import recipe
-    from specreg.experiments.sweep import COMPARISON, Plan, saved_settings
+    from specreg.experiments.sweep import COMPARISON, Plan, cost, progress, saved_settings
 
     saved = saved_settings(given.out, COMPARISON)
     defaults = recipe(given.settings.data) if saved is None else saved
     given = _parse(Compare(settings=defaults), "compare", arguments, methods=PAPER_METHODS)
     plan = Plan("", [Cell(COMPARISON, given.settings)], {}, methods, seeds)
+    if given.dry_run:
+        display.sweep_plan(plan, "", {COMPARISON: cost(plan.cells[0])}, progress(given.out, plan))
+        return 0
     return _carry_out(given.out, plan, functools.partial(execute_all, parallel=jobs()), arguments, retry=True)
 
 

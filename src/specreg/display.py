@@ -178,8 +178,9 @@ def _timing(job: "Job") -> dict[str, Any]:
 def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapping[str, int]) -> None:
     """Print a sweep's cells with their methods and cost, what the preset is, and how the cost is counted."""
     console = Console(highlight=False)
-    console.print(f"[bold]{plan.preset}[/]\n")
-    console.print(Text(_unwrapped(about) + "\n"))
+    if plan.preset:
+        console.print(f"[bold]{plan.preset}[/]\n")
+        console.print(Text(_unwrapped(about) + "\n"))
     shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("cell", no_wrap=True)
     shown.add_column("methods")
@@ -200,7 +201,8 @@ def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapp
         f"\n{len(counts)} cells, {sum(counts.values())} runs, {_large(total)} multiply-adds in all.\n"
         "images: real ones that the discriminator sees. Multiply-adds: counted on the networks' convolutions and "
         "matrix products, a backward pass as two forward ones; without normalization, compensation and evaluations. "
-        "Divided by the multiply-adds a second that a machine sustains in training, they give its time."
+        "Divided by the multiply-adds a second that a machine sustains in training, they give its time: one core of an "
+        "EPYC (Zen 3) made 2 G (digits) to 14 G (32 channels, 32x32) a second, an H200 33 T (128 channels, batch 64)."
     )
     for changed in dict.fromkeys(tuple(changed) for changed in plan.changes.values() if changed):
         names = [name for name, texts in plan.changes.items() if tuple(texts) == changed]

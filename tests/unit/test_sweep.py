@@ -159,6 +159,15 @@ def test_a_dry_run_lists_cells_and_cost_with_the_deviations_and_writes_nothing(t
     )
 
 
+def test_a_comparison_says_what_it_costs_before_it_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--dry-run", "--methods", "sn", "static", "--seeds", "0", "1", "2", "--steps", "30"]) == 0
+    printed = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert "1 cells, 6 runs, 39.1 G multiply-adds in all." in printed
+    assert re.search(r"^runs sn static .* 0/6$", printed, flags=re.M)
+
+
 def test_overrides_change_every_cell_and_data_are_no_change():
     before = choose(PRESETS["paper"].cells, ["C8-32"])
     settings = before[0].settings
