@@ -125,8 +125,8 @@ def test_with_samples_loggers_are_told_what_is_missing():
     told = {step: numbers for numbers, step in logger.metrics if "spectral_state" in numbers}
     assert [step for step, numbers in told.items() if "coverage_missing" in numbers] == [1, 4]
     assert told[4]["coverage_missing"] == told[4]["coverage_lost"] == 0.3
-    assert (told[6]["coverage_state"], told[6]["signal_state"]) == (0, 0)  # not judged, teaching
-    assert callback.monitor.verdict.coverage.state == "not judged"
+    assert (told[6]["coverage_state"], told[6]["signal_state"]) == (1, 0)  # healthy, teaching
+    assert callback.monitor.verdict.coverage.state == "healthy"
 
 
 def test_the_guard_switches_on_and_compensates_right_after_the_discriminators_step():

@@ -157,20 +157,29 @@ class _SpectralNormOfAnyWeight(_SpectralNorm):
 
     @torch.no_grad()
     def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
-        before = self._u.clone(), self._v.clone()
-        super()._power_method(weight_mat, n_power_iterations)
-        moved = torch.any(self._u.abs() > 0)  # false for NaN too: half precision knows no 1e-12, and has 0/0 there
-        for vector, old in zip((self._u, self._v), before, strict=True):
+        for _ in range(n_power_iterations):
+            self._iterate(weight_mat)
+
+    @torch.no_grad()
+    def _iterate(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Make one step of power iteration; return its vectors, which no later step changes."""
+        least = max(self.eps, torch.finfo(matrix.dtype).tiny)  # half precision knows no 1e-12, and 0/0 is NaN
+        u = torch.mv(matrix, self._v)
+        u = u / torch.linalg.vector_norm(u).clamp_min(least)
+        v = torch.mv(matrix.H, u)
+        norm = torch.linalg.vector_norm(v)
+        v = v / norm.clamp_min(least)
+        moved = norm > 0  # false for NaN too
+        for vector, new in ((self._u, u), (self._v, v)):
             # Written by out=, as torch does, which transforms (torch.func.grad, vmap) let pass where they refuse copy_.
-            torch.where(moved, vector, old, out=vector)
+            torch.where(moved, new, vector, out=vector)
+        return u, v
 
     def forward(self, weight: Tensor) -> Tensor:
         with full_precision(weight):
             matrix = self._reshape_weight_to_matrix(weight)
-            if self.training:
-                self._power_method(matrix, self.n_power_iterations)
-            # Cloned for the reason that torch gives: a second forward pass moves the vectors that the first one's
-            # backward pass needs.
-            u, v = self._u.clone(), self._v.clone()
+            # A second forward pass moves the vectors that the first one's backward pass needs.
+            u, v = self._iterate(matrix) if self.training else (self._u.clone(), self._v.clone())
             s1 = torch.vdot(u, torch.mv(matrix, v))
-            return weight / torch.where(s1 == 0, torch.ones_like(s1), self.gain * s1)
+            s1 = s1 + (s1 == 0)  # unlike where() it costs nothing backwards
+            return weight / (s1 if self.gain == 1 else self.gain * s1)
