@@ -35,8 +35,8 @@ class Guard:
             least at the healthy one, "dynamic" starts its running maximum there. Healthy is the mean spectrum over the
             monitor's snapshots of the ``healthy`` iterations before the fall began.
         states: that switch it on, of the spectra of its layers or of the coverage of the data; by default "collapsing",
-            "collapsed", "losing" and "lost". Spectra that fall while coverage is healthy, a "warning", do
-            it, too.
+            "collapsed", "losing", "never learnt" and "lost". Spectra that fall while coverage is healthy, a "warning",
+            do it, too.
         healthy: iterations of healthy past that the record is taken from.
         pin: go back to its newest copy from before the fall when switching on. The guard hands it the verdicts on its
             own layers: it needs no place in the actions.
@@ -72,7 +72,7 @@ class Guard:
         monitor: Monitor,
         *,
         scheme: SchemeName = "static",
-        states: tuple[State, ...] = ("collapsing", "collapsed", "losing", "lost"),
+        states: tuple[State, ...] = ("collapsing", "collapsed", "losing", "never learnt", "lost"),
         healthy: int = 1000,
         pin: Pin | None = None,
         every: int = 10,
@@ -121,11 +121,12 @@ class Guard:
         if self.pin is not None:
             state, since = (asking[0].state, asking[0].since) if asking else (state, since)
             self.pin(replace(verdict, state=state, since=since, layers=layers))
-        since = next((answer.since for answer in asking if answer.since is not None), None)
-        if self.compensator is not None or since is None:
+        if self.compensator is not None or not asking:
             return
+        began = next((answer.since for answer in asking if answer.since is not None), None)
+        since = verdict.iteration if began is None else began
         record = self._record(since)
-        if self.pin is not None and self.pin.iterations:
+        if self.pin is not None and self.pin.iterations and began is not None:  # what was never learnt is in no copy
             self.restored = self.pin.restore(before=since)
         self._attach(record)
         self.switched_on = verdict.iteration

@@ -38,8 +38,8 @@ SIGNATURES = {
     ),
     "Detector": "(thresholds=None)",
     "Guard": (
-        "(monitor, *, scheme='static', states=('collapsing', 'collapsed', 'losing', 'lost'), healthy=1000, pin=None, "
-        "every=10, only=None, skip=None, **options)"
+        "(monitor, *, scheme='static', states=('collapsing', 'collapsed', 'losing', 'never learnt', 'lost'), "
+        "healthy=1000, pin=None, every=10, only=None, skip=None, **options)"
     ),
     "History": "(limit=1000)",
     "attainment": "(module, *inputs, operator=False, only=None, skip=None)",

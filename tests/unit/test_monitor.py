@@ -958,6 +958,17 @@ class TestSamples:
         monitor.snapshot(1060)  # now, whether due or not
         assert (monitor.coverage.num_readings, monitor.sampled) == (5, 1060)
 
+    def test_a_guard_acts_where_the_data_were_never_learnt_and_goes_back_to_nothing(self):
+        module = network()
+        pin = Pin({"d": module}, every=100)
+        monitor = sampled(module, 0.9)
+        guard = specreg.Guard(monitor, pin=pin)
+        changes = train(module, monitor, guard, falls=())
+        assert [verdict.state for verdict in changes] == ["never learnt"]
+        assert guard.switched_on == changes[0].iteration
+        assert guard.restored is None
+        assert guard.compensator.acted > 0
+
     def test_a_fall_beside_healthy_coverage_is_a_warning_that_moves_the_guard_alone(self):
         module = network()
         stop, pin = Stop(), Pin({"d": module}, every=100)

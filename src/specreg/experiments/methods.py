@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from specreg.training.state import TrainingState
 
 _MOST_ITERATIONS = 1000  # of Newton's method, which has converged long before
-_EVIDENCE: dict[str, tuple[State, ...]] = {"spectra": ("collapsing", "collapsed"), "coverage": ("losing", "lost")}
+_EVIDENCE: dict[str, tuple[State, ...]] = {
+    "spectra": ("collapsing", "collapsed"),
+    "coverage": ("losing", "never learnt", "lost"),
+}
 _EVIDENCE["any"] = (*_EVIDENCE["spectra"], *_EVIDENCE["coverage"])
 
 
