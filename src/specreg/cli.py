@@ -514,7 +514,7 @@ def _watch(arguments: list[str]) -> int:
         pool: int = LEAST_GENERATED
         """Samples of a reading, at least: what has fewer is read with what comes next."""
         warmup: int = 1
-        """Iterations, as the names count them, that are not judged: 1 is the first reading alone."""
+        """Iterations, as the names count them, in which a reading is judged only if its samples are near the data."""
         every: float = 10.0
         """Seconds from one look to the next."""
         once: bool = False
@@ -522,7 +522,7 @@ def _watch(arguments: list[str]) -> int:
         fail_on: tuple[str, ...] = ()
         """States that end it with exit code 5: losing, lost, collapsing, collapsed, ..."""
         json: Path | None = None
-        """Append each reading to this .jsonl file, too."""
+        """Append each reading to this .jsonl file, too, unless it is there already."""
 
     given = _parse(Watch(), "watch", arguments)
     if given.folder is None:
@@ -556,12 +556,15 @@ def _watch(arguments: list[str]) -> int:
             warmup=given.warmup,
         )
 
+    told = given.json.read_text(encoding="utf-8").splitlines() if given.json is not None and given.json.exists() else []
+
     def tell(notice: Notice) -> None:
         sys.stdout.write(f"{printable(str(notice))}\n")
         sys.stdout.flush()
-        if given.json is not None:
+        line = json.dumps(notice.details, allow_nan=False)
+        if given.json is not None and line not in told:
             with given.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(notice.details, allow_nan=False) + "\n")
+                file.write(f"{line}\n")
 
     _show_log(quiet=False)
     return 5 if watch(folder, every=given.every, once=given.once, fail_on=fail_on, tell=tell) else 0

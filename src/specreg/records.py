@@ -52,6 +52,11 @@ def near_runs(path: Path) -> str:
     return f"; did you mean {' or '.join(map(str, near[:3]))}?" if near else ""
 
 
+def no_run(path: Path, what: str) -> str:
+    """Return that a path does not exist, or else ``what`` it is not, with the runs that may be meant."""
+    return f"{path} {what if path.exists() else 'does not exist'}{near_runs(path)}"
+
+
 class RunDirectory:
     """Read and write one run's files; nothing is created before the first write."""
 

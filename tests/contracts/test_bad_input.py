@@ -128,6 +128,11 @@ def state(change: Callable[[dict[str, object]], object]) -> Spoil:
     return spoil
 
 
+def empty_folder(folder: Path) -> str:
+    (folder / "empty").mkdir()
+    return str(folder / "empty")
+
+
 def made(*spoils: Spoil, name: str = "made", **how: object) -> Builder:
     """A run as the report reads it, spoilt."""
 
@@ -308,9 +313,9 @@ for _name, (_spoil, _said) in CHECKPOINTS.items():
     TRAIN[f"checkpoint: {_name}"] = (["--out", Run(_spoil)], _said)
 
 EVALUATE = {
-    "no run": ([OUT], "holds no run"),
+    "no run": ([OUT], "does not exist"),
     "a comparison": ([compared()], "compared/runs/sn-seed0?"),
-    "a run of no UTF-8": ([unprintable("")], "holds no run"),
+    "a run of no UTF-8": ([unprintable("")], "does not exist"),
     "no checkpoint": ([Run(gone("checkpoint.pt"))], "has no checkpoint yet"),
     "no best checkpoint": ([Run(gone("checkpoint-best.pt")), "--checkpoint", "best"], "has no best checkpoint"),
     "unknown checkpoint": ([Run(), "--checkpoint", "worst"], "--checkpoint"),
@@ -324,7 +329,7 @@ EVALUATE = {
 }
 
 SAMPLE = {
-    "no run": ([OUT, "--out", "new.png"], "holds no run"),
+    "no run": ([OUT, "--out", "new.png"], "does not exist"),
     "picture of a wrong kind": ([OUT, "--out", "new.gif"], "has to be a .png file"),
     "picture that exists": ([Run(), "--out", "../there.png"], "exists: choose another name with --out"),
     "picture that is a folder": ([Run(), "--out", folder_of("a.png")], "is no file that could be replaced"),
@@ -388,9 +393,10 @@ WATCH = {
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "outputs", "events")
 REPORT = {
     "nothing": ([], "name at least one run directory"),
-    "no run": ([OUT], "is neither a run directory nor a comparison folder"),
+    "no run": ([OUT], "does not exist"),
+    "an empty folder": ([empty_folder], "is neither a run directory nor a comparison folder"),
     "a run without its folder": ([lambda folder: str(Path(compared()(folder)) / "sn-seed0")], "compared/runs/sn-seed0?"),
-    "no UTF-8": ([unprintable("")], "is neither a run directory nor"),
+    "no UTF-8": ([unprintable("")], "does not exist"),
     "page of a wrong kind": ([made(), "--out", "page.pdf"], "has to be a .html or .htm file"),
     "page that exists": ([made(), "--out", file("page.html", b"")], "page.html exists: choose another name"),
     "page with too long a name": ([made(), "--out", too_long(".html")], "give a shorter name"),

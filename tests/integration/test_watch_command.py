@@ -70,6 +70,10 @@ def test_a_stylegan_that_loses_modes_is_told_line_by_line_and_ends_the_watch(run
     assert [record["iteration"] for record in records] == [0, *range(0, 1400, 200)]
     assert records[-1]["state"] == "lost"
     assert records[-1]["lost"] > records[-3]["lost"] + 0.45
+    assert main([*arguments, "--once", "--json", str(tmp_path / "readings.jsonl")]) == 5
+    assert [
+        json.loads(line) for line in (tmp_path / "readings.jsonl").read_text().splitlines()
+    ] == records  # none twice
     assert set(records[0]) >= {"missing", "interval", "floor", "lost", "far", "state", "samples", "path"}
 
 

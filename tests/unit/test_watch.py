@@ -142,13 +142,17 @@ def test_a_folder_of_images_is_read_when_nothing_is_added(run, real, inside):
     assert read(folder) == []
 
 
-def test_small_grids_are_read_together(run, real):
+def test_small_grids_are_read_together_and_what_is_left_is_named(run, real, caplog):
     folder = samples(run, real, pool=40)
     for index in range(5):
         grid(digits(16), 4).save(run / f"{index}.png")
     assert read(folder) == [("2", 48)]
     grid(digits(16), 4).save(run / "5.png")
     assert read(folder) == [("5", 48)]
+    grid(digits(16), 4).save(run / "6.png")
+    assert read(folder) == []
+    assert list(folder.look(last=True)) == []
+    assert caplog.messages == ["16 images, and a reading takes 40; left out"]
 
 
 def test_images_of_another_size_and_of_colour_are_compared_at_the_size_of_the_real_ones(run, real):

@@ -104,7 +104,7 @@ class Settings:
     compile: bool = False
     """Compile both networks (torch.compile); pays off in long runs."""
     stop_on_collapse: bool = False
-    """End the training when the discriminator's spectra have collapsed; the run is evaluated as it is then."""
+    """End the training when spectra have collapsed or modes are lost; the run is evaluated as it is then."""
 
     def __post_init__(self) -> None:
         _check(self)

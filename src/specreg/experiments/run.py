@@ -32,7 +32,7 @@ from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
 from specreg.names import QUESTIONS
 from specreg.processes import ALONE, Processes, local_device
-from specreg.records import RunDirectory, near_runs
+from specreg.records import RunDirectory, no_run
 from specreg.regularizers.compensators import Compensator
 from specreg.training.loop import train
 from specreg.training.precision import compute_in_bf16
@@ -288,7 +288,7 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     """
     config = saved_config(run)
     if config is None:
-        raise ValueError(f"{run.path} holds no run (no config.json){near_runs(run.path)}")
+        raise ValueError(no_run(run.path, "holds no run (no config.json)"))
     paths = run.checkpoints if which == "last" else [run.kept_checkpoint(which)]
     if not run.checkpoints:
         raise ValueError(f"{run.path} has no checkpoint yet: train it first")

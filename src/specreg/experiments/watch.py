@@ -112,6 +112,8 @@ class Folder:
                 yield notice
         if last and not self._judged:
             raise ValueError(refusals[0] if refusals else f"{self.path} holds nothing to read: {self.missing()}")
+        if last and (rest := self.rest()):
+            refusals.append(rest)
         for refusal in refusals:
             logger.warning("%s; left out", refusal)
 
@@ -126,6 +128,10 @@ class Folder:
     def missing(self) -> str:
         """Say what was looked for."""
         raise NotImplementedError
+
+    def rest(self) -> str:
+        """Say what was read and is too little to be judged; "" if there is nothing of the kind."""
+        return ""
 
     def skips(self, name: str) -> bool:
         """Return whether a file is none to read, by its path within the folder."""
@@ -199,11 +205,14 @@ class Samples(Folder):
         return self.path / inside[0] if len(inside) > 1 else self.path
 
     def missing(self) -> str:
-        if self._pooled:
-            return f"{sum(map(len, self._pooled))} images, and a reading takes {self._pool}"
+        if rest := self.rest():
+            return rest
         height, width = self._tile
         endings = ", ".join(sorted(self.endings))
         return f"looked for images of {width}x{height}, and grids of these, in files {endings}; another size is --tile"
+
+    def rest(self) -> str:
+        return f"{sum(map(len, self._pooled))} images, and a reading takes {self._pool}" if self._pooled else ""
 
     def skips(self, name: str) -> bool:
         return _REAL.search(name) is not None

@@ -15,7 +15,7 @@ from PIL import Image
 
 from specreg.files import check_file, exists, read_json
 from specreg.names import QUESTIONS, STATES, bulk_range
-from specreg.records import RunDirectory, near_runs
+from specreg.records import RunDirectory, no_run
 from specreg.report.methods import look
 
 OUTPUTS = ("training", "held_out", "generated")
@@ -42,7 +42,7 @@ class Run:
         self.directory = directory
         config = directory.read("config")
         if config is None:
-            raise ValueError(f"{directory.path} holds no run (no config.json){near_runs(directory.path)}")
+            raise ValueError(no_run(directory.path, "holds no run (no config.json)"))
         kinds = {"method": str, "seed": int, "settings": dict}
         if not all(isinstance(config.get(key), kinds[key]) for key in kinds):
             raise ValueError(f"{directory.path / 'config.json'} is not a run's configuration")
@@ -284,9 +284,7 @@ def _run_directories(path: Path) -> list[Path]:
         return [path]
     inside = sorted(path.glob("*/config.json")) or sorted((path / "runs").glob("*/config.json"))
     if not inside:
-        raise ValueError(
-            f"{path} is neither a run directory nor a comparison folder (no config.json, no runs){near_runs(path)}"
-        )
+        raise ValueError(no_run(path, "is neither a run directory nor a comparison folder (no config.json, no runs)"))
     return [config.parent for config in inside]
 
 
