@@ -1,0 +1,207 @@
+"""What a GPU does by CUDA graphs, on a CPU with graphs that compute anew: the bookkeeping around them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import specreg
+from specreg.data.digits import StackedDigits
+from specreg.experiments.config import ModelConfig, RunConfig, Settings
+from specreg.experiments.run import build_state
+from specreg.experiments.sources.images import Images
+from specreg.regularizers import compensators
+from specreg.regularizers.products import ProductCompensation, is_served
+from specreg.training import loop, replay
+from specreg.training.config import TrainingConfig
+from specreg.training.loop import train
+
+
+def state(method="sn", **options):
+    training = TrainingConfig(steps=3, batch_size=4, **options)
+    settings = Settings(model=ModelConfig(d_channels=4, g_channels=4, latent=8), training=training)
+    return build_state(RunConfig(method, settings=settings), Images(StackedDigits())), training
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Let steps be replayed on the CPU; return the replays, one entry for each launch."""
+    launches = []
+
+    def recorded(run, *, after):
+        for _ in range(3):
+            run()
+            after()
+        result = run()
+        gradients = [parameter.grad for parameter in after.__self__._parameters]
+
+        def launch():
+            launches.append(after.__self__)
+            after()
+            loss, _ = run()
+            result[0].copy_(loss)
+            for place, parameter in zip(gradients, after.__self__._parameters, strict=True):
+                place.copy_(parameter.grad)
+
+        return launch, result
+
+    monkeypatch.setattr(replay, "recorded", recorded)
+    monkeypatch.setattr(loop, "replayable", lambda networks: True)
+    return launches
+
+
+@pytest.mark.parametrize("method", ["sn", "static"])
+def test_a_training_by_replays_has_the_bits_of_the_one_without(launches, method):
+    plain, config = state(method, graphs=False)
+    train(plain, config)
+    assert launches == []
+    replayed, config = state(method)
+    assert train(replayed, config)
+    assert len(launches) == 3 * (config.d_steps + 1)
+    assert len(set(map(id, launches))) == 2
+    assert replayed.digests() == plain.digests()
+
+
+@pytest.mark.parametrize("change", [{"loss": "wasserstein-gp"}, {"graphs": False}])
+def test_what_draws_or_is_told_not_to_is_not_replayed(launches, change):
+    changed, config = state(**change)
+    train(changed, config)
+    assert launches == []
+
+
+def test_a_penalty_of_weights_is_not_replayed(launches):
+    penalized, config = state("orthogonal")
+    train(penalized, config)
+    assert launches == []
+
+
+def test_a_cpu_or_another_parametrization_is_not_replayable():
+    network = nn.Sequential(nn.Linear(4, 4))
+    assert not replay.replayable([network])
+    specreg.spectral_regularization(network)
+    assert not replay.replayable([network.to("meta")])
+
+
+@pytest.fixture
+def by_products(monkeypatch):
+    """Let a compensator make products on the CPU; return the names that converged, one entry for each call."""
+    calls = []
+
+    class Eager(ProductCompensation):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, record=False)
+
+        def compute(self):
+            calls.append(super().compute())
+            return calls[-1]
+
+    monkeypatch.setattr(compensators, "ProductCompensation", Eager)
+    monkeypatch.setattr(compensators, "is_served", lambda layer: layer.rank > 1)
+    return calls
+
+
+def discriminator():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def moved(network, seed):
+    """Move weights as an optimizer does; what is not raised has fallen."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in network:
+            if isinstance(module, nn.Linear):
+                u, s, v = torch.linalg.svd(module.weight, full_matrices=False)
+                s[(len(s) + 1) // 2 :] *= 0.5
+                module.weight.copy_((u * s) @ v + 1e-3 * torch.randn(module.weight.shape, generator=generator))
+
+
+def test_a_compensator_uses_products_from_its_second_call_on(by_products):
+    network, reference = discriminator(), discriminator()
+    compensator = specreg.static_compensation(network, every=1)
+    compensator.step()
+    assert by_products == []
+    reference.load_state_dict(network.state_dict())
+    moved(network, 1)
+    moved(reference, 1)
+    compensator.step()
+    assert by_products == [["0", "2"]]
+    assert compensator.satisfied()
+    for layer, other in zip(network[::2], reference[::2], strict=True):
+        u, s, v = torch.linalg.svd(other.weight.detach().double(), full_matrices=False)
+        if len(s) > 1:
+            held = compensator.state_dict()["held"][str([*network].index(layer))]
+            wanted = s * held / s[0]
+            wanted[: (len(s) + 1) // 2] = held
+            torch.testing.assert_close(layer.weight.detach().double(), (u * wanted) @ v, rtol=0, atol=2e-6)
+
+
+def test_nothing_is_written_where_one_weight_is_not_finite(by_products):
+    network = discriminator()
+    compensator = specreg.static_compensation(network, every=1)
+    compensator.step()
+    moved(network, 1)
+    with torch.no_grad():
+        network[2].weight[0, 0] = torch.nan
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(ValueError, match="layer '2': the weight holds NaN"):
+        compensator.step()
+    assert compensator.calls == 1
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_has_no_gap_is_decomposed_beside_what_has_one(by_products):
+    network = discriminator()
+    compensator = specreg.static_compensation(network, every=1)
+    compensator.step()
+    moved(network, 1)
+    with torch.no_grad():
+        nn.init.orthogonal_(network[2].weight)
+        network[2].weight[0] *= 1.5
+    compensator.step()
+    assert by_products == [["0"]]
+    assert compensator.satisfied()
+
+
+def test_products_are_made_anew_for_other_tensors_and_other_states(by_products):
+    network = discriminator()
+    compensator = specreg.static_compensation(network, every=1)
+    compensator.step()
+    moved(network, 1)
+    compensator.step()
+    first = compensator._products
+    moved(network, 2)
+    compensator.step()
+    assert compensator._products is first
+    network[0].weight = nn.Parameter(network[0].weight.detach().clone())
+    compensator.step()
+    second = compensator._products
+    assert second is not first
+    compensator.load_state_dict(compensator.state_dict())
+    assert compensator._products is None
+    assert copy.deepcopy(compensator)._products is None
+
+
+@pytest.mark.parametrize("options", [{"strength": 0.5}, {"keep": 2}])
+def test_soft_compensation_is_by_decompositions_and_any_count_by_products(by_products, options):
+    network = discriminator()
+    compensator = specreg.static_compensation(network, every=1, **options)
+    for seed in range(2):
+        moved(network, seed)
+        compensator.step()
+    assert bool(by_products) == ("keep" in options)
+
+
+def test_dynamic_compensation_is_by_decompositions(by_products):
+    network = discriminator()
+    compensator = specreg.dynamic_compensation(network, every=1, start=0)
+    for _ in range(3):
+        compensator.step()
+    assert by_products == []
+
+
+def test_layers_on_a_cpu_are_not_served():
+    layers = specreg.static_compensation(discriminator()).layers
+    assert not any(map(is_served, layers.values()))
