@@ -18,6 +18,9 @@ def recorded(run: Callable[[], T], *, after: Callable[[], None] = lambda: None) 
 
     Returns:
         What launches the kernels, and the function's result, which every launch overwrites.
+
+    Raises:
+        RuntimeError: something in it cannot be recorded.
     """
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
@@ -27,6 +30,7 @@ def recorded(run: Callable[[], T], *, after: Callable[[], None] = lambda: None) 
             after()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads, such as one that pins a loader's batches, go on allocating meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = run()
     return graph.replay, result

@@ -194,6 +194,21 @@ def test_soft_compensation_is_by_decompositions_and_any_count_by_products(by_pro
     assert bool(by_products) == ("keep" in options)
 
 
+def test_what_cannot_be_recorded_is_decomposed_and_said_once(by_products, monkeypatch, caplog):
+    def refused(self):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(compensators.ProductCompensation, "compute", refused)
+    network = discriminator()
+    compensator = specreg.static_compensation(network, every=1)
+    for seed in range(3):
+        moved(network, seed)
+        assert compensator.step()
+        assert compensator.satisfied()
+    said = "compensation by products failed, layers are decomposed (operation not permitted)"
+    assert caplog.messages == [said]
+
+
 def test_dynamic_compensation_is_by_decompositions(by_products):
     network = discriminator()
     compensator = specreg.dynamic_compensation(network, every=1, start=0)

@@ -5,6 +5,7 @@ A scheme is two functions: what it remembers of a layer, and what it raises the 
 """
 
 import gc
+import logging
 import math
 import numbers
 import weakref
@@ -24,6 +25,8 @@ from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import dynamic_target, head_size, ratios, scaled, static_target, updated_record
 from specreg.spectra.statistics import stable_rank
+
+logger = logging.getLogger("specreg")
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,7 @@ class Compensator:
         acts = self.calls >= self.start and (self.calls - self.start) % self.every == 0 and len(self.layers) > 0
         if acts:
             require_writable(self.layers)  # something may have been put on a layer since
-            products = self._by_products()
-            done = () if products is None else products.compute()
+            products, done = self._by_products()
             rest = {name: layer for name, layer in self.layers.items() if name not in done}
             require_finite(rest)
             if products is not None:
@@ -245,21 +247,24 @@ class Compensator:
         """How many calls have acted so far."""
         return max(0, math.ceil((self.calls - self.start) / self.every))
 
-    def _by_products(self) -> ProductCompensation | None:
-        """Return what compensates layers on a GPU by products alone, once they have been compensated."""
+    def _by_products(self) -> tuple[ProductCompensation | None, list[str]]:
+        """Return what compensates layers on a GPU by products alone, once they have been compensated, and for which."""
         if self.scheme.name != "static" or self.strength < 1 or self._num_acting == 0:
-            return None
+            return None, []
         # What was recorded holds for these tensors, as they are normalized now.
         key = [(layer._tensor().data_ptr(), *map(id, layer.weight.normalizers)) for layer in self.layers.values()]
         if self._products is None or self._products[0] != key:
-            served = {
-                name: layer
-                for name, layer in self.layers.items()
-                if is_served(layer) and self.scheme.raises(layer.rank)
-            }
+            raising = {name: layer for name, layer in self.layers.items() if self.scheme.raises(layer.rank)}
+            served = {name: layer for name, layer in raising.items() if is_served(layer)}
             held = {name: s1 for name, s1 in self._held.items() if self._scale_of(self.layers[name]) == "hold"}
             self._products = key, ProductCompensation(served, self.counts(), held) if served else None
-        return self._products[1]
+        products = self._products[1]
+        try:
+            return products, [] if products is None else products.compute()
+        except RuntimeError as error:  # an optimization is no reason to end a training
+            logger.warning("compensation by products failed, layers are decomposed (%s)", str(error).partition("\n")[0])
+            self._products = key, None
+            return None, []
 
     def _compensate(self, layer: Layer) -> None:
         measures = self._measures(layer)

@@ -92,6 +92,7 @@ def is_served(layer: Layer) -> bool:
     tensor = layer._tensor()
     return (
         tensor.is_cuda
+        and tensor.device.index == torch.cuda.current_device()  # where graphs are recorded
         and tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and len(layer.uses) == len(weight.storage) == layer.groups == 1
         and weight.foreign is None
