@@ -37,6 +37,10 @@ def groups():
         for method in ("sn", "static", "dynamic"):
             if alike := of(runs, method):
                 yield "digits", f"{name} {method}", alike
+    again = record("digits-again")["runs"]
+    for processor, method in sorted({(run["processor"], run["method"]) for run in again}):
+        alike = [run for run in of(again, method) if run["processor"] == processor]
+        yield "digits", f"again {processor} {method}", alike
     for page in ("guard", "rivals", "keep", "grid", "cifar8"):
         for name, runs in record(page).items():
             if len(runs) > 1:
