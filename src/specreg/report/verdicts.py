@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from specreg.names import ALARMS, QUESTIONS, STATES, printable
-from specreg.report.runs import Cell, Run
+from specreg.report.runs import Cell, Run, grouped
 
 MOST_RUNS = 24  # told of one by one
 UNWATCHED = "not watched"
@@ -80,8 +80,10 @@ def lines(cells: Sequence[Cell]) -> list[str]:
 
 
 def tally(runs: Sequence[Run]) -> str:
-    """Return how many runs are in which state, in a sentence."""
-    return f"Of {len(runs)} runs: {counts(runs)}."
+    """Return how many runs are in which state, all and by method."""
+    alike = grouped(runs)
+    apart = "; ".join(f"{group}: {counts(those)}" for group, those in alike.items())
+    return f"Of {len(runs)} runs: {counts(runs)}." + (f" {apart}." if 1 < len(alike) < len(runs) else "")
 
 
 def counts(runs: Sequence[Run]) -> str:
