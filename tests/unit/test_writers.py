@@ -215,7 +215,7 @@ def test_every_writer_has_what_is_missing_and_the_three_states(module, tmp_path)
     readings = list(range(0, 2001, 200))
     assert {f"coverage_{name}": value for name, value in reading.items()}.items() <= told[2000].items()
     assert [step for step, numbers in told.items() if "coverage_missing" in numbers] == readings
-    assert [told[step]["coverage_state"] for step in (0, 400, 800, 2000)] == [0, 0, 1, 5]
+    assert [told[step]["coverage_state"] for step in (0, 400, 800, 2000)] == [1, 1, 1, 5]
     assert {(numbers["spectral_state"], numbers["signal_state"]) for numbers in told.values()} == {(0, 0)}
     assert [line["iteration"] for line in written if "reading" in line] == readings
     assert written[-1]["reading"] == reading
