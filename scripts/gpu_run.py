@@ -12,10 +12,11 @@ One after the other, each as far as the minutes go:
   overhead       what static and dynamic SR add to an iteration at 128 channels (benchmarks/training.py)
   trainer        float32, bf16, compiled and as CUDA graphs, beside mimicry where --mimicry names a checkout
 
-and then side by side, for what is left:
-
   smoke          every verb in float32, bf16, channels_last, compiled, with two forward passes, and without waiting for
                  the device in the usual path; a training by CUDA graphs and without (benchmarks/smoke.py)
+
+and then side by side, for what is left:
+
   C64-32         the paper's setting at full width, SN and static SR in two processes side by side
   stacked-mnist  a discriminator of a quarter of the generator's channels, SN and static SR
 
@@ -37,6 +38,7 @@ import torch
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
+PARTS = ("compensation", "paths", "overhead", "trainer", "smoke", "C64-32", "stacked-mnist")
 SPARE = 20.0  # seconds at the end: to write checkpoints, and to pack
 CHECKPOINTS = ("*.pt", "*.lock")
 
@@ -50,11 +52,11 @@ def benchmarks(options: argparse.Namespace) -> dict[str, list[str]]:
     small = ["--channels", "4", "--g-channels", "4", "--batch", "4", "--rounds", "1"] if tiny else ["--rounds", "11"]
     plain = ["--no-compile"] if tiny or options.no_compile else []
     everything = {
-        "smoke": ["smoke.py", *device, *(["--tiny"] if tiny else [])],
         "compensation": ["compensation.py", *device, *sttp, *(["--cases", "cifar-32"] if tiny else ["--stages"])],
         "paths": ["paths.py", *device, *(["--ranks", "8", "16"] if tiny else [])],
         "overhead": ["training.py", "--part", "overhead", *device, *small],
         "trainer": ["training.py", "--part", "trainer", *device, *mimicry, *small, *plain],
+        "smoke": ["smoke.py", *device, *(["--tiny"] if tiny else [])],
     }
     return {name: command for name, command in everything.items() if not options.parts or name in options.parts}
 
@@ -96,21 +98,6 @@ def run(commands: list[list[str]], seconds: float) -> list[bool]:
     return [process.wait() == 0 for process in processes]
 
 
-def measure(options: argparse.Namespace, names: list[str], beside: list[list[str]], end: float) -> None:
-    """Run the measurements that are still to be made, and trainings beside them, until the end."""
-    records = {name: path for name in names if not (path := options.out / f"{name}.json").exists()}
-    if time.monotonic() >= end:
-        return
-    commands = []
-    for name, path in records.items():
-        script, *arguments = benchmarks(options)[name]
-        commands.append([str(ROOT / "benchmarks" / script), *arguments, "--out", str(path)])
-    well = run([*commands, *beside], end - time.monotonic())
-    for path, ended_well in zip(records.values(), well, strict=False):
-        if path.exists() and not ended_well:  # the smoke test says what fails
-            path.replace(path.with_suffix(".failed.json"))
-
-
 def pack(work: Path, out: Path) -> None:
     """Put the trainings' records and networks where they are carried away."""
     with tarfile.open(out / "records.tar.gz", "w:gz") as archive:
@@ -133,7 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".gpu_run"), help="checkpoints and records of the trainings")
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--parts", nargs="+", help="these alone, by the names above")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="these alone")
     parser.add_argument("--no-compile", action="store_true", help="without the compiled trainers, which take minutes")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--cifar", type=Path, help="CIFAR-10's training images, in any format that the lab reads")
@@ -146,19 +133,20 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes - SPARE
     scripts = benchmarks(options)
-    for name in scripts:
-        if name != "smoke":  # a measurement is alone, what follows is none and shares the device
-            measure(options, [name], [], end)
-    left = max((end - time.monotonic()) / 60, 0.01)
-    measure(
-        options,
-        [name for name in ("smoke",) if name in scripts],
-        [
-            ["-m", "specreg", "sweep", *arguments, "--out", str(options.work / name), "--minutes", f"{left:.3f}"]
+    for name, (script, *arguments) in scripts.items():
+        record = options.out / f"{name}.json"
+        if not record.exists() and time.monotonic() < end:
+            command = [str(ROOT / "benchmarks" / script), *arguments, "--out", str(record)]
+            (ended_well,) = run([command], end - time.monotonic())
+            if record.exists() and not ended_well:  # the smoke test says what fails
+                record.replace(record.with_suffix(".failed.json"))
+    left = end - time.monotonic()
+    if left > 0:
+        sweeps = [
+            ["-m", "specreg", "sweep", *arguments, "--out", str(options.work / name), "--minutes", f"{left / 60:.3f}"]
             for name, arguments in trainings(options).items()
-        ],
-        end,
-    )
+        ]
+        run(sweeps, left)
     pack(options.work, options.out)
     for path in sorted(options.out.iterdir()):
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")

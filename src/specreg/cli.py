@@ -556,7 +556,11 @@ def _watch(arguments: list[str]) -> int:
             warmup=given.warmup,
         )
 
-    told = given.json.read_text(encoding="utf-8").splitlines() if given.json is not None and given.json.exists() else []
+    told = (
+        given.json.read_text(encoding="utf-8", errors="replace").splitlines()
+        if given.json is not None and given.json.exists()
+        else []
+    )
 
     def tell(notice: Notice) -> None:
         sys.stdout.write(f"{printable(str(notice))}\n")

@@ -11,7 +11,7 @@ from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sources.images import Images
-from specreg.regularizers import compensators
+from specreg.regularizers import compensators, products
 from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.training import loop, replay
 from specreg.training.config import TrainingConfig
@@ -207,6 +207,35 @@ def test_what_cannot_be_recorded_is_decomposed_and_said_once(by_products, monkey
         assert compensator.satisfied()
     said = "compensation by products failed, layers are decomposed (operation not permitted)"
     assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_recordings_compute_and_write_and_a_refused_one_writes_plainly(monkeypatch, refuses):
+    recordings = []
+
+    def recorded(run):
+        result = run()
+        recordings.append(run)
+        if refuses and len(recordings) == 2:
+            raise RuntimeError("operation not permitted")
+        return (lambda: None) if len(recordings) == 1 else run, result
+
+    monkeypatch.setattr(products, "recorded", recorded)
+    network = discriminator()
+    compensator = specreg.static_compensation(network, every=1, skip="4")
+    compensator.step()
+    moved(network, 1)
+    layers, held = compensator.layers, compensator.state_dict()["held"]
+    by = ProductCompensation(layers, compensator.counts(), held)
+    names = by.compute()
+    assert names == ["0", "2"]
+    by.write(names)
+    assert len(recordings) == 2
+    assert compensator.satisfied()
+    moved(network, 2)
+    by.write(names)  # what was computed, again
+    assert len(recordings) == 2
+    assert compensator.satisfied()
 
 
 def test_dynamic_compensation_is_by_decompositions(by_products):

@@ -106,7 +106,7 @@ class GuardOptions(Options):
     every: int = 10
     """Compensate after every so many discriminator steps, once it is on."""
     evidence: Literal["any", "spectra", "coverage"] = "any"
-    """What switches it on: a fall of the spectra, a loss of modes, or whichever comes first."""
+    """What switches it on: a fall of the spectra, modes lost or never learnt, or whichever comes first."""
     roll_back: bool = False
     """Go back to the healthy networks from before the collapse, too."""
 

@@ -65,7 +65,10 @@ class ProductCompensation:
                 self._written(names)
                 return
             if len(self._launches) == 1:
-                self._launches.append(recorded(lambda: self._written(names))[0])
+                try:
+                    self._launches.append(recorded(lambda: self._written(names))[0])
+                except RuntimeError:  # as where the computation cannot be recorded: no reason to end a training
+                    self._launches.append(lambda: self._written(self.layers))
             self._launches[1]()
 
     def _computed(self) -> tuple[Tensor, list[Compensated]]:
