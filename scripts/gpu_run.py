@@ -27,6 +27,7 @@ A part that is measured is not measured again, one that failed is; trainings go 
 
 import argparse
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parents[1]
 PARTS = ("compensation", "paths", "overhead", "trainer", "smoke", "C64-32", "stacked-mnist")
 SPARE = 20.0  # seconds at the end: to write checkpoints, and to pack
+RUNS_AT_ONCE = 2  # in each sweep
 CHECKPOINTS = ("*.pt", "*.lock")
 
 
@@ -73,7 +75,7 @@ def trainings(options: argparse.Namespace) -> dict[str, list[str]]:
         "C64-32": (options.cifar, ["--preset", "paper", "--cells", "C64-32", *paper]),
         "stacked-mnist": (options.mnist, ["--preset", "stacked-mnist", "--cells", "unrolled-quarter"]),
     }
-    common = ["--methods", "sn", "static", "--seeds", "0", "--jobs", "2", "--no-tensorboard", *small]
+    common = ["--methods", "sn", "static", "--seeds", "0", "--jobs", str(RUNS_AT_ONCE), "--no-tensorboard", *small]
     return {
         name: [*preset, "--data", str(data), *common]
         for name, (data, preset) in cells.items()
@@ -81,12 +83,12 @@ def trainings(options: argparse.Namespace) -> dict[str, list[str]]:
     }
 
 
-def run(commands: list[list[str]], seconds: float) -> list[bool]:
+def run(commands: list[list[str]], seconds: float, *, environment: dict[str, str] | None = None) -> list[bool]:
     """Run commands side by side for so many seconds, and then interrupt them; return which ended well."""
     processes = []
     for command in commands:
         print(f"== {' '.join(command)}", flush=True)
-        processes.append(subprocess.Popen([sys.executable, *command]))
+        processes.append(subprocess.Popen([sys.executable, *command], env=os.environ | (environment or {})))
     end = time.monotonic() + max(seconds, 1)
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -146,7 +148,9 @@ def main() -> None:
             ["-m", "specreg", "sweep", *arguments, "--out", str(options.work / name), "--minutes", f"{left / 60:.3f}"]
             for name, arguments in trainings(options).items()
         ]
-        run(sweeps, left)
+        # Of a training the CPU makes the batches alone; threads that share a core wait for one another.
+        threads = max(1, (os.cpu_count() or 1) // max(1, RUNS_AT_ONCE * len(sweeps)))
+        run(sweeps, left, environment={"OMP_NUM_THREADS": str(threads)})
     pack(options.work, options.out)
     for path in sorted(options.out.iterdir()):
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")

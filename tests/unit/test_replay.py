@@ -1,6 +1,8 @@
 """What a GPU does by CUDA graphs, on a CPU with graphs that compute anew: the bookkeeping around them."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -63,6 +65,25 @@ def test_a_training_by_replays_has_the_bits_of_the_one_without(launches, method)
     assert replayed.digests() == plain.digests()
 
 
+@pytest.mark.parametrize("aside", [False, True])
+def test_batches_come_in_their_order_and_aside_before_they_are_asked_for(aside):
+    drawn = []
+    second = threading.Event()
+
+    def draw():
+        drawn.append(len(drawn))
+        if len(drawn) == 2:
+            second.set()
+        return drawn[-1]
+
+    with ThreadPoolExecutor(1) as pool:
+        batches = loop._ahead(draw, 3, pool if aside else None)
+        assert next(batches) == 0
+        assert second.wait(30 if aside else 0) == aside
+        assert [*batches] == [1, 2]
+    assert drawn == [0, 1, 2]
+
+
 @pytest.mark.parametrize("change", [{"loss": "wasserstein-gp"}, {"graphs": False}])
 def test_what_draws_or_is_told_not_to_is_not_replayed(launches, change):
     changed, config = state(**change)
@@ -89,15 +110,15 @@ def by_products(monkeypatch):
     calls = []
 
     class Eager(ProductCompensation):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, record=False)
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, record=False, **options)
 
         def compute(self):
             calls.append(super().compute())
             return calls[-1]
 
     monkeypatch.setattr(compensators, "ProductCompensation", Eager)
-    monkeypatch.setattr(compensators, "is_served", lambda layer: layer.rank > 1)
+    monkeypatch.setattr(compensators, "is_served", lambda layer: True)
     return calls
 
 
@@ -126,7 +147,7 @@ def test_a_compensator_uses_products_from_its_second_call_on(by_products):
     moved(network, 1)
     moved(reference, 1)
     compensator.step()
-    assert by_products == [["0", "2"]]
+    assert by_products == [["0", "2", "4"]]  # the last layer has nothing to raise
     assert compensator.satisfied()
     for layer, other in zip(network[::2], reference[::2], strict=True):
         u, s, v = torch.linalg.svd(other.weight.detach().double(), full_matrices=False)
@@ -137,15 +158,16 @@ def test_a_compensator_uses_products_from_its_second_call_on(by_products):
             torch.testing.assert_close(layer.weight.detach().double(), (u * wanted) @ v, rtol=0, atol=2e-6)
 
 
-def test_nothing_is_written_where_one_weight_is_not_finite(by_products):
+@pytest.mark.parametrize("layer", [2, 4])
+def test_nothing_is_written_where_one_weight_is_not_finite(by_products, layer):
     network = discriminator()
     compensator = specreg.static_compensation(network, every=1)
     compensator.step()
     moved(network, 1)
     with torch.no_grad():
-        network[2].weight[0, 0] = torch.nan
+        network[layer].weight[0, 0] = torch.nan
     before = copy.deepcopy(network.state_dict())
-    with pytest.raises(ValueError, match="layer '2': the weight holds NaN"):
+    with pytest.raises(ValueError, match=f"layer '{layer}': the weight holds NaN"):
         compensator.step()
     assert compensator.calls == 1
     for name, value in network.state_dict().items():
@@ -161,7 +183,7 @@ def test_what_has_no_gap_is_decomposed_beside_what_has_one(by_products):
         nn.init.orthogonal_(network[2].weight)
         network[2].weight[0] *= 1.5
     compensator.step()
-    assert by_products == [["0"]]
+    assert by_products == [["0", "4"]]
     assert compensator.satisfied()
 
 

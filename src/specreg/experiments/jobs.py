@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from specreg.experiments.config import RunConfig
 from specreg.experiments.interrupts import interruptible
 from specreg.names import printable
@@ -47,7 +49,7 @@ class Job:
 def execute_all(
     jobs: Sequence[Job], parallel: int, watch: Callable[[], None] = lambda: None, *, minutes: float | None = None
 ) -> None:
-    """Run all jobs that wait, ``parallel`` at a time.
+    """Run all jobs that wait, ``parallel`` at a time, each with its part of the cores; OMP_NUM_THREADS bounds it.
 
     A failed run is recorded and the others go on. A run that another process writes is waited for. Ctrl-C (or SIGTERM)
     asks every process to save a checkpoint and end, and leaves the rest waiting; so does an error here.
@@ -56,7 +58,7 @@ def execute_all(
         watch: called about twice a second.
         minutes: do as Ctrl-C does after so many minutes; None is never.
     """
-    threads = max(1, (os.cpu_count() or 1) // parallel)
+    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // parallel))
     with stopping(minutes) as stop, _ended_with(jobs):
         while True:
             for job in jobs:

@@ -254,10 +254,12 @@ class Compensator:
         # What was recorded holds for these tensors, as they are normalized now.
         key = [(layer._tensor().data_ptr(), *map(id, layer.weight.normalizers)) for layer in self.layers.values()]
         if self._products is None or self._products[0] != key:
-            raising = {name: layer for name, layer in self.layers.items() if self.scheme.raises(layer.rank)}
-            served = {name: layer for name, layer in raising.items() if is_served(layer)}
+            counts = self.counts()
+            served = {name: layer for name, layer in self.layers.items() if is_served(layer)}
+            raised = {name: layer for name, layer in served.items() if counts[name] > 1}
+            idle = {name: layer for name, layer in served.items() if name not in raised}
             held = {name: s1 for name, s1 in self._held.items() if self._scale_of(self.layers[name]) == "hold"}
-            self._products = key, ProductCompensation(served, self.counts(), held) if served else None
+            self._products = key, ProductCompensation(raised, counts, held, idle=idle) if raised else None
         products = self._products[1]
         try:
             return products, [] if products is None else products.compute()

@@ -1,6 +1,7 @@
 """Static compensation on a GPU: what is of products alone, recorded once for all layers and replayed."""
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class ProductCompensation:
         layers: name -> layer, each served (:func:`is_served`), on one device.
         counts: name -> i.
         largest: name -> what s1 is to be, a scalar; 1 where it is missing.
+        idle: layers of which nothing is raised, to be looked at for NaN and inf alone.
         record: as CUDA graphs; without, the same is computed at each call.
     """
 
@@ -32,20 +34,31 @@ class ProductCompensation:
         counts: Mapping[str, int],
         largest: Mapping[str, Tensor],
         *,
+        idle: Mapping[str, Layer] | None = None,
         record: bool = True,
     ) -> None:
-        self.layers = layers
+        by_shape: dict[tuple[Any, ...], list[str]] = {}
+        for name, layer in layers.items():
+            by_shape.setdefault((layer.matrix_shape, layer.dtype), []).append(name)
+        # One after another those of one shape, which are one batch.
+        self.layers = {name: layers[name] for names in by_shape.values() for name in names}
+        self.idle = dict(idle or {})
+        self._batches = [[layers[name] for name in names] for names in by_shape.values()]
         device = next(iter(layers.values()))._tensor().device
-        self._counts = torch.tensor([counts[name] for name in layers], device=device)
+        self._counts = torch.tensor([counts[name] for name in self.layers], device=device)
         self._largest = torch.stack(
-            [largest.get(name, torch.ones(())).to(device, torch.float64).reshape(()) for name in layers]
+            [largest.get(name, torch.ones(())).to(device, torch.float64).reshape(()) for name in self.layers]
         )
         self._record = record
         self._results: tuple[Tensor, list[Compensated]] | None = None
         self._launches: list[Callable[[], None]] = []  # of the computation and of the writing
 
     def compute(self) -> list[str]:
-        """Compute all layers' new matrices, and return the names of those that are valid; nothing is written."""
+        """Compute all layers' new matrices; nothing is written.
+
+        Returns:
+            The names of those that are valid, and of idle layers that are finite.
+        """
         with torch.no_grad():
             if not self._record:
                 self._results = self._computed()
@@ -55,13 +68,13 @@ class ProductCompensation:
             for launch in self._launches[:1]:
                 launch()
         assert self._results is not None
-        converged = self._results[0].tolist()
-        return [name for name, holds in zip(self.layers, converged, strict=True) if holds]
+        done = self._results[0].tolist()
+        return [name for name, holds in zip([*self.layers, *self.idle], done, strict=True) if holds]
 
     def write(self, names: Collection[str]) -> None:
         """Store the new matrices of some layers."""
         with torch.no_grad():
-            if not self._record or len(names) < len(self.layers):
+            if not self._record or not self.layers.keys() <= set(names):
                 self._written(names)
                 return
             if len(self._launches) == 1:
@@ -72,15 +85,17 @@ class ProductCompensation:
             self._launches[1]()
 
     def _computed(self) -> tuple[Tensor, list[Compensated]]:
-        matrices = [layer.matrix() for layer in self.layers.values()]
+        finite = [torch.isfinite(layer.weight.stored().sum()) for layer in self.idle.values()]
+        matrices = [torch.stack([layer.matrix() for layer in batch]) for batch in self._batches]
+        results: list[Compensated] = []
         with full_precision(matrices[0]):
-            heads = raised(stacked([gram(matrix, torch.float64) for matrix in matrices]), self._counts)
+            heads = raised(stacked([gram(batch, torch.float64) for batch in matrices]), self._counts)
             operators = heads.operators * (self._largest / heads.s1)[:, None, None]
-            results = []
-            for matrix, operator, first in zip(matrices, operators, heads.first, strict=True):
-                rank = min(matrix.shape)
-                results.append(applied(matrix, operator[:rank, :rank], first[:rank]))
-        return heads.converged, results
+            for batch in matrices:
+                part, rank = slice(len(results), len(results) + len(batch)), min(batch.shape[-2:])
+                new = applied(batch, operators[part, :rank, :rank], heads.first[part, :rank])
+                results += [Compensated(*layer) for layer in zip(*new, strict=True)]
+        return torch.stack([*heads.converged, *finite]), results
 
     def _written(self, names: Collection[str]) -> None:
         assert self._results is not None
@@ -102,6 +117,6 @@ def is_served(layer: Layer) -> bool:
         and weight.legacy_hook is None
         and not weight.spectrum_changing
         and all(normalizer.dim % tensor.ndim == weight.kind.output_dim for normalizer in weight.normalizers)
-        and 1 < layer.rank <= _MOST_RANK
+        and layer.rank <= _MOST_RANK
         and tensor.numel() <= _MOST_NUMBERS
     )

@@ -150,8 +150,11 @@ def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
 
 
 def block_size(matrix: Tensor) -> int:
-    """Return how much of the long side is converted to another dtype at a time: a square, and not too small a one."""
-    return max(256, min(matrix.shape[-2:]))
+    """Return how much of the long side is converted to another dtype at a time: a square, and not too small a one.
+
+    On a GPU a larger part, for it waits for each to be launched.
+    """
+    return max(2**14 if matrix.is_cuda else 256, min(matrix.shape[-2:]))
 
 
 def _single_is_single() -> bool:

@@ -1,7 +1,8 @@
 """The training loop: n_dis discriminator steps, a compensation after each, one generator step, and again."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from specreg.training.replay import Replay, replayable
 from specreg.training.state import Stream, TrainingState, update_ema
 from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step, plainly
 
+T = TypeVar("T")
 # What a callback is told after each step: the state, and the losses of that step by name.
 Callback = Callable[[TrainingState, dict[str, Tensor]], None]
 
@@ -47,24 +49,29 @@ def train(
     latent: Callable[[int], list[Batch]] = lambda size: [  # noqa: E731
         _shared(draw_latent(state.generator, size, state.random), processes) for _ in range(config.accumulate)
     ]
-    real_batches: Callable[[int], list[Batch]] = lambda multiple: [  # noqa: E731
-        draw_real(state.stream, multiple, num_classes, device, processes) for _ in range(config.accumulate)
+    real_batches: Callable[[int], list[tuple[Tensor, Tensor]]] = lambda multiple: [  # noqa: E731
+        draw_real(state.stream, multiple, processes) for _ in range(config.accumulate)
+    ]
+    place: Callable[[list[tuple[Tensor, Tensor]]], list[Batch]] = lambda batches: [  # noqa: E731
+        place_real(batch, num_classes, device) for batch in batches
     ]
     if not state.replays and config.graphs and processes.count == 1 and _replayable(state, config):
         networks = (state.generator, state.discriminator)
         state.replays = {"d": Replay(networks, state.discriminator), "g": Replay(networks, state.generator)}
     optimizers = (state.discriminator_optimizer, config.d_lr), (state.generator_optimizer, config.g_lr)
+    # A GPU would wait for its batches, which are made on the CPU.
+    aside = ThreadPoolExecutor(1) if device.type == "cuda" else None
     while state.step < config.steps:
         for optimizer, lr in optimizers:
             optimizer.param_groups[0]["lr"] = lr * decay_factor(config, state.step)
         try:
-            for _ in range(config.d_steps):
+            for real in _ahead(lambda: real_batches(1), config.d_steps, aside):
                 d_loss = discriminator_step(
                     state.generator,
                     state.discriminator,
                     state.discriminator_optimizer,
                     loss,
-                    real_batches(1),
+                    place(real),
                     latent(config.batch_size),
                     random=state.random,
                     gamma=config.gamma,
@@ -79,7 +86,7 @@ def train(
                 state.generator_optimizer,
                 loss,
                 latent(config.batch_size * config.generator_batch),
-                real=real_batches(config.generator_batch) if loss.relativistic else (),
+                real=place(real_batches(config.generator_batch)) if loss.relativistic else (),
                 processes=processes,
                 run=state.replays.get("g", plainly),
             )
@@ -115,12 +122,26 @@ def decay_factor(config: TrainingConfig, step: int) -> float:
     return 1 - step / config.steps if config.lr_decay == "linear" else 1.0
 
 
-def draw_real(
-    stream: Stream, multiple: int, num_classes: int, device: torch.device, processes: Processes = ALONE
-) -> Batch:
-    """Take so many of a stream's batches as one, with labels if there are classes; of that, this process's share."""
+def _ahead(draw: Callable[[], T], count: int, aside: Executor | None) -> Iterator[T]:
+    """Yield so many draws; with a thread aside the next one is made while the last is used."""
+    draws = (draw if aside is None else aside.submit(draw).result for _ in range(count))
+    coming = next(draws)
+    for following in draws:
+        yield coming()
+        coming = following
+    yield coming()
+
+
+def draw_real(stream: Stream, multiple: int, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
+    """Take so many of a stream's batches as one, with labels; of that, this process's share."""
     drawn = [stream.next() for _ in range(multiple)]
     images, labels = (processes.share(torch.cat(parts)) for parts in zip(*drawn, strict=True))
+    return images, labels
+
+
+def place_real(batch: tuple[Tensor, Tensor], num_classes: int, device: torch.device) -> Batch:
+    """Move a batch to a device; labels if there are classes."""
+    images, labels = batch
     # Of points there is no such format.
     memory_format = torch.channels_last if images.ndim == 4 else torch.preserve_format
     images = images.to(device, memory_format=memory_format)
