@@ -261,7 +261,8 @@ def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], arguments:
     from specreg import display
     from specreg.experiments.run import warn_about
     from specreg.experiments.sweep import lay_out
-    from specreg.report import check_folder, open_cells, write_folder
+    from specreg.report.page import check_folder, write_folder
+    from specreg.report.runs import open_cells
 
     cells = check_folder(out)  # what the report will need is wrong now already
     jobs = lay_out(out, plan, retry=retry)
@@ -598,7 +599,9 @@ def _report(arguments: list[str]) -> int:
     if given.out.exists() and not given.overwrite:
         raise ValueError(f"{given.out} exists: choose another name with --out, or replace it with --overwrite")
     _import("report")
-    from specreg.report import open_cells, verdict_lines, write_page
+    from specreg.report.page import write_page
+    from specreg.report.runs import open_cells
+    from specreg.report.verdicts import lines as verdict_lines
 
     cells = open_cells(given.runs)
     write_page(given.out, cells)
@@ -619,14 +622,14 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 # What takes seconds to import; each command takes from it what it uses.
 _RUNS = ("specreg.display", "specreg.experiments.run")
 _NEEDS: dict[str, tuple[str, ...]] = {
-    "compare": (*_RUNS, "specreg.experiments.sweep", "specreg.report"),
-    "sweep": (*_RUNS, "specreg.experiments.sweep", "specreg.report"),
+    "compare": (*_RUNS, "specreg.experiments.sweep", "specreg.report.page"),
+    "sweep": (*_RUNS, "specreg.experiments.sweep", "specreg.report.page"),
     "train": _RUNS,
     "evaluate": _RUNS,
     "sample": _RUNS,
     "inspect": ("specreg.display", "specreg.autopsy.figure"),
     "watch": ("specreg.experiments.watch",),
-    "report": ("specreg.report",),
+    "report": ("specreg.report.page",),
 }
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does no
     from specreg.experiments.config import RunConfig
     from specreg.experiments.jobs import Job
     from specreg.experiments.sweep import Cost, Plan
-    from specreg.report import Cell
+    from specreg.report.runs import Cell
 
 # key in the records, heading, decimals
 _METRICS = (("modes", "modes", 0), ("kl", "KL", 2), ("fd", "FD", 2), ("lost", "lost", 2))

@@ -19,7 +19,7 @@ from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages
 from specreg.experiments.config import RunConfig, Settings, from_dict
 from specreg.records import RunDirectory
-from specreg.report import open_cells
+from specreg.report.runs import open_cells
 from specreg.training.state import load_checkpoint
 
 NAN = float("nan")

@@ -29,7 +29,7 @@ from specreg.experiments.config import RunConfig, from_dict, to_dict
 from specreg.experiments.run import saved_config
 from specreg.experiments.sweep import saved_settings
 from specreg.records import SERIES, RunDirectory
-from specreg.report import open_cells
+from specreg.report.runs import open_cells
 from specreg.report.verdicts import history, line, segments
 from specreg.training.state import load_checkpoint
 from spoilt import safetensors, saved, tensor, zipped

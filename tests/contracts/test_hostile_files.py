@@ -194,7 +194,8 @@ def test_what_a_file_says_cannot_steer_the_terminal(command, tmp_path, capsys):
 def test_a_comparison_and_a_training_print_what_they_find_as_text(tmp_path, capsys):
     from specreg import display
     from specreg.records import RunDirectory
-    from specreg.report import open_cells, write_folder
+    from specreg.report.page import write_folder
+    from specreg.report.runs import open_cells
 
     run = RunDirectory(make_run(tmp_path / "runs" / "sn-seed0", "sn", name=ESCAPES))
     run.write("result", (run.read("result") or {}) | {"features": ESCAPES, "protocol": ESCAPES, "method": ESCAPES})

@@ -12,7 +12,8 @@ import pytest
 
 from runs import HOSTILE, hostile_sweep, hostile_weights, make_run
 from specreg.cli import main
-from specreg.report import open_cells, write_page
+from specreg.report.page import write_page
+from specreg.report.runs import open_cells
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

@@ -16,9 +16,8 @@ from specreg.experiments.run import build_state, prepare_run
 from specreg.experiments.sources.images import Images
 from specreg.files import write_json
 from specreg.records import RunDirectory
-from specreg.report import open_cells
 from specreg.report.figures import styles
-from specreg.report.runs import Run
+from specreg.report.runs import Run, open_cells
 from specreg.training.loop import TrainingConfig, train
 
 SMALL = ModelConfig(d_channels=4, g_channels=4, latent=8)

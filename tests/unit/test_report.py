@@ -18,12 +18,12 @@ from runs import HOSTILE, STEPS, damage, make_run
 from specreg.cli import main
 from specreg.names import ALARMS
 from specreg.records import RunDirectory
-from specreg.report import open_cells, table, write_page
 from specreg.report.figures import plot_curves, plot_named
 from specreg.report.illustrations import Panel
+from specreg.report.page import write_page
 from specreg.report.panels import picture
-from specreg.report.runs import Run, bulk, grouped, ratios
-from specreg.report.tables import mean_and_spread, protocol
+from specreg.report.runs import Run, bulk, grouped, open_cells, ratios
+from specreg.report.tables import mean_and_spread, protocol, table
 from specreg.report.verdicts import line, segments, sentence, tone
 from specreg.spectra import statistics
 

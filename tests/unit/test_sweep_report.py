@@ -10,9 +10,9 @@ from PIL import Image
 from runs import HOSTILE, make_run
 from specreg.cli import main
 from specreg.files import write_json
-from specreg.report import open_cells, table, write_folder
-from specreg.report.runs import grouped, published
-from specreg.report.tables import missing, notes, results
+from specreg.report.page import write_folder
+from specreg.report.runs import grouped, open_cells, published
+from specreg.report.tables import missing, notes, results, table
 
 
 def make_sweep(out: Path, cells: dict[str, list[str]], *, preset: str = "paper", changed: str = "") -> Path:
