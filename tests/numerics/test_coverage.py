@@ -188,6 +188,38 @@ def test_images_of_bytes_and_of_numbers_read_the_same():
     assert scaled.missing == pytest.approx(reading.missing, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("real", "generated", "warns"),
+    [
+        ((0, 255), (-1, 1), True),
+        ((-1, 1), (0, 255), True),
+        ((0, 1), (-1, 1), True),
+        ((-1, 1), (0, 1), True),
+        ((-1, 1), (-1, 1), False),
+        ((-1, 1), (-0.1, 0.1), False),  # a generator that has learnt nothing yet
+    ],
+)
+def test_two_scales_are_said_once(caplog, real, generated, warns):
+    random = torch.Generator().manual_seed(0)
+    square = torch.zeros(12, 12)
+    square[:6] = 1
+
+    def images(count, low, high):
+        """Return images whose upper half has one brightness and whose lower half another."""
+        light, dark = torch.rand(2, count, 1, 1, 1, generator=random).sort(0, descending=True).values
+        noise = 0.02 * torch.rand(count, 1, 12, 12, generator=random)
+        return low + (high - low) * (0.98 * (light * square + dark * (1 - square)) + noise)
+
+    meter = Coverage(images(1000, *real))
+    noise = generated == (-0.1, 0.1)
+    for _ in range(2):
+        drawn = 0.2 * torch.rand(300, 1, 12, 12, generator=random) - 0.1 if noise else images(300, *generated)
+        reading = meter.measure(drawn)
+    assert (reading.missing > 0.5) == (warns or noise)
+    assert len(caplog.messages) == warns
+    assert all("two scales" in message for message in caplog.messages)
+
+
 def test_waveforms_are_compared_by_their_spectra_whatever_the_phase():
     generator = torch.Generator().manual_seed(0)
 

@@ -34,6 +34,7 @@ rounding only for samples between two centres.
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,10 @@ _CLAIM = 4  # standard errors of a reading
 _Z95 = 1.96
 _SCARCE = 0.2  # a bin filled to less than that share is called empty
 _BATCH = 2**24  # numbers at once
+_MOST = 0.5  # missing share beyond which the samples' range is looked at
 _STATE = ("mean", "size", "centres", "spread", "radius", "binned", "held_out", "groupings", "examples")
+
+logger = logging.getLogger("specreg")
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ class Coverage:
         self._features = features
         self._seed = integer("seed", seed, at_least=0)
         self._kind = _kind("real", real, LEAST_REAL)
+        self._range = _range_of(real)
         generator = torch.Generator().manual_seed(self._seed)
         order = torch.randperm(len(real), generator=generator, device="cpu")
         width = next(self._describe("real", real, order[:1])).shape[1]
@@ -180,7 +185,7 @@ class Coverage:
 
         Args:
             generated: independent samples (M, \*) of the real ones' shape and scale, at least 20; 1,000 and more for a
-                good reading.
+                good reading. Where most is missing and their range is another, that is logged once.
 
         Returns:
             The lower bound, its error, what chance gives, and the bins that are empty.
@@ -203,6 +208,8 @@ class Coverage:
         scarce = sets.bool().all(0) & (shares[:-1] < _SCARCE * real) & (p - q > floor)
         empty = torch.where(scarce, real - shares[:-1], 0.0).argsort(descending=True, stable=True)[: int(scarce.sum())]
         far = max(0.0, float(shares[-1] - self._held_out[-1] / n))
+        if p - q > _MOST and self._range is not None:
+            self._range = _warned_of(self._range, _range_of(generated))
         return Reading(
             missing=max(0.0, p - q),
             interval=_interval(p, n, q, m),
@@ -294,6 +301,28 @@ def _kind(name: str, samples: Tensor, least: int) -> str:
         raise ValueError(f"coverage needs at least {least} {name} samples (N, *), got shape {tuple(samples.shape)}")
     numbers = "complex" if samples.is_complex() else "real" if samples.is_floating_point() else "whole"
     return f"{numbers} numbers of shape {tuple(samples.shape[1:])}"
+
+
+def _range_of(samples: Tensor) -> tuple[float, float] | None:
+    """Return the least and the largest number; None of points, which may lie anywhere, whole and complex numbers."""
+    has_range = samples.ndim > 2 and samples.is_floating_point()
+    return (float(samples.min()), float(samples.max())) if has_range else None
+
+
+def _warned_of(real: tuple[float, float], generated: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Warn if generated samples look like real ones on another scale; return what the next are to be compared with."""
+    assert generated is not None  # of the real ones' kind
+    (low, high), (least, most) = real, generated
+    width = high - low
+    beyond = least < low - 0.4 * width or most > high + 0.4 * width
+    half = least > low + 0.45 * width and most > high - 0.1 * width  # [0, 1] beside [-1, 1]
+    if not (beyond or half or most - least < width / 50):
+        return real
+    logger.warning(
+        "coverage: generated samples lie in %.3g to %.3g, real ones in %.3g to %.3g; if these are two scales, give one",
+        least, most, low, high,
+    )  # fmt: skip
+    return None
 
 
 def _kmeans(points: Tensor, weights: Tensor, count: int, generator: torch.Generator) -> Tensor:

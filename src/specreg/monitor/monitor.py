@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -180,6 +181,8 @@ class Monitor:
         if self._samples is not None:
             before: State = self.verdict.state if self.verdict is not None else "not judged"
             verdict = combined(verdict, *self._answers, before)
+        elif verdict.state == "steady":
+            verdict = replace(verdict, message=f"{verdict.message}; modes not measured: give samples=")
         self.verdict, self._told = verdict, verdict.unchanged()
         for action in self.actions:
             action(verdict)
