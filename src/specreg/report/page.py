@@ -129,7 +129,7 @@ def results(cells: Sequence[Cell]) -> dict[str, Any]:
     repeated = any(len(alike) > 1 for cell in cells for alike in grouped(cell.runs).values())
     return {
         "notes": tables.notes(cells),
-        "by_method": by_method if by_run.rows or any(cell.published for cell in cells) else None,
+        "by_method": by_method.narrow() if by_run.rows or any(cell.published for cell in cells) else None,
         "by_run": by_run if by_run.rows and repeated else None,
         "missing": Table(["run", "state"], tables.missing(cells), 2),
     }

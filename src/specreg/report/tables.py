@@ -42,11 +42,17 @@ class Table(NamedTuple):
     rows: list[list[str]]
     num_texts: int = 1
 
+    def narrow(self) -> "Table":
+        """Return a few rows as columns, and a table of many as it is."""
+        if len(self.rows) > _MOST_TRANSPOSED or self.num_texts > 1:
+            return self
+        headings, *rows = map(list, zip(self.headings, *self.rows, strict=True))
+        return Table(["", *headings[1:]], rows)
+
     def brief(self) -> "Table":
         """Return what fits a terminal: a few rows as columns, of many the measures that say most."""
-        if len(self.rows) <= _MOST_TRANSPOSED and self.num_texts == 1:
-            headings, *rows = map(list, zip(self.headings, *self.rows, strict=True))
-            return Table(["", *headings[1:]], rows)
+        if (narrow := self.narrow()) is not self:
+            return narrow
         told = {heading for key, heading, _ in COLUMNS if key in _BRIEF} | {"seeds", "verdict"}
         kept = [i for i, heading in enumerate(self.headings) if i < self.num_texts or heading in told]
         return Table([self.headings[i] for i in kept], [[row[i] for i in kept] for row in self.rows], self.num_texts)
