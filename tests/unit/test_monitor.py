@@ -690,6 +690,7 @@ class TestGuard:
             guard.step()
             verdict = monitor.step(iteration)
             assert verdict.state == ("steady" if iteration >= 2500 else "not judged")
+        assert verdict.message.endswith("; modes not measured: give samples=")
         assert guard.switched_on is None
 
     def test_it_rolls_back_if_asked(self):

@@ -20,7 +20,7 @@ from specreg.cli import main
 from specreg.display import _progress, metrics
 from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, Settings
-from specreg.experiments.jobs import end, execute_all
+from specreg.experiments.jobs import end, execute_all, threads_of_each
 from specreg.experiments.presets import PRESETS, Cell, choose
 from specreg.experiments.run import saved_config
 from specreg.experiments.sweep import COMPARISON, Plan, changes, cost, lay_out, overridden, saved_settings
@@ -225,6 +225,13 @@ def test_ray_is_asked_for_where_it_is_missing(tmp_path, monkeypatch, capsys):
     assert main([*SWEEP, "digits", "--ray"]) == 2
     assert "pip install 'specreg[cluster]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("allowed", "parallel", "threads"), [(8, 2, 4), (8, 3, 2), (1, 2, 1), (3, 1, 3), (8, 20, 1)])
+def test_jobs_share_the_cores_and_have_no_more_threads_than_are_allowed(monkeypatch, allowed, parallel, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(processes.torch, "get_num_threads", lambda: allowed)
+    assert threads_of_each(parallel) == threads
 
 
 def test_runs_have_deterministic_names_and_what_is_done_or_failed_is_passed_over(tmp_path):

@@ -49,7 +49,7 @@ class Job:
 def execute_all(
     jobs: Sequence[Job], parallel: int, watch: Callable[[], None] = lambda: None, *, minutes: float | None = None
 ) -> None:
-    """Run all jobs that wait, ``parallel`` at a time, each with its part of the cores; OMP_NUM_THREADS bounds it.
+    """Run all jobs that wait, ``parallel`` at a time, each with :func:`threads_of_each`.
 
     A failed run is recorded and the others go on. A run that another process writes is waited for. Ctrl-C (or SIGTERM)
     asks every process to save a checkpoint and end, and leaves the rest waiting; so does an error here.
@@ -58,7 +58,7 @@ def execute_all(
         watch: called about twice a second.
         minutes: do as Ctrl-C does after so many minutes; None is never.
     """
-    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // parallel))
+    threads = threads_of_each(parallel)
     with stopping(minutes) as stop, _ended_with(jobs):
         while True:
             for job in jobs:
@@ -94,6 +94,11 @@ def _ended_with(jobs: Sequence[Job]) -> Iterator[None]:
             if job.process is not None:
                 job.process.wait()
         raise
+
+
+def threads_of_each(parallel: int) -> int:
+    """Return each job's part of the cores; no more than this process may have (OMP_NUM_THREADS)."""
+    return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // parallel))
 
 
 @contextlib.contextmanager
