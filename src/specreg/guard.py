@@ -201,7 +201,8 @@ class Guard:
             held = present.layers
             present.remove()
         try:
-            compensator = made = verb(self._monitor.module, only=is_guarded, record=record, **self._options)
+            past = {} if self.scheme == "static" else {"record": record}
+            compensator = made = verb(self._monitor.module, only=is_guarded, **past, **self._options)
             if state is not None:
                 made.load_state_dict(state)
         except Exception:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SIGNATURES = {
     "spectral_norm": "(module, *, only=None, skip=None)",
     "static_compensation": (
-        "(module, *, keep=0.5, every=5, start=0, record=None, strength=1.0, scale='auto', only=None, skip=None)"
+        "(module, *, keep=0.5, every=5, start=0, strength=1.0, scale='auto', only=None, skip=None)"
     ),
     "dynamic_compensation": (
         "(module, *, every=5, start=2000, record=None, strength=1.0, scale='auto', only=None, skip=None)"

@@ -110,7 +110,7 @@ def test_the_schemes_options_reach_the_guard_but_those_that_say_when(scheme, mon
     assert given == expected | keep
 
 
-@pytest.mark.parametrize("keep", [3, 0.25, "auto"])
+@pytest.mark.parametrize("keep", [3, 0.25])
 def test_the_guard_takes_what_the_scheme_is_given(keep):
     options = MethodOptions(static=StaticOptions(keep=keep), guard=GuardOptions(roll_back=True))
     state = build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), Images(StackedDigits()))

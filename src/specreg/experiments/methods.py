@@ -60,14 +60,12 @@ class CompensationOptions(Options):
 class StaticOptions(CompensationOptions):
     """Options of static compensation."""
 
-    keep: int | float | Literal["auto"] = 0.5
-    """A fraction of all singular values r, 1.0 being all; how many, an integer from 2 on; or auto: the stable rank at
-    the first compensation, under the guard that of the healthy spectrum."""
+    keep: int | float = 0.5
+    """A fraction of all singular values r, 1.0 being all; or how many, an integer from 2 on."""
 
     def check(self) -> None:
         super().check()
-        if self.keep != "auto":
-            checked_keep(self.keep)
+        checked_keep(self.keep)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ What they have in common:
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -38,10 +37,9 @@ from specreg.regularizers.compensators import (
 def static_compensation(
     module: nn.Module,
     *,
-    keep: float | int | Literal["auto"] = 0.5,
+    keep: float | int = 0.5,
     every: int = 5,
     start: int = 0,
-    record: Mapping[str, Tensor] | None = None,
     strength: float = 1.0,
     scale: Scale = "auto",
     only: Selection = None,
@@ -55,20 +53,14 @@ def static_compensation(
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
         keep: a fraction of r in (0, 1], :math:`i = \lceil \mathrm{keep} \cdot r \rceil`, 1.0 being all; or i itself as
             an integer from 2 on (a layer with fewer singular values raises all of them). The integer 1 is refused: it
-            would be spectral normalization alone. The paper finds 0.5 good and 1.0 to overfit. "auto" measures
-            each layer at the first acting call and takes its stable rank then, i = round(\|W\|_F^2 / s_1^2): as many
-            directions as carry its energy at s_1. For a random weight of equal widths that is 0.56 r in a 3x3
-            convolution and 0.25 r in a 1x1 convolution.
-        record: for "auto": a healthy spectrum to measure instead, layer name -> singular values or their ratios, (r,)
-            or (groups, r).
+            would be spectral normalization alone. The paper finds 0.5 good and 1.0 to overfit.
         every, start, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
         A compensator.
 
     Raises:
-        ValueError: a bad option, no layer matched, a layer under a parametrization that specreg does not know, or a
-            record of other layers.
+        ValueError: a bad option, no layer matched, or a layer under a parametrization that specreg does not know.
 
     Example:
         >>> import specreg
@@ -84,10 +76,8 @@ def static_compensation(
         Liu et al. 2019, *Spectral Regularization for Combating Mode Collapse in GANs*, section 3.2.
     """
     layers = find(module, only=only, skip=skip, title="static_compensation")
-    scheme = static_scheme("auto" if keep == "auto" else checked_keep(keep))
-    if keep != "auto":
-        record = None  # i is known
-    return Compensator(layers, scheme, every=every, start=start, strength=strength, scale=scale, record=record)
+    scheme = static_scheme(checked_keep(keep))
+    return Compensator(layers, scheme, every=every, start=start, strength=strength, scale=scale)
 
 
 def dynamic_compensation(

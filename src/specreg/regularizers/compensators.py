@@ -11,7 +11,7 @@ import numbers
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import dynamic_target, head_size, ratios, scaled, static_target, updated_record
-from specreg.spectra.statistics import stable_rank
 
 logger = logging.getLogger("specreg")
 
@@ -39,7 +38,7 @@ class Scheme:
         remember: (s, memory, number of the acting call) -> the memory after it; memory is None at first.
         num_measuring: acting calls that only remember.
         all_values: whether singular values have to be accurate that are not raised.
-        raises: rank -> whether it may raise anything in a layer of that rank; where not, the layer is not looked at.
+        count: rank -> i, how many it raises to the largest, where that is a number; a layer of i = 1 is not looked at.
     """
 
     name: str
@@ -47,32 +46,23 @@ class Scheme:
     remember: Callable[[Tensor, Tensor | None, int], Tensor | None]
     num_measuring: int = 0
     all_values: bool = True
-    raises: Callable[[int], bool] = lambda rank: True
+    count: Callable[[int], int] | None = None
+
+    def raises(self, rank: int) -> bool:
+        """Tell whether anything may be raised in a layer of that rank."""
+        return self.count is None or self.count(rank) > 1
 
 
-def static_scheme(keep: float | int | Literal["auto"]) -> Scheme:
-    """Raise the first i to the largest; with "auto", i is the stable rank of the spectrum that is remembered."""
+def static_scheme(keep: float | int) -> Scheme:
+    """Raise the first i to the largest; nothing is remembered."""
 
     def target(s: Tensor, memory: Tensor | None) -> Tensor | None:
-        count = head_count(keep, s.shape[-1], memory)
+        count = head_size(keep, s.shape[-1])
         return static_target(s, count) if count > 1 else None
 
-    def remember(s: Tensor, memory: Tensor | None, call: int) -> Tensor | None:
-        return ratios(s) if keep == "auto" and memory is None else memory
-
-    def raises(rank: int) -> bool:
-        return keep == "auto" or head_size(keep, rank) > 1
-
-    return Scheme("static", target, remember, all_values=False, raises=raises)
-
-
-def head_count(keep: float | int | Literal["auto"], rank: int, memory: Tensor | None) -> int:
-    """Return i for a layer of r = ``rank``; for "auto" of what is remembered of its spectrum."""
-    if keep != "auto":
-        return head_size(keep, rank)
-    if memory is None:
-        raise ValueError('keep="auto" is measured at the first acting call of step()')
-    return max(1, round(stable_rank(memory).mean().item()))
+    return Scheme(
+        "static", target, lambda s, memory, call: None, all_values=False, count=lambda rank: head_size(keep, rank)
+    )
 
 
 def dynamic_scheme(*, given: bool = False) -> Scheme:
@@ -185,20 +175,11 @@ class Compensator:
         """Return i by layer, how many singular values the static scheme raises to the largest.
 
         Raises:
-            ValueError: another scheme raises none by number; or i is measured at the first acting call (keep="auto"),
-                which is still to come.
+            ValueError: another scheme raises none by number.
         """
-        if self.scheme.name != "static":
+        if self.scheme.count is None:
             raise ValueError(f"the {self.scheme.name} scheme raises no number of singular values")
-        counts = {}
-        for name, layer in self.layers.items():
-            memory = self._memory.get(name)
-            s = torch.linspace(
-                1, 0.5, layer.rank, dtype=torch.float64, device=None if memory is None else memory.device
-            )
-            target = self.scheme.target(s, memory)
-            counts[name] = 1 if target is None else int((target == target[0]).sum())
-        return counts
+        return {name: self.scheme.count(layer.rank) for name, layer in self.layers.items()}
 
     def remove(self) -> None:
         """Let go of the layers: later calls of ``step()`` do nothing. The weights stay as they are."""
