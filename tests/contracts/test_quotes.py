@@ -88,10 +88,11 @@ def sentences():
             continue
         for page in ("README.md", "docs/results/index.md"):
             yield page, spread([run["result"] for run in seeds.values()], "fd", 1)
-    coverage = {data: judged[data]["rows"]["coverage"] for data in ("digits", "ring")}
+    coverage = {data: judged[data]["rows"]["coverage"] for data in ("digits", "ring", "grid")}
     told = {data: (f"{row['recall']:.0%}", f"{row['false alarms']:.0%}") for data, row in coverage.items()}
     yield "README.md", f"saw {told['digits'][0]} of the losses on digits"
     yield "README.md", f"false alarms in {told['digits'][1]}"
+    yield "README.md", f"on the grid {told['grid'][0]} and {told['grid'][1]}"
     yield "README.md", f"{told['ring'][0]} and {told['ring'][1]}"
     yield "docs/results/index.md", f"{spread(static, 'fd')} against {spread(sn, 'fd')}"
     for method in dict.fromkeys(run["method"] for run in again):
