@@ -64,6 +64,16 @@ def test_a_table_has_the_row_of_a_group_of_runs(page, name, runs):
     assert found, f"{page}.md has no row with {', '.join(figures)}"
 
 
+def ring_rows():
+    """Yield the rows of the page on what to use, from its record."""
+    ring = [run for run in record("which")["runs"] if run["setting"] == "ring"]
+    for method in dict.fromkeys(run["method"] for run in ring):
+        runs = of(ring, method)
+        whole = [run["high_quality"] for run in runs if run["modes"] == 8]
+        lost, modes = f"{len(runs) - len(whole)} of {len(runs)}", ", ".join(str(run["modes"]) for run in runs)
+        yield f"| {method} | {lost} | {modes} | {statistics.fmean(whole):.0%} |"
+
+
 def sentences():
     """Yield a document and what it says, written from the records."""
     digits = [*record("digits-results"), *record("digits-fresh")]
@@ -114,12 +124,8 @@ def sentences():
                 yield "docs/results/index.md", f"in {lost} (95%: {interval}), static SR in none"
                 modes = ", ".join(str(run["modes"]) for run in sorted(runs, key=lambda run: run["seed"]))
                 yield "docs/results/mixtures.md", f"Modes under SN, seeds 0 to 19: {modes}."
-    ring = [run for run in record("which")["runs"] if run["setting"] == "ring"]
-    for method in dict.fromkeys(run["method"] for run in ring):
-        runs = of(ring, method)
-        whole = [run["high_quality"] for run in runs if run["modes"] == 8]
-        lost, modes = f"{len(runs) - len(whole)} of {len(runs)}", ", ".join(str(run["modes"]) for run in runs)
-        yield "docs/results/which.md", f"| {method} | {lost} | {modes} | {statistics.fmean(whole):.0%} |"
+    for row in ring_rows():
+        yield "docs/results/which.md", row
     link = record("verdict/link")
     yield "README.md", f"In {sum(table['trainings'] for table in link.values())} small trainings"
     rhos = [
