@@ -56,13 +56,13 @@ class Scheme:
 def static_scheme(keep: float | int) -> Scheme:
     """Raise the first i to the largest; nothing is remembered."""
 
-    def target(s: Tensor, memory: Tensor | None) -> Tensor | None:
-        count = head_size(keep, s.shape[-1])
-        return static_target(s, count) if count > 1 else None
+    def count(rank: int) -> int:
+        return head_size(keep, rank)
 
-    return Scheme(
-        "static", target, lambda s, memory, call: None, all_values=False, count=lambda rank: head_size(keep, rank)
-    )
+    def target(s: Tensor, memory: Tensor | None) -> Tensor | None:
+        return static_target(s, i) if (i := count(s.shape[-1])) > 1 else None
+
+    return Scheme("static", target, lambda s, memory, call: None, all_values=False, count=count)
 
 
 def dynamic_scheme(*, given: bool = False) -> Scheme:
