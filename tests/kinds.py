@@ -47,10 +47,9 @@ def example_input(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Tenso
 def matrix_with_spectrum(values: Tensor, rows: int, columns: int, seed: int = 0) -> Tensor:
     """Return a random matrix (rows, columns), float64, with the given singular values."""
     generator = torch.Generator().manual_seed(seed)
-    u, _ = torch.linalg.qr(torch.randn(rows, rows, dtype=torch.float64, generator=generator))
-    v, _ = torch.linalg.qr(torch.randn(columns, columns, dtype=torch.float64, generator=generator))
     rank = min(rows, columns)
-    return (u[:, :rank] * values[:rank]) @ v[:, :rank].T
+    u, v = (torch.linalg.qr(torch.randn(n, rank, dtype=torch.float64, generator=generator))[0] for n in (rows, columns))
+    return (u * values[:rank]) @ v.T
 
 
 def set_spectrum(layer: nn.Module, spectrum: Callable[[int], Tensor], seed: int = 0) -> None:
