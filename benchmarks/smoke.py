@@ -61,7 +61,6 @@ VERBS: dict[str, Callable[[nn.Module], tuple[Any, Penalty | None]]] = {
     "spectral_norm": parametrized("spectral_norm"),
     "static_compensation": compensated("static_compensation"),
     "dynamic_compensation": compensated("dynamic_compensation", start=0),
-    "anchored_compensation": compensated("anchored_compensation", start=0, window=1),
     "spectral_regularization": parametrized("spectral_regularization"),
     "orthogonalize": parametrized("orthogonalize"),
     "orthogonality_penalty": penalized("orthogonality_penalty"),

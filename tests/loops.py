@@ -24,7 +24,7 @@ from specreg.training.state import TrainingState
 
 STEPS = 40
 BATCH = 8
-METHODS = ("sn", "static", "dynamic", "anchored", "differentiable")
+METHODS = ("sn", "static", "dynamic", "differentiable")
 # A detector that takes anything for a collapse: the guard goes back and is switched on within a few steps.
 NERVOUS = {"warmup": 6, "window": 4, "fast": 0.001, "far": 0.001, "collapsed": 0.001, "patience": 1}
 LAB = {
@@ -96,8 +96,6 @@ def attach(method: str, network: nn.Module) -> Any:
         return specreg.static_compensation(network, every=2)
     if method == "dynamic":
         return specreg.dynamic_compensation(network, every=2, start=10)
-    if method == "anchored":
-        return specreg.anchored_compensation(network, every=2, start=10, window=20)
     return None
 
 

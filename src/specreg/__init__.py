@@ -20,7 +20,6 @@ __all__ = [
     "Monitor",
     "Thresholds",
     "Verdict",
-    "anchored_compensation",
     "attainment",
     "d_optimal_penalty",
     "diversity",

@@ -21,12 +21,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from specreg import __version__
 from specreg.experiments.interrupts import import_whole
 from specreg.files import prepare_directory
-from specreg.names import SchemeName, check_choice, integer, printable, suggestion
+from specreg.names import check_choice, integer, printable, suggestion
 
 if TYPE_CHECKING:
     from specreg.experiments.sweep import Plan
@@ -702,8 +702,8 @@ def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collect
 
 
 def _with_schemes(methods: Collection[str]) -> set[str]:
-    """Return the methods whose options count: the guard takes those of its scheme."""
-    return {*methods, *(get_args(SchemeName) if "guard" in methods else ())}
+    """Return the methods whose options count: the guard takes those of static compensation."""
+    return {*methods, *(("static",) if "guard" in methods else ())}
 
 
 def _warn_of_idle(arguments: Sequence[str], methods: Collection[str]) -> None:

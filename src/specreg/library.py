@@ -14,7 +14,6 @@ from specreg.monitor.history import History as History
 from specreg.monitor.monitor import Monitor as Monitor
 from specreg.monitor.samples import diversity as diversity
 from specreg.monitor.snapshot import spectra as spectra
-from specreg.regularizers.compensation import anchored_compensation as anchored_compensation
 from specreg.regularizers.compensation import dynamic_compensation as dynamic_compensation
 from specreg.regularizers.compensation import static_compensation as static_compensation
 from specreg.regularizers.normalization import remove as remove

@@ -32,7 +32,6 @@ FeatureName = Literal["digits", "mnist", "cifar", "pixels", "inception"]
 LossName = Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-r1", "relativistic-r1r2"]
 Scale = Literal["auto", "keep", "unit", "hold"]
 """What a compensation makes of the stored weight's largest singular value."""
-SchemeName = Literal["static", "anchored", "dynamic"]
 """A compensation that a guard switches on."""
 _NUMBER = re.compile("[0-9]+")
 _NETWORK = re.compile(r"^$|disc|gen|crit|adv|^(net_?)?[dg]_?$", re.IGNORECASE)  # stems of numbered networks' names

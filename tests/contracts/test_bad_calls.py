@@ -36,10 +36,6 @@ def sick() -> nn.Module:
     return module
 
 
-def record(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"0": torch.ones(4), "2": torch.ones(1)} | changed
-
-
 def history() -> specreg.History:
     past = specreg.History()
     past.add(1, {"a": torch.ones(3)})
@@ -60,10 +56,6 @@ def guard() -> specreg.Guard:
     return specreg.Guard(specreg.Monitor(network()))
 
 
-def dynamic(**options: object) -> object:
-    return specreg.dynamic_compensation(network(), **options)
-
-
 N = network
 CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "spectral_norm of a number": (lambda: specreg.spectral_norm(5), r"expected a torch\.nn\.Module, got int"),
@@ -79,11 +71,6 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "static strength nan": (lambda: specreg.static_compensation(N(), strength=NAN), "strength must lie in"),
     "static scale": (lambda: specreg.static_compensation(N(), scale="huge"), "scale must be"),
     "static of NaN": (lambda: specreg.static_compensation(sick()).step(), "layer '0': the weight holds NaN or inf"),
-    "dynamic record that lacks": (lambda: dynamic(record={"0": torch.ones(4)}), "record lacks"),
-    "dynamic record of a size": (lambda: dynamic(record=record(**{"0": torch.ones(3)})), "'0'"),
-    "dynamic record of NaN": (lambda: dynamic(record=record(**{"0": torch.full((4,), NAN)})), "'0'"),
-    "dynamic record of a list": (lambda: dynamic(record=[1]), "record must map layers' names"),
-    "anchored window 0": (lambda: specreg.anchored_compensation(N(), window=0), "window must be an integer of at least 1"),
     "regularization gradient": (lambda: specreg.spectral_regularization(N(), gradient="none"), "gradient must be"),
     "regularization of NaN": (lambda: specreg.spectral_regularization(sick()), "holds NaN or inf"),
     "orthogonalize -1": (lambda: specreg.orthogonalize(N(), iterations=-1), "iterations must be an integer"),
@@ -102,16 +89,13 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "Monitor every nan": (lambda: specreg.Monitor(N(), every=NAN), "every must be an integer of at least 1"),
     "Monitor of nothing": (lambda: specreg.Monitor(nn.ReLU()), "no layer matched"),
     "Monitor's state": (lambda: specreg.Monitor(N()).load_state_dict({"a": 1}), "not a monitor's state"),
-    "Guard scheme": (lambda: specreg.Guard(specreg.Monitor(N()), scheme="magic"), "there is no scheme 'magic'"),
-    "Guard healthy 0": (lambda: specreg.Guard(specreg.Monitor(N()), healthy=0), "healthy must be an integer of at least 1"),
-    "Guard keep 0": (lambda: specreg.Guard(specreg.Monitor(N()), scheme="static", keep=0), "keep must be a fraction"),
+    "Guard keep 0": (lambda: specreg.Guard(specreg.Monitor(N()), keep=0), "keep must be a fraction"),
     "Guard states": (lambda: specreg.Guard(specreg.Monitor(N()), states=("sick",)), "sick"),
     "Guard's state": (lambda: guard().load_state_dict({"a": 1}), "not a guard's state"),
     "History limit 1": (lambda: specreg.History(1), "limit must be an integer of at least 2"),
     "History backwards": (lambda: history().add(1, {"a": torch.ones(3)}), "iterations must grow"),
     "History of other layers": (lambda: history().add(2, {"b": torch.ones(3)}), "the layers changed"),
     "History of no layer": (lambda: history().singular_values("b"), "no layer 'b'"),
-    "History between nothing": (lambda: history().mean_spectra(5, 9), "no snapshot between"),
     "History's state": (lambda: history().load_state_dict({"a": 1}), "not a history's state"),
     "Thresholds of words": (lambda: specreg.Thresholds(window="long"), "window must be an integer of at least 1"),
     "Thresholds nan": (lambda: specreg.Thresholds(far=NAN), "far must lie in"),

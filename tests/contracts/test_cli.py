@@ -59,7 +59,7 @@ PARTS = ["data", "model", "training"]
     [
         (("train",), ["static"]),
         (("train", "--method", "sn"), []),
-        (("train", "--method=guard"), ["static", "dynamic", "anchored", "guard"]),
+        (("train", "--method=guard"), ["static", "guard"]),
         (("compare",), ["static", "dynamic"]),
         (("compare", "--methods", "sn,oni"), ["oni"]),
         (("sweep",), []),
@@ -75,7 +75,7 @@ def test_help_says_what_to_begin_with_what_trains_by_default_and_how_to_see_the_
     out = capsys.readouterr().out
     assert "static spectral regularization unless --method says otherwise" in out
     assert "Begin with --data, --method, --steps, --seed and --out" in out
-    assert out.endswith("of dynamic, anchored, guard, orthogonal, d-optimal, spectral-penalty, oni.\n")
+    assert out.endswith("of dynamic, guard, orthogonal, d-optimal, spectral-penalty, oni.\n")
     assert "dynamic.start" not in out
 
 

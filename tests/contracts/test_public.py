@@ -18,12 +18,7 @@ SIGNATURES = {
     "static_compensation": (
         "(module, *, keep=0.5, every=5, start=0, strength=1.0, scale='auto', only=None, skip=None)"
     ),
-    "dynamic_compensation": (
-        "(module, *, every=5, start=2000, record=None, strength=1.0, scale='auto', only=None, skip=None)"
-    ),
-    "anchored_compensation": (
-        "(module, *, every=5, start=1000, window=1000, record=None, strength=1.0, scale='auto', only=None, skip=None)"
-    ),
+    "dynamic_compensation": "(module, *, every=5, start=2000, strength=1.0, scale='auto', only=None, skip=None)",
     "spectral_regularization": "(module, *, keep=0.5, gradient='paper', only=None, skip=None)",
     "orthogonalize": "(module, *, iterations=3, only=None, skip=None)",
     "orthogonality_penalty": "(module, *, only=None, skip=None)",
@@ -38,8 +33,8 @@ SIGNATURES = {
     ),
     "Detector": "(thresholds=None)",
     "Guard": (
-        "(monitor, *, scheme='static', states=('collapsing', 'collapsed', 'losing', 'never learnt', 'lost'), "
-        "healthy=1000, pin=None, every=10, only=None, skip=None, **options)"
+        "(monitor, *, states=('collapsing', 'collapsed', 'losing', 'never learnt', 'lost'), "
+        "pin=None, every=10, keep=0.5, strength=1.0, scale='auto', only=None, skip=None)"
     ),
     "History": "(limit=1000)",
     "attainment": "(module, *inputs, operator=False, only=None, skip=None)",

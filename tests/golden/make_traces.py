@@ -11,17 +11,17 @@ import torch
 
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
-from specreg.experiments.methods import PAPER_METHODS, AnchoredOptions, DynamicOptions, MethodOptions
+from specreg.experiments.methods import PAPER_METHODS, DynamicOptions, MethodOptions
 from specreg.experiments.run import execute, prepare_run
 from specreg.experiments.sources.images import Images
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 
 # A guarded run of ten steps is one of spectral normalization alone.
-METHODS = (*PAPER_METHODS, "anchored")
+METHODS = PAPER_METHODS
 TRACES = Path(__file__).with_name("traces.json")
 SETTINGS = Settings(
-    methods=MethodOptions(dynamic=DynamicOptions(start=3), anchored=AnchoredOptions(start=12, window=6)),
+    methods=MethodOptions(dynamic=DynamicOptions(start=3)),
     model=ModelConfig(d_channels=4, g_channels=4, latent=8),
     training=TrainingConfig(steps=10, batch_size=8),
     records=RecordConfig(log_every=1, spectra_every=5, evaluate_every=0, samples=32, reference=32),

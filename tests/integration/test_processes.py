@@ -34,7 +34,7 @@ def test_weights_vectors_and_records_are_identical_after_many_steps(together, me
     assert_same_value(one, other)
     moved = one["network"]
     assert any(not torch.equal(value, moved[name]) for name, value in _untrained(method).items())
-    if method in ("static", "dynamic", "anchored"):
+    if method in ("static", "dynamic"):
         assert one["compensator"]["calls"] == loops.STEPS
         assert method == "static" or set(one["compensator"]["record"]) >= {"2"}
 

@@ -130,10 +130,10 @@ def test_with_samples_loggers_are_told_what_is_missing():
 
 
 def test_the_guard_switches_on_and_compensates_right_after_the_discriminators_step():
-    module, callback = HandGan(collapse_at=9, d_steps=2), make_callback(guard={"scheme": "anchored", "every": 1})
+    module, callback = HandGan(collapse_at=9, d_steps=2), make_callback(guard={"every": 1})
     fit(module, callback)
     assert callback.guard.switched_on == 12
-    assert module.seen == pytest.approx([0.5] * 8 + [0.05] * 4 + [0.5] * 8, abs=1e-5)
+    assert module.seen == pytest.approx([0.5] * 8 + [0.05] * 4 + [1.0] * 8, abs=1e-5)
     assert callback.guard.compensator.calls == 8 * 2  # the discriminator's steps alone
 
 

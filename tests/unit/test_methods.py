@@ -24,7 +24,6 @@ SMALL = ModelConfig(d_channels=4, g_channels=4, latent=8)
 VERBS = {
     "static": specreg.static_compensation,
     "dynamic": specreg.dynamic_compensation,
-    "anchored": specreg.anchored_compensation,
     "guard": specreg.Guard,
     "oni": specreg.orthogonalize,
 }
@@ -68,21 +67,6 @@ def test_every_option_is_one_of_the_command_line_and_of_the_configuration(capsys
             assert option.name in configured[method.key]
 
 
-VERBS = {
-    "static": specreg.static_compensation, "dynamic": specreg.dynamic_compensation, "guard": specreg.Guard,
-    "anchored": specreg.anchored_compensation, "oni": specreg.orthogonalize,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", VERBS)
-def test_the_defaults_are_the_librarys(name):
-    parameters = inspect.signature(VERBS[name]).parameters
-    options = {field.name: field.default for field in dataclasses.fields(METHODS[name].options)}
-    shared = options.keys() & parameters.keys()
-    assert shared == options.keys() - {"evidence", "roll_back"}
-    assert {option: options[option] for option in shared} == {option: parameters[option].default for option in shared}
-
-
 def test_any_evidence_is_all_that_switches_the_librarys_guard_on():
     assert _EVIDENCE["any"] == inspect.signature(specreg.Guard).parameters["states"].default
 
@@ -93,28 +77,23 @@ def test_options_of_a_method_that_came_later_have_their_defaults():
     assert from_dict(RunConfig, values) == RunConfig()
 
 
-@pytest.mark.parametrize("scheme", ["static", "dynamic", "anchored"])
-def test_the_schemes_options_reach_the_guard_but_those_that_say_when(scheme, monkeypatch):
+def test_static_compensations_options_reach_the_guard_but_its_cadence(monkeypatch):
     given = {}
 
     def guard(monitor, **options):
         given.update(options)
 
     monkeypatch.setattr("specreg.library.Guard", guard)
-    own = dataclasses.replace(METHODS[scheme].options(), every=3, strength=0.5, scale="unit")
-    options = MethodOptions(**{scheme: own, "guard": GuardOptions(scheme=scheme, every=7, evidence="coverage")})
+    static = StaticOptions(keep=3, every=3, strength=0.5, scale="unit")
+    options = MethodOptions(static=static, guard=GuardOptions(every=7, evidence="coverage"))
     build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), Images(StackedDigits()))
-    keep = {"keep": 0.5} if scheme == "static" else {}
     states = ("losing", "never learnt", "lost")
-    expected = {"scheme": scheme, "states": states, "pin": None, "every": 7, "strength": 0.5, "scale": "unit"}
-    assert given == expected | keep
+    assert given == {"states": states, "pin": None, "keep": 3, "every": 7, "strength": 0.5, "scale": "unit"}
 
 
-@pytest.mark.parametrize("keep", [3, 0.25])
-def test_the_guard_takes_what_the_scheme_is_given(keep):
-    options = MethodOptions(static=StaticOptions(keep=keep), guard=GuardOptions(roll_back=True))
+def test_the_guard_goes_back_if_told_to():
+    options = MethodOptions(guard=GuardOptions(roll_back=True))
     state = build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), Images(StackedDigits()))
-    assert state.compensator.scheme == "static"
     assert state.compensator.pin is state.pin is not None
 
 
@@ -125,7 +104,6 @@ def test_the_guard_takes_what_the_scheme_is_given(keep):
         ("static", "every", 0),
         ("dynamic", "strength", 2.0),
         ("dynamic", "start", -1),
-        ("anchored", "window", 0),
         ("guard", "every", 0),
         ("orthogonal", "weight", float("inf")),
         ("oni", "iterations", 10**9),
@@ -141,7 +119,7 @@ def test_a_value_out_of_range_is_named_whatever_the_method_of_the_run(method, op
 def test_a_run_says_how_its_method_is_called_and_drawn(tmp_path):
     prepare_run(RunConfig("d-optimal"), RunDirectory(tmp_path / "run"))
     said = json.loads((tmp_path / "run" / "method.json").read_text())
-    assert said == {"name": "d-optimal", "title": "SN + D-optimal", "colour": "#00838f", "order": 6}
+    assert said == {"name": "d-optimal", "title": "SN + D-optimal", "colour": "#00838f", "order": 5}
 
 
 def test_the_report_orders_names_and_draws_methods_as_their_runs_say(tmp_path):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 import specreg
-from specreg.names import Scale, SchemeName, State, checked_keep, integer
+from specreg.names import Scale, State, checked_keep, integer
 from specreg.training.config import TrainingConfig
 
 # The command line reads the options before torch is there, which takes seconds: what needs torch is imported where it
@@ -81,26 +81,9 @@ class DynamicOptions(CompensationOptions):
 
 
 @dataclass(frozen=True)
-class AnchoredOptions(CompensationOptions):
-    """Options of anchored compensation."""
-
-    start: int = 1000
-    """Discriminator steps before the record begins."""
-    window: int = 1000
-    """Discriminator steps that the record is averaged over."""
-
-    def check(self) -> None:
-        super().check()
-        integer("start", self.start, at_least=0)
-        integer("window", self.window, at_least=1)
-
-
-@dataclass(frozen=True)
 class GuardOptions(Options):
-    """Options of the guard; the scheme's own (`--static.keep`, say) apply, except every, start and window."""
+    """Options of the guard; those of static compensation apply (`--static.keep`, say), except every."""
 
-    scheme: SchemeName = "static"
-    """The compensation that is switched on when a collapse begins."""
     every: int = 10
     """Compensate after every so many discriminator steps, once it is on."""
     evidence: Literal["any", "spectra", "coverage"] = "any"
@@ -211,17 +194,8 @@ def _guard(state: "TrainingState", options: GuardOptions, methods: "MethodOption
         "discriminator_optimizer": state.discriminator_optimizer,
     } | ({} if state.ema is None else {"ema": state.ema})
     state.pin = Pin(networks) if options.roll_back else None
-    scheme = dict(vars(METHODS[options.scheme].chosen(methods)))
-    for own in ("every", "start", "window"):  # when it acts, and what from, is the guard's to say
-        scheme.pop(own, None)
-    state.compensator = specreg.Guard(
-        state.monitor,
-        scheme=options.scheme,
-        states=_EVIDENCE[options.evidence],
-        pin=state.pin,
-        every=options.every,
-        **scheme,
-    )
+    static = vars(methods.static) | {"every": options.every}
+    state.compensator = specreg.Guard(state.monitor, states=_EVIDENCE[options.evidence], pin=state.pin, **static)
 
 
 def _plain(discriminator: "nn.Module", options: Any) -> None:
@@ -284,21 +258,10 @@ _RECORDS = (
         warnings=lambda options, training: _late_record("dynamic", options.start, training, "--dynamic.start"),
     ),
     Method(
-        name="anchored",
-        title="anchored SR",
-        colour="#7b5aa6",
-        about="sn with anchored compensation, which keeps every ratio at least at its mean in a healthy window",
-        options=AnchoredOptions,
-        attach=_compensation("anchored_compensation"),
-        warnings=lambda options, training: _late_record(
-            "anchored", options.start + options.window, training, "--anchored.start and --anchored.window"
-        ),
-    ),
-    Method(
         name="guard",
         title="SN, guarded",
         colour="#d9822b",
-        about="sn until the spectra begin to collapse, then a compensation",
+        about="sn until a collapse begins, then with static compensation",
         options=GuardOptions,
         attach=_guard,
     ),

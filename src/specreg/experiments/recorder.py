@@ -342,7 +342,7 @@ class Recorder(Follower):
         if isinstance(guard, Guard) and guard.switched_on == step:
             if guard.restored is not None:
                 self._event("rolled back", f"the networks are those of step {guard.restored}")
-            self._event("guard on", f"{guard.scheme} compensation switched on")
+            self._event("guard on", "static compensation switched on")
         if self.stopped:
             self._event("stopped", verdict.message)
 

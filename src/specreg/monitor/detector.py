@@ -131,11 +131,6 @@ class Detector:
             self._judge(iteration, [name for name in layers if name in bulks])
         return self._verdict(iteration, before)
 
-    def begin(self, layer: str) -> int | None:
-        """Return the iteration that a layer's warm-up counts from, the last before it moved; None if it has not."""
-        track = self._layers.get(layer)
-        return track.begin if track is not None and track.moved else None
-
     def verdict(self) -> Verdict | None:
         """Return the newest verdict again, unchanged; None before the first."""
         states = {name: track.state for name, track in self._layers.items()}

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from specreg.files import check_file, replacing
 from specreg.names import integer
-from specreg.spectra.reference import ratios
 from specreg.spectra.statistics import Statistics, statistics
 
 # Largest size of a file's arrays, unpacked: a discriminator of 128 channels has 3 MB, zeros unpack a thousandfold.
@@ -38,8 +37,6 @@ class History:
         ...     history.add(iteration, {"conv": torch.tensor([2.0, 1.5, 0.5])})
         >>> history.statistics("conv").bulk  # s_2/s_1 of three values, over time
         tensor([0.7500, 0.7500, 0.7500])
-        >>> history.mean_spectra(100, 200)["conv"]
-        tensor([2.0000, 1.5000, 0.5000], dtype=torch.float64)
     """
 
     def __init__(self, limit: int = 1000) -> None:
@@ -97,23 +94,6 @@ class History:
     def statistics(self, layer: str) -> Statistics:
         r"""Return a layer's statistics over time, each of shape (len, \*); see ``specreg.spectra.statistics``."""
         return statistics(self.singular_values(layer))
-
-    def mean_spectra(self, begin: int, end: int) -> dict[str, Tensor]:
-        r"""Return each layer's mean spectrum over the snapshots in [begin, end].
-
-        It is the mean of :math:`s_k / s_1` times the mean of :math:`s_1`.
-
-        Raises:
-            ValueError: there is no snapshot between them.
-        """
-        inside = [index for index, iteration in enumerate(self.iterations) if begin <= iteration <= end]
-        if not inside:
-            raise ValueError(f"no snapshot between iterations {begin} and {end}")
-        means = {}
-        for name, values in self._values.items():
-            s = torch.stack([values[index] for index in inside]).double()
-            means[name] = ratios(s).mean(0) * s[..., :1].mean(0)
-        return means
 
     def save(self, path: str | Path) -> None:
         """Write everything to a compressed npz file: atomically."""

@@ -1,8 +1,7 @@
-r"""Static, dynamic and anchored compensation: edit the stored weights after the discriminator's optimizer step.
+r"""Static and dynamic compensation: edit the stored weights after the discriminator's optimizer step.
 
-All raise singular values, :math:`W \leftarrow W + \sum_k (\hat s_k - s_k)\, u_k v_k^H`, and differ in the target
-:math:`\hat s_k`. On top of :func:`specreg.spectral_norm` the static and the dynamic one are spectral regularization as
-published; the anchored one is specreg's own.
+Both raise singular values, :math:`W \leftarrow W + \sum_k (\hat s_k - s_k)\, u_k v_k^H`, and differ in the target
+:math:`\hat s_k`. On top of :func:`specreg.spectral_norm` they are spectral regularization as published.
 
 What they have in common:
 
@@ -18,20 +17,12 @@ What they have in common:
   linear layers. A layer of which nothing is raised (i = 1) is left as it is.
 """
 
-import math
-from collections.abc import Mapping
-
-from torch import Tensor, nn
+from torch import nn
 
 from specreg.layers.find import find
 from specreg.layers.selection import Selection
-from specreg.names import Scale, checked_keep, integer
-from specreg.regularizers.compensators import (
-    Compensator,
-    anchored_scheme,
-    dynamic_scheme,
-    static_scheme,
-)
+from specreg.names import Scale, checked_keep
+from specreg.regularizers.compensators import Compensator, dynamic_scheme, static_scheme
 
 
 def static_compensation(
@@ -85,7 +76,6 @@ def dynamic_compensation(
     *,
     every: int = 5,
     start: int = 2000,
-    record: Mapping[str, Tensor] | None = None,
     strength: float = 1.0,
     scale: Scale = "auto",
     only: Selection = None,
@@ -100,16 +90,13 @@ def dynamic_compensation(
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
         start: the number of calls before the record begins. A random initialization has a nearly flat spectrum:
             a record from there would pin every later one to it. Of 500 and 2000, tried on digits, 2000 was better.
-        record: a healthy spectrum to begin with, layer name -> singular values or their ratios, (r,) or (groups, r),
-            for every layer. Then nothing is waited for, and the first call compensates.
         every, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
         A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
 
     Raises:
-        ValueError: a bad option, no layer matched, a layer under a parametrization that specreg does not know, or a
-            record of other layers.
+        ValueError: a bad option, no layer matched, or a layer under a parametrization that specreg does not know.
 
     Example:
         >>> import specreg, torch
@@ -125,63 +112,4 @@ def dynamic_compensation(
         Liu et al. 2019, section 3.2; Obukhov et al. 2021 (``scale="unit"`` without spectral normalization).
     """
     layers = find(module, only=only, skip=skip, title="dynamic_compensation")
-    given = record is not None
-    scheme = dynamic_scheme(given=given)
-    start = 0 if given else start
-    return Compensator(layers, scheme, every=every, start=start, strength=strength, scale=scale, record=record)
-
-
-def anchored_compensation(
-    module: nn.Module,
-    *,
-    every: int = 5,
-    start: int = 1000,
-    window: int = 1000,
-    record: Mapping[str, Tensor] | None = None,
-    strength: float = 1.0,
-    scale: Scale = "auto",
-    only: Selection = None,
-    skip: Selection = None,
-) -> Compensator:
-    r"""Keep every ratio :math:`s_k / s_1` at least at its mean over a healthy window, which is then frozen.
-
-    Where the dynamic scheme's record is a running maximum, which a single noisy snapshot pins for good and which the
-    compensation's own effect ratchets up, this one is an average and does not change once it is taken:
-    :math:`\hat s_k / \hat s_1 = \max(\gamma_k, s_k / s_1)`, :math:`\gamma_k` the mean of :math:`s_k / s_1` over the
-    acting calls of the window. No published scheme.
-
-    Call ``step()`` on what this returns after each step of the discriminator's optimizer.
-
-    Args:
-        module: the discriminator, usually after :func:`specreg.spectral_norm`.
-        start: the number of calls before the window; the window must not begin at the random initialization, whose
-            spectrum is nearly flat.
-        window: its length in calls; nothing is compensated in it.
-        record: a healthy spectrum, layer name -> singular values or their ratios, (r,) or (groups, r), for every layer
-            (see :meth:`specreg.History.mean_spectra`). Then there is no window, and the first call compensates.
-        every, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
-
-    Returns:
-        A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
-
-    Raises:
-        ValueError: a bad option, no layer matched, a layer under a parametrization that specreg does not know, or a
-            record of other layers.
-
-    Example:
-        >>> import specreg, torch
-        >>> layer = nn.Linear(2, 2, bias=False)
-        >>> compensator = specreg.anchored_compensation(layer, every=1, start=0, window=2)
-        >>> for values in ([1.0, 0.9], [1.0, 0.7], [1.0, 0.4]):
-        ...     _ = layer.weight.data.copy_(torch.diag(torch.tensor(values)))
-        ...     _ = compensator.step()
-        >>> specreg.spectra(layer)[""].round(decimals=4)  # the window's mean ratio is 0.8
-        tensor([1.0000, 0.8000], dtype=torch.float64)
-    """
-    layers = find(module, only=only, skip=skip, title="anchored_compensation")
-    every, window = integer("every", every, at_least=1), integer("window", window, at_least=1)
-    given = record is not None
-    scheme = anchored_scheme(0 if given else math.ceil(window / every))
-    return Compensator(
-        layers, scheme, every=every, start=0 if given else start, strength=strength, scale=scale, record=record
-    )
+    return Compensator(layers, dynamic_scheme(), every=every, start=start, strength=strength, scale=scale)

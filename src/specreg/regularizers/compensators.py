@@ -33,18 +33,17 @@ class Scheme:
     r"""What a compensation raises singular values to.
 
     Attributes:
-        name: "static", "dynamic" or "anchored".
+        name: "static" or "dynamic".
         target: (s, memory) -> :math:`\hat s`, or None where there is nothing to raise.
-        remember: (s, memory, number of the acting call) -> the memory after it; memory is None at first.
-        num_measuring: acting calls that only remember.
+        remember: (s, memory) -> the memory after an acting call; memory is None at first, and the first acting call
+            does nothing else. None where nothing is remembered.
         all_values: whether singular values have to be accurate that are not raised.
         count: rank -> i, how many it raises to the largest, where that is a number; a layer of i = 1 is not looked at.
     """
 
     name: str
     target: Callable[[Tensor, Tensor | None], Tensor | None]
-    remember: Callable[[Tensor, Tensor | None, int], Tensor | None]
-    num_measuring: int = 0
+    remember: Callable[[Tensor, Tensor | None], Tensor] | None = None
     all_values: bool = True
     count: Callable[[int], int] | None = None
 
@@ -62,27 +61,16 @@ def static_scheme(keep: float | int) -> Scheme:
     def target(s: Tensor, memory: Tensor | None) -> Tensor | None:
         return static_target(s, i) if (i := count(s.shape[-1])) > 1 else None
 
-    return Scheme("static", target, lambda s, memory, call: None, all_values=False, count=count)
+    return Scheme("static", target, all_values=False, count=count)
 
 
-def dynamic_scheme(*, given: bool = False) -> Scheme:
-    """Keep every ratio at the highest it ever had; the first acting call only remembers, unless a record is given."""
+def dynamic_scheme() -> Scheme:
+    """Keep every ratio at the highest it ever had; the first acting call only remembers."""
 
     def target(s: Tensor, record: Tensor | None) -> Tensor | None:
         return None if record is None or s.shape[-1] == 1 else dynamic_target(s, record)
 
-    return Scheme("dynamic", target, lambda s, record, call: updated_record(record, s), 0 if given else 1)
-
-
-def anchored_scheme(num_measuring: int) -> Scheme:
-    """Keep every ratio at least at its mean over so many acting calls, after which it is frozen."""
-
-    def remember(s: Tensor, record: Tensor | None, call: int) -> Tensor | None:
-        if record is None:
-            return ratios(s)
-        return record if call >= num_measuring else record + (ratios(s) - record) / (call + 1)
-
-    return Scheme("anchored", dynamic_scheme().target, remember, num_measuring)
+    return Scheme("dynamic", target, lambda s, record: updated_record(record, s))
 
 
 class Compensator:
@@ -107,7 +95,6 @@ class Compensator:
         start: int = 0,
         strength: float = 1.0,
         scale: Scale = "auto",
-        record: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.layers = layers
         self.scheme = scheme
@@ -126,9 +113,6 @@ class Compensator:
         require_writable(layers)
         _require_free(layers)
         warn_of_differences(layers)
-        if record is not None:
-            chosen = _of_layers(record, layers)
-            self._memory = {name: ratios(s) for name, s in self._checked(chosen).items()}
         _COMPENSATORS.add(self)
 
     def step(self) -> bool:
@@ -168,8 +152,8 @@ class Compensator:
 
     @property
     def acted(self) -> int:
-        """How many calls compensated; those that only measured a record do not count."""
-        return max(0, self._num_acting - self.scheme.num_measuring)
+        """How many calls compensated; the one that only began a record does not count."""
+        return max(0, self._num_acting - (self.scheme.remember is not None))
 
     def counts(self) -> dict[str, int]:
         """Return i by layer, how many singular values the static scheme raises to the largest.
@@ -297,13 +281,14 @@ class Compensator:
         return self.scale
 
     def _measures(self, layer: Layer) -> bool:
-        """Tell whether the next acting call only remembers: in the scheme's window, or where there is no memory yet."""
-        num_measuring = self.scheme.num_measuring
-        return self._num_acting < num_measuring or (num_measuring > 0 and layer.name not in self._memory)
+        """Tell whether the next acting call only remembers."""
+        return self.scheme.remember is not None and layer.name not in self._memory
 
     def _updated_memory(self, name: str, s: Tensor) -> Tensor | None:
+        if self.scheme.remember is None:
+            return None
         memory = self._memory.get(name)
-        return self.scheme.remember(s, None if memory is None else memory.to(s), self._num_acting)
+        return self.scheme.remember(s, None if memory is None else memory.to(s))
 
     def _checked(self, record: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a record of the layers' ratios or singular values if it fits them."""
@@ -343,15 +328,6 @@ def _held_layer(layers: Layers) -> str | None:
     held = [layer._tensor() for other in _COMPENSATORS for layer in other.layers.values()]
     identities = set(map(id, held))
     return next((name for name, layer in layers.items() if id(layer._tensor()) in identities), None)
-
-
-def _of_layers(record: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:
-    """Return the part of a record that belongs to the layers; a monitor records more layers than are compensated."""
-    if not isinstance(record, Mapping):
-        raise TypeError(f"record must map layers' names to singular values, got a {type(record).__name__}")
-    if missing := [name for name in layers if name not in record]:
-        raise ValueError(f"record lacks the layer {shown(missing[0])!r}; it has {', '.join(map(shown, record))}")
-    return {name: record[name] for name in layers}
 
 
 def satisfied_tolerance(dtype: torch.dtype) -> float:

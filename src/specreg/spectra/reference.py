@@ -10,7 +10,6 @@ and spectral normalization then divides by :math:`s_1`. A scheme is a target :ma
 =========  =============================================  =====================================
 static     :math:`s_1` for k <= i, :math:`s_k` beyond     i, from :func:`head_size`
 dynamic    :math:`\gamma_k s_1`                           :math:`\gamma_k`: highest ratio so far
-anchored   :math:`\max(\gamma_k s_1, s_k)`                :math:`\gamma_k`: mean healthy ratio
 =========  =============================================  =====================================
 
 All functions take singular values of shape (\*, r), descending. ``specreg.spectra.gram`` computes the same without a

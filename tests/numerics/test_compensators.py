@@ -1,4 +1,4 @@
-"""Anchored compensation, and records given to the dynamic one, against numpy."""
+"""What the schemes have in common: cadence, strength, scale, state; the dynamic one against numpy."""
 
 import math
 
@@ -42,10 +42,10 @@ def norm(matrix: np.ndarray) -> float:
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 @pytest.mark.parametrize("scale", ["hold", "keep", "unit"])
-def test_the_record_is_the_mean_over_the_window_and_does_not_change_afterwards(strength, scale):
+def test_the_record_is_the_highest_ratio_of_all_acting_calls(strength, scale):
     module, random = network(), torch.Generator().manual_seed(1)
-    compensator = specreg.anchored_compensation(module, every=2, start=3, window=6, strength=strength, scale=scale)
-    seen: dict[str, list[np.ndarray]] = {}
+    compensator = specreg.dynamic_compensation(module, every=2, start=3, strength=strength, scale=scale)
+    record: dict[str, np.ndarray] = {}
     largest: dict[str, float] = {}  # of the first call that compensates
     for call in range(16):
         perturb(module, random)
@@ -55,30 +55,17 @@ def test_the_record_is_the_mean_over_the_window_and_does_not_change_afterwards(s
         after = matrices(module)
         for name, matrix in before.items():
             s = np.linalg.svd(matrix, compute_uv=False)
-            if acted and call < 9:
-                seen.setdefault(name, []).append(s / s[0])
+            if acted:
+                record[name] = np.maximum(record.get(name, 0), s / s[0])
             expected = matrix
-            if acted and call >= 9:
+            if acted and call > 3:  # the first acting call only records
                 scaled = {"hold": largest.setdefault(name, s[0]), "keep": s[0], "unit": 1.0}[scale]
-                expected = lifted(matrix, np.mean(seen[name], axis=0), scaled, strength)
+                expected = lifted(matrix, record[name], scaled, strength)
             assert np.linalg.norm(after[name] - expected) <= 1e-5 * np.linalg.norm(expected)
-    assert len(seen["0"]) == 3
-    assert compensator.acted == 7 - 3
-    for name, ratios in seen.items():
-        assert np.allclose(compensator.state_dict()["record"][name].numpy(), np.mean(ratios, axis=0), atol=5e-6)
+    assert compensator.acted == 7 - 1
+    for name, ratios in record.items():
+        assert np.allclose(compensator.state_dict()["record"][name].numpy(), ratios, atol=5e-6)
     assert strength < 1 or compensator.satisfied()
-
-
-@pytest.mark.parametrize("verb", [specreg.anchored_compensation, specreg.dynamic_compensation])
-def test_a_given_record_compensates_at_once(verb):
-    module = network()
-    record = {name: 3 * torch.linspace(1, 0.9, s.shape[-1]) for name, s in specreg.spectra(module).items()}
-    before = matrices(module)
-    compensator = verb(module, record=record | {"another layer": torch.ones(3)})
-    assert compensator.step()
-    for name, matrix in before.items():
-        expected = lifted(matrix, record[name].double().numpy() / 3, norm(matrix))
-        assert np.linalg.norm(matrices(module)[name] - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 def test_a_scale_that_is_held_is_asked_for_too():
@@ -93,31 +80,19 @@ def test_a_scale_that_is_held_is_asked_for_too():
     assert compensator.satisfied()
 
 
-@pytest.mark.parametrize("verb", [specreg.anchored_compensation, specreg.dynamic_compensation])
-def test_a_record_that_does_not_fit_is_refused(verb):
-    module = network()
-    record = specreg.spectra(module, normalized=True)
-    with pytest.raises(ValueError, match="lacks the layer '1'"):
-        verb(module, record={"0": record["0"], "3": record["3"]})
-    with pytest.raises(ValueError, match=r"layer .1.: the state.s record has shape"):
-        verb(module, record=record | {"1": torch.ones(2)})
-    with pytest.raises(ValueError, match=r"layer .1.: .*finite"):
-        verb(module, record=record | {"1": record["1"] * float("nan")})
-
-
-def test_anchored_resumes_in_the_middle_of_its_window():
+def test_the_dynamic_scheme_resumes_before_and_after_its_record_begins():
     runs = []
     for interrupted in (False, True):
         torch.manual_seed(3)
         module, random = network(), torch.Generator().manual_seed(2)
-        compensator = specreg.anchored_compensation(module, every=1, start=1, window=4)
+        compensator = specreg.dynamic_compensation(module, every=1, start=2)
         for call in range(8):
             perturb(module, random)
             compensator.step()
-            if interrupted and call == 2:
+            if interrupted and call in (1, 2, 5):
                 state = compensator.state_dict()
                 compensator.remove()
-                compensator = specreg.anchored_compensation(module, every=1, start=1, window=4)
+                compensator = specreg.dynamic_compensation(module, every=1, start=2)
                 compensator.load_state_dict(state)
         runs.append(matrices(module))
     assert all(np.array_equal(runs[0][name], runs[1][name]) for name in runs[0])
@@ -129,16 +104,10 @@ def test_bad_keep_is_refused(keep):
         specreg.static_compensation(network(), keep=keep)
 
 
-@pytest.mark.parametrize(("option", "value"), [("window", 0), ("window", 1.5), ("start", -1), ("every", 0)])
-def test_bad_options_of_anchored_are_refused(option, value):
-    with pytest.raises(ValueError, match=f"{option} must be an integer"):
-        specreg.anchored_compensation(network(), **{option: value})
-
-
-def test_a_layer_that_was_zero_in_the_window_is_not_made_zero():
+def test_a_layer_that_was_zero_when_its_record_began_is_not_made_zero():
     layer = nn.Linear(4, 3)
     nn.init.zeros_(layer.weight)
-    compensator = specreg.anchored_compensation(layer, start=0, window=1, every=1)
+    compensator = specreg.dynamic_compensation(layer, start=0, every=1)
     compensator.step()
     nn.init.orthogonal_(layer.weight)
     before = layer.weight.detach().clone()
@@ -183,7 +152,7 @@ def test_auto_does_not_change_what_a_grouped_convolution_under_torchs_norm_compu
 )
 def test_a_spoilt_state_changes_nothing(spoilt):
     layer = nn.Linear(4, 4)
-    compensator = specreg.anchored_compensation(layer, start=0, window=1, every=1)
+    compensator = specreg.dynamic_compensation(layer, start=0, every=1)
     for _ in range(3):
         compensator.step()
     before = compensator.state_dict()
@@ -194,12 +163,12 @@ def test_a_spoilt_state_changes_nothing(spoilt):
     assert (after["calls"], after["held"]) == (before["calls"], before["held"])
 
 
-def test_anchored_without_a_record_after_its_window_takes_one_before_it_acts():
+def test_without_a_record_after_its_start_one_is_taken_first():
     layer = nn.Linear(4, 4)
-    early = specreg.anchored_compensation(layer, start=2000, window=100, every=1)
+    early = specreg.dynamic_compensation(layer, start=2000, every=1)
     early.step()
     early.remove()
-    late = specreg.anchored_compensation(layer, start=0, window=100, every=1)
+    late = specreg.dynamic_compensation(layer, start=0, every=1)
     late.load_state_dict(early.state_dict() | {"calls": 1500})
     late.step()
     assert set(late.state_dict()["record"]) == {""}
