@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from specreg.layers.find import find
 from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
@@ -81,20 +79,26 @@ class Guard:
         self.switched_on: int | None = None
         self.restored: int | None = None
         self._monitor = monitor
-        self._options: dict[str, Any] = {"every": every, "keep": keep, "strength": strength, "scale": scale}
-        # The layers are chosen now, and by name: a mistake is said here, not when the collapse begins.
         self._layers = layers = find(monitor.module, only=only, skip=skip, title="guard")
         if unwatched := [name for name in layers if name not in monitor.layers]:
             raise ValueError(f"the monitor does not watch the layer {shown(unwatched[0])!r}: leave it out with skip")
-        self._names = {name for layer in layers.values() for name in (layer.name, *layer.shared_with)}
-        self._holder: Compensator | None = None
-        self._attach()  # does nothing until it is switched on, but hold the layers
+        names = {name for layer in layers.values() for name in (layer.name, *layer.shared_with)}
+        # It holds the layers from now on. They are told by a function: a name would stand for what is below it, too.
+        self._compensator = static_compensation(
+            monitor.module,
+            keep=keep,
+            every=every,
+            strength=strength,
+            scale=scale,
+            only=lambda name, module: name in names,
+        )
+        self._idle = self._compensator.state_dict()
         monitor.actions.append(self)
 
     @property
     def compensator(self) -> Compensator | None:
         """What compensates, None until it is switched on."""
-        return None if self.switched_on is None else self._holder
+        return None if self.switched_on is None else self._compensator
 
     def __call__(self, verdict: Verdict) -> None:
         """Take a verdict: switch compensation on if it asks for it. The monitor calls this."""
@@ -111,7 +115,6 @@ class Guard:
         began = next((answer.since for answer in asking if answer.since is not None), None)
         if self.pin is not None and self.pin.iterations and began is not None:  # what was never learnt is in no copy
             self.restored = self.pin.restore(before=began)
-        self._attach()
         self.switched_on = verdict.iteration
         back = "" if self.restored is None else f", gone back to iteration {self.restored}"
         logger.warning("iteration %d: static compensation switched on%s", verdict.iteration, back)
@@ -126,8 +129,7 @@ class Guard:
 
     def remove(self) -> None:
         """Let go of the layers and of the monitor; the weights stay as they are."""
-        if self._holder is not None:
-            self._holder.remove()
+        self._compensator.remove()
         self._monitor.actions = [action for action in self._monitor.actions if action is not self]
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,30 +150,5 @@ class Guard:
         on, back = (None if state[key] is None else integer(key, state[key]) for key in ("switched_on", "restored"))
         if (on is None) != (state["compensator"] is None):
             raise ValueError("not a guard's state: it is switched on without a compensator, or has an idle one")
-        self._attach(state["compensator"])
+        self._compensator.load_state_dict(self._idle if on is None else state["compensator"])
         self.switched_on, self.restored = on, back
-
-    def _attach(self, state: Mapping[str, Any] | None = None) -> Compensator:
-        """Hold the layers with a new compensator; on an error the present one keeps them."""
-
-        def is_guarded(name: str, _: nn.Module) -> bool:
-            # As a string a name would stand for everything below it too.
-            return name in self._names
-
-        present = self._holder
-        compensator: Compensator | None = None
-        if present is not None:
-            held = present.layers
-            present.remove()
-        try:
-            compensator = static_compensation(self._monitor.module, only=is_guarded, **self._options)
-            if state is not None:
-                compensator.load_state_dict(state)
-        except Exception:
-            if compensator is not None:
-                compensator.remove()
-            if present is not None:
-                present.layers = held
-            raise
-        self._holder = compensator
-        return compensator

@@ -630,7 +630,7 @@ class TestGuard:
         module = nn.Sequential(Adapted(), nn.Linear(8, 8), nn.Linear(8, 8))
         module[2].weight = module[1].weight
         guard = specreg.Guard(specreg.Monitor(module), skip="*lora*")
-        compensator = guard._attach()
+        compensator = guard._compensator
         assert list(compensator.layers) == ["0", "1"]
         assert compensator.layers["1"].shared_with == ("2",)
 
