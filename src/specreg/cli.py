@@ -683,12 +683,15 @@ def _parse(defaults: T, command: str, arguments: list[str], *, methods: Collecti
 
 def _before_recipe(arguments: Sequence[str]) -> list[str]:
     """Return the arguments without the wish for help where the data are named: its defaults are their recipe's."""
-    is_named = any(argument.partition("=")[0] in ("--data", "--out") for argument in arguments)
-    return [argument for argument in arguments if not (is_named and argument in ("-h", "--help"))]
+    return [argument for argument in arguments if not (_names_data(arguments) and argument in ("-h", "--help"))]
+
+
+def _names_data(arguments: Sequence[str]) -> bool:
+    return any(argument.partition("=")[0] in ("--data", "--out") for argument in arguments)
 
 
 def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collection[str]) -> str:
-    """Return help without the boxes of methods that are not chosen, and with a line on how to see them."""
+    """Return help without the boxes of methods that are not chosen, and with lines on how to see them and defaults."""
     from specreg.experiments.methods import METHODS
 
     chosen = {part for argument in arguments for part in re.split("[=,]", argument)} & set(METHODS) or set(methods)
@@ -698,6 +701,8 @@ def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collect
     hidden = [name for name, _ in names if name in METHODS and name not in chosen]
     text = "".join(box for name, box in names if name not in hidden)
     option = "--method" if command == "train" else "--methods"
+    if methods and not _names_data(arguments):
+        text += "Defaults are those of digits: --data DATA --help shows those of yours.\n"
     return text + (f"More options with {option} NAME --help, of {', '.join(hidden)}.\n" if hidden else "")
 
 

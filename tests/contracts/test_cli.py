@@ -77,6 +77,10 @@ def test_help_says_what_to_begin_with_what_trains_by_default_and_how_to_see_the_
     assert "Begin with --data, --method, --steps, --seed and --out" in out
     assert out.endswith("of dynamic, guard, orthogonal, d-optimal, spectral-penalty, oni.\n")
     assert "dynamic.start" not in out
+    assert "Defaults are those of digits: --data DATA --help shows those of yours.\n" in out
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "ring", "--help"])
+    assert "Defaults are those of" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
