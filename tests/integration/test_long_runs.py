@@ -174,14 +174,7 @@ def in_terminal(arguments: list[str], due: Callable[[bytes], bool]) -> tuple[int
 
 # What comes before, torch's import, is Python's to interrupt.
 READY = "import sys; from specreg.cli import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
-INTERRUPTED = [*OPTIONS, "--steps", "120", "--spectra-every", "20", "--evaluate-every", "60", "--no-tensorboard"]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("interrupts") / "run"
-    assert train(out, *INTERRUPTED) == (0, "")
-    return out
+INTERRUPTED = [*OPTIONS, "--spectra-every", "20", "--evaluate-every", "60", "--no-tensorboard"]
 
 
 def recorded(out: Path, steps: int) -> Callable[[bytes], bool]:
@@ -207,8 +200,8 @@ def elapsed(seconds: float) -> Callable[[bytes], bool]:
     return due
 
 
-def interrupt(out: Path, due: Callable[[bytes], bool]) -> None:
-    told = [sys.executable, "-c", READY, "train", "--out", str(out), *INTERRUPTED]
+def interrupt(out: Path, steps: int, due: Callable[[bytes], bool]) -> None:
+    told = [sys.executable, "-c", READY, "train", "--out", str(out), *INTERRUPTED, "--steps", str(steps)]
     code, shown = in_terminal(told, due)
     assert code in (130, -signal.SIGINT), shown.decode(errors="replace")
     assert shown.count(HIDES_CURSOR) == shown.count(SHOWS_CURSOR)
@@ -217,27 +210,28 @@ def interrupt(out: Path, due: Callable[[bytes], bool]) -> None:
     assert b"the same command again goes on" in shown
 
 
-def check_resumed(reference: Path, out: Path) -> None:
+def check_resumed(steps: int, *runs: Path) -> None:
     """Go on, by the same command: an early interrupt may have come before the configuration was written."""
-    assert train(out, *INTERRUPTED)[0] == 0
-    assert_same_run(reference, out)
+    uninterrupted = runs[0].with_name("uninterrupted")
+    for out in (uninterrupted, *runs):
+        assert train(out, *INTERRUPTED, "--steps", str(steps))[0] == 0
+        assert_same_run(uninterrupted, out)
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal(uninterrupted, tmp_path):
+def test_ctrl_c_in_a_terminal(tmp_path):
     out = tmp_path / "run"
-    interrupt(out, recorded(out, 10))
-    check_resumed(uninterrupted, out)
+    interrupt(out, 40, recorded(out, 1))
+    check_resumed(40, out)
 
 
 @pytest.mark.soak
-def test_ctrl_c_at_ten_random_moments(uninterrupted, tmp_path, record_property):
+def test_ctrl_c_at_ten_random_moments(tmp_path, record_property):
     moments, out, early = random.Random(1), tmp_path / "run", tmp_path / "early"
     for _ in range(6):
-        interrupt(out, recorded(out, moments.randint(1, 15)))
-    check_resumed(uninterrupted, out)
+        interrupt(out, 120, recorded(out, moments.randint(1, 15)))
     # Before anything is written, too: while the lab is imported and the run is prepared.
     for _ in range(4):
-        interrupt(early, elapsed(moments.uniform(0, 4)))
-    check_resumed(uninterrupted, early)
+        interrupt(early, 120, elapsed(moments.uniform(0, 4)))
+    check_resumed(120, out, early)
     record_property("interrupts", 10)
