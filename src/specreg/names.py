@@ -7,7 +7,7 @@ import numbers
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 Split = Literal["train", "test", "unlabeled"]
@@ -32,7 +32,6 @@ FeatureName = Literal["digits", "mnist", "cifar", "pixels", "inception"]
 LossName = Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-r1", "relativistic-r1r2"]
 Scale = Literal["auto", "keep", "unit", "hold"]
 """What a compensation makes of the stored weight's largest singular value."""
-"""A compensation that a guard switches on."""
 _NUMBER = re.compile("[0-9]+")
 _NETWORK = re.compile(r"^$|disc|gen|crit|adv|^(net_?)?[dg]_?$", re.IGNORECASE)  # stems of numbered networks' names
 LEAST_GENERATED = 20  # samples that coverage is read of
@@ -121,6 +120,17 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Replace what could steer a terminal: control characters, and those that turn the direction of writing."""
     return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values in one mapping, keys joined by dots."""
+    flattened: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flattened |= {f"{key}.{inner}": item for inner, item in flat(value).items()}
+        else:
+            flattened[key] = value
+    return flattened
 
 
 def default_groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -25,8 +25,10 @@ from specreg.experiments.config import (
     Settings,
     differences,
     from_dict,
+    is_longer,
     to_dict,
 )
+from specreg.experiments.methods import MethodOptions, PenaltyOptions, StaticOptions
 from specreg.experiments.run import build_state
 from specreg.experiments.sampling import real_samples
 from specreg.experiments.sources import open_source
@@ -172,6 +174,12 @@ def test_differences_name_the_key_and_both_values():
     other = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=7))
     assert differences(settings, other) == [f"batch_size {settings.training.batch_size} -> 7"]
     assert differences(settings, settings) == []
+    # Several methods have an option of this name.
+    methods = MethodOptions(static=StaticOptions(every=20), orthogonal=PenaltyOptions(weight=1.0))
+    longer = dataclasses.replace(settings, methods=methods, training=TrainingConfig(steps=9999))
+    changed = differences(settings, longer)
+    assert changed == ["steps 3000 -> 9999", "static.every 5 -> 20", "orthogonal.weight 0.0001 -> 1.0"]
+    assert not is_longer(settings, longer)
 
 
 def test_series_leave_out_a_torn_line_and_rewind(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,7 +14,7 @@ from tyro.conf import OmitArgPrefixes
 
 from specreg.experiments.methods import MethodName, MethodOptions, Options, described
 from specreg.monitor.detector import Thresholds
-from specreg.names import LARGEST_INTEGER, FeatureName, Split, integer
+from specreg.names import LARGEST_INTEGER, FeatureName, Split, flat, integer
 from specreg.training.config import TrainingConfig
 
 Features = Literal["auto", FeatureName]
@@ -141,9 +142,12 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def differences(before: T, after: T) -> list[str]:
-    """Return "key old -> new" for every key in which two configurations differ."""
-    old, new = _flat(to_dict(before)), _flat(to_dict(after))
-    return [f"{key} {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key]]
+    """Return "key old -> new" for every key in which two configurations differ, with its owner where others have it."""
+    old, new = flat(to_dict(before)), flat(to_dict(after))
+    ends = Counter(key.rpartition(".")[2] for key in old)
+    parts = {key: key.split(".") for key in old if old[key] != new[key]}
+    names = {key: ".".join(part[-1 if ends[part[-1]] == 1 else -2 :]) for key, part in parts.items()}
+    return [f"{name} {old[key]!r} -> {new[key]!r}" for key, name in names.items()]
 
 
 def is_longer(before: T, after: T) -> bool:
@@ -185,13 +189,6 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
 @functools.cache
 def _types(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value) if isinstance(value, Mapping) else {key: value}
-    return flat
 
 
 # Every integer is at least 1 but these (0 is none or never) and methods' options, which are checked by their owners.

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from specreg.files import check_file, exists, read_json
-from specreg.names import QUESTIONS, STATES, bulk_range
+from specreg.names import QUESTIONS, STATES, bulk_range, flat
 from specreg.records import RunDirectory, no_run
 from specreg.report.methods import look
 
@@ -297,17 +297,6 @@ def differing(values: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the keys that do not have one value everywhere, in their order."""
     keys = dict.fromkeys(key for row in values for key in row)
     return [key for key in keys if any(row.get(key) != values[0].get(key) for row in values)]
-
-
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested values in one mapping, keys joined by dots."""
-    flattened: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flattened |= {f"{key}.{inner}": item for inner, item in flat(value).items()}
-        else:
-            flattened[key] = value
-    return flattened
 
 
 def ratios(values: Sequence[float]) -> list[float]:
