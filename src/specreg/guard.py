@@ -10,7 +10,7 @@ from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Answer, Verdict, gravest
-from specreg.names import Scale, State, check_type, integer
+from specreg.names import Scale, State, check_keys, check_type, integer
 from specreg.regularizers.compensation import static_compensation
 from specreg.regularizers.compensators import Compensator
 
@@ -145,8 +145,7 @@ class Guard:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it does not fit."""
-        if set(state) != {"switched_on", "restored", "compensator"}:
-            raise ValueError(f"not a guard's state: it has the keys {sorted(map(str, state))}")
+        check_keys("a guard's", state, ("switched_on", "restored", "compensator"))
         on, back = (None if state[key] is None else integer(key, state[key]) for key in ("switched_on", "restored"))
         if (on is None) != (state["compensator"] is None):
             raise ValueError("not a guard's state: it is switched on without a compensator, or has an idle one")

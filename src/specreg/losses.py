@@ -97,6 +97,11 @@ def squared_slopes(scores: Tensor, images: Tensor) -> Tensor:
     return slopes
 
 
+def call(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Return what a network makes of inputs, and of their classes if it is conditional."""
+    return network(inputs) if labels is None else network(inputs, labels)
+
+
 def gradient_penalty(
     discriminator: Callable[..., Tensor],
     real: Tensor,
@@ -119,8 +124,7 @@ def gradient_penalty(
     if weights is None:
         weights = torch.rand(len(real), *[1] * (real.ndim - 1))
     between = torch.lerp(real, fake.detach(), weights.to(real)).requires_grad_()
-    scores = discriminator(between, labels) if labels is not None else discriminator(between)
-    (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
+    (gradient,) = torch.autograd.grad(call(discriminator, between, labels).sum(), between, create_graph=True)
     penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
     return penalty
 

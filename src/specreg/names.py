@@ -1,5 +1,6 @@
 """Words and definitions that several packages share, and the checks of a user's values. Standard library only."""
 
+import dataclasses
 import difflib
 import itertools
 import math
@@ -83,6 +84,27 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         near = suggestion(str(value), choices)
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.60}{near}")
+
+
+def check_keys(owner: str, state: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise ValueError unless a saved state has these keys."""
+    if set(state) != set(keys):
+        raise ValueError(f"not {owner} state: it has the keys {sorted(map(str, state))}")
+
+
+def check_constants(constants: Any) -> None:
+    """Check a frozen dataclass: integers become an int; what is no integer by default has to be a part in (0, 1).
+
+    Raises:
+        ValueError: a value is something else; names it. ``warmup`` alone may be 0.
+    """
+    for field in dataclasses.fields(constants):
+        value = getattr(constants, field.name)
+        if isinstance(field.default, int):
+            at_least = 0 if field.name == "warmup" else 1
+            object.__setattr__(constants, field.name, integer(field.name, value, at_least=at_least))
+        elif not isinstance(value, int | float) or not 0 < value < 1:
+            raise ValueError(f"{field.name} must lie in (0, 1), got {value!r:.60}")
 
 
 def check_type(name: str, value: Any, kind: type, remedy: str = "") -> None:

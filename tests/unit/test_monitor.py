@@ -509,7 +509,7 @@ class TestActions:
             pin.load_state_dict(state)
         assert pin.iterations == [7]
         roll_back = RollBack(pin)
-        with pytest.raises(ValueError, match="not a state of a roll-back"):
+        with pytest.raises(ValueError, match="not a roll-back's state"):
             roll_back.load_state_dict({"restored": []})
         with pytest.raises(ValueError, match="must be an integer"):
             roll_back.load_state_dict({"restored": [(1.5, 1)], "inside": True})
@@ -579,6 +579,18 @@ def test_a_state_of_other_layers_is_refused_before_anything_changes():
     assert other.detector.verdict() is None
     other.load_state_dict(specreg.Monitor(network()).state_dict())  # of before its first snapshot: nothing is known
     other.step(1)
+
+
+def test_a_state_of_another_meter_is_refused_before_anything_changes():
+    monitors = []
+    for numbers in (2, 3):
+        samples = torch.randn(300, numbers)
+        monitors.append(specreg.Monitor(network(), samples=lambda samples=samples: (samples, samples), scores=len))
+        monitors[-1].step(numbers)
+    monitor, other = monitors
+    with pytest.raises(ValueError, match="the state is of 3 features; these are 2"):
+        monitor.load_state_dict(other.state_dict())
+    assert (monitor.history.iterations, monitor.detector.verdict().iteration, monitor.sampled) == ([2], 2, 2)
 
 
 def test_a_file_whose_entries_only_look_like_arrays_is_no_history(tmp_path):

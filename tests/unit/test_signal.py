@@ -9,7 +9,7 @@ from torch import nn
 import specreg
 from specreg.monitor.signal import Signal, SignalJudge, signal
 
-TEACHING = Signal(gradient=1.0, separation=2.0, spread=0.5)
+TEACHING = Signal(gradient=1.0, spread=0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,6 @@ def test_a_linear_discriminators_signal_by_hand():
     real, generated = torch.tensor([[1.0], [3.0]]), torch.tensor([[-3.0], [-1.0]])
     reading = signal(lambda x: 5 * x, real, generated)
     assert reading.gradient == pytest.approx(5)
-    assert reading.separation == pytest.approx(20 / 50**0.5)  # means of 10 and -10, variances of 50
     assert reading.spread == pytest.approx((500 / 3) ** 0.5 / 15)
 
 
@@ -46,7 +45,7 @@ def test_scores_of_any_shape_and_lists_of_them(shaped):
     reading, plain = (signal(f, real, generated) for f in (lambda x: shaped(discriminator(x)), discriminator))
     factor = 2 if isinstance(shaped(torch.zeros(2, 1)), (list, tuple)) else 1
     assert reading.gradient == pytest.approx(factor * plain.gradient)
-    assert (reading.separation, reading.spread) == pytest.approx((plain.separation, plain.spread))
+    assert reading.spread == pytest.approx(plain.spread)
 
 
 class Wrapped(nn.DataParallel):
@@ -78,7 +77,7 @@ class Rectified(nn.Module):
 @pytest.mark.parametrize("make", [Constant, Rectified])
 def test_a_discriminator_that_says_the_same_of_everything_is_dead(make):
     reading = signal(make(), *samples())
-    assert (reading.gradient, reading.separation, reading.spread) == (0, 0, 0)
+    assert (reading.gradient, reading.spread) == (0, 0)
     answers = judged(reading, reading, reading)
     assert [answer.state for answer in answers] == ["teaching", "dead", "dead"]
     assert answers[-1].since == 0
@@ -105,15 +104,15 @@ def test_a_gradient_that_dies_is_said_with_its_beginning():
     assert {answer.since for answer in answers[4:]} == {1500}
 
 
-@pytest.mark.parametrize("bad", [Signal(float("nan"), 1.0, 0.5), Signal(1.0, 1.0, float("nan")), Signal(0.0, 1.0, 0.5)])
+@pytest.mark.parametrize("bad", [Signal(float("nan"), 0.5), Signal(1.0, float("nan")), Signal(0.0, 0.5)])
 def test_one_reading_alone_kills_nothing_and_nothing_dies_forever(bad):
     states = [answer.state for answer in judged(TEACHING, bad, TEACHING, bad, bad, TEACHING)]
     assert states == ["teaching"] * 4 + ["dead", "teaching"]
 
 
 def test_a_signal_that_falls_with_the_learning_is_not_dead():
-    assert {answer.state for answer in judged(*[Signal(0.8**k, 2.0, 0.5) for k in range(30)])} == {"teaching"}
-    assert judged(*[Signal(0.5**k, 2.0, 0.5) for k in range(30)])[-1].state == "dead"
+    assert {answer.state for answer in judged(*[Signal(0.8**k, 0.5) for k in range(30)])} == {"teaching"}
+    assert judged(*[Signal(0.5**k, 0.5) for k in range(30)])[-1].state == "dead"
 
 
 @pytest.mark.parametrize("normalization", [specreg.spectral_norm, lambda module: module])
@@ -144,7 +143,7 @@ def test_what_returns_more_than_scores_is_refused():
 
 
 def test_a_resumed_judge_goes_on_exactly():
-    silent = Signal(0.0, 0.0, 0.0)
+    silent = Signal(0.0, 0.0)
     readings = [TEACHING, silent, silent, TEACHING, silent, silent]
     whole = SignalJudge()
     expected = judged(*readings, judge=whole)
@@ -158,7 +157,7 @@ def test_a_resumed_judge_goes_on_exactly():
 
 @pytest.mark.parametrize(
     "spoil",
-    [{"more": 1}, {"state": "well"}, {"largest": None}, {"silent": [1.5]}, {"silent": None}],
+    [{"more": 1}, {"largest": None}, {"silent": [1.5]}, {"silent": None}],
 )
 def test_a_state_that_is_none_is_refused_whole(spoil):
     judge = SignalJudge()
@@ -167,5 +166,3 @@ def test_a_state_that_is_none_is_refused_whole(spoil):
     with pytest.raises(ValueError, match="not a signal judge's state"):
         judge.load_state_dict(before | spoil)
     assert judge.state_dict() == before
-    with pytest.raises(ValueError, match="patience must be an integer of at least 1"):
-        SignalJudge(patience=0)

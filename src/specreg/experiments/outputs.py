@@ -7,7 +7,8 @@ from torch import Tensor
 
 from specreg.data.arrays import Dataset, encode
 from specreg.experiments.config import Settings
-from specreg.monitor.attainment import evaluating
+from specreg.layers.evaluation import evaluating
+from specreg.losses import call
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState
 
@@ -46,7 +47,7 @@ class OutputProbe:
         scores = {name: self._score(state, *batch) for name, batch in self._images.items()}
         z, labels = draw_latent(state.sampler, self._count, random)
         with evaluating(state.sampler), torch.no_grad():
-            fake = [state.sampler(*_given(chunk)) for chunk in _chunks(z, labels)]
+            fake = [call(state.sampler, *chunk) for chunk in _chunks(z, labels)]
         scores["generated"] = self._score(state, torch.cat(fake), labels)
         levels = torch.linspace(0, 1, _QUANTILES, dtype=torch.float64)
         return {
@@ -59,11 +60,9 @@ class OutputProbe:
 
     def _score(self, state: TrainingState, images: Tensor, labels: Tensor | None) -> Tensor:
         device = next(state.discriminator.parameters()).device
-        labels = labels if self._conditional else None
+        labels = labels.to(device) if self._conditional and labels is not None else None
         with evaluating(state.discriminator), torch.no_grad():
-            scores = [
-                state.discriminator(*(part.to(device) for part in _given(chunk))) for chunk in _chunks(images, labels)
-            ]
+            scores = [call(state.discriminator, *chunk) for chunk in _chunks(images.to(device), labels)]
         return torch.cat(scores).double().cpu()
 
 
@@ -71,10 +70,6 @@ def _chunks(images: Tensor, labels: Tensor | None) -> list[tuple[Tensor, Tensor 
     parts = torch.split(images, _BATCH)
     given = [None] * len(parts) if labels is None else torch.split(labels, _BATCH)
     return list(zip(parts, given, strict=True))
-
-
-def _given(inputs: tuple[Tensor, Tensor | None]) -> list[Tensor]:
-    return [part for part in inputs if part is not None]
 
 
 def _above(values: Tensor, reference: Tensor) -> float:

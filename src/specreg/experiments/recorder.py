@@ -18,7 +18,9 @@ from specreg.experiments.sampling import real_samples, sample_images
 from specreg.experiments.sources.source import SampleEvaluator, Source
 from specreg.files import give_name
 from specreg.guard import Guard
-from specreg.monitor.attainment import attainment, evaluating, gradient_norms
+from specreg.layers.evaluation import evaluating
+from specreg.losses import call
+from specreg.monitor.attainment import attainment, gradient_norms
 from specreg.monitor.coverage import Reading
 from specreg.monitor.samples import diversity
 from specreg.monitor.verdict import Verdict
@@ -59,12 +61,12 @@ class Probe:
         generator, discriminator = state.sampler, state.discriminator
         z, _ = draw_latent(generator, _PROBE_SIZE, random)
         labels = None if self._labels is None else self._labels.to(z.device)
-        real, extra = self._real.to(z.device), () if labels is None else (labels,)
+        real = self._real.to(z.device)
         with evaluating(generator), torch.no_grad():
-            fake = generator(z, *extra)
-        attained = attainment(discriminator, real, *extra)
+            fake = call(generator, z, labels)
+        attained = attainment(discriminator, real, *(() if labels is None else (labels,)))
         with evaluating(discriminator):  # in training mode a forward pass would move the power iteration
-            norms = gradient_norms(lambda x: discriminator(x, *extra), real, fake, generator=random)
+            norms = gradient_norms(lambda x: call(discriminator, x, labels), real, fake, generator=random)
         measured: dict[str, Any] = {
             "attainment": {name: round(layer.attained, 5) for name, layer in attained.items()},
             "gradient_norms": {name: _short(value) for name, value in norms.items()},
@@ -156,9 +158,6 @@ class Follower:
             raise NonFiniteError(f"step {self._state.step}: NaN or inf in {bad}; no checkpoint was made of it")
         if self._processes.count > 1:
             self._processes.agree(self._state.step, self._state.digests())
-
-    def _event(self, event: str, message: str) -> None:
-        """Record that something was done; the main process does."""
 
     @property
     def stopped(self) -> bool:

@@ -26,6 +26,7 @@ from specreg.experiments.sources import open_source
 from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, Source
 from specreg.files import prepare_directory
 from specreg.guard import Guard
+from specreg.losses import call
 from specreg.models.normalization import share_batches
 from specreg.monitor.coverage import LEAST_REAL, Coverage
 from specreg.monitor.detector import Detector
@@ -256,7 +257,7 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
         return generated_samples(state.sampler, settings.records).to(device), real
 
     def scores(x: Tensor) -> Any:
-        return state.discriminator(x, classes[: len(x)]) if settings.data.conditional else state.discriminator(x)
+        return call(state.discriminator, x, classes[: len(x)] if settings.data.conditional else None)
 
     coverage = _make_coverage(source, settings, real)
     return Monitor(

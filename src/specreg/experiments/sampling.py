@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from specreg.data.arrays import Dataset, decode, scaled
 from specreg.experiments.config import RecordConfig
-from specreg.monitor.attainment import evaluating
+from specreg.layers.evaluation import evaluating
+from specreg.losses import call
 from specreg.training.loop import draw_latent
 
 SAMPLE_SEED = 4_000_037
@@ -42,7 +43,7 @@ def sample_labelled(
     with evaluating(generator), torch.no_grad():
         for begin in range(0, count, batch):
             z, labels = draw_latent(generator, min(batch, count - begin), random)
-            images.append(decode(generator(z) if labels is None else generator(z, labels)).cpu())
+            images.append(decode(call(generator, z, labels)).cpu())
             if labels is not None:
                 classes.append(labels.cpu())
     return torch.cat(images), torch.cat(classes) if classes else None

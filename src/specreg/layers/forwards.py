@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from specreg.layers.evaluation import evaluating
 from specreg.layers.kinds import CONVOLUTIONS
 from specreg.layers.weights import Weight
 
@@ -56,20 +57,11 @@ class _Recorder(TorchFunctionMode):
 
 
 def _used_by_forward(module: nn.Module, weight: Tensor) -> list[Tensor]:
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    training = {child: child.training for child in module.modules()}
-    module.eval()
     try:
-        with _Recorder() as recorder, torch.random.fork_rng(devices=[]):
+        with evaluating(module), _Recorder() as recorder:
             module.forward(_input(module, weight))
     except Exception:  # it may want more than one input, or refuse ones
         return []
-    finally:
-        for child, mode in training.items():
-            child.training = mode
-        for name, buffer in module.named_buffers():
-            if name in buffers and not torch.equal(buffer, buffers[name]):
-                buffer.copy_(buffers[name])
     return list(recorder.weights)
 
 

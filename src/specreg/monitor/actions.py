@@ -10,7 +10,7 @@ import torch
 
 from specreg.files import replacing
 from specreg.monitor.verdict import Verdict
-from specreg.names import STATES, State, check_type, integer
+from specreg.names import STATES, State, check_keys, check_type, integer
 
 logger = logging.getLogger("specreg")
 
@@ -190,8 +190,7 @@ class RollBack:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        if set(state) != {"restored", "inside"}:
-            raise ValueError(f"not a state of a roll-back: it has the keys {sorted(map(str, state))}")
+        check_keys("a roll-back's", state, ("restored", "inside"))
         restored = [(integer("at", at), integer("to", to)) for at, to in state["restored"]]
         self.restored, self._inside = restored, bool(state["inside"])
 

@@ -5,10 +5,8 @@ Spectral normalization fixes the first alone: when the others fall, the bound is
 on real activations ever less (Liu et al. 2019, section 3).
 """
 
-import contextlib
 import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from specreg.layers.evaluation import evaluating
 from specreg.layers.find import Layer, find
 from specreg.layers.forwards import is_customized
 from specreg.layers.kinds import CONVOLUTIONS, TRANSPOSED
-from specreg.layers.selection import Selection, shown, unwrap
+from specreg.layers.selection import Selection, shown
 from specreg.spectra.gram import singular_values
 from specreg.spectra.operator import convolution_norm
 
@@ -104,8 +103,8 @@ def attainment(
 
         handles += [child.register_forward_hook(measure, with_kwargs=True) for child in modules]
     try:
-        with evaluating(module), torch.no_grad():
-            unwrap(module)(*inputs)  # data parallelism's wrapper would communicate with the other processes
+        with evaluating(module) as network, torch.no_grad():
+            network(*inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -154,52 +153,13 @@ def gradient_norms(
     source = torch.Generator().manual_seed(0) if generator is None else generator
     t = torch.rand(len(real), *[1] * (real.ndim - 1), generator=source, device=source.device).to(real)
     samples = {"real": real, "generated": generated, "interpolated": generated + t * (real - generated)}
-    context: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if isinstance(discriminator, nn.Module):
-        context, discriminator = evaluating(discriminator), unwrap(discriminator)
     norms = {}
-    with context, frozen_random_numbers(), torch.enable_grad():
+    with evaluating(discriminator) as network, torch.enable_grad():
         for name, x in samples.items():
             leaf = x.detach().clone().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(_total(discriminator(leaf)), leaf)
+            (gradient,) = torch.autograd.grad(_total(network(leaf)), leaf)
             norms[name] = gradient.flatten(1).norm(dim=1).mean().item()
     return norms
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every submodule into eval mode, and leave modes, buffers and random numbers as they were."""
-    before = {child: child.training for child in module.modules()}
-    # A layer may count its calls, or move a power iteration of its own, in any mode.
-    buffers = [
-        (child, name, buffer, buffer.clone())
-        for child in module.modules()
-        for name, buffer in child.named_buffers(recurse=False)
-        if not isinstance(buffer, nn.UninitializedBuffer)
-    ]
-    # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
-    compiling = "torch._dynamo" in sys.modules
-    module.eval()
-    try:
-        eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
-        with eager, frozen_random_numbers():
-            yield
-    finally:
-        for child, training in before.items():
-            child.training = training
-        for child, name, buffer, value in buffers:
-            child._buffers[name] = buffer
-            if not torch.equal(buffer, value):  # a pending backward pass refuses what was written to
-                with torch.no_grad():
-                    buffer.copy_(value)
-
-
-@contextlib.contextmanager
-def frozen_random_numbers() -> Iterator[None]:
-    """Put torch's global random numbers back afterwards, those of the CPU and of every CUDA device in use."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
-        yield
 
 
 def _measure(layer: Layer, child: Any, x: Tensor, output: Tensor, operator: bool) -> Attainment | None:

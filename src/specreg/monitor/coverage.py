@@ -33,18 +33,17 @@ of one object share their real samples, and so a part of their errors. Bins hang
 rounding only for samples between two centres.
 """
 
-import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from specreg.monitor.attainment import evaluating
+from specreg.layers.evaluation import evaluating
 from specreg.monitor.features import plain_features
-from specreg.names import LEAST_GENERATED, check_function, integer
+from specreg.names import LEAST_GENERATED, check_function, check_keys, integer
 from specreg.spectra.gram import full_precision
 
 LEAST_REAL = 100  # samples
@@ -228,8 +227,7 @@ class Coverage:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError if it is something else."""
-        if set(state) != set(_STATE):
-            raise ValueError(f"not a coverage's state: it has the keys {sorted(map(str, state))}")
+        check_keys("a coverage's", state, _STATE)
         if state["mean"].shape != self._mean.shape:
             raise ValueError(f"the state is of {len(state['mean'])} features; these are {len(self._mean)}")
         for name in _STATE:
@@ -281,9 +279,9 @@ class Coverage:
     def _describe(self, name: str, samples: Tensor, index: Tensor) -> Iterator[Tensor]:
         """Yield features in double precision on the CPU, a batch at a time."""
         for part in torch.split(index, max(1, min(1024, _BATCH // samples[0].numel()))):
-            network = evaluating(self._features) if isinstance(self._features, nn.Module) else contextlib.nullcontext()
-            with network, torch.no_grad():  # not around the yield: whoever asks for features keeps modes and gradients
-                points = self._features(samples[part.to(samples.device)])
+            # Not around the yield: whoever asks for features keeps modes and gradients.
+            with evaluating(self._features) as features, torch.no_grad():
+                points = features(samples[part.to(samples.device)])
             if not isinstance(points, Tensor) or points.shape[:1] != part.shape or points.is_complex():
                 shown = f"{points.dtype} {tuple(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
                 raise TypeError(f"features must return real numbers (N, d), got {shown} for {len(part)} samples")

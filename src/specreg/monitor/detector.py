@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, num_watched
-from specreg.names import STATES, State, bulk_range, check_type, integer
+from specreg.names import STATES, State, bulk_range, check_constants, check_keys, check_type, integer
 
 __all__ = ["Detector", "Evidence", "Thresholds", "Verdict"]
 
@@ -66,12 +66,7 @@ class Thresholds:
     smoothing: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "window", "patience", "smoothing"):
-            value = integer(name, getattr(self, name), at_least=0 if name == "warmup" else 1)
-            object.__setattr__(self, name, value)  # a number of another library becomes an int
-        for name in ("fast", "together", "far", "collapsed", "regained"):
-            if not isinstance(value := getattr(self, name), int | float) or not 0 < value < 1:
-                raise ValueError(f"{name} must lie in (0, 1), got {value!r:.60}")
+        check_constants(self)
         if self.collapsed < self.fast:
             raise ValueError(f"collapsed must be at least fast ({self.fast}), got {self.collapsed}")
 
@@ -146,8 +141,7 @@ class Detector:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        if set(state) != {"last", "groups", "layers"}:
-            raise ValueError(f"not a detector's state: it has the keys {sorted(map(str, state))}")
+        check_keys("a detector's", state, ("last", "groups", "layers"))
         last = None if state["last"] is None else integer("last", state["last"])
         layers = {name: _LayerTrack.from_state(name, track, self.thresholds) for name, track in state["layers"].items()}
         groups = {name: tuple(members) for name, members in state["groups"].items()}

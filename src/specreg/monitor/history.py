@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specreg.files import check_file, replacing
-from specreg.names import integer
+from specreg.names import check_keys, integer
 from specreg.spectra.statistics import Statistics, statistics
 
 # Largest size of a file's arrays, unpacked: a discriminator of 128 channels has 3 MB, zeros unpack a thousandfold.
@@ -137,8 +137,7 @@ class History:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        if set(state) != {"iterations", "layers"}:
-            raise ValueError(f"not a history's state: it has the keys {sorted(map(str, state))}")
+        check_keys("a history's", state, ("iterations", "layers"))
         iterations = [integer("iteration", iteration) for iteration in state["iterations"]]
         if any(later <= earlier for earlier, later in pairwise(iterations)):
             raise ValueError("not a history's state: its iterations do not grow")

@@ -13,7 +13,7 @@ from typing import Any
 
 from specreg.monitor.coverage import Reading
 from specreg.monitor.verdict import Answer
-from specreg.names import STATES, State, check_choice, check_type, integer
+from specreg.names import STATES, State, check_choice, check_constants, check_keys, check_type, integer
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ class ModeThresholds:
     progress: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "smoothing", "patience"):
-            integer(name, getattr(self, name), at_least=0 if name == "warmup" else 1)
-        for name in ("far", "losing", "lost", "regained", "learnt", "progress"):
-            if not isinstance(value := getattr(self, name), int | float) or not 0 < value < 1:
-                raise ValueError(f"{name} must lie in (0, 1), got {value!r:.60}")
+        check_constants(self)
         if self.lost < self.losing:
             raise ValueError(f"lost must be at least losing ({self.losing}), got {self.lost}")
 
@@ -143,8 +139,7 @@ class ModeJudge:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        if set(state) != set(self.state_dict()):
-            raise ValueError(f"not a mode judge's state: it has the keys {sorted(map(str, state))}")
+        check_keys("a mode judge's", state, self.state_dict())
         try:
             check_choice("state", state["state"], STATES)
             recent = [(integer("iteration", iteration), float(mass)) for iteration, mass in state["recent"]]

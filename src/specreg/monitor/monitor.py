@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from specreg.layers.evaluation import evaluating, frozen_random_numbers
 from specreg.layers.find import find
 from specreg.layers.requirements import warn_of_differences
 from specreg.layers.selection import Selection, matches, plainly_named_modules, shown, unwrap
-from specreg.monitor.attainment import evaluating, frozen_random_numbers
 from specreg.monitor.coverage import Coverage, Reading
 from specreg.monitor.detector import Detector
 from specreg.monitor.history import History
@@ -18,7 +18,7 @@ from specreg.monitor.modes import ModeJudge
 from specreg.monitor.signal import Signal, SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
 from specreg.monitor.verdict import UNASKED, Answer, Verdict, combined
-from specreg.names import State, check_function, check_type, default_groups, integer, suggestion
+from specreg.names import State, check_function, check_keys, check_type, default_groups, integer, suggestion
 from specreg.processes import from_main
 
 logger = logging.getLogger("specreg")
@@ -238,8 +238,7 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        if set(state) != {"detector", "history", "modes", "signal", "coverage", "answers", "sampled", "reading"}:
-            raise ValueError(f"not a monitor's state: it has the keys {sorted(map(str, state))}")
+        check_keys("a monitor's", state, self.state_dict())
         history = History(self.history.limit)
         history.load_state_dict(state["history"])
         if history.layers and history.layers != self.layers:  # none before the first snapshot
@@ -255,12 +254,12 @@ class Monitor:
             reading = None if state["reading"] is None else Reading(**state["reading"])
         except (TypeError, IndexError) as error:
             raise ValueError(f"not a monitor's state ({error})") from error
+        Detector(self.detector.thresholds).load_state_dict(state["detector"])  # the user's own only when all is well
+        if self.coverage is not None and state["coverage"] is not None:
+            self.coverage.load_state_dict(state["coverage"])
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
-        self._modes, self._signal = modes, taught
-        self._saved = state["coverage"]
-        if self.coverage is not None and self._saved is not None:
-            self.coverage.load_state_dict(self._saved)
+        self._modes, self._signal, self._saved = modes, taught, state["coverage"]
         self._answers, self.sampled, self.reading = answers, sampled, reading
         verdict, self._newest = self.detector.verdict(), None
         if verdict is not None and self.sampled is not None:

@@ -5,10 +5,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from specreg.layers.evaluation import frozen_random_numbers
 from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite
 from specreg.layers.selection import Selection
-from specreg.monitor.attainment import frozen_random_numbers
 from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import ratios
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from specreg.layers.find import Layer, Layers
 from specreg.layers.requirements import require_finite, require_writable, warn_of_differences
 from specreg.layers.selection import shown
-from specreg.names import Scale, integer
+from specreg.names import Scale, check_keys, integer
 from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
@@ -184,8 +184,7 @@ class Compensator:
         Raises:
             ValueError: the state belongs to other layers or to another scheme; nothing is changed.
         """
-        if set(state) != {"scheme", "calls", "record", "held"}:
-            raise ValueError(f"not a compensator's state: it has the keys {sorted(map(str, state))}")
+        check_keys("a compensator's", state, ("scheme", "calls", "record", "held"))
         if state["scheme"] != self.scheme.name:
             raise ValueError(f"the state is of the scheme {state['scheme']!r}, this is {self.scheme.name!r}")
         calls = integer("calls", state["calls"], at_least=0)

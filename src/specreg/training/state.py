@@ -23,7 +23,7 @@ from specreg.names import printable
 from specreg.regularizers.compensators import Compensator
 from specreg.training.steps import Run, first_bad, named_tensors
 
-SCHEMA = 6
+SCHEMA = 7
 
 logger = logging.getLogger(__name__)
 

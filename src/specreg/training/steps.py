@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from specreg.losses import Loss, gradient_penalty, squared_slopes
+from specreg.losses import Loss, call, gradient_penalty, squared_slopes
 from specreg.processes import ALONE, Processes
 
 # A micro-batch: images or latent vectors, and labels if conditional.
@@ -69,10 +69,10 @@ def discriminator_step(
         passed: list[tuple[str, Tensor]] = []  # through the networks, in their order
         for (images, labels), (z, fake_labels) in zip(real, latent, strict=True):
             with torch.no_grad():
-                fake = _call(generator, z, fake_labels)
+                fake = call(generator, z, fake_labels)
             inputs, classes = _together((images, labels), (fake, fake_labels))
             inputs.requires_grad_(loss.r1 or loss.r2)
-            scores = _call(discriminator, inputs, classes)
+            scores = call(discriminator, inputs, classes)
             sizes = [len(images), len(fake)]
             objective = loss.discriminator(*torch.split(scores, sizes))
             if loss.gradient_penalty:
@@ -115,13 +115,13 @@ def generator_step(
         total = torch.zeros((), device=latent[0][0].device)
         passed: list[tuple[str, Tensor]] = []
         for index, (z, labels) in enumerate(latent):
-            fake = _call(generator, z, labels)
+            fake = call(generator, z, labels)
             if loss.relativistic:
-                scores = _call(discriminator, *_together(real[index], (fake, labels)))
+                scores = call(discriminator, *_together(real[index], (fake, labels)))
                 objective = loss.generator(*torch.split(scores, [len(scores) - len(fake), len(fake)]))
                 passed.append(("the real images", real[index][0]))
             else:
-                scores = _call(discriminator, fake, labels)
+                scores = call(discriminator, fake, labels)
                 objective = loss.generator(scores)
             torch.autograd.backward(objective / len(latent))
             total += objective.detach() / len(latent)
@@ -156,10 +156,6 @@ def _together(real: Batch, fake: Batch) -> Batch:
     (images, labels), (generated, fake_labels) = real, fake
     classes = None if labels is None or fake_labels is None else torch.cat([labels, fake_labels])
     return torch.cat([images, generated]), classes
-
-
-def _call(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None) -> Tensor:
-    return network(inputs) if labels is None else network(inputs, labels)
 
 
 def _flow(
