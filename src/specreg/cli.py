@@ -196,8 +196,8 @@ def _sweep(arguments: list[str]) -> int:
         """
 
         preset: str = ""
-        """demo, paper (26 settings), imagenet, cifar10-conditional, sttp, digits, digits-grid, keep, mixtures or
-        stacked-mnist."""
+        """demo, paper (26 settings), paper-cpu, imagenet, cifar10-conditional, sttp, digits, digits-grid, keep,
+        mixtures or stacked-mnist."""
         cells: tuple[str, ...] = ()
         """Names or globs of the preset's cells, such as A16-128 or 'C*'; all by default."""
         methods: Annotated[tuple[str, ...], tyro.conf.arg(help=f"The preset's, or any of {', '.join(METHODS)}.")] = ()
@@ -425,8 +425,6 @@ def _sample(arguments: list[str]) -> int:
     integer("side", given.side, at_least=1, at_most=100)
     integer("seed", given.seed, at_least=0, at_most=LAST_SEED)
     _check_output(given.out, (".png",))
-    if given.out.exists():
-        raise ValueError(f"{given.out} exists: choose another name with --out")
     _import("sample")
     from specreg.experiments.run import load_sampler
     from specreg.experiments.sampling import sample_images
@@ -469,11 +467,11 @@ def _inspect(arguments: list[str]) -> int:
         raise ValueError("no checkpoint given: specreg inspect CHECKPOINT [CHECKPOINT ...]")
     _import("inspect")
     from specreg import display
-    from specreg.autopsy.figure import check_plot, save
+    from specreg.autopsy.figure import save
     from specreg.autopsy.spectra import inspect
 
     if given.plot is not None:
-        check_plot(given.plot)
+        _check_output(given.plot, (".png", ".svg"), option="--plot")
     with display.reading() as progress:
         autopsy = inspect(
             given.checkpoints, only=given.only, skip=given.skip, transposed=given.transposed, progress=progress
@@ -595,9 +593,7 @@ def _report(arguments: list[str]) -> int:
     given = _parse(Report(()), "report", arguments)
     if not given.runs:
         raise ValueError("name at least one run directory or comparison folder: specreg report RUN")
-    _check_output(given.out, (".html", ".htm"))
-    if given.out.exists() and not given.overwrite:
-        raise ValueError(f"{given.out} exists: choose another name with --out, or replace it with --overwrite")
+    _check_output(given.out, (".html", ".htm"), overwrite=given.overwrite)
     _import("report")
     from specreg.report.page import write_page
     from specreg.report.runs import open_cells
@@ -695,7 +691,7 @@ def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collect
     from specreg.experiments.methods import METHODS
 
     chosen = {part for argument in arguments for part in re.split("[=,]", argument)} & set(METHODS) or set(methods)
-    chosen = _with_schemes(chosen)
+    chosen = _with_static(chosen)
     boxes = re.split("(?m)^(?=╭)", text)
     names = [(match[1] if (match := re.match("╭─ (\\S+) options", box)) else "", box) for box in boxes]
     hidden = [name for name, _ in names if name in METHODS and name not in chosen]
@@ -706,7 +702,7 @@ def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collect
     return text + (f"More options with {option} NAME --help, of {', '.join(hidden)}.\n" if hidden else "")
 
 
-def _with_schemes(methods: Collection[str]) -> set[str]:
+def _with_static(methods: Collection[str]) -> set[str]:
     """Return the methods whose options count: the guard takes those of static compensation."""
     return {*methods, *(("static",) if "guard" in methods else ())}
 
@@ -718,7 +714,7 @@ def _warn_of_idle(arguments: Sequence[str], methods: Collection[str]) -> None:
     given = {argument.partition("=")[0]: argument.removeprefix("--").partition(".")[0] for argument in arguments
              if argument.startswith("--") and "." in argument.partition("=")[0]}  # fmt: skip
     for option, method in given.items():
-        if method in METHODS and method not in _with_schemes(methods):
+        if method in METHODS and method not in _with_static(methods):
             logging.getLogger(__name__).warning(
                 "%s changes nothing here: it is an option of %s, and trained is %s", option, method, ", ".join(methods)
             )
@@ -791,12 +787,24 @@ def _seeds(given: Sequence[str]) -> list[int]:
         raise ValueError(f"seeds must be integers, got {' '.join(seeds)!r:.60}") from None
 
 
-def _check_output(path: Path, endings: tuple[str, ...]) -> None:
-    """Make sure that a file can be written, before anything is computed for it."""
+def _check_output(
+    path: Path, endings: tuple[str, ...], *, option: str = "--out", overwrite: bool | None = None
+) -> None:
+    """Make sure that a file can be written, before anything is computed for it.
+
+    Args:
+        path: of the file.
+        endings: that it may have.
+        option: that names it.
+        overwrite: whether it may be there already; None where there is no such option.
+    """
     if path.suffix.lower() not in endings or not path.absolute().parent.is_dir():
         raise ValueError(f"{path} has to be a {' or '.join(endings)} file in a folder that exists")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file that could be replaced: choose another name")
+    if path.exists() and not overwrite:
+        replaced = "" if overwrite is None else ", or replace it with --overwrite"
+        raise ValueError(f"{path} exists: choose another name with {option}{replaced}")
     prepare_directory(path.absolute().parent)
 
 

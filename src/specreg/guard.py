@@ -100,6 +100,11 @@ class Guard:
         """What compensates, None until it is switched on."""
         return None if self.switched_on is None else self._compensator
 
+    @property
+    def acted(self) -> int:
+        """How many calls of ``step()`` compensated."""
+        return self._compensator.acted
+
     def __call__(self, verdict: Verdict) -> None:
         """Take a verdict: switch compensation on if it asks for it. The monitor calls this."""
         own = {name: evidence for name, evidence in verdict.evidence.items() if name in self._layers}

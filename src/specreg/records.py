@@ -2,7 +2,7 @@
 
 A run directory holds
 
-- ``config.json``: the full configuration, written once;
+- ``config.json``: the full configuration; written again when the run is to go on to more steps;
 - ``method.json``: how its method is called and drawn, and its place among the methods, written with it;
 - ``environment.json``: versions and machine, written at each start;
 - ``metrics.jsonl``: losses, one line every few steps;
@@ -12,7 +12,7 @@ A run directory holds
 - ``sensitivity.jsonl``: with the metrics, how nearly each layer attains its bound, the discriminator's gradient norms
   and the samples' diversity;
 - ``outputs.jsonl``: with the metrics, what the discriminator says of training, held-out and generated images;
-- ``events.jsonl``: what was done about a verdict;
+- ``events.jsonl``: what was done about a verdict, layers that had to be decomposed, a dead discriminator;
 - ``tensorboard/``: the numbers of all these series once more, and pictures of the spectra;
 - ``checkpoint.pt``: everything needed to go on; ``checkpoint-before.pt``: the one before it, for the case that it is
   damaged;
@@ -81,7 +81,7 @@ class RunDirectory:
         return [path for path in (self.checkpoint, self.checkpoint_before) if path.exists()]
 
     def kept_checkpoint(self, why: str) -> Path:
-        """Return where the "best" or the last "healthy" checkpoint is kept."""
+        """Return where the "best" or the last "healthy" checkpoint is kept, or one that is "damaged"."""
         return self.path / f"checkpoint-{why}.pt"
 
     @property
@@ -126,7 +126,7 @@ class RunDirectory:
     @contextlib.contextmanager
     def _held(self, seconds: float) -> Iterator[str | None]:
         """Hold the lock if it can be had within a time (others may ask for its holder, too), or yield who holds it."""
-        import filelock  # of the lab: monitors write their records without it
+        import filelock  # only who writes a run needs it
 
         if self._lock_file.exists():
             check_file(self._lock_file)

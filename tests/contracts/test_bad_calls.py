@@ -13,8 +13,8 @@ from torch.nn.utils import prune
 
 import specreg
 import spoilt
+from pictures import load_images
 from specreg.autopsy.checkpoints import open_checkpoint
-from specreg.data.images import load_images
 from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages
 from specreg.experiments.config import RunConfig, Settings, from_dict

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pictures import load_images
 from specreg.data.arrays import ImageArrays
-from specreg.data.images import load_images
 from specreg.evaluation.classifier import (
     CIFAR_TEST_CORRECT,
     MNIST_TEST_CORRECT,

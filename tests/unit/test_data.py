@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from pictures import load_images
 from specreg.data.arrays import ImageArrays, dequantize, quantize
 from specreg.data.digits import NUM_HELD_OUT, StackedDigits, load_split
-from specreg.data.images import load_images
 from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages, stack
 from specreg.data.stream import BatchStream

@@ -7,20 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specreg.autopsy.spectra import Autopsy
-from specreg.files import prepare_directory
 from specreg.names import printable
 
 _PANELS = 16
-_FORMATS = (".png", ".svg")
-
-
-def check_plot(path: Path) -> None:
-    """Raise ValueError if a picture could not be written: before anything is computed, nothing is lost."""
-    if path.suffix.lower() not in _FORMATS or not path.absolute().parent.is_dir():
-        raise ValueError(f"--plot {path} has to be a .png or .svg file in a folder that exists")
-    if path.exists():
-        raise ValueError(f"{path} exists: choose another name with --plot")
-    prepare_directory(path.absolute().parent)
 
 
 def draw(autopsy: Autopsy) -> Figure:

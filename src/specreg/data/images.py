@@ -88,26 +88,6 @@ def own_images(path: Path) -> ImageSet:
     )
 
 
-def load_images(path: str | Path, *, image_size: int | None = None, cache: Path | None = None) -> ImageArrays:
-    """Read a folder, zip or npz file of images: all, or those for training where there are parts.
-
-    Args:
-        path: a folder or zip file with images in one folder for each class, at any depth, or an npz file with
-            ``images`` (N, H, W) or (N, H, W, C), uint8, and optionally ``labels`` (N,), integers from 0.
-        image_size: crop every image to its central square and resize it to this side. Without it all images
-            have to be squares of one size already.
-        cache: a folder for decoded image files, see :func:`specreg.data.cache.hold`; None holds them in memory.
-
-    Returns:
-        The images; grey ones (1 channel) if all are grey, RGB otherwise.
-
-    Raises:
-        FileNotFoundError: there is nothing at ``path``.
-        ValueError: it cannot be read as one of the three, is damaged, or holds images of several sizes.
-    """
-    return own_images(Path(path)).open(image_size=image_size, cache=cache)
-
-
 def _test_part_beside(path: Path) -> Path | None:
     """Return what is named like a training part, but for testing; None if there is nothing."""
     # A link's own name, then that of what it leads to.

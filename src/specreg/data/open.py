@@ -38,10 +38,11 @@ def find_images(path: str | Path) -> ImageSet:
 
     Args:
         path: CIFAR-10, CIFAR-100, STL-10 or MNIST as published, as a folder or a tar archive, or a folder with one
-            of them as torchvision lays it out; a folder written by Hugging Face's ``save_to_disk``; any folder, zip
-            or npz file that :func:`specreg.data.images.load_images` reads. These have a part for testing if ``test``
-            or ``val`` in place of ``train`` in the name of a folder in them, or in their own, gives that of another:
-            val/ beside train/, X-test.zip beside X-train.zip.
+            of them as torchvision lays it out; a folder written by Hugging Face's ``save_to_disk``; a folder or
+            zip file with images in one folder for each class, at any depth; or an npz file with ``images`` (N, H, W)
+            or (N, H, W, C), uint8, and optionally ``labels`` (N,), integers from 0. The last three have a part for
+            testing if ``test`` or ``val`` in place of ``train`` in the name of a folder in them, or in their own, gives
+            that of another: val/ beside train/, X-test.zip beside X-train.zip.
 
     Raises:
         FileNotFoundError: nothing is there; says where to get it.
@@ -78,8 +79,7 @@ def _published(files: Files) -> ImageSet | None:
         titles = " and ".join(form.title for form in matching)
         raise ValueError(f"{files.path} holds {titles}: put them into folders of their own and give one")
     form = matching[0]
-    part = functools.partial(functools.partial, form.load, files)  # of a split: a function of image size and cache
-    return ImageSet(files.path, form.splits(files.names), part)
+    return ImageSet(files.path, form.splits(files.names), lambda split: functools.partial(form.load, files, split))
 
 
 def _in_folders(path: Path) -> ImageSet | None:

@@ -25,19 +25,16 @@ class Rule:
         region: of high quality: within 3 standard deviations of the centre ("radial"), or within 3 in each coordinate
             ("box").
         counted: the points whose modes the reverse KL counts, "high-quality" or "all".
-        samples: number of points.
     """
 
     region: Literal["radial", "box"]
     counted: Literal["high-quality", "all"]
-    samples: int
 
 
-# PacGAN (Lin et al. 2018, section 4.1) and self-conditioned GAN (Liu et al. 2020), from the authors' code; the latter
-# has no fixed number of points and gets PacGAN's.
+# PacGAN (Lin et al. 2018, section 4.1) and self-conditioned GAN (Liu et al. 2020), from the authors' code.
 RULES = {
-    "pacgan": Rule("radial", "high-quality", 2500),
-    "self-conditioned": Rule("box", "all", 2500),
+    "pacgan": Rule("radial", "high-quality"),
+    "self-conditioned": Rule("box", "all"),
 }
 
 

@@ -1,7 +1,5 @@
 """Mode coverage of data with known modes."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -37,13 +35,8 @@ def reverse_kl_floor(num_modes: int, count: int) -> float:
     Each mode's count is binomial with ``count`` trials and probability 1/K; the sum is exact, not the usual
     approximation (K - 1) / (2·count), which is 7% off at five images a mode.
     """
-    log_p, log_q = -math.log(num_modes), math.log1p(-1 / num_modes)
-    mean = 0.0
-    for hits in range(1, count + 1):
-        log_weight = (
-            math.lgamma(count + 1) - math.lgamma(hits + 1) - math.lgamma(count - hits + 1)
-            + hits * log_p + (count - hits) * log_q
-        )  # fmt: skip
-        share = hits / count
-        mean += math.exp(log_weight) * share * math.log(share * num_modes)
-    return num_modes * mean
+    hits = torch.arange(1, count + 1, dtype=torch.float64)
+    binomial = torch.distributions.Binomial(count, torch.tensor(1 / num_modes, dtype=torch.float64))
+    weight = binomial.log_prob(hits).exp()  # type: ignore[no-untyped-call]
+    share = hits / count
+    return num_modes * float((weight * share * (share * num_modes).log()).sum())

@@ -1,8 +1,8 @@
 """The methods that a discriminator can be trained with: one record each, from which everything else follows.
 
 A record says how a method is called and drawn, what it puts on the discriminator, and which options it has. The
-configuration, the command line and its help, the training, the guard and, through a run's ``method.json``, the report
-know a method from here alone: to add one, add its record.
+configuration, the command line and its help, the training and, through a run's ``method.json``, the report know a
+method from here alone: to add one, add its record.
 """
 
 import dataclasses
@@ -210,14 +210,13 @@ def _newton(discriminator: "nn.Module", options: NewtonOptions) -> None:
         specreg.spectral_norm(discriminator, only=Embedding)
 
 
-def _late_record(name: str, steps: int, training: TrainingConfig, remedy: str) -> list[str]:
-    """Return a warning if a record that is there after so many discriminator steps comes too late."""
+def _late_record(options: DynamicOptions, training: TrainingConfig) -> list[str]:
     length = training.steps * training.d_steps
-    if steps < length:
+    if options.start < length:
         return []
     return [
-        f"{name}: the record would be there after {steps} discriminator steps, the run has {length}: it equals sn; "
-        f"lower {remedy}"
+        f"dynamic: the record would be there after {options.start} discriminator steps, the run has {length}: it "
+        "equals sn; lower --dynamic.start"
     ]
 
 
@@ -255,7 +254,7 @@ _RECORDS = (
         about="sn with dynamic compensation, which keeps every ratio at the highest it ever had",
         options=DynamicOptions,
         attach=_compensation("dynamic_compensation"),
-        warnings=lambda options, training: _late_record("dynamic", options.start, training, "--dynamic.start"),
+        warnings=_late_record,
     ),
     Method(
         name="guard",

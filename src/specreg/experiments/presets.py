@@ -59,12 +59,10 @@ PRESETS: dict[str, Preset] = {}
 _Make = Callable[[], list[Cell]]
 
 
-def preset(
-    name: str, *, seeds: tuple[int, ...] = (0,)
-) -> Callable[[Callable[[], list[Cell]]], Callable[[], list[Cell]]]:
+def preset(name: str, *, seeds: tuple[int, ...] = (0,)) -> Callable[[_Make], _Make]:
     """Make a function that returns cells known as a preset."""
 
-    def register(make: Callable[[], list[Cell]]) -> Callable[[], list[Cell]]:
+    def register(make: _Make) -> _Make:
         PRESETS[name] = Preset(name, make, seeds, inspect.getdoc(make) or "")
         return make
 

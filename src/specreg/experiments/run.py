@@ -25,7 +25,6 @@ from specreg.experiments.sampling import generated_samples, real_samples, sample
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, Source
 from specreg.files import prepare_directory
-from specreg.guard import Guard
 from specreg.losses import call
 from specreg.models.normalization import share_batches
 from specreg.monitor.coverage import LEAST_REAL, Coverage
@@ -34,7 +33,6 @@ from specreg.monitor.monitor import Monitor
 from specreg.names import QUESTIONS
 from specreg.processes import ALONE, Processes, local_device
 from specreg.records import RunDirectory, no_run
-from specreg.regularizers.compensators import Compensator
 from specreg.training.loop import train
 from specreg.training.precision import compute_in_bf16
 from specreg.training.state import TrainingState, load_newest, seed_everything
@@ -355,16 +353,12 @@ def _finish(
             "steps": state.step,
             **asdict(evaluation),
             **({} if reading is None else reading.numbers),
-            "compensations": 0 if (compensator := _compensator(state)) is None else compensator.acted,
+            "compensations": 0 if state.compensator is None else state.compensator.acted,
             "verdict": verdict.state,
             "answers": {name: getattr(verdict, name).state for name in QUESTIONS},
             "config": to_dict(config),
         },
     )
-
-
-def _compensator(state: TrainingState) -> Compensator | None:
-    return state.compensator.compensator if isinstance(state.compensator, Guard) else state.compensator
 
 
 def _environment(processes: Processes) -> dict[str, Any]:

@@ -39,10 +39,6 @@ class Layer:
         return self.uses[0]
 
     @property
-    def module(self) -> nn.Module:
-        return self.weight.module
-
-    @property
     def kind(self) -> str:
         """The layer's class, without the prefix that torch's parametrization gives it."""
         return self.weight.kind.name

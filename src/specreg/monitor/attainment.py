@@ -59,7 +59,7 @@ def attainment(
         inputs: its arguments, usually one batch of images (and labels).
         operator: also measure against the operator norm of convolutions at the size of their inputs; takes seconds for
             wide layers.
-        only, skip: the layers to take, see :mod:`specreg.layers.find`; convolutions and linear layers by default.
+        only, skip: the layers to take, see :mod:`specreg.layers.find`; all kinds but embeddings by default.
 
     Returns:
         Layer name -> :class:`Attainment`. Layers that had zero inputs are left out; so are, named in a warning, those

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, num_watched
+from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, words_of_watched
 from specreg.names import STATES, State, bulk_range, check_constants, check_keys, check_type, integer
 
 __all__ = ["Detector", "Evidence", "Thresholds", "Verdict"]
@@ -182,7 +182,7 @@ class Detector:
         if not tracks:
             return "not judged: no layer has more than one singular value"
         begin, warmup = min(track.begin for track in tracks), self.thresholds.warmup
-        first, watched = min(track.first for track in tracks), f"({num_watched(len(tracks))})"
+        first, watched = min(track.first for track in tracks), f"({words_of_watched(len(tracks))})"
         if begin < iteration:
             return f"not judged before iteration {begin + warmup}: the warm-up began at {begin} {watched}"
         if first < iteration:

@@ -195,10 +195,10 @@ def message_of_groups(whole: Verdict, groups: Mapping[str, Verdict]) -> str:
 
 def _watched(evidence: Mapping[str, Evidence]) -> str:
     num_early = sum(not layer.judged for layer in evidence.values())
-    return num_watched(len(evidence)) + (f", {num_early} of them not judged yet" if num_early else "")
+    return words_of_watched(len(evidence)) + (f", {num_early} of them not judged yet" if num_early else "")
 
 
-def num_watched(count: int) -> str:
+def words_of_watched(count: int) -> str:
     """Return how many layers are watched, and why not all: one singular value alone makes no ratio."""
     return f"{count} of rank > 1 watched"
 

@@ -13,8 +13,8 @@ What they have in common:
   first compensating call. "auto", the default, is "unit" where the layer is normalized, so that the network does not
   see the scale and the optimizer always meets the same one, and "hold" elsewhere: with "keep" the stored weight of a
   network that is not normalized creeps up (docs/math.md).
-- ``only``, ``skip``: which layers, see :mod:`specreg.layers.find`; by default convolutions (transposed ones too) and
-  linear layers. A layer of which nothing is raised (i = 1) is left as it is.
+- ``only``, ``skip``: which layers, see :mod:`specreg.layers.find`; by default all kinds but
+  embeddings. A layer of which nothing is raised (i = 1) is left as it is.
 """
 
 from torch import nn

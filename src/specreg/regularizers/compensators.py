@@ -83,7 +83,7 @@ class Compensator:
         every, start, strength, scale: as the verbs describe them.
     """
 
-    calls: int
+    calls: int  # for mypy, which meets them first where step() is
     strength: float
 
     def __init__(
@@ -213,7 +213,7 @@ class Compensator:
 
     def _by_products(self) -> tuple[ProductCompensation | None, list[str]]:
         """Return what compensates layers on a GPU by products alone, once they have been compensated, and for which."""
-        if self.scheme.name != "static" or self.strength < 1 or self._num_acting == 0:
+        if self.scheme.count is None or self.strength < 1 or self._num_acting == 0:
             return None, []
         # What was recorded holds for these tensors, as they are normalized now.
         key = [(layer._tensor().data_ptr(), *map(id, layer.weight.normalizers)) for layer in self.layers.values()]
@@ -290,7 +290,7 @@ class Compensator:
         return self.scheme.remember(s, None if memory is None else memory.to(s))
 
     def _checked(self, record: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a record of the layers' ratios or singular values if it fits them."""
+        """Return a record of the layers' ratios if it fits them."""
         if record and set(record) != set(self.layers):
             raise ValueError(
                 f"the state holds records for the layers {', '.join(map(shown, record))}, "
@@ -313,17 +313,17 @@ _COMPENSATORS: "weakref.WeakSet[Compensator]" = weakref.WeakSet()
 
 def _require_free(layers: Layers) -> None:
     """Raise ValueError for the first layer that another compensator holds: each would undo the other's work."""
-    if _held_layer(layers) is None:
+    if _owned_layer(layers) is None:
         return
     gc.collect()  # a guard and its monitor refer to each other: thrown away, they go only now
-    if (name := _held_layer(layers)) is not None:
+    if (name := _owned_layer(layers)) is not None:
         raise ValueError(
             f"layer {shown(name)!r} is held by another compensator or guard: call its remove() first, "
             f"or leave the layer out with skip={name!r}"
         )
 
 
-def _held_layer(layers: Layers) -> str | None:
+def _owned_layer(layers: Layers) -> str | None:
     held = [layer._tensor() for other in _COMPENSATORS for layer in other.layers.values()]
     identities = set(map(id, held))
     return next((name for name, layer in layers.items() if id(layer._tensor()) in identities), None)

@@ -35,7 +35,7 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
     Args:
         module: the discriminator, or any module. Changed in place.
         iterations: T, at least 0. The paper's code has 3 for its residual discriminators and 2 for DCGAN's.
-        only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default all kinds but embeddings.
 
     Returns:
         The layers: a mapping from name to layer that prints as a table.

@@ -34,7 +34,7 @@ def orthogonality_penalty(module: nn.Module, *, only: Selection = None, skip: Se
 
     Args:
         module: the discriminator, or any module.
-        only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default all kinds but embeddings.
 
     Returns:
         A scalar, differentiable by the weights.
@@ -73,7 +73,7 @@ def d_optimal_penalty(module: nn.Module, *, only: Selection = None, skip: Select
 
     Args:
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
-        only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default all kinds but embeddings.
 
     Returns:
         A scalar, differentiable by the weights.
@@ -109,7 +109,7 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
     Args:
         module: the discriminator, or any module.
         exponent: k, at least 1.
-        only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default all kinds but embeddings.
 
     Returns:
         A scalar, differentiable by the weights and biases.

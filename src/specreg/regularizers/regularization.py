@@ -42,7 +42,7 @@ def spectral_regularization(
             i = 1: spectral normalization with an exact :math:`s_1`.
         gradient: "paper" holds the singular vectors constant (the paper's four terms); "exact" is the
             true derivative of the map.
-        only, skip: which layers, see :mod:`specreg.layers.find`; by default convolutions and linear layers.
+        only, skip: which layers, see :mod:`specreg.layers.find`; by default all kinds but embeddings.
 
     Returns:
         The layers: a mapping from name to layer that prints as a table.

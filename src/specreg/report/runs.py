@@ -213,15 +213,11 @@ class Cell:
 
 
 @cache
-def _all_published() -> dict[str, Any]:
-    presets: dict[str, Any] = json.loads(files(__package__).joinpath("published.json").read_text(encoding="utf-8"))
-    return presets
-
-
 def published(preset: str) -> dict[str, Any]:
     """Return what a paper published of a preset: its source and cells; empty where there is none."""
-    preset_scores: dict[str, Any] = _all_published().get(preset, {})
-    return preset_scores
+    presets = json.loads(files(__package__).joinpath("published.json").read_text(encoding="utf-8"))
+    scores: dict[str, Any] = presets.get(preset, {})
+    return scores
 
 
 def open_cells(paths: Iterable[str | Path]) -> list[Cell]:

@@ -34,7 +34,7 @@ class Points(Source):
 
     @classmethod
     def recipe(cls, data: DataConfig) -> Settings:
-        return recipes.MIXTURES[MIXTURES[data.data].name]
+        return recipes.MIXTURES
 
     def held_out(self, settings: Settings) -> None:
         return None

@@ -7,7 +7,7 @@ from specreg.training.config import TrainingConfig
 
 DIGITS = Settings()
 
-_RING = Settings(
+MIXTURES = Settings(
     model=ModelConfig(d_channels=8, g_channels=8, latent=2),
     training=TrainingConfig(
         steps=1500, batch_size=128, generator_batch=1, d_steps=1, d_lr=1e-3, g_lr=3e-3, beta1=0.0, beta2=0.99,
@@ -15,8 +15,6 @@ _RING = Settings(
     ),
     records=RecordConfig(samples=2500),
 )  # fmt: skip
-# By the names of the mixtures.
-MIXTURES = {"ring": _RING, "grid": _RING}
 
 # Liu et al. 2019, with the discriminator and the batch that their tables have in common.
 _LARGE = Settings(
@@ -44,7 +42,6 @@ IMAGES = {
         training=replace(_LARGE.training, steps=10_000, generator_batch=1, d_steps=1, g_lr=1e-3),
     ),
     32: _LARGE,
-    48: _LARGE,
     64: _HIGH,
     128: replace(_HIGH, training=replace(_HIGH.training, d_steps=2, lr_decay="none")),
 }
