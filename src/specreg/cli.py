@@ -534,7 +534,7 @@ def _watch(arguments: list[str]) -> int:
     integer("pool", given.pool, at_least=LEAST_GENERATED)
     integer("warmup", given.warmup, at_least=0)
     if given.json is not None:
-        _check_output(given.json, (".jsonl",))
+        _check_output(given.json, (".jsonl",), overwrite=True)
     _import("watch")
     from specreg.evaluation.features import open_extractor
     from specreg.experiments.watch import Checkpoints, Folder, Notice, Samples, watch
@@ -796,7 +796,7 @@ def _check_output(
         path: of the file.
         endings: that it may have.
         option: that names it.
-        overwrite: whether it may be there already; None where there is no such option.
+        overwrite: whether it may be there already; None where nobody can ask for it.
     """
     if path.suffix.lower() not in endings or not path.absolute().parent.is_dir():
         raise ValueError(f"{path} has to be a {' or '.join(endings)} file in a folder that exists")
