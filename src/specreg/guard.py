@@ -78,6 +78,7 @@ class Guard:
         self.pin = pin
         self.switched_on: int | None = None
         self.restored: int | None = None
+        self._warned = False  # that step() is not called
         self._monitor = monitor
         self._layers = layers = find(monitor.module, only=only, skip=skip, title="guard")
         if unwatched := [name for name in layers if name not in monitor.layers]:
@@ -115,6 +116,10 @@ class Guard:
         if self.pin is not None:
             state, since = (asking[0].state, asking[0].since) if asking else (state, since)
             self.pin(replace(verdict, state=state, since=since, layers=layers))
+        is_forgotten = self.switched_on is not None and self.switched_on < verdict.iteration and not self.acted
+        if is_forgotten and not self._warned:
+            self._warned = True
+            logger.warning("guard: it is on, but its step() is not called: call it after the discriminator's optimizer")
         if self.compensator is not None or not asking:
             return
         began = next((answer.since for answer in asking if answer.since is not None), None)

@@ -163,6 +163,37 @@ def test_a_spoilt_state_changes_nothing(spoilt):
     assert (after["calls"], after["held"]) == (before["calls"], before["held"])
 
 
+@pytest.mark.parametrize("normalize", [specreg.spectral_norm, lambda module: None])
+def test_a_state_of_other_layers_is_refused(normalize):
+    modules = [nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), nn.Sequential(nn.Linear(16, 16), nn.Linear(8, 8))]
+    modules += [nn.Sequential(nn.Linear(8, 8)), nn.ModuleDict({"other": nn.Linear(8, 8)})]
+    compensators = []
+    for module in modules:
+        normalize(module)
+        compensators.append(specreg.static_compensation(module, every=1))
+        compensators[-1].step()
+    before = compensators[0].state_dict()
+    for other in compensators[1:]:
+        with pytest.raises(ValueError, match=r"of the layers .*; these are 0 \[1, 8, 8\], 1 \[1, 8, 8\] \(groups"):
+            compensators[0].load_state_dict(other.state_dict())
+    assert compensators[0].state_dict()["calls"] == before["calls"]
+    assert compensators[0].state_dict()["held"].keys() == before["held"].keys()
+
+
+@pytest.mark.parametrize("normalize", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_compensation_leaves_the_norms_of_v_under_weight_normalization(normalize):
+    torch.manual_seed(0)
+    layer = normalize(nn.Conv1d(4, 8, 5))
+    v = layer.weight_v if hasattr(layer, "weight_v") else layer.parametrizations.weight.original1
+    with torch.no_grad():
+        v *= 10
+    norms = v.detach().flatten(1).norm(dim=1)
+    compensator = specreg.static_compensation(layer, every=1)
+    compensator.step()
+    assert compensator.satisfied()
+    torch.testing.assert_close(v.detach().flatten(1).norm(dim=1), norms)
+
+
 def test_without_a_record_after_its_start_one_is_taken_first():
     layer = nn.Linear(4, 4)
     early = specreg.dynamic_compensation(layer, start=2000, every=1)

@@ -581,11 +581,31 @@ def test_a_state_of_other_layers_is_refused_before_anything_changes():
     other.step(1)
 
 
+def test_a_state_of_layers_of_other_sizes_is_refused():
+    monitor, other = (specreg.Monitor(nn.Sequential(nn.Linear(size, size), nn.Linear(size, 4))) for size in (8, 16))
+    for each in (monitor, other):
+        each.step(1)
+    other.step(100)
+    with pytest.raises(ValueError, match=r"shape \(16,\) of layer '0', which has \(8,\)"):
+        monitor.load_state_dict(other.state_dict())
+    monitor.step(2)
+    assert monitor.history.iterations == [1]
+
+
+def test_what_a_users_own_scores_raise_is_raised():
+    samples = torch.randn(300, 2)
+    monitor = specreg.Monitor(network(), samples=lambda: (samples, samples), scores=lambda x: x[0, 9])
+    with pytest.raises(IndexError):
+        monitor.step(1)
+
+
 def test_a_state_of_another_meter_is_refused_before_anything_changes():
     monitors = []
     for numbers in (2, 3):
         samples = torch.randn(300, numbers)
-        monitors.append(specreg.Monitor(network(), samples=lambda samples=samples: (samples, samples), scores=len))
+        monitors.append(
+            specreg.Monitor(network(), samples=lambda samples=samples: (samples, samples), scores=lambda x: x[:, 0])
+        )
         monitors[-1].step(numbers)
     monitor, other = monitors
     with pytest.raises(ValueError, match="the state is of 3 features; these are 2"):
@@ -770,6 +790,14 @@ class TestGuard:
         with pytest.raises(ValueError, match="layer '1' is held"):
             specreg.dynamic_compensation(module, only="1")
         assert first.step()
+
+    def test_a_step_that_is_not_called_is_said_once(self, caplog):
+        module = network()
+        monitor = specreg.Monitor(module)
+        guard = specreg.Guard(monitor)
+        train(module, monitor, end=3500)
+        assert guard.switched_on
+        assert sum("its step() is not called" in message for message in caplog.messages) == 1
 
     def test_it_lets_go(self):
         module = network()

@@ -54,7 +54,10 @@ def test_a_grid_is_cut_into_its_images(padding, colour, count):
 
 
 def test_a_generator_that_makes_the_colour_of_the_lines_makes_images():
-    assert len(cut_grid(np.zeros((42, 32, 3), np.uint8), (8, 8))) == 12
+    picture = np.zeros((42, 32, 3), np.uint8)
+    assert len(cut_grid(picture, (8, 8))) == 12
+    picture[2:10, 2:10] = 255  # rows that are dark as a whole are no padding
+    assert len(cut_grid(picture, (8, 8))) == 10
 
 
 def test_lines_that_jpeg_has_blurred_are_lines():

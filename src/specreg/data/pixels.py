@@ -77,8 +77,8 @@ def cut_grid(picture: np.ndarray, tile: tuple[int, int]) -> np.ndarray | None:
 
     Returns:
         The images (N, height, width, C), row by row; a single one is no grid, but an image. Between images and around
-        them there may be lines of one colour, two pixels wide as torchvision draws them, or one; places at the end that
-        have this colour are empty, unless all have it. None if the picture is no grid of such images.
+        them there may be lines of one colour, two pixels wide as torchvision draws them, or one; places at the end of
+        the last row that have this colour are empty, unless all have it. None if the picture is no grid of such images.
     """
     height, width = tile
     for padding in _PADDINGS:
@@ -97,7 +97,8 @@ def cut_grid(picture: np.ndarray, tile: tuple[int, int]) -> np.ndarray | None:
         tiles = inner.transpose(0, 2, 1, 3, 4).reshape(rows * columns, height, width, -1)
         if padding:
             filled = [i for i, image in enumerate(tiles) if np.abs(image - lines[0].astype(int)).max() > _TOLERANCE]
-            tiles = tiles[: max(filled, default=len(tiles)) + 1]
+            last = max(filled, default=len(tiles) - 1)
+            tiles = tiles[: max(last, (rows - 1) * columns) + 1]  # a dark generator's rows are no empty ones
         return tiles
     return None
 

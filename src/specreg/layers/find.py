@@ -54,6 +54,11 @@ class Layer:
         return rows, columns
 
     @property
+    def spectrum_shape(self) -> tuple[int, ...]:
+        """The shape of its singular values: (r,), or (groups, r)."""
+        return (self.rank,) if self.groups == 1 else (self.groups, self.rank)
+
+    @property
     def rank(self) -> int:
         """r, the number of singular values of one group's matrix."""
         return min(self.matrix_shape)
@@ -142,12 +147,12 @@ class Layers(Mapping[str, Layer]):
         return f"<{self._title}: {', '.join(map(shown, self)) or 'none'}>"
 
     def __str__(self) -> str:
-        bare = [name for name, layer in self.items() if not layer.is_normalized]
+        together = [name for name, layer in self.items() if layer.groups > 1 and layer.weight.normalizers]
+        bare = [name for name, layer in self.items() if not layer.is_normalized and name not in together]
         mixed = 0 < len(bare) < len(self)
-        rows = [
-            (shown(name), layer.kind, *_describe(layer), "not normalized" if mixed and name in bare else "")
-            for name, layer in self.items()
-        ]
+        notes = dict.fromkeys(bare if mixed else (), "not normalized")
+        notes |= dict.fromkeys(together, "normalized, all groups by one norm")
+        rows = [(shown(name), layer.kind, *_describe(layer), notes.get(name, "")) for name, layer in self.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += self.left_out.lines()

@@ -215,8 +215,10 @@ class Weight:
             return
         g, v = storage
         norms = torch.norm_except_dim(weight.to(v.dtype), 2, self._weight_norm_dim)
-        # A row of norm 0 keeps its direction in v: g alone makes it zero, and 0/0 would make it NaN.
-        v.copy_(torch.where(norms > 0, weight.to(v.dtype), v))
+        # v keeps its norms, which the function does not see and an optimizer's steps do. A row of norm 0 keeps its
+        # direction: g alone makes it zero, and 0/0 would make it NaN.
+        sizes = torch.norm_except_dim(v, 2, self._weight_norm_dim)
+        v.copy_(torch.where(norms > 0, weight.to(v.dtype) * (sizes / norms), v))
         g.copy_(norms)
 
     def _vectors(self, normalizer: _SpectralNorm | LegacySpectralNorm) -> tuple[Tensor, Tensor]:

@@ -120,6 +120,7 @@ class Monitor:
         self.coverage = coverage
         self._samples, self._samples_every = samples, integer("samples_every", samples_every, at_least=1)
         self._scores: Callable[[Tensor], Any] | None = module if scores is None else scores
+        self._is_asked = scores is not None  # what a user's own function raises is the user's to see
         self._modes, self._signal = ModeJudge(), SignalJudge()
         self._answers: tuple[Answer, Answer] = (UNASKED, UNASKED)  # on coverage and signal, the newest
         self.sampled: int | None = None
@@ -219,6 +220,8 @@ class Monitor:
                     with evaluating(self.module):  # scores= may be a function that calls it
                         taught = signal(self._scores, real[:count], generated[:count])
                 except Exception as error:  # of the user's module, called with samples alone
+                    if self._is_asked:
+                        raise
                     self._scores = None
                     logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", error)
         return reading, taught, made
@@ -245,6 +248,12 @@ class Monitor:
             raise ValueError(
                 f"the state is of the layers {', '.join(history.layers)}; these are {', '.join(self.layers)}"
             )
+        for name in history.layers:
+            saved, own = tuple(history.singular_values(name).shape[1:]), self._watched[name].spectrum_shape
+            if saved != own:
+                raise ValueError(
+                    f"the state has singular values of shape {saved} of layer {shown(name)!r}, which has {own}"
+                )
         modes, taught = ModeJudge(self._modes.thresholds), SignalJudge()
         modes.load_state_dict(state["modes"])
         taught.load_state_dict(state["signal"])

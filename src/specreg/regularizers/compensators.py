@@ -83,7 +83,8 @@ class Compensator:
         every, start, strength, scale: as the verbs describe them.
     """
 
-    calls: int  # for mypy, which meets them first where step() is
+    calls: int  # for mypy, which meets them first where they are used
+    _shapes: dict[str, list[int]]
     strength: float
 
     def __init__(
@@ -107,6 +108,7 @@ class Compensator:
             raise ValueError(f"scale must be {' or '.join(map(repr, get_args(Scale)))}, got {scale!r}")
         self.scale: Scale = scale
         self.calls = 0
+        self._shapes = {name: [layer.groups, *layer.matrix_shape] for name, layer in layers.items()}
         self._memory: dict[str, Tensor] = {}  # layer -> the ratios that its scheme remembers
         self._held: dict[str, Tensor] = {}  # layer -> the largest singular value that is held
         self._products: tuple[list[Any], ProductCompensation | None] | None = None
@@ -170,9 +172,10 @@ class Compensator:
         self.layers = Layers((), title=self.scheme.name)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scheme, the number of calls and what is remembered of each layer: plain values, copied tensors."""
+        """Return the scheme, the layers, the number of calls and what is remembered: plain values, copied tensors."""
         return {
             "scheme": self.scheme.name,
+            "layers": dict(self._shapes),
             "calls": self.calls,
             "record": {name: memory.clone() for name, memory in self._memory.items()},
             "held": {name: s1.clone() for name, s1 in self._held.items()},
@@ -184,14 +187,21 @@ class Compensator:
         Raises:
             ValueError: the state belongs to other layers or to another scheme; nothing is changed.
         """
-        check_keys("a compensator's", state, ("scheme", "calls", "record", "held"))
+        check_keys("a compensator's", state, ("scheme", "layers", "calls", "record", "held"))
         if state["scheme"] != self.scheme.name:
             raise ValueError(f"the state is of the scheme {state['scheme']!r}, this is {self.scheme.name!r}")
+        if state["layers"] != self._shapes:
+            saved, own = (", ".join(f"{shown(name)} {shape}" for name, shape in shapes.items())
+                          for shapes in (state["layers"], self._shapes))  # fmt: skip
+            raise ValueError(f"the state is of the layers {saved}; these are {own} (groups, rows, columns)")
         calls = integer("calls", state["calls"], at_least=0)
         memory, held = self._checked(state["record"]), dict(state["held"])
         for name, s1 in held.items():
-            shape = () if name not in self.layers or self.layers[name].groups == 1 else (self.layers[name].groups,)
-            if name not in self.layers or tuple(s1.shape) != shape or not bool(torch.isfinite(s1).all()):
+            if (
+                name not in self.layers
+                or s1.shape != self.layers[name].spectrum_shape[:-1]
+                or not bool(torch.isfinite(s1).all())
+            ):
                 raise ValueError(
                     f"layer {shown(name)!r}: the state's held singular value does not fit this compensator"
                 )
@@ -298,8 +308,7 @@ class Compensator:
             )
         for name, s in record.items():
             layer = self.layers[name]
-            shape = (layer.rank,) if layer.groups == 1 else (layer.groups, layer.rank)
-            if tuple(s.shape) != shape or not bool(torch.isfinite(s).all()):
+            if s.shape != (shape := layer.spectrum_shape) or not bool(torch.isfinite(s).all()):
                 raise ValueError(
                     f"layer {shown(name)!r}: the state's record has shape {tuple(s.shape)} and has to be finite of "
                     f"shape {shape}"
