@@ -148,7 +148,13 @@ def test_auto_does_not_change_what_a_grouped_convolution_under_torchs_norm_compu
 
 @pytest.mark.parametrize(
     "spoilt",
-    [{"calls": None}, {"calls": -1}, {"held": {"nobody": torch.ones(())}}, {"held": {"": torch.tensor(math.nan)}}],
+    [
+        {"calls": None},
+        {"calls": -1},
+        {"layers": ["0"]},
+        {"held": {"nobody": torch.ones(())}},
+        {"held": {"": torch.tensor(math.nan)}},
+    ],
 )
 def test_a_spoilt_state_changes_nothing(spoilt):
     layer = nn.Linear(4, 4)
@@ -156,7 +162,7 @@ def test_a_spoilt_state_changes_nothing(spoilt):
     for _ in range(3):
         compensator.step()
     before = compensator.state_dict()
-    with pytest.raises(ValueError, match=r"calls must be|held singular value"):
+    with pytest.raises(ValueError, match=r"calls must be|held singular value|of the layers \['0'\]; these"):
         compensator.load_state_dict(before | {"record": {"": torch.ones(4)}} | spoilt)
     after = compensator.state_dict()
     assert torch.equal(after["record"][""], before["record"][""])
@@ -174,7 +180,9 @@ def test_a_state_of_other_layers_is_refused(normalize):
         compensators[-1].step()
     before = compensators[0].state_dict()
     for other in compensators[1:]:
-        with pytest.raises(ValueError, match=r"of the layers .*; these are 0 \[1, 8, 8\], 1 \[1, 8, 8\] \(groups"):
+        with pytest.raises(
+            ValueError, match=r"of the layers \{.*; these are \{'0': \[1, 8, 8\], '1': \[1, 8, 8\]\} \(groups"
+        ):
             compensators[0].load_state_dict(other.state_dict())
     assert compensators[0].state_dict()["calls"] == before["calls"]
     assert compensators[0].state_dict()["held"].keys() == before["held"].keys()
@@ -203,3 +211,14 @@ def test_without_a_record_after_its_start_one_is_taken_first():
     late.load_state_dict(early.state_dict() | {"calls": 1500})
     late.step()
     assert set(late.state_dict()["record"]) == {""}
+
+
+def test_a_grouped_layer_under_one_norm_is_not_called_bare():
+    module = nn.Sequential(nn.Conv1d(8, 8, 3, groups=4), nn.Conv1d(8, 8, 3), nn.Conv1d(8, 8, 3))
+    nn.utils.parametrizations.spectral_norm(module[0])
+    nn.utils.parametrizations.spectral_norm(module[1])
+    _, grouped, single, bare, note = str(specreg.static_compensation(module).layers).splitlines()
+    assert grouped.endswith("normalized, all groups by one norm")
+    assert "normalized" not in single
+    assert bare.endswith("  not normalized")
+    assert note.startswith("not normalized: the network feels the scale of these layers")

@@ -5,6 +5,7 @@ import io
 import random
 from itertools import groupby
 
+import numpy as np
 import pytest
 import torch
 
@@ -182,3 +183,9 @@ def test_the_states_of_a_loss_are_alarms_and_the_others_none():
     said = {answer.state for answer in judged([0.05] * 10 + [0.2, 0.25, 0.3] + [0.6] * 5 + [0.05] * 10)}
     assert said & set(ALARMS) == {"losing", "lost"}
     assert said - set(ALARMS) == {"not judged", "healthy", "recovered"}
+
+
+def test_thresholds_of_another_library_become_integers():
+    thresholds = ModeThresholds(warmup=np.int64(0), smoothing=np.int64(2))
+    assert [type(value) for value in (thresholds.warmup, thresholds.smoothing)] == [int, int]
+    assert ModeJudge(thresholds).thresholds is thresholds

@@ -531,9 +531,9 @@ def test_a_state_of_other_layers_is_refused():
     compensator = specreg.dynamic_compensation(nn.Linear(4, 4), start=0)
     compensator.step()
     state = compensator.state_dict()
-    with pytest.raises(ValueError, match=r"of the layers \(the module itself\) \[1, 4, 4\]; these are 0 \[1, 8, 27\]"):
+    with pytest.raises(ValueError, match=r"of the layers \{'': \[1, 4, 4\]\}; these are \{'0': \[1, 8, 27\]"):
         specreg.dynamic_compensation(discriminator()).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"\[1, 4, 4\]; these are \(the module itself\) \[1, 3, 3\]"):
+    with pytest.raises(ValueError, match=r"\[1, 4, 4\]\}; these are \{'': \[1, 3, 3\]\}"):
         specreg.dynamic_compensation(nn.Linear(3, 3)).load_state_dict(state)
     with pytest.raises(ValueError, match="of the scheme 'dynamic', this is 'static'"):
         specreg.static_compensation(nn.Linear(4, 4)).load_state_dict(state)

@@ -191,9 +191,10 @@ class Compensator:
         if state["scheme"] != self.scheme.name:
             raise ValueError(f"the state is of the scheme {state['scheme']!r}, this is {self.scheme.name!r}")
         if state["layers"] != self._shapes:
-            saved, own = (", ".join(f"{shown(name)} {shape}" for name, shape in shapes.items())
-                          for shapes in (state["layers"], self._shapes))  # fmt: skip
-            raise ValueError(f"the state is of the layers {saved}; these are {own} (groups, rows, columns)")
+            raise ValueError(
+                f"the state is of the layers {state['layers']!r:.200}; these are {self._shapes!r:.200} "
+                "(groups, rows, columns)"
+            )
         calls = integer("calls", state["calls"], at_least=0)
         memory, held = self._checked(state["record"]), dict(state["held"])
         for name, s1 in held.items():
