@@ -63,6 +63,7 @@ def test_a_package_hides_no_verb_of_its_name(first):
 
 def test_every_public_name_is_found_and_no_other():
     assert set(specreg.__all__) <= set(dir(specreg))
+    assert not {"sys", "torch"}.intersection(specreg.__all__)
     with pytest.raises(AttributeError, match="module 'specreg' has no attribute 'Monitr'"):
         specreg.Monitr  # noqa: B018
 
