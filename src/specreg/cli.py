@@ -504,6 +504,8 @@ def _watch(arguments: list[str]) -> int:
         """Where the training saves its samples or checkpoints."""
         real: str | None = None
         """Real images: digits, or a path as train --data takes it."""
+        files: tuple[str, ...] = ()
+        """Globs of the names to read: of images saved beside inputs or reconstructions, of files without an ending."""
         image_size: int | None = None
         """Compare images at this side: their central squares are resized to it."""
         tile: str | None = None
@@ -543,7 +545,7 @@ def _watch(arguments: list[str]) -> int:
     if given.real is None:
         if any(getattr(given, name) is not None for name in ("image_size", "tile", "features")):
             raise ValueError("--image-size, --tile and --features are for images: give real ones with --real")
-        folder = Checkpoints(given.folder)
+        folder = Checkpoints(given.folder, files=given.files)
     else:
         extractor = None if given.features is None else open_extractor(given.features)
         folder = Samples(
@@ -553,6 +555,7 @@ def _watch(arguments: list[str]) -> int:
             features=None if extractor is None else lambda images: extractor.describe(images).features,
             pool=given.pool,
             warmup=given.warmup,
+            files=given.files,
         )
 
     told = (

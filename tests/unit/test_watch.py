@@ -180,3 +180,25 @@ def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
     assert states[0] == dict.fromkeys(("netD_epoch_#.pth", "netG_epoch_#.pth"), "not judged")
     assert states[4] == dict.fromkeys(("netD_epoch_#.pth", "netG_epoch_#.pth"), "steady")
     assert states[7] == {"netD_epoch_#.pth": "collapsed", "netG_epoch_#.pth": "steady"}
+
+
+@pytest.mark.parametrize("files", ["reconstructions_*", "train/reconstructions_gs-*"])
+def test_pictures_that_lie_beside_the_samples_are_left_out_where_names_are_given(files, run, real):
+    (run / "train").mkdir()
+    for step, count in ((0, 20), (100, 24)):
+        grid(digits(count), 4).save(run / f"train/inputs_gs-{step:06d}.png")
+        grid(digits(count), 4).save(run / f"train/reconstructions_gs-{step:06d}.png")
+    assert read(samples(run, real), last=True) == [("0", 20), ("0", 20), ("100", 24), ("100", 24)]
+    assert read(samples(run, real, files=[files]), last=True) == [("0", 20), ("100", 24)]
+    with pytest.raises(ValueError, match=r"holds nothing to read, of the names of --files \(fakes\*\): looked for"):
+        read(samples(run, real, files=["fakes*"]), last=True)
+
+
+def test_checkpoints_without_an_ending_are_read_where_they_are_named(run):
+    weights = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
+    for name in ("g_00001000", "do_00001000", "do_00002000", "log"):
+        torch.save(weights, run / name)
+    with pytest.raises(ValueError, match="holds nothing to read: looked for checkpoints"):
+        list(Checkpoints(run).look(last=True))
+    names = [notice.name for notice in Checkpoints(run, files=["do_*"]).look(last=True)]
+    assert names == ["1000  do_#", "2000  do_#"]

@@ -4,6 +4,7 @@ Nothing is written there. A file or folder is read once, when it is complete: wh
 written, and is looked at again until it no longer changes.
 """
 
+import fnmatch
 import logging
 import math
 import os
@@ -70,17 +71,18 @@ class Folder:
 
     Args:
         path: the folder.
+        files: globs of names, or of paths within the folder, of the files to read; () takes those of known endings.
 
     Raises:
-        ValueError: it is none.
+        ValueError: there is no such folder.
     """
 
     endings: frozenset[str]
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, files: Sequence[str] = ()) -> None:
         if not path.is_dir():
             raise ValueError(f"there is no folder {path}: name the one that the training writes its samples into")
-        self.path = path
+        self.path, self._files = path, files
         self._done: set[Path] = set()
         self._stamps: dict[Path, list[list[int]]] = {}  # of what was not complete when it was looked at
         self._judged = False
@@ -111,7 +113,8 @@ class Folder:
                 self._judged = True
                 yield notice
         if last and not self._judged:
-            raise ValueError(refusals[0] if refusals else f"{self.path} holds nothing to read: {self.missing()}")
+            only = f", of the names of --files ({', '.join(self._files)})" * bool(self._files)
+            raise ValueError(refusals[0] if refusals else f"{self.path} holds nothing to read{only}: {self.missing()}")
         if last and (rest := self.rest()):
             refusals.append(rest)
         for refusal in refusals:
@@ -134,7 +137,7 @@ class Folder:
         return ""
 
     def skips(self, name: str) -> bool:
-        """Return whether a file is none to read, by its path within the folder."""
+        """Return whether a file is none to read, by its path within the folder; not asked where names are given."""
         raise NotImplementedError
 
     def key(self, file: Path) -> Path:
@@ -144,11 +147,17 @@ class Folder:
     def _items(self) -> dict[Path, list[Path]]:
         items: dict[Path, list[Path]] = {}
         for folder, _, names in os.walk(self.path):
-            for file in (Path(folder, name) for name in names if Path(name).suffix.lower() in self.endings):
-                name = str(file.relative_to(self.path))
-                if is_visible(name) and not self.skips(name) and file.is_file():
+            for file in (Path(folder, name) for name in names):
+                if self._takes(file.relative_to(self.path)) and file.is_file():
                     items.setdefault(self.key(file), []).append(file)
         return {item: sorted(files) for item, files in items.items()}
+
+    def _takes(self, file: Path) -> bool:
+        name = str(file)
+        if self._files:
+            named = any(fnmatch.fnmatchcase(part, pattern) for part in (name, file.name) for pattern in self._files)
+            return named and is_visible(name)
+        return file.suffix.lower() in self.endings and is_visible(name) and not self.skips(name)
 
     def _times(self, item: Path) -> tuple[int, ...]:
         """Return what :func:`times` reads of an item's name, else of its folder's; nothing of the watched folder's."""
@@ -167,6 +176,7 @@ class Samples(Folder):
         features: see :class:`specreg.Coverage`.
         pool: samples of a reading: smaller grids are read with those that come next.
         warmup: see :class:`specreg.monitor.modes.ModeThresholds`, in what the names count.
+        files: see :class:`Folder`.
     """
 
     endings = SUFFIXES | {".npz"}
@@ -180,8 +190,9 @@ class Samples(Folder):
         features: Callable[[Tensor], Tensor] | None,
         pool: int,
         warmup: int,
+        files: Sequence[str] = (),
     ) -> None:
-        super().__init__(path)
+        super().__init__(path, files=files)
         if data.data in MIXTURES:
             raise ValueError(f"{data.data} has points and no images: give images with --real")
         source = Images.open(data)
@@ -272,8 +283,8 @@ class Checkpoints(Folder):
 
     endings = frozenset(ENDINGS)
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, *, files: Sequence[str] = ()) -> None:
+        super().__init__(path, files=files)
         self._series: dict[str, tuple[list[int], list[Mapping[str, LayerSpectrum]]]] = {}
 
     def skips(self, name: str) -> bool:
