@@ -63,20 +63,24 @@ T = TypeVar("T")
 _HELP = """\
 usage: specreg COMMAND [OPTIONS]
 
-Spectral regularization of GANs: keep the singular values of a discriminator from collapsing, and see it.
+Spectral regularization of GANs: keep the singular values of a discriminator
+from collapsing, and see it.
 
 commands:
-  compare    train spectral normalization (sn), static and dynamic regularization side by side,
-             and end with a table and pictures: specreg compare --out mine --data images.zip
-  sweep      run a preset's settings x methods x seeds, resumable, on this machine or a Ray cluster;
-             start here: specreg sweep --preset demo --out demo
+  compare    train SN (sn), static and dynamic SR side by side, and end with a
+             table and pictures: specreg compare --out mine --data images.zip
+  sweep      run a preset's settings x methods x seeds, resumable, on this
+             machine or a Ray cluster; start here:
+             specreg sweep --preset demo --out demo
   train      train one GAN; the same command again goes on where it stopped
   evaluate   evaluate a trained run anew
   sample     draw images from a trained run into a PNG
-  inspect    show the spectra of any model's checkpoints: specreg inspect model.safetensors
-  watch      watch anybody's training by the images or checkpoints that it saves:
+  inspect    show the spectra of any model's checkpoints:
+             specreg inspect model.safetensors
+  watch      watch anybody's training by the images or checkpoints it saves:
              specreg watch samples --real images.zip --fail-on lost
-  report     write one HTML page about runs: verdicts, spectra, scores, samples, settings
+  report     write one HTML page about runs: verdicts, spectra, scores,
+             samples, settings
 
 specreg COMMAND --help lists a command's options. The library needs no command:
 
@@ -649,12 +653,9 @@ def _import(command: str) -> None:
 
 
 class _Screen(io.StringIO):
-    """What tyro prints help to, and finds out from how it may be framed."""
+    """What tyro prints to: it may frame that, and not colour it, as it asks neither NO_COLOR nor the background."""
 
     encoding = "utf-8"
-
-    def isatty(self) -> bool:
-        return sys.__stdout__ is not None and sys.__stdout__.isatty()
 
 
 def _parse(defaults: T, command: str, arguments: list[str], *, methods: Collection[str] = ()) -> T:

@@ -1,6 +1,9 @@
 """What the command line promises: help, version, and what inspect prints; bad input is in test_bad_input.py."""
 
+import contextlib
 import json
+import os
+import pty
 import re
 import shutil
 import subprocess
@@ -25,6 +28,7 @@ def test_help_names_every_command_and_version_the_version(capsys):
     assert code == 0
     for command in ("compare", "sweep", "train", "evaluate", "sample", "inspect", "watch", "report"):
         assert f"\n  {command} " in out
+    assert max(map(len, out.splitlines())) < 80  # a terminal would break longer ones within a word
     assert run(capsys)[1] == out
     assert run(capsys, "--version")[1] == f"specreg {specreg.__version__}\n"
 
@@ -90,6 +94,22 @@ def test_options_are_read_without_torch(arguments):
     code = f"import sys; from specreg.cli import main; print(main({arguments}), 'torch' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert printed.stdout == "2 False\n"
+
+
+@pytest.mark.parametrize("arguments", [["compare", "--help"], ["compare", "--stepz", "5"]])
+def test_a_terminal_gets_the_same_text_as_a_pipe(arguments):
+    ours, theirs = pty.openpty()
+    call = [sys.executable, "-m", "specreg", *arguments]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
+    with subprocess.Popen(call, stdin=theirs, stdout=theirs, stderr=theirs, env=environment):
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what a terminal says that nobody writes to any more
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    piped = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
+    assert shown.decode().replace("\r\n", "\n") == piped.stdout + piped.stderr
 
 
 def test_python_m_specreg_is_the_same_command():
