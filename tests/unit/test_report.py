@@ -329,6 +329,14 @@ def test_a_damaged_picture_is_named(name, tmp_path, capsys):
     assert f"{name} is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["mine", "."])
+def test_a_run_is_found_from_the_folder_it_is_in(name, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "mine", "sn")
+    monkeypatch.chdir(run if name == "." else tmp_path)
+    assert [cell.label for cell in open_cells([Path(name)])] == ["runs"]
+    assert main(["report", name, "-o", str(tmp_path / "report.html")]) == 0
+
+
 def test_the_command_prints_the_path_and_each_verdict_and_overwrites_only_when_told(tmp_path, capsys):
     run, out = make_run(tmp_path / "run"), tmp_path / "report.html"
     assert main(["report", str(run), "-o", str(out)]) == 0

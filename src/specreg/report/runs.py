@@ -247,8 +247,8 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
     loose.settings = loose.runs[0].settings if loose.runs else {}
     names = [cell.name for cell in cells]
     for cell in cells:
-        folder = cell.planned[0].path.parents[1] if cell.planned else Path(cell.preset)
-        cell.label = f"{cell.name} ({folder.name or folder})" if names.count(cell.name) > 1 else cell.name
+        folder = cell.planned[0].path.absolute().parent.parent.name if cell.planned else cell.preset
+        cell.label = f"{cell.name} ({folder})" if names.count(cell.name) > 1 else cell.name
         for run in cell.runs if len(cells) > 1 else ():
             run.label = f"{cell.label}: {run.label}"
     return sorted(cells, key=lambda cell: (cell.preset, cell.letter))
