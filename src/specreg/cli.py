@@ -1,4 +1,4 @@
-"""The command line: parsing and exit codes. What a command does is in ``specreg.experiments``.
+"""The command line: commands and exit codes. What they take is in ``specreg.options``, what they do below.
 
 Exit codes: 0 done, 1 a run of a comparison or sweep failed, or the machine did (its disk is full), 2 bad input, 3
 training diverged, 4 another process of the job has ended or differs, 5 a watched training has reached a state of
@@ -9,8 +9,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import io
-import itertools
 import json
 import logging
 import os
@@ -18,10 +16,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from specreg import __version__
 from specreg.experiments.interrupts import import_whole
@@ -43,7 +40,6 @@ _LAB = (
     "torchmetrics",
     "tyro",
 )
-_BOX = re.compile("[─│╭╮╰╯]+")
 # What to do about what the operating system says.
 _REMEDIES = {
     errno.EACCES: "check its permissions",
@@ -58,7 +54,6 @@ _REMEDIES = {
 _INTERRUPTED = "specreg: interrupted; the same command again goes on\n"
 # A full disk, a used-up quota, a limit on the size of files.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-T = TypeVar("T")
 
 _HELP = """\
 usage: specreg COMMAND [OPTIONS]
@@ -106,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[0] not in _COMMANDS:
             near = suggestion(arguments[0], _COMMANDS)
             raise ValueError(f"unknown command {arguments[0]!r}{near}: the commands are {', '.join(_COMMANDS)}")
-        import_whole(("tyro", "specreg.experiments.config"))
+        import_whole(("specreg.options",))
         return _COMMANDS[arguments[0]](arguments[1:])
     except KeyboardInterrupt:  # before or after the training, which asks for it where it can be resumed
         sys.stderr.write(_INTERRUPTED if arguments[0] in ("compare", "sweep", "train") else "specreg: interrupted\n")
@@ -135,32 +130,10 @@ def _of_training(error: RuntimeError) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
-    import tyro
+    from specreg.experiments.methods import PAPER_METHODS
+    from specreg.options import Compare, before_recipe, parse
 
-    from specreg.experiments.config import Settings
-    from specreg.experiments.methods import METHODS, PAPER_METHODS
-
-    @dataclass
-    class Compare:
-        """Train methods side by side and compare them; complete runs are not made again, and stay in the results.
-
-        Begin with --data, --methods, --seeds, --steps, --dry-run and --out; the rest has defaults that fit the data.
-
-        Each run is a folder runs/METHOD-seedN in the output folder, beside results.json, table.md and pictures.
-        """
-
-        out: Path = Path("runs/compare")
-        """Output folder."""
-        methods: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Any of {', '.join(METHODS)}.")] = PAPER_METHODS
-        seeds: tuple[str, ...] = ("0",)
-        """Each method is run with each seed."""
-        dry_run: bool = False
-        """Say what the runs cost; nothing is written."""
-        jobs: int | None = None
-        """Runs at the same time, among which the cores are divided: as many as there are cores, 1 with a GPU."""
-        settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
-
-    given = _parse(Compare(), "compare", _before_recipe(arguments), methods=PAPER_METHODS)
+    given = parse(Compare(), before_recipe(arguments), methods=PAPER_METHODS)
     methods, seeds = _methods(given.methods), _seeds(given.seeds)
     for name, values in (("methods", methods), ("seeds", seeds)):
         if not values:
@@ -175,7 +148,7 @@ def _compare(arguments: list[str]) -> int:
 
     saved = saved_settings(given.out, COMPARISON)
     defaults = recipe(given.settings.data) if saved is None else saved
-    given = _parse(Compare(settings=defaults), "compare", arguments, methods=PAPER_METHODS)
+    given = parse(Compare(settings=defaults), arguments, methods=PAPER_METHODS)
     plan = Plan("", [Cell(COMPARISON, given.settings)], {}, methods, seeds)
     if given.dry_run:
         display.sweep_plan(plan, "", {COMPARISON: cost(plan.cells[0])}, progress(given.out, plan))
@@ -184,49 +157,10 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _sweep(arguments: list[str]) -> int:
-    import tyro
-
-    from specreg.experiments.config import Settings
-    from specreg.experiments.methods import METHODS
-
-    @dataclass
-    class Sweep:
-        """Run a preset's settings with several methods and seeds; runs that are complete are not made again.
-
-        Begin with --preset, --cells, --dry-run, --data and --out.
-
-        Each run is a folder CELL/METHOD-seedN in the output folder, made by specreg train, beside results.json,
-        table.md and pictures. Any setting of a run given here replaces the preset's in every cell.
-        """
-
-        preset: str = ""
-        """demo, paper (26 settings), paper-cpu, imagenet, cifar10-conditional, sttp, digits, digits-grid, keep,
-        mixtures or stacked-mnist."""
-        cells: tuple[str, ...] = ()
-        """Names or globs of the preset's cells, such as A16-128 or 'C*'; all by default."""
-        methods: Annotated[tuple[str, ...], tyro.conf.arg(help=f"The preset's, or any of {', '.join(METHODS)}.")] = ()
-        seeds: tuple[str, ...] = ()
-        """Each method is run with each seed; the preset's by default."""
-        out: Path | None = None
-        """Output folder; runs/PRESET by default."""
-        dry_run: bool = False
-        """List cells, methods and what they cost; nothing is written."""
-        jobs: int | None = None
-        """Runs at the same time, among which the cores are divided: as many as there are cores, 1 with a GPU."""
-        minutes: float | None = None
-        """Stop after so many minutes; the same command again goes on."""
-        retry: bool = False
-        """Try runs again that have failed."""
-        ray: str | None = None
-        """Run on a Ray cluster: its address, or --ray alone for the one that is there, or else one of this machine."""
-        cpus: float = 1.0
-        """Ray: cores for each run."""
-        gpus: float = 0.0
-        """Ray: GPUs for each run; 0.5 lets two runs share one."""
-        settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+    from specreg.options import Sweep, parse
 
     arguments = _with_address(arguments)
-    given = _parse(Sweep(), "sweep", arguments)
+    given = parse(Sweep(), arguments)
     jobs, methods, seeds = _jobs(given.jobs), _methods(given.methods), _seeds(given.seeds)
     for name, value in (("minutes", given.minutes), ("cpus", given.cpus)):
         if value is not None and not 0 < value < float("inf"):
@@ -289,29 +223,10 @@ def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], arguments:
 
 
 def _train(arguments: list[str]) -> int:
-    import tyro
-
     from specreg.experiments.config import RunConfig
+    from specreg.options import Train, before_recipe, parse
 
-    @dataclass
-    class Train:
-        """Train one GAN, under static spectral regularization unless --method says otherwise.
-
-        Begin with --data, --method, --steps, --seed and --out; the rest has defaults that fit the data.
-
-        The same command again goes on from the last checkpoint; a complete run stays as it is, or, with more --steps,
-        goes on to these.
-
-        With several processes: torchrun --nproc-per-node N -m specreg train ...
-        """
-
-        out: Path = Path("runs/train")
-        """Run directory."""
-        quiet: bool = False
-        """Show no progress."""
-        config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
-
-    given = _parse(Train(), "train", _before_recipe(arguments), methods=(Train().config.method,))
+    given = parse(Train(), before_recipe(arguments), methods=(Train().config.method,))
     _import("train")
     from specreg import display
     from specreg.experiments.interrupts import interruptible
@@ -326,7 +241,7 @@ def _train(arguments: list[str]) -> int:
         with processes.main_first():  # nobody reads the directory before it is prepared
             saved = saved_config(RunDirectory(given.out))
             default = RunConfig(settings=recipe(given.config.settings.data)) if saved is None else saved
-            given = _parse(Train(config=default), "train", arguments, methods=(given.config.method,))
+            given = parse(Train(config=default), arguments, methods=(given.config.method,))
             run, config = RunDirectory(given.out), given.config
             check_shares(config.settings, processes)
             source = open_checked(config.settings)
@@ -362,32 +277,9 @@ def _train(arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    import tyro
+    from specreg.options import Evaluate, parse
 
-    from specreg.experiments.config import Features
-
-    @dataclass
-    class Evaluate:
-        """Evaluate a run's checkpoint; nothing is written."""
-
-        run: tyro.conf.Positional[Path] = Path("runs/train")
-        """Run directory."""
-        samples: int | None = None
-        """Generated images; the run's own number by default."""
-        reference: int | None = None
-        """Real images; the run's own number by default."""
-        reference_split: Literal["train", "test"] | None = None
-        """Part of the data that the real images are from; the run's own by default."""
-        features: Features | None = None
-        """Features that images are compared in; the run's own by default."""
-        inception_weights: str | None = None
-        """File of torch-fidelity's Inception weights; the run's own by default."""
-        checkpoint: Literal["last", "best", "healthy"] = "last"
-        """The newest, the one of the least Fréchet distance, or the last one without an alarm."""
-        json: bool = False
-        """Print JSON."""
-
-    given = _parse(Evaluate(), "evaluate", arguments)
+    given = parse(Evaluate(), arguments)
     if given.samples is not None:
         integer("samples", given.samples, at_least=10)
     _import("evaluate")
@@ -406,26 +298,10 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _sample(arguments: list[str]) -> int:
-    import tyro
-
     from specreg.experiments.config import LAST_SEED
+    from specreg.options import Sample, parse
 
-    @dataclass
-    class Sample:
-        """Draw samples from a run's checkpoint into a square PNG: a grid of images, or a scatter of points."""
-
-        run: tyro.conf.Positional[Path] = Path("runs/train")
-        """Run directory."""
-        out: Path = Path("samples.png")
-        """The picture to write; an existing file is not overwritten."""
-        side: int = 8
-        """Images in a row, and rows; of points there are always 2,500."""
-        seed: int = 0
-        """Latent vectors."""
-        checkpoint: Literal["last", "best", "healthy"] = "last"
-        """The newest, the one of the least Fréchet distance, or the last one without an alarm."""
-
-    given = _parse(Sample(), "sample", arguments)
+    given = parse(Sample(), arguments)
     integer("side", given.side, at_least=1, at_most=100)
     integer("seed", given.seed, at_least=0, at_most=LAST_SEED)
     _check_output(given.out, (".png",))
@@ -441,32 +317,9 @@ def _sample(arguments: list[str]) -> int:
 
 
 def _inspect(arguments: list[str]) -> int:
-    import tyro
+    from specreg.options import Inspect, parse
 
-    @dataclass
-    class Inspect:
-        """Show the singular values of every weight matrix in checkpoints of any model; its code is not needed.
-
-        Reads safetensors, files of torch.save, their indices, pickled modules and numpy's arrays; nothing in them is
-        executed. Several checkpoints of one model are judged against their own past, in the order that the steps in
-        their names tell. The time grows with the cube of a matrix's smaller side: leave out the largest with --skip if
-        they take too long.
-        """
-
-        checkpoints: tyro.conf.Positional[tuple[Path, ...]] = ()
-        """Files, or folders that hold one checkpoint each."""
-        only: tuple[str, ...] = ()
-        """Layers to take: names or globs; a name stands for everything below it."""
-        skip: tuple[str, ...] = ()
-        """Layers to leave out."""
-        transposed: tuple[str, ...] = ()
-        """Layers that are transposed convolutions, which a checkpoint does not say."""
-        plot: Path | None = None
-        """Draw the spectra into this .png or .svg file; an existing file is not overwritten."""
-        json: bool = False
-        """Print JSON, with all singular values."""
-
-    given = _parse(Inspect(), "inspect", arguments)
+    given = parse(Inspect(), arguments)
     if not given.checkpoints:
         raise ValueError("no checkpoint given: specreg inspect CHECKPOINT [CHECKPOINT ...]")
     _import("inspect")
@@ -490,46 +343,11 @@ def _inspect(arguments: list[str]) -> int:
 
 
 def _watch(arguments: list[str]) -> int:
-    import tyro
-
     from specreg.experiments.config import DataConfig
-    from specreg.names import LEAST_GENERATED, STATES, FeatureName
+    from specreg.names import LEAST_GENERATED, STATES
+    from specreg.options import Watch, parse
 
-    @dataclass
-    class Watch:
-        """Watch a training that is not ours by what it saves: a line for each reading, as it appears.
-
-        With --real the generated images: grids such as StyleGAN's fakes*.png and torchvision's, folders of images, npz
-        files. How much of the data do they miss? Without it the checkpoints: do their spectra collapse? A reading is
-        named by the number in its name. Nothing is written into the folder.
-        """
-
-        folder: tyro.conf.Positional[Path | None] = None
-        """Where the training saves its samples or checkpoints."""
-        real: str | None = None
-        """Real images: digits, or a path as train --data takes it."""
-        files: tuple[str, ...] = ()
-        """Globs of the names to read: of images saved beside inputs or reconstructions, of files without an ending."""
-        image_size: int | None = None
-        """Compare images at this side: their central squares are resized to it."""
-        tile: str | None = None
-        """Size of a generated image, 64 or HEIGHTxWIDTH; by default that of the real ones."""
-        features: FeatureName | None = None
-        """Compare images by these features; by default by their pixels."""
-        pool: int = LEAST_GENERATED
-        """Samples of a reading, at least: what has fewer is read with what comes next."""
-        warmup: int = 1
-        """Iterations, as the names count them, in which a reading is judged only if its samples are near the data."""
-        every: float = 10.0
-        """Seconds from one look to the next."""
-        once: bool = False
-        """Read what is there, and end."""
-        fail_on: tuple[str, ...] = ()
-        """States that end it with exit code 5: losing, lost, collapsing, collapsed, ..."""
-        json: Path | None = None
-        """Append each reading to this .jsonl file, too, unless it is there already."""
-
-    given = _parse(Watch(), "watch", arguments)
+    given = parse(Watch(), arguments)
     if given.folder is None:
         raise ValueError("no folder given: specreg watch FOLDER --real DATA")
     fail_on = _split(given.fail_on)
@@ -581,23 +399,9 @@ def _watch(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    import tyro
+    from specreg.options import Report, parse
 
-    @dataclass
-    class Report:
-        """Write one self-contained HTML page about runs: verdicts, results, spectra, scores, samples and settings.
-
-        Of several settings of a preset it has the paper's table and figures.
-        """
-
-        runs: tyro.conf.Positional[tuple[Path, ...]]
-        """Run directories, folders of comparisons or sweeps, or one setting's folder of a sweep."""
-        out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("report.html")
-        """The page to write."""
-        overwrite: bool = False
-        """Replace a page that exists."""
-
-    given = _parse(Report(()), "report", arguments)
+    given = parse(Report(()), arguments)
     if not given.runs:
         raise ValueError("name at least one run directory or comparison folder: specreg report RUN")
     _check_output(given.out, (".html", ".htm"), overwrite=given.overwrite)
@@ -652,73 +456,15 @@ def _import(command: str) -> None:
         )
 
 
-class _Screen(io.StringIO):
-    """What tyro prints to: it may frame that, and not colour it, as it asks neither NO_COLOR nor the background."""
-
-    encoding = "utf-8"
-
-
-def _parse(defaults: T, command: str, arguments: list[str], *, methods: Collection[str] = ()) -> T:
-    """Parse with tyro; what is wrong becomes one line (ValueError), help goes through.
-
-    Help leaves the options of methods out that are neither named in the arguments nor among ``methods``.
-    """
-    import tyro
-
-    shown, complaint = _Screen(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaint):
-            return tyro.cli(type(defaults), default=defaults, prog=f"specreg {command}", args=arguments)
-    except SystemExit as end:
-        if not end.code:
-            sys.stdout.write(_fitting(shown.getvalue(), command, arguments, methods))
-            raise
-        lines = [_BOX.sub("", line).strip() for line in complaint.getvalue().splitlines()]
-        # tyro frames its message: a title, the message, hints below a rule.
-        message = " ".join(itertools.takewhile(bool, lines[1:]))
-        options = [match[0] for line in lines if (match := re.match(r"--[\w.-]+", line))]
-        near = f" (did you mean {options[0]}?)" if options and message.startswith("Unrecognized") else ""
-        raise ValueError(f"{message}{near}; see specreg {command} --help") from None
-
-
-def _before_recipe(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments without the wish for help where the data are named: its defaults are their recipe's."""
-    return [argument for argument in arguments if not (_names_data(arguments) and argument in ("-h", "--help"))]
-
-
-def _names_data(arguments: Sequence[str]) -> bool:
-    return any(argument.partition("=")[0] in ("--data", "--out") for argument in arguments)
-
-
-def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collection[str]) -> str:
-    """Return help without the boxes of methods that are not chosen, and with lines on how to see them and defaults."""
-    from specreg.experiments.methods import METHODS
-
-    chosen = {part for argument in arguments for part in re.split("[=,]", argument)} & set(METHODS) or set(methods)
-    chosen = _with_static(chosen)
-    boxes = re.split("(?m)^(?=╭)", text)
-    names = [(match[1] if (match := re.match("╭─ (\\S+) options", box)) else "", box) for box in boxes]
-    hidden = [name for name, _ in names if name in METHODS and name not in chosen]
-    text = "".join(box for name, box in names if name not in hidden)
-    option = "--method" if command == "train" else "--methods"
-    if methods and not _names_data(arguments):
-        text += "Defaults are those of digits: --data DATA --help shows those of yours.\n"
-    return text + (f"More options with {option} NAME --help, of {', '.join(hidden)}.\n" if hidden else "")
-
-
-def _with_static(methods: Collection[str]) -> set[str]:
-    """Return the methods whose options count: the guard takes those of static compensation."""
-    return {*methods, *(("static",) if "guard" in methods else ())}
-
-
 def _warn_of_idle(arguments: Sequence[str], methods: Collection[str]) -> None:
     """Log which options are of methods that are not run."""
     from specreg.experiments.methods import METHODS
+    from specreg.options import with_static
 
     given = {argument.partition("=")[0]: argument.removeprefix("--").partition(".")[0] for argument in arguments
              if argument.startswith("--") and "." in argument.partition("=")[0]}  # fmt: skip
     for option, method in given.items():
-        if method in METHODS and method not in _with_static(methods):
+        if method in METHODS and method not in with_static(methods):
             logging.getLogger(__name__).warning(
                 "%s changes nothing here: it is an option of %s, and trained is %s", option, method, ", ".join(methods)
             )
