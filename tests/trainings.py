@@ -20,6 +20,7 @@ import torch
 
 from specreg.cli import main
 from specreg.experiments import jobs
+from specreg.experiments.config import ModelConfig, RecordConfig, Settings
 from specreg.records import RunDirectory
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -28,6 +29,8 @@ FORKS.set_forkserver_preload(
     ["specreg.display", "specreg.experiments.run", "torch._dynamo", "torch.utils.tensorboard"]
 )
 
+# Narrow networks, and as few real samples as coverage is judged by.
+SMALL = Settings(model=ModelConfig(d_channels=4, g_channels=4, latent=8), records=RecordConfig(reference=500))
 OPTIONS = [
     "--steps", "24", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "2",
     "--log-every", "1", "--spectra-every", "2", "--evaluate-every", "6", "--checkpoint-every", "4",

@@ -1,10 +1,10 @@
 """Networks, losses, configuration, records, checkpoints: small pieces of the lab."""
 
 import copy
-import dataclasses
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +43,7 @@ from specreg.training.loop import TrainingConfig, decay_factor, train
 from specreg.training.precision import compute_in_bf16
 from specreg.training.state import SCHEMA, load_checkpoint, load_newest, save_checkpoint, update_ema
 from specreg.training.steps import NonFiniteError, discriminator_step
+from trainings import SMALL
 
 
 @pytest.mark.parametrize("resolution", STAGES)
@@ -171,12 +172,12 @@ def test_bad_values_are_named(part, key, value):
 
 def test_differences_name_the_key_and_both_values():
     settings = Settings()
-    other = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=7))
+    other = replace(settings, training=replace(settings.training, batch_size=7))
     assert differences(settings, other) == [f"batch_size {settings.training.batch_size} -> 7"]
     assert differences(settings, settings) == []
     # Several methods have an option of this name.
     methods = MethodOptions(static=StaticOptions(every=20), orthogonal=PenaltyOptions(weight=1.0))
-    longer = dataclasses.replace(settings, methods=methods, training=TrainingConfig(steps=9999))
+    longer = replace(settings, methods=methods, training=TrainingConfig(steps=9999))
     changed = differences(settings, longer)
     assert changed == ["steps 3000 -> 9999", "static.every 5 -> 20", "orthogonal.weight 0.0001 -> 1.0"]
     assert not is_longer(settings, longer)
@@ -299,7 +300,7 @@ def test_bf16_computes_the_forward_pass_alone_and_returns_float32():
 )
 def test_divergence_is_named_with_its_step_before_the_update(damage, message):
     training = TrainingConfig(steps=3, batch_size=4)
-    config = RunConfig("static", 0, Settings(model=ModelConfig(4, 4, 8), training=training))
+    config = RunConfig("static", 0, replace(SMALL, training=training))
     state = build_state(config, Images(StackedDigits()))
     weights = {name: p.detach().clone() for name, p in state.generator.named_parameters()}
     if damage == "loss":
@@ -340,7 +341,7 @@ def test_compiling_the_networks_renames_nothing(monkeypatch):
     source = Images(StackedDigits())
     states = []
     for compile_ in (False, True):
-        config = RunConfig(settings=Settings(compile=compile_))
+        config = RunConfig(settings=replace(SMALL, compile=compile_))
         states.append(build_state(config, source).state_dict())
     assert compiled == ["Generator", "Discriminator"]
     for network in ("generator", "discriminator"):
@@ -360,7 +361,7 @@ def test_coverage_of_stacked_digits_is_measured_in_the_classifiers_features():
     assert coverage.measure(scaled(draw(2)[0][:1000])).missing < 0.02
 
 
-FEW = dataclasses.replace(meters.reading(0.9), examples=torch.arange(7))
+FEW = replace(meters.reading(0.9), examples=torch.arange(7))
 RECORDS = Settings().records
 
 

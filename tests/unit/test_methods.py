@@ -1,8 +1,8 @@
 """One record a method: configuration, command line, training and report follow from it."""
 
-import dataclasses
 import inspect
 import json
+from dataclasses import fields, replace
 
 import pytest
 
@@ -10,7 +10,7 @@ import specreg
 from runs import make_run
 from specreg.cli import main
 from specreg.data.digits import StackedDigits
-from specreg.experiments.config import ModelConfig, RunConfig, Settings, from_dict, to_dict
+from specreg.experiments.config import RunConfig, from_dict, to_dict
 from specreg.experiments.methods import _EVIDENCE, METHODS, GuardOptions, MethodOptions, StaticOptions
 from specreg.experiments.run import build_state, prepare_run
 from specreg.experiments.sources.images import Images
@@ -19,8 +19,8 @@ from specreg.records import RunDirectory
 from specreg.report.figures import styles
 from specreg.report.runs import Run, open_cells
 from specreg.training.loop import TrainingConfig, train
+from trainings import SMALL
 
-SMALL = ModelConfig(d_channels=4, g_channels=4, latent=8)
 VERBS = {
     "static": specreg.static_compensation,
     "dynamic": specreg.dynamic_compensation,
@@ -42,7 +42,7 @@ def test_the_labs_defaults_are_the_librarys(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_one_step(name):
     training = TrainingConfig(steps=1, batch_size=4)
-    state = build_state(RunConfig(name, 0, Settings(model=SMALL, training=training)), Images(StackedDigits()))
+    state = build_state(RunConfig(name, 0, replace(SMALL, training=training)), Images(StackedDigits()))
     before = [parameter.detach().clone() for parameter in state.discriminator.parameters()]
     assert train(state, training)
     moved = [not old.equal(new) for old, new in zip(before, state.discriminator.parameters(), strict=True)]
@@ -62,7 +62,7 @@ def test_every_option_is_one_of_the_command_line_and_of_the_configuration(capsys
         with pytest.raises(SystemExit):
             main(["train", "--method", method.name, "--help"])
         shown = capsys.readouterr().out
-        for option in dataclasses.fields(method.options):
+        for option in fields(method.options):
             assert f"--{method.name}.{option.name.replace('_', '-')}" in shown
             assert option.name in configured[method.key]
 
@@ -86,14 +86,14 @@ def test_static_compensations_options_reach_the_guard_but_its_cadence(monkeypatc
     monkeypatch.setattr("specreg.library.Guard", guard)
     static = StaticOptions(keep=3, every=3, strength=0.5, scale="unit")
     options = MethodOptions(static=static, guard=GuardOptions(every=7, evidence="coverage"))
-    build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), Images(StackedDigits()))
+    build_state(RunConfig("guard", 0, replace(SMALL, methods=options)), Images(StackedDigits()))
     states = ("losing", "never learnt", "lost")
     assert given == {"states": states, "pin": None, "keep": 3, "every": 7, "strength": 0.5, "scale": "unit"}
 
 
 def test_the_guard_goes_back_if_told_to():
     options = MethodOptions(guard=GuardOptions(roll_back=True))
-    state = build_state(RunConfig("guard", 0, Settings(model=SMALL, methods=options)), Images(StackedDigits()))
+    state = build_state(RunConfig("guard", 0, replace(SMALL, methods=options)), Images(StackedDigits()))
     assert state.compensator.pin is state.pin is not None
 
 

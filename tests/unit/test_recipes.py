@@ -40,7 +40,8 @@ def test_networks_of_every_recipe_train(data):
     # As the recipe but for what takes long: one discriminator step of small batches and narrow networks.
     model = replace(settings.model, d_channels=2, g_channels=2)
     training = replace(settings.training, steps=2, batch_size=4, d_steps=1)
-    state = build_state(RunConfig("static", 0, replace(settings, model=model, training=training)), source)
+    settings = replace(settings, model=model, training=training, records=replace(settings.records, reference=500))
+    state = build_state(RunConfig("static", 0, settings), source)
     assert train(state, training)
     assert state.first_bad() is None
 

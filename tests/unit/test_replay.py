@@ -3,6 +3,7 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import specreg
 from specreg.data.digits import StackedDigits
-from specreg.experiments.config import ModelConfig, RunConfig, Settings
+from specreg.experiments.config import RunConfig
 from specreg.experiments.run import build_state
 from specreg.experiments.sources.images import Images
 from specreg.regularizers import compensators, products
@@ -18,12 +19,12 @@ from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.training import loop, replay
 from specreg.training.config import TrainingConfig
 from specreg.training.loop import train
+from trainings import SMALL
 
 
 def state(method="sn", **options):
     training = TrainingConfig(steps=3, batch_size=4, **options)
-    settings = Settings(model=ModelConfig(d_channels=4, g_channels=4, latent=8), training=training)
-    return build_state(RunConfig(method, settings=settings), Images(StackedDigits())), training
+    return build_state(RunConfig(method, settings=replace(SMALL, training=training)), Images(StackedDigits())), training
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Relativistic losses, R1 and R2 in the two steps, and the methods of the lab beside spectral regularization."""
 
-import dataclasses
 import json
 import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,15 +11,14 @@ from torch import nn
 import specreg
 from specreg.cli import _warn_of_idle, main
 from specreg.data.digits import StackedDigits
-from specreg.experiments.config import DataConfig, ModelConfig, RunConfig, Settings, from_dict
+from specreg.experiments.config import DataConfig, RunConfig, Settings, from_dict
 from specreg.experiments.methods import DynamicOptions, MethodOptions, PenaltyOptions
 from specreg.experiments.run import build_state, warn_about
 from specreg.experiments.sources.images import Images
 from specreg.losses import LOSSES, squared_slopes
 from specreg.training.loop import TrainingConfig, train
 from specreg.training.steps import discriminator_step, generator_step
-
-SMALL = ModelConfig(d_channels=4, g_channels=4, latent=8)
+from trainings import SMALL
 
 
 class Quadratic(nn.Module):
@@ -108,7 +107,7 @@ def test_the_generators_step_is_judged_beside_real_images():
 @pytest.mark.parametrize(("loss", "per_step"), [("non-saturating-r1", 2 * 3), ("relativistic-r1r2", 2 * 3 + 2 * 2)])
 def test_real_images_are_drawn_for_the_generator_only_where_it_needs_them(loss, per_step, conditional):
     training = TrainingConfig(steps=2, batch_size=4, d_steps=3, accumulate=2, generator_batch=2, loss=loss)
-    settings = Settings(model=SMALL, training=training, data=DataConfig(conditional=conditional))
+    settings = replace(SMALL, training=training, data=DataConfig(conditional=conditional))
     source = Images(StackedDigits())
     state = build_state(RunConfig("none", 0, settings), source)
     draw, drawn = state.stream.next, []
@@ -122,7 +121,7 @@ def test_methods_attach_what_they_say():
     source = Images(StackedDigits())
     networks = {}
     for method in ("sn", "orthogonal", "d-optimal", "oni", "none"):
-        settings = Settings(model=SMALL, data=DataConfig(conditional=method == "oni"))
+        settings = replace(SMALL, data=DataConfig(conditional=method == "oni"))
         state = build_state(RunConfig(method, 0, settings), source)
         assert state.compensator is None
         networks[method] = state
@@ -146,20 +145,20 @@ def test_methods_attach_what_they_say():
 
 
 def test_the_penaltys_weight_can_be_chosen():
-    settings = Settings(model=SMALL, methods=MethodOptions(orthogonal=PenaltyOptions(weight=3.0)))
+    settings = replace(SMALL, methods=MethodOptions(orthogonal=PenaltyOptions(weight=3.0)))
     state = build_state(RunConfig("orthogonal", 0, settings), Images(StackedDigits()))
     expected = 3 * specreg.orthogonality_penalty(state.discriminator).item()
     assert state.penalty().item() == pytest.approx(expected)
 
 
 def test_configurations_of_older_runs_load_and_bad_values_are_named():
-    values = dataclasses.asdict(RunConfig())
+    values = asdict(RunConfig())
     del values["settings"]["training"]["gamma"]
     del values["settings"]["methods"]["oni"]
     del values["settings"]["methods"]["orthogonal"]["weight"]
     assert from_dict(RunConfig, json.loads(json.dumps(values))) == RunConfig()
     for method, key, value in (("", "gamma", -1.0), ("d_optimal", "weight", float("inf")), ("oni", "iterations", -1)):
-        values = dataclasses.asdict(RunConfig())
+        values = asdict(RunConfig())
         part = values["settings"]["methods"][method] if method else values["settings"]["training"]
         part[key] = value
         with pytest.raises(ValueError, match=rf"{key} must be .*got {value!r}"):
