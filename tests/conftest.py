@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 import trainings
 
@@ -16,6 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 def _deterministic() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unrendered(monkeypatch) -> None:
+    """Make the pictures of figures empty: a page without them takes a third of its time."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: Image.new("RGB", (4, 4)).save(file, "png"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -148,6 +148,7 @@ def test_every_state_of_a_verdict_has_a_tone_and_a_style():
     assert {tone(state) for state in ("not judged", "not watched")} == {"unwatched"}
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_what_is_missing_has_a_column_a_curve_and_a_picture(tmp_path):
     paths = [
         make_run(tmp_path / str(seed), seed=seed, reading={"missing": share, "lost": 0.4, "far": 0.2, "floor": floor})
@@ -234,6 +235,7 @@ def test_half_a_surrogate_pair_can_be_written(tmp_path):
     assert "x?y" in page_of(tmp_path, make_run(tmp_path / "run", name="x\ud800y")).text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_results_are_grouped_by_method_and_by_setting(tmp_path):
     paths = [
         make_run(tmp_path / f"{keep}-{seed}", "static", seed, keep=keep) for keep in (0.5, 0.25) for seed in (0, 1)
@@ -329,6 +331,7 @@ def test_a_damaged_picture_is_named(name, tmp_path, capsys):
     assert f"{name} is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("name", ["mine", "."])
 def test_a_run_is_found_from_the_folder_it_is_in(name, tmp_path, monkeypatch):
     run = make_run(tmp_path / "mine", "sn")

@@ -151,6 +151,7 @@ def test_a_comparison_is_a_sweep_of_one_cell(tmp_path):
     assert missing([cell]) == [["runs/sn-seed1", "not begun"]]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_of_many_runs_the_page_shows_the_first_of_each_method(tmp_path, capsys):
     for seed in range(30):
         make_run(tmp_path / "runs" / str(seed), "sn", seed)
