@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,6 +132,12 @@ def state(change: Callable[[dict[str, object]], object]) -> Spoil:
 def empty_folder(folder: Path) -> str:
     (folder / "empty").mkdir()
     return str(folder / "empty")
+
+
+def noise(folder: Path) -> str:
+    """Few real images: those of a data set take a second to be compared with."""
+    np.savez(folder / "noise.npz", images=np.random.default_rng(0).integers(256, size=(200, 8, 8), dtype=np.uint8))
+    return str(folder / "noise.npz")
 
 
 def made(*spoils: Spoil, name: str = "made", **how: object) -> Builder:
@@ -367,18 +374,18 @@ WATCH = {
     "no folder named": ([], "no folder given"),
     "no checkpoints": ([folder_of("run"), "--once"], "holds nothing to read: looked for checkpoints"),
     "a checkpoint of text": ([folder_of("run", a__pt=b"text"), "--once"], "a.pt"),
-    "no images": ([folder_of("run"), "--real", "digits", "--once"], "holds nothing to read: looked for images of 8x8"),
+    "no images": ([folder_of("run"), "--real", noise, "--once"], "holds nothing to read: looked for images of 8x8"),
     "missing data": ([folder_of("run"), "--real", "nowhere.zip"], "no data at nowhere.zip"),
     "points": ([folder_of("run"), "--real", "ring"], "ring has points and no images"),
     "too few real images": ([folder_of("run"), "--real", images(a__png=png(8))], "coverage needs at least 100 real samples"),
     "features of another size": ([folder_of("run"), "--real", "digits", "--features", "mnist"], "features are for 28x28 images"),
     "unknown features": ([folder_of("run"), "--real", "digits", "--features", "vgg"], "--features"),
-    "no grid": ([folder_of("run", fakes0__png=png(43)), "--real", "digits", "--once"],
+    "no grid": ([folder_of("run", fakes0__png=png(43)), "--real", noise, "--once"],
                 "is 43x43, no grid of 8x8 images: give their size with --tile"),
-    "half a grid": ([folder_of("run", fakes0__png=torn(png(64))), "--real", "digits", "--once"], "fakes0.png is not a readable"),
-    "a grid that is a bomb": ([folder_of("run", fakes0__png=spoilt.bomb_png()), "--real", "digits", "--once"], "is not a readable"),
-    "a grid of few": ([folder_of("run", fakes0__png=png(24)), "--real", "digits", "--once"], "9 images, and a reading takes 20"),
-    "arrays of something else": ([folder_of("run", a__npz=zipped({"mu.npy": b""})), "--real", "digits", "--once"],
+    "half a grid": ([folder_of("run", fakes0__png=torn(png(64))), "--real", noise, "--once"], "fakes0.png is not a readable"),
+    "a grid that is a bomb": ([folder_of("run", fakes0__png=spoilt.bomb_png()), "--real", noise, "--once"], "is not a readable"),
+    "a grid of few": ([folder_of("run", fakes0__png=png(24)), "--real", noise, "--once"], "9 images, and a reading takes 20"),
+    "arrays of something else": ([folder_of("run", a__npz=zipped({"mu.npy": b""})), "--real", noise, "--once"],
                                  "no array 'images', it has mu"),
     "a tile of words": ([folder_of("run"), "--real", "digits", "--tile", "8 by 8"], "tile must be a side or HEIGHTxWIDTH"),
     "no tile": ([folder_of("run"), "--real", "digits", "--tile", "0"], "tile must be a side or HEIGHTxWIDTH"),
