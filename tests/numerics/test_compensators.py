@@ -68,6 +68,23 @@ def test_the_record_is_the_highest_ratio_of_all_acting_calls(strength, scale):
     assert strength < 1 or compensator.satisfied()
 
 
+@pytest.mark.parametrize(("dtype", "rank"), [(torch.float64, 256), (torch.float32, 16), (torch.bfloat16, 16)])
+def test_what_was_just_compensated_satisfies_in_every_precision(dtype, rank):
+    """The rows fall over six powers of ten; in double precision 40 eps are seen."""
+    layer = nn.Linear(6 * rank, rank, bias=False, dtype=dtype)
+    with torch.no_grad():
+        falling = torch.logspace(0, -6, rank, dtype=torch.float64)[:, None]
+        layer.weight.copy_(torch.randn(rank, 6 * rank, dtype=torch.float64) * falling)
+    compensator = specreg.static_compensation(nn.Sequential(layer), every=1, keep=rank)
+    assert compensator.step()
+    assert compensator.satisfied()
+    s = torch.linalg.svdvals(layer.weight.detach().double())
+    assert float((s / s[0]).min()) > 1 - 20 * torch.finfo(dtype).eps - (1e-5 if dtype != torch.float64 else 1e-13)
+    with torch.no_grad():
+        layer.weight[0] *= 1.01 if dtype != torch.bfloat16 else 2
+    assert not compensator.satisfied()
+
+
 def test_a_scale_that_is_held_is_asked_for_too():
     module = network()
     compensator = specreg.static_compensation(module, every=1, scale="hold")
