@@ -867,6 +867,12 @@ def test_an_argument_of_another_type_is_named_with_what_to_write(call, words):
         call(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)))
 
 
+@pytest.mark.parametrize("option", [{"scores": lambda x: x[:, 0]}, {"coverage": specreg.Coverage(pair()[0])}])
+def test_what_is_asked_of_samples_alone_is_refused_without_them(option):
+    with pytest.raises(ValueError, match=rf"^{next(iter(option))} without samples is never asked: give samples=, too$"):
+        specreg.Monitor(network(), **option)
+
+
 class TestSamples:
     """Three questions, and what is said of the whole."""
 

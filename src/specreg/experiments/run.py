@@ -265,7 +265,7 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
         samples=None if coverage is None else samples,
         coverage=coverage,
         samples_every=every if every <= _COVERAGE_EVERY else math.gcd(every, _COVERAGE_EVERY),
-        scores=scores,
+        scores=None if coverage is None else scores,
     )
 
 

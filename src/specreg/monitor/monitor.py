@@ -74,7 +74,8 @@ class Monitor:
         actions: a list.
 
     Raises:
-        ValueError: a bad option, no layer matched, or a layer is not in exactly one group.
+        ValueError: a bad option, ``coverage`` or ``scores`` without samples, no layer matched, or a layer is not in
+            exactly one group.
 
     Example:
         >>> discriminator = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
@@ -109,6 +110,9 @@ class Monitor:
             check_function("scores", scores, "it maps samples to the discriminator's scores")
         if coverage is not None:
             check_function("coverage.measure", getattr(coverage, "measure", coverage), "specreg.Coverage(real)")
+        for name, value in (("scores", scores), ("coverage", coverage)):
+            if value is not None and samples is None:
+                raise ValueError(f"{name} without samples is never asked: give samples=, too")
         check_type("actions", actions, Iterable, "a list of functions, if of one alone")
         self.detector = detector
         self.actions = list(actions)
