@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import math
 import random
 import re
@@ -19,7 +20,7 @@ from specreg.cli import main
 from specreg.names import ALARMS
 from specreg.records import RunDirectory
 from specreg.report.figures import plot_curves, plot_named
-from specreg.report.illustrations import Panel
+from specreg.report.illustrations import Panel, samples, scores
 from specreg.report.page import write_page
 from specreg.report.panels import picture
 from specreg.report.runs import Run, bulk, grouped, open_cells, ratios
@@ -170,6 +171,17 @@ def test_what_is_missing_has_a_column_a_curve_and_a_picture(tmp_path):
     first = page.text[page.text.index("SN, seed 0") : page.text.index("SN, seed 1")]
     told = re.findall(r"(Spectra|Coverage|Signal)\s+(\w+)(?:\s+since iteration (\d+))?", first)
     assert told == [("Spectra", "collapsed", "500"), ("Coverage", "lost", "300"), ("Signal", "teaching", "")]
+
+
+def test_panels_name_the_scores_of_the_last_weights_and_data_by_their_file(tmp_path):
+    run = make_run(tmp_path / "run", reading={"last_fd": 9.0, "last_thing": 1.0})
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["data"]["data"] = "/home/someone/pictures.zip"
+    (run / "config.json").write_text(json.dumps(config))
+    cells = open_cells([run])
+    titles = [panel.title for part in scores(cells).parts for panel in part.panels]
+    assert {"FD ↓", "FD ↓, last weights", "last_thing"} <= set(titles)
+    assert samples(cells).parts[0].panels[0].title == "Real, pictures.zip"
 
 
 def test_a_mean_says_how_many_runs_had_a_value():
