@@ -303,10 +303,8 @@ class Compensator:
     def _checked(self, record: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a record of the layers' ratios if it fits them."""
         if record and set(record) != set(self.layers):
-            raise ValueError(
-                f"the state holds records for the layers {', '.join(map(shown, record))}, "
-                f"this compensator has {', '.join(map(shown, self.layers))}"
-            )
+            given, own = (", ".join(map(shown, names)) for names in (record, self.layers))
+            raise ValueError(f"the state holds records for the layers {given}, this compensator has {own}")
         for name, s in record.items():
             layer = self.layers[name]
             if s.shape != (shape := layer.spectrum_shape) or not bool(torch.isfinite(s).all()):
@@ -342,10 +340,9 @@ def _owned_layer(layers: Layers) -> str | None:
 def satisfied_tolerance(dtype: torch.dtype) -> float:
     """Return how far a ratio of stored singular values may be from its target.
 
-    A stored singular value is exact to about half an eps of s1 (rounding each entry of the weight to its dtype perturbs
-    the matrix by at most that in the spectral norm for random signs); 16 leaves room for g·v/|v|. Weights below double
-    precision are compensated to an accuracy of ``PROMISED``. In double precision nothing is more precise than the
-    decompositions of compensating and checking themselves: up to 44 eps were seen of weights of up to 512x512.
+    A stored singular value is exact to about half an eps of s1: rounding the entries of a weight perturbs it by at most
+    that in the spectral norm for random signs; 16 leaves room for g·v/|v|, and below double precision compensation is
+    as exact as ``PROMISED``. In double precision the decompositions themselves err, by 44 eps at 512x512.
     """
     eps = torch.finfo(dtype).eps
     return 128 * eps if dtype in (torch.float64, torch.complex128) else 16 * eps + PROMISED
