@@ -242,8 +242,8 @@ def bombs() -> dict[str, bytes]:
             b"](" + TENSOR + b"q\x000" + b"".join(b"}" + text("a" * 900) + b"h\x00s" for _ in range(2000)) + b"e"
         ),
         "names of a thousand parts": nested(1200),
-        "names of the reader": named("specreg.autopsy.pickles", "Object") + b"(NNtRq\x000" + b"".join(
-            named("specreg.autopsy.pickles", name) + b")R}" + text("maker") + b"h\x00sb0"
+        "names of the reader": named("specreg.pickles", "Object") + b"(NNtRq\x000" + b"".join(
+            named("specreg.pickles", name) + b")R}" + text("maker") + b"h\x00sb0"
             for name in ("Global", "Budget.take", "_Machine.dispatch", "pickle.loads", "Object.__class__")
         ) + b"N",
         "buffers out of band": b"\x97\x98",

@@ -20,7 +20,7 @@ import torch
 import hostile
 import spoilt
 from runs import ESCAPES, hostile_sweep, hostile_weights, make_run
-from specreg.autopsy import pickles
+from specreg import pickles
 from specreg.autopsy.spectra import inspect
 from specreg.cli import main
 from specreg.data.open import find_images
@@ -283,7 +283,7 @@ def test_the_same_pickles_run_something_where_they_are_trusted(name, tmp_path, m
 
 @pytest.mark.parametrize("name", BOMBS_IN_PICKLES)
 def test_a_pickle_takes_no_more_than_it_has(name, inspected, monkeypatch):
-    monkeypatch.setattr("specreg.autopsy.pickles._FLOOR", 4 << 20)
+    monkeypatch.setattr("specreg.pickles._FLOOR", 4 << 20)
     answer = inspected(hostile.archive(BOMBS_IN_PICKLES[name]))
     assert answer == ["a"] or "m.pkl is damaged or incomplete (" in answer
 

@@ -326,18 +326,22 @@ BAD = {
     "python mislabelled": (cifar10_python, batch(labels=[3, 11], data=ROWS), "data_batch_4 gives image 1 the label 11"),
     "python with names for labels": (cifar10_python, batch(labels=["a", "b"], data=ROWS), "are no integers"),
     "python wrongly sized": (cifar10_python, batch(labels=[3], data=ROWS), r"shape \(2, 3072\) for 1 labels"),
-    "python without data": (cifar10_python, batch(labels=[3]), "data_batch_4 has no 'data', it has labels"),
+    "python without data": (cifar10_python, batch(labels=[3]), "data_batch_4 has no ndarray 'data', it has labels"),
     "python of CIFAR-100": (
-        cifar10_python, batch(fine_labels=[1, 2], data=ROWS), "has no 'labels', it has data, fine_labels",
+        cifar10_python, batch(fine_labels=[1, 2], data=ROWS), "has no list 'labels', it has data, fine_labels",
     ),
     "python, shape of another size": (
         cifar10_python,
         replaced("data_batch_4", python2({"labels": [1, 2], "data": ROWS}).replace(b"M\x02\x00", b"M\x03\x00")),
         "data_batch_4 is no part of",
     ),
+    "python objects": (
+        cifar10_python, replaced("data_batch_4", python3({"data": np.array([{}])})), "of type O8, not of uint8",
+    ),
+    "python list": (cifar10_python, replaced("data_batch_4", pickle.dumps([1])), "data_batch_4 .*holds no dictionary"),
     "python floats": (
         cifar10_python,
-        replaced("data_batch_4", python3({"labels": [1, 2], "data": ROWS.astype("f4")})), "of type 'f4', not of uint8",
+        replaced("data_batch_4", python3({"labels": [1, 2], "data": ROWS.astype("f4")})), "of type f4, not of uint8",
     ),
     "MNIST truncated": (mnist, truncated("train-images-idx3-ubyte"), "has 7740 bytes .* instead of 10 x 28 x 28"),
     "MNIST compressed and truncated": (
@@ -384,50 +388,54 @@ class Opens:
 
 def nested(depth: int) -> bytes:
     """A list that holds the last one twice, and so on: 2**depth items to whoever shows them."""
-    return b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(depth)) + b"."
+    return b"\x80\x02]q\x00" + b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(depth)) + b"."
 
 
+# In the place of a batch's array: what is not called, imported or compared is no array.
 HOSTILE = {
-    "a global": (b"\x80\x02cos\nsystem\nU\x04true\x85R.", r"names 'os\.system', which is not an array"),
-    "a named global": (pickle.dumps(subprocess.run, protocol=4), r"names 'subprocess\.run'"),
-    "a list for a name": (b"\x80\x04]]\x93.", r"damaged \(UnpicklingError\)"),
-    "numpy's loader": (b"\x80\x02cnumpy\nload\nU\x01a\x85R.", r"names 'numpy\.load'"),
-    "a call of a string": (b"\x80\x02U\x02osU\x01a\x85R.", r"damaged \(TypeError\)"),
-    "a call of a type": (b"\x80\x02cnumpy\nndarray\nK\x04\x85\x85R.", "calls what is not an array's constructor"),
-    "an array of another type": (
-        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\nK\x00\x85U\x01b\x87R.", "calls what is not",
+    "a global": (b"cos\nsystem\nU\x04true\x85R", "has no ndarray 'data'"),
+    "a named global": (pickle.dumps(subprocess.run, protocol=4)[2:-1], "has no ndarray 'data'"),
+    "numpy's loader": (b"cnumpy\nload\nU\x01a\x85R", "has no ndarray 'data'"),
+    "a call of a string": (b"U\x02osU\x01a\x85R", "has no ndarray 'data'"),
+    "a call of a type": (b"cnumpy\nndarray\nK\x04\x85\x85R", "has no ndarray 'data'"),
+    "an array without values": (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R", "of type unknown",
     ),
-    "objects": (pickle.dumps(np.array([{}], dtype=object), protocol=4), "of type 'O8', not of uint8"),
-    "a new object": (b"\x80\x02cnumpy\nndarray\n)\x81.", "asks for NEWOBJ"),
-    "an instance": (b"(ios\nsystem\n.", "asks for INST"),
-    "an extension": (b"\x80\x02\x82\x01.", "asks for EXT1"),
-    "an object elsewhere": (b"\x80\x02U\x01aQ.", "asks for BINPERSID"),
-    "a state for a list": (b"\x80\x02]}b.", "damaged|holds a list"),
-    "a state for a constructor": (b"\x80\x02cnumpy\ndtype\nN}U\x0c__defaults__)s\x86b.", "sets the state of what"),
+    "a new object": (b"cnumpy\nndarray\n)\x81", "has no ndarray 'data'"),
+    "an instance": (b"(ios\nsystem\n", "has no ndarray 'data'"),
+    "an extension": (b"\x82\x01", "has no ndarray 'data'"),
+    "an object elsewhere": (b"U\x01aQ", "has no ndarray 'data'"),
+    "a state for a list": (b"]}b", "has no ndarray 'data'"),
+    "a state for a constructor": (b"cnumpy\ndtype\nN}U\x0c__defaults__)s\x86b", "has no ndarray 'data'"),
     "a list for a type": (
-        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x85R(K\x01K\x01\x85]\x89U\x01atb.",
-        "is not uint8",
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x85R(K\x01K\x01\x85]\x89U\x01atb", "of type unknown",
     ),
-    "an encoder of another kind": (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aU\x03rot\x86R.", "encodes what is"),
-    "an empty stack": (b"\x80\x02u.", "damaged"),
-    "nothing to return": (b"\x80\x02.", "damaged"),
-    "a memo that is not there": (b"\x80\x02h\x07.", "damaged"),
-    "a length beyond the end": (b"\x80\x02T\xff\xff\xff\x7fabc.", "is no part of"),
-    "nesting": (nested(60), "more operations than a batch needs"),
-    "deep nesting": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "holds a list, not a dictionary"),
-    "a million lists": (b"\x80\x02" + b"]" * 1_000_001 + b".", "more operations than a batch needs"),
-    "a key of repeated tuples": (b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * 60 + b"Ns.", "more operations than a batch"),
-    "a key of deep tuples": (b"\x80\x02}K\x01" + b"\x85" * 100_000 + b"Ns.", "more operations than a batch needs"),
-    "a tuple for a name": (b"\x80\x02}K\x01\x85Ns.", "has a tuple for a name"),
-    "a place of its own for a value": (b"\x80\x02}r\xff\xff\xff\x7f.", "keeps a value as number 2147483647"),
-    "itself": (b"\x80\x02}q\x00U\x01ah\x00sU\x06labelsh\x00s.", "has no 'data'"),
+    "a shape beyond its bytes": (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x85R"
+        b"(K\x01M\x00\x0c\x85cnumpy\ndtype\nU\x02u1\x85R\x89U\x01atb",
+        "whose shape is not that of its bytes",
+    ),
+    "an encoder of another kind": (b"c_codecs\nencode\nX\x01\x00\x00\x00aU\x03rot\x86R", "has no ndarray 'data'"),
+    "nesting": (nested(60)[2:-1], "has no ndarray 'data'"),
+    "deep nesting": (b"]" * 100_000 + b"a" * 99_999, "has no ndarray 'data'"),
+    "a million lists": (b"]" * 1_000_001, "more memory than twice its size"),
+    "a key of repeated tuples": (b"}K\x01" + b"q\x00h\x00\x86" * 60 + b"Ns", "has no ndarray 'data'"),
+    "a key of deep tuples": (b"}K\x01" + b"\x85" * 100_000 + b"Ns", "has no ndarray 'data'"),
+    "a tuple for a name": (b"NsK\x01\x85N", "has no ndarray 'data'"),
+    "a place of its own for a value": (b"Nr\xff\xff\xff\x7f", "has no ndarray 'data'"),
+    "itself": (b"h\xff", "has no ndarray 'data'"),
+    "a list for a name of a class": (b"]]\x93", "STACK_GLOBAL requires str"),
+    "an empty stack": (b"u", "IndexError in its pickle"),
+    "a memo that is not there": (b"h\x07", "Memo value not found"),
+    "a length beyond the end": (b"T\xff\xff\xff\x7fabc", "ends too early"),
+    "a negative length": (b"T\xff\xff\xff\xffabc", "ends too early"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "message"), HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_batch_is_refused(tmp_path, content, message):
+@pytest.mark.parametrize(("value", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_batch_is_refused(tmp_path, value, message):
     path, _ = cifar10_python(tmp_path / "set")
-    (path / "data_batch_2").write_bytes(content)
+    (path / "data_batch_2").write_bytes(b"\x80\x02}q\xffU\x06labels](K\x01K\x02esU\x04data" + value + b"s.")
     with pytest.raises(ValueError, match=message) as caught:
         find_images(path).open()
     assert "data_batch_2" in str(caught.value)

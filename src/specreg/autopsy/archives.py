@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from specreg.autopsy.pickles import Bytes
+from specreg.pickles import Bytes
 
 _HEADER = 30  # bytes before an entry's name
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.autopsy.pickles import Bytes, Global, Object
+from specreg.pickles import Array, Bytes, Global, Object, numpy_array
 
 # What keeps a tensor from being read as a weight, and what whoever has the model can do about it.
 OBSTACLES = {
@@ -37,7 +37,7 @@ _STORAGES = {
     "QInt8Storage": torch.qint8, "QUInt8Storage": torch.quint8, "QInt32Storage": torch.qint32,
     "QUInt4x2Storage": torch.quint4x2, "QUInt2x4Storage": torch.quint2x4,
 }  # fmt: skip
-# The functions of torch and numpy that make tensors and arrays, by what their arguments are.
+# The functions of torch that make tensors, by what their arguments are.
 _OBSTRUCTED = {
     "_rebuild_sparse_tensor": "sparse", "_rebuild_qtensor": "quantized", "_rebuild_nested_tensor": "nested",
     "_rebuild_meta_tensor_no_storage": "without values, on the device meta",
@@ -49,11 +49,8 @@ _WRAPPERS = (  # the tensor is their first argument
     "_rebuild_device_tensor_from_cpu_tensor", "_rebuild_xla_tensor",
 )  # fmt: skip
 _TYPED = ("_rebuild_from_type", "_rebuild_from_type_v2")
-_ARRAYS = ("_reconstruct", "_frombuffer")
-_NAMES = {*_OBSTRUCTED, *_STRIDED, *_WRAPPERS, *_TYPED, *_ARRAYS}
-_MODULES = {"torch._utils", "torch._tensor", "torch.nn.parameter"} | {
-    f"numpy.{core}.{module}" for core in ("core", "_core") for module in ("multiarray", "numeric")
-}
+_NAMES = {*_OBSTRUCTED, *_STRIDED, *_WRAPPERS, *_TYPED}
+_MODULES = ("torch._utils", "torch._tensor", "torch.nn.parameter")
 _ARRAY_TYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
 _FLOATING = {torch.float64, torch.float32, torch.float16, torch.bfloat16} | {
     _DTYPES[f"float8_{kind}"] for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")
@@ -120,9 +117,9 @@ class Tensors:
         for _ in range(8):  # a parameter holds a tensor, which may be of another class; a hostile one holds itself
             if not is_tensor(value):
                 return obstructed("of a wrapping class")
+            if (array := numpy_array(value)) is not None:
+                return self._array(array)
             name, arguments = value.maker.name, value.arguments
-            if name in _ARRAYS:
-                return self._array(value)
             if (
                 not isinstance(arguments, tuple)
                 or not (3 if name in _TYPED else 1) <= len(arguments) <= _MOST_ARGUMENTS
@@ -189,33 +186,22 @@ class Tensors:
 
         return Stored(shape, values, obstacle, dtype.itemsize == 1)
 
-    def _array(self, value: Object) -> Stored:
+    def _array(self, array: Array) -> Stored:
         """Return a numpy array, whose bytes are within the pickle."""
-        if value.maker.name == "_frombuffer":  # since protocol 5
-            parts = value.arguments if isinstance(value.arguments, tuple) else ()
-            content, kind, shape, order = parts if len(parts) == 4 else (None,) * 4
-            fortran = order == "F"
-        else:
-            parts = value.state if isinstance(value.state, tuple) else ()
-            _, shape, kind, fortran, content = parts if len(parts) == 5 else (None,) * 5
-        sides = _integers(shape)
-        if isinstance(content, Object) and content.maker == Global("_codecs", "encode"):  # until protocol 2
-            content = content.arguments[0] if isinstance(content.arguments, tuple) and content.arguments else None
-        if not isinstance(kind, Object) or sides is None or not isinstance(content, Bytes | str):
+        sides = _integers(array.shape)
+        dtype = _ARRAY_TYPES.get(array.kind) if isinstance(array.kind, str) else None
+        if dtype is None or sides is None or not isinstance(array.content, Bytes | str):
             return obstructed("of integers", sides)
-        code = kind.arguments[0] if isinstance(kind.arguments, tuple) and kind.arguments else None
-        dtype = _ARRAY_TYPES.get(code) if isinstance(code, str) else None
-        if dtype is None:
-            return obstructed("of integers", sides)
-        if isinstance(kind.state, tuple) and len(kind.state) > 1 and kind.state[1] == ">":
+        if array.order == ">":
             return obstructed("of other bytes' order", sides)
-        return self.strided(content, dtype, 0, sides, strides(sides, fortran=fortran is True))
+        return self.strided(array.content, dtype, 0, sides, strides(sides, fortran=array.fortran))
 
 
 def is_tensor(value: Any) -> bool:
     """Tell whether an object would be made by one of the functions that make tensors, or numpy's arrays."""
     maker = value.maker if isinstance(value, Object) else None
-    return isinstance(maker, Global) and maker.name in _NAMES and maker.module in _MODULES
+    is_torch = isinstance(maker, Global) and maker.name in _NAMES and maker.module in _MODULES
+    return is_torch or numpy_array(value) is not None
 
 
 def strides(shape: Sequence[int], *, fortran: bool = False) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from specreg.autopsy.pickles import PERSISTENT, Budget, Bytes, Global, Object, Window, read_pickle
 from specreg.autopsy.tensors import Stored, Tensors, is_tensor, storage_type
+from specreg.pickles import PERSISTENT, Budget, Bytes, Global, Object, Window, read_pickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files of torch.save before its version 1.6
 _LONGEST = 1000  # characters of a tensor's name

@@ -10,7 +10,7 @@ import numpy as np
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
-from specreg.data.pickled import read_pickled, text
+from specreg.data.pickled import read_pickled
 from specreg.data.pixels import numbered, source_of
 from specreg.data.published import checked_labels, checked_names, class_names, require, whole_records
 from specreg.names import Split
@@ -114,9 +114,9 @@ class Python(_Cifar):
 
     def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:
         names = self._entry(path, self.names, self._read(path, self.names, content), self.label_names, list)
-        if not all(isinstance(name, str | bytes) for name in names):
+        if not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path}: {self.names} has names of classes that are no strings: damaged")
-        return checked_names(path, self.names, [text(name) for name in names], self.classes)
+        return checked_names(path, self.names, names, self.classes)
 
     def _read(self, path: Path, name: str, content: bytes) -> dict[str, Any]:
         try:
@@ -126,9 +126,9 @@ class Python(_Cifar):
 
     def _entry(self, path: Path, name: str, values: dict[str, Any], key: str, kind: type) -> Any:
         if not isinstance(values.get(key), kind):
+            held = ", ".join(sorted(values)) or "nothing"
             raise ValueError(
-                f"{path}: {name} has no {key!r}, it has {', '.join(sorted(values)) or 'nothing'}: of another data set "
-                f"than {self.title}"
+                f"{path}: {name} has no {kind.__name__} {key!r}, it has {held}: of another data set than {self.title}"
             )
         return values[key]
 

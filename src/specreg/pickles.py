@@ -131,6 +131,55 @@ class Object:
 
 DICT = Global("builtins", "dict")
 PERSISTENT = Global("pickle", "persistent_load")
+# What makes numpy's arrays.
+_ARRAYS = {
+    (f"numpy.{core}.{module}", name)
+    for core in ("core", "_core")
+    for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """What a pickle says of one of numpy's arrays; nothing of it has been checked.
+
+    Attributes:
+        shape: a tuple, or whatever is in its place.
+        kind: its type's code, such as "f4".
+        order: of its bytes, such as "<".
+        fortran: whether its first index runs fastest.
+        content: its bytes: where they are in the file, or a text with one character for each.
+    """
+
+    shape: Any
+    kind: Any
+    order: Any
+    fortran: bool
+    content: Any
+
+
+def numpy_array(value: Any) -> Array | None:
+    """Return the array that an object stands for, None if it stands for something else."""
+    maker = value.maker if isinstance(value, Object) else None
+    if not isinstance(maker, Global) or (maker.module, maker.name) not in _ARRAYS:
+        return None
+    is_buffer = maker.name == "_frombuffer"  # since protocol 5
+    parts, count = (value.arguments, 4) if is_buffer else (value.state, 5)
+    if not isinstance(parts, tuple) or len(parts) != count:
+        parts = (None,) * count
+    content, dtype, shape, layout = parts if is_buffer else (parts[4], parts[2], parts[1], parts[3])
+    kind = order = None
+    if isinstance(dtype, Object):
+        kind = dtype.arguments[0] if isinstance(dtype.arguments, tuple) and dtype.arguments else None
+        order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else None
+    return Array(shape, kind, order, layout in (True, "F"), encoded(content))
+
+
+def encoded(value: Any) -> Any:
+    """Return the text that stands for bytes until protocol 2, one character for each; anything else as it is."""
+    if isinstance(value, Object) and value.maker == Global("_codecs", "encode"):
+        return value.arguments[0] if isinstance(value.arguments, tuple) and value.arguments else None
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,14 +335,14 @@ _DEFAULT_COST = 24
 _UNCHANGED = (
     pickle.PROTO, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE, pickle.NEWTRUE,
     pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1,
-    pickle.LONG4, pickle.FLOAT, pickle.BINFLOAT, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING,
-    pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.EMPTY_TUPLE, pickle.TUPLE,
-    pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.LIST, pickle.BINPUT, pickle.LONG_BINPUT,
-    pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.PERSID,
-    pickle.BINPERSID,
+    pickle.LONG4, pickle.FLOAT, pickle.BINFLOAT, pickle.STRING, pickle.SHORT_BINSTRING, pickle.UNICODE,
+    pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1,
+    pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.LIST, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE,
+    pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.PERSID, pickle.BINPERSID,
 )  # fmt: skip
 _REPLACED: dict[bytes, Callable[[Any], None]] = {
     pickle.FRAME: _frame,
+    pickle.BINSTRING: _bytes("<i"),  # of Python 2, longer than 255
     pickle.SHORT_BINBYTES: _bytes("<B"),
     pickle.BINBYTES: _bytes("<I"),
     pickle.BINBYTES8: _bytes("<Q"),
