@@ -574,8 +574,12 @@ def main() -> None:
     elif options.command == "choose":
         save("choose", choose(load(CHOOSING), spectra_of(CHOOSING, options.readings, options.every)))
     elif options.command == "judge":
-        save("judge", {name: count(load(name), spectra_of(name, options.readings, options.every))
-                       | {"learnt": never_learnt(load(name))} for name in names})  # fmt: skip
+        # What has been judged keeps its row where the readings, which are too large to be kept, are no longer there.
+        judged = load("judge") if (options.out / "judge.json").exists() else {}
+        for name in names:
+            if spectra := spectra_of(name, options.readings, options.every):
+                judged[name] = count(load(name), spectra) | {"learnt": never_learnt(load(name))}
+        save("judge", judged)
     else:
         tables = {
             "link": link_table(load("link")),
