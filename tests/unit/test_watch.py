@@ -183,13 +183,18 @@ def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
 
 
 @pytest.mark.parametrize("files", ["reconstructions_*", "train/reconstructions_gs-*"])
-def test_pictures_that_lie_beside_the_samples_are_left_out_where_names_are_given(files, run, real):
+def test_pictures_that_lie_beside_the_samples_are_left_out_where_names_are_given(files, run, real, caplog):
     (run / "train").mkdir()
     for step, count in ((0, 20), (100, 24)):
         grid(digits(count), 4).save(run / f"train/inputs_gs-{step:06d}.png")
         grid(digits(count), 4).save(run / f"train/reconstructions_gs-{step:06d}.png")
     assert read(samples(run, real), last=True) == [("0", 20), ("0", 20), ("100", 24), ("100", 24)]
+    assert caplog.messages == [
+        "inputs_gs-#.png and reconstructions_gs-#.png are of one iteration, judged as one series: name one by --files"
+    ]
+    caplog.clear()
     assert read(samples(run, real, files=[files]), last=True) == [("0", 20), ("100", 24)]
+    assert caplog.messages == []
     with pytest.raises(ValueError, match=r"holds nothing to read, of the names of --files \(fakes\*\): looked for"):
         read(samples(run, real, files=["fakes*"]), last=True)
 

@@ -206,6 +206,8 @@ class Samples(Folder):
         self._pooled: list[Tensor] = []
         self._iteration = -1
         self._sizes: dict[Path, tuple[int, int] | None] = {}
+        self._kinds: dict[tuple[int, ...], str] = {}  # by the times that names tell
+        self._mixed = False
 
     def key(self, file: Path) -> Path:
         if self._sizes.get(file) is None:
@@ -257,12 +259,16 @@ class Samples(Folder):
             yield square(Image.fromarray(tile), self._side)
 
     def notices(self, item: Path, content: Tensor) -> Iterator[Notice]:
+        kind, number = _kind(item), self._times(item)
+        other = self._kinds.setdefault(number, kind) if number else kind
+        if other != kind and not self._mixed:
+            logger.warning("%s and %s are of one iteration, judged as one series: name one by --files", other, kind)
+            self._mixed = True
         self._pooled.append(content)
         if sum(map(len, self._pooled)) < self._pool:
             return
         generated, self._pooled = torch.cat(self._pooled), []
-        number = self._times(item)[-1:]
-        self._iteration = number[0] if number else self._iteration + 1
+        self._iteration = number[-1] if number else self._iteration + 1
         reading = self._coverage.measure(generated)
         answer = self._judge.update(self._iteration, reading)
         count = f"{len(generated)} samples{', which are few' * (len(generated) < _FEW)}"
@@ -297,7 +303,7 @@ class Checkpoints(Folder):
         return inspect(files).layers[0]
 
     def notices(self, item: Path, content: Mapping[str, LayerSpectrum]) -> Iterator[Notice]:
-        model = _DIGITS.sub("#", item.name)
+        model = _kind(item)
         iterations, series = self._series.setdefault(model, ([], []))
         number = (self._times(item) or (iterations[-1] + 1 if iterations else 0,))[-1]
         if iterations and number <= iterations[-1]:
@@ -336,6 +342,11 @@ def watch(
         if once:
             return None
         time.sleep(every)
+
+
+def _kind(item: Path) -> str:
+    """Return a name without its numbers: files whose names differ in numbers alone are of one kind."""
+    return _DIGITS.sub("#", item.name)
 
 
 def _size(file: Path) -> tuple[int, int] | None:
