@@ -242,7 +242,6 @@ def lab_training(
         state,
         config.settings.training,
         processes=processes,
-        num_classes=source.num_classes if config.settings.data.conditional else 0,
         callbacks=[watch],
     )
     return losses, gradients, state

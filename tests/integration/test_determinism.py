@@ -25,7 +25,7 @@ BLIND = replace(
 )
 TRAINED = ("generator", "discriminator", "ema", "generator_optimizer", "discriminator_optimizer", "compensator")
 READ = ("missing", "lost", "far", "floor")
-STREAMS = ("stream", "random", "global_random")
+STREAMS = ("draws", "random", "global_random")
 
 
 def train(out: Path, method: str, records: RecordConfig) -> dict:

@@ -40,17 +40,17 @@ def poison(tensor: Tensor, value: float = float("nan")) -> None:
         tensor.view(-1)[tensor.numel() // 2] = value
 
 
-class BadStream:
+class BadSource(StackedDigits):
     """A source of images one of which holds NaN."""
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        images = torch.zeros(4, 3, 8, 8)
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        images = torch.zeros(count, 3, 8, 8)
         poison(images)
-        return images, torch.zeros(4, dtype=torch.int64)
+        return images, torch.zeros(count, dtype=torch.int64)
 
 
 def bad_data(state: TrainingState) -> str:
-    state.stream = BadStream()
+    state.source = BadSource()
     return "step 1: the discriminator's loss is nan (NaN or inf first in the real images)"
 
 

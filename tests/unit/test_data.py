@@ -17,7 +17,6 @@ from specreg.data.arrays import ImageArrays, dequantize, quantize
 from specreg.data.digits import NUM_HELD_OUT, StackedDigits, load_split
 from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages, stack
-from specreg.data.stream import BatchStream
 from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
 from specreg.experiments.sources import open_checked, open_source
 
@@ -962,16 +961,3 @@ def test_held_out_digits_are_not_in_the_training_set():
     train, _, held_out, _ = load_split()
     known = {bytes(image.numpy().tobytes()) for image in train}
     assert not any(bytes(image.numpy().tobytes()) in known for image in held_out)
-
-
-def test_a_stream_goes_on_where_it_was():
-    stream = BatchStream(StackedDigits(), 4, seed=1)
-    stream.next()
-    state = stream.state_dict()
-    expected = [stream.next() for _ in range(3)]
-    other = BatchStream(StackedDigits(), 4, seed=2)
-    other.load_state_dict(state)
-    for images, labels in expected:
-        again, same = other.next()
-        assert torch.equal(images, again)
-        assert torch.equal(labels, same)

@@ -1,6 +1,7 @@
 """Points of the plane in the lab: the mixtures, the stream, the networks beside the ResNet, pictures."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from torch import nn
 from specreg.data.arrays import ImageArrays, decode, dequantize, encode, quantize
 from specreg.data.digits import StackedDigits
 from specreg.data.mixtures import MIXTURES
-from specreg.data.stream import BatchStream
 from specreg.experiments.config import (
     DataConfig,
     ModelConfig,
@@ -24,7 +24,7 @@ from specreg.experiments.sources.images import Images
 from specreg.experiments.sources.points import save_scatter
 from specreg.losses import gradient_penalty
 from specreg.models import dcgan, mlp
-from specreg.training.loop import TrainingConfig, train
+from specreg.training.loop import TrainingConfig, draw_real, train
 
 
 def parameters(network: nn.Module) -> int:
@@ -66,7 +66,7 @@ def test_images_are_dequantized_and_points_are_seen_as_they_are():
     points = torch.randn(7, 2)
     assert torch.equal(encode(points, random()), points)
     assert torch.equal(decode(points), points)
-    seen, labels = BatchStream(MIXTURES["grid"], 6, seed=3).next()
+    seen, labels = draw_real(SimpleNamespace(source=MIXTURES["grid"], draws=random()), 6)
     expected, modes = MIXTURES["grid"].draw(6, random())
     assert torch.equal(seen, expected)
     assert torch.equal(labels, modes)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,11 +111,10 @@ def test_real_images_are_drawn_for_the_generator_only_where_it_needs_them(loss, 
     settings = replace(SMALL, training=training, data=DataConfig(conditional=conditional))
     source = Images(StackedDigits())
     state = build_state(RunConfig("none", 0, settings), source)
-    draw, drawn = state.stream.next, []
-    state.stream.next = lambda: drawn.append(1) or draw()
-    classes = source.num_classes if conditional else 0
-    assert train(state, training, num_classes=classes)
-    assert len(drawn) == 2 * per_step
+    drawn = []
+    state.source = SimpleNamespace(draw=lambda size, random: drawn.append(size) or source.draw(size, random))
+    assert train(state, training)
+    assert sum(drawn) == 2 * per_step * training.batch_size
 
 
 def test_methods_attach_what_they_say():

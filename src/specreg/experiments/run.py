@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import specreg
 from specreg.data.arrays import scaled
-from specreg.data.stream import BatchStream
 from specreg.evaluation.mixtures import MixtureEvaluation
 from specreg.evaluation.protocol import Evaluation
 from specreg.experiments.config import RunConfig, Settings, from_dict, is_longer, refusal, to_dict
@@ -162,7 +161,6 @@ def execute(
                 state,
                 config.settings.training,
                 processes=processes,
-                num_classes=source.num_classes if config.settings.data.conditional else 0,
                 callbacks=[recorder],
                 stop=lambda: processes.any(stop()) or recorder.stopped,
             )
@@ -236,7 +234,8 @@ def build_state(config: RunConfig, source: Source, processes: Processes = ALONE)
         discriminator=discriminator,
         generator_optimizer=g_optimizer,
         discriminator_optimizer=d_optimizer,
-        stream=BatchStream(source, settings.training.batch_size, config.seed + _DATA_STREAM),
+        source=source,
+        draws=torch.Generator().manual_seed(config.seed + _DATA_STREAM),
         random=torch.Generator().manual_seed(config.seed + _LATENT_STREAM),
         ema=ema,
     )

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from specreg.data.arrays import encode
 from specreg.losses import LOSSES
 from specreg.processes import ALONE, Processes
 from specreg.training.config import TrainingConfig
 from specreg.training.replay import Replay, replayable
-from specreg.training.state import Stream, TrainingState, update_ema
+from specreg.training.state import TrainingState, update_ema
 from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step, plainly
 
 T = TypeVar("T")
@@ -24,7 +25,6 @@ def train(
     config: TrainingConfig,
     *,
     processes: Processes = ALONE,
-    num_classes: int = 0,
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
@@ -33,7 +33,6 @@ def train(
     Args:
         state: updated in place.
         processes: each draws the same batches and takes its share of them.
-        num_classes: 0, or the number of classes that a conditional generator is asked for.
         callbacks: called after every step, in order.
         stop: asked after every step, and to answer the same in all processes; True ends the training early.
 
@@ -50,10 +49,10 @@ def train(
         _shared(draw_latent(state.generator, size, state.random), processes) for _ in range(config.accumulate)
     ]
     real_batches: Callable[[int], list[tuple[Tensor, Tensor]]] = lambda multiple: [  # noqa: E731
-        draw_real(state.stream, multiple, processes) for _ in range(config.accumulate)
+        draw_real(state, config.batch_size * multiple, processes) for _ in range(config.accumulate)
     ]
     place: Callable[[list[tuple[Tensor, Tensor]]], list[Batch]] = lambda batches: [  # noqa: E731
-        place_real(batch, num_classes, device) for batch in batches
+        place_real(batch, state.generator, device) for batch in batches
     ]
     if not state.replays and config.graphs and processes.count == 1 and _replayable(state, config):
         networks = (state.generator, state.discriminator)
@@ -132,20 +131,19 @@ def _ahead(draw: Callable[[], T], count: int, aside: Executor | None) -> Iterato
     yield coming()
 
 
-def draw_real(stream: Stream, multiple: int, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
-    """Take so many of a stream's batches as one, with labels; of that, this process's share."""
-    drawn = [stream.next() for _ in range(multiple)]
-    images, labels = (processes.share(torch.cat(parts)) for parts in zip(*drawn, strict=True))
-    return images, labels
+def draw_real(state: TrainingState, size: int, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
+    """Draw a batch of networks' inputs with labels; of that, this process's share."""
+    samples, labels = state.source.draw(size, state.draws)
+    return processes.share(encode(samples, state.draws)), processes.share(labels)
 
 
-def place_real(batch: tuple[Tensor, Tensor], num_classes: int, device: torch.device) -> Batch:
-    """Move a batch to a device; labels if there are classes."""
+def place_real(batch: tuple[Tensor, Tensor], generator: Any, device: torch.device) -> Batch:
+    """Move a batch to a device; labels if the generator is conditional."""
     images, labels = batch
     # Of points there is no such format.
     memory_format = torch.channels_last if images.ndim == 4 else torch.preserve_format
     images = images.to(device, memory_format=memory_format)
-    return images, labels.to(device) if num_classes else None
+    return images, labels.to(device) if generator.num_classes else None
 
 
 def draw_latent(generator: Any, size: int, random: torch.Generator) -> Batch:

@@ -9,12 +9,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from specreg.data.arrays import Dataset
 from specreg.files import check_file, check_stored, replacing
 from specreg.guard import Guard
 from specreg.monitor.actions import Pin
@@ -23,17 +24,9 @@ from specreg.names import printable
 from specreg.regularizers.compensators import Compensator
 from specreg.training.steps import Run, first_bad, named_tensors
 
-SCHEMA = 7
+SCHEMA = 8
 
 logger = logging.getLogger(__name__)
-
-
-class Stream(Protocol):
-    """Where training images come from."""
-
-    def next(self) -> tuple[Tensor, Tensor]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -42,6 +35,9 @@ class TrainingState:
 
     Attributes:
         step: generator updates made.
+        source: of real samples.
+        draws: what these are drawn by. Its state is the whole position: with replacement, where the authors shuffle
+            epochs, nothing else has to be stored.
         random: source of latent vectors and labels.
         ema: the generator's running average, or None.
         compensator: or a guard that switches one on, or None for plain spectral normalization.
@@ -55,7 +51,8 @@ class TrainingState:
     discriminator: nn.Module
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
-    stream: Stream
+    source: Dataset
+    draws: torch.Generator
     random: torch.Generator
     compensator: Compensator | Guard | None = None
     monitor: Monitor | None = None
@@ -81,7 +78,7 @@ class TrainingState:
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
             **{name: None if part is None else part.state_dict() for name, part in self._watchers().items()},
-            "stream": self.stream.state_dict(),
+            "draws": self.draws.get_state(),
             "random": self.random.get_state(),
             "global_random": _global_random(),
         }
@@ -104,7 +101,7 @@ class TrainingState:
         for name, part in self._watchers().items():
             if part is not None:
                 part.load_state_dict(state[name])
-        self.stream.load_state_dict(state["stream"])
+        self.draws.set_state(state["draws"])
         self.random.set_state(state["random"])
         _set_global_random(state["global_random"])
         self.step = state["step"]
