@@ -221,7 +221,7 @@ def rivals(real: Tensor) -> dict[str, Callable[[Tensor], Mapping[str, float]]]:
 
     def balls(generated: Tensor) -> dict[str, float]:
         values = neighbourhoods(few, generated[:SUBSET])
-        return {name: -value for name, value in dataclasses.asdict(values).items()}
+        return {name: -value for name, value in values.items()}
 
     def vendi(generated: Tensor) -> dict[str, float]:
         some = generated[:1000]

@@ -126,12 +126,12 @@ def test_generated_images_from_a_part_of_the_real_ones_are_precise_but_recall_li
     real = (centres + torch.rand(10, 40, generator=draw)).reshape(-1, 1).expand(-1, 2)
     part = real[:80]  # the first two of ten clusters, the same points
     found = neighbourhoods(real, part)
-    assert found.precision == 1
-    assert found.recall == pytest.approx(0.2)
-    assert found.coverage == pytest.approx(0.2)
+    assert found["precision"] == 1
+    assert found["recall"] == pytest.approx(0.2)
+    assert found["coverage"] == pytest.approx(0.2)
     found = neighbourhoods(part, real)  # and the other way round
-    assert found.precision == pytest.approx(0.2)
-    assert found.recall == 1
+    assert found["precision"] == pytest.approx(0.2)
+    assert found["recall"] == 1
 
 
 def test_intra_class_distance_sees_classes_that_are_exchanged():
@@ -151,7 +151,6 @@ def test_intra_class_distance_sees_classes_that_are_exchanged():
     assert found == pytest.approx(2, rel=1e-4)
 
 
-def test_intra_class_distance_names_the_class_that_is_missing():
+def test_there_is_no_intra_class_distance_where_a_class_is_missing():
     points, labels = torch.randn(8, 2), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
-    with pytest.raises(ValueError, match="within class 1 needs 2 real and 2 generated images, got 4 and 0"):
-        intra_class_distance(points, labels, points, labels * 0)
+    assert intra_class_distance(points, labels, points, labels * 0) is None

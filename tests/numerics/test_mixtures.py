@@ -12,7 +12,7 @@ from specreg.evaluation.mixtures import MixtureEvaluator, assign
 RADIAL, BOX = 1 - math.exp(-4.5), math.erf(3 / math.sqrt(2)) ** 2
 
 
-def evaluator(name: str, num_samples: int) -> MixtureEvaluator:
+def evaluator(name: str) -> MixtureEvaluator:
     mixture = MIXTURES[name]
     real, _ = mixture.draw(20_000, torch.Generator().manual_seed(1))
     return MixtureEvaluator(
@@ -21,7 +21,6 @@ def evaluator(name: str, num_samples: int) -> MixtureEvaluator:
         publication=mixture.publication,
         centres=mixture.centres,
         deviation=mixture.deviation,
-        num_samples=num_samples,
     )
 
 
@@ -43,8 +42,8 @@ def test_a_perfect_sampler_reaches_the_ceiling_all_modes_and_the_floor(name, cei
     mixture, count = MIXTURES[name], 2500
     modes = mixture.num_classes
     random = torch.Generator().manual_seed(2)
-    judge = evaluator(name, count)
-    found = [judge.evaluate(lambda n: mixture.draw(n, random)[0]) for _ in range(40)]
+    judge = evaluator(name)
+    found = [judge.evaluate(mixture.draw(count, random)[0]) for _ in range(40)]
     assert [round(RADIAL, 3), round(BOX, 3)] == [0.989, 0.995]
     share = sum(one.high_quality for one in found) / 40
     assert share == pytest.approx(ceiling, abs=4 * math.sqrt(ceiling * (1 - ceiling) / (40 * count)))
@@ -61,14 +60,14 @@ def test_a_perfect_sampler_reaches_the_ceiling_all_modes_and_the_floor(name, cei
 @pytest.mark.parametrize(("name", "modes"), [("ring", 8), ("grid", 25), ("ring-self-conditioned", 8)])
 def test_a_collapsed_sampler_has_one_mode_and_the_largest_kl(name, modes):
     centre = MIXTURES[name].centres[3]
-    found = evaluator(name, 500).evaluate(lambda count: centre.expand(count, 2))
+    found = evaluator(name).evaluate(centre.expand(500, 2))
     assert (found.modes, found.high_quality) == (1, 1.0)
     assert found.kl == pytest.approx(math.log(modes))
 
 
 def test_half_of_the_modes_are_log_two_away():
     mixture = MIXTURES["ring"]
-    found = evaluator("ring", 400).evaluate(lambda count: mixture.centres[torch.arange(count) % 4])
+    found = evaluator("ring").evaluate(mixture.centres[torch.arange(400) % 4])
     assert (found.modes, found.kl) == (4, pytest.approx(math.log(2)))
 
 
@@ -78,7 +77,7 @@ def test_points_between_the_modes_count_in_the_kl_of_one_publication_only():
         centres = MIXTURES[name].centres
         near = centres[:1] * 0.9
         points = torch.cat([near.expand(300, 2), centres[torch.arange(104) % 8]])
-        found = evaluator(name, 404).evaluate(lambda count, points=points: points)
+        found = evaluator(name).evaluate(points)
         share = [313 / 404] + [13 / 404] * 7
         everything = sum(p * math.log(8 * p) for p in share)
         assert found.kl == pytest.approx(everything if expected is None else expected, abs=1e-12)
@@ -87,8 +86,7 @@ def test_points_between_the_modes_count_in_the_kl_of_one_publication_only():
 
 
 def test_without_a_point_near_a_mode_there_is_no_kl():
-    judge = evaluator("ring", 100)
-    nowhere = lambda count: torch.zeros(count, 2) + 0.3  # noqa: E731
+    judge, nowhere = evaluator("ring"), torch.zeros(100, 2) + 0.3
     found = judge.evaluate(nowhere)
     assert (found.modes, found.high_quality, found.kl, found.kl_floor) == (0, 0.0, None, None)
     assert set(judge.glance(nowhere)) == {"modes", "high_quality", "fd"}
@@ -97,10 +95,10 @@ def test_without_a_point_near_a_mode_there_is_no_kl():
 def test_the_frechet_distance_of_a_shifted_mixture_is_the_shift():
     mixture = MIXTURES["grid"]
     real, _ = mixture.draw(20_000, torch.Generator().manual_seed(1))
-    found = evaluator("grid", 20_000).evaluate(lambda count: real + torch.tensor([3.0, -4.0]))
+    found = evaluator("grid").evaluate(real + torch.tensor([3.0, -4.0]))
     assert found.fd == pytest.approx(25.0, rel=1e-5)
 
 
 def test_points_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="the generated points hold NaN or inf"):
-        evaluator("ring", 10).evaluate(lambda count: torch.full((count, 2), math.nan))
+        evaluator("ring").evaluate(torch.full((10, 2), math.nan))

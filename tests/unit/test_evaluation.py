@@ -13,7 +13,7 @@ from specreg.data.digits import StackedDigits, load_split
 from specreg.data.stacked import StackedImages
 from specreg.evaluation.classifier import CIFAR_WEIGHTS, CifarClassifier, load_classifier
 from specreg.evaluation.extractor import FEATURES
-from specreg.evaluation.features import Pixels, StackedClassifier, open_extractor
+from specreg.evaluation.features import ClassifierFeatures, Pixels, open_extractor
 from specreg.evaluation.protocol import Evaluator, protocol_name
 from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
 from specreg.experiments.sampling import sample_images, sample_labelled
@@ -45,8 +45,8 @@ def test_only_inception_features_are_called_fid():
 
 
 def test_an_evaluation_declares_its_protocol():
-    evaluator = Evaluator(noise(60, 1, 12), num_samples=40, extractor=Pixels(), split="test")
-    found = asdict(evaluator.evaluate(lambda count: noise(count, 1, 12, seed=1)))
+    evaluator = Evaluator(noise(60, 1, 12), extractor=Pixels(), split="test")
+    found = asdict(evaluator.evaluate(noise(40, 1, 12, seed=1)))
     assert found["protocol"] == "fd_pixels_40_test60"
     assert (found["split"], found["num_real"], found["num_fake"]) == ("test", 60, 40)
     assert found["features"] == "pixels"
@@ -58,8 +58,8 @@ def test_an_evaluation_declares_its_protocol():
 
 def test_the_classifier_score_of_single_digits_is_near_ten():
     digits = StackedDigits(held_out=True)
-    evaluator = Evaluator(digits.images[:, None], num_samples=290, extractor=open_extractor("digits"))
-    found = evaluator.evaluate(lambda count: digits.images[:count, None])
+    evaluator = Evaluator(digits.images[:, None], extractor=open_extractor("digits"))
+    found = evaluator.evaluate(digits.images[:290, None])
     assert found.modes is None  # of one channel
     assert 7 < found.classifier_score < 10  # splits of 29 digits are not balanced
     assert found.inception_score is None
@@ -81,12 +81,12 @@ def test_intra_class_distance_is_recorded_where_classes_are_known():
     fake = noise(40, 3, 8, seed=1)
     fake[labels == 1] //= 4
     real[labels == 1] //= 4
-    evaluator = Evaluator(real, num_samples=40, extractor=Pixels(), labels=labels)
-    right, wrong = (evaluator.evaluate(lambda count: fake, labels=its) for its in (labels, 1 - labels))
+    evaluator = Evaluator(real, extractor=Pixels(), labels=labels)
+    right, wrong = (evaluator.evaluate(fake, labels=its) for its in (labels, 1 - labels))
     assert right.fd == wrong.fd
     assert right.intra_fd < wrong.intra_fd / 3
-    assert evaluator.evaluate(lambda count: fake).intra_fd is None
-    assert evaluator.evaluate(lambda count: fake, labels=labels * 0).intra_fd is None  # a class without images
+    assert evaluator.evaluate(fake).intra_fd is None
+    assert evaluator.evaluate(fake, labels=labels * 0).intra_fd is None  # a class without images
 
 
 def test_labels_of_samples_are_the_ones_that_were_asked_for():
@@ -106,9 +106,9 @@ def test_the_held_out_part_of_digits_is_not_trained_on():
     config, digits = settings(reference_split="test", reference=300, samples=100), Images(StackedDigits())
     evaluator = digits.make_evaluator(config, digits.held_out(config))
     held_out, _ = StackedDigits(held_out=True).draw(100, torch.Generator().manual_seed(9))
-    found = evaluator.evaluate(lambda count: held_out)
+    found = evaluator.evaluate(held_out)
     assert found.protocol == "fd_digits_100_test300"
-    trained = digits.make_evaluator(settings(reference=300, samples=100)).evaluate(lambda count: held_out)
+    trained = digits.make_evaluator(settings(reference=300, samples=100)).evaluate(held_out)
     assert trained.protocol == "fd_digits_100_train300"
     assert found.fd != trained.fd
 
@@ -120,14 +120,14 @@ def folder_of(count: int) -> ImageArrays:
 def test_a_finite_set_of_real_images_is_used_once():
     source = folder_of(50)
     evaluator = Images(source).make_evaluator(settings("folder", reference=1000, samples=50, conditional=True))
-    same = evaluator.evaluate(lambda count: source.images, labels=source.labels)
+    same = evaluator.evaluate(source.images, labels=source.labels)
     assert (same.num_real, same.protocol) == (50, "fd_pixels_50_train50")
     assert same.fd == pytest.approx(0, abs=1e-6)  # the whole set against itself
     assert same.intra_fd == pytest.approx(0, abs=1e-6)
     part = Images(source).make_evaluator(settings("folder", reference=20))
-    assert part.evaluate(lambda count: source.images).num_real == 20
+    assert part.evaluate(source.images).num_real == 20
     few = Images(folder_of(3)).make_evaluator(settings("folder", reference=20, samples=20))
-    assert few.evaluate(lambda count: noise(count, 3, 16, 1)).num_real == 20  # drawn with replacement
+    assert few.evaluate(noise(20, 3, 16, 1)).num_real == 20  # drawn with replacement
 
 
 def test_data_without_a_known_held_out_part_say_so():
@@ -145,7 +145,7 @@ def test_features_that_do_not_fit_the_images_say_so():
 
 
 def test_mnist_features_take_images_of_their_own_size_only():
-    extractor = StackedClassifier("mnist")
+    extractor = ClassifierFeatures("mnist")
     assert extractor.describe(noise(5, 3, 28)).features.shape == (5, 192)
     for side in (30, 32):  # of images enlarged to 32x32 the central 28x28 would be something else
         with pytest.raises(ValueError, match=f"for 28x28 images of 1 or 3 channels, got {side}x{side} with 3"):
@@ -162,7 +162,7 @@ def like_mnist(side: int, pad: int, **how: int) -> StackedImages:
 def test_auto_features_of_stacked_mnist_are_its_classifiers():
     source = like_mnist(18, 5)
     evaluator = Images(source).make_evaluator(settings("mnist", reference=30, samples=20))
-    found = evaluator.evaluate(lambda count: source.draw(count, torch.Generator().manual_seed(1))[0])
+    found = evaluator.evaluate(source.draw(20, torch.Generator().manual_seed(1))[0])
     assert found.protocol == "fd_mnist_20_train30"
     assert found.resizing == "none"
     assert 18 <= found.modes <= 20
@@ -172,7 +172,7 @@ def test_auto_features_of_stacked_mnist_are_its_classifiers():
 
 def describe_auto(source: StackedImages) -> str:
     evaluator = Images(source).make_evaluator(settings("stacked", reference=30, samples=20))
-    found = evaluator.evaluate(lambda count: source.draw(count, torch.Generator().manual_seed(1))[0])
+    found = evaluator.evaluate(source.draw(20, torch.Generator().manual_seed(1))[0])
     assert (found.modes is None) == found.protocol.startswith("fd_pixels")
     return found.protocol
 
@@ -189,20 +189,20 @@ def test_stacked_images_that_are_no_digits_have_no_modes():
 def test_colour_images_that_are_not_stacked_have_no_modes():
     source = ImageArrays("folder", noise(50, 3, 8), torch.zeros(50, dtype=torch.long), ("a",))
     evaluator = Images(source).make_evaluator(settings("folder", features="digits", samples=20, reference=30))
-    found = evaluator.evaluate(lambda count: noise(count, 3, 8, 1))
+    found = evaluator.evaluate(noise(20, 3, 8, 1))
     assert found.protocol == "fd_digits_20_train30"
     assert (found.modes, found.kl, found.kl_floor, found.classifier_score) == (None, None, None, None)
-    assert list(evaluator.glance(lambda count: noise(count, 3, 8, 1))) == ["fd"]
+    assert list(evaluator.glance(noise(20, 3, 8, 1))) == ["fd"]
 
 
 def test_images_stacked_once_are_used_once():
     digits = like_mnist(18, 5, size=25)
     random = torch.Generator().manual_seed(1)
     evaluator = Images(digits).make_evaluator(settings("folder", reference=1000, samples=20, features="pixels"))
-    found = evaluator.evaluate(lambda count: digits.take(digits.stacks)[0])
+    found = evaluator.evaluate(digits.take(digits.stacks)[0])
     assert (found.num_real, found.fd) == (25, pytest.approx(0, abs=1e-6))
     part = Images(digits).make_evaluator(settings("folder", reference=12, samples=20, features="pixels"))
-    assert part.evaluate(lambda count: digits.draw(count, random)[0]).num_real == 12
+    assert part.evaluate(digits.draw(20, random)[0]).num_real == 12
 
 
 def test_weights_of_inception_without_its_features_are_refused():
@@ -245,7 +245,7 @@ def test_the_cifar_classifier_is_small_enough_to_ship():
 
 
 def test_the_protocol_stands_under_tables():
-    row = asdict(Evaluator(noise(60, 1, 12), num_samples=40, extractor=Pixels()).evaluate(lambda n: noise(n, 1, 12, 1)))
+    row = asdict(Evaluator(noise(60, 1, 12), extractor=Pixels()).evaluate(noise(40, 1, 12, 1)))
     assert set(DECLARED) == {key for key, value in row.items() if isinstance(value, str)}
     line = protocol(row)
     assert line.startswith("fd_pixels_40_train60: 40 generated against 60 real images of the train part, features: pix")

@@ -91,6 +91,6 @@ def test_spectral_normalization_finds_the_ring(steps, least):
     source, training = open_source(settings), replace(settings.training, steps=steps)
     state = build_state(RunConfig("sn", 0, replace(settings, training=training)), source)
     assert train(state, training)
-    evaluation = source.make_evaluator(settings).evaluate(lambda count: sample_images(state.sampler, count))
+    evaluation = source.make_evaluator(settings).evaluate(sample_images(state.sampler, settings.records.samples))
     assert evaluation.modes >= 7
     assert evaluation.high_quality > least

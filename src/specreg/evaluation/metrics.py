@@ -5,7 +5,6 @@ package has the neighbourhood metrics, and torchmetrics' Inception Score takes l
 """
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,16 +18,6 @@ NEIGHBOURS = 5
 SPLITS = 10
 # sync_on_compute: a single process evaluates, and torchmetrics would wait for the features of all.
 _SYNC = False
-
-
-@dataclass(frozen=True)
-class Neighbourhoods:
-    """Precision, recall, density and coverage, each at best about 1 (density has no upper bound)."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -67,7 +56,7 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_si
         return float(metric.compute()[0])
 
 
-def intra_class_distance(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor) -> float:
+def intra_class_distance(real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor) -> float | None:
     r"""Return :math:`\frac1K \sum_k d(R_k, F_k)`: the mean over classes of the Fréchet distance within each class.
 
     Good images of the wrong class do not change the Fréchet distance of all images, but this.
@@ -76,23 +65,17 @@ def intra_class_distance(real: Tensor, real_labels: Tensor, fake: Tensor, fake_l
         real, fake: features (N, d), (M, d).
         real_labels, fake_labels: their classes, (N,) and (M,), int64.
 
-    Raises:
-        ValueError: a class has fewer than two real or generated images; names it.
+    Returns:
+        None where a class has fewer than two real or generated images.
 
     Reference:
         Miyato and Koyama 2018, section 5 ("intra FID").
     """
-    classes = torch.unique(torch.cat([real_labels, fake_labels])).tolist()
-    distances = []
-    for label in classes:
-        real_part, fake_part = real[real_labels == label], fake[fake_labels == label]
-        if min(len(real_part), len(fake_part)) < 2:
-            raise ValueError(
-                f"a distance within class {label} needs 2 real and 2 generated images, "
-                f"got {len(real_part)} and {len(fake_part)}"
-            )
-        distances.append(frechet_distance(real_part, fake_part))
-    return sum(distances) / len(distances)
+    classes = range(int(torch.cat([real_labels, fake_labels]).max()) + 1)
+    pairs = [(real[real_labels == label], fake[fake_labels == label]) for label in classes]
+    if min(len(part) for pair in pairs for part in pair) < 2:
+        return None
+    return sum(frechet_distance(*pair) for pair in pairs) / len(pairs)
 
 
 def classifier_score(probabilities: Tensor, *, splits: int = SPLITS) -> tuple[float, float]:
@@ -124,15 +107,15 @@ def classifier_score(probabilities: Tensor, *, splits: int = SPLITS) -> tuple[fl
     return stacked.mean().item(), stacked.std(correction=0).item()
 
 
-def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> Neighbourhoods:
-    r"""Return precision, recall, density and coverage from k-nearest-neighbour balls.
+def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> dict[str, float]:
+    r"""Return precision, recall, density and coverage from k-nearest-neighbour balls, each at best about 1.
 
     With :math:`B_k(x)` the ball around x that reaches its k-th nearest neighbour in its own set (x itself
     not counted):
 
     - precision: the share of generated points inside some real point's ball;
     - recall: the share of real points inside some generated point's ball;
-    - density: the mean number of real balls around a generated point, divided by k;
+    - density: the mean number of real balls around a generated point, divided by k, without an upper bound;
     - coverage: the share of real balls that hold a generated point.
 
     Args:
@@ -152,12 +135,12 @@ def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) 
     distance = _distances(real, fake)  # (N, M)
     in_real_ball = distance <= real_radius[:, None]
     in_fake_ball = distance <= fake_radius[None, :]
-    return Neighbourhoods(
-        precision=in_real_ball.any(0).double().mean().item(),
-        recall=in_fake_ball.any(1).double().mean().item(),
-        density=in_real_ball.sum(0).double().mean().item() / neighbours,
-        coverage=in_real_ball.any(1).double().mean().item(),
-    )
+    return {
+        "precision": in_real_ball.any(0).double().mean().item(),
+        "recall": in_fake_ball.any(1).double().mean().item(),
+        "density": in_real_ball.sum(0).double().mean().item() / neighbours,
+        "coverage": in_real_ball.any(1).double().mean().item(),
+    }
 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:

@@ -1,10 +1,9 @@
-r"""Evaluate a sampler of points against a mixture of Gaussians whose centres are known.
+r"""Evaluate generated points against a mixture of Gaussians whose centres are known.
 
 A point belongs to the nearest centre and is of high quality if it is near enough. The publications differ in the region
 and in the points that the KL counts, so every number goes with the name of its protocol.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,7 +39,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class MixtureEvaluation:
-    """The metrics of a sampler, with their protocol.
+    """The metrics of generated points, with their protocol.
 
     Attributes:
         protocol: publication, mixture and number of generated points, as in "pacgan_ring_2500".
@@ -65,7 +64,7 @@ class MixtureEvaluation:
 
 
 class MixtureEvaluator:
-    """Compare samplers of points with a mixture of equally likely Gaussians.
+    """Compare generated points with a mixture of equally likely Gaussians.
 
     Args:
         real: points of the mixture (N, 2), for the Fréchet distance.
@@ -73,23 +72,18 @@ class MixtureEvaluator:
         publication: a key of ``RULES``.
         centres: (K, 2).
         deviation: standard deviation in each coordinate.
-        num_samples: number of points drawn from a sampler.
     """
 
-    def __init__(
-        self, real: Tensor, *, name: str, publication: str, centres: Tensor, deviation: float, num_samples: int
-    ) -> None:
-        self.num_samples = num_samples
+    def __init__(self, real: Tensor, *, name: str, publication: str, centres: Tensor, deviation: float) -> None:
         self._real, self._name, self._publication = real, name, publication
         self._centres, self._deviation = centres.double(), deviation
 
-    def evaluate(self, sampler: Callable[[int], Tensor], *, labels: Tensor | None = None) -> MixtureEvaluation:
-        """Return every metric of ``num_samples`` points drawn from ``sampler``; ``labels`` are not looked at.
+    def evaluate(self, points: Tensor, *, labels: Tensor | None = None) -> MixtureEvaluation:
+        """Return every metric of generated points (M, 2); ``labels`` are not looked at.
 
         Raises:
-            ValueError: the sampler's points are not finite.
+            ValueError: the points are not finite.
         """
-        points = sampler(self.num_samples)
         if not bool(torch.isfinite(points).all()):
             raise ValueError("the generated points hold NaN or inf")
         rule, count = RULES[self._publication], len(self._centres)
@@ -107,9 +101,9 @@ class MixtureEvaluator:
             fd=frechet_distance(self._real, points),
         )
 
-    def glance(self, sampler: Callable[[int], Tensor]) -> dict[str, float | int]:
+    def glance(self, points: Tensor) -> dict[str, float | int]:
         """Return the metrics for the display during training: modes, high_quality, kl where there is one, and fd."""
-        evaluation = vars(self.evaluate(sampler))
+        evaluation = vars(self.evaluate(points))
         return {key: evaluation[key] for key in ("modes", "high_quality", "kl", "fd") if evaluation[key] is not None}
 
 

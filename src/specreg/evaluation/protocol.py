@@ -1,11 +1,9 @@
-"""Evaluate a sampler under a declared protocol: which images, how many, which features, and their metrics."""
+"""Evaluate generated images under a declared protocol: how many, which real ones, which features; their metrics."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from specreg.evaluation.extractor import Description, Extractor
@@ -24,9 +22,6 @@ NUM_STACKED_MODES = 1000
 # Of real and of generated images at most, with 5 neighbours, as in Naeem et al. 2020. Published precision and recall
 # (Kynkäänniemi et al. 2019) are of 50,000 images with 3 neighbours and do not compare.
 NEIGHBOURHOOD_IMAGES = 10_000
-
-# N in, uint8 images (N, C, H, W) out.
-Sampler = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +70,10 @@ class Evaluation:
 
 
 class Evaluator:
-    """Compare samplers with a set of real images, whose features are computed once.
+    """Compare generated images with a set of real ones, whose features are computed once.
 
     Args:
         real: uint8 images (N, C, H, W).
-        num_samples: number of images drawn from a sampler.
         extractor: the features, from :func:`specreg.evaluation.features.open_extractor`.
         split: the part of the data that ``real`` is from.
         labels: the classes of ``real`` (N,), for distances within classes.
@@ -92,25 +86,18 @@ class Evaluator:
         self,
         real: Tensor,
         *,
-        num_samples: int,
         extractor: Extractor,
         split: Split = "train",
         labels: Tensor | None = None,
     ) -> None:
-        self.num_samples = num_samples
         self._extractor, self._split, self._labels = extractor, split, labels
         self._real = extractor.describe(real).features
 
-    def evaluate(self, sampler: Sampler, *, labels: Tensor | None = None) -> Evaluation:
-        """Return every metric of ``num_samples`` images drawn from ``sampler``.
-
-        Args:
-            sampler: the generator.
-            labels: the classes (num_samples,) that the sampler was given, in order.
-        """
+    def evaluate(self, images: Tensor, *, labels: Tensor | None = None) -> Evaluation:
+        """Return every metric of generated images, uint8 (M, C, H, W), with the classes (M,) that were asked for."""
         extractor, real = self._extractor, self._real
-        fake = extractor.describe(sampler(self.num_samples))
-        num_fake, num_neighbourhood = len(fake.features), min(self.num_samples, NEIGHBOURHOOD_IMAGES)
+        fake = extractor.describe(images)
+        num_fake = len(fake.features)
         metrics: dict[str, Any] = _mode_metrics(fake)
         if fake.modes is not None:
             metrics["kl_floor"] = reverse_kl_floor(NUM_STACKED_MODES, num_fake)
@@ -118,6 +105,8 @@ class Evaluator:
             score = "inception_score" if extractor.key == "inception" else "classifier_score"
             mean, std = classifier_score(fake.probabilities, splits=min(SPLITS, num_fake))
             metrics |= {score: mean, f"{score}_std": std}
+        most = min(num_fake, NEIGHBOURHOOD_IMAGES)
+        metrics |= neighbourhoods(real[:most], fake.features[:most])
         return Evaluation(
             protocol=protocol_name(extractor.key, num_fake, self._split, len(real)),
             split=self._split,
@@ -127,23 +116,19 @@ class Evaluator:
             resizing=extractor.resizing,
             library=", ".join(filter(None, (f"torchmetrics {version('torchmetrics')}", extractor.library))),
             fd=frechet_distance(real, fake.features),
-            intra_fd=self._within_classes(fake.features, labels),
+            intra_fd=(
+                None
+                if labels is None or self._labels is None
+                else intra_class_distance(real, self._labels, fake.features, labels)
+            ),
             kid=kernel_distance(real, fake.features),
             **metrics,
-            **asdict(neighbourhoods(real[:num_neighbourhood], fake.features[:num_neighbourhood])),
         )
 
-    def glance(self, sampler: Sampler) -> dict[str, float | int]:
+    def glance(self, images: Tensor) -> dict[str, float | int]:
         """Return the cheap metrics, for the display during training: modes and kl (where known), and fd."""
-        fake = self._extractor.describe(sampler(self.num_samples))
+        fake = self._extractor.describe(images)
         return _mode_metrics(fake) | {"fd": frechet_distance(self._real, fake.features)}
-
-    def _within_classes(self, fake: Tensor, labels: Tensor | None) -> float | None:
-        if labels is None or self._labels is None:
-            return None
-        num_classes = int(torch.cat([self._labels, labels]).max()) + 1
-        smallest = min(int(torch.bincount(part, minlength=num_classes).min()) for part in (self._labels, labels))
-        return None if smallest < 2 else intra_class_distance(self._real, self._labels, fake, labels)
 
 
 def _mode_metrics(fake: Description) -> dict[str, float | int]:

@@ -264,7 +264,7 @@ class Recorder(Follower):
         return self._measured
 
     def _glance(self, generator: nn.Module) -> dict[str, Any]:
-        return self._evaluator.glance(lambda count: sample_images(generator, count))
+        return self._evaluator.glance(sample_images(generator, self._every.samples))
 
     def _sense(self, state: TrainingState) -> None:
         record = {"step": state.step} | self._probe.measure(state)

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 import specreg
 from specreg.data.arrays import scaled
-from specreg.evaluation.mixtures import MixtureEvaluation
-from specreg.evaluation.protocol import Evaluation
 from specreg.experiments.config import RunConfig, Settings, from_dict, is_longer, refusal, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
@@ -315,7 +313,8 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> d
         changed.setdefault("inception_weights", None)  # the run's own
     settings = replace(config.settings, records=replace(config.settings.records, **changed))
     held_out = source.held_out(settings) if settings.records.reference_split == "test" else None
-    evaluation = asdict(_evaluate(source.make_evaluator(settings, held_out), generator))
+    samples, labels = sample_labelled(generator, settings.records.samples)
+    evaluation = asdict(source.make_evaluator(settings, held_out).evaluate(samples, labels=labels))
     coverage = _make_coverage(source, settings, scaled(real_samples(source, settings.records)))
     if coverage is not None:
         evaluation |= coverage.measure(generated_samples(generator, settings.records)).numbers
@@ -327,16 +326,12 @@ def _make_coverage(source: Source, settings: Settings, real: Tensor) -> Coverage
     return Coverage(real, features=source.make_features(settings)) if len(real) >= LEAST_REAL else None
 
 
-def _evaluate(evaluator: SampleEvaluator, generator: nn.Module) -> Evaluation | MixtureEvaluation:
-    samples, labels = sample_labelled(generator, evaluator.num_samples)
-    return evaluator.evaluate(lambda count: samples, labels=labels)
-
-
 def _finish(
     config: RunConfig, run: RunDirectory, state: TrainingState, evaluator: SampleEvaluator, source: Source
 ) -> None:
     generator = state.sampler
-    evaluation = _evaluate(evaluator, generator)
+    samples, labels = sample_labelled(generator, config.settings.records.samples)
+    evaluation = evaluator.evaluate(samples, labels=labels)
     random = torch.Generator().manual_seed(REFERENCE_SEED)
     source.save_picture(lambda count: sample_images(generator, count), run.image("samples"))
     source.save_picture(lambda count: source.draw(count, random)[0], run.image("data"))

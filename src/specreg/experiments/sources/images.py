@@ -13,7 +13,7 @@ from specreg.data.digits import StackedDigits
 from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages, stack
 from specreg.evaluation.extractor import Extractor
-from specreg.evaluation.features import CifarFeatures, Pixels, StackedClassifier, open_extractor
+from specreg.evaluation.features import ClassifierFeatures, Pixels, open_extractor
 from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.config import FEWEST_SAMPLES, DataConfig, Settings
 from specreg.experiments.sources import recipes
@@ -110,7 +110,6 @@ class Images(Source):
         real, labels = draw_reference(self._reference(settings, held_out), records.reference)
         return Evaluator(
             real,
-            num_samples=records.samples,
             extractor=self._extractor(settings),
             split="test" if records.reference_split == "test" else settings.data.data_split,
             labels=labels if settings.data.conditional else None,
@@ -120,7 +119,7 @@ class Images(Source):
         """Return a classifier's features; other images are compared by their values, and not by Inception's, which
         takes longer than the training between two readings."""
         extractor = None if settings.records.features == "inception" else self._extractor(settings)
-        if not isinstance(extractor, StackedClassifier | CifarFeatures):
+        if not isinstance(extractor, ClassifierFeatures):
             return None
         return lambda images: extractor.describe(quantize(images)).features
 
@@ -161,7 +160,7 @@ class Images(Source):
         weights = None if records.inception_weights is None else Path(records.inception_weights)
         stacked = isinstance(dataset, StackedImages)
         extractor = open_extractor(records.features, stacked=stacked, inception_weights=weights)
-        if isinstance(extractor, StackedClassifier) and isinstance(dataset, StackedImages):
+        if records.features in ("digits", "mnist") and isinstance(dataset, StackedImages):
             share = _recognized(extractor, dataset)
             if share < _RECOGNIZED:
                 raise ValueError(

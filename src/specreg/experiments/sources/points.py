@@ -73,7 +73,6 @@ class Points(Source):
             publication=mixture.publication,
             centres=mixture.centres,
             deviation=mixture.deviation,
-            num_samples=records.samples,
         )
 
     def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:

@@ -3,34 +3,22 @@
 import abc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from specreg.data.arrays import Dataset
-from specreg.evaluation.mixtures import MixtureEvaluation
-from specreg.evaluation.protocol import Evaluation
+from specreg.evaluation.mixtures import MixtureEvaluator
+from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.config import DataConfig, Settings
 
 # Every run is evaluated on the same real samples.
 REFERENCE_SEED = 3_000_017
 
 
-class SampleEvaluator(Protocol):
-    """Compares a generator's samples with real ones."""
-
-    num_samples: int
-
-    def evaluate(
-        self, sampler: Callable[[int], Tensor], *, labels: Tensor | None = None
-    ) -> Evaluation | MixtureEvaluation:
-        """Return every metric of ``num_samples`` samples drawn from ``sampler``, with ``labels`` if it has classes."""
-        ...
-
-    def glance(self, sampler: Callable[[int], Tensor]) -> dict[str, float | int]:
-        """Return the cheap metrics, for the display during training."""
-        ...
+# Compares generated samples with real ones.
+SampleEvaluator = Evaluator | MixtureEvaluator
 
 
 class Source(abc.ABC):
