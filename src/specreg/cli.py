@@ -172,7 +172,8 @@ def _sweep(arguments: list[str]) -> int:
     from specreg.experiments import cluster, presets, sweep
     from specreg.experiments.jobs import execute_all
 
-    chosen = presets.find_preset(given.preset)
+    check_choice("preset", given.preset, tuple(presets.PRESETS))
+    chosen = presets.PRESETS[given.preset]
     before = presets.choose(chosen.cells, _split(given.cells))
     options = {argument.removeprefix("--").split("=")[0] for argument in arguments if argument.startswith("--")}
     cells = [

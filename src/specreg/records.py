@@ -44,17 +44,13 @@ _LOCK_SECONDS, _ASKING_SECONDS = 0.5, 0.1
 PACE = "seconds_per_step"  # in timing.json: what the first steps of a process took, without the very first
 
 
-def near_runs(path: Path) -> str:
-    """Return a question after the runs that may be meant by a path where none is: of its name, or inside; or ""."""
+def no_run(path: Path, what: str) -> str:
+    """Return that a path does not exist, or else ``what`` it is not, and the runs of its name, or inside, if any."""
     name = glob.escape(path.name)
     patterns = (f"*/{name}/config.json", f"{name}/runs/*/config.json") if name else ()
     near = [config.parent for pattern in patterns for config in sorted(path.parent.glob(pattern))]
-    return f"; did you mean {' or '.join(map(str, near[:3]))}?" if near else ""
-
-
-def no_run(path: Path, what: str) -> str:
-    """Return that a path does not exist, or else ``what`` it is not, with the runs that may be meant."""
-    return f"{path} {what if path.exists() else 'does not exist'}{near_runs(path)}"
+    question = f"; did you mean {' or '.join(map(str, near[:3]))}?" if near else ""
+    return f"{path} {what if path.exists() else 'does not exist'}{question}"
 
 
 class RunDirectory:
@@ -72,16 +68,12 @@ class RunDirectory:
         return self.path / "checkpoint.pt"
 
     @property
-    def checkpoint_before(self) -> Path:
-        return self.path / "checkpoint-before.pt"
-
-    @property
     def checkpoints(self) -> list[Path]:
         """What a run can go on from, the newest first."""
-        return [path for path in (self.checkpoint, self.checkpoint_before) if path.exists()]
+        return [path for path in (self.checkpoint, self.kept_checkpoint("before")) if path.exists()]
 
     def kept_checkpoint(self, why: str) -> Path:
-        """Return where the "best" or the last "healthy" checkpoint is kept, or one that is "damaged"."""
+        """Return where the one "before", the "best" or the last "healthy" checkpoint is kept, or a "damaged" one."""
         return self.path / f"checkpoint-{why}.pt"
 
     @property
@@ -91,10 +83,6 @@ class RunDirectory:
     @property
     def complete(self) -> bool:
         return self.result.exists()
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

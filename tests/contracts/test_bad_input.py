@@ -231,7 +231,7 @@ COMPARE = {
 
 SWEEP = {
     "no preset": ([], "preset"),
-    "unknown preset": (["--preset", "papers"], "unknown preset 'papers' (did you mean paper?)"),
+    "unknown preset": (["--preset", "papers"], "got 'papers' (did you mean paper?)"),
     "unknown cell": (["--preset", "paper", "--cells", "A16128"], "no cell is named 'A16128' (did you mean A16-128?)"),
     "no time": (["--preset", "digits", "--minutes", "nan"], "minutes must be a positive number, got nan"),
     "less than no GPU": (["--preset", "digits", "--gpus", "-1"], "gpus must not be negative"),

@@ -8,6 +8,7 @@ method from here alone: to add one, add its record.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -119,14 +120,6 @@ class NewtonOptions(Options):
         integer("iterations", self.iterations, at_least=0, at_most=_MOST_ITERATIONS)
 
 
-def _no_attachment(state: "TrainingState", options: Any, methods: Any) -> None:
-    """Attach nothing: what the discriminator is normalized by is the whole method."""
-
-
-def _no_warnings(options: Any, training: TrainingConfig) -> list[str]:
-    return []
-
-
 @dataclass(frozen=True)
 class Method:
     """A way to control a discriminator's spectra.
@@ -152,8 +145,8 @@ class Method:
     normalize: "Callable[[nn.Module, Any], object]" = lambda discriminator, options: specreg.spectral_norm(
         discriminator
     )
-    attach: "Callable[[TrainingState, Any, Any], None]" = _no_attachment
-    warnings: Callable[[Any, TrainingConfig], list[str]] = _no_warnings
+    attach: "Callable[[TrainingState, Any, Any], None]" = lambda state, options, methods: None
+    warnings: Callable[[Any, TrainingConfig], list[str]] = lambda options, training: []
 
     @property
     def key(self) -> str:
@@ -165,22 +158,14 @@ class Method:
         return getattr(methods, self.key, None)
 
 
-def _compensation(verb: str) -> "Callable[[TrainingState, Any, Any], None]":
-    """Return what attaches a compensation, whose options are the verb's."""
-
-    def attach(state: "TrainingState", options: CompensationOptions, methods: Any) -> None:
-        state.compensator = getattr(specreg, verb)(state.discriminator, **vars(options))
-
-    return attach
+def _compensate(verb: str, state: "TrainingState", options: CompensationOptions, methods: Any) -> None:
+    """Attach a compensation, whose options are the verb's."""
+    state.compensator = getattr(specreg, verb)(state.discriminator, **vars(options))
 
 
-def _penalty(verb: str) -> "Callable[[TrainingState, Any, Any], None]":
-    """Return what attaches a penalty, times its weight."""
-
-    def attach(state: "TrainingState", options: PenaltyOptions, methods: Any) -> None:
-        state.penalty = lambda: options.weight * getattr(specreg, verb)(state.discriminator)
-
-    return attach
+def _penalize(verb: str, state: "TrainingState", options: PenaltyOptions, methods: Any) -> None:
+    """Attach a penalty, times its weight."""
+    state.penalty = lambda: options.weight * getattr(specreg, verb)(state.discriminator)
 
 
 def _guard(state: "TrainingState", options: GuardOptions, methods: "MethodOptions") -> None:
@@ -245,7 +230,7 @@ _RECORDS = (
         colour="#2a6fbb",
         about="sn with static compensation, which raises the first i singular values to the largest",
         options=StaticOptions,
-        attach=_compensation("static_compensation"),
+        attach=partial(_compensate, "static_compensation"),
     ),
     Method(
         name="dynamic",
@@ -253,7 +238,7 @@ _RECORDS = (
         colour="#3a923a",
         about="sn with dynamic compensation, which keeps every ratio at the highest it ever had",
         options=DynamicOptions,
-        attach=_compensation("dynamic_compensation"),
+        attach=partial(_compensate, "dynamic_compensation"),
         warnings=_late_record,
     ),
     Method(
@@ -270,7 +255,7 @@ _RECORDS = (
         colour="#795548",
         about="sn with the orthogonality penalty",
         options=PenaltyOptions,
-        attach=_penalty("orthogonality_penalty"),
+        attach=partial(_penalize, "orthogonality_penalty"),
     ),
     Method(
         name="d-optimal",
@@ -278,7 +263,7 @@ _RECORDS = (
         colour="#00838f",
         about="sn with the D-optimal penalty",
         options=PenaltyOptions,
-        attach=_penalty("d_optimal_penalty"),
+        attach=partial(_penalize, "d_optimal_penalty"),
     ),
     Method(
         name="spectral-penalty",
@@ -287,7 +272,7 @@ _RECORDS = (
         about="plain weights with the penalty that keeps every layer's largest singular value near 1",
         options=PenaltyOptions,
         normalize=_plain,
-        attach=_penalty("spectral_penalty"),
+        attach=partial(_penalize, "spectral_penalty"),
     ),
     Method(
         name="oni",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from specreg.evaluation.modes import STACKED_MNIST_SAMPLES
-from specreg.experiments.config import DataConfig, ModelConfig, RecordConfig, Settings
+from specreg.experiments.config import DataConfig, ModelConfig, Settings
 from specreg.experiments.methods import PAPER_METHODS, DynamicOptions, MethodOptions, StaticOptions
 from specreg.experiments.sources import recipe
 from specreg.names import suggestion
@@ -69,18 +69,6 @@ def preset(name: str, *, seeds: tuple[int, ...] = (0,)) -> Callable[[_Make], _Ma
     return register
 
 
-def find_preset(name: str) -> Preset:
-    """Return a preset by its name.
-
-    Raises:
-        ValueError: there is none of this name; lists those that there are.
-    """
-    if name not in PRESETS:
-        problem = f"unknown preset {name!r}{suggestion(name, PRESETS)}" if name else "no preset given"
-        raise ValueError(f"{problem}: --preset is one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
 # Discriminator channels and batch sizes of Liu et al. 2019, table 2.
 PAPER_SETTINGS: dict[str, tuple[tuple[int, int], ...]] = {
     "A": tuple((batch, 128) for batch in (16, 32, 64, 128, 256, 512, 1024)),
@@ -94,9 +82,6 @@ _CIFAR, _STL, _IMAGENET = "CIFAR-10", "STL-10's unlabeled images", "ImageNet"
 # The authors' code: their record of the dynamic scheme begins at the first call.
 _COMPENSATION = MethodOptions(
     static=StaticOptions(keep=0.5, every=5, scale="unit"), dynamic=DynamicOptions(start=0, every=5, scale="keep")
-)
-_RECORDS = RecordConfig(
-    log_every=100, spectra_every=250, evaluate_every=2500, checkpoint_every=500, samples=10000, reference=10000
 )
 
 
@@ -204,24 +189,17 @@ def imagenet() -> list[Cell]:
     - compensation from the first step on; the published 2048-64 run switches it on at 40,000
     - batches with replacement; scores as in the preset paper
     """
+    default = recipe(DataConfig(data="", image_size=128, conditional=True))
+    training = replace(default.training, steps=75_000, batch_size=32, d_steps=1, d_lr=4e-4, g_lr=1e-4, beta2=0.999)
     return [
         Cell(
             f"{32 * accumulate}-64",
-            Settings(
-                methods=_COMPENSATION,
-                data=DataConfig(data="", image_size=128, conditional=True),
-                model=ModelConfig(d_channels=64, g_channels=64, latent=128),
-                training=TrainingConfig(
-                    steps=75_000, batch_size=32, generator_batch=1, accumulate=accumulate, d_steps=1, loss="hinge",
-                    d_lr=4e-4, g_lr=1e-4, beta1=0.0, beta2=0.999, lr_decay="none",
-                ),
-                records=_RECORDS,
-            ),
+            replace(default, methods=_COMPENSATION, training=replace(training, accumulate=accumulate)),
             images=_IMAGENET,
             num_classes=1000,
         )
         for accumulate in (16, 64)
-    ]  # fmt: skip
+    ]
 
 
 @preset("demo", seeds=(0, 1, 2, 3, 4))
@@ -321,7 +299,7 @@ def stacked_mnist() -> list[Cell]:
         beta1=0.5, beta2=0.99,
     )  # fmt: skip
     veegan = replace(unrolled, steps=100_000, batch_size=64, g_lr=2e-4, beta2=0.999)
-    judged = STACKED_MNIST_SAMPLES
+    judged, default = STACKED_MNIST_SAMPLES, recipe(DataConfig(data="", image_size=28, stacked=True))
     shapes = {
         "unrolled-quarter": (16, 256, unrolled, None, judged["unrolled"]),
         "unrolled-half": (32, 256, unrolled, None, judged["unrolled"]),
@@ -335,7 +313,7 @@ def stacked_mnist() -> list[Cell]:
                 data=DataConfig(data="", image_size=28, stacked=True, stacked_size=size),
                 model=ModelConfig(d_channels=channels, g_channels=64, latent=latent, network="dcgan"),
                 training=training,
-                records=replace(_RECORDS, samples=samples),
+                records=replace(default.records, samples=samples),
             ),
             images="MNIST",
         )

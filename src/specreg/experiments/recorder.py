@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from specreg.data.arrays import Dataset, decode, encode
-from specreg.experiments.board import Board
 from specreg.experiments.config import RecordConfig, Settings
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.sampling import real_samples, sample_images
@@ -24,6 +23,7 @@ from specreg.monitor.attainment import attainment, gradient_norms
 from specreg.monitor.coverage import Reading
 from specreg.monitor.samples import diversity
 from specreg.monitor.verdict import Verdict
+from specreg.monitor.writers import TensorBoardWriter
 from specreg.names import State
 from specreg.processes import ALONE, Processes
 from specreg.records import PACE, RunDirectory
@@ -194,6 +194,15 @@ class _Fallbacks(logging.Handler):
         self._event(record.getMessage())
 
 
+def _add(board: Any, series: str, record: Mapping[str, Any]) -> None:
+    """Add a record's numbers: SERIES/KEY, and KEY/NAME where a key holds several by name; lists are left out."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            _add(board, key, {"step": record["step"], **value})
+        elif key != "step" and value is not None and not isinstance(value, list):
+            board.add_scalar(f"{series}/{key}", value, record["step"])
+
+
 class Recorder(Follower):
     """The main process's callback: it writes records and checkpoints."""
 
@@ -224,7 +233,12 @@ class Recorder(Follower):
         logging.getLogger("specreg.spectra").addHandler(self._fallbacks)
         self._board = None
         if self._every.tensorboard:
-            self._board = Board(run.tensorboard, self._monitor, begin=state.step + 1 if self._saved >= 0 else 0)
+            from torch.utils.tensorboard import SummaryWriter  # a quarter of a second, and a run may do without
+
+            # What the folder has from the first step to come on is hidden: it is written again.
+            begin = state.step + 1 if self._saved >= 0 else 0
+            self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=begin)
+            self._monitor.actions.append(TensorBoardWriter(self._monitor, self._board))
         self._covered: State = "not measured" if self._monitor.verdict is None else self._monitor.verdict.coverage.state
 
     def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
@@ -305,7 +319,7 @@ class Recorder(Follower):
         if self._board is not None:
             self._board.flush()  # what the checkpoint stands for is not written again
         if self._run.checkpoint.exists():
-            give_name(self._run.checkpoint, self._run.checkpoint_before)
+            give_name(self._run.checkpoint, self._run.kept_checkpoint("before"))
         save_checkpoint(self._state.state_dict(), self._run.checkpoint)
         self._keep_healthy()
         self._saved = self._state.step
@@ -321,7 +335,7 @@ class Recorder(Follower):
     def _record(self, series: str, record: dict[str, Any]) -> None:
         self._run.append(series, record)
         if self._board is not None:
-            self._board.add(series, record)
+            _add(self._board, series, record)
 
     def _watched(self, verdict: Verdict) -> None:
         """Write a snapshot down; the monitor calls this after the guard."""
