@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,14 +13,6 @@ from typing import Any, BinaryIO
 _PARTIAL = ".partial"  # ends the name of a file that is being written, and has no name of its own yet
 # Nothing written here comes near: what is larger or nested deeper would fill the memory or the interpreter's stack.
 _LARGEST, _DEEPEST = 1 << 26, 50  # bytes of a JSON file or of a line; objects and lists within each other
-
-
-def exists(path: Path) -> bool:
-    """Return whether anything is at a path; ValueError if that cannot be found out, as of a name that is too long."""
-    try:
-        return path.exists()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check its name and permissions") from error
 
 
 def check_file(path: Path) -> None:
@@ -45,26 +36,19 @@ def check_file(path: Path) -> None:
         raise ValueError(f"{path} cannot be read: check its permissions")
 
 
-def check_stored(path: Path) -> None:
-    """Make sure that a zip archive unpacks to no more than it holds: torch.save compresses nothing.
-
-    Raises:
-        ValueError: an entry is compressed, or entries share their bytes, as those of a zip bomb do.
-        zipfile.BadZipFile: it is no zip archive, or damaged.
-    """
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"its entry {entry.filename!r:.80} is compressed, which torch.save never does")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("its entries claim more bytes than the file has")
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name a path, and the remedy, where the system refuses to read it: a ValueError in the place of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions and the disk") from error
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; ValueError names it where it is damaged, or is no file."""
     check_file(path)
-    with _opened(path) as file:
+    with reading(path), open(path, "rb") as file:
         content = file.read(_LARGEST + 1)
     try:
         return _parsed(content)
@@ -81,7 +65,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     if not path.exists():
         return
     check_file(path)
-    with _opened(path) as file:
+    with reading(path), open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(_LARGEST + 1), b""), start=1):
             place = f"{path}, line {number}"
             try:
@@ -154,15 +138,6 @@ def prepare_directory(path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"cannot write to {path} ({error.strerror or error}): choose another output folder") from error
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
 
 
 def _parsed(content: bytes) -> Any:

@@ -86,10 +86,6 @@ class Global:
     module: str
     name: str
 
-    @property
-    def qualified(self) -> str:
-        return f"{self.module}.{self.name}"
-
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
@@ -182,23 +178,18 @@ def encoded(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class Pickle:
-    """One pickle's value, and what it says of what is stored outside of it."""
-
-    root: Any
-    outside: list[Object]
-
-
-def read_pickle(window: Window) -> Pickle:
+def read_pickle(window: Window) -> tuple[Any, list[Object]]:
     """Read one pickle from where the window stands, and on to the next one's first byte.
+
+    Returns:
+        Its value, and what it says of what is stored outside of it.
 
     Raises:
         ValueError: it is damaged, or would take more memory than the budget has.
     """
     machine = _Machine(window)
     try:
-        return Pickle(machine.load(), machine.outside)
+        return machine.load(), machine.outside
     except (ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(str(error)) from error  # a UnicodeError, too, becomes a plain one
     except Exception as error:  # a damaged pickle makes its reader fail anywhere

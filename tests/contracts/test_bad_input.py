@@ -314,7 +314,7 @@ CHECKPOINTS = {
     "without a network": (state(lambda held: held.pop("generator") and None), "describes (KeyError"),
     "a network of another size": (state(lambda held: held["generator"].update({next(iter(held["generator"])): torch.ones(3)})),
                                   "describes (RuntimeError"),
-    "a stream of text": (state(lambda held: held.update(stream="text")), "describes (TypeError"),
+    "draws of text": (state(lambda held: held.update(draws="text")), "describes (TypeError"),
 }  # fmt: skip
 for _name, (_spoil, _said) in CHECKPOINTS.items():
     TRAIN[f"checkpoint: {_name}"] = (["--out", Run(_spoil)], _said)

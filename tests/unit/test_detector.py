@@ -249,7 +249,7 @@ def test_groups_survive_a_checkpoint_and_are_plain_json():
     ("groups", "message"),
     [
         ({"x": ["conv"]}, "layer 'other' is in no group"),
-        ({"x": ["conv", "other"], "y": ["other"]}, "layer 'other' is in 2 groups"),
+        ({"x": ["conv", "other"], "y": ["other"]}, "layer 'other' is in the groups x, y: put"),
         ({"x": ["conv", "other", "third"]}, "'third', which is no layer"),
     ],
 )

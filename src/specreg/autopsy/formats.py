@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from specreg.archives import opened, stored_entries
 from specreg.autopsy import torchfiles
-from specreg.autopsy.archives import opened, stored_entries
 from specreg.autopsy.tensors import Stored, obstructed
 from specreg.autopsy.torchfiles import Contents
-from specreg.files import check_file, exists, read_json
+from specreg.files import check_file, read_json, reading
 from specreg.names import printable
 
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
@@ -55,14 +55,12 @@ def find_file(path: Path) -> Path:
     Raises:
         ValueError: there is none, or several, or the folder itself is a format that is not read.
     """
-    if not exists(path):
+    if not path.exists():
         raise ValueError(f"there is no checkpoint {path}: check the name")
     if not path.is_dir():
         return path
-    try:
+    with reading(path):
         files = sorted(path.iterdir())
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
     if any(file.suffix == ".distcp" for file in files):
         call = f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({str(path)!r}, 'model.pt')"
         raise ValueError(f"{path} is a distributed checkpoint: convert it with {call}")
@@ -92,11 +90,8 @@ def read_tensors(path: Path) -> Contents:
         ValueError: it is damaged, or not of a format that is read here; says how to convert it.
     """
     check_file(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check the file and the disk") from error
+    with reading(path), open(path, "rb") as file:
+        head = file.read(16)
     if not head:
         raise ValueError(f"{path} is empty: copy or download it again")
     if INDEX.search(path.name):

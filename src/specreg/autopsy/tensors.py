@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specreg.files import reading
 from specreg.pickles import Array, Bytes, Global, Object, numpy_array
 
 # What keeps a tensor from being read as a weight, and what whoever has the model can do about it.
@@ -224,7 +225,7 @@ def _dtype(value: Any) -> torch.dtype | None:
 
 def _integers(value: Any) -> tuple[int, ...] | None:
     """Return a shape or strides, None where there is none."""
-    if isinstance(value, Object) and isinstance(value.maker, Global) and value.maker.qualified == "torch.Size":
+    if isinstance(value, Object) and value.maker == Global("torch", "Size"):
         value = value.arguments[0] if isinstance(value.arguments, tuple) and value.arguments else None
     if not isinstance(value, tuple | list) or len(value) > 64:
         return None
@@ -233,12 +234,9 @@ def _integers(value: Any) -> tuple[int, ...] | None:
 
 def _read(path: Path, region: Bytes) -> bytearray:
     content = bytearray(region.size)
-    try:
-        with open(path, "rb") as file:
-            file.seek(region.begin)
-            size = file.readinto(content)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check the file and the disk") from error
+    with reading(path), open(path, "rb") as file:
+        file.seek(region.begin)
+        size = file.readinto(content)
     if size != region.size:
         raise ValueError(f"{path} has become shorter while it was read: inspect it again")
     return content

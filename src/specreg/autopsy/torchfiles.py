@@ -44,7 +44,7 @@ def read_zip(path: Path, file: BinaryIO, entries: Mapping[str, Bytes]) -> Conten
             raise ValueError(_OTHER_ORDER)
     budget = Budget(path.stat().st_size)
     begin, size = entries[pickled].begin, entries[pickled].size
-    root = read_pickle(Window(file, begin, begin + size, budget)).root
+    root, _ = read_pickle(Window(file, begin, begin + size, budget))
     storages = {name.removeprefix(f"{prefix}data/"): region for name, region in entries.items()}
     return _walk(root, Tensors(path, _Storages(file, storages, budget).locate), budget)
 
@@ -59,17 +59,17 @@ def read_stream(path: Path, file: BinaryIO) -> Contents:
 
 def _read_old(window: Window) -> tuple[Any, dict[str, Bytes]]:
     """Return the value and the storages in an old file, pickles with storages behind them, or in a plain pickle."""
-    root = read_pickle(window).root
+    root, _ = read_pickle(window)
     if type(root) is not int or root != _MAGIC:
         return root, {}
-    if read_pickle(window).root != _PROTOCOL:
+    if read_pickle(window)[0] != _PROTOCOL:
         raise ValueError("it is of an unknown version")
-    system = read_pickle(window).root
+    system, _ = read_pickle(window)
     if isinstance(system, Object) and system.get("little_endian") is False:
         raise ValueError(_OTHER_ORDER)
-    pickle = read_pickle(window)
-    dtypes = {key: dtype for described in pickle.outside if (parts := _storage(described)) for key, dtype, _ in [parts]}
-    keys = read_pickle(window).root
+    root, outside = read_pickle(window)
+    dtypes = {key: dtype for described in outside if (parts := _storage(described)) for key, dtype, _ in [parts]}
+    keys, _ = read_pickle(window)
     storages = {}
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in dtypes:
@@ -77,7 +77,7 @@ def _read_old(window: Window) -> tuple[Any, dict[str, Bytes]]:
         (count,) = struct.unpack("<q", window.read(8))
         size = count * dtypes[key].itemsize
         storages[key] = Bytes(window.skip(size), size)
-    return pickle.root, storages
+    return root, storages
 
 
 class _Storages:

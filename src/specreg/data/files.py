@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from specreg.files import check_file
+from specreg.files import check_file, reading
 
 # Raised by tarfile, gzip and zlib for an archive that is damaged or ends early.
 _DAMAGED = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)
@@ -60,10 +60,8 @@ class Files:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with reading(path):
             self.names = frozenset(file.name for file in path.iterdir() if file.is_file())
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
 
     def size(self, name: str) -> int:
         """Return a file's size in bytes."""

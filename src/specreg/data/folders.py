@@ -18,6 +18,7 @@ from specreg.data.decoding import LARGEST_FILE, SUFFIXES, ImageFiles
 from specreg.data.files import is_visible
 from specreg.data.pixels import MOST_CLASSES, numbered
 from specreg.data.published import TEST_NAMES
+from specreg.files import reading
 from specreg.names import Split, integer
 
 _LABELS = "dataset.json"  # as StyleGAN's dataset_tool.py writes it
@@ -254,11 +255,8 @@ def _files_in_folder(root: Path) -> list[str]:
 def _visible_entries(root: Path, folders: Iterable[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield what is in folders below ``root``, after its path from there."""
     for folder in folders:
-        try:
-            with os.scandir(root / folder) as entries:
-                yield from ((folder + entry.name, entry) for entry in entries if is_visible(entry.name))
-        except OSError as error:
-            raise ValueError(f"{root / folder} cannot be read ({error.strerror}): check its permissions") from error
+        with reading(root / folder), os.scandir(root / folder) as entries:
+            yield from ((folder + entry.name, entry) for entry in entries if is_visible(entry.name))
 
 
 def _opened_zip(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:

@@ -21,7 +21,7 @@ def read_pickled(content: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged, is no dictionary, or holds an array of another kind; says which.
     """
-    root = read_pickle(Window(io.BytesIO(content), 0, len(content), Budget(len(content)))).root
+    root, _ = read_pickle(Window(io.BytesIO(content), 0, len(content), Budget(len(content))))
     if not isinstance(root, Object) or root.maker != DICT:
         raise ValueError("it holds no dictionary")
     named = [(_text(key, content), value) for key, value in root.items()]

@@ -9,11 +9,12 @@ every layer. Several networks in one stream are *groups* of layers, which know n
 
 import math
 import statistics
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from specreg.layers.selection import shown
 from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, words_of_watched
 from specreg.names import STATES, State, bulk_range, check_constants, check_keys, check_type, integer
 
@@ -115,7 +116,7 @@ class Detector:
             raise ValueError("no layers: singular_values is empty")
         bulks = {name: bulk for name, s in singular_values.items() if (bulk := _bulk(name, s)) is not None}
         everything = dict.fromkeys((*self._layers, *singular_values))
-        self._groups = {"": tuple(everything)} if groups is None else _checked_groups(groups, singular_values)
+        self._groups = {"": tuple(everything)} if groups is None else checked_groups(groups, singular_values)
         previous, self._last = self._last, iteration
         before = {name: track.state for name, track in self._layers.items()}
         for name, bulk in bulks.items():
@@ -316,15 +317,16 @@ class _LayerTrack:
         return cls(**(lists | numbers | counts | times), state=state["state"], moved=bool(state["moved"]))
 
 
-def _checked_groups(groups: Mapping[str, Iterable[str]], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def checked_groups(groups: Mapping[str, Iterable[str]], names: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Return the groups if every layer is in exactly one of them, and nothing else."""
     members = {group: tuple(layers) for group, layers in groups.items()}
-    counts = dict.fromkeys(names, 0) | Counter(name for layers in members.values() for name in layers)
-    if unknown := [name for name in counts if name not in names]:
+    if unknown := [name for layers in members.values() for name in layers if name not in names]:
         raise ValueError(f"the groups hold {unknown[0]!r}, which is no layer")
-    for name, count in counts.items():
-        if count != 1:
-            raise ValueError(f"layer {name!r} is in {count or 'no'} group{'s' * (count > 1)}: put it into exactly one")
+    for name in names:
+        owners = [group for group, layers in members.items() if name in layers]
+        if len(owners) != 1:
+            where = f"the groups {', '.join(owners)}" if owners else "no group"
+            raise ValueError(f"layer {shown(name)!r} is in {where}: put every layer into exactly one")
     return members
 
 

@@ -12,7 +12,7 @@ from specreg.layers.find import find
 from specreg.layers.requirements import warn_of_differences
 from specreg.layers.selection import Selection, matches, plainly_named_modules, shown, unwrap
 from specreg.monitor.coverage import Coverage, Reading
-from specreg.monitor.detector import Detector
+from specreg.monitor.detector import Detector, checked_groups
 from specreg.monitor.history import History
 from specreg.monitor.modes import ModeJudge
 from specreg.monitor.signal import Signal, SignalJudge, signal
@@ -313,9 +313,4 @@ def _grouped(groups: Mapping[str, str | Iterable[str]], names: Sequence[str]) ->
                     f"group {group!r}: {pattern!r} names no layer{near}; the layers are {', '.join(map(shown, names))}"
                 )
         members[group] = tuple(name for name in names if any(matches(pattern, name) for pattern in patterns))
-    for name in names:
-        owners = [group for group, layers in members.items() if name in layers]
-        if len(owners) != 1:
-            where = f"the groups {', '.join(owners)}" if owners else "no group"
-            raise ValueError(f"layer {shown(name)!r} is in {where}: put every layer into exactly one")
-    return members
+    return checked_groups(members, names)

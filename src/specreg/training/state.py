@@ -4,7 +4,6 @@ import errno
 import logging
 import random
 import warnings
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from specreg.archives import opened, stored_entries
 from specreg.data.arrays import Dataset
-from specreg.files import check_file, check_stored, replacing
+from specreg.files import check_file, replacing
 from specreg.guard import Guard
 from specreg.monitor.actions import Pin
 from specreg.monitor.monitor import Monitor
@@ -190,9 +190,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     check_file(path)
     try:
-        check_stored(path)
         # A file of torch.save is a zip archive with a CRC-32 of every tensor, which torch itself does not look at.
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as archive:
+            stored_entries(archive, path)
             damaged = archive.testzip()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of what an odd file may be short before it fails on it
