@@ -10,8 +10,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layers, find
+from specreg.layers.kinds import Kind
 from specreg.layers.requirements import require_finite, require_parametrizable, warn_of_differences
 from specreg.layers.selection import Selection, plainly_named_modules, unwrap
+from specreg.layers.weights import Weight
 from specreg.spectra.gram import full_precision
 
 
@@ -83,10 +85,9 @@ def remove(module: nn.Module) -> list[str]:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
-    parametrized = [(name, child) for name, child in plainly_named_modules(unwrap(module)) if _is_undone(child)]
     values: dict[int, Tensor] = {}  # of shared originals: removing the first one's parametrization changes them
     undone = []
-    for name, child in parametrized:
+    for name, child in list(plainly_named_modules(unwrap(module))):
         lists: Any = child.parametrizations if parametrize.is_parametrized(child) else {}
         if lists:
             _own_class(child)
@@ -107,7 +108,7 @@ def remove(module: nn.Module) -> list[str]:
             undone.append(f"{name}.{tensor}" if name else tensor)
         for key, hook in list(child._forward_pre_hooks.items()):
             if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)):
-                frozen = not any(parameter.requires_grad for parameter in _behind(child, hook))
+                frozen = not any(tensor.requires_grad for tensor in Weight(child, hook.name, Kind(type(child))).storage)
                 hook.remove(child)
                 getattr(child, hook.name).requires_grad_(not frozen)
                 del child._forward_pre_hooks[key]
@@ -121,18 +122,6 @@ def _own_class(module: nn.Module) -> None:
     shared = type(module)
     members = {name: member for name, member in vars(shared).items() if name not in ("__dict__", "__weakref__")}
     module.__class__ = type(shared.__name__, shared.__bases__, members)
-
-
-def _is_undone(module: nn.Module) -> bool:
-    legacy = (LegacySpectralNorm, LegacyWeightNorm)
-    return parametrize.is_parametrized(module) or any(
-        isinstance(hook, legacy) for hook in module._forward_pre_hooks.values()
-    )
-
-
-def _behind(module: nn.Module, hook: LegacySpectralNorm | LegacyWeightNorm) -> list[Tensor]:
-    suffixes = ("_g", "_v") if isinstance(hook, LegacyWeightNorm) else ("_orig",)
-    return [getattr(module, hook.name + suffix) for suffix in suffixes]
 
 
 def _forget_state_dict_hooks(module: nn.Module, hook: LegacySpectralNorm | LegacyWeightNorm) -> None:
