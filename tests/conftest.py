@@ -2,20 +2,19 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
-import torch
-from matplotlib.figure import Figure
-from PIL import Image
-
-import trainings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: idle threads wait busily
+# What takes seconds is imported in the fixtures: the process that hands tests to the others runs none.
 
 
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
+    import torch
+
     torch.manual_seed(0)
     torch.set_num_threads(1)
 
@@ -23,6 +22,9 @@ def _deterministic() -> None:
 @pytest.fixture
 def unrendered(monkeypatch) -> None:
     """Make the pictures of figures empty: a page takes a fifth of its time without drawing them."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
     monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: Image.new("RGB", (4, 4)).save(file, "png"))
 
 
@@ -31,7 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    trainings.stop_forks()
+    if trainings := sys.modules.get("trainings"):
+        trainings.stop_forks()
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

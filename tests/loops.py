@@ -222,7 +222,7 @@ def lab_training(
     method = chosen.pop("method")
     chosen.setdefault("training", {}).update(steps=LAB_STEPS, batch_size=BATCH, d_steps=1, ema_decay=0.9, beta1=0.0)
     chosen["model"] = {"d_channels": 4, "g_channels": 4, "latent": 8}
-    chosen["records"] = {"spectra_every": 1}
+    chosen["records"] = {"spectra_every": 1, "reference": 500, "samples": 100}
     chosen["methods"] = {"static": {"every": 2}, "dynamic": {"every": 2, "start": 4}} | chosen.get("methods", {})
     config = from_dict(RunConfig, {"method": method, "seed": 0, "settings": chosen})
     source = open_source(config.settings)

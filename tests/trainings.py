@@ -24,10 +24,12 @@ from specreg.experiments.config import ModelConfig, RecordConfig, Settings
 from specreg.records import RunDirectory
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    # The third is what torch imports for the first optimizer.
-    ["specreg.display", "specreg.experiments.run", "torch._dynamo", "torch.utils.tensorboard"]
-)
+# What a training imports, torch for the first optimizer among it, and what this module does.
+_PRELOADED = [
+    "specreg.cli", "specreg.options", "specreg.display", "specreg.experiments.run", "specreg.experiments.jobs",
+    "torch._dynamo", "torch.utils.tensorboard", "pytest",
+]  # fmt: skip
+FORKS.set_forkserver_preload(_PRELOADED)
 
 # Narrow networks, and as few real samples as coverage is judged by.
 SMALL = Settings(model=ModelConfig(d_channels=4, g_channels=4, latent=8), records=RecordConfig(reference=500))

@@ -81,6 +81,7 @@ def test_an_autopsy(folder, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrendered")
 def test_methods_are_compared(folder):
     names = follow("tutorials/compare.md")
     assert [(run["method"], run["seed"]) for run in names["runs"]] == [("sn", 0), ("static", 0)]
@@ -88,6 +89,7 @@ def test_methods_are_compared(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrendered")
 def test_a_cell_is_reproduced(folder, capsys):
     follow("tutorials/reproduce.md")
     assert re.search(r"^static \d", capsys.readouterr().out, re.M)

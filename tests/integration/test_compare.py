@@ -72,6 +72,7 @@ def test_the_pictures_are_there_and_the_table_names_the_methods(done):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrendered")
 def test_what_is_done_is_skipped_and_more_can_be_asked_for(done):
     out, _ = done
     stamps = {run: (run / "result.json").stat().st_mtime_ns for run in (out / "runs").iterdir()}
@@ -99,6 +100,7 @@ def test_other_settings_are_refused(done):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrendered")
 def test_an_interrupt_leaves_resumable_runs(tmp_path):
     """By real processes: the command, and its run."""
     out = tmp_path / "out"
@@ -129,6 +131,7 @@ def test_an_interrupt_leaves_resumable_runs(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unrendered")
 def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path):
     out = tmp_path / "out"
     (out / "runs" / "sn-seed0").mkdir(parents=True)

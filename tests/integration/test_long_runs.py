@@ -123,6 +123,7 @@ def list_and_report(folder: Path, num_seeds: int) -> tuple[float, float]:
     return listed - began, time.process_time() - listed
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_sweep_of_4_runs_is_listed_and_reported(tmp_path, capsys):
     list_and_report(tmp_path, 2)
     printed = " ".join(capsys.readouterr().out.split())

@@ -23,7 +23,7 @@ GUARD = ["--method", "guard", "--guard.every", "2", "--guard.roll-back", *NERVOU
 METHODS = {
     "static": ["--method", "static"],
     "dynamic": DYNAMIC,
-    "guard": GUARD,
+    "guard": [*GUARD, "--lr-decay", "none"],
     "collapsed": ["--method", "sn", *NERVOUS],
     "penalty": ["--method", "d-optimal", "--loss", "relativistic-r1r2"],
 }
@@ -37,7 +37,7 @@ def finished(tmp_path_factory) -> Callable[[str], Path]:
     def run(method: str) -> Path:
         out = folder / method
         if not out.exists():
-            assert train(out, *METHODS[method], *OPTIONS)[0] == 0
+            assert train(out, *OPTIONS, *METHODS[method])[0] == 0
         return out
 
     return run
@@ -67,7 +67,7 @@ def test_killed_and_resumed_equals_uninterrupted(finished, method, killed_at, tm
         assert [event["event"] for event in events] == ["rolled back", "guard on"]
         assert 3 < events[0]["step"] < 17
         assert json.loads((reference / "result.json").read_text())["compensations"] > 0
-    process = start(out, *METHODS[method], *OPTIONS)
+    process = start(out, *OPTIONS, *METHODS[method])
     wait_for(process, out, killed_at)
     kill(process)
     assert not (out / "result.json").exists()
@@ -144,12 +144,10 @@ def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(finished,
 @pytest.mark.parametrize(
     "steps", [pytest.param(12, marks=pytest.mark.soak), 15]
 )  # on the readings' schedule, and off it
-def test_a_run_that_goes_on_to_more_steps_equals_one_of_so_many(steps, tmp_path):
-    options = [*GUARD, *OPTIONS, "--lr-decay", "none"]
-    for out, total in ((tmp_path / "whole", 24), (tmp_path / "run", steps)):
-        assert train(out, *options, "--steps", str(total))[0] == 0
-    assert train(tmp_path / "run", "--steps", "24")[0] == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+def test_a_run_that_goes_on_to_more_steps_equals_one_of_so_many(steps, finished, tmp_path):
+    for total in ([*OPTIONS, *METHODS["guard"], "--steps", str(steps)], ["--steps", "24"]):
+        assert train(tmp_path / "run", *total)[0] == 0
+    assert_same_run(finished("guard"), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["config"]["settings"]["training"]["steps"] == 24
 
 

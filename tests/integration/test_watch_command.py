@@ -96,6 +96,7 @@ def test_what_is_there_is_judged_once_and_left_as_it_is(classes, fail_on, code, 
 
 
 def test_ctrl_c_ends_it_and_built_in_data_and_features_are_taken(run, monkeypatch, capsys):
+    monkeypatch.setattr("specreg.experiments.watch._NUM_REAL", 2000)
     beside(monkeypatch, lambda: np.savez(run / "samples_5.npz", digits(900).reshape(-1, 3, 8, 8).movedim(1, 3).numpy()))
     assert main(["watch", str(run), "--real", "digits", "--features", "digits", "--every", "1"]) == 130
     printed = capsys.readouterr()

@@ -48,7 +48,7 @@ def test_a_single_image_can_be_learned(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "one.npz", images=image)
     command = ["train", "--quiet", "--out", str(tmp_path / "run"), "--data", str(tmp_path / "one.npz"), *OPTIONS]
-    assert main([*command, "--image-size", "32"]) == 0
+    assert main([*command, "--image-size", "32", "--steps", "2", "--evaluate-every", "1"]) == 0
     for record in RunDirectory(tmp_path / "run").series("sensitivity"):
         assert set(record) == {"step", "attainment", "gradient_norms"}
 

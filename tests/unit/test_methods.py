@@ -58,10 +58,10 @@ def test_names_titles_and_colours_are_distinct():
 def test_every_option_is_one_of_the_command_line_and_of_the_configuration(capsys):
     configured = to_dict(RunConfig())["settings"]["methods"]
     assert list(configured) == [method.key for method in WITH_OPTIONS]
+    with pytest.raises(SystemExit):
+        main(["compare", "--methods", ",".join(METHODS), "--help"])
+    shown = capsys.readouterr().out
     for method in WITH_OPTIONS:
-        with pytest.raises(SystemExit):
-            main(["train", "--method", method.name, "--help"])
-        shown = capsys.readouterr().out
         for option in fields(method.options):
             assert f"--{method.name}.{option.name.replace('_', '-')}" in shown
             assert option.name in configured[method.key]

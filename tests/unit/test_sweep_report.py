@@ -116,6 +116,7 @@ def test_a_sweep_leaves_results_tables_and_pictures(sweep):
     assert written == [("C8-32", "sn", 0, 12.0, 700), ("C8-32", "sn", 2, 14.0, 700), ("C8-32", "static", 0, 12.0, 700)]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_page_of_several_settings_has_the_papers_figures(sweep, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["report", str(sweep), "-o", str(page)]) == 0
@@ -128,6 +129,7 @@ def test_the_page_of_several_settings_has_the_papers_figures(sweep, tmp_path, ca
     assert "failed: no memory" in text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_final_scores_of_several_settings_are_drawn_side_by_side(tmp_path):
     out = make_sweep(tmp_path / "sweep", {"a": ["sn-seed0"], "b": ["sn-seed0"]}, preset="mine")
     for cell in ("a", "b"):

@@ -1,5 +1,7 @@
 """Stacked digits: real data with 1000 known modes that ships with scikit-learn."""
 
+import functools
+
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -7,6 +9,8 @@ from torch import Tensor
 from specreg.data.stacked import StackedImages
 
 NUM_HELD_OUT = 297
+
+_digits = functools.cache(load_digits)  # parses a compressed text
 
 
 def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -18,7 +22,7 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Reference:
         Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits, test part.
     """
-    digits = load_digits()
+    digits = _digits()
     images = torch.from_numpy(digits.images)  # 0 to 16
     images = (images * (255 / 16)).round().to(torch.uint8)
     labels = torch.from_numpy(digits.target).long()

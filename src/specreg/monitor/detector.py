@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from specreg.layers.selection import shown
 from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, words_of_watched
 from specreg.names import STATES, State, bulk_range, check_constants, check_keys, check_type, integer
 
@@ -326,7 +325,7 @@ def checked_groups(groups: Mapping[str, Iterable[str]], names: Collection[str]) 
         owners = [group for group, layers in members.items() if name in layers]
         if len(owners) != 1:
             where = f"the groups {', '.join(owners)}" if owners else "no group"
-            raise ValueError(f"layer {shown(name)!r} is in {where}: put every layer into exactly one")
+            raise ValueError(f"layer {name!r} is in {where}: put every layer into exactly one")
     return members
 
 
