@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import specreg
 from measure import environment, print_table, write
 from specreg.data.arrays import ImageArrays
-from specreg.experiments.config import ModelConfig, RunConfig, Settings
+from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sources.images import Images
 from specreg.models import Discriminator
@@ -148,7 +148,8 @@ def replayed(device: torch.device, channels: int) -> float:
     trained = []
     for graphs in (False, True):
         training = TrainingConfig(steps=3, batch_size=8, graphs=graphs)
-        settings = Settings(training=training, model=ModelConfig(d_channels=channels, g_channels=channels))
+        model, records = ModelConfig(d_channels=channels, g_channels=channels), RecordConfig(reference=500)
+        settings = Settings(training=training, model=model, records=records)
         state = build_state(RunConfig("static", settings=settings), source)
         train(state, training)
         trained.append([*state.discriminator.state_dict().values(), *state.generator.state_dict().values()])

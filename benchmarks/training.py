@@ -28,7 +28,7 @@ import torch
 
 from measure import environment, interleaved, print_table, ratio, summary, synchronize, write
 from specreg.data.arrays import ImageArrays
-from specreg.experiments.config import ModelConfig, RunConfig, Settings
+from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.methods import DynamicOptions, MethodOptions, StaticOptions
 from specreg.experiments.run import build_state
 from specreg.experiments.sources.images import Images
@@ -74,6 +74,7 @@ def settings_of(options: argparse.Namespace, **changes: Any) -> Settings:
             g_lr=2e-4,
             graphs=changes.pop("graphs", True),
         ),
+        records=RecordConfig(reference=500),  # nothing is judged
         **changes,
     )
 

@@ -76,7 +76,12 @@ def _run(output: Path, function: Callable[..., object], arguments: tuple[object,
 
 
 def stop_forks() -> None:
-    """End the process that the others are forked from, so that their time counts as that of this one's children."""
+    """End the process that the others are forked from, so that their time counts as that of this one's children.
+
+    It waits for them: what a failed test left running is killed.
+    """
+    for process in multiprocessing.active_children():
+        process.kill()
     multiprocessing.forkserver._forkserver._stop()
 
 

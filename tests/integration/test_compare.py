@@ -5,9 +5,6 @@ import io
 import json
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ from PIL import Image
 
 from specreg.cli import main
 from specreg.records import RunDirectory
-from trainings import forked_jobs, specreg, train
+from trainings import Fork, forked_jobs, specreg, train, wait_for
 
 TINY = [
     "--steps", "6", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "1",
@@ -102,20 +99,17 @@ def test_other_settings_are_refused(done):
 @pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_an_interrupt_leaves_resumable_runs(tmp_path):
-    """By real processes: the command, and its run."""
+    """By processes: the command, and its run."""
     out = tmp_path / "out"
     run = RunDirectory(out / "runs" / "static-seed0")
     options = [*TINY, "--methods", "static", "--steps", "100000", "--evaluate-every", "0", "--no-tensorboard"]
     options += ["--checkpoint-every", "100000"]
-    command = [sys.executable, "-m", "specreg", "compare", "--out", str(out), *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    while not (run.path / "metrics.jsonl").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    process = Fork(tmp_path / "printed", main, ["compare", "--out", str(out), *options])
+    wait_for(process, run.path)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "the same command again goes on" in errors
+    code, printed = process.finish()
+    assert code == 130
+    assert "the same command again goes on" in printed
     step = run.series("metrics")[-1]["step"]
     assert torch.load(run.checkpoint, weights_only=True)["step"] == step
     # What is left of the training would take long; that a run goes on to the same end is in test_resume.py.

@@ -76,7 +76,7 @@ def install(wheel: Path, extra: str, folder: Path) -> Path:
         requirements = re.findall(r"^Requires-Dist: (.*)", archive.read(metadata).decode(), re.M)
     for name, path in needed(requirements, extra, {}).items():
         (packages / name).symlink_to(path)
-    pip = ("-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps", wheel)
+    pip = ("-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps", "--no-compile", wheel)
     run(sys.executable, *pip, cwd=folder)
     return python
 

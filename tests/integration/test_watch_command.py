@@ -2,9 +2,8 @@
 
 import json
 import re
-import subprocess
-import sys
 import time
+from time import sleep
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from PIL import Image
 from grids import digits, grid, save_real
 from specreg.cli import main
 from spoilt import saved, tree
+from trainings import Fork, kill
 
 
 @pytest.fixture
@@ -118,9 +118,13 @@ def test_checkpoints_are_watched_without_real_images(run, capsys):
 
 @pytest.mark.slow
 def test_lines_come_while_another_process_writes(run, tmp_path):
-    command = [sys.executable, "-m", "specreg", "watch", str(run), "--real", save_real(tmp_path), "--every", "0.05"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
-        for kimg in (0, 200, 400):
-            stylegan(run, kimg)
-            assert watching.stdout.readline().startswith(f"{kimg}  coverage ")  # waits for it
-        watching.kill()
+    printed = tmp_path / "printed"
+    printed.touch()
+    watching = Fork(printed, main, ["watch", str(run), "--real", save_real(tmp_path), "--every", "0.05"])
+    for number, kimg in enumerate((0, 200, 400)):
+        stylegan(run, kimg)
+        while printed.read_text().count("\n") <= number:
+            assert watching.poll() is None, printed.read_text()
+            sleep(0.02)
+        assert printed.read_text().splitlines()[number].startswith(f"{kimg}  coverage ")
+    kill(watching)

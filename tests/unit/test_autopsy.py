@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint.format_utils
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn

@@ -15,6 +15,7 @@ from specreg.data.mixtures import MIXTURES
 from specreg.experiments.config import (
     DataConfig,
     ModelConfig,
+    RecordConfig,
     RunConfig,
     Settings,
 )
@@ -142,7 +143,7 @@ def test_what_does_not_fit_is_refused_with_the_remedy(settings, message):
 
 @pytest.mark.parametrize(("data", "layers"), [("ring", [nn.Linear] * 4), ("digits", [nn.Conv2d] * 10 + [nn.Linear])])
 def test_convolutions_and_linear_layers_are_compensated(data, layers):
-    settings = Settings(data=DataConfig(data), model=ModelConfig(2, 2, 4))
+    settings = Settings(data=DataConfig(data), model=ModelConfig(2, 2, 4), records=RecordConfig(reference=500))
     state = build_state(RunConfig("static", 0, settings), open_source(settings))
     assert [type(state.discriminator.get_submodule(name)).__mro__[1] for name in state.compensator.layers] == layers
 
