@@ -42,7 +42,13 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions and the disk") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions, name and disk") from error
+
+
+def exists(path: Path) -> bool:
+    """Return whether anything is at a path; ValueError if that cannot be found out, as of a name that is too long."""
+    with reading(path):
+        return path.exists()
 
 
 def read_json(path: Path) -> Any:

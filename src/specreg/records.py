@@ -35,7 +35,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from specreg.files import check_file, read_json, read_json_lines, remove_partial, write_json, write_text
+from specreg.files import check_file, exists, read_json, read_json_lines, remove_partial, write_json, write_text
 from specreg.names import LARGEST_INTEGER
 
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "outputs", "events")
@@ -140,7 +140,7 @@ class RunDirectory:
             ValueError: the file is damaged, or holds something else.
         """
         path = self.path / f"{name}.json"
-        if not path.exists():
+        if not exists(path):
             return None
         value = read_json(path)
         if not isinstance(value, dict):

@@ -18,7 +18,7 @@ from specreg.archives import opened, stored_entries
 from specreg.autopsy import torchfiles
 from specreg.autopsy.tensors import Stored, obstructed
 from specreg.autopsy.torchfiles import Contents
-from specreg.files import check_file, read_json, reading
+from specreg.files import check_file, exists, read_json, reading
 from specreg.names import printable
 
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
@@ -55,7 +55,7 @@ def find_file(path: Path) -> Path:
     Raises:
         ValueError: there is none, or several, or the folder itself is a format that is not read.
     """
-    if not path.exists():
+    if not exists(path):
         raise ValueError(f"there is no checkpoint {path}: check the name")
     if not path.is_dir():
         return path

@@ -1,11 +1,13 @@
 """Images in a folder or a zip file, as somebody laid them out: which files count, their parts and their classes."""
 
+import contextlib
 import itertools
 import json
 import os
 import posixpath
 import re
 import stat
+import weakref
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -72,6 +74,7 @@ class ImageTree:
             self._stamp = lambda names: [file_stamp(path / name) for name in names]
         else:
             archive, entries = _opened_zip(path)
+            weakref.finalize(self, archive.close)  # in a circle the file would be let go before the archive
             files = list(entries)
             self._open = lambda name: archive.open(entries[name])
             self._stamp = lambda names: file_stamp(path)
@@ -269,23 +272,28 @@ def _opened_zip(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged zip file makes its reader fail anywhere
         raise ValueError(f"{path} is not a readable zip file ({error}): fetch or make it again") from error
-    if sum(entry.compress_size for entry in archive.infolist()) > path.stat().st_size:
-        raise ValueError(f"{path} has entries that claim more bytes than it has: make the zip again")
-    entries = {}
-    for entry in archive.infolist():
-        name = entry.filename.replace("\\", "/")
-        if not is_visible(name) or entry.is_dir():
-            continue
-        if stat.S_ISLNK(entry.external_attr >> 16) and _may_be_images(name):
-            raise ValueError(f"{path}: {name} is a symbolic link: put what it leads to into the zip")
-        if not _is_read(name):
-            continue
-        if entry.flag_bits & 1:
-            raise ValueError(f"{path} is not a readable zip file ({name} is encrypted): make it again without password")
-        if entry.file_size > LARGEST_FILE:
-            raise ValueError(f"{path}: {name} has {entry.file_size} bytes, more than {LARGEST_FILE}: remove it")
-        # Nothing is unpacked into files, but such a name is meant to leave the archive's folder.
-        if name.startswith("/") or ":" in name[:2] or ".." in name.split("/"):
-            raise ValueError(f"{path}: {name} leads out of the archive's folder: make the zip again")
-        entries[posixpath.normpath(name)] = entry
+    with contextlib.ExitStack() as stack:
+        stack.callback(archive.close)
+        if sum(entry.compress_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError(f"{path} has entries that claim more bytes than it has: make the zip again")
+        entries = {}
+        for entry in archive.infolist():
+            name = entry.filename.replace("\\", "/")
+            if not is_visible(name) or entry.is_dir():
+                continue
+            if stat.S_ISLNK(entry.external_attr >> 16) and _may_be_images(name):
+                raise ValueError(f"{path}: {name} is a symbolic link: put what it leads to into the zip")
+            if not _is_read(name):
+                continue
+            if entry.flag_bits & 1:
+                raise ValueError(
+                    f"{path} is not a readable zip file ({name} is encrypted): make it again without password"
+                )
+            if entry.file_size > LARGEST_FILE:
+                raise ValueError(f"{path}: {name} has {entry.file_size} bytes, more than {LARGEST_FILE}: remove it")
+            # Nothing is unpacked into files, but such a name is meant to leave the archive's folder.
+            if name.startswith("/") or ":" in name[:2] or ".." in name.split("/"):
+                raise ValueError(f"{path}: {name} leads out of the archive's folder: make the zip again")
+            entries[posixpath.normpath(name)] = entry
+        stack.pop_all()
     return archive, entries

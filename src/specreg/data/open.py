@@ -9,7 +9,7 @@ from specreg.data.files import Archive, Files, is_archive
 from specreg.data.huggingface import is_saved, load_saved, saved_parts
 from specreg.data.images import ImageSet, own_images
 from specreg.data.published import Format
-from specreg.files import check_file
+from specreg.files import check_file, exists
 
 FORMATS: tuple[Format, ...] = (*cifar.FORMATS, *mnist.FORMATS, *stl10.FORMATS)
 # Where torchvision and the archives put them below the folder that they are given.
@@ -49,7 +49,7 @@ def find_images(path: str | Path) -> ImageSet:
         ValueError: it is in no known format, or in several, or a folder in it cannot be read.
     """
     path = Path(path)
-    if not path.exists():
+    if not exists(path):
         raise FileNotFoundError(f"no data at {path}: {_advice(path)}")
     if not path.is_dir():
         check_file(path)

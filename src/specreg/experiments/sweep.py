@@ -21,7 +21,7 @@ from specreg.experiments.run import prepare_run
 from specreg.experiments.sources import kind_of, open_checked, open_source
 from specreg.experiments.sources.images import Images
 from specreg.experiments.sources.source import Source
-from specreg.files import prepare_directory, read_json, write_json
+from specreg.files import exists, prepare_directory, read_json, write_json
 from specreg.names import printable
 from specreg.records import RunDirectory
 
@@ -235,7 +235,7 @@ def _merged(out: Path, plan: Plan) -> dict[str, Any]:
 def _saved(out: Path) -> tuple[str, dict[str, tuple[Settings, list[str], list[str]]]]:
     """Return the preset of a folder, and settings, changes and names of runs of its cells."""
     path = out / "sweep.json"
-    if not path.exists():
+    if not exists(path):
         return "", {}
     saved = read_json(path)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from specreg.files import write_json, write_text
+from specreg.files import exists, write_json, write_text
 from specreg.names import QUESTIONS
 from specreg.report import tables, verdicts
 from specreg.report.illustrations import illustrations, shown_runs
@@ -52,7 +52,7 @@ def check_folder(folder: Path) -> list[Cell]:
     Raises:
         ValueError: a record of a complete run is damaged; names it.
     """
-    cells = open_cells([folder]) if (folder / "sweep.json").exists() else []
+    cells = open_cells([folder]) if exists(folder / "sweep.json") else []
     for run in (run for cell in cells for run in cell.runs):
         if run.directory.complete:
             run.read()

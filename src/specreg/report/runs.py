@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from specreg.files import check_file, read_json
+from specreg.files import check_file, exists, read_json
 from specreg.names import QUESTIONS, STATES, bulk_range, flat
 from specreg.records import RunDirectory, no_run
 from specreg.report.methods import look
@@ -231,7 +231,7 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
     """
     cells, loose = [], Cell("runs")
     for path in dict.fromkeys(map(Path, paths)):
-        if (path / "sweep.json").exists():
+        if exists(path / "sweep.json"):
             swept = _planned_cells(path)
         else:
             swept = [Cell("", planned=[RunDirectory(directory) for directory in _run_directories(path)])]
@@ -276,7 +276,7 @@ def _planned_cells(folder: Path) -> list[Cell]:
 
 def _run_directories(path: Path) -> list[Path]:
     """Return a run directory itself, or those in a folder of runs."""
-    if (path / "config.json").exists():
+    if exists(path / "config.json"):
         return [path]
     inside = sorted(path.glob("*/config.json")) or sorted((path / "runs").glob("*/config.json"))
     if not inside:
