@@ -579,6 +579,8 @@ def main() -> None:
         for name in names:
             if spectra := spectra_of(name, options.readings, options.every):
                 judged[name] = count(load(name), spectra) | {"learnt": never_learnt(load(name))}
+            else:
+                print(f"{name}: no readings in {options.readings}, its row is kept as it was")
         save("judge", judged)
     else:
         tables = {

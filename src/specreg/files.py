@@ -42,7 +42,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): check its permissions, name and disk") from error
+        reason = error.strerror or error
+        raise ValueError(f"{path} cannot be read ({reason}): check its permissions, name and disk") from error
 
 
 def exists(path: Path) -> bool:
@@ -68,7 +69,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         ValueError: another line is damaged; names it.
     """
-    if not path.exists():
+    if not exists(path):
         return
     check_file(path)
     with reading(path), open(path, "rb") as file:

@@ -30,7 +30,7 @@ class Budget:
         """Raise ValueError if this many bytes are no longer there."""
         self._left -= size
         if self._left < 0:
-            raise ValueError("what it describes would take more memory than twice its size")
+            raise ValueError("what it describes would take too much memory")
 
     def take_tensor(self, num_values: int) -> None:
         """Raise ValueError if there are so many tensors, or so many values in them, that they must be the same ones."""
@@ -168,10 +168,10 @@ def numpy_array(value: Any) -> Array | None:
     if isinstance(dtype, Object):
         kind = dtype.arguments[0] if isinstance(dtype.arguments, tuple) and dtype.arguments else None
         order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else None
-    return Array(shape, kind, order, layout in (True, "F"), encoded(content))
+    return Array(shape, kind, order, layout in (True, "F"), text_of_bytes(content))
 
 
-def encoded(value: Any) -> Any:
+def text_of_bytes(value: Any) -> Any:
     """Return the text that stands for bytes until protocol 2, one character for each; anything else as it is."""
     if isinstance(value, Object) and value.maker == Global("_codecs", "encode"):
         return value.arguments[0] if isinstance(value.arguments, tuple) and value.arguments else None

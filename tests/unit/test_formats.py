@@ -326,7 +326,7 @@ BAD = {
     "python mislabelled": (cifar10_python, batch(labels=[3, 11], data=ROWS), "data_batch_4 gives image 1 the label 11"),
     "python with names for labels": (cifar10_python, batch(labels=["a", "b"], data=ROWS), "are no integers"),
     "python wrongly sized": (cifar10_python, batch(labels=[3], data=ROWS), r"shape \(2, 3072\) for 1 labels"),
-    "python without data": (cifar10_python, batch(labels=[3]), "data_batch_4 has no ndarray 'data', it has labels"),
+    "python without data": (cifar10_python, batch(labels=[3]), "data_batch_4 has no array 'data', it has labels"),
     "python of CIFAR-100": (
         cifar10_python, batch(fine_labels=[1, 2], data=ROWS), "has no list 'labels', it has data, fine_labels",
     ),
@@ -336,12 +336,12 @@ BAD = {
         "data_batch_4 is no part of",
     ),
     "python objects": (
-        cifar10_python, replaced("data_batch_4", python3({"data": np.array([{}])})), "of type O8, not of uint8",
+        cifar10_python, replaced("data_batch_4", python3({"data": np.array([{}])})), "of type 'O8', not of uint8",
     ),
     "python list": (cifar10_python, replaced("data_batch_4", pickle.dumps([1])), "data_batch_4 .*holds no dictionary"),
     "python floats": (
         cifar10_python,
-        replaced("data_batch_4", python3({"labels": [1, 2], "data": ROWS.astype("f4")})), "of type f4, not of uint8",
+        replaced("data_batch_4", python3({"labels": [1, 2], "data": ROWS.astype("f4")})), "of type 'f4', not of uint8",
     ),
     "MNIST truncated": (mnist, truncated("train-images-idx3-ubyte"), "has 7740 bytes .* instead of 10 x 28 x 28"),
     "MNIST compressed and truncated": (
@@ -393,20 +393,20 @@ def nested(depth: int) -> bytes:
 
 # In the place of a batch's array: what is not called, imported or compared is no array.
 HOSTILE = {
-    "a global": (b"cos\nsystem\nU\x04true\x85R", "has no ndarray 'data'"),
-    "a named global": (pickle.dumps(subprocess.run, protocol=4)[2:-1], "has no ndarray 'data'"),
-    "numpy's loader": (b"cnumpy\nload\nU\x01a\x85R", "has no ndarray 'data'"),
-    "a call of a string": (b"U\x02osU\x01a\x85R", "has no ndarray 'data'"),
-    "a call of a type": (b"cnumpy\nndarray\nK\x04\x85\x85R", "has no ndarray 'data'"),
+    "a global": (b"cos\nsystem\nU\x04true\x85R", "has no array 'data'"),
+    "a named global": (pickle.dumps(subprocess.run, protocol=4)[2:-1], "has no array 'data'"),
+    "numpy's loader": (b"cnumpy\nload\nU\x01a\x85R", "has no array 'data'"),
+    "a call of a string": (b"U\x02osU\x01a\x85R", "has no array 'data'"),
+    "a call of a type": (b"cnumpy\nndarray\nK\x04\x85\x85R", "has no array 'data'"),
     "an array without values": (
         b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R", "of type unknown",
     ),
-    "a new object": (b"cnumpy\nndarray\n)\x81", "has no ndarray 'data'"),
-    "an instance": (b"(ios\nsystem\n", "has no ndarray 'data'"),
-    "an extension": (b"\x82\x01", "has no ndarray 'data'"),
-    "an object elsewhere": (b"U\x01aQ", "has no ndarray 'data'"),
-    "a state for a list": (b"]}b", "has no ndarray 'data'"),
-    "a state for a constructor": (b"cnumpy\ndtype\nN}U\x0c__defaults__)s\x86b", "has no ndarray 'data'"),
+    "a new object": (b"cnumpy\nndarray\n)\x81", "has no array 'data'"),
+    "an instance": (b"(ios\nsystem\n", "has no array 'data'"),
+    "an extension": (b"\x82\x01", "has no array 'data'"),
+    "an object elsewhere": (b"U\x01aQ", "has no array 'data'"),
+    "a state for a list": (b"]}b", "has no array 'data'"),
+    "a state for a constructor": (b"cnumpy\ndtype\nN}U\x0c__defaults__)s\x86b", "has no array 'data'"),
     "a list for a type": (
         b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x85R(K\x01K\x01\x85]\x89U\x01atb", "of type unknown",
     ),
@@ -415,15 +415,20 @@ HOSTILE = {
         b"(K\x01M\x00\x0c\x85cnumpy\ndtype\nU\x02u1\x85R\x89U\x01atb",
         "whose shape is not that of its bytes",
     ),
-    "an encoder of another kind": (b"c_codecs\nencode\nX\x01\x00\x00\x00aU\x03rot\x86R", "has no ndarray 'data'"),
-    "nesting": (nested(60)[2:-1], "has no ndarray 'data'"),
-    "deep nesting": (b"]" * 100_000 + b"a" * 99_999, "has no ndarray 'data'"),
-    "a million lists": (b"]" * 1_000_001, "more memory than twice its size"),
-    "a key of repeated tuples": (b"}K\x01" + b"q\x00h\x00\x86" * 60 + b"Ns", "has no ndarray 'data'"),
-    "a key of deep tuples": (b"}K\x01" + b"\x85" * 100_000 + b"Ns", "has no ndarray 'data'"),
-    "a tuple for a name": (b"NsK\x01\x85N", "has no ndarray 'data'"),
-    "a place of its own for a value": (b"Nr\xff\xff\xff\x7f", "has no ndarray 'data'"),
-    "itself": (b"h\xff", "has no ndarray 'data'"),
+    "an encoder of another kind": (b"c_codecs\nencode\nX\x01\x00\x00\x00aU\x03rot\x86R", "has no array 'data'"),
+    "nesting": (nested(60)[2:-1], "has no array 'data'"),
+    "deep nesting": (b"]" * 100_000 + b"a" * 99_999, "has no array 'data'"),
+    "a million lists": (b"]" * 1_000_001, "would take too much memory"),
+    "a key of repeated tuples": (b"}K\x01" + b"q\x00h\x00\x86" * 60 + b"Ns", "has no array 'data'"),
+    "a key of deep tuples": (b"}K\x01" + b"\x85" * 100_000 + b"Ns", "has no array 'data'"),
+    "a tuple for a name": (b"NsK\x01\x85N", "has no array 'data'"),
+    "a place of its own for a value": (b"Nr\xff\xff\xff\x7f", "has no array 'data'"),
+    "itself": (b"h\xff", "has no array 'data'"),
+    "a long shape": (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x85R(K\x01(" + b"J\xff\xff\xff\x7f" * 100_000 +
+        b"tcnumpy\ndtype\nU\x02u1\x85R\x89U\x01atb",
+        "whose shape is not that of its bytes",
+    ),
     "a list for a name of a class": (b"]]\x93", "STACK_GLOBAL requires str"),
     "an empty stack": (b"u", "IndexError in its pickle"),
     "a memo that is not there": (b"h\x07", "Memo value not found"),
@@ -442,6 +447,40 @@ def test_a_hostile_batch_is_refused(tmp_path, value, message):
     assert "\n" not in str(caught.value)
 
 
+LARGE = b"B" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"q\x01"
+SHARED = {  # of labels: what is large and there many times
+    "bytes in a list": (LARGE + b"0](" + b"h\x01" * 4000 + b"e", "would take too much memory"),
+    "a list under many keys": (
+        b"](" + b"K\x01" * 100_000 + b"eq\x01s" + b"".join(b"U\x04%04dh\x01s" % i for i in range(3000))
+        + b"U\x06labelsh\x01",
+        "has no array 'data'",
+    ),
+    "text of an array under many keys": (
+        b"c_codecs\nencode\nX" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20) + b"U\x06latin1\x86Rq\x01s"
+        + b"".join(b"U\x04%04dh\x01s" % i for i in range(4000)) + b"U\x06labelsh\x01",
+        "has no array 'data'",
+    ),
+    "an integer of many digits": (b"](\x8b" + struct.pack("<i", 2000) + b"\x01" * 2000 + b"e", "more than 64 bits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "message"), SHARED.values(), ids=SHARED)
+def test_what_a_batch_shares_is_not_made_many_times(tmp_path, value, message):
+    path, _ = cifar10_python(tmp_path / "set")
+    content = b"\x80\x02}U\x06labels" + value + b"s."
+    (path / "data_batch_2").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message) as caught:
+            find_images(path).open()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (80 << 20) + 2 * len(content)
+    assert "data_batch_2" in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize(
     "shown",
     [nested(60)[2:-1], b"(" * 50 + b"U\x01a" + b"t" * 50, b"U\x01a" + b"q\x00h\x00\x86" * 60, b"K\x07", b"}", b"N"],
@@ -455,12 +494,12 @@ def test_names_of_classes_are_strings(tmp_path, shown):
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_batches_of_every_protocol_that_holds_arrays_are_read(tmp_path, protocol):
     path, _ = cifar10_python(tmp_path / "set")
     expected = find_images(path).open().images
     for file in path.glob("data_batch_*"):
-        values = read_pickled(file.read_bytes())
+        values = read_pickled(file.read_bytes(), ("data", "labels"))
         file.write_bytes(pickle.dumps(values, protocol=protocol))
     assert torch.equal(find_images(path).open().images, expected)
 

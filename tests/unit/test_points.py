@@ -1,4 +1,4 @@
-"""Points of the plane in the lab: the mixtures, the stream, the networks beside the ResNet, pictures."""
+"""Points of the plane in the lab: the mixtures, batches, the networks beside the ResNet, pictures."""
 
 import math
 from types import SimpleNamespace

@@ -1,1 +1,1 @@
-"""Images as uint8 arrays in memory, mixtures of Gaussians, and seeded, resumable streams of batches drawn from them."""
+"""Images as uint8 arrays in memory, mixtures of Gaussians, and batches drawn from them."""

@@ -1,4 +1,4 @@
-"""The data sets that a stream draws from, and the conversion of samples to networks' inputs and back.
+"""Data sets that batches are drawn from, and the conversion of samples to networks' inputs and back.
 
 uint8 images are dequantized into [-1, 1); points of the plane stay as they are.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Dataset(Protocol):
-    """A data set for a stream; ``num_classes`` is the number of classes of its labels."""
+    """What batches are drawn from; ``num_classes`` is the number of classes of its labels."""
 
     @property
     def num_classes(self) -> int: ...

@@ -13,7 +13,7 @@ from specreg.data.files import Files
 from specreg.data.pickled import read_pickled
 from specreg.data.pixels import numbered, source_of
 from specreg.data.published import checked_labels, checked_names, class_names, require, whole_records
-from specreg.names import Split
+from specreg.names import Split, printable
 
 _SIDE, _CHANNELS = 32, 3
 _PIXELS = _CHANNELS * _SIDE * _SIDE
@@ -102,7 +102,7 @@ class Python(_Cifar):
     label_names: str
 
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
-        values = self._read(path, name, content)
+        values = self._read(path, name, content, "data", self.labels)
         data = self._entry(path, name, values, "data", np.ndarray)
         labels = self._entry(path, name, values, self.labels, list)
         if data.shape != (len(labels), _PIXELS) or not labels:
@@ -113,23 +113,24 @@ class Python(_Cifar):
         return data, labels
 
     def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:
-        names = self._entry(path, self.names, self._read(path, self.names, content), self.label_names, list)
+        names = self._entry(
+            path, self.names, self._read(path, self.names, content, self.label_names), self.label_names, list
+        )
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path}: {self.names} has names of classes that are no strings: damaged")
         return checked_names(path, self.names, names, self.classes)
 
-    def _read(self, path: Path, name: str, content: bytes) -> dict[str, Any]:
+    def _read(self, path: Path, name: str, content: bytes, *keys: str) -> dict[str, Any]:
         try:
-            return read_pickled(content)
+            return read_pickled(content, keys)
         except ValueError as error:
             raise ValueError(f"{path}: {name} is no part of {self.title} ({error}); fetch {self.home}") from error
 
     def _entry(self, path: Path, name: str, values: dict[str, Any], key: str, kind: type) -> Any:
         if not isinstance(values.get(key), kind):
-            held = ", ".join(sorted(values)) or "nothing"
-            raise ValueError(
-                f"{path}: {name} has no {kind.__name__} {key!r}, it has {held}: of another data set than {self.title}"
-            )
+            held = ", ".join(map(printable, sorted(values)[:8])) or "nothing"
+            missing = f"{'list' if kind is list else 'array'} {key!r}"
+            raise ValueError(f"{path}: {name} has no {missing}, it has {held}: of another data set than {self.title}")
         return values[key]
 
 

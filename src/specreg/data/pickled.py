@@ -2,35 +2,50 @@
 
 import io
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from specreg.pickles import DICT, Budget, Bytes, Object, Window, encoded, numpy_array, read_pickle
+from specreg.pickles import DICT, Budget, Bytes, Object, Window, numpy_array, read_pickle, text_of_bytes
+
+_LONGEST = 100  # characters of a name
+_MOST_SIDES = 4  # of an array
 
 
-def read_pickled(content: bytes) -> dict[str, Any]:
+def read_pickled(content: bytes, keys: Collection[str]) -> dict[str, Any]:
     """Read a pickled dictionary as CIFAR's python batches are.
 
     Args:
-        content: the file, as Python 2 wrote it, or in protocol 3 to 5.
+        content: the file, as Python 2 wrote it, or in protocol 3 to 5; what it holds besides the pixels, CIFAR-100's
+            50,000 names of files for instance, may take 64 MiB.
+        keys: what is asked for.
 
     Returns:
-        By name uint8 arrays and lists, in which bytes have become strings. Other values are descriptions.
+        Its names; of ``keys`` with their values: uint8 arrays, lists in which bytes have become strings, or
+        descriptions of what is neither.
 
     Raises:
-        ValueError: it is damaged, is no dictionary, or holds an array of another kind; says which.
+        ValueError: it is damaged, is no dictionary, would take more memory, or holds an array of another kind.
     """
-    root, _ = read_pickle(Window(io.BytesIO(content), 0, len(content), Budget(len(content))))
+    budget = Budget(0)
+    root, _ = read_pickle(Window(io.BytesIO(content), 0, len(content), budget))
     if not isinstance(root, Object) or root.maker != DICT:
         raise ValueError("it holds no dictionary")
-    named = [(_text(key, content), value) for key, value in root.items()]
-    return {name: _value(value, content) for name, value in named if isinstance(name, str)}
+    named = {name: value for key, value in root.items() if isinstance(name := _name(key, content), str)}
+    return {name: _value(value, content, budget) if name in keys else None for name, value in named.items()}
 
 
-def _value(value: Any, content: bytes) -> Any:
+def _name(key: Any, content: bytes) -> Any:
+    """Return a key that is a short string, or short bytes, as a string, and anything else as it is."""
+    if isinstance(key := text_of_bytes(key), Bytes) and key.size <= _LONGEST:
+        return _decoded(key, content)
+    return key if not isinstance(key, str) or len(key) <= _LONGEST else None
+
+
+def _value(value: Any, content: bytes, budget: Budget) -> Any:
     if isinstance(value, list):
-        return [_text(item, content) for item in value]
+        return [_item(item, content, budget) for item in value]
     if (array := numpy_array(value)) is None:
         return value
     pixels = array.content
@@ -39,15 +54,23 @@ def _value(value: Any, content: bytes) -> Any:
     elif isinstance(pixels, str):
         pixels = pixels.encode("latin-1")
     if array.kind not in ("u1", "uint8") or array.fortran or not isinstance(pixels, memoryview | bytes):
-        kind = array.kind if isinstance(array.kind, str) else "unknown"
-        raise ValueError(f"it holds an array of type {kind:.60}, not of uint8 in C order")
-    sides = array.shape if isinstance(array.shape, tuple) else ()
-    if not all(type(side) is int and side > 0 for side in sides) or math.prod(sides) != len(pixels):
+        kind = repr(array.kind[:60]) if isinstance(array.kind, str) else "unknown"
+        raise ValueError(f"it holds an array of type {kind}, not of uint8 in C order")
+    sides = array.shape if isinstance(array.shape, tuple) and len(array.shape) <= _MOST_SIDES else (0,)
+    if not all(type(side) is int and 0 < side <= len(pixels) for side in sides) or math.prod(sides) != len(pixels):
         raise ValueError("it holds an array whose shape is not that of its bytes")
     return np.frombuffer(pixels, dtype=np.uint8).reshape(sides)
 
 
-def _text(value: Any, content: bytes) -> Any:
-    """Return bytes as a string, in latin-1, and anything else as it is."""
-    value = encoded(value)
-    return content[value.begin : value.begin + value.size].decode("latin-1") if isinstance(value, Bytes) else value
+def _item(item: Any, content: bytes, budget: Budget) -> Any:
+    """Return an item of a list, which may be there many times."""
+    if isinstance(item, int) and item.bit_length() > 63:
+        raise ValueError("it holds an integer of more than 64 bits")
+    if isinstance(item := text_of_bytes(item), Bytes):
+        budget.take(item.size)
+        return _decoded(item, content)
+    return item
+
+
+def _decoded(place: Bytes, content: bytes) -> str:
+    return content[place.begin : place.begin + place.size].decode("latin-1")

@@ -66,7 +66,7 @@ def intra_class_distance(real: Tensor, real_labels: Tensor, fake: Tensor, fake_l
         real_labels, fake_labels: their classes, (N,) and (M,), int64.
 
     Returns:
-        None where a class has fewer than two real or generated images.
+        None where one of the classes, 0 to the largest, has fewer than two real or generated images.
 
     Reference:
         Miyato and Koyama 2018, section 5 ("intra FID").

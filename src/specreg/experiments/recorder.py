@@ -194,11 +194,11 @@ class _Fallbacks(logging.Handler):
         self._event(record.getMessage())
 
 
-def _add(board: Any, series: str, record: Mapping[str, Any]) -> None:
+def _add_numbers(board: Any, series: str, record: Mapping[str, Any]) -> None:
     """Add a record's numbers: SERIES/KEY, and KEY/NAME where a key holds several by name; lists are left out."""
     for key, value in record.items():
         if isinstance(value, Mapping):
-            _add(board, key, {"step": record["step"], **value})
+            _add_numbers(board, key, {"step": record["step"], **value})
         elif key != "step" and value is not None and not isinstance(value, list):
             board.add_scalar(f"{series}/{key}", value, record["step"])
 
@@ -335,7 +335,7 @@ class Recorder(Follower):
     def _record(self, series: str, record: dict[str, Any]) -> None:
         self._run.append(series, record)
         if self._board is not None:
-            _add(self._board, series, record)
+            _add_numbers(self._board, series, record)
 
     def _watched(self, verdict: Verdict) -> None:
         """Write a snapshot down; the monitor calls this after the guard."""

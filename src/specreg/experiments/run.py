@@ -313,8 +313,9 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> d
         changed.setdefault("inception_weights", None)  # the run's own
     settings = replace(config.settings, records=replace(config.settings.records, **changed))
     held_out = source.held_out(settings) if settings.records.reference_split == "test" else None
+    evaluator = source.make_evaluator(settings, held_out)
     samples, labels = sample_labelled(generator, settings.records.samples)
-    evaluation = asdict(source.make_evaluator(settings, held_out).evaluate(samples, labels=labels))
+    evaluation = asdict(evaluator.evaluate(samples, labels=labels))
     coverage = _make_coverage(source, settings, scaled(real_samples(source, settings.records)))
     if coverage is not None:
         evaluation |= coverage.measure(generated_samples(generator, settings.records)).numbers

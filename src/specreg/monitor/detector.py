@@ -10,7 +10,7 @@ every layer. Several networks in one stream are *groups* of layers, which know n
 import math
 import statistics
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -316,16 +316,20 @@ class _LayerTrack:
         return cls(**(lists | numbers | counts | times), state=state["state"], moved=bool(state["moved"]))
 
 
-def checked_groups(groups: Mapping[str, Iterable[str]], names: Collection[str]) -> dict[str, tuple[str, ...]]:
+def checked_groups(groups: Mapping[str, Iterable[str]], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return the groups if every layer is in exactly one of them, and nothing else."""
     members = {group: tuple(layers) for group, layers in groups.items()}
-    if unknown := [name for layers in members.values() for name in layers if name not in names]:
-        raise ValueError(f"the groups hold {unknown[0]!r}, which is no layer")
-    for name in names:
-        owners = [group for group, layers in members.items() if name in layers]
-        if len(owners) != 1:
-            where = f"the groups {', '.join(owners)}" if owners else "no group"
-            raise ValueError(f"layer {name!r} is in {where}: put every layer into exactly one")
+    owners: dict[str, list[str]] = {name: [] for name in names}
+    for group, layers in members.items():
+        for name in layers:
+            if name not in owners:
+                raise ValueError(f"the groups hold {name!r}, which is no layer")
+            owners[name].append(group)
+    for name, own in owners.items():
+        if len(own) != 1:
+            where = f"the groups {', '.join(own)}" if own else "no group"
+            title = name or "(the module itself)"
+            raise ValueError(f"layer {title!r} is in {where}: put every layer into exactly one")
     return members
 
 

@@ -242,7 +242,7 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
     if not cells:
         raise ValueError("no run is planned in these folders: name one with runs")
     for cell in cells:
-        begun = [Run(run) for run in cell.planned if (run.path / "config.json").exists()]
+        begun = [Run(run) for run in cell.planned if exists(run.path / "config.json")]
         cell.runs = _labelled(sorted(begun, key=lambda run: (run.look.order, run.seed)))
     loose.settings = loose.runs[0].settings if loose.runs else {}
     names = [cell.name for cell in cells]

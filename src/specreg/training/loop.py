@@ -49,7 +49,7 @@ def train(
         _shared(draw_latent(state.generator, size, state.random), processes) for _ in range(config.accumulate)
     ]
     real_batches: Callable[[int], list[tuple[Tensor, Tensor]]] = lambda multiple: [  # noqa: E731
-        draw_real(state, config.batch_size * multiple, processes) for _ in range(config.accumulate)
+        draw_real(state, config.batch_size, multiple, processes) for _ in range(config.accumulate)
     ]
     place: Callable[[list[tuple[Tensor, Tensor]]], list[Batch]] = lambda batches: [  # noqa: E731
         place_real(batch, state.generator, device) for batch in batches
@@ -131,10 +131,16 @@ def _ahead(draw: Callable[[], T], count: int, aside: Executor | None) -> Iterato
     yield coming()
 
 
-def draw_real(state: TrainingState, size: int, processes: Processes = ALONE) -> tuple[Tensor, Tensor]:
-    """Draw a batch of networks' inputs with labels; of that, this process's share."""
-    samples, labels = state.source.draw(size, state.draws)
-    return processes.share(encode(samples, state.draws)), processes.share(labels)
+def draw_real(
+    state: TrainingState, size: int, multiple: int = 1, processes: Processes = ALONE
+) -> tuple[Tensor, Tensor]:
+    """Draw so many batches of networks' inputs as one, with labels; of that, this process's share."""
+    drawn = []
+    for _ in range(multiple):
+        samples, labels = state.source.draw(size, state.draws)
+        drawn.append((encode(samples, state.draws), labels))
+    inputs, classes = (processes.share(torch.cat(parts)) for parts in zip(*drawn, strict=True))
+    return inputs, classes
 
 
 def place_real(batch: tuple[Tensor, Tensor], generator: Any, device: torch.device) -> Batch:

@@ -200,7 +200,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
             raise  # the file may be whole; an impossible offset in a damaged one is an invalid argument
-        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
+        reason = str(error) if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{path} is not a readable checkpoint ({reason})") from error
     if damaged:
         raise ValueError(f"{path} is not a readable checkpoint (the checksum of {damaged!r} is wrong)")
     if not isinstance(state, dict) or "schema" not in state:
