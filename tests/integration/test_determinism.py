@@ -42,7 +42,7 @@ def train(out: Path, method: str, records: RecordConfig) -> dict:
     return torch.load(run.checkpoint, weights_only=True)
 
 
-@pytest.mark.parametrize("method", ["static", "dynamic", "oni"])
+@pytest.mark.parametrize("method", ["sn", "static", "dynamic", "oni"])
 def test_watching_changes_no_bit(method, tmp_path):
     watched = train(tmp_path / "watched", method, WATCHFUL)
     blind = train(tmp_path / "blind", method, BLIND)

@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from time import sleep
 
 import numpy as np
 import pytest
@@ -125,6 +124,6 @@ def test_lines_come_while_another_process_writes(run, tmp_path):
         stylegan(run, kimg)
         while printed.read_text().count("\n") <= number:
             assert watching.poll() is None, printed.read_text()
-            sleep(0.02)
+            time.sleep(0.02)
         assert printed.read_text().splitlines()[number].startswith(f"{kimg}  coverage ")
     kill(watching)

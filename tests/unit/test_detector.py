@@ -250,6 +250,7 @@ def test_groups_survive_a_checkpoint_and_are_plain_json():
     [
         ({"x": ["conv"]}, "layer 'other' is in no group"),
         ({"x": ["conv", "other"], "y": ["other"]}, "layer 'other' is in the groups x, y: put"),
+        ({"x": ["conv", "conv", "other"]}, "layer 'conv' is in the groups x, x: put"),
         ({"x": ["conv", "other", "third"]}, "'third', which is no layer"),
     ],
 )
