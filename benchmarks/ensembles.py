@@ -1,15 +1,17 @@
 """Many small trainings at once, whose modes are known at every reading: the ground truth of the verdict.
 
-Fully connected GANs on points and small images, one run a slice of stacked weights, so that a hundred runs cost little
-more than ten. Each has its own setting (learning rates over time, what breaks and when), method and noise; nothing is
-shared between runs but the order in which random numbers are drawn. Every reading keeps generated samples, the
-discriminator's spectra and its signal; statistics are computed from these files later (``benchmarks/verdict.py``).
+Fully connected GANs on points, small images and features of CIFAR-10 (whose pixels such networks do not learn), one run
+a slice of stacked weights, so that a hundred runs cost little more than ten. Each has its own setting (learning
+rates over time, what breaks and when), method and noise; nothing is shared between runs but the order in which random
+numbers are drawn. Every reading keeps generated samples, the discriminator's spectra and its signal; statistics are
+computed from these files later (``benchmarks/verdict.py``).
 
     python benchmarks/ensembles.py ring digits --out runs/ensembles
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -26,6 +28,7 @@ from torch.nn import functional as F  # noqa: N812
 from specreg.data import digits
 from specreg.data.mixtures import MIXTURES
 from specreg.data.open import find_images
+from specreg.evaluation.classifier import load_classifier
 from specreg.spectra.fast import compensate
 from specreg.spectra.reference import dynamic_target, head_size, ratios, scaled, static_target, updated_record
 
@@ -126,13 +129,32 @@ def images(pixels: Tensor) -> Data:
     return Data(draw, flat.shape[1], 4e-4, 4e-4, 128, 32, True)
 
 
-def make_data(name: str, mnist: Path) -> Data:
-    """Return the data of a name: a mixture's, "digits" (8x8) or "mnist" (28x28)."""
+@functools.cache
+def cifar_features(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Return standardized features (20000, 256) of CIFAR-10's images by its classifier, their mean and deviation."""
+    pixels = torch.as_tensor(np.asarray(find_images(folder / "cifar10-train.zip").open().images))
+    chosen = pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(3))[:20_000]]
+    classifier = load_classifier("cifar")
+    with torch.no_grad():
+        features = torch.cat([classifier.features(part.float() / 255) for part in chosen.split(500)])
+    std, mean = torch.std_mean(features, 0)
+    return (features - mean) / std, mean, std
+
+
+def make_data(name: str, folder: Path) -> Data:
+    """Return the data of a name: a mixture's, "digits" (8x8), "mnist" (28x28) or "cifar" (256 features)."""
     if name in MIXTURES:
         return mixture(name)
     if name == "digits":
         return images(digits.load_split()[0])
-    return images(torch.as_tensor(np.asarray(find_images(mnist).open().images))[:, :1])
+    if name == "mnist":
+        return images(torch.as_tensor(np.asarray(find_images(folder / "mnist-train.zip").open().images))[:, :1])
+    features = cifar_features(folder)[0]
+
+    def draw(count: int, generator: torch.Generator) -> Tensor:
+        return features[torch.randint(len(features), (count,), generator=generator)]
+
+    return Data(draw, features.shape[1], 1e-3, 1e-3, 128, 32, False)
 
 
 def make_runs(data: str, seeds: int) -> list[Run]:
@@ -299,15 +321,15 @@ class Ensemble:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+", choices=["ring", "grid", "digits", "mnist"])
+    parser.add_argument("data", nargs="+", choices=["ring", "grid", "digits", "mnist", "cifar"])
     parser.add_argument("--out", type=Path, default=Path("runs/ensembles"))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--mnist", type=Path, default=Path("../shared/data/mnist-train.zip"))
+    parser.add_argument("--folder", type=Path, default=Path("../shared/data"), help="of MNIST and CIFAR-10")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.data:
-        data, runs = make_data(name, options.mnist), make_runs(name, options.seeds)
+        data, runs = make_data(name, options.folder), make_runs(name, options.seeds)
         for d_steps in sorted({SETTINGS[run.setting].d_steps for run in runs}):
             alike = [run for run in runs if SETTINGS[run.setting].d_steps == d_steps]
             train(Ensemble(data, alike), options.out / f"{name}-{d_steps}", options.steps)

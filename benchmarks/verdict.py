@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import specreg
-from ensembles import METHODS, MIXTURES, Data, make_data
+from ensembles import METHODS, MIXTURES, Data, cifar_features, make_data
 from measure import fill_page
 from specreg.evaluation.classifier import load_classifier
 from specreg.monitor.coverage import Reading
@@ -37,11 +37,11 @@ Shares = Callable[[Tensor], Tensor]
 NEIGHBOURS, BINS, PAIRS = 5, 100, 500
 
 
-def mode_shares(name: str) -> tuple[Shares, Array]:
+def mode_shares(name: str, folder: Path) -> tuple[Shares, Array]:
     """Return the function that maps samples to each mode's share of them, and the shares of real samples.
 
-    A point belongs to a mode if it is nearer to its centre than 0.3 of the distance between neighbours; an image to the
-    class that the shipped classifier of digits gives it.
+    A point belongs to a mode if it is nearer to its centre than 0.3 of the distance between neighbours; an image, or
+    what an image's features are, to the class that the shipped classifier gives it.
     """
     if name in MIXTURES:
         centres = MIXTURES[name].centres
@@ -53,15 +53,20 @@ def mode_shares(name: str) -> tuple[Shares, Array]:
             return counts / len(samples)
 
         return of_points, np.full(len(centres), 1 / len(centres))
-    side = 8 if name == "digits" else 28
-    classifier = load_classifier("digits" if name == "digits" else "mnist")
+    classifier = load_classifier(name)
+    channels, side = classifier.shape
 
+    @torch.no_grad()
     def of_images(samples: Tensor) -> Tensor:
-        with torch.no_grad():
-            classes = classifier(samples.reshape(-1, 1, side, side).float() / 255).argmax(1)
+        classes = classifier(samples.reshape(-1, channels, side, side).float() / 255).argmax(1)
         return torch.bincount(classes, minlength=10) / len(samples)
 
-    return of_images, np.full(10, 0.1)
+    @torch.no_grad()
+    def of_features(samples: Tensor) -> Tensor:
+        _, mean, std = cifar_features(folder)
+        return torch.bincount(classifier.classify(samples * std + mean).argmax(1), minlength=10) / len(samples)
+
+    return of_features if name == "cifar" else of_images, np.full(10, 0.1)
 
 
 def in_units(samples: Tensor) -> Tensor:
@@ -156,16 +161,16 @@ def of_discriminator(reading: dict[str, Array], run: int) -> dict[str, float]:
     }
 
 
-def measure(folder: Path, name: str, mnist: Path, every: int) -> dict[str, object]:
+def measure(readings: Path, name: str, folder: Path, every: int) -> dict[str, object]:
     """Return the statistics of all readings of one kind of data, as lists by run and reading."""
-    data: Data = make_data(name, mnist)
+    data: Data = make_data(name, folder)
     generator = torch.Generator().manual_seed(5)
     real = data.draw(8000, generator).unique(dim=0)  # a small data set is drawn more than once
     real = real[torch.randperm(len(real), generator=generator)]
     meter = specreg.Coverage(real)
-    field, (shares, expected) = Field(real[:4000], generator), mode_shares(name)
+    field, (shares, expected) = Field(real[:4000], generator), mode_shares(name, folder)
     trainings = []
-    for ensemble in sorted(folder.glob(f"{name}-*")):
+    for ensemble in sorted(readings.glob(f"{name}-*")):
         runs = json.loads((ensemble / "runs.json").read_text(encoding="utf-8"))
         files = [path for path in sorted(ensemble.glob("*.npz")) if int(path.stem) % every == 0]
         series: list[list[dict[str, object]]] = [[] for _ in runs]
@@ -454,8 +459,10 @@ def draw(tables: dict[str, object], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 6), sharey=True)
     last = tables[list(tables)[-1]]["rows"]
     names = sorted(last, key=lambda name: last[name]["rho"][0])
-    styles = [("o", "#a35c00"), ("s", "#1f5fa8"), ("^", "#2e7d32"), ("D", "#7b1fa2")]
-    for (data, table), (marker, colour), shift in zip(tables.items(), styles, (-0.15, 0.15, -0.3, 0.3), strict=False):
+    styles = [("o", "#a35c00"), ("s", "#1f5fa8"), ("^", "#2e7d32"), ("D", "#7b1fa2"), ("v", "#666666")]
+    for (data, table), (marker, colour), shift in zip(
+        tables.items(), styles, (-0.15, 0.15, -0.3, 0.3, 0), strict=False
+    ):
         for index, name in enumerate(names):
             mean, low, high = table["rows"][name]["rho"]
             left.plot([low, high], [index + shift] * 2, color=colour, linewidth=1.5)
@@ -548,10 +555,10 @@ def _rounded(value: object) -> object:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["measure", "link", "choose", "judge", "page"])
-    parser.add_argument("data", nargs="*", default=["ring", "digits", "grid", "mnist"])
+    parser.add_argument("data", nargs="*", default=["ring", "digits", "grid", "mnist", "cifar"])
     parser.add_argument("--readings", type=Path, default=Path("runs/ensembles"))
     parser.add_argument("--every", type=int, default=100, help="iterations between the readings that are used")
-    parser.add_argument("--mnist", type=Path, default=Path("../shared/data/mnist-train.zip"))
+    parser.add_argument("--folder", type=Path, default=Path("../shared/data"), help="of MNIST and CIFAR-10")
     parser.add_argument("--out", type=Path, default=Path("docs/results/verdict"))
     parser.add_argument("--page", type=Path, default=Path("docs/results/link.md"))
     options = parser.parse_args()
@@ -568,7 +575,7 @@ def main() -> None:
         torch.set_num_threads(1)
         for name in options.data:
             if any(options.readings.glob(f"{name}-*")):
-                save(name, _rounded(measure(options.readings, name, options.mnist, options.every)), None)
+                save(name, _rounded(measure(options.readings, name, options.folder, options.every)), None)
     elif options.command == "link":
         save("link", _rounded(link({name: load(name) for name in names})))
     elif options.command == "choose":
