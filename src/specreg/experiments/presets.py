@@ -167,7 +167,6 @@ def sttp() -> list[Cell]:
     Deviations from that paper:
     - spectral normalization stays on under compensation, as in Liu et al. 2019; theirs has none, and writes the
       record with s_1 = 1 into the weight
-    - convolutions are compensated; theirs compensates the linear layer, too
     - static compensation, which theirs does not have, is run as well
     - scores as in the preset paper: theirs are Inception's, 50,000 samples against the training set
     """

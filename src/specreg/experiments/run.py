@@ -201,7 +201,7 @@ def _go_on(run: RunDirectory, state: TrainingState, *, main: bool) -> None:
 
 
 def build_state(config: RunConfig, source: Source, processes: Processes = ALONE) -> TrainingState:
-    """Turn a configuration into networks, optimizers, a compensator and streams, all from its seed."""
+    """Turn a configuration into networks, optimizers, a compensator and random numbers, all from its seed."""
     settings, device = config.settings, local_device()
     seed_everything(config.seed)
     generator, discriminator = source.make_generator(settings), source.make_discriminator(settings)

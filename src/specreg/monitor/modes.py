@@ -18,7 +18,7 @@ from specreg.names import STATES, State, check_choice, check_constants, check_ke
 
 @dataclass(frozen=True)
 class ModeThresholds:
-    """The constants of :class:`ModeJudge`; docs/monitor.md says how they were chosen.
+    """The constants of :class:`ModeJudge`; docs/results/link.md says how they were chosen.
 
     Attributes:
         warmup: iterations from the first reading in which one is judged only if its samples are near the data: noise
