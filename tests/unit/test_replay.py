@@ -159,6 +159,39 @@ def test_a_compensator_uses_products_from_its_second_call_on(by_products):
             torch.testing.assert_close(layer.weight.detach().double(), (u * wanted) @ v, rtol=0, atol=2e-6)
 
 
+def largest(network):
+    return torch.stack([torch.linalg.matrix_norm(layer.weight.detach().double(), 2) for layer in network[:4:2]])
+
+
+@pytest.mark.parametrize("scale", ["keep", "unit", "hold", "auto"])
+def test_products_scale_as_decompositions_do(by_products, scale):
+    network = discriminator()
+    compensator = specreg.static_compensation(network, every=1, scale=scale)
+    first = largest(network)
+    for seed in range(3):
+        moved(network, seed)
+        before = largest(network)
+        compensator.step()
+        wanted = {"keep": before, "unit": torch.ones(2).double()}.get(scale, first if seed else before)
+        first = largest(network) if seed == 0 else first
+        torch.testing.assert_close(largest(network), wanted, rtol=0, atol=2e-6)
+    assert by_products == [["0", "2", "4"]] * 2
+
+
+def test_a_layer_that_was_zero_at_first_is_not_erased_by_products(by_products):
+    network = discriminator()
+    with torch.no_grad():
+        network[2].weight.zero_()
+    compensator = specreg.static_compensation(network, every=1)
+    compensator.step()
+    moved(network, 1)
+    before = largest(network)
+    assert before[1] > 0
+    compensator.step()
+    assert by_products == [["0", "4"]]  # what it is to be scaled to is not known yet
+    torch.testing.assert_close(largest(network)[1], before[1], rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("layer", [2, 4])
 def test_nothing_is_written_where_one_weight_is_not_finite(by_products, layer):
     network = discriminator()

@@ -231,10 +231,10 @@ class Compensator:
         if self._products is None or self._products[0] != key:
             counts = self.counts()
             served = {name: layer for name, layer in self.layers.items() if is_served(layer)}
-            raised = {name: layer for name, layer in served.items() if counts[name] > 1}
-            idle = {name: layer for name, layer in served.items() if name not in raised}
-            held = {name: s1 for name, s1 in self._held.items() if self._scale_of(self.layers[name]) == "hold"}
-            self._products = key, ProductCompensation(raised, counts, held, idle=idle) if raised else None
+            idle = {name: layer for name, layer in served.items() if counts[name] <= 1}
+            largest = {name: s1 for name in served.keys() - idle.keys() if (s1 := self._settled(name)) is not None}
+            raised = {name: layer for name, layer in served.items() if name in largest}
+            self._products = key, ProductCompensation(raised, counts, largest, idle=idle) if raised else None
         products = self._products[1]
         try:
             return products, [] if products is None else products.compute()
@@ -284,6 +284,13 @@ class Compensator:
             held = self._held[layer.name].to(s)
             return torch.where(held > 0, held, s1)  # a layer that was zero then has no scale to go back to
         return s1
+
+    def _settled(self, name: str) -> Tensor | None:
+        """Return what s1 of a layer is to be at every later call, 0 where it stays as it is; None if not known yet."""
+        if (scale := self._scale_of(self.layers[name])) != "hold":
+            return torch.tensor(float(scale == "unit"))
+        held = self._held.get(name)
+        return held if held is not None and bool((held > 0).all()) else None
 
     def _scale_of(self, layer: Layer) -> Scale:
         if self.scale == "auto":

@@ -23,7 +23,7 @@ class ProductCompensation:
     Args:
         layers: name -> layer, each served (:func:`is_served`), on one device.
         counts: name -> i.
-        largest: name -> what s1 is to be, a scalar; 1 where it is missing.
+        largest: name -> what s1 is to be, a scalar; where it is missing or 0, s1 stays.
         idle: layers of which nothing is raised, to be looked at for NaN and inf alone.
         record: as CUDA graphs; without, the same is computed at each call.
     """
@@ -47,7 +47,7 @@ class ProductCompensation:
         device = next(iter(layers.values()))._tensor().device
         self._counts = torch.tensor([counts[name] for name in self.layers], device=device)
         self._largest = torch.stack(
-            [largest.get(name, torch.ones(())).to(device, torch.float64).reshape(()) for name in self.layers]
+            [largest.get(name, torch.zeros(())).to(device, torch.float64).reshape(()) for name in self.layers]
         )
         self._record = record
         self._results: tuple[Tensor, list[Compensated]] | None = None
@@ -90,7 +90,8 @@ class ProductCompensation:
         results: list[Compensated] = []
         with full_precision(matrices[0]):
             heads = raised(stacked([gram(batch, torch.float64) for batch in matrices]), self._counts)
-            operators = heads.operators * (self._largest / heads.s1)[:, None, None]
+            largest = torch.where(self._largest > 0, self._largest, heads.s1)
+            operators = heads.operators * (largest / heads.s1)[:, None, None]
             for batch in matrices:
                 part, rank = slice(len(results), len(results) + len(batch)), min(batch.shape[-2:])
                 new = applied(batch, operators[part, :rank, :rank], heads.first[part, :rank])
