@@ -80,9 +80,11 @@ class Guard:
         self.restored: int | None = None
         self._warned = False  # that step() is not called
         self._monitor = monitor
-        self._layers = layers = find(monitor.module, only=only, skip=skip, title="guard")
-        if unwatched := [name for name in layers if name not in monitor.layers]:
+        layers = find(monitor.module, only=only, skip=skip, title="guard")
+        watched = monitor.watched_names()
+        if unwatched := [name for name in layers if name not in watched]:
             raise ValueError(f"the monitor does not watch the layer {shown(unwatched[0])!r}: leave it out with skip")
+        self._watched = {watched[name] for name in layers}
         names = {name for layer in layers.values() for name in (layer.name, *layer.shared_with)}
         # It holds the layers from now on. They are told by a function: a name would stand for what is below it, too.
         self._compensator = static_compensation(
@@ -108,7 +110,7 @@ class Guard:
 
     def __call__(self, verdict: Verdict) -> None:
         """Take a verdict: switch compensation on if it asks for it. The monitor calls this."""
-        own = {name: evidence for name, evidence in verdict.evidence.items() if name in self._layers}
+        own = {name: evidence for name, evidence in verdict.evidence.items() if name in self._watched}
         state, since, layers = gravest(own)
         # Spectra that fall are reason enough, coverage healthy or not: compensation is cheap, and was measured so.
         answers = (Answer(state, since, verdict.message), verdict.coverage)

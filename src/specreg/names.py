@@ -1,5 +1,6 @@
 """Words and definitions that several packages share, and the checks of a user's values. Standard library only."""
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -8,7 +9,7 @@ import numbers
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 Split = Literal["train", "test", "unlabeled"]
@@ -88,8 +89,19 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def check_keys(owner: str, state: Mapping[str, Any], keys: Iterable[str]) -> None:
     """Raise ValueError unless a saved state has these keys."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"not {owner} state: it is of type {type(state).__name__}")
     if set(state) != set(keys):
         raise ValueError(f"not {owner} state: it has the keys {sorted(map(str, state))}")
+
+
+@contextlib.contextmanager
+def reading_state(owner: str) -> Iterator[None]:
+    """Raise one ValueError for whatever the values of a saved state raise where they are something else."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not {owner} state ({error})") from error
 
 
 def check_constants(constants: Any) -> None:

@@ -262,3 +262,11 @@ def test_a_resumed_compensator_goes_on_bit_for_bit():
     go_on(layer, compensator, moves[2])
     go_on(twin, resumed, moves[2])
     assert torch.equal(twin.weight, layer.weight)
+
+
+@pytest.mark.parametrize("exponent", [-15, -18, -22, -25, -30])
+def test_singular_values_of_tiny_weights_are_not_lost_in_their_squares(exponent):
+    matrix = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    expected = torch.linalg.svdvals(matrix.double())
+    found = singular_values(matrix * 10.0**exponent) / 10.0**exponent
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected[0]))

@@ -190,3 +190,14 @@ def test_a_shared_weight_counts_once_and_layers_can_be_chosen():
         assert penalty(module, only=nn.Conv1d).item() == pytest.approx(parts[1], rel=1e-6)
         with pytest.raises(ValueError, match="no layer matched"):
             penalty(nn.ReLU())
+
+
+@pytest.mark.parametrize("normalize", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_penalty_between_two_forward_passes_has_its_gradient(normalize):
+    torch.manual_seed(0)
+    module = nn.Sequential(normalize(nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 1))
+    x = torch.randn(4, 6)
+    first = module(x).sum()
+    penalty = specreg.orthogonality_penalty(module)
+    (first + penalty + module(x).sum()).backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in module.parameters())

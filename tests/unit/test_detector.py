@@ -185,7 +185,7 @@ def test_what_is_not_judged_is_said_with_its_reason(levels, state, words):
     assert half.judged
     assert half.message == "steady: no layer's spectrum is falling (2 of rank > 1 watched, 1 of them not judged yet)"
     nothing = Detector().update(0, {"a": [1.0]})
-    assert (nothing.judged, nothing.message) == (False, "not judged: no layer has more than one singular value")
+    assert (nothing.judged, nothing.message) == (False, "not judged: no layer has a rank above 1 and values above 0")
 
 
 @pytest.mark.parametrize(("num_fallen", "num_layers"), [(2, 3), (2, 4), (4, 8), (27, 54), (3, 5)])
@@ -420,3 +420,15 @@ def test_recorded_trainings(trace):
 def test_some_recorded_trainings_were_kept_from_the_choice():
     names = {trace.name for trace in recorded()}
     assert set(CHOSEN_ON) < names
+
+
+def test_layers_that_have_become_zero_are_watched_no_longer():
+    detector = Detector()
+    for iteration in range(0, 1000, 100):
+        verdict = detector.update(iteration, {"a": [1.0, 0.9, 0.8], "b": [1.0, 0.9, 0.7]})
+    assert set(verdict.evidence) == {"a", "b"}
+    verdict = detector.update(1000, {"a": [1.0, 0.9, 0.8], "b": [0.0, 0.0, 0.0]})
+    assert set(verdict.evidence) == {"a"}
+    verdict = detector.update(1100, {"a": [0.0, 0.0, 0.0], "b": [0.0, 0.0, 0.0]})
+    assert verdict.message == "not judged: no layer has a rank above 1 and values above 0"
+    assert "begins when the spectra move" in detector.update(1200, {"a": [1.0, 0.9], "b": [0.0, 0.0]}).message

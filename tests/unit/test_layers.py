@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import specreg
 from specreg.layers.find import find
@@ -308,6 +308,11 @@ class Scaled(nn.Conv2d):
         return self._conv_forward(x, self.weight / 16, self.bias)
 
 
+class Inside(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 5 * weight, bias)
+
+
 class Padded(nn.Conv2d):
     def forward(self, x):
         return super().forward(F.pad(x, (1, 1, 1, 1), mode="reflect"))
@@ -333,6 +338,7 @@ class OwnNormalized(nn.Conv2d):
 FORWARDS = {
     "standardized": (Standardized, "Standardized uses another weight than the one that it stores"),
     "scaled": (Scaled, "Scaled uses its weight times 0.0625"),
+    "scaled inside": (Inside, "Inside uses its weight times 5"),
     "own normalization": (OwnNormalized, "OwnNormalized uses its weight times"),
     "padded": (Padded, None),
     "plain": (nn.Conv2d, None),
@@ -438,3 +444,72 @@ def test_an_instance_with_a_forward_of_its_own_is_told_of(caplog):
     module.forward = types.MethodType(lambda self, x: F.linear(x, self.weight * 2), module)
     specreg.static_compensation(module)
     assert "uses its weight times 2" in caplog.text
+
+
+class ForeignHook:
+    """A pre-hook of another project that makes a weight, with a method of the name that torch's has."""
+
+    def compute_weight(self, module):
+        return 0.5 * module.weight_orig
+
+    def __call__(self, module, inputs):
+        module.weight = self.compute_weight(module)
+
+
+def test_another_projects_hook_with_torchs_method_is_of_no_known_layer():
+    hooked = nn.Linear(4, 4)
+    hooked.weight_orig = hooked._parameters.pop("weight")
+    hook = ForeignHook()
+    hook.name = "weight"
+    hooked.register_forward_pre_hook(hook)
+    module = nn.Sequential(nn.Linear(4, 4), hooked)
+    for _ in range(2):
+        assert specreg.Monitor(module).left_out.not_covered == ("1.weight_orig",)
+        module(torch.ones(1, 4))  # from now on it has the attribute
+    assert list(specreg.spectral_norm(module)) == ["0"]
+
+
+def test_a_pruned_recurrent_weight_and_its_mask_are_no_layers():
+    recurrent = nn.LSTM(4, 6)
+    prune.l1_unstructured(recurrent, "weight_hh_l0", 0.5)
+    layers = specreg.Monitor(nn.Sequential(recurrent, nn.Linear(6, 6)))
+    assert layers.layers == ("0.weight_ih_l0", "1")
+    assert layers.left_out.not_covered == ("0.weight_hh_l0_orig",)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.linear, self.score = nn.Embedding(12, 8), nn.Linear(8, 12), nn.Linear(12, 1)
+        self.linear.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.score(self.linear(self.embedding(tokens)).mean(1))
+
+
+def test_a_weight_tied_to_an_embedding_is_written_for_both():
+    module = Tied()
+    specreg.spectral_norm(module)
+    compensator = specreg.static_compensation(module, every=1)
+    assert list(compensator.layers) == ["linear", "score"]
+    for _ in range(3):  # the vectors of both move
+        module(torch.randint(12, (3, 4)))
+    compensator.step()
+    module.eval()
+    for weight in (module.embedding.weight, module.linear.weight):
+        assert float(torch.linalg.matrix_norm(weight.detach(), 2)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_linear_layer_tied_to_a_bare_embedding_is_not_normalized():
+    module = Tied()
+    specreg.spectral_norm(module, skip="embedding")
+    compensator = specreg.static_compensation(module, only="linear", every=1)
+    assert not compensator.layers["linear"].is_normalized
+
+
+def test_a_guard_knows_a_tied_weight_by_either_name():
+    module = Tied()
+    guard = specreg.Guard(specreg.Monitor(module, every=1))
+    assert guard.compensator is None
+    with pytest.raises(ValueError, match="the monitor does not watch the layer 'linear'"):
+        specreg.Guard(specreg.Monitor(module, skip=["embedding", "linear"]), only="linear")

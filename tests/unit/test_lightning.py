@@ -153,6 +153,13 @@ class AtStart(pl.Callback):
         self.state = self.other.state_dict()
 
 
+def test_what_was_loaded_is_returned_until_the_training_starts():
+    state = {"iteration": 500, "monitor": None, "guard": None, "actions": {}}
+    callback = make_callback()
+    callback.load_state_dict(state)
+    assert callback.state_dict() == state
+
+
 def test_a_checkpoint_restores_the_count_the_monitor_and_the_guard(tmp_path):
     path, first = tmp_path / "half.ckpt", make_callback(guard={"every": 1})
     fit(HandGan(collapse_at=9), first, batches=13).save_checkpoint(path)

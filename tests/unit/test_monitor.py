@@ -500,12 +500,12 @@ class TestActions:
         assert torch.equal(module.weight, before)
 
     @pytest.mark.parametrize(
-        "state", [{}, {"kept": {1: {"g": {}}}}, {"kept": {"1": {"d": {}}}}, {"kept": {}, "more": 1}]
+        "state", [{}, None, {"kept": 3}, {"kept": {1: {"g": {}}}}, {"kept": {"1": {"d": {}}}}, {"kept": {}, "more": 1}]
     )
     def test_a_state_that_is_no_pins_is_refused_whole(self, state):
         pin = Pin({"d": nn.Linear(2, 2)})
         pin(specreg.Detector().update(np.int64(7), {"a": [1.0, 0.9]}))
-        with pytest.raises(ValueError, match=r"not a state of a pin of d|must be an integer"):
+        with pytest.raises(ValueError, match=r"not a (pin's state|state of a pin of d)"):
             pin.load_state_dict(state)
         assert pin.iterations == [7]
         roll_back = RollBack(pin)
@@ -557,6 +557,9 @@ def test_what_is_not_watched_is_said(caplog):
         lambda state: state.update(answers=[{}, {}]),
         lambda state: state.update(answers=[]),
         lambda state: state.update(sampled=1.5),
+        lambda state: state.update(detector=None),
+        lambda state: state["detector"].update(layers=[]),
+        lambda state: state["history"].update(layers=3),
     ],
 )
 def test_a_state_that_is_no_monitors_is_refused_whole(spoil):
@@ -590,6 +593,69 @@ def test_a_state_of_layers_of_other_sizes_is_refused():
         monitor.load_state_dict(other.state_dict())
     monitor.step(2)
     assert monitor.history.iterations == [1]
+
+
+@pytest.mark.parametrize("kind", ["coverage", "static", "dynamic"])
+def test_values_of_another_kind_in_a_state_are_refused_whole(kind):
+    module = network()
+    if kind == "coverage":
+        owner, key = specreg.Coverage(torch.randn(200, 2)), "centres"
+        values = dict.fromkeys(owner.state_dict(), 3), owner.state_dict() | {"centres": None}
+    else:
+        owner = getattr(specreg, f"{kind}_compensation")(module, every=1, start=0)
+        owner.step()
+        key = "held" if kind == "static" else "record"
+        values = owner.state_dict() | {key: dict.fromkeys(module.state_dict(), 1.0)}, owner.state_dict() | {key: None}
+    before = saved(owner)[0]
+    for state in (*values, None, []):
+        with pytest.raises(ValueError, match=f"not a {'coverage' if kind == 'coverage' else 'compensator'}'s state"):
+            owner.load_state_dict(state)
+    after = owner.state_dict()
+    torch.testing.assert_close(after[key], before[key], rtol=0, atol=0)
+    owner.load_state_dict(before)
+
+
+def test_a_snapshot_at_the_end_takes_what_the_last_step_has_not():
+    samples, calls, told = torch.randn(300, 2), [], []
+
+    def draw():
+        calls.append(1)
+        return samples, samples
+
+    monitor = specreg.Monitor(
+        network(), every=10, samples=draw, samples_every=20, scores=lambda x: x[:, 0], actions=[told.append]
+    )
+    for iteration in range(31):
+        monitor.step(iteration)
+    assert (monitor.history.iterations, monitor.sampled, len(calls), len(told)) == ([0, 10, 20, 30], 20, 2, 4)
+    assert monitor.snapshot(30) is monitor.verdict  # the samples alone are new
+    assert (monitor.history.iterations, monitor.sampled, len(calls), len(told)) == ([0, 10, 20, 30], 30, 3, 5)
+    assert not monitor.snapshot(30).changed  # nothing is
+    assert (len(calls), len(told), monitor.snapshot(31).iteration) == (3, 5, 31)
+    with pytest.raises(ValueError, match="iterations must grow: got 30 after 31"):
+        monitor.snapshot(30)
+    bare = specreg.Monitor(network(), every=10)
+    assert bare.step(10).state == bare.snapshot(10).state
+
+
+def test_the_signal_is_measured_in_inference_mode():
+    with torch.inference_mode():
+        samples = torch.randn(300, 2)
+    module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+    specreg.spectral_norm(module)
+    monitor = specreg.Monitor(module, every=1, samples_every=1, samples=lambda: (samples, samples))
+    with torch.inference_mode():
+        first = monitor.step(0).signal
+    assert first.message == monitor.step(1).signal.message
+    assert first.state == "teaching"
+
+
+def test_a_history_takes_tensors_alone_and_is_not_changed_by_others():
+    history = specreg.History()
+    with pytest.raises(TypeError, match="layer 'a': singular values must be of type Tensor, got list"):
+        history.add(0, {"a": [1.0, 0.5]})
+    history.add(0, {"a": torch.tensor([1.0, 0.5])})
+    assert history.iterations == [0]
 
 
 def test_what_a_users_own_scores_raise_is_raised():

@@ -1,6 +1,7 @@
 """The verbs on modules as people build them."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -799,3 +800,32 @@ def test_every_verb_on_every_dtype(verb, kind, dtype):
         largest = torch.linalg.matrix_norm(stacked if verb == "spectral_norm" else double, ord=2)
         # Power iteration starts with 15 steps; half precision adds its rounding.
         torch.testing.assert_close(largest, torch.ones_like(largest), rtol=0.05, atol=0)
+
+
+def test_a_shared_weight_stays_shared_when_legacy_hooks_go():
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    module = nn.Sequential(first, second, nn.Linear(8, 8))
+    for layer in module:
+        torch.nn.utils.spectral_norm(layer)
+    module(torch.randn(2, 8))
+    used = first.weight.detach().clone()
+    assert specreg.remove(module) == ["0.weight", "1.weight", "2.weight"]
+    assert first.weight is second.weight
+    assert module[2].weight is not first.weight
+    torch.testing.assert_close(first.weight.detach(), used)
+
+
+@pytest.mark.parametrize("verb", [specreg.static_compensation, specreg.dynamic_compensation])
+def test_a_compensator_goes_through_pickle(verb):
+    module = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    compensator = verb(module, every=1)
+    compensator.step()
+    module.compensator = compensator
+    copied = pickle.loads(pickle.dumps(module))
+    assert copied.compensator.state_dict().keys() == compensator.state_dict().keys()
+    for each in (module, copied):
+        with torch.no_grad():
+            each[0].weight[0] *= 3
+        each.compensator.step()
+    assert torch.equal(module[0].weight, copied[0].weight)

@@ -207,3 +207,32 @@ def test_checkpoints_without_an_ending_are_read_where_they_are_named(run):
         list(Checkpoints(run).look(last=True))
     names = [notice.name for notice in Checkpoints(run, files=["do_*"]).look(last=True)]
     assert names == ["1000  do_#", "2000  do_#"]
+
+
+def test_steps_that_begin_anew_with_each_epoch_are_counted_on(run, real, caplog):
+    weights = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
+    for epoch in range(3):
+        for step in (0, 500):
+            torch.save(weights, run / f"D_epoch_{epoch}_step_{step}.pt")
+            grid(digits(24), 4).save(run / f"fake_epoch_{epoch}_step_{step}.png")
+    names = [notice.name.split()[0] for notice in Checkpoints(run).look(last=True)]
+    assert names == ["0", "500", "501", "1000", "1001", "1500"]
+    folder = samples(run, real)
+    assert [name for name, _ in read(folder)] == names
+    grid(digits(24), 4).save(run / "fake_epoch_1_step_250.png")
+    assert read(folder, last=True) == []
+    assert caplog.messages[-1].endswith("fake_epoch_1_step_250.png is older than what was read before: left out")
+
+
+def test_images_that_come_into_a_folder_that_was_read_are_told_of_once(run, real, caplog):
+    folder = samples(run, real)
+    for index, image in enumerate(digits(24).numpy()):
+        Image.fromarray(image).save(run / f"step_100_{index}.png")
+    assert read(folder) == []
+    assert read(folder) == [(run.name, 24)]
+    assert caplog.messages == []
+    Image.fromarray(digits(1).numpy()[0]).save(run / "step_200_0.png")
+    assert read(folder) == read(folder) == []
+    assert caplog.messages == [
+        f"{run} has been read: what came into it since is not; give each time a folder or a grid"
+    ]

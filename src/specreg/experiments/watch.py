@@ -66,6 +66,26 @@ class Notice:
         return f"{self.name}  {self.message}"
 
 
+class _Clock:
+    """Iterations that grow, from the times that names tell; steps that begin anew in each epoch are counted on."""
+
+    def __init__(self) -> None:
+        self.now = -1
+        self._times: tuple[int, ...] = ()
+        self._passed = 0  # iterations of the epochs before
+
+    def tick(self, times: tuple[int, ...]) -> int | None:
+        """Return the iteration of what comes next, the same for the same times; None if it is older than the last."""
+        if len(times) == len(self._times) > 0 and times <= self._times:
+            return self.now if times == self._times else None
+        step = self._passed + times[-1] if times else 0
+        if len(times) == 2 and step <= self.now:
+            self._passed = self.now
+            step = self._passed + times[-1]
+        self.now, self._times = max(step, self.now + 1), times or self._times
+        return self.now
+
+
 class Folder:
     """What appears in a folder; :meth:`read` and :meth:`notices` are what is made of it.
 
@@ -83,7 +103,7 @@ class Folder:
         if not path.is_dir():
             raise ValueError(f"there is no folder {path}: name the one that the training writes its samples into")
         self.path, self._files = path, files
-        self._done: set[Path] = set()
+        self._done: dict[Path, int] = {}  # what was read or given up -> its number of files
         self._stamps: dict[Path, list[list[int]]] = {}  # of what was not complete when it was looked at
         self._judged = False
 
@@ -94,7 +114,9 @@ class Folder:
             ValueError: it is the last look, and nothing has been judged.
         """
         refusals: list[str] = []
-        items = {item: files for item, files in self._items().items() if item not in self._done}
+        found = self._items()
+        self._warn_of_late(found)
+        items = {item: files for item, files in found.items() if item not in self._done}
         for item in sorted(items, key=lambda item: (self._times(item), item.name)):
             try:
                 stamps = [file_stamp(file) for file in items[item]]
@@ -105,10 +127,10 @@ class Folder:
                 content = self.read(items[item])
             except (OSError, ValueError) as error:
                 if last or (isinstance(error, ValueError) and settled):
-                    self._done.add(item)
+                    self._done[item] = len(items[item])
                     refusals.append(str(error))
                 continue
-            self._done.add(item)
+            self._done[item] = len(items[item])
             for notice in self.notices(item, content):
                 self._judged = True
                 yield notice
@@ -143,6 +165,14 @@ class Folder:
     def key(self, file: Path) -> Path:
         """Return what a file is read with: itself, or a folder whose files are one reading."""
         return file
+
+    def _warn_of_late(self, items: Mapping[Path, Sequence[Path]]) -> None:
+        for item, count in self._done.items():
+            if len(items.get(item, ())) > count > 0:
+                logger.warning(
+                    "%s has been read: what came into it since is not; give each time a folder or a grid", item
+                )
+                self._done[item] = 0  # said once
 
     def _items(self) -> dict[Path, list[Path]]:
         items: dict[Path, list[Path]] = {}
@@ -204,7 +234,7 @@ class Samples(Folder):
         self._coverage = Coverage(real, features=features)
         self._judge, self._pool = ModeJudge(ModeThresholds(warmup=warmup)), pool
         self._pooled: list[Tensor] = []
-        self._iteration = -1
+        self._clock = _Clock()
         self._sizes: dict[Path, tuple[int, int] | None] = {}
         self._kinds: dict[tuple[int, ...], str] = {}  # by the times that names tell
         self._mixed = False
@@ -264,20 +294,25 @@ class Samples(Folder):
         if other != kind and not self._mixed:
             logger.warning("%s and %s are of one iteration, judged as one series: name one by --files", other, kind)
             self._mixed = True
+        if number and self._clock.tick(number) is None:
+            logger.warning("%s is older than what was read before: left out", item)
+            return
         self._pooled.append(content)
         if sum(map(len, self._pooled)) < self._pool:
             return
         generated, self._pooled = torch.cat(self._pooled), []
-        self._iteration = number[-1] if number else self._iteration + 1
+        if not number:
+            self._clock.tick(())
+        iteration = self._clock.now
         reading = self._coverage.measure(generated)
-        answer = self._judge.update(self._iteration, reading)
+        answer = self._judge.update(iteration, reading)
         count = f"{len(generated)} samples{', which are few' * (len(generated) < _FEW)}"
         details = {
-            "iteration": self._iteration, "path": str(item), "state": answer.state, "since": answer.since,
+            "iteration": iteration, "path": str(item), "state": answer.state, "since": answer.since,
             "missing": reading.missing, "interval": reading.interval, "floor": reading.floor, "lost": reading.lost,
             "far": reading.far, "samples": len(generated),
         }  # fmt: skip
-        name = str(self._iteration) if number else item.stem
+        name = str(iteration) if number else item.stem
         yield Notice(name, answer.state, f"{answer.message} (floor {reading.floor:.0%}, {count})", details)
 
 
@@ -291,7 +326,7 @@ class Checkpoints(Folder):
 
     def __init__(self, path: Path, *, files: Sequence[str] = ()) -> None:
         super().__init__(path, files=files)
-        self._series: dict[str, tuple[list[int], list[Mapping[str, LayerSpectrum]]]] = {}
+        self._series: dict[str, tuple[_Clock, list[int], list[Mapping[str, LayerSpectrum]]]] = {}
 
     def skips(self, name: str) -> bool:
         return BESIDE.fullmatch(Path(name).name) is not None
@@ -304,9 +339,9 @@ class Checkpoints(Folder):
 
     def notices(self, item: Path, content: Mapping[str, LayerSpectrum]) -> Iterator[Notice]:
         model = _kind(item)
-        iterations, series = self._series.setdefault(model, ([], []))
-        number = (self._times(item) or (iterations[-1] + 1 if iterations else 0,))[-1]
-        if iterations and number <= iterations[-1]:
+        clock, iterations, series = self._series.setdefault(model, (_Clock(), [], []))
+        last, number = clock.now, clock.tick(self._times(item))
+        if number is None or number <= last:
             logger.warning("%s is older than what was read before: left out", item)
             return
         iterations.append(number)

@@ -158,6 +158,8 @@ class SpectralMonitorCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the count and the states of monitor, guard and actions; Lightning puts it into its checkpoints."""
+        if self._loaded is not None:  # not restored yet
+            return dict(self._loaded)
         return {
             "iteration": self.iteration,
             "monitor": None if self.monitor is None else self.monitor.state_dict(),

@@ -27,11 +27,13 @@ class Layer:
         name: the module's qualified name, "" for the root itself; followed by the tensor's, if that is not "weight".
         uses: the weight as each module uses it, the named one first.
         shared_with: the names of the others.
+        others: how modules use it that were not chosen, as an embedding beside a tied linear layer.
     """
 
     name: str
     uses: tuple[Weight, ...] = field(repr=False)
     shared_with: tuple[str, ...] = ()
+    others: tuple[Weight, ...] = field(default=(), repr=False)
 
     @property
     def weight(self) -> Weight:
@@ -78,7 +80,7 @@ class Layer:
     @property
     def is_normalized(self) -> bool:
         """Whether s1 is divided out wherever the weight is used, so that the network does not see its scale."""
-        return all(weight.is_normalized for weight in self.uses)
+        return all(weight.is_normalized for weight in (*self.uses, *self.others))
 
     def write(self, matrix: Tensor, u1: Tensor | None = None, v1: Tensor | None = None) -> None:
         """Store a matrix in place and refresh what was derived from the old one.
@@ -90,7 +92,7 @@ class Layer:
         """
         weight = self.weight.from_matrix(matrix, self._tensor().shape)
         with torch.no_grad():
-            for use in self.uses:
+            for use in (*self.uses, *self.others):
                 use.write(weight, None if u1 is None or v1 is None else (u1, v1))
 
     def _tensor(self) -> Tensor:
@@ -220,22 +222,40 @@ def find(
         raise ValueError(f"no layer matched{_filters(only, skip)}: {_inventory(module, candidates, frozen, own)}")
     users: dict[tuple[Any, ...], list[tuple[str, Weight]]] = {}
     for name, use in matched:
-        stored = _checked(name, use)
-        # A foreign parametrization makes a new tensor at each reading: it stands for itself.
-        key = (id(use.foreign or stored), use.kind.output_dim, use.groups, use.gain)
-        users.setdefault(key, []).append((name, use))
+        _check_stored(name, use)
+        users.setdefault(_identity(use), []).append((name, use))
+    names, tensors = {name for name, _ in matched}, {identity[0] for identity in users}
+    others: dict[tuple[Any, ...], list[Weight]] = {}
+    for name, use in candidates:
+        if name not in names and _stored_id(use) in tensors:
+            others.setdefault(_identity(use), []).append(use)
     return Layers(
         (
-            Layer(shared[0][0], tuple(use for _, use in shared), tuple(name for name, _ in shared[1:]))
-            for shared in users.values()
+            Layer(
+                shared[0][0],
+                tuple(use for _, use in shared),
+                tuple(name for name, _ in shared[1:]),
+                tuple(others.get(identity, ())),
+            )
+            for identity, shared in users.items()
         ),
         title,
         LeftOut(tuple(_not_covered(module)), tuple(frozen), tuple(own)),
     )
 
 
-def _checked(name: str, use: Weight) -> Tensor:
-    """Return the tensor behind a weight; ValueError says why there is no matrix in it."""
+def _identity(use: Weight) -> tuple[Any, ...]:
+    """Return what is equal for all that use one tensor in one way."""
+    return _stored_id(use), use.kind.output_dim, use.groups, use.gain
+
+
+def _stored_id(use: Weight) -> int:
+    # A foreign parametrization makes a new tensor at each reading: it stands for itself.
+    return id(use.foreign or use.storage[-1])
+
+
+def _check_stored(name: str, use: Weight) -> None:
+    """Raise ValueError, which says why, if there is no matrix in the tensor behind a weight."""
     stored, advice = use.storage[-1], f"leave it out with skip={name!r}"
     if isinstance(stored, nn.UninitializedParameter):
         raise ValueError(f"layer {shown(name)!r} has no weight yet (lazy module): run one forward pass first")
@@ -253,7 +273,6 @@ def _checked(name: str, use: Weight) -> Tensor:
             f"layer {shown(name)!r} has a weight of {str(stored.dtype).removeprefix('torch.')}, in which specreg "
             f"cannot compute: work on the weights in 16 bits or more that it was made from, or {advice}"
         )
-    return stored
 
 
 def _named_weights(module: nn.Module) -> Iterator[tuple[str, Weight]]:

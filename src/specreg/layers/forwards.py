@@ -17,7 +17,10 @@ _MAPS = {torch.nn.functional.linear} | {
 def is_customized(module: nn.Module) -> bool:
     """Tell whether a convolution, linear layer or embedding has another forward than torch's."""
     kind = next((kind for kind in (*_PLAIN, nn.Embedding) if isinstance(module, kind)), None)
-    return kind is not None and (type(module).forward is not kind.forward or "forward" in vars(module))
+    return kind is not None and any(
+        getattr(type(module), name, None) is not getattr(kind, name, None) or name in vars(module)
+        for name in ("forward", "_conv_forward")  # the second is what a convolution's forward calls
+    )
 
 
 def difference(weight: Weight) -> str | None:

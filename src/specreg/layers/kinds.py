@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -105,7 +107,9 @@ def weights_of(module: nn.Module) -> Iterator[tuple[str, Kind]]:
             (name, kind)
             for kind in kinds.values()
             for name in tensor_names(module)
-            if fnmatch.fnmatchcase(name, kind.weight) and (kind.module is ancestor or _fits(kind, module, name))
+            if fnmatch.fnmatchcase(name, kind.weight)
+            and (kind.module is ancestor or _fits(kind, module, name))
+            and not _is_of_pruning(module, name)
         ]
         if weights:
             yield from weights
@@ -122,10 +126,16 @@ def tensor_names(module: nn.Module) -> list[str]:
     names = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
     lists = module._modules.get("parametrizations")
     names += list(lists._modules) if isinstance(lists, nn.ModuleDict) else []
-    hooks: list[Any] = [hook for hook in module._forward_pre_hooks.values() if hasattr(hook, "compute_weight")]
-    hooked = [hook.name for hook in hooks]
+    hooks = module._forward_pre_hooks.values()
+    hooked = [hook.name for hook in hooks if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm))]
     derived = {f"{name}{ending}" for name in hooked for ending in ("_orig", "_g", "_v", "_u")}
     return [name for name in dict.fromkeys(names + hooked) if name not in derived]
+
+
+def _is_of_pruning(module: nn.Module, name: str) -> bool:
+    """Tell whether a tensor is what pruning keeps of a weight: stored whole, and masked where it is used."""
+    stem = name.removesuffix("_orig").removesuffix("_mask")
+    return stem != name and f"{stem}_mask" in module._buffers and f"{stem}_orig" in module._parameters
 
 
 def _fits(kind: Kind, module: nn.Module, name: str) -> bool:

@@ -231,9 +231,13 @@ class Weight:
 
 def _computed(hook: LegacySpectralNorm | LegacyWeightNorm, module: nn.Module) -> Tensor:
     """Return the weight that a legacy hook makes, without a step of power iteration."""
-    options = {} if isinstance(hook, LegacyWeightNorm) else {"do_power_iteration": False}
-    weight: Tensor = hook.compute_weight(module, **options)
-    return weight
+    if isinstance(hook, LegacyWeightNorm):
+        plain: Tensor = hook.compute_weight(module)
+        return plain
+    stored, u, v = (getattr(module, f"{hook.name}_{part}") for part in ("orig", "u", "v"))
+    # Copies: the next forward pass moves the vectors, which this weight's backward pass needs.
+    normalized: Tensor = stored / torch.dot(u.clone(), torch.mv(hook.reshape_weight_to_matrix(stored), v.clone()))
+    return normalized
 
 
 def memory_format(weight: Tensor) -> torch.memory_format:

@@ -43,7 +43,7 @@ from torch import Tensor
 
 from specreg.layers.evaluation import evaluating
 from specreg.monitor.features import plain_features
-from specreg.names import LEAST_GENERATED, check_function, check_keys, integer
+from specreg.names import LEAST_GENERATED, check_function, check_keys, integer, reading_state
 from specreg.spectra.gram import full_precision
 
 LEAST_REAL = 100  # samples
@@ -226,12 +226,14 @@ class Coverage:
         return {name: getattr(self, f"_{name}").clone() for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`state_dict` returned; ValueError if it is something else."""
+        """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         check_keys("a coverage's", state, _STATE)
-        if state["mean"].shape != self._mean.shape:
-            raise ValueError(f"the state is of {len(state['mean'])} features; these are {len(self._mean)}")
-        for name in _STATE:
-            setattr(self, f"_{name}", state[name].clone())
+        with reading_state("a coverage's"):
+            tensors = {name: state[name].to("cpu", copy=True) for name in _STATE}
+        if tensors["mean"].shape != self._mean.shape:
+            raise ValueError(f"the state is of {tensors['mean'].numel()} features; these are {len(self._mean)}")
+        for name, tensor in tensors.items():
+            setattr(self, f"_{name}", tensor)
 
     def _halves(self, bins: Tensor, ratios: Tensor) -> Tensor:
         """Return the counts of two halves of generated samples, (2, K + 1)."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, words_of_watched
-from specreg.names import STATES, State, bulk_range, check_constants, check_keys, check_type, integer
+from specreg.names import STATES, State, bulk_range, check_constants, check_keys, check_type, integer, reading_state
 
 __all__ = ["Detector", "Evidence", "Thresholds", "Verdict"]
 
@@ -101,7 +101,8 @@ class Detector:
         Args:
             iteration: of the training, growing from call to call.
             singular_values: layer name -> singular values, descending, a sequence of numbers or a tensor, shape (r,)
-                or (groups, r). Layers with r = 1 have no bulk and are left out; so are layers of zeros.
+                or (groups, r). Layers with r = 1 have no bulk and are left out; so are layers of zeros, which
+                begin anew when they are zero no longer.
             groups: name -> the layers of one network, each layer in exactly one group; by default all are one group.
 
         Raises:
@@ -118,6 +119,9 @@ class Detector:
         self._groups = {"": tuple(everything)} if groups is None else checked_groups(groups, singular_values)
         previous, self._last = self._last, iteration
         before = {name: track.state for name, track in self._layers.items()}
+        self._layers = {
+            name: track for name, track in self._layers.items() if name in bulks or name not in singular_values
+        }
         for name, bulk in bulks.items():
             if name not in self._layers:
                 self._layers[name] = _LayerTrack(deque(maxlen=self.thresholds.smoothing), iteration, bulk)
@@ -142,9 +146,10 @@ class Detector:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         check_keys("a detector's", state, ("last", "groups", "layers"))
-        last = None if state["last"] is None else integer("last", state["last"])
-        layers = {name: _LayerTrack.from_state(name, track, self.thresholds) for name, track in state["layers"].items()}
-        groups = {name: tuple(members) for name, members in state["groups"].items()}
+        with reading_state("a detector's"):
+            last = None if state["last"] is None else integer("last", state["last"])
+            layers = {name: _LayerTrack.from_state(track, self.thresholds) for name, track in state["layers"].items()}
+            groups = {name: tuple(members) for name, members in state["groups"].items()}
         self._last, self._layers, self._groups = last, layers, groups
 
     def _judge(self, iteration: int, names: Sequence[str]) -> None:
@@ -180,7 +185,7 @@ class Detector:
         """Say why none of the layers is judged."""
         tracks = [self._layers[name] for name in names]
         if not tracks:
-            return "not judged: no layer has more than one singular value"
+            return "not judged: no layer has a rank above 1 and values above 0"
         begin, warmup = min(track.begin for track in tracks), self.thresholds.warmup
         first, watched = min(track.first for track in tracks), f"({words_of_watched(len(tracks))})"
         if begin < iteration:
@@ -300,18 +305,15 @@ class _LayerTrack:
         return vars(self) | {"recent": list(self.recent), "levels": levels, "steps": list(self.steps)}
 
     @classmethod
-    def from_state(cls, name: str, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
-        try:
-            if set(state) != {each.name for each in fields(cls)} or state["state"] not in STATES or not state["recent"]:
-                raise ValueError("other keys, or another word")
-            numbers: dict[str, Any] = {key: float(state[key]) for key in ("origin", "before", "low", "best")}
-            counts = {key: integer(key, state[key]) for key in ("first", "begin", "agreeing", "flagged")}
-            times = {key: None if state[key] is None else integer(key, state[key]) for key in ("since", "best_at")}
-            recent = deque(map(float, state["recent"]), maxlen=limits.smoothing)
-            levels = deque((integer("at", at), float(level), float(bulk)) for at, level, bulk in state["levels"])
-            steps = deque(map(float, state["steps"]), maxlen=_NUM_STEPS)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"layer {name!r}: not a detector's state of a layer ({error})") from error
+    def from_state(cls, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
+        if set(state) != {each.name for each in fields(cls)} or state["state"] not in STATES or not state["recent"]:
+            raise ValueError("a layer has other keys, or another word")
+        numbers: dict[str, Any] = {key: float(state[key]) for key in ("origin", "before", "low", "best")}
+        counts = {key: integer(key, state[key]) for key in ("first", "begin", "agreeing", "flagged")}
+        times = {key: None if state[key] is None else integer(key, state[key]) for key in ("since", "best_at")}
+        recent = deque(map(float, state["recent"]), maxlen=limits.smoothing)
+        levels = deque((integer("at", at), float(level), float(bulk)) for at, level, bulk in state["levels"])
+        steps = deque(map(float, state["steps"]), maxlen=_NUM_STEPS)
         lists: dict[str, Any] = {"recent": recent, "levels": levels, "steps": steps}
         return cls(**(lists | numbers | counts | times), state=state["state"], moved=bool(state["moved"]))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specreg.files import check_file, replacing
-from specreg.names import check_keys, integer
+from specreg.names import check_keys, check_type, integer, reading_state
 from specreg.spectra.statistics import Statistics, statistics
 
 # Largest size of a file's arrays, unpacked: a discriminator of 128 channels has 3 MB, zeros unpack a thousandfold.
@@ -60,10 +60,13 @@ class History:
             singular_values: layer name -> singular values, (r,) or (groups, r); the same layers each time.
 
         Raises:
+            TypeError: singular values are no tensor; nothing is changed.
             ValueError: the iteration is no integer or does not grow, or the layers differ from those before; nothing is
                 changed.
         """
         iteration = integer("iteration", iteration)
+        for name, s in singular_values.items():
+            check_type(f"layer {name!r}: singular values", s, Tensor)
         self.require_next(iteration, singular_values)
         self.iterations.append(iteration)
         for name, s in singular_values.items():
@@ -138,10 +141,10 @@ class History:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         check_keys("a history's", state, ("iterations", "layers"))
-        iterations = [integer("iteration", iteration) for iteration in state["iterations"]]
+        with reading_state("a history's"):
+            iterations, values = [integer("iteration", at) for at in state["iterations"]], dict(state["layers"])
         if any(later <= earlier for earlier, later in pairwise(iterations)):
             raise ValueError("not a history's state: its iterations do not grow")
-        values = dict(state["layers"])
         for name, past in values.items():
             if not isinstance(past, Tensor) or past.ndim not in (2, 3) or len(past) != len(iterations):
                 raise ValueError(f"not a history's state: layer {name!r} has no {len(iterations)} spectra")

@@ -13,7 +13,7 @@ from typing import Any
 
 from specreg.monitor.coverage import Reading
 from specreg.monitor.verdict import Answer
-from specreg.names import STATES, State, check_choice, check_constants, check_keys, check_type, integer
+from specreg.names import STATES, State, check_choice, check_constants, check_keys, check_type, integer, reading_state
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,12 @@ class ModeJudge:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         check_keys("a mode judge's", state, self.state_dict())
-        try:
+        with reading_state("a mode judge's"):
             check_choice("state", state["state"], STATES)
             recent = [(integer("iteration", iteration), float(mass)) for iteration, mass in state["recent"]]
             begin, since = (None if state[key] is None else integer(key, state[key]) for key in ("begin", "since"))
             best_at, reached_at, waiting = (integer(key, state[key]) for key in ("best_at", "reached_at", "waiting"))
             best, low, reached = (float(state[key]) for key in ("best", "low", "reached"))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"not a mode judge's state ({error})") from error
         self._begin, self._recent = begin, deque(recent, maxlen=self.thresholds.smoothing)
         self._best, self._best_at, self._low = best, best_at, low
         self._reached, self._reached_at, self._waiting = reached, reached_at, waiting

@@ -18,7 +18,16 @@ from specreg.monitor.modes import ModeJudge
 from specreg.monitor.signal import Signal, SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
 from specreg.monitor.verdict import UNASKED, Answer, Verdict, combined
-from specreg.names import State, check_function, check_keys, check_type, default_groups, integer, suggestion
+from specreg.names import (
+    State,
+    check_function,
+    check_keys,
+    check_type,
+    default_groups,
+    integer,
+    reading_state,
+    suggestion,
+)
 from specreg.processes import from_main
 
 logger = logging.getLogger("specreg")
@@ -172,8 +181,21 @@ class Monitor:
         )
 
     def snapshot(self, iteration: int) -> Verdict:
-        """Take a snapshot and read the samples now, whether due or not, judge them and call the actions."""
-        return self._take(integer("iteration", iteration), sampling=True)
+        """Take a snapshot and read the samples now, whether due or not, judge them and call the actions.
+
+        What :meth:`step` has done at this iteration is not done again; samples that it did not read are read.
+
+        Raises:
+            ValueError: as :meth:`step`.
+        """
+        iteration = integer("iteration", iteration)
+        spectra = self.detector.verdict() if self.history.iterations[-1:] == [iteration] else None
+        if spectra is None or self._told is None:
+            return self._take(iteration, sampling=True)
+        if self._samples is None or self.sampled == iteration:
+            return self._told
+        self._read_samples(iteration, self._samples)
+        return self._judge(spectra)
 
     def _take(self, iteration: int, *, sampling: bool) -> Verdict:
         latest = self._read()
@@ -183,6 +205,10 @@ class Monitor:
         verdict = self.detector.update(iteration, latest, self.groups)
         self.history.add(iteration, latest)
         self.latest = latest
+        return self._judge(verdict)
+
+    def _judge(self, verdict: Verdict) -> Verdict:
+        """Weigh what is said of the spectra with the two other answers, keep the verdict and call the actions."""
         if self._samples is not None:
             before: State = self.verdict.state if self.verdict is not None else "not judged"
             verdict = combined(verdict, *self._answers, before)
@@ -192,6 +218,10 @@ class Monitor:
         for action in self.actions:
             action(verdict)
         return verdict
+
+    def watched_names(self) -> dict[str, str]:
+        """Return each watched module's name -> that of its layer: modules that share a weight are one layer."""
+        return {name: layer.name for layer in self._watched.values() for name in (layer.name, *layer.shared_with)}
 
     def _read(self) -> dict[str, Tensor]:
         return spectra_of(self._watched)
@@ -261,12 +291,10 @@ class Monitor:
         modes, taught = ModeJudge(self._modes.thresholds), SignalJudge()
         modes.load_state_dict(state["modes"])
         taught.load_state_dict(state["signal"])
-        try:
+        with reading_state("a monitor's"):
             answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
             sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
             reading = None if state["reading"] is None else Reading(**state["reading"])
-        except (TypeError, IndexError) as error:
-            raise ValueError(f"not a monitor's state ({error})") from error
         Detector(self.detector.thresholds).load_state_dict(state["detector"])  # the user's own only when all is well
         if self.coverage is not None and state["coverage"] is not None:
             self.coverage.load_state_dict(state["coverage"])

@@ -15,7 +15,7 @@ from torch import Tensor
 from specreg.layers.evaluation import evaluating
 from specreg.monitor.attainment import gradient_norms
 from specreg.monitor.verdict import Answer
-from specreg.names import check_keys, integer
+from specreg.names import check_keys, integer, reading_state
 
 _FAINT, _CONSTANT, _PATIENCE = 1e-3, 1e-5, 2
 
@@ -39,7 +39,10 @@ def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tens
     Raises:
         ValueError, TypeError: as :func:`specreg.gradient_norms`.
     """
-    norms = gradient_norms(discriminator, real, generated)
+    # Samples made in inference mode, in which nothing has a gradient, are copied out of it.
+    with torch.inference_mode(False):
+        real, generated = (samples.clone() if samples.is_inference() else samples for samples in (real, generated))
+        norms = gradient_norms(discriminator, real, generated)
     with evaluating(discriminator) as network, torch.no_grad():
         scores = torch.cat([_flat(network(samples)) for samples in (real, generated)])
     return Signal(norms["generated"], float(scores.std()) / max(float(scores.abs().max()), 1e-12))
@@ -78,8 +81,6 @@ class SignalJudge:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         check_keys("a signal judge's", state, ("largest", "silent"))
-        try:
+        with reading_state("a signal judge's"):
             largest, silent = float(state["largest"]), [integer("iteration", at) for at in state["silent"]]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"not a signal judge's state ({error})") from error
         self._largest, self._silent = largest, silent

@@ -11,6 +11,7 @@ import numbers
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from specreg.layers.find import Layer, Layers
 from specreg.layers.requirements import require_finite, require_writable, warn_of_differences
 from specreg.layers.selection import shown
-from specreg.names import Scale, check_keys, integer
+from specreg.names import Scale, check_keys, integer, reading_state
 from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
@@ -55,22 +56,24 @@ class Scheme:
 def static_scheme(keep: float | int) -> Scheme:
     """Raise the first i to the largest; nothing is remembered."""
 
-    def count(rank: int) -> int:
-        return head_size(keep, rank)
+    return Scheme("static", partial(_raised, keep), all_values=False, count=partial(head_size, keep))
 
-    def target(s: Tensor, memory: Tensor | None) -> Tensor | None:
-        return static_target(s, i) if (i := count(s.shape[-1])) > 1 else None
 
-    return Scheme("static", target, all_values=False, count=count)
+def _raised(keep: float | int, s: Tensor, memory: Tensor | None) -> Tensor | None:
+    return static_target(s, i) if (i := head_size(keep, s.shape[-1])) > 1 else None
 
 
 def dynamic_scheme() -> Scheme:
     """Keep every ratio at the highest it ever had; the first acting call only remembers."""
+    return Scheme("dynamic", _restored, _highest)
 
-    def target(s: Tensor, record: Tensor | None) -> Tensor | None:
-        return None if record is None or s.shape[-1] == 1 else dynamic_target(s, record)
 
-    return Scheme("dynamic", target, lambda s, record: updated_record(record, s))
+def _restored(s: Tensor, record: Tensor | None) -> Tensor | None:
+    return None if record is None or s.shape[-1] == 1 else dynamic_target(s, record)
+
+
+def _highest(s: Tensor, record: Tensor | None) -> Tensor:
+    return updated_record(record, s)
 
 
 class Compensator:
@@ -195,8 +198,10 @@ class Compensator:
                 f"the state is of the layers {state['layers']!r:.200}; these are {self._shapes!r:.200} "
                 "(groups, rows, columns)"
             )
-        calls = integer("calls", state["calls"], at_least=0)
-        memory, held = self._checked(state["record"]), dict(state["held"])
+        with reading_state("a compensator's"):
+            calls = integer("calls", state["calls"], at_least=0)
+            memory, held = ({name: s.clone() for name, s in state[key].items()} for key in ("record", "held"))
+        self._check_record(memory)
         for name, s1 in held.items():
             if (
                 name not in self.layers
@@ -206,10 +211,7 @@ class Compensator:
                 raise ValueError(
                     f"layer {shown(name)!r}: the state's held singular value does not fit this compensator"
                 )
-        self._memory = {name: s.clone() for name, s in memory.items()}
-        self._held = {name: s1.clone() for name, s1 in held.items()}
-        self.calls = calls
-        self._products = None
+        self._memory, self._held, self.calls, self._products = memory, held, calls, None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_products": None}  # what is recorded on a GPU belongs to this object
@@ -307,8 +309,8 @@ class Compensator:
         memory = self._memory.get(name)
         return self.scheme.remember(s, None if memory is None else memory.to(s))
 
-    def _checked(self, record: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a record of the layers' ratios if it fits them."""
+    def _check_record(self, record: Mapping[str, Tensor]) -> None:
+        """Raise ValueError for a record of ratios that does not fit the layers."""
         if record and set(record) != set(self.layers):
             given, own = (", ".join(map(shown, names)) for names in (record, self.layers))
             raise ValueError(f"the state holds records for the layers {given}, this compensator has {own}")
@@ -319,7 +321,6 @@ class Compensator:
                     f"layer {shown(name)!r}: the state's record has shape {tuple(s.shape)} and has to be finite of "
                     f"shape {shape}"
                 )
-        return dict(record)
 
 
 # All that there are; weak, so that what is thrown away holds no layer.

@@ -67,8 +67,8 @@ def remove(module: nn.Module) -> list[str]:
 
     Takes off spectral normalization and regularization, torch's weight normalization and any other
     parametrization of a submodule's tensor, and torch's legacy ``spectral_norm`` and ``weight_norm`` hooks. A weight
-    that several modules share stays shared and becomes the one that the first of them used. Under the legacy hooks
-    the plain weights are new parameters: an optimizer has to be made anew to go on training them.
+    that several modules share stays shared and becomes the one that the first of them used. Under the legacy hooks and
+    weight normalization the plain weights are new parameters: an optimizer has to be made anew to go on training them.
 
     Args:
         module: changed in place; without parametrizations it stays as it is.
@@ -86,6 +86,7 @@ def remove(module: nn.Module) -> list[str]:
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     values: dict[int, Tensor] = {}  # of shared originals: removing the first one's parametrization changes them
+    hooked: dict[tuple[Tensor, ...], Any] = {}  # what hooks kept -> the plain weight
     undone = []
     for name, child in list(plainly_named_modules(unwrap(module))):
         lists: Any = child.parametrizations if parametrize.is_parametrized(child) else {}
@@ -108,9 +109,11 @@ def remove(module: nn.Module) -> list[str]:
             undone.append(f"{name}.{tensor}" if name else tensor)
         for key, hook in list(child._forward_pre_hooks.items()):
             if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)):
-                frozen = not any(tensor.requires_grad for tensor in Weight(child, hook.name, Kind(type(child))).storage)
+                storage = Weight(child, hook.name, Kind(type(child))).storage
+                frozen = not any(tensor.requires_grad for tensor in storage)
                 hook.remove(child)
-                getattr(child, hook.name).requires_grad_(not frozen)
+                plain = hooked.setdefault(tuple(storage), getattr(child, hook.name))
+                child.register_parameter(hook.name, plain.requires_grad_(not frozen))
                 del child._forward_pre_hooks[key]
                 _forget_state_dict_hooks(child, hook)
                 undone.append(f"{name}.{hook.name}" if name else hook.name)

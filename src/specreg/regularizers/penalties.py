@@ -95,7 +95,7 @@ def d_optimal_penalty(module: nn.Module, *, only: Selection = None, skip: Select
 
 
 def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = None, skip: Selection = None) -> Tensor:
-    r"""Return :math:`\sum (s_1^k - 1)^2 + \|b\|^{2k}` over every matching layer's weight and bias, to be minimized.
+    r"""Return :math:`\sum (s_1^k - 1)^2 + \|b\|^{2k}` over every matching layer's weight, and its attribute ``bias``.
 
     It keeps each layer's largest singular value near 1, as spectral normalization does at once, and leaves the others
     alone. W is the weight that the network uses, read without moving power iteration; each group of a grouped

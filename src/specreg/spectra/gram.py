@@ -46,7 +46,8 @@ def singular_values(matrix: Tensor) -> Tensor:
             # An error of d in s² is one of d/(2s) in s. Below 0 there is only the rounding of a singular value 0.
             rounding = relative_rounding(torch.finfo(dtype).eps, squares.shape[-1])
             least = (rounding / (2 * VALUES_TOLERANCE)) ** 2 if dtype in _SINGLE else -1.0
-            if bool((squares[..., -1] >= least * squares[..., 0]).all()):
+            is_held = squares[..., 0] > torch.finfo(dtype).tiny / rounding  # squares of tiny entries are rounded to 0
+            if bool((squares[..., -1] >= least * squares[..., 0]).logical_and(is_held).all()):
                 values: Tensor = squares.clamp_(min=0).to(working_dtype(matrix).to_real()).sqrt_()
                 return values
     with or_next_path("singular values", matrix):
