@@ -201,15 +201,20 @@ class Compensator:
         with reading_state("a compensator's"):
             calls = integer("calls", state["calls"], at_least=0)
             memory, held = ({name: s.clone() for name, s in state[key].items()} for key in ("record", "held"))
-        self._check_record(memory)
-        for name, s1 in held.items():
-            if (
-                name not in self.layers
-                or s1.shape != self.layers[name].spectrum_shape[:-1]
-                or not bool(torch.isfinite(s1).all())
-            ):
+        if (memory and set(memory) != set(self.layers)) or not set(held) <= set(self.layers):
+            given, own = (", ".join(map(shown, names)) for names in (memory | held, self.layers))
+            raise ValueError(
+                f"the state holds records or held singular values for the layers {given}, this compensator has {own}"
+            )
+        shapes = {name: layer.spectrum_shape for name, layer in self.layers.items()}
+        for what, name, s, shape in (
+            *(("record", name, s, shapes[name]) for name, s in memory.items()),
+            *(("held singular value", name, s, shapes[name][:-1]) for name, s in held.items()),
+        ):
+            if s.shape != shape or not bool(torch.isfinite(s).all()):
                 raise ValueError(
-                    f"layer {shown(name)!r}: the state's held singular value does not fit this compensator"
+                    f"layer {shown(name)!r}: the state's {what} has shape {tuple(s.shape)} and has to be finite of "
+                    f"shape {shape}"
                 )
         self._memory, self._held, self.calls, self._products = memory, held, calls, None
 
@@ -308,19 +313,6 @@ class Compensator:
             return None
         memory = self._memory.get(name)
         return self.scheme.remember(s, None if memory is None else memory.to(s))
-
-    def _check_record(self, record: Mapping[str, Tensor]) -> None:
-        """Raise ValueError for a record of ratios that does not fit the layers."""
-        if record and set(record) != set(self.layers):
-            given, own = (", ".join(map(shown, names)) for names in (record, self.layers))
-            raise ValueError(f"the state holds records for the layers {given}, this compensator has {own}")
-        for name, s in record.items():
-            layer = self.layers[name]
-            if s.shape != (shape := layer.spectrum_shape) or not bool(torch.isfinite(s).all()):
-                raise ValueError(
-                    f"layer {shown(name)!r}: the state's record has shape {tuple(s.shape)} and has to be finite of "
-                    f"shape {shape}"
-                )
 
 
 # All that there are; weak, so that what is thrown away holds no layer.
