@@ -9,11 +9,11 @@ from specreg.monitor.attainment import gradient_norms as gradient_norms
 from specreg.monitor.coverage import Coverage as Coverage
 from specreg.monitor.detector import Detector as Detector
 from specreg.monitor.detector import Thresholds as Thresholds
-from specreg.monitor.detector import Verdict as Verdict
 from specreg.monitor.history import History as History
 from specreg.monitor.monitor import Monitor as Monitor
 from specreg.monitor.samples import diversity as diversity
 from specreg.monitor.snapshot import spectra as spectra
+from specreg.monitor.verdict import Verdict as Verdict
 from specreg.regularizers.compensation import dynamic_compensation as dynamic_compensation
 from specreg.regularizers.compensation import static_compensation as static_compensation
 from specreg.regularizers.normalization import remove as remove

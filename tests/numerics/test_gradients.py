@@ -1,5 +1,7 @@
 """The parametrization's value and its two gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -63,7 +65,7 @@ def test_exact_gradient_passes_gradcheck_where_singular_values_repeat(shape, val
     assert torch.autograd.gradcheck(SpectralRegularization(keep, "exact", 0, 1), weight)
 
 
-@pytest.mark.parametrize("gradient", [paper_gradient, exact_gradient])
+@pytest.mark.parametrize("gradient", [paper_gradient, partial(exact_gradient, eps=2.2e-16)])
 @pytest.mark.parametrize("values", [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [2, 1, 1, 0], [1, 1 - 1e-15, 1e-17, 0]])
 def test_gradients_are_finite_where_the_map_is_not_smooth(gradient, values):
     matrix = matrix_with_spectrum(torch.tensor(values, dtype=torch.float64), 4, 6)

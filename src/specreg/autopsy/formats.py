@@ -235,10 +235,10 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split("([0-9]{1,18})", name)]
 
 
-def listed(names: list[str], most: int = 8) -> str:
-    """Return the first names, and how many more there are."""
-    shown = ", ".join(printable(name) for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+def listed(names: list[str]) -> str:
+    """Return the first eight names, and how many more there are."""
+    shown = ", ".join(printable(name) for name in names[:8])
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
 
 
 def _other(path: Path, what: str, remedy: str) -> ValueError:

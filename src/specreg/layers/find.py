@@ -82,7 +82,7 @@ class Layer:
         """Whether s1 is divided out wherever the weight is used, so that the network does not see its scale."""
         return all(weight.is_normalized for weight in (*self.uses, *self.others))
 
-    def write(self, matrix: Tensor, u1: Tensor | None = None, v1: Tensor | None = None) -> None:
+    def write(self, matrix: Tensor, u1: Tensor, v1: Tensor) -> None:
         """Store a matrix in place and refresh what was derived from the old one.
 
         Args:
@@ -93,7 +93,7 @@ class Layer:
         weight = self.weight.from_matrix(matrix, self._tensor().shape)
         with torch.no_grad():
             for use in (*self.uses, *self.others):
-                use.write(weight, None if u1 is None or v1 is None else (u1, v1))
+                use.write(weight, u1, v1)
 
     def _tensor(self) -> Tensor:
         return self.weight.storage[-1]

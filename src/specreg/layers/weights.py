@@ -118,7 +118,7 @@ class Weight:
             for part in training:
                 part.training = True
 
-    def write(self, weight: Tensor, first: tuple[Tensor, Tensor] | None) -> None:
+    def write(self, weight: Tensor, u1: Tensor, v1: Tensor) -> None:
         """Store a weight in place, its dtype and memory format kept, and refresh what was derived from the old one.
 
         Power iteration that starts from vectors of another matrix under-estimates s1, and the network would use a
@@ -126,7 +126,7 @@ class Weight:
 
         Args:
             weight: of the stored weight's shape.
-            first: its matrix's first singular vectors, computed anew where they do not fit the normalizer's matrix.
+            u1, v1: its matrix's first singular vectors, computed anew where they do not fit the normalizer's matrix.
         """
         weight = weight if self.gain == 1 else weight / self.gain
         self._store(weight)
@@ -134,13 +134,13 @@ class Weight:
             u, v = self._vectors(normalizer)
             # The normalizer reads the weight as a matrix of its own: groups stacked, perhaps another dimension first.
             dim = normalizer.dim % weight.ndim
-            if first is None or self.groups > 1 or dim != self.kind.output_dim:
+            if self.groups > 1 or dim != self.kind.output_dim:
                 factors = svd(weight.movedim(dim, 0).flatten(1))
                 u.copy_(factors.U[:, 0])
                 v.copy_(factors.Vh[0].conj())
             else:
-                u.copy_(first[0])
-                v.copy_(first[1])
+                u.copy_(u1)
+                v.copy_(v1)
         if (hook := self.legacy_hook) is not None:
             setattr(self.module, self.attribute, _computed(hook, self.module))
 

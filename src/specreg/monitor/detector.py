@@ -17,8 +17,6 @@ from typing import Any
 from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, words_of_watched
 from specreg.names import STATES, State, bulk_range, check_constants, check_keys, check_type, integer, reading_state
 
-__all__ = ["Detector", "Evidence", "Thresholds", "Verdict"]
-
 # A fall begins where the bulk was last at this part of its old level.
 _NEAR = 0.9
 _NUM_STEPS = 50  # changes between neighbouring snapshots, from which a layer's noise is estimated

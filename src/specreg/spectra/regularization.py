@@ -54,7 +54,7 @@ def paper_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int) -> Te
     return torch.where(_is_zero(svd)[..., None], upstream, gradient)
 
 
-def exact_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int, *, eps: float | None = None) -> Tensor:
+def exact_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int, *, eps: float) -> Tensor:
     r"""Pull a gradient back through :func:`regularized`, rotation of the singular vectors included.
 
     For a spectral function :math:`F(W) = U \operatorname{diag}(f) V^H` the derivative in the singular basis,
@@ -74,7 +74,7 @@ def exact_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int, *, ep
     Args:
         upstream, matrix, svd, count: as in :func:`paper_gradient`.
         eps: the relative rounding of W's entries; singular values closer than r·eps·s1 count as repeated, and
-            those below as 0. Default: that of the dtype of ``svd``.
+            those below as 0.
 
     Returns:
         Shape (\*, m, n).
@@ -82,7 +82,7 @@ def exact_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int, *, ep
     U, S, Vh = svd
     V = Vh.mH
     s1 = _scale(svd)
-    tiny = S.shape[-1] * (eps or torch.finfo(S.dtype).eps) * s1  # distances below it are rounding
+    tiny = S.shape[-1] * eps * s1  # distances below it are rounding
     largest = s1 - S <= tiny
     in_tail = torch.arange(S.shape[-1], device=S.device) >= count
     # Where the head ends among the copies of s1 (spectral normalization of a repeated s1), none of them is raised.
