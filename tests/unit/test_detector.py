@@ -428,7 +428,17 @@ def test_layers_that_have_become_zero_are_watched_no_longer():
         verdict = detector.update(iteration, {"a": [1.0, 0.9, 0.8], "b": [1.0, 0.9, 0.7]})
     assert set(verdict.evidence) == {"a", "b"}
     verdict = detector.update(1000, {"a": [1.0, 0.9, 0.8], "b": [0.0, 0.0, 0.0]})
+    assert not verdict.changed
     assert set(verdict.evidence) == {"a"}
     verdict = detector.update(1100, {"a": [0.0, 0.0, 0.0], "b": [0.0, 0.0, 0.0]})
     assert verdict.message == "not judged: no layer has a rank above 1 and values above 0"
     assert "begins when the spectra move" in detector.update(1200, {"a": [1.0, 0.9], "b": [0.0, 0.0]}).message
+
+
+def test_an_alarm_that_goes_with_a_layer_that_has_become_zero_is_a_change():
+    detector = Detector(Thresholds(warmup=0))
+    for iteration, level in enumerate([0.9] * 10 + [0.3] * 6):
+        verdict = detector.update(100 * iteration, {"a": [1.0] + 5 * [0.9], "b": [1.0] + 5 * [level]})
+    assert (verdict.state, verdict.changed) == ("collapsed", False)
+    verdict = detector.update(2000, {"a": [1.0] + 5 * [0.9], "b": 6 * [0.0]})
+    assert (verdict.state, verdict.changed) == ("steady", True)

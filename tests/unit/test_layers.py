@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 
 import specreg
 from specreg.layers.find import find
@@ -513,3 +514,24 @@ def test_a_guard_knows_a_tied_weight_by_either_name():
     assert guard.compensator is None
     with pytest.raises(ValueError, match="the monitor does not watch the layer 'linear'"):
         specreg.Guard(specreg.Monitor(module, skip=["embedding", "linear"]), only="linear")
+
+
+class HalvedSpectralNorm(LegacySpectralNorm):
+    def compute_weight(self, module, do_power_iteration):
+        return super().compute_weight(module, do_power_iteration) / 2
+
+
+def test_a_subclass_of_the_legacy_hook_is_asked_for_its_weight():
+    layer = nn.Linear(6, 6)
+    torch.nn.utils.spectral_norm(layer, n_power_iterations=30)
+    (hook,) = layer._forward_pre_hooks.values()
+    hook.__class__ = HalvedSpectralNorm
+    layer(torch.ones(1, 6))
+    compensator = specreg.static_compensation(layer)
+    compensator.step()
+    for weight in (layer.weight, compensator.layers[""].used_matrix()):
+        assert float(torch.linalg.matrix_norm(weight.detach(), 2)) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_a_tied_weight_that_is_normalized_where_it_is_chosen_is_not_called_bare():
+    assert "not normalized" not in str(specreg.spectral_norm(Tied(), skip="embedding"))

@@ -556,6 +556,8 @@ def test_what_is_not_watched_is_said(caplog):
         lambda state: state["signal"].pop("largest"),
         lambda state: state.update(answers=[{}, {}]),
         lambda state: state.update(answers=[]),
+        lambda state: state.update(sampled=100, answers=[{"state": "nonsense", "since": None, "message": ""}] * 2),
+        lambda state: state.update(coverage=3),
         lambda state: state.update(sampled=1.5),
         lambda state: state.update(detector=None),
         lambda state: state["detector"].update(layers=[]),
@@ -600,15 +602,17 @@ def test_values_of_another_kind_in_a_state_are_refused_whole(kind):
     module = network()
     if kind == "coverage":
         owner, key = specreg.Coverage(torch.randn(200, 2)), "centres"
-        values = dict.fromkeys(owner.state_dict(), 3), owner.state_dict() | {"centres": None}
+        others = (None, torch.zeros(3), owner.state_dict()["centres"][1:])
+        values = dict.fromkeys(owner.state_dict(), 3), *(owner.state_dict() | {"centres": other} for other in others)
     else:
         owner = getattr(specreg, f"{kind}_compensation")(module, every=1, start=0)
         owner.step()
         key = "held" if kind == "static" else "record"
-        values = owner.state_dict() | {key: dict.fromkeys(module.state_dict(), 1.0)}, owner.state_dict() | {key: None}
+        others = ({"0": 1.0}, None, {3: torch.ones(())})
+        values = tuple(owner.state_dict() | {key: other} for other in others)
     before = saved(owner)[0]
     for state in (*values, None, []):
-        with pytest.raises(ValueError, match=f"not a {'coverage' if kind == 'coverage' else 'compensator'}'s state"):
+        with pytest.raises(ValueError, match=r"not a \w+'s state|the state holds records"):
             owner.load_state_dict(state)
     after = owner.state_dict()
     torch.testing.assert_close(after[key], before[key], rtol=0, atol=0)
@@ -632,8 +636,11 @@ def test_a_snapshot_at_the_end_takes_what_the_last_step_has_not():
     assert (monitor.history.iterations, monitor.sampled, len(calls), len(told)) == ([0, 10, 20, 30], 30, 3, 5)
     assert not monitor.snapshot(30).changed  # nothing is
     assert (len(calls), len(told), monitor.snapshot(31).iteration) == (3, 5, 31)
-    with pytest.raises(ValueError, match="iterations must grow: got 30 after 31"):
-        monitor.snapshot(30)
+    monitor.step(35)
+    for iteration in (30, 31, 34):
+        with pytest.raises(ValueError, match=f"iterations must not go back: got {iteration} after 35"):
+            monitor.snapshot(iteration)
+    assert (len(calls), monitor.sampled) == (4, 31)
     bare = specreg.Monitor(network(), every=10)
     assert bare.step(10).state == bare.snapshot(10).state
 

@@ -816,9 +816,22 @@ def test_a_shared_weight_stays_shared_when_legacy_hooks_go():
     torch.testing.assert_close(first.weight.detach(), used)
 
 
+def test_a_weight_that_another_module_uses_bare_stays_shared_when_the_legacy_hook_goes():
+    embedding, linear = nn.Embedding(8, 6), nn.Linear(6, 8)
+    linear.weight = embedding.weight
+    torch.nn.utils.spectral_norm(linear)
+    optimizer = torch.optim.SGD(linear.parameters(), 0.1)
+    specreg.remove(linear)
+    assert linear.weight is embedding.weight
+    before = linear.weight.detach().clone()
+    linear(torch.ones(1, 6)).sum().backward()
+    optimizer.step()  # made before, it trains it still
+    assert not torch.equal(linear.weight, before)
+
+
 @pytest.mark.parametrize("verb", [specreg.static_compensation, specreg.dynamic_compensation])
 def test_a_compensator_goes_through_pickle(verb):
-    module = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    module = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Conv1d(8, 8, 3))
     compensator = verb(module, every=1)
     compensator.step()
     module.compensator = compensator

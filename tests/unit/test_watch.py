@@ -209,7 +209,7 @@ def test_checkpoints_without_an_ending_are_read_where_they_are_named(run):
     assert names == ["1000  do_#", "2000  do_#"]
 
 
-def test_steps_that_begin_anew_with_each_epoch_are_counted_on(run, real, caplog):
+def test_steps_that_begin_anew_with_each_epoch_are_counted_on(run, real):
     weights = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
     for epoch in range(3):
         for step in (0, 500):
@@ -217,11 +217,38 @@ def test_steps_that_begin_anew_with_each_epoch_are_counted_on(run, real, caplog)
             grid(digits(24), 4).save(run / f"fake_epoch_{epoch}_step_{step}.png")
     names = [notice.name.split()[0] for notice in Checkpoints(run).look(last=True)]
     assert names == ["0", "500", "501", "1000", "1001", "1500"]
-    folder = samples(run, real)
-    assert [name for name, _ in read(folder)] == names
-    grid(digits(24), 4).save(run / "fake_epoch_1_step_250.png")
-    assert read(folder, last=True) == []
-    assert caplog.messages[-1].endswith("fake_epoch_1_step_250.png is older than what was read before: left out")
+    assert [name for name, _ in read(samples(run, real))] == names
+
+
+def test_an_older_checkpoint_is_left_out(run, caplog):
+    weights = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
+    folder = Checkpoints(run)
+    for name in ("D_epoch_1_step_500", "D_epoch_1_step_250", "D_epoch_2_step_0"):
+        torch.save(weights, run / f"{name}.pt")
+        list(folder.look(last=False))
+    assert [message.partition(" ")[2] for message in caplog.messages] == [
+        "is older than what was read before: left out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["epoch_0/step_0", "epoch_0/step_500", "epoch_1/step_0", "epoch_1/step_500"], ["0", "500", "501", "1000"]),
+        (["fake_0_0", "fake_0_500", "fake_1_0", "fake_1_500"], ["0", "500", "501", "502"]),  # no words, no epochs
+        (["a_100_0", "a_100_1", "a_200_0"], ["0", "1", "2"]),
+        (["fakes_init", "fakes000000", "fakes000200"], ["fakes_init", "0", "200"]),
+        (["a", "b", "epoch_0_step_0", "epoch_0_step_500", "epoch_1_step_0"], ["a", "b", "1", "500", "501"]),
+        (["fakes000200", "fakes000100", "fakes000400"], ["200", "201", "400"]),  # one was complete later
+    ],
+)
+def test_readings_of_a_live_training_are_all_judged_at_iterations_that_never_fall(files, expected, run, real):
+    folder, names = samples(run, real), []
+    for file in files:
+        (run / file).parent.mkdir(exist_ok=True)
+        grid(digits(24), 4).save(run / f"{file}.png")
+        names += [name for name, _ in read(folder)]
+    assert names == expected
 
 
 def test_images_that_come_into_a_folder_that_was_read_are_told_of_once(run, real, caplog):
@@ -236,3 +263,17 @@ def test_images_that_come_into_a_folder_that_was_read_are_told_of_once(run, real
     assert caplog.messages == [
         f"{run} has been read: what came into it since is not; give each time a folder or a grid"
     ]
+
+
+def test_of_a_folder_that_was_refused_nothing_else_is_said(run, real, caplog):
+    folder = samples(run, real)
+    (run / "whole.png").write_bytes(png(grid(digits(24), 4)))
+    (run / "step_1").mkdir()
+    for index in range(2):
+        (run / f"step_1/{index}.png").write_bytes(torn(png(Image.fromarray(digits(1).numpy()[0]))))
+    for _ in range(3):
+        list(folder.look(last=False))
+    told = list(caplog.messages)
+    (run / "step_1/2.png").write_bytes(png(Image.fromarray(digits(1).numpy()[0])))
+    list(folder.look(last=False))
+    assert not any("has been read" in message for message in caplog.messages), told

@@ -67,22 +67,25 @@ class Notice:
 
 
 class _Clock:
-    """Iterations that grow, from the times that names tell; steps that begin anew in each epoch are counted on."""
+    """Iterations that never fall, from the times that names tell."""
 
     def __init__(self) -> None:
         self.now = -1
-        self._times: tuple[int, ...] = ()
+        self.last: tuple[int, ...] = ()  # times
         self._passed = 0  # iterations of the epochs before
 
-    def tick(self, times: tuple[int, ...]) -> int | None:
-        """Return the iteration of what comes next, the same for the same times; None if it is older than the last."""
-        if len(times) == len(self._times) > 0 and times <= self._times:
-            return self.now if times == self._times else None
-        step = self._passed + times[-1] if times else 0
-        if len(times) == 2 and step <= self.now:
+    def tick(self, times: tuple[int, ...]) -> int:
+        """Return the iteration of what comes next: its number, or one more than the last where that does not grow.
+
+        Steps that begin anew with an epoch go on from the last; what has the times of the last has its iteration.
+        """
+        if times and times == self.last:
+            return self.now
+        is_next_epoch = len(times) == len(self.last) == 2 and times[0] > self.last[0]
+        if is_next_epoch and self._passed + times[1] <= self.now:
             self._passed = self.now
-            step = self._passed + times[-1]
-        self.now, self._times = max(step, self.now + 1), times or self._times
+        counted = self.now + int(bool(self.last) or not times)  # nothing before the first number has a number
+        self.now, self.last = max(self._passed + times[-1] if times else 0, counted), times or self.last
         return self.now
 
 
@@ -103,7 +106,7 @@ class Folder:
         if not path.is_dir():
             raise ValueError(f"there is no folder {path}: name the one that the training writes its samples into")
         self.path, self._files = path, files
-        self._done: dict[Path, int] = {}  # what was read or given up -> its number of files
+        self._done: dict[Path, int] = {}  # what was read -> its number of files; 0 of what was refused
         self._stamps: dict[Path, list[list[int]]] = {}  # of what was not complete when it was looked at
         self._judged = False
 
@@ -127,7 +130,7 @@ class Folder:
                 content = self.read(items[item])
             except (OSError, ValueError) as error:
                 if last or (isinstance(error, ValueError) and settled):
-                    self._done[item] = len(items[item])
+                    self._done[item] = 0
                     refusals.append(str(error))
                 continue
             self._done[item] = len(items[item])
@@ -193,7 +196,9 @@ class Folder:
         """Return what :func:`times` reads of an item's name, else of its folder's; nothing of the watched folder's."""
         inside = item.relative_to(self.path).parts
         stems = (part[: -len(end)] if (end := Path(part).suffix).lower() in self.endings else part for part in inside)
-        return next((numbers for stem in list(stems)[:-3:-1] if (numbers := times(stem))), ())
+        last = list(stems)[:-3:-1]
+        both = times(" ".join(reversed(last)))  # an epoch may be the folder's and the step the file's
+        return both if len(both) == 2 else next((numbers for stem in last if (numbers := times(stem))), ())
 
 
 class Samples(Folder):
@@ -294,9 +299,8 @@ class Samples(Folder):
         if other != kind and not self._mixed:
             logger.warning("%s and %s are of one iteration, judged as one series: name one by --files", other, kind)
             self._mixed = True
-        if number and self._clock.tick(number) is None:
-            logger.warning("%s is older than what was read before: left out", item)
-            return
+        if number:
+            self._clock.tick(number)
         self._pooled.append(content)
         if sum(map(len, self._pooled)) < self._pool:
             return
@@ -340,10 +344,11 @@ class Checkpoints(Folder):
     def notices(self, item: Path, content: Mapping[str, LayerSpectrum]) -> Iterator[Notice]:
         model = _kind(item)
         clock, iterations, series = self._series.setdefault(model, (_Clock(), [], []))
-        last, number = clock.now, clock.tick(self._times(item))
-        if number is None or number <= last:
+        times = self._times(item)
+        if len(times) == len(clock.last) > 0 and times <= clock.last:
             logger.warning("%s is older than what was read before: left out", item)
             return
+        number = clock.tick(times)
         iterations.append(number)
         series.append(content)
         name, details = f"{number}  {model}", {"iteration": number, "path": str(item)}

@@ -27,7 +27,7 @@ class Layer:
         name: the module's qualified name, "" for the root itself; followed by the tensor's, if that is not "weight".
         uses: the weight as each module uses it, the named one first.
         shared_with: the names of the others.
-        others: how modules use it that were not chosen, as an embedding beside a tied linear layer.
+        others: the same of modules that were not chosen, as an embedding beside a tied linear layer.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Layer:
 
     @property
     def is_normalized(self) -> bool:
-        """Whether s1 is divided out wherever the weight is used, so that the network does not see its scale."""
+        """Whether s1 is divided out wherever it is used in this way, so that the network does not see its scale."""
         return all(weight.is_normalized for weight in (*self.uses, *self.others))
 
     def write(self, matrix: Tensor, u1: Tensor, v1: Tensor) -> None:
@@ -92,8 +92,10 @@ class Layer:
         """
         weight = self.weight.from_matrix(matrix, self._tensor().shape)
         with torch.no_grad():
-            for use in (*self.uses, *self.others):
+            for use in self.uses:
                 use.write(weight, u1, v1)
+            for use in self.others:
+                use.refresh(weight, u1, v1)
 
     def _tensor(self) -> Tensor:
         return self.weight.storage[-1]
@@ -150,7 +152,8 @@ class Layers(Mapping[str, Layer]):
 
     def __str__(self) -> str:
         together = [name for name, layer in self.items() if layer.groups > 1 and layer.weight.normalizers]
-        bare = [name for name, layer in self.items() if not layer.is_normalized and name not in together]
+        normalized = {name for name, layer in self.items() if all(use.is_normalized for use in layer.uses)}
+        bare = [name for name in self if name not in normalized and name not in together]
         mixed = 0 < len(bare) < len(self)
         notes = dict.fromkeys(bare if mixed else (), "not normalized")
         notes |= dict.fromkeys(together, "normalized, all groups by one norm")

@@ -8,6 +8,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -150,7 +151,7 @@ def _fits(kind: Kind, module: nn.Module, name: str) -> bool:
 
 def _register_known() -> None:
     for convolution in CONVOLUTIONS:
-        register(convolution, output_dim=int(convolution in TRANSPOSED), groups=lambda module: module.groups)
+        register(convolution, output_dim=int(convolution in TRANSPOSED), groups=attrgetter("groups"))
     for plain in (nn.Linear, nn.Bilinear, nn.Embedding):
         register(plain)
     # Queries, keys and values are three maps, and so is each gate of a recurrent layer.
@@ -163,13 +164,13 @@ def _register_known() -> None:
     register(nn.LSTM, "weight_hr_l*")
     # Karras et al. 2020 and 2021, the authors' PyTorch code.
     for name in ("FullyConnectedLayer", "Conv2dLayer"):
-        register(name, gain=lambda module: module.weight_gain)
+        register(name, gain=attrgetter("weight_gain"))
     register("SynthesisLayer")
-    register("ToRGBLayer", gain=lambda module: module.weight_gain)
+    register("ToRGBLayer", gain=attrgetter("weight_gain"))
     # The same networks in another widespread code and what descends from it.
     for name in ("EqualLinear", "EqualConv2d"):
-        register(name, gain=lambda module: module.scale)
-    register("ModulatedConv2d", output_dim=1, gain=lambda module: module.scale)
+        register(name, gain=attrgetter("scale"))
+    register("ModulatedConv2d", output_dim=1, gain=attrgetter("scale"))
 
 
 _register_known()

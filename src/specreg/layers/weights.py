@@ -128,8 +128,11 @@ class Weight:
             weight: of the stored weight's shape.
             u1, v1: its matrix's first singular vectors, computed anew where they do not fit the normalizer's matrix.
         """
-        weight = weight if self.gain == 1 else weight / self.gain
-        self._store(weight)
+        self._store(weight if self.gain == 1 else weight / self.gain)
+        self.refresh(weight, u1, v1)
+
+    def refresh(self, weight: Tensor, u1: Tensor, v1: Tensor) -> None:
+        """Bring up to date what was derived from a weight that has been stored; arguments as :meth:`write`."""
         for normalizer in self.normalizers:
             u, v = self._vectors(normalizer)
             # The normalizer reads the weight as a matrix of its own: groups stacked, perhaps another dimension first.
@@ -234,10 +237,16 @@ def _computed(hook: LegacySpectralNorm | LegacyWeightNorm, module: nn.Module) ->
     if isinstance(hook, LegacyWeightNorm):
         plain: Tensor = hook.compute_weight(module)
         return plain
-    stored, u, v = (getattr(module, f"{hook.name}_{part}") for part in ("orig", "u", "v"))
-    # Copies: the next forward pass moves the vectors, which this weight's backward pass needs.
-    normalized: Tensor = stored / torch.dot(u.clone(), torch.mv(hook.reshape_weight_to_matrix(stored), v.clone()))
-    return normalized
+    # By copies: the next forward pass moves the vectors, which this weight's backward pass needs.
+    vectors = {
+        name: vector for name in (f"{hook.name}_u", f"{hook.name}_v") if (vector := module._buffers[name]) is not None
+    }
+    try:
+        module._buffers.update({name: vector.clone() for name, vector in vectors.items()})
+        normalized: Tensor = hook.compute_weight(module, do_power_iteration=False)
+        return normalized
+    finally:
+        module._buffers.update(vectors)
 
 
 def memory_format(weight: Tensor) -> torch.memory_format:

@@ -227,11 +227,9 @@ class Coverage:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        check_keys("a coverage's", state, _STATE)
-        with reading_state("a coverage's"):
-            tensors = {name: state[name].to("cpu", copy=True) for name in _STATE}
+        tensors = checked_state(state)
         if tensors["mean"].shape != self._mean.shape:
-            raise ValueError(f"the state is of {tensors['mean'].numel()} features; these are {len(self._mean)}")
+            raise ValueError(f"the state is of {len(tensors['mean'])} features; these are {len(self._mean)}")
         for name, tensor in tensors.items():
             setattr(self, f"_{name}", tensor)
 
@@ -291,6 +289,20 @@ class Coverage:
             if not bool(points.isfinite().all()):
                 raise ValueError(f"the {name} samples, or their features, hold NaN or inf")
             yield points
+
+
+def checked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU of what :meth:`Coverage.state_dict` returned; ValueError if it is something else."""
+    check_keys("a coverage's", state, _STATE)
+    with reading_state("a coverage's"):
+        tensors = {name: state[name].to("cpu", copy=True) for name in _STATE}
+        num_bins, width = tensors["centres"].shape
+        shapes = {"mean": (width,), "centres": (num_bins, width), "held_out": (num_bins + 1,), "size": (), "radius": ()}
+        shapes["groupings"] = (len(tensors["groupings"]), num_bins)
+        for name, tensor in tensors.items():
+            if tensor.shape != (shape := shapes.get(name, (num_bins,))):
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)} and has to have {shape}")
+    return tensors
 
 
 def _kind(name: str, samples: Tensor, least: int) -> str:

@@ -12,11 +12,12 @@ import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, words_of_watched
 from specreg.names import STATES, State, bulk_range, check_constants, check_keys, check_type, integer, reading_state
 
+T = TypeVar("T")
 # A fall begins where the bulk was last at this part of its old level.
 _NEAR = 0.9
 _NUM_STEPS = 50  # changes between neighbouring snapshots, from which a layer's noise is estimated
@@ -164,7 +165,7 @@ class Detector:
         evidence = {name: track.evidence(iteration, self.thresholds) for name, track in self._layers.items()}
         whole = self._of_layers(iteration, evidence, before)
         groups = {
-            group: self._of_layers(iteration, {name: evidence[name] for name in layers if name in evidence}, before)
+            group: self._of_layers(iteration, _part(evidence, layers), _part(before, layers))
             for group, layers in self._groups.items()
         }
         text = message_of_groups(whole, groups)
@@ -172,7 +173,7 @@ class Detector:
 
     def _of_layers(self, iteration: int, evidence: Mapping[str, Evidence], before: Mapping[str, State]) -> Verdict:
         state, since, names = gravest(evidence)
-        old = max((before[name] for name in evidence if name in before), key=STATES.index, default="steady")
+        old = max(before.values(), key=STATES.index, default="steady")  # of layers that are zero now, too
         confidence = max((evidence[name].confidence for name in names), default=0.0)
         judged = any(layer.judged for layer in evidence.values())
         text = message(state, since, names, evidence) if judged else self._unjudged(iteration, evidence)
@@ -314,6 +315,10 @@ class _LayerTrack:
         steps = deque(map(float, state["steps"]), maxlen=_NUM_STEPS)
         lists: dict[str, Any] = {"recent": recent, "levels": levels, "steps": steps}
         return cls(**(lists | numbers | counts | times), state=state["state"], moved=bool(state["moved"]))
+
+
+def _part(mapping: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
+    return {name: mapping[name] for name in names if name in mapping}
 
 
 def checked_groups(groups: Mapping[str, Iterable[str]], names: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from specreg.layers.evaluation import evaluating, frozen_random_numbers
 from specreg.layers.find import find
 from specreg.layers.requirements import warn_of_differences
 from specreg.layers.selection import Selection, matches, plainly_named_modules, shown, unwrap
-from specreg.monitor.coverage import Coverage, Reading
+from specreg.monitor.coverage import Coverage, Reading, checked_state
 from specreg.monitor.detector import Detector, checked_groups
 from specreg.monitor.history import History
 from specreg.monitor.modes import ModeJudge
@@ -163,15 +163,8 @@ class Monitor:
         Raises:
             ValueError: the iteration is no integer or lower than before, or a weight holds NaN or inf; names the layer.
         """
-        iteration = integer("iteration", iteration)
+        iteration = self._counted(iteration)
         last = self.history.iterations[-1] if self.history.iterations else None
-        newest = max((value for value in (last, self._newest) if value is not None), default=iteration)
-        if iteration < newest:
-            raise ValueError(
-                f"iterations must not go back: got {iteration} after {newest}; count them over the whole training, "
-                "not anew in each epoch"
-            )
-        self._newest = iteration
         due = last is None or iteration // self.every > last // self.every
         if not due and self._told is not None:
             return self._told
@@ -188,7 +181,7 @@ class Monitor:
         Raises:
             ValueError: as :meth:`step`.
         """
-        iteration = integer("iteration", iteration)
+        iteration = self._counted(iteration)
         spectra = self.detector.verdict() if self.history.iterations[-1:] == [iteration] else None
         if spectra is None or self._told is None:
             return self._take(iteration, sampling=True)
@@ -196,6 +189,20 @@ class Monitor:
             return self._told
         self._read_samples(iteration, self._samples)
         return self._judge(spectra)
+
+    def _counted(self, iteration: int) -> int:
+        """Return an iteration that is not before the newest, and take it for the newest."""
+        iteration = integer("iteration", iteration)
+        newest = max(
+            (*self.history.iterations[-1:], *([] if self._newest is None else [self._newest])), default=iteration
+        )
+        if iteration < newest:
+            raise ValueError(
+                f"iterations must not go back: got {iteration} after {newest}; count them over the whole training, "
+                "not anew in each epoch"
+            )
+        self._newest = iteration
+        return iteration
 
     def _take(self, iteration: int, *, sampling: bool) -> Verdict:
         latest = self._read()
@@ -295,16 +302,20 @@ class Monitor:
             answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
             sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
             reading = None if state["reading"] is None else Reading(**state["reading"])
-        Detector(self.detector.thresholds).load_state_dict(state["detector"])  # the user's own only when all is well
-        if self.coverage is not None and state["coverage"] is not None:
-            self.coverage.load_state_dict(state["coverage"])
+        detector = Detector(self.detector.thresholds)  # the user's own is changed only when all is well
+        detector.load_state_dict(state["detector"])
+        verdict, meter = detector.verdict(), state["coverage"]
+        with reading_state("a monitor's"):
+            if verdict is not None and sampled is not None:
+                verdict = combined(verdict, *answers, verdict.state).unchanged()
+        if meter is not None:
+            checked_state(meter)
+            if self.coverage is not None:
+                self.coverage.load_state_dict(meter)
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
-        self._modes, self._signal, self._saved = modes, taught, state["coverage"]
-        self._answers, self.sampled, self.reading = answers, sampled, reading
-        verdict, self._newest = self.detector.verdict(), None
-        if verdict is not None and self.sampled is not None:
-            verdict = combined(verdict, *self._answers, verdict.state).unchanged()
+        self._modes, self._signal, self._saved = modes, taught, meter
+        self._answers, self.sampled, self.reading, self._newest = answers, sampled, reading, None
         self.verdict = self._told = verdict
 
 

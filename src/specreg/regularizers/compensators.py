@@ -202,10 +202,8 @@ class Compensator:
             calls = integer("calls", state["calls"], at_least=0)
             memory, held = ({name: s.clone() for name, s in state[key].items()} for key in ("record", "held"))
         if (memory and set(memory) != set(self.layers)) or not set(held) <= set(self.layers):
-            given, own = (", ".join(map(shown, names)) for names in (memory | held, self.layers))
-            raise ValueError(
-                f"the state holds records or held singular values for the layers {given}, this compensator has {own}"
-            )
+            given, own = (", ".join(map(shown, names)) for names in (map(str, memory | held), self.layers))
+            raise ValueError(f"the state holds records or held singular values of {given}, these layers are {own}")
         shapes = {name: layer.spectrum_shape for name, layer in self.layers.items()}
         for what, name, s, shape in (
             *(("record", name, s, shapes[name]) for name, s in memory.items()),
@@ -269,6 +267,8 @@ class Compensator:
         if result is not None:
             assert largest is not None
             if self._scale_of(layer) == "hold":
+                if self._settled(layer.name) is None and bool((largest > 0).all()):
+                    self._products = None  # it may be among them now
                 self._held[layer.name] = largest
             layer.write(*result)
 

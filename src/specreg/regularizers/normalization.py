@@ -67,8 +67,8 @@ def remove(module: nn.Module) -> list[str]:
 
     Takes off spectral normalization and regularization, torch's weight normalization and any other
     parametrization of a submodule's tensor, and torch's legacy ``spectral_norm`` and ``weight_norm`` hooks. A weight
-    that several modules share stays shared and becomes the one that the first of them used. Under the legacy hooks and
-    weight normalization the plain weights are new parameters: an optimizer has to be made anew to go on training them.
+    that several modules share stays shared and becomes the one that the first of them used. Under weight
+    normalization the plain weights are new parameters: an optimizer has to be made anew to go on training them.
 
     Args:
         module: changed in place; without parametrizations it stays as it is.
@@ -109,11 +109,16 @@ def remove(module: nn.Module) -> list[str]:
             undone.append(f"{name}.{tensor}" if name else tensor)
         for key, hook in list(child._forward_pre_hooks.items()):
             if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)):
-                storage = Weight(child, hook.name, Kind(type(child))).storage
+                storage = tuple(Weight(child, hook.name, Kind(type(child))).storage)
                 frozen = not any(tensor.requires_grad for tensor in storage)
                 hook.remove(child)
-                plain = hooked.setdefault(tuple(storage), getattr(child, hook.name))
-                child.register_parameter(hook.name, plain.requires_grad_(not frozen))
+                if storage not in hooked:
+                    hooked[storage] = getattr(child, hook.name)
+                    if len(storage) == 1:  # the parameter goes on, for its optimizer and whoever else uses it
+                        hooked[storage] = storage[0]
+                        with torch.no_grad():
+                            storage[0].copy_(getattr(child, hook.name))
+                child.register_parameter(hook.name, hooked[storage].requires_grad_(not frozen))
                 del child._forward_pre_hooks[key]
                 _forget_state_dict_hooks(child, hook)
                 undone.append(f"{name}.{hook.name}" if name else hook.name)
