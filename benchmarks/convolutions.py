@@ -19,6 +19,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from measure import fill_page
+from specreg.experiments.methods import METHODS
 from specreg.names import bulk_range
 from verdict import LOST, interval
 
@@ -90,9 +91,14 @@ def tables(runs: list[Run]) -> str:
     for run in runs:
         modes = [line["modes"] for line in run["evaluations"]]
         said = [_at(run["alarms"][name]) for name in ALARMS]
-        cells = [run["method"], run["seed"], f"{max(modes)}, {modes[-1]}", f"{run['evaluations'][-1]['fd']:.1f}"]
+        cells = [
+            METHODS[run["method"]].title,
+            run["seed"],
+            f"{max(modes)}, {modes[-1]}",
+            f"{run['evaluations'][-1]['fd']:.1f}",
+        ]
         lines.append(f"| {' | '.join(map(str, [*cells, _at(event(run)), *said]))} |")
-    lines += ["", *(_count(runs, name) for name in ALARMS), ""]
+    lines += ["", *(_count(runs, name) for name in ALARMS), _ends(runs), ""]
     lines += [f"| ρ with the missing modes (95%) | {' | '.join(STATISTICS)} |", "|---" * (len(STATISTICS) + 1) + "|"]
     random = np.random.default_rng(0)
     for method in dict.fromkeys(run["method"] for run in runs):
@@ -101,7 +107,7 @@ def tables(runs: list[Run]) -> str:
             own = (correlation(run, name) for run in runs if run["method"] == method)
             mean, low, high = interval([rho for rho in own if rho is not None], random)
             cells.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append(f"| {METHODS[method].title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -122,6 +128,21 @@ def _count(runs: list[Run], name: str) -> str:
     )
 
 
+def _ends(runs: list[Run]) -> str:
+    """Say how trainings end of which the spectra alarmed, and the others."""
+    texts = []
+    for title, alarmed in (("Where the spectra alarmed", True), ("elsewhere", False)):
+        modes = [
+            [line["modes"] for line in run["evaluations"]]
+            for run in runs
+            if (run["alarms"]["spectra"] is not None) == alarmed
+        ]
+        ends, lost = [each[-1] for each in modes], [1 - each[-1] / max(each) for each in modes]
+        spread = f"{statistics.fmean(ends):.0f} ± {statistics.stdev(ends):.0f} modes are left"
+        texts.append(f"{title} ({len(modes)} trainings) {spread}, {statistics.fmean(lost):.0%} less than at best")
+    return f"- {'; '.join(texts)}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="of a comparison; without it the page is made anew")
@@ -130,6 +151,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.folder is not None:
         runs = [read(folder) for folder in sorted((options.folder / "runs").iterdir()) if folder.is_dir()]
+        runs.sort(key=lambda run: (list(METHODS).index(run["method"]), run["seed"]))
         options.out.write_text(json.dumps(runs), encoding="utf-8")
     table = tables(json.loads(options.out.read_text(encoding="utf-8")))
     fill_page(options.page, {"convolutions": table})
