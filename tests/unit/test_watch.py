@@ -182,6 +182,18 @@ def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
     assert states[7] == {"netD_epoch_#.pth": "collapsed", "netG_epoch_#.pth": "steady"}
 
 
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [(["best", "last", "epoch_1", "epoch_2"], [0, 1, 2, 3]), (["init", "step_0", "step_100"], [0, 1, 100])],
+)
+def test_checkpoints_without_a_number_come_first(folders, expected, run):
+    weights = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
+    for folder in folders:
+        (run / folder).mkdir()
+        torch.save(weights, run / folder / "D.pt")
+    assert [notice.details["iteration"] for notice in Checkpoints(run).look(last=True)] == expected
+
+
 @pytest.mark.parametrize("files", ["reconstructions_*", "train/reconstructions_gs-*"])
 def test_pictures_that_lie_beside_the_samples_are_left_out_where_names_are_given(files, run, real, caplog):
     (run / "train").mkdir()
@@ -239,6 +251,18 @@ def test_an_older_checkpoint_is_left_out(run, caplog):
         (["a_100_0", "a_100_1", "a_200_0"], ["0", "1", "2"]),
         (["fakes_init", "fakes000000", "fakes000200"], ["fakes_init", "0", "200"]),
         (["a", "b", "epoch_0_step_0", "epoch_0_step_500", "epoch_1_step_0"], ["a", "b", "1", "500", "501"]),
+        (
+            [
+                "epoch_0_step_0",
+                "epoch_0_step_500",
+                "epoch_1_step_0",
+                "epoch_0_step_250",
+                "epoch_1_step_500",
+                "epoch_2_step_0",
+            ],
+            ["0", "500", "501", "502", "1000", "1001"],
+        ),
+        (["steps_50/epoch_3", "steps_50/epoch_4"], ["3", "4"]),
         (["fakes000200", "fakes000100", "fakes000400"], ["200", "201", "400"]),  # one was complete later
     ],
 )

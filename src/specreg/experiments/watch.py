@@ -81,6 +81,11 @@ class _Clock:
         """
         if times and times == self.last:
             return self.now
+        if (
+            len(times) == len(self.last) == 2 and times < self.last
+        ):  # late: what comes next is of the newest epoch still
+            self.now += 1
+            return self.now
         is_next_epoch = len(times) == len(self.last) == 2 and times[0] > self.last[0]
         if is_next_epoch and self._passed + times[1] <= self.now:
             self._passed = self.now
@@ -198,7 +203,11 @@ class Folder:
         stems = (part[: -len(end)] if (end := Path(part).suffix).lower() in self.endings else part for part in inside)
         last = list(stems)[:-3:-1]
         both = times(" ".join(reversed(last)))  # an epoch may be the folder's and the step the file's
-        return both if len(both) == 2 else next((numbers for stem in last if (numbers := times(stem))), ())
+        return (
+            both
+            if len(both) == 2 and times(last[0])[-1:] == both[1:]
+            else next((numbers for stem in last if (numbers := times(stem))), ())
+        )
 
 
 class Samples(Folder):
@@ -348,7 +357,7 @@ class Checkpoints(Folder):
         if len(times) == len(clock.last) > 0 and times <= clock.last:
             logger.warning("%s is older than what was read before: left out", item)
             return
-        number = clock.tick(times)
+        number = clock.now = max(clock.tick(times), iterations[-1] + 1 if iterations else 0)
         iterations.append(number)
         series.append(content)
         name, details = f"{number}  {model}", {"iteration": number, "path": str(item)}

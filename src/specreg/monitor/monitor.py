@@ -308,10 +308,10 @@ class Monitor:
         with reading_state("a monitor's"):
             if verdict is not None and sampled is not None:
                 verdict = combined(verdict, *answers, verdict.state).unchanged()
-        if meter is not None:
+        if meter is not None and self.coverage is None:
             checked_state(meter)
-            if self.coverage is not None:
-                self.coverage.load_state_dict(meter)
+        elif meter is not None and self.coverage is not None:
+            self.coverage.load_state_dict(meter)
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
         self._modes, self._signal, self._saved = modes, taught, meter

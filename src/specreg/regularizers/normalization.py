@@ -67,7 +67,7 @@ def remove(module: nn.Module) -> list[str]:
 
     Takes off spectral normalization and regularization, torch's weight normalization and any other
     parametrization of a submodule's tensor, and torch's legacy ``spectral_norm`` and ``weight_norm`` hooks. A weight
-    that several modules share stays shared and becomes the one that the first of them used. Under weight
+    that several modules share stays shared and becomes the one that the first normalized of them used. Under weight
     normalization the plain weights are new parameters: an optimizer has to be made anew to go on training them.
 
     Args:
@@ -118,6 +118,7 @@ def remove(module: nn.Module) -> list[str]:
                         hooked[storage] = storage[0]
                         with torch.no_grad():
                             storage[0].copy_(getattr(child, hook.name))
+                        storage[0].grad = None  # it was of the normalized weight's storage
                 child.register_parameter(hook.name, hooked[storage].requires_grad_(not frozen))
                 del child._forward_pre_hooks[key]
                 _forget_state_dict_hooks(child, hook)
