@@ -202,8 +202,12 @@ def measure(readings: Path, name: str, folder: Path, every: int) -> dict[str, ob
     return {"data": name, "expected": expected.tolist(), "trainings": trainings}
 
 
-# What may have seen a loss.
-EVIDENCE = ("spectra", "coverage", "verdict")
+# What may have seen a loss, and the states that say so.
+ALARMS: dict[str, tuple[State, ...]] = {
+    "spectra": ("collapsing", "collapsed"),
+    "coverage": ("losing", "lost"),
+    "verdict": ("collapsing", "collapsed", "losing", "lost"),
+}
 # A mode is produced if its share is at least this part of its share of real samples.
 PRODUCED = 0.25
 # An event: modes at most this part of their running best, for as many iterations.
@@ -342,20 +346,15 @@ def verdicts(
 ) -> dict[str, int | None]:
     """Return the first alarm by the spectra alone, by coverage alone, and by the verdict that weighs both."""
     detector, judge = Detector(), ModeJudge(thresholds)
-    first: dict[str, int | None] = dict.fromkeys(EVIDENCE)
+    first: dict[str, int | None] = dict.fromkeys(ALARMS)
     before: State = "not judged"
     for reading, layers in zip(training["readings"], spectra, strict=True):
         step = reading["step"]
         fall, answer = detector.update(step, layers), judge.update(step, measured(reading))
         whole = combined(fall, answer, UNASKED, before)
         before = whole.state
-        alarming = {
-            "spectra": fall.state in ("collapsing", "collapsed"),
-            "coverage": answer.state in ("losing", "lost"),
-            "verdict": whole.state in ("collapsing", "collapsed", "losing", "lost"),
-        }
-        for name, alarm in alarming.items():
-            if alarm and first[name] is None:
+        for name, state in (("spectra", fall.state), ("coverage", answer.state), ("verdict", whole.state)):
+            if state in ALARMS[name] and first[name] is None:
                 first[name] = step
     return first
 
@@ -382,8 +381,8 @@ def count(
 ) -> dict[str, object]:
     """Count events and alarms: recall within so many iterations, false alarms in trainings without an event."""
     expected = np.array(record["expected"])
-    delays: dict[str, list[int]] = {name: [] for name in EVIDENCE}
-    false = dict.fromkeys(EVIDENCE, 0)
+    delays: dict[str, list[int]] = {name: [] for name in ALARMS}
+    false = dict.fromkeys(ALARMS, 0)
     num_events = num_calm = 0
     for training, layers in zip(record["trainings"], spectra, strict=True):
         begin = event(training, expected)
@@ -401,7 +400,7 @@ def count(
             "median delay": float(np.median(delays[name])) if delays[name] else None,
             "false alarms": false[name] / max(num_calm, 1),
         }
-        for name in EVIDENCE
+        for name in ALARMS
     }
     return {"events": num_events, "calm": num_calm, "rows": rows}
 

@@ -511,7 +511,10 @@ def test_a_linear_layer_tied_to_a_bare_embedding_is_not_normalized():
 def test_a_guard_knows_a_tied_weight_by_either_name():
     module = Tied()
     guard = specreg.Guard(specreg.Monitor(module, every=1))
-    assert guard.compensator is None
+    detector = specreg.Detector(specreg.Thresholds(warmup=0))
+    for iteration, level in enumerate([0.9] * 10 + [0.3] * 6):  # the monitor names the layer by the embedding
+        guard(detector.update(100 * iteration, {"embedding": [1.0] + 5 * [level], "score": [1.0]}))
+    assert guard.switched_on is not None
     with pytest.raises(ValueError, match="the monitor does not watch the layer 'linear'"):
         specreg.Guard(specreg.Monitor(module, skip=["embedding", "linear"]), only="linear")
 

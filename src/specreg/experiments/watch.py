@@ -81,13 +81,11 @@ class _Clock:
         """
         if times and times == self.last:
             return self.now
-        if (
-            len(times) == len(self.last) == 2 and times < self.last
-        ):  # late: what comes next is of the newest epoch still
+        in_epochs = len(times) == len(self.last) == 2
+        if in_epochs and times < self.last:  # late, by a look: the epoch is the newest one still
             self.now += 1
             return self.now
-        is_next_epoch = len(times) == len(self.last) == 2 and times[0] > self.last[0]
-        if is_next_epoch and self._passed + times[1] <= self.now:
+        if in_epochs and times[0] > self.last[0] and self._passed + times[1] <= self.now:
             self._passed = self.now
         counted = self.now + int(bool(self.last) or not times)  # nothing before the first number has a number
         self.now, self.last = max(self._passed + times[-1] if times else 0, counted), times or self.last
@@ -177,9 +175,7 @@ class Folder:
     def _warn_of_late(self, items: Mapping[Path, Sequence[Path]]) -> None:
         for item, count in self._done.items():
             if len(items.get(item, ())) > count > 0:
-                logger.warning(
-                    "%s has been read: what came into it since is not; give each time a folder or a grid", item
-                )
+                logger.warning("%s was read before more came into it: give every reading a folder of its own", item)
                 self._done[item] = 0  # said once
 
     def _items(self) -> dict[Path, list[Path]]:
@@ -203,11 +199,9 @@ class Folder:
         stems = (part[: -len(end)] if (end := Path(part).suffix).lower() in self.endings else part for part in inside)
         last = list(stems)[:-3:-1]
         both = times(" ".join(reversed(last)))  # an epoch may be the folder's and the step the file's
-        return (
-            both
-            if len(both) == 2 and times(last[0])[-1:] == both[1:]
-            else next((numbers for stem in last if (numbers := times(stem))), ())
-        )
+        if len(both) == 2 and times(last[0])[-1:] == both[1:]:
+            return both
+        return next((numbers for stem in last if (numbers := times(stem))), ())
 
 
 class Samples(Folder):
@@ -357,6 +351,7 @@ class Checkpoints(Folder):
         if len(times) == len(clock.last) > 0 and times <= clock.last:
             logger.warning("%s is older than what was read before: left out", item)
             return
+        # Of two checkpoints none may have the other's iteration, as samples may.
         number = clock.now = max(clock.tick(times), iterations[-1] + 1 if iterations else 0)
         iterations.append(number)
         series.append(content)

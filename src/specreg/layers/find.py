@@ -79,7 +79,7 @@ class Layer:
 
     @property
     def is_normalized(self) -> bool:
-        """Whether s1 is divided out wherever it is used in this way, so that the network does not see its scale."""
+        """Whether all that use the weight in this way divide s1 out, so that the network does not see its scale."""
         return all(weight.is_normalized for weight in (*self.uses, *self.others))
 
     def write(self, matrix: Tensor, u1: Tensor, v1: Tensor) -> None:

@@ -238,9 +238,7 @@ def _computed(hook: LegacySpectralNorm | LegacyWeightNorm, module: nn.Module) ->
         plain: Tensor = hook.compute_weight(module)
         return plain
     # By copies: the next forward pass moves the vectors, which this weight's backward pass needs.
-    vectors = {
-        name: vector for name in (f"{hook.name}_u", f"{hook.name}_v") if (vector := module._buffers[name]) is not None
-    }
+    vectors: dict[str, Any] = {name: module._buffers[name] for name in (f"{hook.name}_u", f"{hook.name}_v")}
     try:
         module._buffers.update({name: vector.clone() for name, vector in vectors.items()})
         normalized: Tensor = hook.compute_weight(module, do_power_iteration=False)

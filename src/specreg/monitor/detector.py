@@ -147,7 +147,8 @@ class Detector:
         check_keys("a detector's", state, ("last", "groups", "layers"))
         with reading_state("a detector's"):
             last = None if state["last"] is None else integer("last", state["last"])
-            layers = {name: _LayerTrack.from_state(track, self.thresholds) for name, track in state["layers"].items()}
+            tracks = state["layers"].items()
+            layers = {name: _LayerTrack.from_state(name, track, self.thresholds) for name, track in tracks}
             groups = {name: tuple(members) for name, members in state["groups"].items()}
         self._last, self._layers, self._groups = last, layers, groups
 
@@ -304,15 +305,16 @@ class _LayerTrack:
         return vars(self) | {"recent": list(self.recent), "levels": levels, "steps": list(self.steps)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
-        if set(state) != {each.name for each in fields(cls)} or state["state"] not in STATES or not state["recent"]:
-            raise ValueError("a layer has other keys, or another word")
-        numbers: dict[str, Any] = {key: float(state[key]) for key in ("origin", "before", "low", "best")}
-        counts = {key: integer(key, state[key]) for key in ("first", "begin", "agreeing", "flagged")}
-        times = {key: None if state[key] is None else integer(key, state[key]) for key in ("since", "best_at")}
-        recent = deque(map(float, state["recent"]), maxlen=limits.smoothing)
-        levels = deque((integer("at", at), float(level), float(bulk)) for at, level, bulk in state["levels"])
-        steps = deque(map(float, state["steps"]), maxlen=_NUM_STEPS)
+    def from_state(cls, name: str, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
+        with reading_state(f"layer {name!r}'s"):
+            if set(state) != {each.name for each in fields(cls)} or state["state"] not in STATES or not state["recent"]:
+                raise ValueError("other keys, or another word")
+            numbers: dict[str, Any] = {key: float(state[key]) for key in ("origin", "before", "low", "best")}
+            counts = {key: integer(key, state[key]) for key in ("first", "begin", "agreeing", "flagged")}
+            times = {key: None if state[key] is None else integer(key, state[key]) for key in ("since", "best_at")}
+            recent = deque(map(float, state["recent"]), maxlen=limits.smoothing)
+            levels = deque((integer("at", at), float(level), float(bulk)) for at, level, bulk in state["levels"])
+            steps = deque(map(float, state["steps"]), maxlen=_NUM_STEPS)
         lists: dict[str, Any] = {"recent": recent, "levels": levels, "steps": steps}
         return cls(**(lists | numbers | counts | times), state=state["state"], moved=bool(state["moved"]))
 

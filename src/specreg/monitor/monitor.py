@@ -193,9 +193,7 @@ class Monitor:
     def _counted(self, iteration: int) -> int:
         """Return an iteration that is not before the newest, and take it for the newest."""
         iteration = integer("iteration", iteration)
-        newest = max(
-            (*self.history.iterations[-1:], *([] if self._newest is None else [self._newest])), default=iteration
-        )
+        newest = iteration if self._newest is None else self._newest
         if iteration < newest:
             raise ValueError(
                 f"iterations must not go back: got {iteration} after {newest}; count them over the whole training, "
@@ -298,24 +296,23 @@ class Monitor:
         modes, taught = ModeJudge(self._modes.thresholds), SignalJudge()
         modes.load_state_dict(state["modes"])
         taught.load_state_dict(state["signal"])
-        with reading_state("a monitor's"):
-            answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
-            sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
-            reading = None if state["reading"] is None else Reading(**state["reading"])
         detector = Detector(self.detector.thresholds)  # the user's own is changed only when all is well
         detector.load_state_dict(state["detector"])
         verdict, meter = detector.verdict(), state["coverage"]
         with reading_state("a monitor's"):
+            answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
+            sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
+            reading = None if state["reading"] is None else Reading(**state["reading"])
             if verdict is not None and sampled is not None:
                 verdict = combined(verdict, *answers, verdict.state).unchanged()
-        if meter is not None and self.coverage is None:
-            checked_state(meter)
-        elif meter is not None and self.coverage is not None:
-            self.coverage.load_state_dict(meter)
+        if meter is not None:
+            load = checked_state if self.coverage is None else self.coverage.load_state_dict
+            load(meter)
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
         self._modes, self._signal, self._saved = modes, taught, meter
-        self._answers, self.sampled, self.reading, self._newest = answers, sampled, reading, None
+        self._answers, self.sampled, self.reading = answers, sampled, reading
+        self._newest = max(self.history.iterations, default=None)
         self.verdict = self._told = verdict
 
 

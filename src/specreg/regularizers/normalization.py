@@ -118,7 +118,7 @@ def remove(module: nn.Module) -> list[str]:
                         hooked[storage] = storage[0]
                         with torch.no_grad():
                             storage[0].copy_(getattr(child, hook.name))
-                        storage[0].grad = None  # it was of the normalized weight's storage
+                        storage[0].grad = None  # it was a gradient of another function
                 child.register_parameter(hook.name, hooked[storage].requires_grad_(not frozen))
                 del child._forward_pre_hooks[key]
                 _forget_state_dict_hooks(child, hook)
