@@ -285,7 +285,7 @@ class Ensemble:
 
                 def target(s: Tensor, index: int = index) -> Tensor | None:
                     before = self.records.get(index)
-                    record = self.records[index] = updated_record(before, s)
+                    record = self.records[index] = updated_record(s, before)
                     return None if before is None else dynamic_target(s, record)
 
                 self._write(weight, dynamic, target)

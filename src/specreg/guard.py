@@ -10,9 +10,8 @@ from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Answer, Verdict, gravest
-from specreg.names import Scale, State, check_keys, check_type, integer
-from specreg.regularizers.compensation import static_compensation
-from specreg.regularizers.compensators import Compensator
+from specreg.names import Scale, State, check_type, checked_keep, integer, reading_state
+from specreg.regularizers.compensators import Compensator, static_scheme
 
 logger = logging.getLogger("specreg")
 
@@ -85,15 +84,9 @@ class Guard:
         if unwatched := [name for name in layers if name not in watched]:
             raise ValueError(f"the monitor does not watch the layer {shown(unwatched[0])!r}: leave it out with skip")
         self._watched = {watched[name] for name in layers}
-        names = {name for layer in layers.values() for name in (layer.name, *layer.shared_with)}
-        # It holds the layers from now on. They are told by a function: a name would stand for what is below it, too.
-        self._compensator = static_compensation(
-            monitor.module,
-            keep=keep,
-            every=every,
-            strength=strength,
-            scale=scale,
-            only=lambda name, module: name in names,
+        # It holds the layers from now on.
+        self._compensator = Compensator(
+            layers, static_scheme(checked_keep(keep)), every=every, strength=strength, scale=scale
         )
         self._idle = self._compensator.state_dict()
         monitor.actions.append(self)
@@ -157,8 +150,8 @@ class Guard:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it does not fit."""
-        check_keys("a guard's", state, ("switched_on", "restored", "compensator"))
-        on, back = (None if state[key] is None else integer(key, state[key]) for key in ("switched_on", "restored"))
+        with reading_state("a guard's", state, ("switched_on", "restored", "compensator")):
+            on, back = (None if state[key] is None else integer(key, state[key]) for key in ("switched_on", "restored"))
         if (on is None) != (state["compensator"] is None):
             raise ValueError("not a guard's state: it is switched on without a compensator, or has an idle one")
         self._compensator.load_state_dict(self._idle if on is None else state["compensator"])

@@ -87,17 +87,13 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.60}{near}")
 
 
-def check_keys(owner: str, state: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raise ValueError unless a saved state has these keys."""
+@contextlib.contextmanager
+def reading_state(owner: str, state: Mapping[str, Any], keys: Iterable[str]) -> Iterator[None]:
+    """Raise one ValueError unless a saved state has these keys, and for whatever reading its values raises."""
     if not isinstance(state, Mapping):
         raise ValueError(f"not {owner} state: it is of type {type(state).__name__}")
     if set(state) != set(keys):
         raise ValueError(f"not {owner} state: it has the keys {sorted(map(str, state))}")
-
-
-@contextlib.contextmanager
-def reading_state(owner: str) -> Iterator[None]:
-    """Raise one ValueError for whatever the values of a saved state raise where they are something else."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,26 +126,17 @@ class LeftOut:
         ]
 
 
-class Layers(Mapping[str, Layer]):
-    """The layers that a verb touched: a mapping from name to :class:`Layer` that prints as a table.
+class Layers(dict[str, Layer]):
+    """The layers that a verb touched, by name: a dictionary that prints as a table.
 
     Attributes:
         left_out: what was not taken though nobody asked for that.
     """
 
     def __init__(self, layers: Iterable[Layer], title: str = "layers", left_out: LeftOut = LeftOut()) -> None:
-        self._layers = {layer.name: layer for layer in layers}
+        super().__init__({layer.name: layer for layer in layers})
         self._title = title
         self.left_out = left_out
-
-    def __getitem__(self, name: str) -> Layer:
-        return self._layers[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
 
     def __repr__(self) -> str:
         return f"<{self._title}: {', '.join(map(shown, self)) or 'none'}>"
@@ -202,7 +193,11 @@ def find(
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     module = unwrap(module)
-    candidates = list(_named_weights(module))
+    candidates = [
+        (name if attribute == "weight" else f"{name}.{attribute}".lstrip("."), Weight(child, attribute, kind))
+        for name, child in plainly_named_modules(module)
+        for attribute, kind in weights_of(child)
+    ]
     named = [(name, use.module) for name, use in candidates]
     skipped = checked_selectors("skip", skip, named)
     if only is None:
@@ -276,16 +271,6 @@ def _check_stored(name: str, use: Weight) -> None:
             f"layer {shown(name)!r} has a weight of {str(stored.dtype).removeprefix('torch.')}, in which specreg "
             f"cannot compute: work on the weights in 16 bits or more that it was made from, or {advice}"
         )
-
-
-def _named_weights(module: nn.Module) -> Iterator[tuple[str, Weight]]:
-    for name, child in plainly_named_modules(module):
-        for attribute, kind in weights_of(child):
-            yield _name(name, attribute), Weight(child, attribute, kind)
-
-
-def _name(module: str, attribute: str) -> str:
-    return module if attribute == "weight" else f"{module}.{attribute}".lstrip(".")
 
 
 def _not_covered(module: nn.Module) -> Iterator[str]:

@@ -31,10 +31,8 @@ def require_writable(layers: Layers) -> None:
     owners: dict[int, str] = {}
     for name, layer in layers.items():
         for use in layer.uses:
-            if (foreign := use.foreign) is not None:
-                cause = ", ".join(type(p).__name__ for p in foreign)
-            elif changing := use.spectrum_changing:
-                cause = ", ".join(type(p).__name__ for p in changing)
+            if unwritable := use.foreign or use.spectrum_changing:
+                cause = ", ".join(type(part).__name__ for part in unwritable)
             elif not isinstance(use.storage[-1], nn.Parameter) and use.attribute not in use.module._buffers:
                 cause = "a hook that derives its weight (pruning, say)"
             else:

@@ -10,7 +10,7 @@ import torch
 
 from specreg.files import replacing
 from specreg.monitor.verdict import Verdict
-from specreg.names import STATES, State, check_keys, check_type, integer, reading_state
+from specreg.names import STATES, State, check_type, integer, reading_state
 
 logger = logging.getLogger("specreg")
 
@@ -140,8 +140,7 @@ class Pin:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        check_keys("a pin's", state, ["kept"])
-        with reading_state("a pin's"):
+        with reading_state("a pin's", state, ["kept"]):
             kept = {integer("iteration", iteration): dict(copies) for iteration, copies in state["kept"].items()}
         if any(set(copies) != set(self._objects) for copies in kept.values()):
             raise ValueError(f"not a state of a pin of {', '.join(self._objects)}")
@@ -192,8 +191,7 @@ class RollBack:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        check_keys("a roll-back's", state, ("restored", "inside"))
-        with reading_state("a roll-back's"):
+        with reading_state("a roll-back's", state, ("restored", "inside")):
             restored = [(integer("at", at), integer("to", to)) for at, to in state["restored"]]
         self.restored, self._inside = restored, bool(state["inside"])
 

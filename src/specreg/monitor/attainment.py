@@ -24,9 +24,6 @@ from specreg.spectra.operator import convolution_norm
 
 logger = logging.getLogger("specreg")
 
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
 
 @dataclass(frozen=True)
 class Attainment:
@@ -195,19 +192,15 @@ def _patches(child: Any, x: Tensor, linear: Tensor) -> Tensor:
     lead, pixels = energy.shape[: -spatial - 1], energy.shape[-spatial:]
     energy = energy.reshape(*lead, child.groups, -1, *pixels).sum(-spatial - 1)
     ones = energy.new_ones(child.groups, 1, *child.kernel_size)
-    options: dict[str, Any] = {"stride": child.stride, "dilation": child.dilation, "groups": child.groups}
-    if isinstance(child, TRANSPOSED):
-        sizes: Any = zip(pixels, child.kernel_size, child.stride, child.padding, child.dilation, strict=True)
-        least = [(n - 1) * stride - 2 * pad + dilation * (k - 1) + 1 for n, k, stride, pad, dilation in sizes]
-        # The rest is output padding: the layer's own, or that of the output size which its caller gave.
-        rest = [size - smallest for size, smallest in zip(linear.shape[-spatial:], least, strict=True)]
-        transposed: Callable[..., Tensor] = _TRANSPOSED[spatial]
-        return transposed(energy, ones, padding=child.padding, output_padding=rest, **options)
-    padding: Any = child.padding
-    if child.padding_mode != "zeros":
-        energy, padding = F.pad(energy, child._reversed_padding_repeated_twice, mode=child.padding_mode), 0
-    convolve: Callable[..., Tensor] = _CONVOLVE[spatial]
-    return convolve(energy, ones, padding=padding, **options)
+    if not isinstance(child, TRANSPOSED):
+        convolved: Tensor = child._conv_forward(energy, ones, None)  # with the layer's own padding
+        return convolved
+    sizes: Any = zip(pixels, child.kernel_size, child.stride, child.padding, child.dilation, strict=True)
+    least = [(n - 1) * stride - 2 * pad + dilation * (k - 1) + 1 for n, k, stride, pad, dilation in sizes]
+    # The rest is output padding: the layer's own, or that of the output size which its caller gave.
+    rest = [size - smallest for size, smallest in zip(linear.shape[-spatial:], least, strict=True)]
+    convolve: Callable[..., Tensor] = getattr(F, f"conv_transpose{spatial}d")
+    return convolve(energy, ones, None, child.stride, child.padding, rest, child.groups, child.dilation)
 
 
 def _grid(child: Any, x: Tensor, linear: Tensor) -> list[int]:

@@ -43,7 +43,7 @@ from torch import Tensor
 
 from specreg.layers.evaluation import evaluating
 from specreg.monitor.features import plain_features
-from specreg.names import LEAST_GENERATED, check_function, check_keys, integer, reading_state
+from specreg.names import LEAST_GENERATED, check_function, integer, reading_state
 from specreg.spectra.gram import full_precision
 
 LEAST_REAL = 100  # samples
@@ -293,8 +293,7 @@ class Coverage:
 
 def checked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return copies on the CPU of what :meth:`Coverage.state_dict` returned; ValueError if it is something else."""
-    check_keys("a coverage's", state, _STATE)
-    with reading_state("a coverage's"):
+    with reading_state("a coverage's", state, _STATE):
         tensors = {name: state[name].to("cpu", copy=True) for name in _STATE}
         num_bins, width = tensors["centres"].shape
         shapes = {"mean": (width,), "centres": (num_bins, width), "held_out": (num_bins + 1,), "size": (), "radius": ()}

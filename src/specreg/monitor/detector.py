@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, words_of_watched
-from specreg.names import STATES, State, bulk_range, check_constants, check_keys, check_type, integer, reading_state
+from specreg.names import STATES, State, bulk_range, check_constants, check_type, integer, reading_state
 
 T = TypeVar("T")
 # A fall begins where the bulk was last at this part of its old level.
@@ -144,8 +144,7 @@ class Detector:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        check_keys("a detector's", state, ("last", "groups", "layers"))
-        with reading_state("a detector's"):
+        with reading_state("a detector's", state, ("last", "groups", "layers")):
             last = None if state["last"] is None else integer("last", state["last"])
             tracks = state["layers"].items()
             layers = {name: _LayerTrack.from_state(name, track, self.thresholds) for name, track in tracks}
@@ -306,9 +305,9 @@ class _LayerTrack:
 
     @classmethod
     def from_state(cls, name: str, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
-        with reading_state(f"layer {name!r}'s"):
-            if set(state) != {each.name for each in fields(cls)} or state["state"] not in STATES or not state["recent"]:
-                raise ValueError("other keys, or another word")
+        with reading_state(f"layer {name!r}'s", state, [each.name for each in fields(cls)]):
+            if state["state"] not in STATES or not state["recent"]:
+                raise ValueError("another word, or no values")
             numbers: dict[str, Any] = {key: float(state[key]) for key in ("origin", "before", "low", "best")}
             counts = {key: integer(key, state[key]) for key in ("first", "begin", "agreeing", "flagged")}
             times = {key: None if state[key] is None else integer(key, state[key]) for key in ("since", "best_at")}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specreg.files import check_file, replacing
-from specreg.names import check_keys, check_type, integer, reading_state
+from specreg.names import check_type, integer, reading_state
 from specreg.spectra.statistics import Statistics, statistics
 
 # Largest size of a file's arrays, unpacked: a discriminator of 128 channels has 3 MB, zeros unpack a thousandfold.
@@ -126,11 +126,13 @@ class History:
                 f"{path} is not a readable history of spectra ({type(error).__name__}): save it again"
             ) from error
         iterations = arrays.pop("iterations", np.zeros(0))
-        whole = iterations.ndim == 1 and iterations.dtype == np.int64 and bool((np.diff(iterations) > 0).all())
-        if not whole or not all(_is_past(values, len(iterations)) for values in arrays.values()):
-            raise ValueError(f"{path} is not a history of spectra: name a file that History.save wrote")
-        layers = {name.removeprefix("layer:"): torch.from_numpy(values) for name, values in arrays.items()}
-        history.load_state_dict({"iterations": iterations.tolist(), "layers": layers})
+        try:
+            if iterations.dtype != np.int64 or any(s.dtype != np.float32 or not s.size for s in arrays.values()):
+                raise ValueError("other numbers, or none")
+            layers = {name.removeprefix("layer:"): torch.from_numpy(s) for name, s in arrays.items()}
+            history.load_state_dict({"iterations": iterations.tolist(), "layers": layers})
+        except ValueError as error:
+            raise ValueError(f"{path} is not a history of spectra: name a file that History.save wrote") from error
         return history
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,8 +142,7 @@ class History:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        check_keys("a history's", state, ("iterations", "layers"))
-        with reading_state("a history's"):
+        with reading_state("a history's", state, ("iterations", "layers")):
             iterations, values = [integer("iteration", at) for at in state["iterations"]], dict(state["layers"])
         if any(later <= earlier for earlier, later in pairwise(iterations)):
             raise ValueError("not a history's state: its iterations do not grow")
@@ -150,8 +151,3 @@ class History:
                 raise ValueError(f"not a history's state: layer {name!r} has no {len(iterations)} spectra")
         self.iterations = iterations
         self._values = {name: list(past.to("cpu", torch.float32).unbind(0)) for name, past in values.items()}
-
-
-def _is_past(values: np.ndarray, snapshots: int) -> bool:
-    """Tell whether an array is a layer's singular values over time, (snapshots, r) or (snapshots, groups, r)."""
-    return values.dtype == np.float32 and values.ndim in (2, 3) and len(values) == snapshots and values.size > 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from specreg.monitor.coverage import Reading
 from specreg.monitor.verdict import Answer
-from specreg.names import STATES, State, check_choice, check_constants, check_keys, check_type, integer, reading_state
+from specreg.names import STATES, State, check_choice, check_constants, check_type, integer, reading_state
 
 
 @dataclass(frozen=True)
@@ -131,22 +131,17 @@ class ModeJudge:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state as plain values, for the checkpoint."""
-        return {
-            "begin": self._begin, "recent": [list(reading) for reading in self._recent], "best": self._best,
-            "best_at": self._best_at, "low": self._low, "reached": self._reached, "reached_at": self._reached_at,
-            "waiting": self._waiting, "state": self._state, "since": self._since,
-        }  # fmt: skip
+        values = {name.removeprefix("_"): value for name, value in vars(self).items() if name != "thresholds"}
+        return values | {"recent": [list(reading) for reading in self._recent]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        check_keys("a mode judge's", state, self.state_dict())
-        with reading_state("a mode judge's"):
+        with reading_state("a mode judge's", state, self.state_dict()):
             check_choice("state", state["state"], STATES)
             recent = [(integer("iteration", iteration), float(mass)) for iteration, mass in state["recent"]]
-            begin, since = (None if state[key] is None else integer(key, state[key]) for key in ("begin", "since"))
-            best_at, reached_at, waiting = (integer(key, state[key]) for key in ("best_at", "reached_at", "waiting"))
-            best, low, reached = (float(state[key]) for key in ("best", "low", "reached"))
-        self._begin, self._recent = begin, deque(recent, maxlen=self.thresholds.smoothing)
-        self._best, self._best_at, self._low = best, best_at, low
-        self._reached, self._reached_at, self._waiting = reached, reached_at, waiting
-        self._state, self._since = state["state"], since
+            values: dict[str, Any] = {"state": state["state"], "recent": deque(recent, maxlen=self._recent.maxlen)}
+            values |= {key: None if state[key] is None else integer(key, state[key]) for key in ("begin", "since")}
+            values |= {key: integer(key, state[key]) for key in ("best_at", "reached_at", "waiting")}
+            values |= {key: float(state[key]) for key in ("best", "low", "reached")}
+        for key, value in values.items():
+            setattr(self, f"_{key}", value)

@@ -18,16 +18,7 @@ from specreg.monitor.modes import ModeJudge
 from specreg.monitor.signal import Signal, SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
 from specreg.monitor.verdict import UNASKED, Answer, Verdict, combined
-from specreg.names import (
-    State,
-    check_function,
-    check_keys,
-    check_type,
-    default_groups,
-    integer,
-    reading_state,
-    suggestion,
-)
+from specreg.names import State, check_function, check_type, default_groups, integer, reading_state, suggestion
 from specreg.processes import from_main
 
 logger = logging.getLogger("specreg")
@@ -145,7 +136,7 @@ class Monitor:
         with frozen_random_numbers():
             self._watched = find(module, embeddings=True, only=only, skip=skip, title="monitor")
             warn_of_differences(self._watched)
-        self._read()  # a wrong choice fails here, not hours later
+        spectra_of(self._watched)  # a wrong choice fails here, not hours later
         self.layers, self.left_out = tuple(self._watched), self._watched.left_out
         self.groups = _networks(module, self.layers) if groups is None else _grouped(groups, self.layers)
         if (lines := self.left_out.lines()) and only is None:
@@ -203,7 +194,7 @@ class Monitor:
         return iteration
 
     def _take(self, iteration: int, *, sampling: bool) -> Verdict:
-        latest = self._read()
+        latest = spectra_of(self._watched)
         self.history.require_next(iteration, latest)  # nothing is changed by what is refused
         if sampling and self._samples is not None:
             self._read_samples(iteration, self._samples)
@@ -227,9 +218,6 @@ class Monitor:
     def watched_names(self) -> dict[str, str]:
         """Return each watched module's name -> that of its layer: modules that share a weight are one layer."""
         return {name: layer.name for layer in self._watched.values() for name in (layer.name, *layer.shared_with)}
-
-    def _read(self) -> dict[str, Tensor]:
-        return spectra_of(self._watched)
 
     def _read_samples(self, iteration: int, samples: Samples) -> None:
         # What is judged goes to all processes, so that all say the same, and act alike.
@@ -280,7 +268,15 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        check_keys("a monitor's", state, self.state_dict())
+        with reading_state("a monitor's", state, self.state_dict()):
+            detector = Detector(self.detector.thresholds)  # the user's own is changed only when all is well
+            detector.load_state_dict(state["detector"])
+            verdict, meter = detector.verdict(), state["coverage"]
+            answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
+            sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
+            reading = None if state["reading"] is None else Reading(**state["reading"])
+            if verdict is not None and sampled is not None:
+                verdict = combined(verdict, *answers, verdict.state).unchanged()
         history = History(self.history.limit)
         history.load_state_dict(state["history"])
         if history.layers and history.layers != self.layers:  # none before the first snapshot
@@ -296,15 +292,6 @@ class Monitor:
         modes, taught = ModeJudge(self._modes.thresholds), SignalJudge()
         modes.load_state_dict(state["modes"])
         taught.load_state_dict(state["signal"])
-        detector = Detector(self.detector.thresholds)  # the user's own is changed only when all is well
-        detector.load_state_dict(state["detector"])
-        verdict, meter = detector.verdict(), state["coverage"]
-        with reading_state("a monitor's"):
-            answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
-            sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
-            reading = None if state["reading"] is None else Reading(**state["reading"])
-            if verdict is not None and sampled is not None:
-                verdict = combined(verdict, *answers, verdict.state).unchanged()
         if meter is not None:
             load = checked_state if self.coverage is None else self.coverage.load_state_dict
             load(meter)

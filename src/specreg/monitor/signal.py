@@ -15,7 +15,7 @@ from torch import Tensor
 from specreg.layers.evaluation import evaluating
 from specreg.monitor.attainment import gradient_norms
 from specreg.monitor.verdict import Answer
-from specreg.names import check_keys, integer, reading_state
+from specreg.names import integer, reading_state
 
 _FAINT, _CONSTANT, _PATIENCE = 1e-3, 1e-5, 2
 
@@ -80,7 +80,6 @@ class SignalJudge:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        check_keys("a signal judge's", state, ("largest", "silent"))
-        with reading_state("a signal judge's"):
+        with reading_state("a signal judge's", state, ("largest", "silent")):
             largest, silent = float(state["largest"]), [integer("iteration", at) for at in state["silent"]]
         self._largest, self._silent = largest, silent

@@ -20,7 +20,7 @@ from torch import Tensor
 from specreg.layers.find import Layer, Layers
 from specreg.layers.requirements import require_finite, require_writable, warn_of_differences
 from specreg.layers.selection import shown
-from specreg.names import Scale, check_keys, integer, reading_state
+from specreg.names import Scale, integer, reading_state
 from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
@@ -48,14 +48,9 @@ class Scheme:
     all_values: bool = True
     count: Callable[[int], int] | None = None
 
-    def raises(self, rank: int) -> bool:
-        """Tell whether anything may be raised in a layer of that rank."""
-        return self.count is None or self.count(rank) > 1
-
 
 def static_scheme(keep: float | int) -> Scheme:
     """Raise the first i to the largest; nothing is remembered."""
-
     return Scheme("static", partial(_raised, keep), all_values=False, count=partial(head_size, keep))
 
 
@@ -65,15 +60,11 @@ def _raised(keep: float | int, s: Tensor, memory: Tensor | None) -> Tensor | Non
 
 def dynamic_scheme() -> Scheme:
     """Keep every ratio at the highest it ever had; the first acting call only remembers."""
-    return Scheme("dynamic", _restored, _highest)
+    return Scheme("dynamic", _restored, updated_record)
 
 
 def _restored(s: Tensor, record: Tensor | None) -> Tensor | None:
     return None if record is None or s.shape[-1] == 1 else dynamic_target(s, record)
-
-
-def _highest(s: Tensor, record: Tensor | None) -> Tensor:
-    return updated_record(record, s)
 
 
 class Compensator:
@@ -140,7 +131,7 @@ class Compensator:
                 products.write(done)
             with torch.no_grad():
                 for layer in rest.values():
-                    if self.scheme.raises(layer.rank):
+                    if self.scheme.count is None or self.scheme.count(layer.rank) > 1:
                         self._compensate(layer)
         self.calls += 1
         return acts
@@ -190,7 +181,9 @@ class Compensator:
         Raises:
             ValueError: the state belongs to other layers or to another scheme; nothing is changed.
         """
-        check_keys("a compensator's", state, ("scheme", "layers", "calls", "record", "held"))
+        with reading_state("a compensator's", state, ("scheme", "layers", "calls", "record", "held")):
+            calls = integer("calls", state["calls"], at_least=0)
+            memory, held = ({name: s.clone() for name, s in state[key].items()} for key in ("record", "held"))
         if state["scheme"] != self.scheme.name:
             raise ValueError(f"the state is of the scheme {state['scheme']!r}, this is {self.scheme.name!r}")
         if state["layers"] != self._shapes:
@@ -198,9 +191,6 @@ class Compensator:
                 f"the state is of the layers {state['layers']!r:.200}; these are {self._shapes!r:.200} "
                 "(groups, rows, columns)"
             )
-        with reading_state("a compensator's"):
-            calls = integer("calls", state["calls"], at_least=0)
-            memory, held = ({name: s.clone() for name, s in state[key].items()} for key in ("record", "held"))
         if (memory and set(memory) != set(self.layers)) or not set(held) <= set(self.layers):
             given, own = (", ".join(map(shown, names)) for names in (map(str, memory | held), self.layers))
             raise ValueError(f"the state holds records or held singular values of {given}, these layers are {own}")
@@ -249,14 +239,12 @@ class Compensator:
             return None, []
 
     def _compensate(self, layer: Layer) -> None:
-        measures = self._measures(layer)
         memory: Tensor | None = None
         largest: Tensor | None = None
 
         def target(s: Tensor) -> Tensor | None:
             nonlocal memory, largest
-            memory, largest = self._updated_memory(layer.name, s), self._largest(layer, s)
-            wanted = None if measures else self.scheme.target(s, memory)
+            (wanted, memory), largest = self._wanted(layer.name, s), self._largest(layer, s)
             if wanted is not None and self.strength < 1:
                 wanted = torch.lerp(s, wanted, self.strength)
             return None if wanted is None else scaled(wanted, largest)
@@ -274,7 +262,7 @@ class Compensator:
 
     def _is_satisfied(self, layer: Layer) -> bool:
         s = singular_values(layer.matrix())
-        wanted = None if self._measures(layer) else self.scheme.target(s, self._updated_memory(layer.name, s))
+        wanted, _ = self._wanted(layer.name, s)
         if wanted is None:
             return True
         tolerance, largest = satisfied_tolerance(layer.dtype), self._largest(layer, s)
@@ -304,15 +292,13 @@ class Compensator:
             return "unit" if layer.is_normalized else "hold"
         return self.scale
 
-    def _measures(self, layer: Layer) -> bool:
-        """Tell whether the next acting call only remembers."""
-        return self.scheme.remember is not None and layer.name not in self._memory
-
-    def _updated_memory(self, name: str, s: Tensor) -> Tensor | None:
+    def _wanted(self, name: str, s: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return what singular values are to be, None where nothing is raised, and what is remembered of them."""
         if self.scheme.remember is None:
-            return None
-        memory = self._memory.get(name)
-        return self.scheme.remember(s, None if memory is None else memory.to(s))
+            return self.scheme.target(s, None), None
+        known = self._memory.get(name)
+        memory = self.scheme.remember(s, None if known is None else known.to(s))
+        return (None if known is None else self.scheme.target(s, memory)), memory  # at first it only remembers
 
 
 # All that there are; weak, so that what is thrown away holds no layer.
@@ -321,9 +307,8 @@ _COMPENSATORS: "weakref.WeakSet[Compensator]" = weakref.WeakSet()
 
 def _require_free(layers: Layers) -> None:
     """Raise ValueError for the first layer that another compensator holds: each would undo the other's work."""
-    if _owned_layer(layers) is None:
-        return
-    gc.collect()  # a guard and its monitor refer to each other: thrown away, they go only now
+    if _owned_layer(layers) is not None:
+        gc.collect()  # a guard and its monitor refer to each other: thrown away, they go only now
     if (name := _owned_layer(layers)) is not None:
         raise ValueError(
             f"layer {shown(name)!r} is held by another compensator or guard: call its remove() first, "

@@ -85,10 +85,10 @@ def dynamic_target(s: Tensor, record: Tensor) -> Tensor:
     Reference:
         Liu et al. 2019, section 3.2, dynamic compensation, whose record is never below the present ratios.
     """
-    return updated_record(record, s) * s[..., :1]
+    return updated_record(s, record) * s[..., :1]
 
 
-def updated_record(record: Tensor | None, s: Tensor) -> Tensor:
+def updated_record(s: Tensor, record: Tensor | None) -> Tensor:
     r"""Return :math:`\gamma_k \leftarrow \max(\gamma_k, s_k / s_1)`; the ratios themselves at first."""
     return ratios(s) if record is None else torch.maximum(record, ratios(s))
 
