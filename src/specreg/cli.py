@@ -139,7 +139,7 @@ def _compare(arguments: list[str]) -> int:
         if not values:
             raise ValueError(f"{name} must not be empty")
     jobs = _jobs(given.jobs)
-    _import("compare")
+    _import("compare", *_SWEEPS)
     from specreg import display
     from specreg.experiments.jobs import execute_all
     from specreg.experiments.presets import Cell
@@ -167,7 +167,7 @@ def _sweep(arguments: list[str]) -> int:
             raise ValueError(f"{name} must be a positive number, got {value!r}")
     if not 0 <= given.gpus < float("inf"):
         raise ValueError(f"gpus must not be negative, got {given.gpus!r}")
-    _import("sweep")
+    _import("sweep", *_SWEEPS)
     from specreg import display
     from specreg.experiments import cluster, presets, sweep
     from specreg.experiments.jobs import execute_all
@@ -228,7 +228,7 @@ def _train(arguments: list[str]) -> int:
     from specreg.options import Train, before_recipe, parse
 
     given = parse(Train(), before_recipe(arguments), methods=(Train().config.method,))
-    _import("train")
+    _import("train", *_RUNS)
     from specreg import display
     from specreg.experiments.interrupts import interruptible
     from specreg.experiments.run import check_shares, execute, prepare_run, saved_config, warn_about
@@ -283,7 +283,7 @@ def _evaluate(arguments: list[str]) -> int:
     given = parse(Evaluate(), arguments)
     if given.samples is not None:
         integer("samples", given.samples, at_least=10)
-    _import("evaluate")
+    _import("evaluate", *_RUNS)
     from specreg import display
     from specreg.experiments.run import evaluate_run
     from specreg.records import RunDirectory
@@ -306,7 +306,7 @@ def _sample(arguments: list[str]) -> int:
     integer("side", given.side, at_least=1, at_most=100)
     integer("seed", given.seed, at_least=0, at_most=LAST_SEED)
     _check_output(given.out, (".png",))
-    _import("sample")
+    _import("sample", *_RUNS)
     from specreg.experiments.run import load_sampler
     from specreg.experiments.sampling import sample_images
     from specreg.records import RunDirectory
@@ -323,7 +323,7 @@ def _inspect(arguments: list[str]) -> int:
     given = parse(Inspect(), arguments)
     if not given.checkpoints:
         raise ValueError("no checkpoint given: specreg inspect CHECKPOINT [CHECKPOINT ...]")
-    _import("inspect")
+    _import("inspect", "specreg.display", "specreg.autopsy.figure")
     from specreg import display
     from specreg.autopsy.figure import save
     from specreg.autopsy.spectra import inspect
@@ -360,7 +360,7 @@ def _watch(arguments: list[str]) -> int:
     integer("warmup", given.warmup, at_least=0)
     if given.json is not None:
         _check_output(given.json, (".jsonl",), overwrite=True)
-    _import("watch")
+    _import("watch", "specreg.experiments.watch")
     from specreg.evaluation.features import open_extractor
     from specreg.experiments.watch import Checkpoints, Folder, Notice, Samples, watch
 
@@ -406,7 +406,7 @@ def _report(arguments: list[str]) -> int:
     if not given.runs:
         raise ValueError("name at least one run directory or comparison folder: specreg report RUN")
     _check_output(given.out, (".html", ".htm"), overwrite=given.overwrite)
-    _import("report")
+    _import("report", "specreg.report.page")
     from specreg.report.page import write_page
     from specreg.report.runs import open_cells
     from specreg.report.verdicts import lines as verdict_lines
@@ -429,25 +429,16 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 # What takes seconds to import; each command takes from it what it uses.
 _RUNS = ("specreg.display", "specreg.experiments.run")
-_NEEDS: dict[str, tuple[str, ...]] = {
-    "compare": (*_RUNS, "specreg.experiments.sweep", "specreg.report.page"),
-    "sweep": (*_RUNS, "specreg.experiments.sweep", "specreg.report.page"),
-    "train": _RUNS,
-    "evaluate": _RUNS,
-    "sample": _RUNS,
-    "inspect": ("specreg.display", "specreg.autopsy.figure"),
-    "watch": ("specreg.experiments.watch",),
-    "report": ("specreg.report.page",),
-}
+_SWEEPS = (*_RUNS, "specreg.experiments.sweep", "specreg.report.page")
 
 
-def _import(command: str) -> None:
+def _import(command: str, *modules: str) -> None:
     """Import what a command takes seconds to import, now that its options are right; Ctrl-C waits for that.
 
     Raises:
         ValueError: it is one of several processes, which only a training can be.
     """
-    import_whole(_NEEDS[command])
+    import_whole(modules)
     from specreg.processes import launched
 
     if command != "train" and (count := launched()) > 1:

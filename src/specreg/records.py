@@ -60,10 +60,6 @@ class RunDirectory:
         self.path = Path(path)
 
     @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint.pt"
 
@@ -77,12 +73,8 @@ class RunDirectory:
         return self.path / f"checkpoint-{why}.pt"
 
     @property
-    def result(self) -> Path:
-        return self.path / "result.json"
-
-    @property
     def complete(self) -> bool:
-        return self.result.exists()
+        return (self.path / "result.json").exists()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

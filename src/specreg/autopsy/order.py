@@ -41,14 +41,6 @@ class Order:
     by: str
 
 
-@dataclass(frozen=True)
-class _Named:
-    """A number in a name, and the word before or behind it."""
-
-    word: str
-    value: int
-
-
 def ordered(paths: Sequence[Path]) -> Order:
     """Return checkpoints in the order that their names tell.
 
@@ -88,10 +80,10 @@ def times(name: str) -> tuple[int, ...]:
         ((3, 1200), (200,), ())
     """
     numbers = _numbers(name)
-    labelled = [[number.value for number in numbers if label.fullmatch(number.word)] for label in (_EPOCH, _STEP)]
+    labelled = [[value for word, value in numbers if label.fullmatch(word)] for label in (_EPOCH, _STEP)]
     if any(labelled):
         return tuple(values[-1] for values in labelled if values)
-    return tuple(number.value for number in numbers if _OTHER.fullmatch(number.word) is None)[-1:]
+    return tuple(value for word, value in numbers if _OTHER.fullmatch(word) is None)[-1:]
 
 
 def _sorted(paths: Sequence[Path], values: Sequence[int], by: str) -> Order:
@@ -109,24 +101,25 @@ def _stem(path: Path) -> str:
     return path.stem if path.suffix.lower() in ENDINGS else path.name
 
 
-def _numbers(name: str) -> list[_Named]:
+def _numbers(name: str) -> list[tuple[str, int]]:
+    """Return the numbers in a name, each with the word before or behind it."""
     return [
-        _Named(behind or word, int(digits) * _THOUSANDS[thousands.lower()])
+        (behind or word, int(digits) * _THOUSANDS[thousands.lower()])
         for word, digits, thousands, behind in _NUMBER.findall(_FRACTION.sub(" ", name))
     ]
 
 
-def _labelled(numbers: Sequence[Sequence[_Named]], label: re.Pattern[str]) -> list[int] | None:
+def _labelled(numbers: Sequence[Sequence[tuple[str, int]]], label: re.Pattern[str]) -> list[int] | None:
     """Return each name's number with this label; None unless each has exactly one, be it twice."""
-    values = [{number.value for number in named if label.fullmatch(number.word)} for named in numbers]
+    values = [{value for word, value in named if label.fullmatch(word)} for named in numbers]
     return [value for (value,) in values] if all(len(some) == 1 for some in values) else None
 
 
-def _varying(numbers: Sequence[Sequence[_Named]], taken: Callable[[str], object]) -> list[int] | None:
+def _varying(numbers: Sequence[Sequence[tuple[str, int]]], taken: Callable[[str], object]) -> list[int] | None:
     """Return the only number of time that is not the same in all names, None if there are several or none."""
-    kept = [[number for number in named if taken(number.word)] for named in numbers]
-    if len({tuple(number.word for number in named) for named in kept}) != 1:
+    kept = [[number for number in named if taken(number[0])] for named in numbers]
+    if len({tuple(word for word, _ in named) for named in kept}) != 1:
         return None
-    columns = [[number.value for number in column] for column in zip(*kept, strict=True)]
+    columns = [[value for _, value in column] for column in zip(*kept, strict=True)]
     varying = [column for column in columns if len(set(column)) > 1]
     return varying[0] if len(varying) == 1 else None

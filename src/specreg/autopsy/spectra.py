@@ -157,10 +157,7 @@ def inspect(
             spectra[name] = _spectrum(weights[name])
         layers.append(spectra)
     groups = default_groups(names)
-    verdicts = {}
-    if len(paths) > 1 and order.by:
-        judged = {group: judge(order.numbers, layers, members) for group, members in groups.items()}
-        verdicts = {group: verdict for group, verdict in judged.items() if verdict is not None}
+    verdicts = judge(order.numbers, layers, groups) if len(paths) > 1 and order.by else {}
     return Autopsy(order.paths, order.numbers, order.by, tuple(layers), groups, verdicts, notes)
 
 
@@ -206,23 +203,21 @@ def _common(checkpoints: Sequence[Checkpoint]) -> tuple[list[str], tuple[str, ..
 
 
 def judge(
-    iterations: Sequence[int], series: Sequence[Mapping[str, LayerSpectrum]], names: Sequence[str]
-) -> Verdict | None:
-    """Return the detector's verdict on those layers that have a bulk in every checkpoint; None without such a layer.
+    iterations: Sequence[int], series: Sequence[Mapping[str, LayerSpectrum]], groups: Mapping[str, Sequence[str]]
+) -> dict[str, Verdict]:
+    """Return the detector's verdict on those layers of each group that have a bulk in every checkpoint, if any has.
 
     Checkpoints are few and far apart, and each may be the last of interest: none is smoothed away or has to be
     confirmed by the next. "Fast" means within three checkpoints.
     """
-    judged = [name for name in names if all(layers[name].verdict not in _UNJUDGED for layers in series)]
-    if not judged:
-        return None
     widest = max(b - a for a, b in itertools.pairwise(iterations))
-    detector = Detector(Thresholds(warmup=0, patience=1, smoothing=1, window=2 * widest))
-    verdicts = [
-        detector.update(iteration, {name: layers[name].singular_values for name in judged})
-        for iteration, layers in zip(iterations, series, strict=True)
-    ]
-    return verdicts[-1]
+    verdicts = {}
+    for group, names in groups.items():
+        judged = [name for name in names if all(layers[name].verdict not in _UNJUDGED for layers in series)]
+        detector = Detector(Thresholds(warmup=0, patience=1, smoothing=1, window=2 * widest))
+        for iteration, layers in zip(iterations, series, strict=True) if judged else ():
+            verdicts[group] = detector.update(iteration, {name: layers[name].singular_values for name in judged})
+    return verdicts
 
 
 def _plain(spectrum: LayerSpectrum) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +144,10 @@ class Tensors:
             raise ValueError("it describes a tensor without a storage")
         dtype, region = located
         if name == "_rebuild_tensor_v3":
-            chosen = _dtype(rest[2]) if len(rest) > 2 else None
-            if chosen is None:
+            chosen = rest[2] if len(rest) > 2 else None
+            if not isinstance(chosen, Global) or chosen.module != "torch" or chosen.name not in _DTYPES:
                 return obstructed("of integers", size)
-            dtype = chosen
+            dtype = _DTYPES[chosen.name]
         return self.strided(region, dtype, offset, size, stride)
 
     def strided(self, content: Bytes | str, dtype: torch.dtype, offset: Any, size: Any, stride: Any) -> Stored:
@@ -176,14 +175,13 @@ class Tensors:
         if end > room:
             return obstructed("reaching beyond their storage", shape)
         begin, size_read = offset * dtype.itemsize, (end - offset) * dtype.itemsize
-        read: Callable[[], bytearray]
-        if isinstance(content, Bytes):
-            read = partial(_read, self.path, Bytes(content.begin + begin, size_read))
-        else:
-            read = partial(_encode, content, begin, begin + size_read)
 
         def values() -> Tensor:
-            return torch.frombuffer(read(), dtype=torch.uint8).view(dtype).as_strided(shape, steps)
+            if isinstance(content, Bytes):
+                read = _read(self.path, Bytes(content.begin + begin, size_read))
+            else:
+                read = bytearray(content[begin : begin + size_read].encode("latin-1"))
+            return torch.frombuffer(read, dtype=torch.uint8).view(dtype).as_strided(shape, steps)
 
         return Stored(shape, values, obstacle, dtype.itemsize == 1)
 
@@ -219,10 +217,6 @@ def storage_type(value: Any) -> torch.dtype | None:
     return None
 
 
-def _dtype(value: Any) -> torch.dtype | None:
-    return _DTYPES.get(value.name) if isinstance(value, Global) and value.module == "torch" else None
-
-
 def _integers(value: Any) -> tuple[int, ...] | None:
     """Return a shape or strides, None where there is none."""
     if isinstance(value, Object) and value.maker == Global("torch", "Size"):
@@ -240,7 +234,3 @@ def _read(path: Path, region: Bytes) -> bytearray:
     if size != region.size:
         raise ValueError(f"{path} has become shorter while it was read: inspect it again")
     return content
-
-
-def _encode(text: str, begin: int, end: int) -> bytearray:
-    return bytearray(text[begin:end].encode("latin-1"))

@@ -102,9 +102,7 @@ class Python(_Cifar):
     label_names: str
 
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
-        values = self._read(path, name, content, "data", self.labels)
-        data = self._entry(path, name, values, "data", np.ndarray)
-        labels = self._entry(path, name, values, self.labels, list)
+        data, labels = self._read(path, name, content, {"data": np.ndarray, self.labels: list})
         if data.shape != (len(labels), _PIXELS) or not labels:
             raise ValueError(
                 f"{path}: {name} has data of shape {data.shape} for {len(labels)} labels instead of "
@@ -113,25 +111,25 @@ class Python(_Cifar):
         return data, labels
 
     def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:
-        names = self._entry(
-            path, self.names, self._read(path, self.names, content, self.label_names), self.label_names, list
-        )
+        (names,) = self._read(path, self.names, content, {self.label_names: list})
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path}: {self.names} has names of classes that are no strings: damaged")
         return checked_names(path, self.names, names, self.classes)
 
-    def _read(self, path: Path, name: str, content: bytes, *keys: str) -> dict[str, Any]:
+    def _read(self, path: Path, name: str, content: bytes, kinds: dict[str, type]) -> list[Any]:
+        """Return the values of some keys, which have to be of these kinds."""
         try:
-            return read_pickled(content, keys)
+            values = read_pickled(content, tuple(kinds))
         except ValueError as error:
             raise ValueError(f"{path}: {name} is no part of {self.title} ({error}); fetch {self.home}") from error
-
-    def _entry(self, path: Path, name: str, values: dict[str, Any], key: str, kind: type) -> Any:
-        if not isinstance(values.get(key), kind):
-            held = ", ".join(map(printable, sorted(values)[:8])) or "nothing"
-            missing = f"{'list' if kind is list else 'array'} {key!r}"
-            raise ValueError(f"{path}: {name} has no {missing}, it has {held}: of another data set than {self.title}")
-        return values[key]
+        for key, kind in kinds.items():
+            if not isinstance(values.get(key), kind):
+                held = ", ".join(map(printable, sorted(values)[:8])) or "nothing"
+                raise ValueError(
+                    f"{path}: {name} has no {'list' if kind is list else 'array'} {key!r}, it has {held}: of another "
+                    f"data set than {self.title}"
+                )
+        return [values[key] for key in kinds]
 
 
 _BATCHES = tuple(f"data_batch_{index}" for index in range(1, 6))

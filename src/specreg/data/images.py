@@ -10,9 +10,10 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.decoding import ImageFiles
 from specreg.data.folders import ImageTree, counterpart
 from specreg.data.npz import load_npz
-from specreg.data.pixels import check_size
 from specreg.files import check_file
-from specreg.names import Split
+from specreg.names import Split, integer
+
+_LARGEST_SIDE = 4096  # of images that networks are trained on
 
 # What is decoded when it is asked for, or a function of an image size and a cache.
 Part = ImageFiles | Callable[[int | None, Path | None], ImageArrays]
@@ -46,7 +47,8 @@ class ImageSet:
         Raises:
             ValueError: the part is missing or damaged, or is no squares of one size and has no ``image_size``.
         """
-        check_size(image_size)
+        if image_size is not None:
+            integer("image_size", image_size, at_least=1, at_most=_LARGEST_SIDE)
         part = self._part(split)
         load = part.load if isinstance(part, ImageFiles) else part
         return load(image_size, None if cache is None else Path(cache))

@@ -9,18 +9,10 @@ import torch
 from PIL import Image
 
 from specreg.data.arrays import ImageArrays
-from specreg.names import integer
 
-_LARGEST_SIDE = 4096  # of images that networks are trained on
 _PADDINGS = (2, 1, 0)  # of torchvision's grids, of thin lines, of StyleGAN's grids
 _TOLERANCE = 16  # of 255: how much JPEG changes a line of one colour
 MOST_CLASSES = 100_000  # where labels are numbers: every class up to the largest gets a name
-
-
-def check_size(image_size: int | None) -> None:
-    """Raise ValueError unless it is None or a side that images can be resized to."""
-    if image_size is not None:
-        integer("image_size", image_size, at_least=1, at_most=_LARGEST_SIDE)
 
 
 def check_memory(size: int, title: str) -> None:

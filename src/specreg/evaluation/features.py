@@ -45,7 +45,9 @@ class ClassifierFeatures(Extractor):
         self.title = f"{_TITLES[key]}-classifier"
         self._stacked = stacked
         self._classifier: Classifier = load_classifier(key).to(device)
+        self._device = device
 
+    @torch.no_grad()
     def describe(self, images: Tensor) -> Description:
         own, side = self._classifier.shape
         num_images, channels, height, width = images.shape
@@ -55,9 +57,10 @@ class ClassifierFeatures(Extractor):
                 f"{self.title} features are for {side}x{side} images of {' or '.join(map(str, fitting))} channels, "
                 f"got {width}x{height} with {channels}: choose others with --features"
             )
-        parts = images.reshape(-1, own, side, side)
-        features, logits = _outputs(self._classifier, parts, 500 if own > 1 else 1000 * channels)
-        features = features.view(num_images, -1)
+        parts = torch.split(images.reshape(-1, own, side, side), 500 if own > 1 else 1000 * channels)
+        hidden = [self._classifier.features(part.to(self._device).float() / 255) for part in parts]
+        logits = torch.cat([self._classifier.classify(part) for part in hidden]).cpu()
+        features = torch.cat(hidden).cpu().view(num_images, -1)
         if channels == own:
             return Description(features, logits.softmax(-1))
         if not self._stacked:
@@ -88,12 +91,3 @@ def open_extractor(name: FeatureName, *, stacked: bool = True, inception_weights
     if name == "inception":
         return Inception(inception_weights, device=device)
     return ClassifierFeatures(name, stacked=stacked, device="cpu" if name == "digits" else device)
-
-
-@torch.no_grad()
-def _outputs(classifier: Classifier, images: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """Return features and logits of uint8 images on the CPU, computed ``chunk`` at a time where the classifier is."""
-    device = next(classifier.parameters()).device
-    features = [classifier.features(part.to(device).float() / 255) for part in torch.split(images, chunk)]
-    logits = [classifier.classify(part) for part in features]
-    return torch.cat(features).cpu(), torch.cat(logits).cpu()

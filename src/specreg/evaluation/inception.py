@@ -40,7 +40,9 @@ class Inception(Extractor):
         if find_spec("torch_fidelity") is None:
             raise ValueError("Inception features need torch-fidelity: pip install 'specreg[inception]'")
         path = find_weights(weights)
-        self.title = f"Inception-2048 (weights {_digest(path)})"
+        with open(path, "rb") as file:  # the published file has these digits in its name
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+        self.title = f"Inception-2048 (weights {digest})"
         self.library = f"torch-fidelity {version('torch-fidelity')}"
         self._network = _load(path).to(device)
         self._device, self._batch = device, batch
@@ -80,9 +82,3 @@ def _load(path: Path) -> Any:
         )
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(f"{wrong} ({type(error).__name__}): fetch {WEIGHTS_URL} again") from error
-
-
-def _digest(path: Path) -> str:
-    """Return the first 8 hexadecimal digits of a file's SHA-256, which the published file has in its name."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]

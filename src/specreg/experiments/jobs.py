@@ -43,7 +43,7 @@ class Job:
     @property
     def name(self) -> str:
         """The run's name in its folder: CELL/METHOD-seedN."""
-        return f"{self.run.path.parent.name}/{self.run.name}"
+        return f"{self.run.path.parent.name}/{self.run.path.name}"
 
 
 def execute_all(
@@ -62,7 +62,9 @@ def execute_all(
     with stopping(minutes) as stop, _ended_with(jobs):
         while True:
             for job in jobs:
-                _collect(job)
+                if job.process is not None and (code := job.process.poll()) is not None:
+                    job.process = None
+                    job.state, job.error = end(job.run, code)
             running = [job for job in jobs if job.state == "running"]
             waiting = [job for job in jobs if job.state == "waiting"]
             stopped = stop()
@@ -147,12 +149,6 @@ def end(run: RunDirectory, code: int) -> tuple[str, str]:
         error = printable(lines[-1]) if lines else f"exit code {code}"
     run.write("failed", {"error": error, "code": code})
     return "failed", error
-
-
-def _collect(job: Job) -> None:
-    if job.process is not None and (code := job.process.poll()) is not None:
-        job.process = None
-        job.state, job.error = end(job.run, code)
 
 
 def _signal(job: Job) -> None:

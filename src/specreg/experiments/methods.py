@@ -170,21 +170,13 @@ def _penalize(verb: str, state: "TrainingState", options: PenaltyOptions, method
 
 def _guard(state: "TrainingState", options: GuardOptions, methods: "MethodOptions") -> None:
     from specreg.monitor.actions import Pin
+    from specreg.training.state import LEARNT
 
     assert state.monitor is not None
-    networks: dict[str, Any] = {
-        "generator": state.generator,
-        "discriminator": state.discriminator,
-        "generator_optimizer": state.generator_optimizer,
-        "discriminator_optimizer": state.discriminator_optimizer,
-    } | ({} if state.ema is None else {"ema": state.ema})
+    networks = {name: part for name in LEARNT if (part := getattr(state, name)) is not None}
     state.pin = Pin(networks) if options.roll_back else None
     static = vars(methods.static) | {"every": options.every}
     state.compensator = specreg.Guard(state.monitor, states=_EVIDENCE[options.evidence], pin=state.pin, **static)
-
-
-def _plain(discriminator: "nn.Module", options: Any) -> None:
-    """Leave the weights as they are."""
 
 
 def _newton(discriminator: "nn.Module", options: NewtonOptions) -> None:
@@ -271,7 +263,7 @@ _RECORDS = (
         colour="#b8a400",
         about="plain weights with the penalty that keeps every layer's largest singular value near 1",
         options=PenaltyOptions,
-        normalize=_plain,
+        normalize=lambda discriminator, options: None,
         attach=partial(_penalize, "spectral_penalty"),
     ),
     Method(
@@ -287,7 +279,7 @@ _RECORDS = (
         title="no normalization",
         colour="#9e9e9e",
         about="plain weights, for losses with gradient penalties",
-        normalize=_plain,
+        normalize=lambda discriminator, options: None,
         warnings=_unbounded,
     ),
 )

@@ -1,6 +1,7 @@
 """One run: from a configuration to objects, through training, to its result."""
 
 import contextlib
+import copy
 import logging
 import math
 import platform
@@ -32,7 +33,7 @@ from specreg.processes import ALONE, Processes, local_device
 from specreg.records import RunDirectory, no_run
 from specreg.training.loop import train
 from specreg.training.precision import compute_in_bf16
-from specreg.training.state import TrainingState, load_newest, seed_everything
+from specreg.training.state import TrainingState, load_newest
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def _take_back_end(run: RunDirectory, settings: Settings) -> None:
     """
     steps, records = settings.training.steps, settings.records
     is_due = records.evaluate_every > 0 and steps % records.evaluate_every == steps % records.spectra_every == 0
-    run.result.unlink(missing_ok=True)
+    (run.path / "result.json").unlink(missing_ok=True)
     if not is_due and run.checkpoint.exists() and any(last["step"] >= steps for last in run.series("verdicts")[-1:]):
         for kept in map(run.kept_checkpoint, ("best", "healthy")):
             if kept.exists() and kept.samefile(run.checkpoint):
@@ -197,25 +198,20 @@ def _go_on(run: RunDirectory, state: TrainingState, *, main: bool) -> None:
             # The next checkpoint would put it in the place of the one that is whole.
             run.checkpoint.replace(run.kept_checkpoint("damaged"))
         run.rewind(state.step)
-        logger.info("%s: going on from step %d", run.name, state.step)
+        logger.info("%s: going on from step %d", run.path.name, state.step)
 
 
 def build_state(config: RunConfig, source: Source, processes: Processes = ALONE) -> TrainingState:
     """Turn a configuration into networks, optimizers, a compensator and random numbers, all from its seed."""
     settings, device = config.settings, local_device()
-    seed_everything(config.seed)
+    torch.manual_seed(config.seed)
     generator, discriminator = source.make_generator(settings), source.make_discriminator(settings)
     generator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     discriminator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method = METHODS[config.method]
     options = method.chosen(settings.methods)
     method.normalize(discriminator, options)
-    ema = None
-    if settings.training.ema_decay:
-        ema = source.make_generator(settings)
-        ema.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        ema.load_state_dict(generator.state_dict())
-        ema.eval().requires_grad_(False)
+    ema = copy.deepcopy(generator).eval().requires_grad_(False) if settings.training.ema_decay else None
     share_batches(generator, processes.count)
     if settings.compile:  # in place, so that names and state_dicts stay as they are
         generator.compile()

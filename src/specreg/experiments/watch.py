@@ -357,26 +357,20 @@ class Checkpoints(Folder):
         series.append(content)
         name, details = f"{number}  {model}", {"iteration": number, "path": str(item)}
         names = [layer for layer in series[0] if all(layer in layers for layers in series)]
-        verdicts = [judge(iterations, series, group) for group in default_groups(names).values()] if series[1:] else []
-        judged = [verdict for verdict in verdicts if verdict is not None]
+        judged = judge(iterations, series, default_groups(names)) if series[1:] else {}
         if not judged:
             yield Notice(name, "not judged", "spectra not judged yet", details | {"state": "not judged"})
             return
-        verdict = max(judged, key=lambda verdict: STATES.index(verdict.state))
+        verdict = max(judged.values(), key=lambda verdict: STATES.index(verdict.state))
         yield Notice(name, verdict.state, verdict.message, details | asdict(verdict.spectra))
 
 
 def watch(
     folder: Folder, *, every: float, once: bool, fail_on: Sequence[str], tell: Callable[[Notice], None]
 ) -> Notice | None:
-    """Look into a folder until a state is reached; return the notice that says it, None at the end of a single look.
+    """Look into a folder until a state of ``fail_on`` is reached; return the notice that says it.
 
-    Args:
-        folder: the folder.
-        every: seconds from one look to the next.
-        once: look a single time.
-        fail_on: the states that end it.
-        tell: called with each notice.
+    With ``once`` the end of a single look returns None; from one look to the next ``every`` seconds pass.
     """
     while True:
         for notice in folder.look(last=once):

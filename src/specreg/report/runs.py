@@ -23,6 +23,7 @@ OUTPUTS = ("training", "held_out", "generated")
 DECLARED = ("protocol", "split", "features", "resizing", "library")
 _WORDS = ("method", "config", "verdict", "answers", *DECLARED)  # what is no number in a result
 _LARGEST = 1e100  # of a finite number; no loss or distance of single precision comes near, and sums stay finite
+_LETTER = re.compile(r"^[A-Z](?=\d+-\d+$)")  # of the paper's settings
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
 
 
@@ -200,12 +201,6 @@ class Cell:
     runs: list[Run] = field(default_factory=list)
 
     @property
-    def letter(self) -> str:
-        """The letter of the paper's settings, or nothing."""
-        match = re.match(r"[A-Z](?=\d+-\d+$)", self.name)
-        return match[0] if match else ""
-
-    @property
     def published(self) -> dict[str, Any]:
         """What a paper says of this setting, by score and method; empty where none does."""
         cell: dict[str, Any] = published(self.preset).get("cells", {}).get(self.name, {})
@@ -251,7 +246,7 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
         cell.label = f"{cell.name} ({folder})" if names.count(cell.name) > 1 else cell.name
         for run in cell.runs if len(cells) > 1 else ():
             run.label = f"{cell.label}: {run.label}"
-    return sorted(cells, key=lambda cell: (cell.preset, cell.letter))
+    return sorted(cells, key=lambda cell: (cell.preset, _LETTER.findall(cell.name)))
 
 
 def _planned_cells(folder: Path) -> list[Cell]:

@@ -109,7 +109,7 @@ def _lines(
         lines += [(label, runs[0].method, runs) for label, runs in parts.items()]
     begun = {run.method for run in cell.runs}
     paths = {run.directory.path for run in cell.runs}
-    methods = [run.name.rsplit("-seed", 1)[0] for run in cell.planned if run.path not in paths]
+    methods = [run.path.name.rsplit("-seed", 1)[0] for run in cell.planned if run.path not in paths]
     methods += [method for score in _PUBLISHED for method in cell.published.get(score, ())]
     return lines + [
         (titles.get(method, method), method, []) for method in dict.fromkeys(methods) if method not in begun
@@ -132,7 +132,7 @@ def missing(cells: Sequence[Cell]) -> list[list[str]]:
                 state = "not begun"
             else:
                 state = f"at iteration {run.last_step} of {run.settings.get('training.steps')}"
-            rows.append([f"{cell.label}/{directory.name}", state])
+            rows.append([f"{cell.label}/{directory.path.name}", state])
     return rows
 
 

@@ -54,8 +54,10 @@ def train(
     place: Callable[[list[tuple[Tensor, Tensor]]], list[Batch]] = lambda batches: [  # noqa: E731
         place_real(batch, state.generator, device) for batch in batches
     ]
-    if not state.replays and config.graphs and processes.count == 1 and _replayable(state, config):
-        networks = (state.generator, state.discriminator)
+    networks = (state.generator, state.discriminator)
+    # A step is to be the same kernels each time: a penalty may look at values, an interpolation is drawn.
+    is_fixed = state.penalty is None and not loss.gradient_penalty
+    if not state.replays and config.graphs and processes.count == 1 and is_fixed and replayable(networks):
         state.replays = {"d": Replay(networks, state.discriminator), "g": Replay(networks, state.generator)}
     optimizers = (state.discriminator_optimizer, config.d_lr), (state.generator_optimizer, config.g_lr)
     # A GPU would wait for its batches, which are made on the CPU.
@@ -99,12 +101,6 @@ def train(
         if stop():
             break
     return state.step >= config.steps
-
-
-def _replayable(state: TrainingState, config: TrainingConfig) -> bool:
-    """Tell whether a step is the same kernels each time; a penalty may look at values, an interpolation is drawn."""
-    drawn = state.penalty is not None or LOSSES[config.loss].gradient_penalty > 0
-    return not drawn and replayable((state.generator, state.discriminator))
 
 
 def _compensate(state: TrainingState) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import random
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +23,9 @@ from specreg.regularizers.compensators import Compensator
 from specreg.training.steps import Run, first_bad, named_tensors
 
 SCHEMA = 8
+# What learns, and what watches it: each has a state of its own, and need not be there.
+LEARNT = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer", "ema")
+_PARTS = (*LEARNT, "compensator", "monitor", "pin")
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +73,7 @@ class TrainingState:
         return {
             "schema": SCHEMA,
             "step": self.step,
-            "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "generator_optimizer": self.generator_optimizer.state_dict(),
-            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
-            **{name: None if part is None else part.state_dict() for name, part in self._watchers().items()},
+            **{name: None if (part := getattr(self, name)) is None else part.state_dict() for name in _PARTS},
             "draws": self.draws.get_state(),
             "random": self.random.get_state(),
             "global_random": _global_random(),
@@ -92,14 +88,8 @@ class TrainingState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
-        self.generator.load_state_dict(state["generator"])
-        self.discriminator.load_state_dict(state["discriminator"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-        for name, part in self._watchers().items():
-            if part is not None:
+        for name in _PARTS:
+            if (part := getattr(self, name)) is not None:
                 part.load_state_dict(state[name])
         self.draws.set_state(state["draws"])
         self.random.set_state(state["random"])
@@ -124,9 +114,6 @@ class TrainingState:
                         yield f"the {which}'s optimizer's {kind} of {names.get(parameter, '?')}", moment
         if self.ema is not None:
             yield from named_tensors(self.ema, "running average")
-
-    def _watchers(self) -> dict[str, Compensator | Guard | Monitor | Pin | None]:
-        return {"compensator": self.compensator, "monitor": self.monitor, "pin": self.pin}
 
 
 def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
@@ -221,28 +208,12 @@ def _digest(value: Any, start: int = 0) -> int:
     return zlib.crc32(repr(value).encode(), start)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch, on every device."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def _global_random() -> dict[str, Any]:
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
-    }
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def _set_global_random(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
