@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize
 
 import specreg
 from kinds import layout
+from specreg.monitor.signal import signal
 from specreg.spectra.matrices import from_matrix, to_matrix
 
 # Wide enough outputs for a matrix whose columns are orthonormal: such a layer attains its bound on every input.
@@ -150,10 +153,13 @@ class Restless(nn.Module):
         self.layer = nn.Linear(3, 3)
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("newest", torch.zeros(3))
+        self.register_buffer("seen", torch.zeros(0))
 
     def forward(self, x):
         self.calls += 1
         self.newest = x.detach().mean(0)
+        self.seen.resize_(x.shape).copy_(x.detach())
+        self.register_buffer("late", torch.ones(1))
         return self.layer(x + torch.randn_like(x)).sum(1)
 
 
@@ -168,13 +174,73 @@ class Restless(nn.Module):
 )
 def test_a_reading_moves_nothing_whatever_the_module_does(read):
     module, x = Restless(), torch.randn(4, 3)
+    module.register_buffer("graph", torch.eye(3).to_sparse())  # cannot be compared
+    module.register_buffer("nowhere", torch.ones(3, device="meta"), persistent=False)
     before, newest, random = copy.deepcopy(module.state_dict()), module.newest, torch.get_rng_state()
     read(module, x)
     assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    kept = {name: tensor for name, tensor in module.state_dict().items() if name != "graph"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items())
+    assert module.state_dict().keys() == before.keys()  # and has no buffer more
     assert module.newest is newest
     assert module.layer.weight.grad is None
     assert module.training
+
+
+class Merging(nn.Linear):
+    """Adds another weight to its own in eval mode, as an adapter of low rank does."""
+
+    def __init__(self):
+        super().__init__(3, 1)
+        self.more = nn.Parameter(torch.ones(1, 3))
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += -self.more.data if mode else self.more.data
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return F.linear(x, self.weight if self.merged else self.weight + self.more, self.bias)
+
+
+def test_a_module_that_changes_its_weights_in_eval_mode_keeps_them():
+    module, x = nn.Sequential(nn.Linear(3, 3), Merging()), torch.randn(128, 3)
+    before = copy.deepcopy(module.state_dict())
+    specreg.gradient_norms(module, x, x)
+    specreg.static_compensation(module, only="0")
+    specreg.Monitor(module, samples=lambda: (x, x)).step(1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    module(x).sum().backward()
+    assert module[1].more.grad is not None
+
+
+def test_what_is_cached_for_a_training_has_its_gradients():
+    module, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(4, 3)
+    specreg.spectral_norm(module)
+    with parametrize.cached():
+        specreg.attainment(module, x)
+        module(x).sum().backward()
+    assert module[0].parametrizations.weight.original.grad is not None
+
+
+@pytest.mark.parametrize("first", [nn.LeakyReLU(0.2, inplace=True), nn.Identity()])
+def test_the_samples_of_a_discriminator_that_begins_in_place_are_as_before(first):
+    module, x = nn.Sequential(first, nn.Linear(3, 1)), torch.randn(4, 3)
+    before = x.clone()
+    assert specreg.gradient_norms(module, x, x)["real"] > 0
+    assert signal(module, x, x).gradient > 0
+    assert torch.equal(x, before)
+
+
+def test_what_has_no_gradient_or_no_score_for_each_sample_is_refused():
+    x = torch.randn(4, 3)
+    with pytest.raises(TypeError, match="whole numbers have no gradient"):
+        specreg.gradient_norms(nn.Linear(3, 1), x.to(torch.uint8), x.to(torch.uint8))
+    with pytest.raises(TypeError, match="one number for all samples"):
+        specreg.gradient_norms(lambda y: y.mean(), x, x)
 
 
 def test_a_reading_leaves_a_pending_backward_pass_alone():

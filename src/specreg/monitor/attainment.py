@@ -135,7 +135,7 @@ def gradient_norms(
 
     Raises:
         ValueError: the shapes differ.
-        TypeError: the discriminator returns more than scores.
+        TypeError: samples are whole numbers, or the discriminator returns something else than scores.
 
     Example:
         >>> discriminator = lambda x: 3 * x[:, 0] + 4 * x[:, 1]
@@ -147,6 +147,8 @@ def gradient_norms(
     """
     if real.shape != generated.shape:
         raise ValueError(f"real and generated samples differ in shape: {tuple(real.shape)}, {tuple(generated.shape)}")
+    if not all(samples.is_floating_point() or samples.is_complex() for samples in (real, generated)):
+        raise TypeError("whole numbers have no gradient: give samples as the discriminator takes them")
     source = torch.Generator().manual_seed(0) if generator is None else generator
     t = torch.rand(len(real), *[1] * (real.ndim - 1), generator=source, device=source.device).to(real)
     samples = {"real": real, "generated": generated, "interpolated": generated + t * (real - generated)}
@@ -154,7 +156,8 @@ def gradient_norms(
     with evaluating(discriminator) as network, torch.enable_grad():
         for name, x in samples.items():
             leaf = x.detach().clone().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(_total(network(leaf)), leaf)
+            # A copy goes in: the first operation may be in place, which a leaf refuses.
+            (gradient,) = torch.autograd.grad(_total(network(leaf.clone())), leaf)
             norms[name] = gradient.flatten(1).norm(dim=1).mean().item()
     return norms
 
@@ -241,5 +244,7 @@ def _total(scores: Any) -> Tensor:
             "the discriminator returns more than scores or a list of them: give a function that returns its scores "
             "alone, as lambda x: discriminator(x)[0]"
         )
+    if not all(out.ndim for out in outputs):
+        raise TypeError("the discriminator returns one number for all samples: give a function of a score for each")
     total: Tensor = sum((output.sum() for output in outputs[1:]), start=outputs[0].sum())
     return total
