@@ -10,7 +10,7 @@ kind of data. ``link`` ranks every statistic against the truth, ``choose`` tries
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -347,12 +347,12 @@ def verdicts(
     """Return the first alarm by the spectra alone, by coverage alone, and by the verdict that weighs both."""
     detector, judge = Detector(), ModeJudge(thresholds)
     first: dict[str, int | None] = dict.fromkeys(ALARMS)
-    before: State = "not judged"
+    before: Collection[State] = ("not judged",)
     for reading, layers in zip(training["readings"], spectra, strict=True):
         step = reading["step"]
         fall, answer = detector.update(step, layers), judge.update(step, measured(reading))
         whole = combined(fall, answer, UNASKED, before)
-        before = whole.state
+        before = whole.states
         for name, state in (("spectra", fall.state), ("coverage", answer.state), ("verdict", whole.state)):
             if state in ALARMS[name] and first[name] is None:
                 first[name] = step

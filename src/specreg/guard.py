@@ -10,7 +10,7 @@ from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Answer, Verdict, gravest
-from specreg.names import Scale, State, check_type, checked_keep, integer, reading_state
+from specreg.names import STATES, Scale, State, check_type, checked_keep, integer, reading_state
 from specreg.regularizers.compensators import Compensator, static_scheme
 
 logger = logging.getLogger("specreg")
@@ -108,9 +108,9 @@ class Guard:
         # Spectra that fall are reason enough, coverage healthy or not: compensation is cheap, and was measured so.
         answers = (Answer(state, since, verdict.message), verdict.coverage)
         asking = [answer for answer in answers if answer.state in self.states]
-        if self.pin is not None:
-            state, since = (asking[0].state, asking[0].since) if asking else (state, since)
-            self.pin(replace(verdict, state=state, since=since, layers=layers))
+        if self.pin is not None:  # healthy is what no answer alarms of, be it one that the guard does not ask
+            worst = max((*answers, verdict.signal), key=lambda answer: STATES.index(answer.state))
+            self.pin(replace(verdict, state=worst.state, since=worst.since, layers=layers))
         is_forgotten = self.switched_on is not None and self.switched_on < verdict.iteration and not self.acted
         if is_forgotten and not self._warned:
             self._warned = True

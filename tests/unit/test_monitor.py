@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import zipfile
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from meters import Meter
 from specreg.monitor.actions import Pin, RollBack, Stop, When, log
 from specreg.monitor.modes import ModeThresholds
 from specreg.monitor.samples import diversity
-from specreg.monitor.verdict import Answer, Evidence, Verdict, combined
+from specreg.monitor.verdict import UNASKED, Answer, Evidence, Verdict, combined
 from specreg.names import ALARMS, STATES
 
 
@@ -982,7 +983,7 @@ class TestSamples:
         self, spectra, coverage, signal, whole
     ):
         answers = Answer(coverage, 7, f"coverage {coverage}"), Answer(signal, 8, f"signal {signal}")
-        verdict = combined(verdict_of(spectra), *answers, "steady")
+        verdict = combined(verdict_of(spectra), *answers, ("steady",))
         assert verdict.state == whole
         assert (verdict.spectra.state, verdict.coverage, verdict.signal) == (spectra, *answers)
         assert verdict.changed == (whole != "steady")
@@ -995,6 +996,53 @@ class TestSamples:
         expected = [since[part] for part, state in parts.items() if state == whole] or [5]
         assert verdict.since in expected
         assert json.loads(json.dumps(verdict.to_dict()))["coverage"]["state"] == coverage
+
+    def test_a_graver_answer_hides_no_other_from_who_waits_for_it(self, caplog):
+        never, fine = Answer("never learnt", None, "coverage"), Answer("teaching", None, "signal")
+        before = combined(verdict_of("steady"), never, fine, ("not judged",))
+        after = combined(verdict_of("collapsed"), never, fine, before.states)
+        assert (after.state, after.changed, after.entered) == ("never learnt", True, {"collapsed"})
+        again = combined(verdict_of("collapsed"), never, fine, after.states)
+        assert (again.changed, again.entered) == (False, set())
+        stop, called = Stop("collapsed"), []
+        pin = Pin({"layer": nn.Linear(2, 2)})
+        pin(replace(before, iteration=4, state="healthy"))
+        roll_back, when = RollBack(pin), When("collapsed", call=called.append)
+        for verdict in (before, after, again):
+            for act in (stop, when, roll_back, log):
+                act(verdict)
+            assert stop.requested == (verdict is not before)
+        assert called == [after]
+        assert roll_back.restored == [(9, 4)]
+        assert any("spectra collapsed" in message for message in caplog.messages)
+
+    def test_a_warning_is_no_collapse_for_who_waits_for_one(self):
+        verdict = combined(verdict_of("collapsed"), Answer("healthy", None, "c"), UNASKED, ["steady"])
+        stop = Stop()
+        stop(verdict)
+        assert (verdict.states, stop.requested) == ({"warning", "healthy"}, False)
+
+    def test_a_roll_back_without_a_copy_ends_no_training(self, caplog):
+        roll_back = RollBack(Pin({"layer": nn.Linear(2, 2)}))
+        roll_back(replace(verdict_of("collapsed"), changed=True, entered=frozenset({"collapsed"})))
+        assert roll_back.restored == []
+        assert caplog.messages == ["iteration 9: not rolled back, nothing healthy was pinned yet"]
+
+    @pytest.mark.parametrize(
+        ("states", "coverage", "signal"),
+        [
+            (("collapsed",), Answer("lost", 5, "c"), Answer("teaching", None, "s")),
+            (("collapsed",), Answer("healthy", None, "c"), Answer("dead", 5, "s")),
+            (("lost",), Answer("healthy", None, "c"), Answer("dead", 5, "s")),
+        ],
+    )
+    def test_what_any_answer_alarms_of_is_not_pinned(self, states, coverage, signal):
+        module = network()
+        pin = Pin({"d": module}, every=1)
+        guard = specreg.Guard(specreg.Monitor(module), pin=pin, states=states)
+        guard(combined(verdict_of("steady"), coverage, signal, ("healthy",)))
+        assert pin.iterations == []
+        assert guard.compensator is None
 
     def test_alarms_are_graver_than_a_warning_and_it_than_the_rest(self):
         place = STATES.index("warning")
@@ -1191,3 +1239,8 @@ class TestDiversity:
     def test_ratio_by_hand(self):
         line = torch.tensor([[0.0], [1.0], [3.0]])
         assert diversity(2 * line, line).ratio == pytest.approx(2)
+        assert diversity(2 * line[:, 0], line[:, 0]).ratio == pytest.approx(2)  # numbers
+
+    def test_a_complex_number_is_two_real_ones(self):
+        real = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        assert diversity(real.to(torch.complex64), torch.complex(real, 50 * real.flip(0))).ratio < 0.1

@@ -60,7 +60,7 @@ class SpectralMonitorCallback(Callback):
         every, detector, samples, samples_every, coverage, scores, groups, only, skip: see :class:`specreg.Monitor`.
         actions: called with each new verdict; by default changes of state are logged.
         guard: switch compensation on when a collapse begins: True, or options of :class:`specreg.Guard`.
-        stop_on: states that end the training, "collapsed" for instance; none by default.
+        stop_on: states of any answer that end the training, "collapsed" for instance; none by default.
 
     Attributes:
         iteration: number of training batches so far.
@@ -143,7 +143,7 @@ class SpectralMonitorCallback(Callback):
                 numbers = {f"{self._path}/{name}": number for name, number in numbers.items()}
             for trainer_logger in trainer.loggers:
                 trainer_logger.log_metrics(numbers, step=self.iteration)
-        if verdict.state in self.stop_on and not trainer.should_stop:
+        if not verdict.states.isdisjoint(self.stop_on) and not trainer.should_stop:
             logger.warning("iteration %d: the training stops: %s", self.iteration, verdict.message)
             trainer.should_stop = True
 

@@ -30,7 +30,7 @@ def log(verdict: Verdict) -> None:
 
 
 class When:
-    """Call back when the state changes to one of those named.
+    """Call back when an answer enters one of the states named.
 
     Args:
         states: one of ``specreg.names.STATES``, or several of them.
@@ -45,7 +45,7 @@ class When:
         self._call = call
 
     def __call__(self, verdict: Verdict) -> None:
-        if verdict.changed and verdict.state in self.states:
+        if not verdict.entered.isdisjoint(self.states):
             self._call(verdict)
 
 
@@ -53,7 +53,7 @@ class Stop:
     """Ask the training to stop: ``if stop.requested: break``.
 
     Args:
-        states: in which to stop, "collapsed" and "lost" by default.
+        states: of any answer, in which to stop, "collapsed" and "lost" by default.
     """
 
     def __init__(self, *states: State) -> None:
@@ -61,7 +61,7 @@ class Stop:
         self.requested = False
 
     def __call__(self, verdict: Verdict) -> None:
-        self.requested = self.requested or verdict.state in self.states
+        self.requested = self.requested or not verdict.states.isdisjoint(self.states)
 
 
 class Pin:
@@ -157,7 +157,7 @@ class Pin:
 
 
 class RollBack:
-    """Go back to the last healthy copy when the state becomes one of those named, from another.
+    """Go back to the last healthy copy when an answer enters one of the states named, and none was in one.
 
     Args:
         pin: holds the copies; it belongs into the actions too, before this.
@@ -178,10 +178,13 @@ class RollBack:
         self._inside = False
 
     def __call__(self, verdict: Verdict) -> None:
-        entered = verdict.changed and verdict.state in self.states and not self._inside
-        self._inside = verdict.state in self.states
-        if entered and len(self.restored) < self.times:
-            to = self.pin.restore(before=verdict.since)
+        reasons = [answer for answer in verdict.answers if answer.state in self.states]
+        entered = not verdict.entered.isdisjoint(self.states) and not self._inside
+        self._inside = bool(reasons)
+        if entered and not self.pin.iterations:
+            logger.warning("iteration %d: not rolled back, nothing healthy was pinned yet", verdict.iteration)
+        elif entered and len(self.restored) < self.times:
+            to = self.pin.restore(before=reasons[0].since)
             self.restored.append((verdict.iteration, to))
             logger.warning("iteration %d: rolled back to the healthy state of iteration %d", verdict.iteration, to)
 

@@ -108,8 +108,8 @@ class Monitor:
             check_function("samples", samples, "it returns generated and real samples when they are due")
         if scores is not None:
             check_function("scores", scores, "it maps samples to the discriminator's scores")
-        if coverage is not None:
-            check_function("coverage.measure", getattr(coverage, "measure", coverage), "specreg.Coverage(real)")
+        for verb in ("measure", "state_dict", "load_state_dict") if coverage is not None else ():
+            check_function(f"coverage.{verb}", getattr(coverage, verb, coverage), "specreg.Coverage(real)")
         for name, value in (("scores", scores), ("coverage", coverage)):
             if value is not None and samples is None:
                 raise ValueError(f"{name} without samples is never asked: give samples=, too")
@@ -206,7 +206,7 @@ class Monitor:
     def _judge(self, verdict: Verdict) -> Verdict:
         """Weigh what is said of the spectra with the two other answers, keep the verdict and call the actions."""
         if self._samples is not None:
-            before: State = self.verdict.state if self.verdict is not None else "not judged"
+            before = frozenset[State](("not judged",)) if self.verdict is None else self.verdict.states
             verdict = combined(verdict, *self._answers, before)
         elif verdict.state == "steady":
             verdict = replace(verdict, message=f"{verdict.message}; modes not measured: give samples=")
@@ -250,7 +250,8 @@ class Monitor:
                     if self._is_asked:
                         raise
                     self._scores = None
-                    logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", error)
+                    reason = str(error).partition("\n")[0]  # torch's may be pages
+                    logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", reason)
         return reading, taught, made
 
     def state_dict(self) -> dict[str, Any]:
@@ -276,7 +277,7 @@ class Monitor:
             sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
             reading = None if state["reading"] is None else Reading(**state["reading"])
             if verdict is not None and sampled is not None:
-                verdict = combined(verdict, *answers, verdict.state).unchanged()
+                verdict = combined(verdict, *answers, verdict.states).unchanged()
         history = History(self.history.limit)
         history.load_state_dict(state["history"])
         if history.layers and history.layers != self.layers:  # none before the first snapshot

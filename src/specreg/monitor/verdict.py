@@ -1,6 +1,6 @@
 """What the detector says: records of states and numbers, and their words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -60,13 +60,14 @@ class Verdict:
         since: the iteration at which that began; None if it has always been so.
         layers: the names of the layers in the spectra's gravest state; empty if these are steady.
         confidence: the highest among these layers, in [0, 1].
-        changed: the state differs from that of the verdict before.
+        changed: the state differs from that of the verdict before, or an answer has become an alarm.
         message: all of this in one line.
         evidence: the numbers, layer by layer.
         spectra: do they fall? "steady", "recovered", "collapsing" or "collapsed".
         coverage: does the generator produce all of the data? "healthy", "recovered", "losing", "lost", "never learnt".
         signal: does the discriminator still teach? "teaching" or "dead".
         groups: name -> the verdict on this group of layers alone; "" where everything is one group.
+        entered: what the answers say that none of them said before; empty if nothing.
 
     Example:
         >>> import specreg
@@ -89,6 +90,17 @@ class Verdict:
     coverage: Answer = UNASKED
     signal: Answer = UNASKED
     groups: Mapping[str, "Verdict"] = field(default_factory=dict, repr=False)
+    entered: frozenset[State] = field(default=frozenset(), repr=False)
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The answers that say something, the gravest first; spectra that fall beside healthy coverage only warn."""
+        return weighed(self.spectra, self.coverage, self.signal)
+
+    @property
+    def states(self) -> frozenset[State]:
+        """The answers' states: a graver one does not hide the others from who waits for them."""
+        return frozenset(answer.state for answer in self.answers)
 
     @property
     def alarming(self) -> bool:
@@ -102,7 +114,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; of the layers only those that are not steady, of groups only several."""
-        apart = ("evidence", "groups", *QUESTIONS)
+        apart = ("evidence", "groups", "entered", *QUESTIONS)
         values = {key: value for key, value in vars(self).items() if key not in apart}
         values |= {name: asdict(getattr(self, name)) for name in QUESTIONS}
         if len(self.groups) > 1:
@@ -114,25 +126,31 @@ class Verdict:
     def unchanged(self) -> "Verdict":
         """Return the same verdict, told again: ``changed`` is False."""
         groups = {name: replace(each, changed=False) for name, each in self.groups.items()}
-        return replace(self, changed=False, groups=groups)
+        return replace(self, changed=False, entered=frozenset(), groups=groups)
 
 
-def combined(verdict: Verdict, coverage: Answer, signal: Answer, before: State) -> Verdict:
-    """Return a verdict on the spectra with the two other answers, after one whose state was ``before``."""
-    weighed = (in_the_light_of(verdict.spectra, coverage), coverage, signal)
-    answers = [answer for answer in weighed if answer.state not in ("not measured", "teaching")]
-    ordered = sorted(answers, key=lambda answer: STATES.index(answer.state), reverse=True)
-    state = ordered[0].state
-    text = "; ".join(answer.message for answer in ordered)
+def combined(verdict: Verdict, coverage: Answer, signal: Answer, before: Collection[State]) -> Verdict:
+    """Return a verdict on the spectra with the two other answers, after one whose answers said ``before``."""
+    answers = weighed(verdict.spectra, coverage, signal)
+    state, entered = answers[0].state, frozenset(answer.state for answer in answers).difference(before)
+    text = "; ".join(answer.message for answer in answers)
     return replace(
         verdict,
         state=state,
-        since=ordered[0].since,
-        changed=state != before,
+        since=answers[0].since,
+        changed=state != max(before, key=STATES.index) or not entered.isdisjoint(ALARMS),
         message=f"warning, {text}" if state == "warning" else text,
         coverage=coverage,
         signal=signal,
+        entered=entered,
     )
+
+
+def weighed(spectra: Answer, coverage: Answer, signal: Answer) -> tuple[Answer, ...]:
+    """Return the answers that say something, the gravest first, the spectra's in the light of the coverage's."""
+    answers = (in_the_light_of(spectra, coverage), coverage, signal)
+    told = (answer for answer in answers if answer.state not in ("not measured", "teaching"))
+    return tuple(sorted(told, key=lambda answer: STATES.index(answer.state), reverse=True))
 
 
 def in_the_light_of(spectra: Answer, coverage: Answer) -> Answer:
