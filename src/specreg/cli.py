@@ -381,11 +381,13 @@ def _watch(arguments: list[str]) -> int:
             files=given.files,
         )
 
-    told = (
-        given.json.read_text(encoding="utf-8", errors="replace").splitlines()
-        if given.json is not None and given.json.exists()
-        else []
-    )
+    told: list[str] = []
+    if given.json is not None and given.json.exists():
+        text = given.json.read_text(encoding="utf-8", errors="replace")
+        told = text.splitlines()
+        if text and not text.endswith("\n"):  # torn by a crash: what follows begins a line of its own
+            with given.json.open("a", encoding="utf-8") as file:
+                file.write("\n")
 
     def tell(notice: Notice) -> None:
         sys.stdout.write(f"{printable(str(notice))}\n")

@@ -74,6 +74,10 @@ def test_a_stylegan_that_loses_modes_is_told_line_by_line_and_ends_the_watch(run
         json.loads(line) for line in (tmp_path / "readings.jsonl").read_text().splitlines()
     ] == records  # none twice
     assert set(records[0]) >= {"missing", "interval", "floor", "lost", "far", "state", "samples", "path"}
+    torn = tmp_path / "torn.jsonl"  # a crash has left half a line
+    torn.write_text('{"half', encoding="utf-8")
+    assert main([*arguments, "--once", "--json", str(torn)]) == 5
+    assert [*map(json.loads, torn.read_text(encoding="utf-8").splitlines()[1:])] == records
 
 
 @pytest.mark.parametrize(("classes", "fail_on", "code"), [(10, ["lost"], 0), (3, ["lost"], 5), (3, [], 0)])

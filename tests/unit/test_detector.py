@@ -293,7 +293,9 @@ def test_the_gravest_layer_gives_the_verdict_and_the_most_fallen_is_named_first(
 
 def test_noise_lowers_the_confidence():
     torch.manual_seed(0)
-    calm, noisy = ([0.9 + sd * torch.randn(()).item() for _ in range(40)] + [0.3] * 10 for sd in (0.001, 0.15))
+    calm, noisy = (
+        [min(1.0, 0.9 + sd * torch.randn(()).item()) for _ in range(40)] + [0.3] * 10 for sd in (0.001, 0.15)
+    )
     assert run(calm)[-1].confidence > 0.999 > run(noisy)[-1].confidence > 0.5
 
 
@@ -338,6 +340,13 @@ def test_the_verdict_is_plain_json():
         (True, {"conv": [1.0, 0.5]}, "iteration must be an integer, got True"),
         (300, {}, "no layers"),
         (300, {"conv": [1.0, float("nan")]}, "layer 'conv'.*NaN or inf"),
+        (300, {"conv": [0.1, 0.5, 1.0]}, "layer 'conv'.*must descend"),
+        (300, {"conv": [1.0, 0.5, -0.5]}, "layer 'conv'.*must descend"),
+        (300, {"conv": [[1.0, 0.5], [1.0]]}, "layer 'conv'.*as many in each group"),
+        (300, {"conv": 1.0}, "layer 'conv'.*must be real numbers"),
+        (300, {"conv": [1.0, None]}, "layer 'conv'.*must be real numbers"),
+        (300, {"conv": torch.ones(2, 3, 4)}, "layer 'conv'.*must be real numbers"),
+        (300, {"conv": torch.ones(2, dtype=torch.complex64)}, "layer 'conv'.*must be real numbers"),
     ],
 )
 def test_bad_snapshots_are_refused_and_change_nothing(iteration, layers, message):

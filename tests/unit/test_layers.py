@@ -198,6 +198,30 @@ def test_a_gain_that_is_no_number_is_named():
         specreg.spectra(Silent(3, 3))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": 3}, "has a weight of 4 x 6, which is no 3 groups"),
+        ({"groups": 0}, "groups of a Odd must be an integer of at least 1, got 0"),
+        ({"groups": lambda layer: 2.5}, "groups of a Odd must be an integer of at least 1, got 2.5"),
+        ({"gain": "scale"}, "the gain of a Odd must be a finite number other than 0, got 'scale'"),
+    ],
+)
+def test_what_a_class_was_registered_with_is_checked_where_it_is_met(options, message):
+    class Odd(EqualLinear):
+        pass
+
+    specreg.register(Odd, **options)
+    with pytest.raises(ValueError, match=message):
+        specreg.spectra(Odd(6, 4))
+
+
+def test_a_name_with_brackets_is_a_name():
+    module = nn.ModuleDict({"period[2]": nn.Linear(4, 4), "head": nn.Linear(4, 4)})
+    assert list(find(module, only="period[2]")) == ["period[2]"]
+    assert list(find(module, skip="period[2]")) == ["head"]
+
+
 def network():
     return nn.ModuleDict({"features": nn.Linear(6, 6), "head": nn.Linear(6, 6)})
 

@@ -738,6 +738,15 @@ def test_remove_leaves_plain_weights_and_the_same_function(wrap, mode):
     assert specreg.remove(module) == []
 
 
+@pytest.mark.parametrize("wrap", [specreg.spectral_norm, specreg.spectral_regularization, specreg.orthogonalize])
+def test_remove_leaves_no_gradient_of_another_function(wrap):
+    module = discriminator()
+    wrap(module)
+    module(images()).sum().backward()
+    specreg.remove(module)
+    assert [name for name, weight in module.named_parameters() if weight.ndim > 1 and weight.grad is not None] == []
+
+
 def test_remove_keeps_a_shared_weight_shared_and_what_the_first_used():
     module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     module[1].weight = module[0].weight

@@ -1,14 +1,17 @@
 """What appears in a watched folder: grids are cut, names ordered, what is half written is read later, and once."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from grids import digits, grid, save_real
 from specreg.autopsy.order import times
+from specreg.autopsy.spectra import inspect
 from specreg.data.pixels import cut_grid
 from specreg.experiments.config import DataConfig
 from specreg.experiments.watch import Checkpoints, Samples
@@ -230,6 +233,36 @@ def test_steps_that_begin_anew_with_each_epoch_are_counted_on(run, real):
     names = [notice.name.split()[0] for notice in Checkpoints(run).look(last=True)]
     assert names == ["0", "500", "501", "1000", "1001", "1500"]
     assert [name for name, _ in read(samples(run, real))] == names
+
+
+def test_a_checkpoint_in_several_files_is_read_by_its_index(run):
+    weights = {f"conv{index}.weight": torch.randn(16, 8, 3, 3) for index in range(2)}
+    for step in (500, 1000):
+        folder = run / f"checkpoint-{step}"
+        folder.mkdir()
+        places = {}
+        for index, (name, weight) in enumerate(weights.items()):
+            places[name] = f"model-0000{index + 1}-of-00002.safetensors"
+            save_file({name: weight}, folder / places[name])
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        for name in ("optimizer.bin", "sampler.bin", "custom_checkpoint_0.pkl", "dl_state_dict.bin"):
+            torch.save({"weight": torch.randn(8, 8)}, folder / name)
+    notices = list(Checkpoints(run).look(last=True))
+    assert [(notice.name.split()[0], notice.state) for notice in notices] == [("500", "not judged"), ("1000", "steady")]
+    assert len(inspect([run / "checkpoint-500"]).layers[0]) == 2
+
+
+def test_a_checkpoint_that_cannot_be_compared_is_named_and_ends_no_series(run):
+    sound = {"conv.weight": torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0))}
+    spoilt = {"conv.weight": torch.full((16, 8, 3, 3), torch.nan)}
+    states = [sound, sound, spoilt, {"other.weight": torch.randn(8, 8)}, sound]
+    for epoch, state in enumerate(states):
+        torch.save(state, run / f"D_epoch_{epoch}.pt")
+    said = [(notice.state, notice.message) for notice in Checkpoints(run).look(last=True)]
+    assert [state for state, _ in said] == ["not judged", "steady", "not judged", "not judged", "steady"]
+    assert said[2][1] == "left out: NaN or inf in conv"
+    assert said[3][1] == "left out: no layer of those before it"
 
 
 def test_an_older_checkpoint_is_left_out(run, caplog):

@@ -24,7 +24,12 @@ from specreg.names import printable
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
 # What trainers write beside a model.
-BESIDE = re.compile(r"(optimizer|scheduler|rng_state|random_states|scaler|training_args)[_\d]*\.\w+")
+BESIDE = re.compile(
+    r"((optimizer|scheduler|sampler|rng_state|random_states|dl_state_dict|custom_checkpoint|scaler|training_args)[_\d]*|"
+    r".*optim_states)\.\w+"
+)
+# A part of a checkpoint, which an index beside it puts together.
+SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin)$")
 # Of safetensors: the others are integers, or have less than 8 bits and need scales that other tensors hold.
 _FLOATING = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _MOST_UNPACKED = 20  # times the file's size that numpy's arrays may take: weights hardly become smaller

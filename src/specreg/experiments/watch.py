@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from specreg.autopsy.formats import BESIDE, ENDINGS
+from specreg.autopsy.formats import BESIDE, ENDINGS, INDEX, SHARD
 from specreg.autopsy.order import times
 from specreg.autopsy.spectra import LayerSpectrum, inspect, judge
 from specreg.data.arrays import ImageArrays
@@ -33,6 +33,7 @@ from specreg.data.npz import load_npz
 from specreg.data.pixels import cut_grid, planes, square
 from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
+from specreg.layers.selection import shown
 from specreg.monitor.coverage import Coverage
 from specreg.monitor.modes import ModeJudge, ModeThresholds
 from specreg.names import STATES, State, default_groups
@@ -329,17 +330,18 @@ class Checkpoints(Folder):
     Files whose names differ in numbers alone are of one model.
     """
 
-    endings = frozenset(ENDINGS)
+    endings = frozenset((*ENDINGS, ".json"))  # of the index of a checkpoint in several files
 
     def __init__(self, path: Path, *, files: Sequence[str] = ()) -> None:
         super().__init__(path, files=files)
         self._series: dict[str, tuple[_Clock, list[int], list[Mapping[str, LayerSpectrum]]]] = {}
 
     def skips(self, name: str) -> bool:
-        return BESIDE.fullmatch(Path(name).name) is not None
+        is_other = name.endswith(".json") and INDEX.search(name) is None
+        return is_other or bool(BESIDE.fullmatch(Path(name).name) or SHARD.search(name))
 
     def missing(self) -> str:
-        return f"looked for checkpoints, {', '.join(sorted(self.endings))}; for images give real ones with --real"
+        return f"looked for checkpoints, {', '.join(sorted(ENDINGS))}; for images give real ones with --real"
 
     def read(self, files: Sequence[Path]) -> Mapping[str, LayerSpectrum]:
         return inspect(files).layers[0]
@@ -353,10 +355,15 @@ class Checkpoints(Folder):
             return
         # Of two checkpoints none may have the other's iteration, as samples may.
         number = clock.now = max(clock.tick(times), iterations[-1] + 1 if iterations else 0)
+        name, details = f"{number}  {model}", {"iteration": number, "path": str(item)}
+        names = [layer for layer in content if all(layer in layers for layers in series)]
+        spoilt = [layer for layer, spectrum in content.items() if spectrum.verdict == "not finite"]
+        if spoilt or not names:  # one such checkpoint must not end the series
+            reason = f"NaN or inf in {', '.join(map(shown, spoilt))}" if spoilt else "no layer of those before it"
+            yield Notice(name, "not judged", f"left out: {reason}", details | {"state": "not judged"})
+            return
         iterations.append(number)
         series.append(content)
-        name, details = f"{number}  {model}", {"iteration": number, "path": str(item)}
-        names = [layer for layer in series[0] if all(layer in layers for layers in series)]
         judged = judge(iterations, series, default_groups(names)) if series[1:] else {}
         if not judged:
             yield Notice(name, "not judged", "spectra not judged yet", details | {"state": "not judged"})

@@ -266,6 +266,8 @@ def _check_stored(name: str, use: Weight) -> None:
         raise ValueError(f"layer {shown(name)!r} has a weight of the shape ({size}), no matrix: {advice}")
     if stored.numel() == 0:
         raise ValueError(f"layer {shown(name)!r} has an empty weight, {size}: {advice}")
+    if stored.shape[0] % use.groups:
+        raise ValueError(f"layer {shown(name)!r} has a weight of {size}, which is no {use.groups} groups: {advice}")
     if not (stored.is_floating_point() or stored.is_complex()) or stored.itemsize < 2:
         raise ValueError(
             f"layer {shown(name)!r} has a weight of {str(stored.dtype).removeprefix('torch.')}, in which specreg "

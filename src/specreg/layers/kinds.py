@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
+from specreg.names import integer
+
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
@@ -39,14 +41,19 @@ class Kind:
 
     def groups_of(self, module: nn.Module) -> int:
         """Return how many matrices the module's weight holds."""
-        return int(self.groups(module) if callable(self.groups) else self.groups)
+        groups = self.groups(module) if callable(self.groups) else self.groups
+        return integer(f"groups of a {self.name}", groups, at_least=1)
 
     def gain_of(self, module: nn.Module) -> float:
         """Return the factor between the module's parameter and the weight that it uses, without its sign."""
-        gain = abs(float(self.gain(module) if callable(self.gain) else self.gain))
-        if not 0 < gain < math.inf:
-            raise ValueError(f"the gain of a {self.name} must be a finite number other than 0, got {gain}")
-        return gain
+        gain = self.gain(module) if callable(self.gain) else self.gain
+        try:
+            factor = abs(float(gain))
+        except (TypeError, ValueError):
+            factor = math.nan
+        if not 0 < factor < math.inf:
+            raise ValueError(f"the gain of a {self.name} must be a finite number other than 0, got {gain!r:.60}")
+        return factor
 
 
 _KINDS: dict[type[nn.Module] | str, dict[str, Kind]] = {}

@@ -19,7 +19,7 @@ def shown(name: str) -> str:
 
 def matches(pattern: str, name: str) -> bool:
     """Tell whether a name or glob, as ``only`` and ``skip`` take them, stands for the layer of this name."""
-    return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+    return name == pattern or fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ that most layers of a network share may be less deep than that of a single layer
 every layer. Several networks in one stream are *groups* of layers, which know nothing of each other.
 """
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -178,7 +179,10 @@ class Detector:
         judged = any(layer.judged for layer in evidence.values())
         text = message(state, since, names, evidence) if judged else self._unjudged(iteration, evidence)
         answer = Answer(state if judged else "not judged", since, text)
-        return Verdict(iteration, answer.state, since, names, confidence, state != old, text, evidence, answer)
+        entered: frozenset[State] = frozenset() if state == old else frozenset((answer.state,))
+        return Verdict(
+            iteration, answer.state, since, names, confidence, state != old, text, evidence, answer, entered=entered
+        )
 
     def _unjudged(self, iteration: int, names: Iterable[str]) -> str:
         """Say why none of the layers is judged."""
@@ -339,14 +343,30 @@ def checked_groups(groups: Mapping[str, Iterable[str]], names: Iterable[str]) ->
     return members
 
 
+def _is_grouped(values: Any) -> bool:
+    return isinstance(values, Sequence) and bool(values) and isinstance(values[0], Sequence)
+
+
+def _is_spectrum(values: Sequence[float]) -> bool:
+    """Tell whether numbers descend to 0 or more, within rounding."""
+    return all(a >= b - 1e-5 * values[0] for a, b in itertools.pairwise((*values, 0.0)))
+
+
 def _bulk(name: str, s: Any) -> float | None:
     values = s.tolist() if hasattr(s, "tolist") else s
-    if not len(values) or (isinstance(values[0], Sequence) and not len(values[0])):
+    try:
+        groups = [[float(value) for value in group] for group in (values if _is_grouped(values) else [values])]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"layer {name!r}: singular values must be real numbers, (r,) or (groups, r), got {values!r:.60}"
+        ) from None
+    if not groups[0]:
         raise ValueError(f"layer {name!r} has no singular values")
-    groups: Sequence[Sequence[float]] = values if isinstance(values[0], Sequence) else [values]
     if not all(math.isfinite(value) for group in groups for value in group):
         raise ValueError(f"layer {name!r}: its singular values hold NaN or inf")
     rank = len(groups[0])
+    if any(len(group) != rank or not _is_spectrum(group) for group in groups):
+        raise ValueError(f"layer {name!r}: singular values must descend to 0 or more, as many in each group")
     alive = [group for group in groups if group[0] > 0]
     if rank < 2 or not alive:
         return None

@@ -35,7 +35,8 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
     r"""Compare the pairwise Euclidean distances within a generated and a real batch.
 
     Args:
-        generated, real: samples (N, \*) of one scale; the larger batch is cut to the size of the smaller.
+        generated, real: samples (N, \*) of one scale, a complex number is two; the larger batch is cut to the size of
+            the smaller.
 
     Returns:
         The ratio of distances and the share of near-duplicates.
@@ -50,7 +51,7 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
         >>> diversity(real[:10].repeat(20, 1), real).poor  # ten samples again and again
         True
     """
-    if generated.shape[1:] != real.shape[1:]:
+    if not generated.ndim or not real.ndim or generated.shape[1:] != real.shape[1:]:
         raise ValueError(f"generated samples have shape {tuple(generated.shape[1:])}, real {tuple(real.shape[1:])}")
     count = min(len(generated), len(real))
     if count < 3:
@@ -66,7 +67,8 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
 
 def _distances(samples: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean distance of all pairs, and each sample's distance to its nearest neighbour."""
-    flat = samples.detach().flatten(1).double().cpu()
+    parts = torch.view_as_real(samples) if samples.is_complex() else samples
+    flat = parts.detach().reshape(len(samples), -1).double().cpu()
     distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
     count = len(flat)
     mean = distances.sum() / (count * (count - 1))

@@ -106,6 +106,7 @@ def remove(module: nn.Module) -> list[str]:
                 child.register_parameter(tensor, nn.Parameter(value.clone(), requires_grad=trained))
             with torch.no_grad():
                 getattr(child, tensor).copy_(value)
+            getattr(child, tensor).grad = None  # it was a gradient of another function
             undone.append(f"{name}.{tensor}" if name else tensor)
         for key, hook in list(child._forward_pre_hooks.items()):
             if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)):
