@@ -9,8 +9,8 @@ from specreg.layers.find import find
 from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
-from specreg.monitor.verdict import Answer, Verdict, gravest
-from specreg.names import STATES, Scale, State, check_type, checked_keep, integer, reading_state
+from specreg.monitor.verdict import Answer, Verdict, gravest, weighed
+from specreg.names import Scale, State, check_type, checked_keep, integer, reading_state
 from specreg.regularizers.compensators import Compensator, static_scheme
 
 logger = logging.getLogger("specreg")
@@ -29,8 +29,8 @@ class Guard:
         states: that switch it on, of the spectra of its layers or of the coverage of the data; by default "collapsing",
             "collapsed", "losing", "never learnt" and "lost". Spectra that fall while coverage is healthy, a "warning",
             do it, too.
-        pin: go back to its newest copy from before the fall when switching on. The guard hands it the verdicts on its
-            own layers: it needs no place in the actions.
+        pin: go back to its newest copy from before the fall when switching on. It needs no place in the actions: the
+            guard hands it the verdicts on its own layers, on coverage and on the signal.
         every: discriminator steps between compensations. A fall takes hundreds of steps: every tenth was as good as
             the published fifth (docs/results/guard.md).
         only, skip: the layers to compensate, among those monitored; see :mod:`specreg.layers.find`.
@@ -108,8 +108,8 @@ class Guard:
         # Spectra that fall are reason enough, coverage healthy or not: compensation is cheap, and was measured so.
         answers = (Answer(state, since, verdict.message), verdict.coverage)
         asking = [answer for answer in answers if answer.state in self.states]
-        if self.pin is not None:  # healthy is what no answer alarms of, be it one that the guard does not ask
-            worst = max((*answers, verdict.signal), key=lambda answer: STATES.index(answer.state))
+        if self.pin is not None:  # nothing is healthy that an answer alarms of, be it one that the guard does not ask
+            worst = asking[0] if asking else weighed(answers[0], verdict.coverage, verdict.signal)[0]
             self.pin(replace(verdict, state=worst.state, since=worst.since, layers=layers))
         is_forgotten = self.switched_on is not None and self.switched_on < verdict.iteration and not self.acted
         if is_forgotten and not self._warned:

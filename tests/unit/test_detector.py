@@ -228,6 +228,7 @@ def test_the_gravest_group_gives_the_verdict_and_the_others_are_named():
     for group, wanted in (("D", ["collapsing"]), ("G", ["collapsing", "collapsed"])):
         assert states([verdict.groups[group] for verdict in verdicts]) == wanted
     assert not last.unchanged().groups["G"].changed
+    assert not last.unchanged().groups["G"].entered
 
 
 def test_groups_survive_a_checkpoint_and_are_plain_json():

@@ -923,7 +923,7 @@ def pair(count=1000, numbers=4):
         (lambda d: specreg.spectral_norm(d, only=[d[0]]), "only: expected a name.* its name here is '0'"),
         (lambda d: specreg.Monitor(d, samples=torch.zeros(9, 4)), "samples must be a function, got Tensor: it returns"),
         (lambda d: specreg.Monitor(d, samples=pair, scores=3), "scores must be a function, got int"),
-        (lambda d: specreg.Monitor(d, coverage=torch.zeros(9)), "coverage.measure must be a function, got Tensor"),
+        (lambda d: specreg.Monitor(d, coverage=torch.zeros(9)), "coverage must be a specreg.Coverage, or have measure"),
         (lambda d: specreg.Monitor(d, actions=print), "actions must be of type Iterable, got builtin.*: a list"),
         (lambda d: specreg.Monitor(d, actions=[3]), "an action must be a function, got int"),
         (lambda d: specreg.Monitor(d, detector=specreg.Thresholds()), "detector must be of type Detector, got Thresh"),
@@ -1016,11 +1016,18 @@ class TestSamples:
         assert roll_back.restored == [(9, 4)]
         assert any("spectra collapsed" in message for message in caplog.messages)
 
+    def test_a_mild_answer_is_not_heard_beside_an_alarm(self):
+        lost, fine = Answer("lost", 5, "coverage"), Answer("teaching", None, "signal")
+        before = combined(verdict_of("collapsed"), lost, fine, ("healthy",))
+        after = combined(verdict_of("recovered"), lost, fine, before.states)
+        assert (after.state, after.changed, after.entered) == ("lost", False, set())
+        assert (before.states, after.states) == ({"collapsed", "lost"}, {"lost"})
+
     def test_a_warning_is_no_collapse_for_who_waits_for_one(self):
         verdict = combined(verdict_of("collapsed"), Answer("healthy", None, "c"), UNASKED, ["steady"])
         stop = Stop()
         stop(verdict)
-        assert (verdict.states, stop.requested) == ({"warning", "healthy"}, False)
+        assert (verdict.states, stop.requested) == ({"warning"}, False)
 
     def test_a_roll_back_without_a_copy_ends_no_training(self, caplog):
         roll_back = RollBack(Pin({"layer": nn.Linear(2, 2)}))

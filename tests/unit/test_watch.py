@@ -265,6 +265,15 @@ def test_a_checkpoint_that_cannot_be_compared_is_named_and_ends_no_series(run):
     assert said[3][1] == "left out: no layer of those before it"
 
 
+def test_a_layer_that_has_never_been_finite_hides_no_collapse(run):
+    sound = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    fallen = sound * 0.02 + torch.ones(16, 1, 1, 1)
+    for epoch, weight in enumerate([sound, sound, fallen]):
+        state = {"conv.weight": weight, "mask.weight": torch.full((8, 8), torch.inf)}
+        torch.save(state, run / f"D_epoch_{epoch}.pt")
+    assert [notice.state for notice in Checkpoints(run).look(last=True)] == ["not judged", "steady", "collapsed"]
+
+
 def test_an_older_checkpoint_is_left_out(run, caplog):
     weights = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
     folder = Checkpoints(run)

@@ -29,7 +29,7 @@ BESIDE = re.compile(
     r".*optim_states)\.\w+"
 )
 # A part of a checkpoint, which an index beside it puts together.
-SHARD = re.compile(r"-\d+-of-\d+\.(safetensors|bin)$")
+SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.(safetensors|bin)$")
 # Of safetensors: the others are integers, or have less than 8 bits and need scales that other tensors hold.
 _FLOATING = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _MOST_UNPACKED = 20  # times the file's size that numpy's arrays may take: weights hardly become smaller

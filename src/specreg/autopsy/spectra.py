@@ -214,8 +214,10 @@ def judge(
     verdicts = {}
     for group, names in groups.items():
         judged = [name for name in names if all(layers[name].verdict not in _UNJUDGED for layers in series)]
+        if not judged:
+            continue
         detector = Detector(Thresholds(warmup=0, patience=1, smoothing=1, window=2 * widest))
-        for iteration, layers in zip(iterations, series, strict=True) if judged else ():
+        for iteration, layers in zip(iterations, series, strict=True):
             verdicts[group] = detector.update(iteration, {name: layers[name].singular_values for name in judged})
     return verdicts
 

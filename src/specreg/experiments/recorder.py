@@ -163,7 +163,8 @@ class Follower:
     def stopped(self) -> bool:
         """Whether spectra have collapsed or modes are lost, and the configuration says to stop; after a resume, too."""
         verdict = self._monitor.verdict
-        return self._settings.stop_on_collapse and verdict is not None and verdict.state in ("collapsed", "lost")
+        stops = verdict is not None and not verdict.states.isdisjoint(("collapsed", "lost"))
+        return self._settings.stop_on_collapse and stops
 
     def checkpoint(self) -> None:
         """Agree on the state; the main process saves it, if it is not saved yet.

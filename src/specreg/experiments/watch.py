@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from specreg.autopsy.formats import BESIDE, ENDINGS, INDEX, SHARD
+from specreg.autopsy.formats import BESIDE, ENDINGS, INDEX, SHARD, listed
 from specreg.autopsy.order import times
 from specreg.autopsy.spectra import LayerSpectrum, inspect, judge
 from specreg.data.arrays import ImageArrays
@@ -33,7 +33,6 @@ from specreg.data.npz import load_npz
 from specreg.data.pixels import cut_grid, planes, square
 from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
-from specreg.layers.selection import shown
 from specreg.monitor.coverage import Coverage
 from specreg.monitor.modes import ModeJudge, ModeThresholds
 from specreg.names import STATES, State, default_groups
@@ -337,11 +336,12 @@ class Checkpoints(Folder):
         self._series: dict[str, tuple[_Clock, list[int], list[Mapping[str, LayerSpectrum]]]] = {}
 
     def skips(self, name: str) -> bool:
-        is_other = name.endswith(".json") and INDEX.search(name) is None
+        is_other = name.lower().endswith(".json") and INDEX.search(name) is None
         return is_other or bool(BESIDE.fullmatch(Path(name).name) or SHARD.search(name))
 
     def missing(self) -> str:
-        return f"looked for checkpoints, {', '.join(sorted(ENDINGS))}; for images give real ones with --real"
+        endings = ", ".join(sorted(ENDINGS))
+        return f"looked for checkpoints, {endings}, of several files their index; for images give real ones with --real"
 
     def read(self, files: Sequence[Path]) -> Mapping[str, LayerSpectrum]:
         return inspect(files).layers[0]
@@ -357,9 +357,12 @@ class Checkpoints(Folder):
         number = clock.now = max(clock.tick(times), iterations[-1] + 1 if iterations else 0)
         name, details = f"{number}  {model}", {"iteration": number, "path": str(item)}
         names = [layer for layer in content if all(layer in layers for layers in series)]
-        spoilt = [layer for layer, spectrum in content.items() if spectrum.verdict == "not finite"]
-        if spoilt or not names:  # one such checkpoint must not end the series
-            reason = f"NaN or inf in {', '.join(map(shown, spoilt))}" if spoilt else "no layer of those before it"
+        infinite = [layer for layer, spectrum in content.items() if spectrum.verdict == "not finite"]
+        # What has never been finite is not used; what was finite before tells of a training that diverged.
+        before = series[-1] if series else {}
+        spoilt = [layer for layer in infinite if layer in before and before[layer].verdict != "not finite"]
+        if spoilt or len(infinite) == len(content) or not names:  # one such checkpoint must not end the series
+            reason = f"NaN or inf in {listed(spoilt or infinite)}" if infinite else "no layer of those before it"
             yield Notice(name, "not judged", f"left out: {reason}", details | {"state": "not judged"})
             return
         iterations.append(number)

@@ -16,47 +16,47 @@ from specreg.layers.selection import unwrap
 def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """Yield a module without wrappers, in eval mode, and leave modes, buffers and random numbers as they were.
 
-    Data parallelism's wrapper would communicate with the other processes. Of any other function only the random numbers
-    are put back.
+    A module whose class has a ``train`` or ``eval`` of its own keeps its mode: some merge weights there, or swap in an
+    average. Data parallelism's wrapper would communicate with the other processes. Of any other function only the
+    random numbers are put back.
     """
     if not isinstance(network, nn.Module):
         with frozen_random_numbers():
             yield network
         return
-    before = [(child, child.training, dict(child._buffers.items())) for child in network.modules()]
+    modes = {child: child.training for child in network.modules()}
     # A layer may count its calls, or move a power iteration of its own, in any mode.
-    values = [
-        (buffer, buffer.clone())
-        for _, _, buffers in before
-        for buffer in buffers.values()
-        if buffer is not None and _has_values(buffer)
+    buffers = [
+        (child, name, buffer, buffer.clone() if _is_comparable(buffer) else None)
+        for child in modes
+        for name, buffer in child.named_buffers(recurse=False)
     ]
     # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
     compiling = "torch._dynamo" in sys.modules
-    for child, _, _ in before:
-        child.training = False  # not by eval(), which some classes use to merge weights or to swap in an average
-    # What parametrize.cached() keeps for a training's forward is not to be made here, without gradients.
-    caching, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    cached = parametrize._cache_enabled, parametrize._cache
     try:
+        # What parametrize.cached() keeps for a training's forward is not to be made here, without gradients.
+        parametrize._cache_enabled, parametrize._cache = 0, {}
+        for child in modes:
+            if type(child).train is nn.Module.train and type(child).eval is nn.Module.eval:
+                child.training = False
         eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
         with eager, frozen_random_numbers():
             yield unwrap(network)
     finally:
-        parametrize._cache_enabled = caching
-        for child, training, buffers in before:
+        parametrize._cache_enabled, parametrize._cache = cached
+        for child, training in modes.items():
             child.training = training
-            for name in child._buffers.keys() - buffers.keys():
-                del child._buffers[name]
-            for name, buffer in buffers.items():
-                child._buffers[name] = buffer
-        for buffer, value in values:
-            if not torch.equal(buffer, value):  # a pending backward pass refuses what was written to
+        for child, name, buffer, value in buffers:
+            child._buffers[name] = buffer
+            # A pending backward pass refuses what was written to.
+            if value is not None and not torch.equal(buffer, value):
                 with torch.no_grad():
-                    buffer.resize_(value.shape).copy_(value)
+                    (buffer if buffer.shape == value.shape else buffer.resize_(value.shape)).copy_(value)
 
 
-def _has_values(buffer: Tensor) -> bool:
-    """Tell whether a buffer can be compared: it has memory, and is no sparse matrix, which a forward does not write."""
+def _is_comparable(buffer: Tensor) -> bool:
+    """Tell whether a buffer has values that can be told from others and put back; a sparse one's are not."""
     return not (isinstance(buffer, nn.UninitializedBuffer) or buffer.is_meta) and buffer.layout == torch.strided
 
 

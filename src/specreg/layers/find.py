@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,17 +126,26 @@ class LeftOut:
         ]
 
 
-class Layers(dict[str, Layer]):
-    """The layers that a verb touched, by name: a dictionary that prints as a table.
+class Layers(Mapping[str, Layer]):
+    """The layers that a verb touched: a mapping from name to :class:`Layer` that prints as a table.
 
     Attributes:
         left_out: what was not taken though nobody asked for that.
     """
 
     def __init__(self, layers: Iterable[Layer], title: str = "layers", left_out: LeftOut = LeftOut()) -> None:
-        super().__init__({layer.name: layer for layer in layers})
+        self._layers = {layer.name: layer for layer in layers}
         self._title = title
         self.left_out = left_out
+
+    def __getitem__(self, name: str) -> Layer:
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
     def __repr__(self) -> str:
         return f"<{self._title}: {', '.join(map(shown, self)) or 'none'}>"

@@ -49,7 +49,7 @@ class Kind:
         gain = self.gain(module) if callable(self.gain) else self.gain
         try:
             factor = abs(float(gain))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             factor = math.nan
         if not 0 < factor < math.inf:
             raise ValueError(f"the gain of a {self.name} must be a finite number other than 0, got {gain!r:.60}")

@@ -178,15 +178,16 @@ class RollBack:
         self._inside = False
 
     def __call__(self, verdict: Verdict) -> None:
-        reasons = [answer for answer in verdict.answers if answer.state in self.states]
         entered = not verdict.entered.isdisjoint(self.states) and not self._inside
-        self._inside = bool(reasons)
-        if entered and not self.pin.iterations:
+        self._inside = not verdict.states.isdisjoint(self.states)
+        if not entered or len(self.restored) >= self.times:
+            return
+        if not self.pin.iterations:
             logger.warning("iteration %d: not rolled back, nothing healthy was pinned yet", verdict.iteration)
-        elif entered and len(self.restored) < self.times:
-            to = self.pin.restore(before=reasons[0].since)
-            self.restored.append((verdict.iteration, to))
-            logger.warning("iteration %d: rolled back to the healthy state of iteration %d", verdict.iteration, to)
+            return
+        to = self.pin.restore(before=next(answer.since for answer in verdict.answers if answer.state in self.states))
+        self.restored.append((verdict.iteration, to))
+        logger.warning("iteration %d: rolled back to the healthy state of iteration %d", verdict.iteration, to)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was restored so far, for the checkpoint; the pin's state belongs there, too."""

@@ -101,7 +101,7 @@ def attainment(
         handles += [child.register_forward_hook(measure, with_kwargs=True) for child in modules]
     try:
         with evaluating(module) as network, torch.no_grad():
-            network(*inputs)
+            network(*(value.clone() if isinstance(value, Tensor) else value for value in inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -157,7 +157,7 @@ def gradient_norms(
         for name, x in samples.items():
             leaf = x.detach().clone().requires_grad_(True)
             # A copy goes in: the first operation may be in place, which a leaf refuses.
-            (gradient,) = torch.autograd.grad(_total(network(leaf.clone())), leaf)
+            (gradient,) = torch.autograd.grad(_total(network(leaf.clone()), len(x)), leaf)
             norms[name] = gradient.flatten(1).norm(dim=1).mean().item()
     return norms
 
@@ -237,14 +237,16 @@ def _mean(calls: Sequence[Attainment]) -> Attainment:
     )
 
 
-def _total(scores: Any) -> Tensor:
+def _total(scores: Any, num_samples: int) -> Tensor:
     outputs = [scores] if isinstance(scores, Tensor) else scores
     if not isinstance(outputs, (list, tuple)) or not all(isinstance(out, Tensor) for out in outputs) or not outputs:
         raise TypeError(
             "the discriminator returns more than scores or a list of them: give a function that returns its scores "
             "alone, as lambda x: discriminator(x)[0]"
         )
-    if not all(out.ndim for out in outputs):
-        raise TypeError("the discriminator returns one number for all samples: give a function of a score for each")
+    if num_samples > 1 and not all(out.ndim for out in outputs):
+        raise TypeError(
+            "the discriminator returns one number for all samples: return the scores, not their mean or sum"
+        )
     total: Tensor = sum((output.sum() for output in outputs[1:]), start=outputs[0].sum())
     return total

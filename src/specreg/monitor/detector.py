@@ -107,7 +107,7 @@ class Detector:
 
         Raises:
             ValueError: the iteration is no integer or does not grow, there is no layer, a layer has no values or values
-                that are not finite, or is not in exactly one group; nothing is changed.
+                that are not finite or do not descend to 0 or more, or is not in exactly one group; nothing is changed.
         """
         iteration = integer("iteration", iteration)
         if self._last is not None and iteration <= self._last:
@@ -179,7 +179,7 @@ class Detector:
         judged = any(layer.judged for layer in evidence.values())
         text = message(state, since, names, evidence) if judged else self._unjudged(iteration, evidence)
         answer = Answer(state if judged else "not judged", since, text)
-        entered: frozenset[State] = frozenset() if state == old else frozenset((answer.state,))
+        entered = frozenset(() if state == old else (answer.state,))
         return Verdict(
             iteration, answer.state, since, names, confidence, state != old, text, evidence, answer, entered=entered
         )
@@ -343,10 +343,6 @@ def checked_groups(groups: Mapping[str, Iterable[str]], names: Iterable[str]) ->
     return members
 
 
-def _is_grouped(values: Any) -> bool:
-    return isinstance(values, Sequence) and bool(values) and isinstance(values[0], Sequence)
-
-
 def _is_spectrum(values: Sequence[float]) -> bool:
     """Tell whether numbers descend to 0 or more, within rounding."""
     return all(a >= b - 1e-5 * values[0] for a, b in itertools.pairwise((*values, 0.0)))
@@ -355,7 +351,8 @@ def _is_spectrum(values: Sequence[float]) -> bool:
 def _bulk(name: str, s: Any) -> float | None:
     values = s.tolist() if hasattr(s, "tolist") else s
     try:
-        groups = [[float(value) for value in group] for group in (values if _is_grouped(values) else [values])]
+        grouped = len(values) > 0 and isinstance(values[0], Sequence)
+        groups = [[float(value) for value in group] for group in (values if grouped else [values])]
     except (TypeError, ValueError):
         raise ValueError(
             f"layer {name!r}: singular values must be real numbers, (r,) or (groups, r), got {values!r:.60}"

@@ -108,8 +108,10 @@ class Monitor:
             check_function("samples", samples, "it returns generated and real samples when they are due")
         if scores is not None:
             check_function("scores", scores, "it maps samples to the discriminator's scores")
-        for verb in ("measure", "state_dict", "load_state_dict") if coverage is not None else ():
-            check_function(f"coverage.{verb}", getattr(coverage, verb, coverage), "specreg.Coverage(real)")
+        verbs = ("measure", "state_dict", "load_state_dict")
+        if coverage is not None and not all(callable(getattr(coverage, verb, None)) for verb in verbs):
+            raise TypeError(f"coverage must be a specreg.Coverage, or have {', '.join(verbs)}: got "
+                            f"{type(coverage).__name__}")  # fmt: skip
         for name, value in (("scores", scores), ("coverage", coverage)):
             if value is not None and samples is None:
                 raise ValueError(f"{name} without samples is never asked: give samples=, too")
@@ -250,7 +252,7 @@ class Monitor:
                     if self._is_asked:
                         raise
                     self._scores = None
-                    reason = str(error).partition("\n")[0]  # torch's may be pages
+                    reason = str(error).partition("\n")[0] or type(error).__name__  # torch's may be pages
                     logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", reason)
         return reading, taught, made
 

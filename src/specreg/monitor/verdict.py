@@ -67,7 +67,7 @@ class Verdict:
         coverage: does the generator produce all of the data? "healthy", "recovered", "losing", "lost", "never learnt".
         signal: does the discriminator still teach? "teaching" or "dead".
         groups: name -> the verdict on this group of layers alone; "" where everything is one group.
-        entered: what the answers say that none of them said before; empty if nothing.
+        entered: what of ``states`` the verdict before did not have.
 
     Example:
         >>> import specreg
@@ -99,8 +99,8 @@ class Verdict:
 
     @property
     def states(self) -> frozenset[State]:
-        """The answers' states: a graver one does not hide the others from who waits for them."""
-        return frozenset(answer.state for answer in self.answers)
+        """The state, and every answer's that is an alarm: a graver one does not hide it from who waits for it."""
+        return states_of(self.answers)
 
     @property
     def alarming(self) -> bool:
@@ -125,14 +125,14 @@ class Verdict:
 
     def unchanged(self) -> "Verdict":
         """Return the same verdict, told again: ``changed`` is False."""
-        groups = {name: replace(each, changed=False) for name, each in self.groups.items()}
+        groups = {name: each.unchanged() for name, each in self.groups.items()}
         return replace(self, changed=False, entered=frozenset(), groups=groups)
 
 
 def combined(verdict: Verdict, coverage: Answer, signal: Answer, before: Collection[State]) -> Verdict:
     """Return a verdict on the spectra with the two other answers, after one whose answers said ``before``."""
     answers = weighed(verdict.spectra, coverage, signal)
-    state, entered = answers[0].state, frozenset(answer.state for answer in answers).difference(before)
+    state, entered = answers[0].state, states_of(answers).difference(before)
     text = "; ".join(answer.message for answer in answers)
     return replace(
         verdict,
@@ -144,6 +144,11 @@ def combined(verdict: Verdict, coverage: Answer, signal: Answer, before: Collect
         signal=signal,
         entered=entered,
     )
+
+
+def states_of(answers: Sequence[Answer]) -> frozenset[State]:
+    """Return the first answer's state, and every other's that is an alarm."""
+    return frozenset((answers[0].state, *(answer.state for answer in answers if answer.state in ALARMS)))
 
 
 def weighed(spectra: Answer, coverage: Answer, signal: Answer) -> tuple[Answer, ...]:

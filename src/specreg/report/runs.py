@@ -246,6 +246,7 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
         cell.label = f"{cell.name} ({folder})" if names.count(cell.name) > 1 else cell.name
         for run in cell.runs if len(cells) > 1 else ():
             run.label = f"{cell.label}: {run.label}"
+    # Of the paper's settings by their letter, otherwise as they are.
     return sorted(cells, key=lambda cell: (cell.preset, _LETTER.findall(cell.name)))
 
 

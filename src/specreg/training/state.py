@@ -23,7 +23,7 @@ from specreg.regularizers.compensators import Compensator
 from specreg.training.steps import Run, first_bad, named_tensors
 
 SCHEMA = 8
-# What learns, and what watches it: each has a state of its own, and need not be there.
+# What learns, and what watches it: each has a state of its own, or is None.
 LEARNT = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer", "ema")
 _PARTS = (*LEARNT, "compensator", "monitor", "pin")
 
