@@ -117,7 +117,7 @@ class Guard:
             logger.warning("guard: it is on, but its step() is not called: call it after the discriminator's optimizer")
         if self.compensator is not None or not asking:
             return
-        began = next((answer.since for answer in asking if answer.since is not None), None)
+        began = min((answer.since for answer in asking if answer.since is not None), default=None)
         if self.pin is not None and self.pin.iterations and began is not None:  # what was never learnt is in no copy
             self.restored = self.pin.restore(before=began)
         self.switched_on = verdict.iteration

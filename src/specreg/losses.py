@@ -115,7 +115,7 @@ def gradient_penalty(
     Args:
         discriminator: images and labels in, scores (N,) out.
         real, fake: images (N, C, H, W) or points (N, d).
-        labels: classes (N,) of both, if conditional.
+        labels: classes (N,) of the real ones, if conditional; the mixed images are judged as these, too.
         weights: positions between the pairs, (N, 1, ...) in [0, 1]; drawn by default.
 
     Reference:

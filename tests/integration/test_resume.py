@@ -152,6 +152,22 @@ def test_a_run_that_goes_on_to_more_steps_equals_one_of_so_many(steps, finished,
 
 
 @pytest.mark.slow
+def test_a_run_that_goes_on_loses_no_network(tmp_path):
+    short = [*OPTIONS, *METHODS["guard"], "--steps", "3", "--checkpoint-every", "2"]
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    assert train(run, *short)[0] == 0
+    trained = (run / "checkpoint.pt").read_bytes()
+    shutil.copytree(run, copy)
+    (copy / "checkpoint-before.pt").write_bytes(b"spoilt")
+    before = {file.name: file.read_bytes() for file in copy.glob("*.*") if file.suffix != ".lock"}
+    code, said = train(copy, "--steps", "6")
+    assert (code, "checkpoint-before.pt is not a readable checkpoint" in said) == (2, True)
+    assert before == {file.name: file.read_bytes() for file in copy.glob("*.*") if file.suffix != ".lock"}
+    assert train(run, "--steps", "6")[0] == 0
+    assert (run / "checkpoint-end.pt").read_bytes() == trained
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "why"), [("48", "the learning rates decay to 0 over the old ones"), ("12", "steps can only grow")]
 )

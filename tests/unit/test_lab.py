@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 import meters
-from specreg.data.arrays import scaled
+import specreg
+from specreg.data.arrays import ImageArrays, scaled
 from specreg.data.digits import StackedDigits
 from specreg.experiments import recorder
 from specreg.experiments import run as running
@@ -360,6 +361,40 @@ def test_coverage_of_stacked_digits_is_measured_in_the_classifiers_features():
     kept = scaled(images)[(digits < 5).all(1)]
     assert coverage.measure(kept).missing > 0.5  # 7 of 8 modes are gone
     assert coverage.measure(scaled(draw(2)[0][:1000])).missing < 0.02
+
+
+def test_what_the_data_hold_twice_has_twice_the_mass():
+    blank = torch.zeros(300, 1, 8, 8, dtype=torch.uint8)
+    others = torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    source = Images(ImageArrays("half", torch.cat([blank, others]), torch.zeros(600, dtype=torch.int64), ("",)))
+    real = real_samples(source, RECORDS)
+    assert (len(real), int((real == 0).all((1, 2, 3)).sum())) == (600, 300)
+    assert specreg.Coverage(scaled(real)).measure(scaled(others)).lost > 0.4
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [([0] * 50 + [2] * 50, "class '1' has no image"), ([0] * 80 + [1] * 10 + [2] * 10, None)]
+)
+def test_classes_are_of_equal_size_or_that_is_said(labels, message, caplog):
+    images = torch.zeros(100, 3, 8, 8, dtype=torch.uint8)
+    source = Images(ImageArrays("mine", images, torch.tensor(labels), ("0", "1", "2")))
+    settings = Settings(data=DataConfig("mine", conditional=True))
+    if message is None:
+        source.check(settings)
+        assert "mine: classes have 10 to 80 images" in caplog.text
+    else:
+        with pytest.raises(ValueError, match=message):
+            source.check(settings)
+
+
+def test_a_reading_before_the_guard_went_back_is_of_another_network():
+    state = build_state(RunConfig("guard", settings=SMALL), Images(StackedDigits()))
+    state.monitor.reading, state.monitor.sampled = FEW, 8
+    assert recorder.reading_of(state) is FEW
+    state.compensator.switched_on, state.compensator.restored = 8, 6
+    assert recorder.reading_of(state) is None
+    state.monitor.sampled = 10
+    assert recorder.reading_of(state) is FEW
 
 
 FEW = replace(meters.reading(0.9), examples=torch.arange(7))

@@ -1016,6 +1016,20 @@ class TestSamples:
         assert roll_back.restored == [(9, 4)]
         assert any("spectra collapsed" in message for message in caplog.messages)
 
+    def test_what_goes_back_goes_to_before_the_first_of_the_reasons(self):
+        module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        fallen = replace(verdict_of("collapsing"), evidence={"0": Evidence("collapsing", 900, 0.9, 0.2, 0.9)})
+        fallen = replace(fallen, iteration=1000, spectra=replace(fallen.spectra, since=900))
+        verdict = combined(fallen, Answer("lost", 300, "c"), UNASKED, ("healthy",))
+        pins = [Pin({"d": module}, every=1, copies=9) for _ in range(2)]
+        for at in (250, 500, 750):
+            for pin in pins:
+                pin(replace(verdict_of("steady"), iteration=at))
+        guard, roll_back = specreg.Guard(specreg.Monitor(module), pin=pins[0]), RollBack(pins[1])
+        guard(verdict)
+        roll_back(verdict)
+        assert (guard.restored, roll_back.restored) == (250, [(1000, 250)])
+
     def test_a_mild_answer_is_not_heard_beside_an_alarm(self):
         lost, fine = Answer("lost", 5, "coverage"), Answer("teaching", None, "signal")
         before = combined(verdict_of("collapsed"), lost, fine, ("healthy",))
@@ -1247,6 +1261,12 @@ class TestDiversity:
         line = torch.tensor([[0.0], [1.0], [3.0]])
         assert diversity(2 * line, line).ratio == pytest.approx(2)
         assert diversity(2 * line[:, 0], line[:, 0]).ratio == pytest.approx(2)  # numbers
+
+    def test_repeated_real_samples_hide_no_duplicates(self):
+        real = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+        real[:6] = real[6:12]
+        assert diversity(real[:1] + 1e-3 * real, real).duplicates > 0.9
+        assert diversity(real, real).duplicates == 0.07  # the twelve, and one of a hundred
 
     def test_a_complex_number_is_two_real_ones(self):
         real = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))

@@ -19,10 +19,10 @@ from rich.console import Console
 from specreg.cli import main
 from specreg.display import _progress, metrics
 from specreg.experiments import jobs as processes
-from specreg.experiments.config import DataConfig, ModelConfig, Settings
+from specreg.experiments.config import DataConfig, ModelConfig, RunConfig, Settings
 from specreg.experiments.jobs import end, execute_all, threads_of_each
 from specreg.experiments.presets import PRESETS, Cell, choose
-from specreg.experiments.run import saved_config
+from specreg.experiments.run import prepare_run, saved_config
 from specreg.experiments.sweep import COMPARISON, Plan, changes, cost, lay_out, overridden, saved_settings
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
@@ -99,6 +99,17 @@ def test_steps_of_a_sweep_grow_with_all_of_its_runs(tmp_path):
     assert [(job.state, saved_config(job.run).settings.training.steps) for job in jobs] == [("waiting", 9)] * 2
     with pytest.raises(ValueError, match=r"with other settings \(steps 9 -> 4: steps can only grow\)"):
         lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0]))
+
+
+def test_a_run_that_does_not_fit_is_found_before_the_others_are_changed(tmp_path):
+    (cell,), (longer,), (longest,) = tiny(), tiny(steps=9), tiny(steps=12)
+    for job in lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0])):
+        job.run.write("result", {})
+    prepare_run(RunConfig("static", 0, longest.settings), RunDirectory(tmp_path / cell.name / "static-seed0"))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match="steps 12 -> 9: steps can only grow"):
+        lay_out(tmp_path, plan_of([longer], methods=("sn", "static"), seeds=[0]))
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
 
 def test_cells_are_chosen_by_names_and_globs_in_their_own_order():

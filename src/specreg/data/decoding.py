@@ -16,7 +16,9 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.cache import Pixels, hold
 from specreg.data.pixels import planes, square
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
 LARGEST_FILE = 1 << 28  # bytes of an image; in a zip file a few may unpack to any number
 _GREY_MODES = frozenset({"1", "L", "LA", "La"})
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specreg.data.arrays import Dataset, decode, encode
+from specreg.data.arrays import decode, encode
 from specreg.experiments.config import RecordConfig, Settings
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.sampling import real_samples, sample_images
+from specreg.experiments.sources.images import draw_finite
 from specreg.experiments.sources.source import SampleEvaluator, Source
 from specreg.files import give_name
 from specreg.guard import Guard
@@ -49,9 +50,12 @@ class Probe:
         settings: whether the networks are conditional.
     """
 
-    def __init__(self, source: Dataset, settings: Settings) -> None:
+    def __init__(self, source: Source, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_PROBE_SEED)
-        self._samples, labels = source.draw(_PROBE_SIZE, random)
+        finite = draw_finite(source, _PROBE_SIZE, _PROBE_SEED)  # images drawn twice would hide near-duplicates
+        if finite is None or len(finite[0]) < _PROBE_SIZE:
+            finite = source.draw(_PROBE_SIZE, random)
+        self._samples, labels = finite
         self._real = encode(self._samples, random)
         self._labels = labels if settings.data.conditional else None
 
@@ -85,6 +89,15 @@ def draw_missing(source: Source, run: RunDirectory, records: RecordConfig, readi
         return
     side = min(_MISSING_SIDE, math.ceil(math.sqrt(len(examples))))
     source.save_picture(lambda count: examples[:count], path, side=side)
+
+
+def reading_of(state: TrainingState) -> Reading | None:
+    """Return the newest reading of coverage; None where the guard has gone back since: it is of another network."""
+    assert state.monitor is not None
+    guard = state.compensator
+    if isinstance(guard, Guard) and guard.restored is not None and guard.switched_on == state.monitor.sampled:
+        return None
+    return state.monitor.reading
 
 
 def _short(value: float) -> float:
@@ -253,7 +266,7 @@ class Recorder(Follower):
             record = {"step": state.step} | self._glance(state.sampler)
             if state.ema is not None:  # small batches leave the last weights noisy: both are of interest
                 record |= {f"last_{name}": value for name, value in self._glance(state.generator).items()}
-            if (reading := self._monitor.reading) is not None and self._monitor.sampled == state.step:
+            if (reading := reading_of(state)) is not None and self._monitor.sampled == state.step:
                 record |= reading.numbers
             self._record("evaluations", record)
             self._sense(state)

@@ -18,7 +18,7 @@ from specreg.data.arrays import scaled
 from specreg.experiments.config import RunConfig, Settings, from_dict, is_longer, refusal, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
-from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing
+from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing, reading_of
 from specreg.experiments.sampling import generated_samples, real_samples, sample_images, sample_labelled
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, Source
@@ -33,7 +33,7 @@ from specreg.processes import ALONE, Processes, local_device
 from specreg.records import RunDirectory, no_run
 from specreg.training.loop import train
 from specreg.training.precision import compute_in_bf16
-from specreg.training.state import TrainingState, load_newest
+from specreg.training.state import TrainingState, load_checkpoint, load_newest
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +59,10 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
     Raises:
         ValueError: another configuration is there, or the directory cannot be written; nothing is changed.
     """
-    if _checked(run, config) != config:
+    if checked_config(run, config) != config:
         prepare_directory(run.path)
         with run.lock():
-            saved = _checked(run, config)  # another process may have been faster
+            saved = checked_config(run, config)  # another process may have been faster
             if saved is None:
                 run.write("method", record(config.method))
             elif saved != config:
@@ -71,7 +71,8 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
     prepare_directory(run.path)
 
 
-def _checked(run: RunDirectory, config: RunConfig) -> RunConfig | None:
+def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
+    """Return the configuration of the run in a directory, None where there is none; ValueError if it does not fit."""
     saved = saved_config(run)
     if saved is not None and saved != config and not is_longer(saved, config):
         raise ValueError(
@@ -84,16 +85,27 @@ def _checked(run: RunDirectory, config: RunConfig) -> RunConfig | None:
 def _take_back_end(run: RunDirectory, settings: Settings) -> None:
     """Let a run go on as if it had not ended: also from the checkpoint before the last, if only the end was measured.
 
-    What is read at the end alone, off the schedule, is part of the monitor's past, and so of its verdicts.
+    What is read at the end alone, off the schedule, is part of the monitor's past, and so of its verdicts. The network
+    of the end stays, as ``checkpoint-end.pt``.
+
+    Raises:
+        ValueError: the checkpoint before the last is damaged; nothing is changed.
     """
     steps, records = settings.training.steps, settings.records
     is_due = records.evaluate_every > 0 and steps % records.evaluate_every == steps % records.spectra_every == 0
-    (run.path / "result.json").unlink(missing_ok=True)
-    if not is_due and run.checkpoint.exists() and any(last["step"] >= steps for last in run.series("verdicts")[-1:]):
+    measured = any(last["step"] >= steps for last in run.series("verdicts")[-1:])
+    if not is_due and measured and run.checkpoint.exists():
+        before = run.kept_checkpoint("before")
+        begin = load_checkpoint(before)["step"] if before.exists() else 0
         for kept in map(run.kept_checkpoint, ("best", "healthy")):
             if kept.exists() and kept.samefile(run.checkpoint):
                 kept.unlink()
-        run.checkpoint.unlink()
+        run.checkpoint.replace(run.kept_checkpoint("end"))
+        logger.info(
+            "%s: step %d was measured off the schedule, as its end: goes back to step %d; checkpoint-end.pt keeps the "
+            "network of step %d", run.path.name, steps, begin, steps,
+        )  # fmt: skip
+    (run.path / "result.json").unlink(missing_ok=True)
 
 
 def saved_config(run: RunDirectory) -> RunConfig | None:
@@ -334,7 +346,7 @@ def _finish(
     source.save_picture(lambda count: source.draw(count, random)[0], run.image("data"))
     assert state.monitor is not None
     assert state.monitor.verdict is not None
-    reading, verdict = state.monitor.reading, state.monitor.verdict
+    reading, verdict = reading_of(state), state.monitor.verdict
     draw_missing(source, run, config.settings.records, reading)
     run.write(
         "result",

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from specreg.data.arrays import Dataset, decode, scaled
+from specreg.data.arrays import decode, scaled
 from specreg.experiments.config import RecordConfig
+from specreg.experiments.sources.images import draw_finite
+from specreg.experiments.sources.source import Source
 from specreg.layers.evaluation import evaluating
 from specreg.losses import call
 from specreg.training.loop import draw_latent
@@ -13,12 +15,15 @@ SAMPLE_SEED = 4_000_037
 _COVERAGE_STREAM = 6_000_011
 
 
-def real_samples(source: Dataset, records: RecordConfig) -> Tensor:
+def real_samples(source: Source, records: RecordConfig) -> Tensor:
     """Return the real samples (N, *) that coverage is judged by, the same for every run on this data.
 
-    As many as in an evaluation, but 500 to 4,000; each once: a small data set is drawn repeatedly.
+    As many as in an evaluation, but 500 to 4,000; of a finite set no image is drawn twice, but what it holds twice is
+    there twice: it has twice the mass.
     """
     count = min(max(records.reference, 500), 4000)
+    if (finite := draw_finite(source, count, _COVERAGE_STREAM)) is not None:
+        return finite[0]
     drawn, _ = source.draw(count, torch.Generator().manual_seed(_COVERAGE_STREAM))
     distinct: Tensor = torch.unique(drawn, dim=0)
     return distinct

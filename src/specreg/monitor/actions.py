@@ -185,7 +185,8 @@ class RollBack:
         if not self.pin.iterations:
             logger.warning("iteration %d: not rolled back, nothing healthy was pinned yet", verdict.iteration)
             return
-        to = self.pin.restore(before=next(answer.since for answer in verdict.answers if answer.state in self.states))
+        reasons = [answer.since for answer in verdict.answers if answer.state in self.states]
+        to = self.pin.restore(before=min((since for since in reasons if since is not None), default=None))
         self.restored.append((verdict.iteration, to))
         logger.warning("iteration %d: rolled back to the healthy state of iteration %d", verdict.iteration, to)
 

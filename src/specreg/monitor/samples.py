@@ -13,7 +13,7 @@ class Diversity:
     Attributes:
         ratio: mean pairwise distance of the generated samples over that of the real samples.
         duplicates: share of generated samples whose nearest neighbour in the batch is closer than the nearest
-            neighbours of all but 1% of the real samples. A perfect generator has about 0.01.
+            neighbours of all but 1% of the real samples, repeated ones left out. A perfect generator has about 0.01.
     """
 
     ratio: float
@@ -61,7 +61,8 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
         raise ValueError("the samples hold NaN or inf")
     if not mean_real > 0:
         raise ValueError("the real samples are all alike")
-    closer = near_fake < near_real.quantile(0.01)
+    apart = near_real[near_real > 0]  # what the data hold twice says nothing of how close others are
+    closer = near_fake < apart.quantile(0.01) if len(apart) else near_fake <= 0
     return Diversity(ratio=float(mean_fake / mean_real), duplicates=float(closer.double().mean()))
 
 

@@ -104,8 +104,10 @@ def _lines(
     lines = []
     for group, alike in grouped(cell.runs).items():
         parts: dict[str, list[Run]] = {}
-        for run in alike:
-            parts.setdefault(f"{group}, {run.result.get('protocol')}" if by_protocol else group, []).append(run)
+        for run in sorted(alike, key=lambda run: not run.result):
+            named = by_protocol and run.result  # what has no result yet has no protocol, and goes with the others
+            label = f"{group}, {run.result.get('protocol')}" if named else next(iter(parts), group)
+            parts.setdefault(label, []).append(run)
         lines += [(label, runs[0].method, runs) for label, runs in parts.items()]
     begun = {run.method for run in cell.runs}
     paths = {run.directory.path for run in cell.runs}
@@ -152,7 +154,7 @@ def notes(cells: Sequence[Cell]) -> list[str]:
                          "that poor samples do not explain.")  # fmt: skip
     if any(run.verdicts for run in complete):
         sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration.")
-        sentences.append("Verdict: at the end, the gravest of the answers about spectra, coverage and signal.")
+        sentences.append("Verdict: the newest, the gravest of the answers about spectra, coverage and signal.")
     changed: dict[str, list[str]] = {}
     for cell in cells:
         if cell.changes:

@@ -1,5 +1,6 @@
 """Images to train on: convolutional networks, features that fit them, a grid of them as the picture."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,8 @@ from specreg.experiments.sources import recipes
 from specreg.experiments.sources.source import REFERENCE_SEED, Source
 from specreg.models import dcgan, resnet
 from specreg.names import Split
+
+logger = logging.getLogger(__name__)
 
 # The sides that there are networks for; auto takes the first that fits.
 _SIDES = {"resnet": resnet.STAGES.keys(), "dcgan": dcgan.SIDES.keys()}
@@ -83,6 +86,20 @@ class Images(Source):
             raise ValueError(f"a {network}, chosen {why}, cannot be conditional: {other}")
         if settings.data.conditional and self.num_classes < 2:
             raise ValueError(f"{settings.data.data} has no classes to be conditional on: drop --conditional")
+        if settings.data.conditional and isinstance(self.dataset, ImageArrays):
+            self._check_classes(self.dataset, settings.data.data)
+
+    def _check_classes(self, images: ImageArrays, title: str) -> None:
+        """Refuse a class without an image, and warn where the classes are of different sizes."""
+        counts = torch.bincount(images.labels, minlength=self.num_classes).tolist()
+        if 0 in counts:
+            name = images.classes[counts.index(0)]
+            raise ValueError(f"{title}: class {name!r} has no image to be conditional on: number classes without gaps")
+        if max(counts) > 2 * min(counts):
+            logger.warning(
+                "%s: classes have %d to %d images, and the generator is asked for each as often: scores and coverage "
+                "compare its classes' shares with the data's, too", title, min(counts), max(counts),
+            )  # fmt: skip
 
     def make_generator(self, settings: Settings) -> nn.Module:
         side, channels, latent = self.dataset.resolution, settings.model.g_channels, settings.model.latent
@@ -214,13 +231,21 @@ def draw_reference(source: Source, count: int) -> tuple[Tensor, Tensor]:
 
     A handful of images is drawn with replacement like an endless source: no statistic could do with so few.
     """
-    random, dataset = torch.Generator().manual_seed(REFERENCE_SEED), source.dataset
-    if isinstance(dataset, ImageArrays) and len(dataset.images) >= FEWEST_SAMPLES:
+    finite = draw_finite(source, count, REFERENCE_SEED)
+    if finite is not None and len(finite[0]) >= FEWEST_SAMPLES:
+        return finite
+    return source.draw(count, torch.Generator().manual_seed(REFERENCE_SEED))
+
+
+def draw_finite(source: Source, count: int, seed: int) -> tuple[Tensor, Tensor] | None:
+    """Return images of a finite set and their labels, none of them drawn twice; None of an endless source."""
+    random, dataset = torch.Generator().manual_seed(seed), source.dataset
+    if isinstance(dataset, ImageArrays):
         chosen = torch.randperm(len(dataset.images), generator=random)[:count]
         return dataset.images[chosen], dataset.labels[chosen]
-    if isinstance(dataset, StackedImages) and dataset.stacks is not None and len(dataset.stacks) >= FEWEST_SAMPLES:
+    if isinstance(dataset, StackedImages) and dataset.stacks is not None:
         return dataset.take(dataset.stacks[torch.randperm(len(dataset.stacks), generator=random)[:count]])
-    return dataset.draw(count, random)
+    return None
 
 
 def save_grid(images: Tensor, path: Path, *, side: int = 8, scale: int = 4) -> None:
