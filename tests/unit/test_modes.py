@@ -67,6 +67,11 @@ def test_a_small_part_that_is_lost_is_losing_and_stays_so():
     assert states(judged([0.05] * 10 + [0.22] * 40)) == ["not judged", "healthy", "losing"]
 
 
+def test_what_was_learnt_once_is_not_called_never_learnt_after_a_recovery():
+    answers = judged([0.3] * 10 + [0.9] * 10 + [0.5] * 10, judge=ModeJudge())
+    assert states(answers) == ["not judged", "healthy", "lost", "recovered"]
+
+
 def test_what_comes_back_is_recovered_and_may_be_lost_again():
     answers = judged([0.05] * 10 + [0.6] * 10 + [0.1] * 10 + [0.7] * 10)
     assert states(answers) == ["not judged", "healthy", "lost", "recovered", "lost"]

@@ -103,7 +103,7 @@ class ModeJudge:
         elif part >= limits.losing and self._best >= limits.losing and len(self._recent) == limits.smoothing:
             self._state = "lost" if part >= limits.lost else "losing"
             self._since, self._low = self._best_at, produced
-        elif max(self._best, produced) >= limits.learnt:
+        elif max(self._best, self._reached, produced) >= limits.learnt:  # the best begins anew at a recovery
             if self._state in ("not judged", "never learnt"):
                 self._state, self._since = "healthy", None
         elif iteration - max(self._reached_at, judged_at) >= limits.patience and self._waiting > limits.smoothing:
