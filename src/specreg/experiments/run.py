@@ -99,7 +99,7 @@ def _take_back_end(run: RunDirectory, settings: Settings) -> None:
         before = run.kept_checkpoint("before")
         begin = load_checkpoint(before)["step"] if before.exists() else 0
         for kept in map(run.kept_checkpoint, ("best", "healthy")):
-            if kept.exists() and filecmp.cmp(kept, run.checkpoint, shallow=False):  # one file, or copied with its folder
+            if kept.exists() and filecmp.cmp(kept, run.checkpoint, shallow=False):  # or a copy of it
                 kept.unlink()
         run.checkpoint.replace(run.kept_checkpoint("end"))
         logger.info(
