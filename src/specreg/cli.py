@@ -204,9 +204,9 @@ def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], arguments:
     from specreg.report.runs import open_cells
 
     cells = check_folder(out)  # what the report will need is wrong now already
+    _show_log(quiet=False)
     jobs = lay_out(out, plan, retry=retry)
     unchanged = cells and not any(job.state == "waiting" for job in jobs)
-    _show_log(quiet=False)
     _warn_of_idle(arguments, list(dict.fromkeys(job.config.method for job in jobs)))
     for job in {(job.config.method, job.config.settings): job for job in jobs}.values():
         warn_about(job.config)
@@ -244,11 +244,11 @@ def _train(arguments: list[str]) -> int:
             default = RunConfig(settings=recipe(given.config.settings.data)) if saved is None else saved
             given = parse(Train(config=default), arguments, methods=(given.config.method,))
             run, config = RunDirectory(given.out), given.config
+            _show_log(given.quiet, main=processes.main)
             check_shares(config.settings, processes)
             source = open_checked(config.settings)
             if processes.main:
                 prepare_run(config, run)
-            _show_log(given.quiet, main=processes.main)
             if processes.main:
                 warn_about(config)
                 _warn_of_idle(arguments, [config.method])

@@ -18,6 +18,7 @@ A run directory holds
   damaged;
 - ``checkpoint-best.pt``, ``checkpoint-healthy.pt``: the one with the least Fréchet distance, and the last one that no
   verdict of a collapse spoke against;
+- ``checkpoint-end-STEP.pt``: the network of an end that a run which goes on to more steps had to go back behind;
 - ``result.json``: the final evaluation, written last: a run that has it is complete;
 - ``samples.png``, ``data.png``: generated and real images; ``missing.png``: real ones that nothing generated is like;
 - ``log.txt``, ``failed.json``: what a process of a comparison or sweep wrote, and why it ended if it failed;
@@ -69,7 +70,7 @@ class RunDirectory:
         return [path for path in (self.checkpoint, self.kept_checkpoint("before")) if path.exists()]
 
     def kept_checkpoint(self, why: str) -> Path:
-        """Return where the one "before", the "best" or the last "healthy" checkpoint is kept, or a "damaged" one."""
+        """Return where the one "before", the "best" or the last "healthy" checkpoint is kept, or another one."""
         return self.path / f"checkpoint-{why}.pt"
 
     @property

@@ -5,13 +5,20 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from specreg.cli import main
+from specreg.data.digits import StackedDigits
+from specreg.experiments.config import RunConfig, Settings
+from specreg.experiments.run import build_state, prepare_run
+from specreg.experiments.sources.images import Images
 from specreg.records import RunDirectory
+from specreg.training.config import TrainingConfig
+from specreg.training.state import save_checkpoint
 from trainings import DYNAMIC, OPTIONS, assert_same_run, kill, start, train, wait_for
 
 # A detector that takes anything for a collapse: the guard goes back and is switched on between the two kills.
@@ -163,8 +170,22 @@ def test_a_run_that_goes_on_loses_no_network(tmp_path):
     code, said = train(copy, "--steps", "6")
     assert (code, "checkpoint-before.pt is not a readable checkpoint" in said) == (2, True)
     assert before == {file.name: file.read_bytes() for file in copy.glob("*.*") if file.suffix != ".lock"}
-    assert train(run, "--steps", "6")[0] == 0
-    assert (run / "checkpoint-end.pt").read_bytes() == trained
+    (copy / "checkpoint-before.pt").unlink()
+    for steps, folder in (("5", run), ("7", run), ("6", copy)):
+        assert train(folder, "--steps", steps)[0] == 0
+        assert (folder / "checkpoint-end-3.pt").read_bytes() == trained
+    assert (run / "checkpoint-end-5.pt").exists()
+
+
+def test_what_was_killed_before_its_end_was_saved_goes_on_from_its_checkpoint(tmp_path):
+    run, config = RunDirectory(tmp_path), RunConfig("sn", settings=Settings(training=TrainingConfig(steps=1550)))
+    prepare_run(config, run)
+    state = build_state(config, Images(StackedDigits()))
+    state.step = 1000
+    save_checkpoint(state.state_dict(), run.checkpoint)
+    (run.path / "verdicts.jsonl").write_text(json.dumps({"step": 1550}) + "\n")
+    prepare_run(replace(config, settings=Settings(training=TrainingConfig(steps=3000))), run)
+    assert [path.name for path in run.checkpoints] == ["checkpoint.pt"]
 
 
 @pytest.mark.slow

@@ -232,8 +232,11 @@ class Late(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer, self.ready = nn.Linear(3, 1), False
+        self.register_buffer("first", None)
 
     def forward(self, x):
+        if self.first is None:
+            self.first = x.detach()
         if not self.ready:
             self.register_buffer("scale", torch.ones(1))
             self.ready = True
@@ -253,6 +256,7 @@ def test_what_a_reading_makes_or_breaks_off_leaves_a_module_that_trains():
     x = torch.randn(4, 3)
     module = Late()
     specreg.gradient_norms(module, x, x)
+    assert module.first is None  # it is the training's to make
     module(x).sum().backward()
     module = nn.Sequential(nn.Linear(3, 3), Failing(3, 1))
     with pytest.raises(RuntimeError, match="no eval mode"):

@@ -112,6 +112,11 @@ def test_a_run_that_does_not_fit_is_found_before_the_others_are_changed(tmp_path
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
 
+def test_every_preset_has_a_cost():
+    for preset in PRESETS.values():
+        assert all(cost(cell).multiply_adds > 0 for cell in preset.cells[:1])
+
+
 def test_cells_are_chosen_by_names_and_globs_in_their_own_order():
     chosen = choose(PRESETS["paper"].cells, ["C*", "A16-128", "B?-64"])
     assert [cell.name for cell in chosen] == ["A16-128", "B8-64", "C8-32", "C16-32", "C32-32", "C64-32", "C128-32"]

@@ -94,10 +94,9 @@ def draw_missing(source: Source, run: RunDirectory, records: RecordConfig, readi
 def reading_of(state: TrainingState) -> Reading | None:
     """Return the newest reading of coverage; None where the guard has gone back since: it is of another network."""
     assert state.monitor is not None
-    guard = state.compensator
-    if isinstance(guard, Guard) and guard.restored is not None and guard.switched_on == state.monitor.sampled:
-        return None
-    return state.monitor.reading
+    guard, sampled = state.compensator, state.monitor.sampled or 0
+    gone_back = isinstance(guard, Guard) and guard.restored is not None and (guard.switched_on or 0) >= sampled
+    return None if gone_back else state.monitor.reading
 
 
 def _short(value: float) -> float:

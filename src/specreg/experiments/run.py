@@ -23,7 +23,7 @@ from specreg.experiments.recorder import Follower, Progress, Recorder, check_rec
 from specreg.experiments.sampling import generated_samples, real_samples, sample_images, sample_labelled
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, Source
-from specreg.files import prepare_directory
+from specreg.files import give_name, prepare_directory
 from specreg.losses import call
 from specreg.models.normalization import share_batches
 from specreg.monitor.coverage import LEAST_REAL, Coverage
@@ -34,7 +34,7 @@ from specreg.processes import ALONE, Processes, local_device
 from specreg.records import RunDirectory, no_run
 from specreg.training.loop import train
 from specreg.training.precision import compute_in_bf16
-from specreg.training.state import TrainingState, load_checkpoint, load_newest
+from specreg.training.state import TrainingState, load_newest
 
 logger = logging.getLogger(__name__)
 
@@ -73,40 +73,59 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
 
 
 def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
-    """Return the configuration of the run in a directory, None where there is none; ValueError if it does not fit."""
+    """Return the configuration of the run in a directory, None where there is none.
+
+    Raises:
+        ValueError: that is another one, or the run cannot go on to more steps; nothing is changed.
+    """
     saved = saved_config(run)
-    if saved is not None and saved != config and not is_longer(saved, config):
+    if saved is None or saved == config:
+        return saved
+    if not is_longer(saved, config):
         raise ValueError(
             f"{run.path} holds a run with another configuration ({refusal(saved, config)}): "
             f"repeat the old one to go on with it, or choose another folder"
         )
+    _step_before_end(run, saved.settings)
     return saved
+
+
+def _step_before_end(run: RunDirectory, settings: Settings) -> int | None:
+    """Return the step of the checkpoint before the end, where the end was measured off the schedule; else None.
+
+    Raises:
+        ValueError: that checkpoint is damaged, or of another version.
+    """
+    steps, records = settings.training.steps, settings.records
+    is_due = records.evaluate_every > 0 and steps % records.evaluate_every == steps % records.spectra_every == 0
+    measured = any(last["step"] >= steps for last in run.series("verdicts")[-1:])
+    if is_due or not measured or not run.checkpoint.exists():
+        return None
+    newest, path = load_newest(run.checkpoints)
+    if path != run.checkpoint or newest["step"] < steps:  # killed before it was saved
+        return None
+    before = run.kept_checkpoint("before")
+    return int(load_newest([before])[0]["step"]) if before.exists() else 0
 
 
 def _take_back_end(run: RunDirectory, settings: Settings) -> None:
     """Let a run go on as if it had not ended: also from the checkpoint before the last, if only the end was measured.
 
     What is read at the end alone, off the schedule, is part of the monitor's past, and so of its verdicts. The network
-    of the end stays, as ``checkpoint-end.pt``.
-
-    Raises:
-        ValueError: the checkpoint before the last is damaged; nothing is changed.
+    of the end stays, as ``checkpoint-end-STEP.pt``. Killed between two of these steps, the run can still do both.
     """
-    steps, records = settings.training.steps, settings.records
-    is_due = records.evaluate_every > 0 and steps % records.evaluate_every == steps % records.spectra_every == 0
-    measured = any(last["step"] >= steps for last in run.series("verdicts")[-1:])
-    if not is_due and measured and run.checkpoint.exists():
-        before = run.kept_checkpoint("before")
-        begin = load_checkpoint(before)["step"] if before.exists() else 0
-        for kept in map(run.kept_checkpoint, ("best", "healthy")):
-            if kept.exists() and filecmp.cmp(kept, run.checkpoint, shallow=False):  # or a copy of it
-                kept.unlink()
-        run.checkpoint.replace(run.kept_checkpoint("end"))
-        logger.info(
-            "%s: step %d was measured off the schedule, as its end: goes back to step %d; checkpoint-end.pt keeps the "
-            "network of step %d", run.path.name, steps, begin, steps,
-        )  # fmt: skip
+    begin, end = _step_before_end(run, settings), run.kept_checkpoint(f"end-{settings.training.steps}")
+    if begin is not None:
+        give_name(run.checkpoint, end)
     (run.path / "result.json").unlink(missing_ok=True)
+    if begin is None:
+        return
+    for kept in map(run.kept_checkpoint, ("best", "healthy")):
+        if kept.exists() and filecmp.cmp(kept, run.checkpoint, shallow=False):  # or a copy of it
+            kept.unlink()
+    run.checkpoint.unlink()
+    logger.info("%s: its end was measured off the schedule: it goes back to step %d, and %s keeps the network of the "
+                "end", run.path.name, begin, end.name)  # fmt: skip
 
 
 def saved_config(run: RunDirectory) -> RunConfig | None:
@@ -332,8 +351,9 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> d
 
 
 def _make_coverage(source: Source, settings: Settings, real: Tensor) -> Coverage | None:
-    """Return the meter of what is missing; None where there are too few images for it."""
-    return Coverage(real, features=source.make_features(settings)) if len(real) >= LEAST_REAL else None
+    """Return the meter of what is missing; None where there are too few images for it, or one again and again."""
+    is_enough = len(real) >= LEAST_REAL and bool((real != real[:1]).any())
+    return Coverage(real, features=source.make_features(settings)) if is_enough else None
 
 
 def _finish(

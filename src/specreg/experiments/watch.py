@@ -362,7 +362,7 @@ class Checkpoints(Folder):
         before = series[-1] if series else {}
         spoilt = [layer for layer in infinite if layer in before and before[layer].verdict != "not finite"]
         if spoilt or len(infinite) == len(content) or not names:  # one such checkpoint must not end the series
-            reason = f"NaN or inf in {listed(spoilt or infinite)}" if infinite else "no layer of those before it"
+            reason = f"NaN or inf in {listed(spoilt or infinite)}" if names else "no layer of those before it"
             yield Notice(name, "not judged", f"left out: {reason}", details | {"state": "not judged"})
             return
         iterations.append(number)

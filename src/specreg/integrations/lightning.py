@@ -60,7 +60,8 @@ class SpectralMonitorCallback(Callback):
         every, detector, samples, samples_every, coverage, scores, groups, only, skip: see :class:`specreg.Monitor`.
         actions: called with each new verdict; by default changes of state are logged.
         guard: switch compensation on when a collapse begins: True, or options of :class:`specreg.Guard`.
-        stop_on: states of any answer that end the training, "collapsed" for instance; none by default.
+        stop_on: states, the verdict's or alarms of its answers, that end the training, "collapsed" for instance; none
+            by default.
 
     Attributes:
         iteration: number of training batches so far.

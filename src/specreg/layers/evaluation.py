@@ -16,9 +16,9 @@ from specreg.layers.selection import unwrap
 def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """Yield a module without wrappers, in eval mode, and leave modes, buffers and random numbers as they were.
 
-    A module whose class has a ``train`` or ``eval`` of its own keeps its mode: some merge weights there, or swap in an
-    average. Data parallelism's wrapper would communicate with the other processes. Of any other function only the
-    random numbers are put back.
+    A buffer that a forward adds stays. A module whose class has a ``train`` or ``eval`` of its own keeps its mode: some
+    merge weights there, or swap in an average. Data parallelism's wrapper would communicate with the other processes.
+    Of any other function only the random numbers are put back.
     """
     if not isinstance(network, nn.Module):
         with frozen_random_numbers():
@@ -27,9 +27,9 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     modes = {child: child.training for child in network.modules()}
     # A layer may count its calls, or move a power iteration of its own, in any mode.
     buffers = [
-        (child, name, buffer, buffer.clone() if _is_comparable(buffer) else None)
+        (child, name, buffer, buffer.clone() if buffer is not None and _is_comparable(buffer) else None)
         for child in modes
-        for name, buffer in child.named_buffers(recurse=False)
+        for name, buffer in child._buffers.items()
     ]
     # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
     compiling = "torch._dynamo" in sys.modules
@@ -50,7 +50,7 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         for child, name, buffer, value in buffers:
             child._buffers[name] = buffer
             # A pending backward pass refuses what was written to.
-            if value is not None and not torch.equal(buffer, value):
+            if buffer is not None and value is not None and not torch.equal(buffer, value):
                 with torch.no_grad():
                     (buffer if buffer.shape == value.shape else buffer.resize_(value.shape)).copy_(value)
 

@@ -30,7 +30,7 @@ def log(verdict: Verdict) -> None:
 
 
 class When:
-    """Call back when an answer enters one of the states named.
+    """Call back when the verdict's state, or an alarm among its answers, becomes one of those named.
 
     Args:
         states: one of ``specreg.names.STATES``, or several of them.
@@ -53,7 +53,7 @@ class Stop:
     """Ask the training to stop: ``if stop.requested: break``.
 
     Args:
-        states: of any answer, in which to stop, "collapsed" and "lost" by default.
+        states: the verdict's or alarms of its answers, in which to stop, "collapsed" and "lost" by default.
     """
 
     def __init__(self, *states: State) -> None:
@@ -157,7 +157,7 @@ class Pin:
 
 
 class RollBack:
-    """Go back to the last healthy copy when an answer enters one of the states named, and none was in one.
+    """Go back to the last healthy copy when the state, or an alarm among the answers, becomes one of those named.
 
     Args:
         pin: holds the copies; it belongs into the actions too, before this.

@@ -13,7 +13,8 @@ class Diversity:
     Attributes:
         ratio: mean pairwise distance of the generated samples over that of the real samples.
         duplicates: share of generated samples whose nearest neighbour in the batch is closer than the nearest
-            neighbours of all but 1% of the real samples, repeated ones left out. A perfect generator has about 0.01.
+            neighbours of all but 1% of the real samples, less the share of real ones that are repeated. A perfect
+            generator has about 0.01.
     """
 
     ratio: float
@@ -63,7 +64,8 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
         raise ValueError("the real samples are all alike")
     apart = near_real[near_real > 0]  # what the data hold twice says nothing of how close others are
     closer = near_fake < apart.quantile(0.01) if len(apart) else near_fake <= 0
-    return Diversity(ratio=float(mean_fake / mean_real), duplicates=float(closer.double().mean()))
+    duplicates = float(closer.double().mean() - (near_real == 0).double().mean())
+    return Diversity(ratio=float(mean_fake / mean_real), duplicates=max(0.0, duplicates))
 
 
 def _distances(samples: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,10 +104,12 @@ def _lines(
     lines = []
     for group, alike in grouped(cell.runs).items():
         parts: dict[str, list[Run]] = {}
-        for run in sorted(alike, key=lambda run: not run.result):
-            named = by_protocol and run.result  # what has no result yet has no protocol, and goes with the others
-            label = f"{group}, {run.result.get('protocol')}" if named else next(iter(parts), group)
-            parts.setdefault(label, []).append(run)
+        # What has no result yet has no protocol, and goes with the others if these have one.
+        protocols = {run.result.get("protocol") for run in alike if run.result}
+        only = protocols.pop() if len(protocols) == 1 else None
+        for run in alike:
+            protocol = run.result.get("protocol") if run.result else only
+            parts.setdefault(f"{group}, {protocol}" if by_protocol and protocol else group, []).append(run)
         lines += [(label, runs[0].method, runs) for label, runs in parts.items()]
     begun = {run.method for run in cell.runs}
     paths = {run.directory.path for run in cell.runs}

@@ -86,15 +86,13 @@ class Images(Source):
             raise ValueError(f"a {network}, chosen {why}, cannot be conditional: {other}")
         if settings.data.conditional and self.num_classes < 2:
             raise ValueError(f"{settings.data.data} has no classes to be conditional on: drop --conditional")
-        if settings.data.conditional and isinstance(self.dataset, ImageArrays):
-            self._check_classes(self.dataset, settings.data.data)
 
     def _check_classes(self, images: ImageArrays, title: str) -> None:
         """Refuse a class without an image, and warn where the classes are of different sizes."""
         counts = torch.bincount(images.labels, minlength=self.num_classes).tolist()
         if 0 in counts:
             name = images.classes[counts.index(0)]
-            raise ValueError(f"{title}: class {name!r} has no image to be conditional on: number classes without gaps")
+            raise ValueError(f"{title}: class {name!r} has no image to be conditional on: add some, or drop it")
         if max(counts) > 2 * min(counts):
             logger.warning(
                 "%s: classes have %d to %d images, and the generator is asked for each as often: scores and coverage "
@@ -119,6 +117,8 @@ class Images(Source):
 
     def check_evaluation(self, settings: Settings, held_out: Source | None = None) -> None:
         self._reference(settings, held_out)
+        if settings.data.conditional and isinstance(self.dataset, ImageArrays):
+            self._check_classes(self.dataset, settings.data.data)
         image, _ = self.draw(1, torch.Generator().manual_seed(REFERENCE_SEED))
         self._extractor(settings).describe(image)
 
