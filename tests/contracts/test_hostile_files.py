@@ -113,7 +113,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], str, str]] = {
     "an npz that claims more": ("train", npz_bomb, "a.npz", "claims 100000128 bytes"),
     "a text as npz": ("train", lambda: zipped({"images.npy": b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535}), "a.npz", "not a readable npz"),
     "an MNIST of 10^12 pixels": ("train", idx_bomb, "train-images-idx3-ubyte.gz", "is a part of a data set: give its folder"),
-    "a deep configuration": ("report", lambda: spoilt.DEEP * 100, "config.json", "nested too deeply"),
+    "a deep configuration": ("report", lambda: spoilt.DEEP * 100, "config.json", "config.json is damaged ("),
     "a configuration of 65 MB": ("report", lambda: b'["' + b"a" * 68_000_000 + b'"]', "config.json", "more than 67108864 bytes"),
     "a compressed checkpoint": ("inspect", lambda: zipped({"archive/data.pkl": bytes(10**7)}, zipfile.ZIP_DEFLATED), "a.pt", "is compressed"),
     "a tensor of 4 TB": ("inspect", legacy_claims, "a.pt", "holds no weight matrix"),
