@@ -211,7 +211,7 @@ def test_a_file_is_no_output_folder(tmp_path):
 def test_a_failed_checkpoint_leaves_the_old_one(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint({"schema": 1, "step": 1}, path)
-    with pytest.raises(Exception, match="pickle|local object"):  # Python 3.13 says the latter
+    with pytest.raises(Exception, match=r"pickle|local object"):  # Python 3.13 says the latter
         save_checkpoint({"schema": 1, "step": lambda: None}, path)
     assert load_checkpoint(path)["step"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
