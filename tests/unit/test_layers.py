@@ -217,9 +217,10 @@ def test_what_a_class_was_registered_with_is_checked_where_it_is_met(options, me
 
 
 def test_a_name_with_brackets_is_a_name():
-    module = nn.ModuleDict({"period[2]": nn.Linear(4, 4), "head": nn.Linear(4, 4)})
+    module = nn.ModuleDict({"period[2]": nn.Linear(4, 4), "period2": nn.Linear(4, 4)})
     assert list(find(module, only="period[2]")) == ["period[2]"]
-    assert list(find(module, skip="period[2]")) == ["head"]
+    assert list(find(module, skip="period[2]")) == ["period2"]
+    assert list(find(module, only="period?2?")) == ["period[2]"]  # a glob
 
 
 def network():

@@ -179,6 +179,10 @@ def _guard(state: "TrainingState", options: GuardOptions, methods: "MethodOption
     state.compensator = specreg.Guard(state.monitor, states=_EVIDENCE[options.evidence], pin=state.pin, **static)
 
 
+def _plain(discriminator: "nn.Module", options: Any) -> None:
+    """Leave the weights as they are."""
+
+
 def _newton(discriminator: "nn.Module", options: NewtonOptions) -> None:
     from torch.nn import Embedding
 
@@ -263,7 +267,7 @@ _RECORDS = (
         colour="#b8a400",
         about="plain weights with the penalty that keeps every layer's largest singular value near 1",
         options=PenaltyOptions,
-        normalize=lambda discriminator, options: None,
+        normalize=_plain,
         attach=partial(_penalize, "spectral_penalty"),
     ),
     Method(
@@ -279,7 +283,7 @@ _RECORDS = (
         title="no normalization",
         colour="#9e9e9e",
         about="plain weights, for losses with gradient penalties",
-        normalize=lambda discriminator, options: None,
+        normalize=_plain,
         warnings=_unbounded,
     ),
 )

@@ -52,10 +52,10 @@ class Probe:
 
     def __init__(self, source: Source, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_PROBE_SEED)
-        finite = draw_finite(source, _PROBE_SIZE, _PROBE_SEED)  # images drawn twice would hide near-duplicates
-        if finite is None or len(finite[0]) < _PROBE_SIZE:
-            finite = source.draw(_PROBE_SIZE, random)
-        self._samples, labels = finite
+        drawn = draw_finite(source, _PROBE_SIZE, _PROBE_SEED)  # images drawn twice would hide near-duplicates
+        if drawn is None or len(drawn[0]) < _PROBE_SIZE:
+            drawn = source.draw(_PROBE_SIZE, random)
+        self._samples, labels = drawn
         self._real = encode(self._samples, random)
         self._labels = labels if settings.data.conditional else None
 

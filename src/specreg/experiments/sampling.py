@@ -25,8 +25,9 @@ def real_samples(source: Source, records: RecordConfig) -> Tensor:
     if (finite := draw_finite(source, count, _COVERAGE_STREAM)) is not None:
         return finite[0]
     drawn, _ = source.draw(count, torch.Generator().manual_seed(_COVERAGE_STREAM))
-    distinct: Tensor = torch.unique(drawn, dim=0)
-    return distinct
+    # An endless source hardly repeats itself: this is the order in which recorded runs were judged.
+    ordered: Tensor = torch.unique(drawn, dim=0)
+    return ordered
 
 
 def generated_samples(generator: nn.Module, records: RecordConfig) -> Tensor:

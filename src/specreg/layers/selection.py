@@ -50,7 +50,7 @@ def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def checked_selectors(option: str, selection: Selection, candidates: Sequence[tuple[str, nn.Module]]) -> list[Selector]:
-    """Return the selectors of ``only`` or ``skip``.
+    """Return the selectors of ``only`` or ``skip``; what is a candidate's name, brackets and all, stands for it alone.
 
     Raises:
         TypeError: what is no selector.
@@ -70,7 +70,12 @@ def checked_selectors(option: str, selection: Selection, candidates: Sequence[tu
             names = ", ".join(shown(name) for name, _ in candidates) or "none"
             near = suggestion(selector, (name for name, _ in candidates))
             raise ValueError(f"{option}={selector!r} names no layer{near}; the layers are: {names}")
-    return selectors
+    own = {name for name, _ in candidates}
+    return [_below(each) if isinstance(each, str) and each in own else each for each in selectors]
+
+
+def _below(name: str) -> Selector:
+    return lambda candidate, module: candidate == name or candidate.startswith(f"{name}.")
 
 
 def selects(selectors: Iterable[Selector], name: str, module: nn.Module) -> bool:
