@@ -282,6 +282,7 @@ TRAIN = {
     "configuration from a pipe": (["--out", Run(piped("config.json"))], "config.json is a pipe"),
     "lock that is a pipe": (["--out", Run(piped("run.lock"))], "run.lock is a pipe"),
     "another configuration": (["--out", Run(), "--d-channels", "5"], "holds a run with another configuration"),
+    "other images than before": (["--out", Run(changed("environment.json", images=5))], "was trained on 5 images, and its"),
     "a series that is a folder": (["--out", Run(a_folder("metrics.jsonl"))], "metrics.jsonl is a folder"),
     "a series of lists": (["--out", Run(written("spectra.jsonl", "[]\n"))], "spectra.jsonl, line 1 is damaged"),
     "a series without steps": (["--out", Run(written("events.jsonl", "{}\n"))], "events.jsonl, line 1 is damaged"),

@@ -394,6 +394,16 @@ def test_a_zip_made_by_windows_has_its_classes(tmp_path):
     assert labelled(path) == {0: "cat", 1: "dog"}
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("again", ["cat/0.png", "cat\\0.png", "cat/./0.png"])
+def test_a_zip_with_two_images_of_one_name_is_refused(tmp_path, again):
+    path = zipped(write(tmp_path / "set", {"cat/0.png": 1, "dog/0.png": 2}))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.write(tmp_path / "set" / "dog" / "0.png", again)
+    with pytest.raises(ValueError, match=r"twice: make the zip again"):
+        find_images(path)
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     root, list_folder = write(tmp_path / "set", {"cat/0.png": 1, "dog/0.png": 2}), os.scandir
 
@@ -666,10 +676,12 @@ def test_a_class_that_is_called_like_a_part_is_one(tmp_path, names):
     assert labelled(path) == dict(enumerate(names))
 
 
-def test_several_parts_for_training_are_not_guessed_at(tmp_path):
-    path = write(tmp_path / "set", {f"{part}{domain}/0.png": 1 for part in ("train", "test") for domain in "AB"})
-    with pytest.raises(ValueError, match="several parts for training, trainA and trainB: give the folder of one"):
+@pytest.mark.parametrize("tests", [("testA", "testB"), ("testA",)])
+def test_several_parts_for_training_are_not_guessed_at(tmp_path, tests):
+    path = write(tmp_path / "set", {f"{part}/0.png": 1 for part in ("trainA", "trainB", *tests)})
+    with pytest.raises(ValueError, match="several parts for training, trainA and trainB: give one's folder"):
         find_images(path)
+    assert find_images(path / "trainA").splits == ("train", "test")
 
 
 @BOTH

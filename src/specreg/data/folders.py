@@ -184,8 +184,9 @@ def _by_part(path: Path, folders: Iterable[str]) -> dict[Split, _Ways]:
     splits: dict[tuple[str, ...], dict[str, Split]] = {}
     for parent, names in children.items():
         tests = {name: test for name in sorted(names) if (test := counterpart(name, names)) is not None}
-        if len(tests) > 1:
-            raise ValueError(f"{path} has several parts for training, {' and '.join(tests)}: give the folder of one")
+        trainings = [name for name in sorted(names) if _TRAINING.search(name)]
+        if tests and len(trainings) > 1:
+            raise ValueError(f"{path} has several parts for training, {' and '.join(trainings)}: give one's folder")
         for train, test in tests.items():
             splits[parent] = {train: "train", test: "test"}
     if not splits:
@@ -276,7 +277,7 @@ def _opened_zip(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]
         stack.callback(archive.close)
         if sum(entry.compress_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError(f"{path} has entries that claim more bytes than it has: make the zip again")
-        entries = {}
+        entries: dict[str, zipfile.ZipInfo] = {}
         for entry in archive.infolist():
             name = entry.filename.replace("\\", "/")
             if not is_visible(name) or entry.is_dir():
@@ -294,6 +295,7 @@ def _opened_zip(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]
             # Nothing is unpacked into files, but such a name is meant to leave the archive's folder.
             if name.startswith("/") or ":" in name[:2] or ".." in name.split("/"):
                 raise ValueError(f"{path}: {name} leads out of the archive's folder: make the zip again")
-            entries[posixpath.normpath(name)] = entry
+            if entries.setdefault(posixpath.normpath(name), entry) is not entry:
+                raise ValueError(f"{path} has {name} twice: make the zip again, with one of them")
         stack.pop_all()
     return archive, entries

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import specreg
-from specreg.data.arrays import scaled
+from specreg.data.arrays import ImageArrays, scaled
+from specreg.data.stacked import StackedImages
 from specreg.experiments.config import RunConfig, Settings, from_dict, is_longer, refusal, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
@@ -174,9 +175,10 @@ def execute(
         evaluator = source.make_evaluator(config.settings, held_out) if processes.main else None
     state = build_state(config, source, processes)
     with processes.main_first():
+        _check_data(run, source)
         _go_on(run, state, main=processes.main)
         if processes.main:
-            run.write("environment", _environment(processes))
+            run.write("environment", _environment(source, processes))
     processes.agree(state.step, state.digests() if processes.count > 1 else {})
     recorder: Follower
     with processes.main_first():
@@ -200,6 +202,22 @@ def execute(
     if finished and evaluator is not None:
         _finish(config, run, state, evaluator, source)
     return finished
+
+
+def _check_data(run: RunDirectory, source: Source) -> None:
+    """Refuse other data than a run has been trained on, as far as their number of images tells."""
+    before, now = (run.read("environment") or {}).get("images"), _num_images(source)
+    if run.checkpoints and before is not None and before != now:
+        raise ValueError(
+            f"{run.path} was trained on {before} images, and its data have {now} now: restore them, or train anew in "
+            f"another folder"
+        )
+
+
+def _num_images(source: Source) -> int | None:
+    """Return the number of different images; None of points, which are drawn anew."""
+    dataset = source.dataset
+    return len(dataset.images) if isinstance(dataset, ImageArrays | StackedImages) else None
 
 
 def _restore(state: TrainingState, checkpoints: Sequence[Path]) -> Path:
@@ -337,6 +355,7 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> d
         FileNotFoundError, ValueError: there is no checkpoint, or it cannot be evaluated so; says the remedy.
     """
     config, source, generator = load_sampler(run, which=which)
+    _check_data(run, source)
     if changed.get("features", "inception") != "inception":
         changed.setdefault("inception_weights", None)  # the run's own
     settings = replace(config.settings, records=replace(config.settings.records, **changed))
@@ -385,7 +404,7 @@ def _finish(
     )
 
 
-def _environment(processes: Processes) -> dict[str, Any]:
+def _environment(source: Source, processes: Processes) -> dict[str, Any]:
     return {
         "specreg": specreg.__version__,
         "torch": torch.__version__,
@@ -393,4 +412,5 @@ def _environment(processes: Processes) -> dict[str, Any]:
         "device": str(local_device()),
         "threads": torch.get_num_threads(),
         "processes": processes.count,
+        "images": _num_images(source),
     }
