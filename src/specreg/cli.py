@@ -138,7 +138,8 @@ def _compare(arguments: list[str]) -> int:
     for name, values in (("methods", methods), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} must not be empty")
-    jobs = _jobs(given.jobs)
+    if given.jobs is not None:
+        integer("jobs", given.jobs, at_least=1)
     _import("compare", *_SWEEPS)
     from specreg import display
     from specreg.experiments.jobs import execute_all
@@ -153,7 +154,7 @@ def _compare(arguments: list[str]) -> int:
     if given.dry_run:
         display.sweep_plan(plan, "", {COMPARISON: cost(plan.cells[0])}, progress(given.out, plan))
         return 0
-    return _carry_out(given.out, plan, functools.partial(execute_all, parallel=jobs()), arguments, retry=True)
+    return _carry_out(given.out, plan, functools.partial(execute_all, parallel=given.jobs), arguments, retry=True)
 
 
 def _sweep(arguments: list[str]) -> int:
@@ -161,7 +162,9 @@ def _sweep(arguments: list[str]) -> int:
 
     arguments = _with_address(arguments)
     given = parse(Sweep(), arguments)
-    jobs, methods, seeds = _jobs(given.jobs), _methods(given.methods), _seeds(given.seeds)
+    methods, seeds = _methods(given.methods), _seeds(given.seeds)
+    if given.jobs is not None:
+        integer("jobs", given.jobs, at_least=1)
     for name, value in (("minutes", given.minutes), ("cpus", given.cpus)):
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
@@ -175,9 +178,8 @@ def _sweep(arguments: list[str]) -> int:
     check_choice("preset", given.preset, tuple(presets.PRESETS))
     chosen = presets.PRESETS[given.preset]
     before = presets.choose(chosen.cells, _split(given.cells))
-    options = {argument.removeprefix("--").split("=")[0] for argument in arguments if argument.startswith("--")}
     cells = [
-        dataclasses.replace(cell, settings=sweep.overridden(cell.settings, given.settings, options)) for cell in before
+        dataclasses.replace(cell, settings=parse(Sweep(settings=cell.settings), arguments).settings) for cell in before
     ]
     plan = sweep.Plan(chosen.name, cells, sweep.changes(before, cells), methods, seeds or list(chosen.seeds))
     out = given.out or Path("runs") / chosen.name
@@ -185,9 +187,10 @@ def _sweep(arguments: list[str]) -> int:
         costs = {cell.name: sweep.cost(cell) for cell in cells}
         display.sweep_plan(plan, chosen.about, costs, sweep.progress(out, plan))
         return 0
-    execute: Callable[..., None] = functools.partial(execute_all, parallel=jobs(), minutes=given.minutes)
+    execute: Callable[..., None] = functools.partial(execute_all, parallel=given.jobs, minutes=given.minutes)
     if given.ray is not None:
-        cluster.check_ray()
+        if find_spec("ray") is None:
+            raise ValueError("--ray needs the package ray: pip install 'specreg[cluster]'")
         address = None if given.ray == "auto" else given.ray
         execute = functools.partial(
             cluster.execute_on_ray, address=address, cpus=given.cpus, gpus=given.gpus, minutes=given.minutes
@@ -249,7 +252,6 @@ def _train(arguments: list[str]) -> int:
             source = open_checked(config.settings)
             if processes.main:
                 prepare_run(config, run)
-            if processes.main:
                 warn_about(config)
                 _warn_of_idle(arguments, [config.method])
             interrupted = held.enter_context(interruptible())
@@ -258,9 +260,7 @@ def _train(arguments: list[str]) -> int:
         progress: Any = lambda step, metrics: None  # noqa: E731
         if processes.main and not given.quiet:
             named = any(argument.partition("=")[0] == "--method" for argument in arguments)
-            heading = display.heading(config, is_default=saved is None and not named)
-            label, steps = f"{config.method}, seed {config.seed}", config.settings.training.steps
-            progress = held.enter_context(display.training(label, steps, heading))
+            progress = held.enter_context(display.training(config, is_default=saved is None and not named))
         try:
             finished = execute(config, run, source, stop=interrupted, progress=progress, processes=processes)
         except NonFiniteError as error:
@@ -464,20 +464,6 @@ def _warn_of_idle(arguments: Sequence[str], methods: Collection[str]) -> None:
             )
 
 
-def _jobs(given: int | None) -> Callable[[], int]:
-    """Return what tells how many runs fit at a time: one where there is a GPU, as many as there are cores elsewhere."""
-    if given is not None:
-        count = integer("jobs", given, at_least=1)
-        return lambda: count
-
-    def fitting() -> int:
-        import torch
-
-        return 1 if torch.accelerator.is_available() else os.cpu_count() or 1
-
-    return fitting
-
-
 def _with_address(arguments: Sequence[str]) -> list[str]:
     """Return arguments in which --ray has a value: auto where none is given."""
     given = list(arguments)
@@ -534,14 +520,7 @@ def _seeds(given: Sequence[str]) -> list[int]:
 def _check_output(
     path: Path, endings: tuple[str, ...], *, option: str = "--out", overwrite: bool | None = None
 ) -> None:
-    """Make sure that a file can be written, before anything is computed for it.
-
-    Args:
-        path: of the file.
-        endings: that it may have.
-        option: that names it.
-        overwrite: whether it may be there already; None where nobody can ask for it.
-    """
+    """Make sure, before anything is computed, that a file can be written; None: nobody can ask for ``overwrite``."""
     if path.suffix.lower() not in endings or not path.absolute().parent.is_dir():
         raise ValueError(f"{path} has to be a {' or '.join(endings)} file in a folder that exists")
     if path.exists() and not path.is_file():

@@ -77,22 +77,19 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def heading(config: "RunConfig", *, is_default: bool) -> str:
-    """Return what is trained, how, and on what."""
-    from specreg.experiments.methods import METHODS
-
-    method, settings = METHODS[config.method], config.settings
-    chosen = "; by default, another one with --method" if is_default else ""
-    return f"{method.title} on {settings.data.data}, {settings.training.steps} steps ({method.about}{chosen})"
-
-
 @contextlib.contextmanager
-def training(label: str, steps: int, heading: str) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+def training(config: "RunConfig", *, is_default: bool) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     """Show how far one run is from its first step on; yields what is to be told each step and its metrics.
 
     On a terminal that is a bar; elsewhere a line every ten seconds. Until the first step something may be wrong, which
-    is said without a heading or a bar.
+    is said without a bar, or the line that says what is trained and whether nobody chose the method.
     """
+    from specreg.experiments.methods import METHODS
+
+    method, settings = METHODS[config.method], config.settings
+    label, steps = f"{config.method}, seed {config.seed}", settings.training.steps
+    chosen = "; by default, another one with --method" if is_default else ""
+    told = [f"{method.title} on {settings.data.data}, {steps} steps ({method.about}{chosen})"]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -104,8 +101,6 @@ def training(label: str, steps: int, heading: str) -> Iterator[Callable[[int, Ma
     console, pulse = Console(stderr=True, highlight=False), _Pulse()
     bars = _Bar(*columns, console=console)
     task = bars.add_task(label, total=steps, metrics="")
-
-    told = [heading]
 
     def tell(step: int, metrics: Mapping[str, Any]) -> None:
         if told:

@@ -16,7 +16,6 @@ import spoilt
 from pictures import load_images
 from specreg.autopsy.checkpoints import open_checkpoint
 from specreg.data.open import find_images
-from specreg.data.stacked import StackedImages
 from specreg.experiments.config import RunConfig, Settings, from_dict
 from specreg.records import RunDirectory
 from specreg.report.runs import open_cells
@@ -109,7 +108,6 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "diversity of NaN": (lambda: specreg.diversity(torch.full((4, 2), NAN), torch.rand(4, 2)), "NaN or inf"),
     "diversity of one": (lambda: specreg.diversity(torch.rand(4, 2), torch.ones(4, 2)), "all alike"),
     "gradient_norms of shapes": (lambda: specreg.gradient_norms(N(), torch.ones(4, 4), torch.ones(3, 4)), "shape"),
-    "stacked colours": (lambda: StackedImages(torch.zeros(3, 3, 8, 8), torch.zeros(3)), "only grey squares"),
     "from_dict of a list": (lambda: from_dict(RunConfig, [1]), "must be an object with keys"),
     "from_dict of another type": (lambda: from_dict(Settings, {"compile": "yes"}), "compile must be true or false"),
     "image_size true": (lambda: find_images(Path(__file__).parent).open(image_size=True), "image_size must be"),

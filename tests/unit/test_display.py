@@ -46,12 +46,12 @@ def job(folder, name: str, state: str, steps: int = 100, **latest: float) -> Job
 
 
 def test_a_log_has_the_estimate_once_and_a_line_every_ten_seconds(clock, capsys):
-    with display.training("sn, seed 0", 3000, "SN on digits") as tell:
+    with display.training(RunConfig("sn"), is_default=False) as tell:
         for step in range(1, 41):
             clock.now += 1.0
             tell(step, {PACE: 3.25} if step == 11 else {"fd": 18.25, "verdict": "steady"} if step == 15 else {})
     assert capsys.readouterr().err.splitlines() == [
-        "SN on digits",
+        "SN on digits, 3000 steps (spectral normalization alone)",
         "sn, seed 0: step 10 of 3000",
         "sn, seed 0: about 2 h 40 min of training to come (2989 steps, evaluations not counted)",
         "sn, seed 0: step 20 of 3000, about 2 h 40 min left  FD 18.25  steady",
@@ -63,7 +63,7 @@ def test_a_log_has_the_estimate_once_and_a_line_every_ten_seconds(clock, capsys)
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_terminal_has_the_estimate_and_metrics_that_are_not_cut(width, monkeypatch):
     shown = terminal(monkeypatch, width=width)
-    with display.training("static, seed 0", 3000, "static SR") as tell:
+    with display.training(RunConfig("static"), is_default=False) as tell:
         tell(11, {PACE: 0.5})
         tell(500, {"modes": 987, "kl": 1.25, "fd": 118.25, "lost": 0.25, "d_loss": 1.5, "g_loss": -0.5})
         tell(501, {"verdict": "collapsing"})
@@ -105,13 +105,15 @@ def test_the_live_table_has_no_columns_that_all_runs_leave_empty(tmp_path):
 
 
 @pytest.mark.parametrize("is_default", [True, False])
-def test_the_heading_says_what_is_trained_and_that_nobody_chose_it(is_default):
-    text = display.heading(RunConfig("static", 0, Settings()), is_default=is_default)
+def test_the_first_line_says_what_is_trained_and_that_nobody_chose_it(is_default, capsys):
+    with display.training(RunConfig("static"), is_default=is_default) as tell:
+        tell(1, {})
+    text = capsys.readouterr().err.splitlines()[0]
     assert text.startswith("static SR on digits, 3000 steps (sn with static compensation")
     assert text.endswith("; by default, another one with --method)") == is_default
 
 
 def test_nothing_is_said_of_a_training_that_does_not_begin(capsys):
-    with display.training("sn, seed 0", 3000, "SN on digits"):
+    with display.training(RunConfig("sn"), is_default=False):
         pass
     assert capsys.readouterr().err == ""

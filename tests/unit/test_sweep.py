@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from specreg.experiments.config import DataConfig, ModelConfig, RunConfig, Setti
 from specreg.experiments.jobs import end, execute_all, threads_of_each
 from specreg.experiments.presets import PRESETS, Cell, choose
 from specreg.experiments.run import prepare_run, saved_config
-from specreg.experiments.sweep import COMPARISON, Plan, changes, cost, lay_out, overridden, saved_settings
+from specreg.experiments.sweep import COMPARISON, Plan, changes, cost, lay_out, saved_settings
+from specreg.options import Sweep, parse
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 from sweeps import tiny
@@ -194,32 +196,38 @@ def test_overrides_change_every_cell_and_data_are_no_change():
     assert changes(shipped, [other]) == {"digits": ["data 'digits' -> 'a.zip'"]}
 
 
+def given_to(settings, *options):
+    """Return a cell's settings with the options of a command line."""
+    return parse(Sweep(settings=settings), ["--preset", "paper", *options]).settings
+
+
 def test_an_option_replaces_the_presets_value_even_by_the_default():
     (cell,) = choose(PRESETS["paper"].cells, ["C8-32"])
-    options = {"steps", "no-tensorboard", "d-lr", "detector.window", "seeds"}
-    given = replace(Settings(), records=replace(Settings().records, tensorboard=False))
-    result = overridden(cell.settings, given, options)
-    assert result.training == replace(cell.settings.training, steps=given.training.steps, d_lr=given.training.d_lr)
-    assert result.training.steps != cell.settings.training.steps
+    steps, narrow = Settings().training.steps, ("--detector.window", "7")
+    assert steps != cell.settings.training.steps
+    result = given_to(cell.settings, "--steps", str(steps), "--no-tensorboard", "--d-lr=0.5", "--seeds", "3")
+    assert result.training == replace(cell.settings.training, steps=steps, d_lr=0.5)
     assert result.records == replace(cell.settings.records, tensorboard=False)
     assert (result.data, result.model) == (cell.settings.data, cell.settings.model)
-    narrow = replace(given, detector=replace(given.detector, window=7))
-    assert overridden(cell.settings, narrow, {"detector.window"}).detector.window == 7
-    assert overridden(cell.settings, narrow, {"detector.window"}).methods == cell.settings.methods
+    assert given_to(cell.settings, *narrow).detector == replace(cell.settings.detector, window=7)
+    assert given_to(cell.settings, *narrow).methods == cell.settings.methods
 
 
 def test_every_option_of_every_method_replaces_the_presets_value():
     (cell,) = choose(PRESETS["paper"].cells, ["C8-32"])
-    changed = {int: 3, float: 0.25, bool: True}
+    changed = {int: 3, float: 0.25}
     words = {"scale": "hold", "scheme": "dynamic", "evidence": "coverage"}
     for key, options in vars(Settings().methods).items():
         for field in dataclasses.fields(options):
-            value = words.get(field.name) or changed[type(getattr(options, field.name))]
-            methods = replace(Settings().methods, **{key: replace(options, **{field.name: value})})
-            typed = f"{key}.{field.name}".replace("_", "-")
-            result = overridden(cell.settings, replace(Settings(), methods=methods), {typed})
+            option, value = f"--{key}.{field.name}".replace("_", "-"), words.get(field.name)
+            if isinstance(getattr(options, field.name), bool):
+                typed, value = [option], True
+            else:
+                value = value or changed[type(getattr(options, field.name))]
+                typed = [option, str(value)]
             expected = replace(getattr(cell.settings.methods, key), **{field.name: value})
-            assert result == replace(cell.settings, methods=replace(cell.settings.methods, **{key: expected}))
+            methods = replace(cell.settings.methods, **{key: expected})
+            assert given_to(cell.settings, *typed) == replace(cell.settings, methods=methods)
 
 
 def test_a_comparison_is_a_sweep_of_one_cell_and_no_preset(tmp_path):
@@ -236,7 +244,7 @@ SWEEP = ["sweep", "--out", "out", "--preset"]
 
 
 def test_ray_is_asked_for_where_it_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("specreg.experiments.cluster.find_spec", lambda name: None)
+    monkeypatch.setattr("specreg.cli.find_spec", lambda name: None if name == "ray" else find_spec(name))
     monkeypatch.chdir(tmp_path)
     assert main([*SWEEP, "digits", "--ray"]) == 2
     assert "pip install 'specreg[cluster]'" in capsys.readouterr().err

@@ -32,12 +32,7 @@ def modulated_layers(names: Iterable[str]) -> set[str]:
 
 
 def is_modulated(shape: tuple[int, ...], *, has_style: bool) -> bool:
-    """Tell whether a weight (1, out, in, height, width) is a modulated convolution's, and not one of three dimensions.
-
-    Args:
-        shape: the weight's.
-        has_style: whether its layer is one of :func:`modulated_layers`.
-    """
+    """Tell whether a weight (1, out, in, height, width) is a modulated convolution's, not one of three dimensions."""
     return len(shape) == 5 and shape[0] == 1 and (has_style or shape[2] > _LARGEST_KERNEL)
 
 

@@ -15,12 +15,9 @@ _OTHERS = re.compile(r"(^|_)(in(put)?|out(put)?|act(ivation)?s?|[kqv]|cache)(_|$
 
 
 def scale_of(name: str, tensors: Mapping[str, Stored], beside: Mapping[str, Sequence[str]]) -> tuple[str, bool]:
-    """Return the name of the scale of a weight, "" without one, and whether it can be multiplied with the weight.
+    """Return the name of the scale of an eight-bit weight, "" without one, and whether it can be multiplied with it.
 
-    Args:
-        name: of the weight, of eight bits.
-        tensors: all in the file.
-        beside: module -> the last parts of its tensors' names.
+    ``beside`` has the last parts of the tensors' names, by module.
     """
     module, _, parameter = name.rpartition(".")
     multiplied = (f"{parameter}_scale", f"{parameter}_scale_inv", f"scale_{parameter}", f"{parameter}_scales")

@@ -26,11 +26,6 @@ Contents = tuple[dict[str, Stored], Counter[str]]
 def read_zip(path: Path, file: BinaryIO, entries: Mapping[str, Bytes]) -> Contents:
     """Return the tensors in a zip file of torch.save by dotted name, and reasons why others are left out, counted.
 
-    Args:
-        path: the file.
-        file: it, opened.
-        entries: of the archive, where they are in the file.
-
     Raises:
         ValueError: it is damaged.
     """

@@ -32,12 +32,7 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class StackedDigits(StackedImages):
-    """Stacked digits: endless images of 1000 modes.
-
-    Args:
-        held_out: stack the held-out digits.
-        size: see :class:`StackedImages`.
-    """
+    """Stacked digits: endless images of 1000 modes, or of the held-out digits."""
 
     resolution = 8
 

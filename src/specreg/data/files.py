@@ -52,11 +52,7 @@ class _SparseError(Exception):
 
 
 class Files:
-    """The regular files of one folder.
-
-    Args:
-        path: the folder.
-    """
+    """The regular files of one folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,9 +101,6 @@ class Files:
 
 class Archive(Files):
     """The regular files of a tar archive, by their names without folders, plain or compressed by gzip.
-
-    Args:
-        path: the archive.
 
     Raises:
         ValueError: it is damaged, compressed otherwise, or has sparse files, which may claim any size.

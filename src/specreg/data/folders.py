@@ -54,9 +54,6 @@ class _Classes:
 class ImageTree:
     """The image files of a folder or zip file, listed once.
 
-    Args:
-        path: of the folder or zip file.
-
     Attributes:
         splits: the parts that it has.
 
@@ -85,11 +82,7 @@ class ImageTree:
         self.splits = tuple(self._ways)
 
     def part(self, split: Split, training: "ImageTree | None" = None) -> ImageFiles:
-        """Return the undecoded images of a part.
-
-        Args:
-            split: the part.
-            training: the tree whose part for training has the classes; None for this tree.
+        """Return the undecoded images of a part; the classes are those that ``training``, or this tree, trains on.
 
         Raises:
             ValueError: there are no images, or their labels fit neither them nor the training images.

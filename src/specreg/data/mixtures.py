@@ -39,23 +39,19 @@ class GaussianMixture:
         return self.centres[modes] + self.deviation * noise, modes
 
 
-def ring(radius: float, count: int = 8) -> Tensor:
-    """Return ``count`` centres (count, 2) on a circle, the first at (radius, 0)."""
-    angles = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
+def _ring(radius: float) -> Tensor:
+    """Return eight centres (8, 2) on a circle, the first at (radius, 0)."""
+    angles = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
     return (radius * torch.stack([angles.cos(), angles.sin()], 1)).float()
 
 
-def grid(spacing: float = 2.0, side: int = 5) -> Tensor:
-    """Return side x side centres (side², 2) around the origin: {-4, -2, 0, 2, 4}² by default."""
-    ticks = spacing * (torch.arange(side) - (side - 1) / 2)
-    return torch.cartesian_prod(ticks, ticks)
-
-
+_TICKS = torch.arange(-4.0, 5.0, 2.0)
+_GRID = torch.cartesian_prod(_TICKS, _TICKS)
 # By their names for the option --data. PacGAN: Lin et al. 2018, section 4.1, and the authors' code (the unit circle);
 # self-conditioned: Liu et al. 2020, *Diverse Image Generation via Self-Conditioned GANs*, the authors' code.
 MIXTURES = {
-    "ring": GaussianMixture("ring", "pacgan", ring(1.0), 0.01),
-    "grid": GaussianMixture("grid", "pacgan", grid(), 0.05),
-    "ring-self-conditioned": GaussianMixture("ring", "self-conditioned", ring(2.0), 0.01),
-    "grid-self-conditioned": GaussianMixture("grid", "self-conditioned", grid(), 0.05),
+    "ring": GaussianMixture("ring", "pacgan", _ring(1.0), 0.01),
+    "grid": GaussianMixture("grid", "pacgan", _GRID, 0.05),
+    "ring-self-conditioned": GaussianMixture("ring", "self-conditioned", _ring(2.0), 0.01),
+    "grid-self-conditioned": GaussianMixture("grid", "self-conditioned", _GRID, 0.05),
 }

@@ -2,7 +2,6 @@
 
 import math
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,11 @@ _CLASSES = 10
 _UINT8 = 8
 
 
-@dataclass(frozen=True)
 class Idx:
     """Files of big-endian sizes and bytes: images (N, H, W) and labels (N,)."""
 
-    title: str = "MNIST"
-    home: str = "the four idx files of MNIST from yann.lecun.com/exdb/mnist, or by torchvision.datasets.MNIST"
+    title = "MNIST"
+    home = "the four idx files of MNIST from yann.lecun.com/exdb/mnist, or by torchvision.datasets.MNIST"
 
     def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
         return tuple(split for split in _PREFIXES if _name(names, split, "images", 3) is not None)

@@ -25,9 +25,6 @@ class StackedImages:
     Attributes:
         stacks: indices of the grey images that are stacked, (size, 3), int64; None without ``size``.
 
-    Raises:
-        ValueError: the images are not grey squares of ten classes, or ``size`` is below 1.
-
     Reference:
         Metz et al. 2017, section 3.3.1 (stacked for every batch); Srivastava et al. 2017 and Lin et al. 2018
         (128,000 stacked beforehand).
@@ -38,13 +35,6 @@ class StackedImages:
     num_classes = NUM_MODES
 
     def __init__(self, images: Tensor, labels: Tensor, *, size: int | None = None) -> None:
-        if images.ndim != 3 or images.shape[1] != images.shape[2]:
-            raise ValueError(f"only grey squares (N, H, H) can be stacked, got {tuple(images.shape)}")
-        classes = set(labels.tolist())
-        if len(labels) != len(images) or classes != set(range(10)):
-            raise ValueError(f"only images of ten classes, 0 to 9, can be stacked, got {len(classes)} classes")
-        if size is not None and size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
         self.images = images
         self.labels = labels
         self.resolution = images.shape[-1]
@@ -74,7 +64,6 @@ def stack(source: ImageArrays, size: int | None = None) -> StackedImages:
         raise ValueError(
             f"{source.name} cannot be stacked: its images are not grey, but have {source.channels} channels"
         )
-    try:
-        return StackedImages(source.images[:, 0], source.labels, size=size)
-    except ValueError as error:
-        raise ValueError(f"{source.name} cannot be stacked: {error}") from error
+    if (classes := set(source.labels.tolist())) != set(range(10)):
+        raise ValueError(f"{source.name} cannot be stacked: that takes ten classes, 0 to 9, got {len(classes)} classes")
+    return StackedImages(source.images[:, 0], source.labels, size=size)

@@ -1,7 +1,6 @@
 """STL-10 as published: binary files of 96x96 images, column by column (Coates et al. 2011)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +22,11 @@ _LABELS: dict[Split, str] = {"train": "train_y.bin", "test": "test_y.bin"}
 _NAMES = "class_names.txt"
 
 
-@dataclass(frozen=True)
 class Stl10:
     """Images (3, 96, 96) with columns before rows, and labels from 1."""
 
-    title: str = "STL-10"
-    home: str = "stl10_binary.tar.gz from cs.stanford.edu/~acoates/stl10"
+    title = "STL-10"
+    home = "stl10_binary.tar.gz from cs.stanford.edu/~acoates/stl10"
 
     def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
         return tuple(split for split, name in _PIXELS.items() if name in names)

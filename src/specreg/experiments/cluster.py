@@ -6,7 +6,6 @@ A task of Ray is one process ``specreg train --out RUN``, as on a single machine
 
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
@@ -16,12 +15,6 @@ from specreg.records import RunDirectory
 
 _LOSSES = 3  # of the machine under a run before it counts as failed: a run that kills machines is passed over, too
 _NOTICE = 20.0  # seconds in which Ray notices that a machine is gone; until then it sends tasks there
-
-
-def check_ray() -> None:
-    """Raise ValueError with the remedy where Ray is not installed."""
-    if find_spec("ray") is None:
-        raise ValueError("--ray needs the package ray: pip install 'specreg[cluster]'")
 
 
 def execute_on_ray(

@@ -186,10 +186,7 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
     )
 
 
-@functools.cache
-def _types(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
+_types = functools.cache(typing.get_type_hints)
 
 # Every integer is at least 1 but these (0 is none or never) and methods' options, which are checked by their owners.
 _AT_LEAST = {"seed": 0, "evaluate_every": 0, "warmup": 0}

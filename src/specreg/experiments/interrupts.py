@@ -13,7 +13,8 @@ _NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Turn SIGINT, SIGTERM and the end of the terminal (SIGHUP) into a flag that is asked for."""
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    is_main = threading.current_thread() is threading.main_thread()  # to which alone signals come
+    before = {number: signal.getsignal(number) for number in _NUMBERS if is_main}
     for number in before:
         signal.signal(number, lambda signum, _: received.append(signum))
     try:
@@ -32,10 +33,6 @@ def import_whole(names: Iterable[str]) -> None:
     Raises:
         KeyboardInterrupt: it was typed meanwhile.
     """
-    if threading.current_thread() is not threading.main_thread():  # to which alone signals come
-        for name in names:
-            importlib.import_module(name)
-        return
     with interruptible() as interrupted:
         for name in names:
             importlib.import_module(name)

@@ -47,7 +47,7 @@ class Job:
 
 
 def execute_all(
-    jobs: Sequence[Job], parallel: int, watch: Callable[[], None] = lambda: None, *, minutes: float | None = None
+    jobs: Sequence[Job], parallel: int | None, watch: Callable[[], None] = lambda: None, *, minutes: float | None = None
 ) -> None:
     """Run all jobs that wait, ``parallel`` at a time, each with :func:`threads_of_each`.
 
@@ -55,9 +55,11 @@ def execute_all(
     asks every process to save a checkpoint and end, and leaves the rest waiting; so does an error here.
 
     Args:
+        parallel: None is one where there is a GPU, as many as there are cores elsewhere.
         watch: called about twice a second.
         minutes: do as Ctrl-C does after so many minutes; None is never.
     """
+    parallel = parallel or (1 if torch.accelerator.is_available() else os.cpu_count() or 1)
     threads = threads_of_each(parallel)
     with stopping(minutes) as stop, _ended_with(jobs):
         while True:

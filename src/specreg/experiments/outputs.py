@@ -22,10 +22,6 @@ class OutputProbe:
 
     Liu et al. 2019 (the longer text) choose i by these distributions: a discriminator that overfits scores training
     images above held-out ones.
-
-    Args:
-        training, held_out: images that the discriminator is trained on, and ones that it is not.
-        settings: whether the networks are conditional.
     """
 
     def __init__(self, training: Dataset, held_out: Dataset, settings: Settings) -> None:

@@ -43,12 +43,7 @@ _MISSING_SIDE = 5  # images in a row, and rows, of a picture of what is missing
 
 
 class Probe:
-    """One batch of real samples and one of latent vectors, the same at each time: what the discriminator feels of them.
-
-    Args:
-        source: the real samples.
-        settings: whether the networks are conditional.
-    """
+    """What a discriminator feels of one batch of real samples and one of latent vectors, the same at each time."""
 
     def __init__(self, source: Source, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_PROBE_SEED)

@@ -5,7 +5,7 @@ from the preset's, and the names of its runs. Sweeps of one preset into one fold
 one cell, :data:`COMPARISON`, and of no preset.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,29 +53,6 @@ class Plan:
         }  # fmt: skip
 
 
-def overridden(settings: Settings, given: Settings, options: Collection[str]) -> Settings:
-    """Return settings in which the fields named by the options of a command line have the values given there.
-
-    Args:
-        options: as typed, without dashes at the beginning: "batch-size", "no-tensorboard", "detector.warmup".
-    """
-    names = {option.replace("-", "_") for option in options}
-    names |= {name.removeprefix("no_") for name in names}
-
-    def merged(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        # An option is named by its key alone, but those of the detector and of a method, which have its name in front.
-        return {
-            key: merged(value, new[key], f"{key}." if key == "detector" or old is methods else "")
-            if isinstance(value, Mapping) else new[key] if prefix + key in names else value
-            for key, value in old.items()
-        }  # fmt: skip
-
-    values = to_dict(settings)
-    methods = values["methods"]
-
-    return from_dict(Settings, merged(values, to_dict(given)))
-
-
 def changes(before: Sequence[Cell], after: Sequence[Cell]) -> dict[str, list[str]]:
     """Return by cell in what its settings differ from the preset's; data that only the user can name do not count."""
     changed = {}
@@ -86,10 +63,7 @@ def changes(before: Sequence[Cell], after: Sequence[Cell]) -> dict[str, list[str
 
 
 def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
-    """Lay out the run directories of a plan; complete runs are done already, and failed ones are passed over.
-
-    Args:
-        retry: let failed runs go on, too.
+    """Lay out the run directories of a plan; complete runs are done already, failed ones wait only for ``retry``.
 
     Raises:
         ValueError: the folder holds a sweep of another preset or with other settings, data are missing or cannot be

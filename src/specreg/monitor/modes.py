@@ -51,9 +51,6 @@ class ModeThresholds:
 class ModeJudge:
     """Judge a stream of readings of the missing mass.
 
-    Args:
-        thresholds: its constants.
-
     Example:
         >>> import torch
         >>> from specreg import Coverage

@@ -20,17 +20,6 @@ class Diversity:
     ratio: float
     duplicates: float
 
-    @property
-    def poor(self) -> bool:
-        """Whether the batch is clearly less diverse than the real batch: ratio under 0.7 or duplicates over 0.2.
-
-        Coarse on purpose: a generator that lost half of a thousand modes still makes diverse batches.
-        """
-        return self.ratio < 0.7 or self.duplicates > 0.2
-
-    def __str__(self) -> str:
-        return f"diversity {self.ratio:.2f} of real, {self.duplicates:.0%} near-duplicates"
-
 
 def diversity(generated: Tensor, real: Tensor) -> Diversity:
     r"""Compare the pairwise Euclidean distances within a generated and a real batch.
@@ -49,8 +38,8 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
         >>> real = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
         >>> diversity(real / 2, real).ratio
         0.5
-        >>> diversity(real[:10].repeat(20, 1), real).poor  # ten samples again and again
-        True
+        >>> diversity(real[:10].repeat(20, 1), real).duplicates  # ten samples again and again
+        1.0
     """
     if not generated.ndim or not real.ndim or generated.shape[1:] != real.shape[1:]:
         raise ValueError(f"generated samples have shape {tuple(generated.shape[1:])}, real {tuple(real.shape[1:])}")

@@ -27,7 +27,7 @@ _SPARE = ("#5f6b76", "#b5519c", "#8c6d31", "#17a2b0", "#2f2f2f", "#a3b82a")
 # Lines differ by more than their colour: matplotlib's pattern and SVG's for the same line.
 _PATTERNS = (("solid", ""), ((0, (5, 2)), "10 4"), ((0, (1, 1.2)), "2 2.4"), ((0, (6, 2, 1, 2)), "12 4 2 4"))
 _SHADES = {"amber": "#f8e3b4", "red": "#efc4c0"}  # by tone
-MOMENTS = 5  # curves of one layer's spectrum
+_MOMENTS = 5  # curves of one layer's spectrum
 
 
 class Style(NamedTuple):
@@ -110,11 +110,7 @@ def plot_named(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
 def plot_curves(
     axis: Axes, runs: Sequence[Run], curve_of: Callable[[Run], Mapping[int, float]], *, up_to_one: bool = False
 ) -> None:
-    """Plot a number during training: thin lines for seeds, a thick one for each group's mean.
-
-    Args:
-        up_to_one: show the range from 0 to 1.
-    """
+    """Plot a number during training, from 0 to 1 if asked: thin lines for seeds, a thick one for each group's mean."""
     look = styles(runs)
     for group, alike in grouped(runs).items():
         _plot_mean(axis, [curve for run in alike if (curve := curve_of(run))], look[group], group)
@@ -155,7 +151,7 @@ def moments(run: Run) -> dict[str, Style]:
 
 def _steps(run: Run) -> dict[int, Style]:
     steps = [record["step"] for record in run.spectra]
-    chosen = dict.fromkeys(steps[round(i * (len(steps) - 1) / (MOMENTS - 1))] for i in range(MOMENTS) if steps)
+    chosen = dict.fromkeys(steps[round(i * (len(steps) - 1) / (_MOMENTS - 1))] for i in range(_MOMENTS) if steps)
     return dict(zip(chosen, map(Style, _shades(len(chosen))), strict=True))
 
 

@@ -18,13 +18,32 @@ from specreg.report.tables import Table
 
 
 def write_page(path: Path, cells: Sequence[Cell]) -> None:
-    """Write the page about the cells of :func:`specreg.report.open_cells`.
+    """Write the page about the cells of :func:`specreg.report.open_cells`; the same records give the same page.
 
     Raises:
         ValueError: a record is damaged; nothing is written.
     """
     _check(cells)
-    write_text(path, render(cells))
+    sections: dict[str, tuple[str, Any]] = {
+        "verdict": ("Verdict", verdict(cells)),
+        "results": ("Results", results(cells)),
+    }
+    sections |= {shown.name: (shown.heading, shown) for shown in illustrations(cells)}
+    sections["settings"] = ("Settings and environment", settings(cells))
+    environment = Environment(
+        loader=PackageLoader("specreg", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    page = environment.get_template("page.html.j2").render(
+        title=_title(cells),
+        subject=_subject(cells),
+        style=files(__package__).joinpath("page.css").read_text(encoding="utf-8"),
+        sections={anchor: section for anchor, section in sections.items() if section[1]},
+        one_cell=len(cells) == 1,
+        picture=picture,
+        tones=verdicts.TONES,
+    )
+    write_text(path, page)
 
 
 def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
@@ -67,29 +86,6 @@ def _check(cells: Sequence[Cell]) -> None:
         for name in ("data", "samples", "missing"):
             if run.directory.image(name).exists():
                 run.picture(name)
-
-
-def render(cells: Sequence[Cell]) -> str:
-    """Return the page as text; the same records give the same page."""
-    sections: dict[str, tuple[str, Any]] = {
-        "verdict": ("Verdict", verdict(cells)),
-        "results": ("Results", results(cells)),
-    }
-    sections |= {shown.name: (shown.heading, shown) for shown in illustrations(cells)}
-    sections["settings"] = ("Settings and environment", settings(cells))
-    environment = Environment(
-        loader=PackageLoader("specreg", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("page.html.j2").render(
-        title=_title(cells),
-        subject=_subject(cells),
-        style=files(__package__).joinpath("page.css").read_text(encoding="utf-8"),
-        sections={anchor: section for anchor, section in sections.items() if section[1]},
-        one_cell=len(cells) == 1,
-        picture=picture,
-        tones=verdicts.TONES,
-    )
 
 
 def verdict(cells: Sequence[Cell]) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from PIL import Image
 
@@ -67,7 +66,11 @@ def write_sheet(path: Path, illustration: Illustration) -> None:
         for axis in line[len(panels) :]:
             axis.axis("off")
         for axis, panel in zip(line, panels, strict=False):
-            _draw(axis, panel)
+            if isinstance(panel.content, Image.Image):
+                axis.imshow(panel.content, interpolation="nearest", cmap="gray")
+                axis.axis("off")
+            else:
+                panel.content(axis)
             if panel.legend:
                 axis.legend(*_entries(panel.legend), fontsize=6, frameon=False)
             lead = [part.heading] if part.heading and panel is part.panels[0] else []
@@ -86,14 +89,6 @@ def write_sheet(path: Path, illustration: Illustration) -> None:
 def _entries(legend: Mapping[str, Style]) -> tuple[list[Line2D], list[str]]:
     lines = [Line2D([], [], color=style.colour, ls=style.pattern, lw=2) for style in legend.values()]
     return lines, list(map(words, legend))
-
-
-def _draw(axis: Axes, panel: Panel) -> None:
-    if isinstance(panel.content, Image.Image):
-        axis.imshow(panel.content, interpolation="nearest", cmap="gray")
-        axis.axis("off")
-    else:
-        panel.content(axis)
 
 
 def _photograph(grid: Image.Image) -> Picture:

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from specreg.files import check_file, exists, read_json
 from specreg.names import QUESTIONS, STATES, bulk_range, flat
 from specreg.records import RunDirectory, no_run
-from specreg.report.methods import look
 
 OUTPUTS = ("training", "held_out", "generated")
 # What a result says of its protocol in words.
@@ -25,6 +24,20 @@ _WORDS = ("method", "config", "verdict", "answers", *DECLARED)  # what is no num
 _LARGEST = 1e100  # of a finite number; no loss or distance of single precision comes near, and sums stay finite
 _LETTER = re.compile(r"^[A-Z](?=\d+-\d+$)")  # of the paper's settings
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
+
+
+class Look(NamedTuple):
+    """How a method is called and drawn, by the run's own ``method.json``: a report knows no list of methods.
+
+    Attributes:
+        title: in tables and figures.
+        colour: of its lines, ``#rrggbb``; "" for any.
+        order: its place among the methods; the last where nothing is known of it.
+    """
+
+    title: str
+    colour: str = ""
+    order: int = 10**6
 
 
 class Run:
@@ -50,7 +63,7 @@ class Run:
         self.method: str = config["method"]
         self.seed: int = config["seed"]
         self.settings = flat(config["settings"])
-        self.look = look(directory, self.method)
+        self.look = _look(directory, self.method)
         self.group: str = self.look.title
         self.label: str = f"{self.group}, seed {self.seed}"
 
@@ -303,11 +316,7 @@ def bulk(values: Sequence[float]) -> float:
 
 
 def _labelled(runs: Sequence[Run]) -> list[Run]:
-    """Tell runs apart: by the settings in which runs of one method differ, then by their folders.
-
-    Returns:
-        The runs, those of one group together.
-    """
+    """Tell runs apart by the settings in which those of a method differ, then by folder; groups stay together."""
     for alike in _by(runs, lambda run: run.method):
         keys = differing([run.settings for run in alike])
         kinds = [{key: run.settings.get(key) for key in keys} for run in alike]
@@ -327,6 +336,20 @@ def _by(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:
     for run in runs:
         groups.setdefault(key(run), []).append(run)
     return list(groups.values())
+
+
+def _look(run: RunDirectory, method: str) -> Look:
+    """Return how a run's method is called and drawn, by its bare name where the run does not say."""
+    record: dict[str, Any] | None = run.read("method")
+    if record is None:
+        return Look(method)
+    title, colour, order = (record.get(key) for key in ("title", "colour", "order"))
+    if (
+        isinstance(title, str) and isinstance(colour, str) and re.fullmatch("#[0-9a-f]{6}", colour)
+        and isinstance(order, int) and _integer(order)
+    ):  # fmt: skip
+        return Look(title, colour, order)
+    raise ValueError(f"{run.path / 'method.json'} is damaged: not what a run says of its method; remove it")
 
 
 def _number(value: Any) -> bool:

@@ -58,19 +58,13 @@ class Table(NamedTuple):
         return Table([self.headings[i] for i in kept], [[row[i] for i in kept] for row in self.rows], self.num_texts)
 
 
-def columns(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
-    """Return the measures that any of the results has."""
-    results = list(results)
-    return [column for column in COLUMNS if any(result.get(column[0]) is not None for result in results)]
-
-
 def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
     """Return a row for each method of each cell, published scores beside; or one for each run that is complete.
 
     Where runs have different protocols, whose numbers do not compare, the method is followed by the protocol's name.
     """
     complete = [run for cell in cells for run in cell.runs if run.result]
-    measures = columns(run.result for run in complete)
+    measures = [column for column in COLUMNS if any(run.result.get(column[0]) is not None for run in complete)]
     watched = any(run.verdicts for cell in cells for run in cell.runs)
     scores = [] if by_run else [score for score in _PUBLISHED if any(score in cell.published for cell in cells)]
     with_collapse = not by_run and any("collapse" in cell.published for cell in cells)

@@ -22,11 +22,7 @@ SampleEvaluator = Evaluator | MixtureEvaluator
 
 
 class Source(abc.ABC):
-    """Training data, and the networks, evaluator, picture and recipe that fit them.
-
-    Args:
-        dataset: the samples.
-    """
+    """Training data, and the networks, evaluator, picture and recipe that fit them."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -86,10 +82,4 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:
-        """Write a picture of samples as PNG.
-
-        Args:
-            draw: a number in, that many samples out.
-            path: the file.
-            side: images in a row, and rows.
-        """
+        """Write ``side`` rows of images as PNG; ``draw`` returns as many samples as it is asked for."""
