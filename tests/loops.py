@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import weight_norm
 
 import specreg
 from specreg.experiments.config import RunConfig, from_dict
@@ -163,6 +165,8 @@ def wrappers(folder: Path, kinds: dict[str, tuple[bool, bool]] = WRAPPED) -> Non
             verb(nn.ModuleDict({"d": in_parallel(discriminator())}))
         except ValueError as error:
             result["late"].append(str(error))
+    result["late"].append(refusal_of_removal())
+    result["sharded"] = refusals_of_shards()
     inside = nn.ModuleDict({"a": in_parallel(discriminator()), "b": discriminator()})
     result["inside"] = list(specreg.Monitor(inside).layers)
     normalized = discriminator()
@@ -173,6 +177,36 @@ def wrappers(folder: Path, kinds: dict[str, tuple[bool, bool]] = WRAPPED) -> Non
         result["norms"] = specreg.gradient_norms(wrapped, real, fake)
     hinge(wrapped, us.share(real), us.share(fake)).backward()
     leave(folder, "wrappers", result)
+
+
+def refusal_of_removal() -> str:
+    """Try to take weight normalization off inside the wrapper; it has to stay as it was."""
+    network = discriminator()
+    weight_norm(network[0])
+    specreg.spectral_norm(network, skip="0")
+    names = list(dict(network.named_parameters()))
+    try:
+        specreg.remove(in_parallel(network))
+    except ValueError as error:
+        assert list(dict(network.named_parameters())) == names
+        return str(error)
+    return ""
+
+
+def refusals_of_shards() -> list[str]:
+    """Try a network that fully_shard has taken: divided, whole for a while, and with a compensator from before."""
+    refusals = []
+    network = fully_shard(discriminator())
+    early = discriminator()
+    compensator, monitor = specreg.static_compensation(early, every=1), specreg.Monitor(early, every=1)
+    fully_shard(early)
+    for attempt in (lambda: specreg.spectra(network), network.unshard, lambda: specreg.static_compensation(network),
+                    compensator.step, lambda: monitor.step(1)):  # fmt: skip
+        try:
+            attempt()
+        except ValueError as error:
+            refusals.append(str(error))
+    return refusals
 
 
 def accumulated(us: Processes, real: Tensor, fake: Tensor) -> dict[str, Any]:

@@ -70,6 +70,16 @@ def test_the_spectral_penaltys_gradient_is_that_of_s1_alone(exponent):
     assert torch.autograd.gradcheck(penalty, layer.weight.detach().clone().requires_grad_())
 
 
+@pytest.mark.parametrize("exponent", [1, 2, 3])
+@pytest.mark.parametrize("scale", [1e-3, 1e-6, 1e-12])
+def test_the_spectral_penalty_pulls_tiny_weights_as_its_formula_says(scale, exponent):
+    layer = nn.Linear(7, 4, bias=False).double()
+    layer.weight.data.mul_(scale / torch.linalg.matrix_norm(layer.weight.data, 2))
+    specreg.spectral_penalty(layer, exponent=exponent).backward()
+    slope = 2 * (scale**exponent - 1) * exponent * scale ** (exponent - 1)
+    assert torch.linalg.matrix_norm(layer.weight.grad).item() == pytest.approx(-slope, rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
 @pytest.mark.parametrize("exponent", [1, 2])
 def test_the_spectral_penalty_is_finite_where_s1_is_zero_or_repeated(exponent, dtype):

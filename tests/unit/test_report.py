@@ -17,14 +17,16 @@ from PIL import Image
 
 from runs import HOSTILE, STEPS, damage, make_run
 from specreg.cli import main
+from specreg.experiments.methods import METHODS
+from specreg.files import write_json
 from specreg.names import ALARMS
 from specreg.records import RunDirectory
-from specreg.report.figures import plot_curves, plot_named
+from specreg.report.figures import plot_bulks, plot_curves, plot_named, styles
 from specreg.report.illustrations import Panel, samples, scores
 from specreg.report.page import write_page
 from specreg.report.panels import picture
 from specreg.report.runs import Run, bulk, grouped, open_cells, ratios
-from specreg.report.tables import mean_and_spread, protocol, table
+from specreg.report.tables import markdown, mean_and_spread, protocol, table
 from specreg.report.verdicts import line, segments, sentence, tone
 from specreg.spectra import statistics
 
@@ -149,6 +151,20 @@ def test_every_state_of_a_verdict_has_a_tone_and_a_style():
     assert {tone(state) for state in ("not judged", "not watched")} == {"unwatched"}
 
 
+def test_a_bulk_is_shaded_by_what_was_said_of_spectra_and_by_no_other_answer(tmp_path):
+    shades = {}
+    for spectra in ("steady", "collapsed"):
+        run = Run(RunDirectory(make_run(tmp_path / spectra)))
+        run.verdicts = [
+            verdict | {"state": "lost", "spectra": verdict["spectra"] | {"state": spectra}} for verdict in run.verdicts
+        ]
+        figure, axis = plt.subplots()
+        plot_bulks(axis, run)
+        shades[spectra] = [patch.get_hatch() for patch in axis.patches]
+        plt.close(figure)
+    assert shades == {"steady": [], "collapsed": ["//"]}
+
+
 @pytest.mark.usefixtures("unrendered")
 def test_what_is_missing_has_a_column_a_curve_and_a_picture(tmp_path):
     paths = [
@@ -197,6 +213,14 @@ def test_scores_of_different_protocols_are_not_averaged(tmp_path):
     assert [cells[:3] for cells in table(open_cells([tmp_path])).rows] == [
         ["SN, a", "2", "2.00 ± 1.41"], ["SN, b", "1", "9.00"],
     ]  # fmt: skip
+
+
+def test_a_name_that_would_break_the_table_is_escaped(tmp_path):
+    run = RunDirectory(make_run(tmp_path / "run"))
+    write_json(run.path / "method.json", {"title": "a|b\nc", "colour": "#c44e52", "order": 0})
+    lines = markdown(open_cells([run.path])).splitlines()
+    assert lines[2].startswith("| a\\|b")
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:3]}) == 1
 
 
 def test_one_protocol_of_points_is_one_line():
@@ -260,6 +284,25 @@ def test_the_results_are_grouped_by_method_and_by_setting(tmp_path):
     assert len(page.attributes("mark")) == 2 + 2  # seed of the second and fourth run, keep of the third and fourth
 
 
+def test_options_of_other_methods_tell_no_runs_apart(tmp_path):
+    paths = [make_run(tmp_path / f"sn-{seed}", "sn", seed, keep=(0.5, 0.7)[seed]) for seed in (0, 1)]
+    (cell,) = open_cells(paths)
+    assert list(grouped(cell.runs)) == ["SN"]
+
+
+def test_options_of_one_name_are_told_by_their_methods(tmp_path):
+    paths = [make_run(tmp_path / f"guard-{every}", "guard", every=every) for every in (5, 10)]
+    for path, every in zip(paths, (5, 10), strict=True):
+        config = json.loads((path / "config.json").read_text())
+        config["settings"]["methods"]["guard"] = {"every": 2 * every}
+        write_json(path / "config.json", config)
+    (cell,) = open_cells(paths)
+    title = METHODS["guard"].title
+    assert [run.group for run in cell.runs] == [
+        f"{title}, static.every 5, guard.every 10", f"{title}, static.every 10, guard.every 20",
+    ]  # fmt: skip
+
+
 def test_runs_that_are_told_apart_by_nothing_are_numbered(tmp_path):
     (cell,) = open_cells([make_run(tmp_path / "a"), make_run(tmp_path / "b"), tmp_path / "a"])
     assert [run.label for run in cell.runs] == ["SN, seed 0 (1: a)", "SN, seed 0 (2: b)"]
@@ -318,7 +361,7 @@ def test_the_one_value_of_a_short_run_is_a_point_and_more_are_a_line(tmp_path):
     for curve, marker in (({60: 1.0}, "o"), ({60: 1.0, 120: 2.0}, "")):
         drawn, axes = plt.subplots(1, 2)
         plot_named(axes[0], {"a": curve})
-        plot_curves(axes[1], [run], lambda _, curve=curve: curve)
+        plot_curves(axes[1], [run], lambda _, curve=curve: curve, styles([run]))
         assert [line.get_marker() for axis in axes for line in axis.lines] == [marker, marker]
         plt.close(drawn)
 

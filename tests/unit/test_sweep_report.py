@@ -10,6 +10,8 @@ from PIL import Image
 from runs import HOSTILE, make_run
 from specreg.cli import main
 from specreg.files import write_json
+from specreg.records import RunDirectory
+from specreg.report.illustrations import illustrations
 from specreg.report.page import write_folder
 from specreg.report.runs import grouped, open_cells, published
 from specreg.report.tables import missing, notes, results, table
@@ -173,6 +175,30 @@ def test_several_sweeps_share_a_page_and_one_setting_has_a_page_of_its_own(sweep
     assert "Not the preset's settings in B8-64, C8-32 (other): steps 9 -> 1100." in notes(cells)
     (cell,) = open_cells([sweep / "C8-32"])
     assert list(grouped(cell.runs)) == ["SN", "static SR"]
+
+
+def test_a_gain_is_not_taken_between_protocols(tmp_path):
+    for name, protocols in (("A16-128", ("a", "a")), ("C8-32", ("a", "b"))):
+        for method, kind in zip(("sn", "static"), protocols, strict=True):
+            run = RunDirectory(make_run(tmp_path / "out" / name / f"{method}-seed0", method, 0))
+            run.write("result", {"method": method, "protocol": kind, "fd": 10.0 if method == "sn" else 5.0})
+    both = {"A16-128": ["sn-seed0", "static-seed0"], "C8-32": ["sn-seed0", "static-seed0"]}
+    text = " ".join(notes(open_cells([make_sweep(tmp_path / "out", both)])))
+    assert "static SR against SN, 1 setting: Fréchet distance -50.0% in the mean, lower in 1." in text
+
+
+def test_settings_of_folders_of_one_name_have_labels_and_lines_of_their_own(tmp_path):
+    folders = [make_sweep(tmp_path / place / "demo", {"C8-32": ["sn-seed0"]}) for place in "ab"]
+    make_run(folders[0] / "C8-32" / "static-seed0", "static", 0)
+    make_sweep(folders[0], {"C8-32": ["sn-seed0", "static-seed0"]})
+    for folder in folders:
+        make_run(folder / "C8-32" / "sn-seed0", "sn", 0)
+    cells = open_cells(folders)
+    assert [cell.label for cell in cells] == [f"C8-32 ({folder})" for folder in folders]
+    drawn = {part.heading: part for shown in illustrations(cells) if shown.name == "scores" for part in shown.parts}
+    legends = [part.legend for part in drawn.values()]
+    assert legends[0] == legends[1]
+    assert len(drawn) == 2
 
 
 def test_strings_of_a_sweep_stay_text_and_a_damaged_one_is_named(tmp_path, capsys):

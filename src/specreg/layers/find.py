@@ -1,6 +1,7 @@
 """The layers of a module: find them, name them, read and write their matrices."""
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -221,9 +222,10 @@ def find(
     if not normalizing:
         own = [name for name, use in matched if _normalizes_itself(use)]
     matched = [(name, use) for name, use in matched if name not in frozen and name not in own]
-    is_sharded = any(hasattr(child, "_fsdp_wrapped_module") for child in module.modules())
     # Some processes see a part of a weight, in one dimension, some nothing: all say the same.
-    if is_sharded and (not matched or any(use.storage[-1].ndim < 2 for _, use in matched)):
+    is_divided = not matched or any(use.storage[-1].ndim < 2 for _, use in matched)
+    is_wrapped = any(hasattr(child, "_fsdp_wrapped_module") for child in module.modules())
+    if (is_wrapped and is_divided) or _is_fully_sharded(module):
         raise ValueError("the module's weights are sharded between processes, which specreg cannot read")
     if not matched:
         raise ValueError(f"no layer matched{_filters(only, skip)}: {_inventory(module, candidates, frozen, own)}")
@@ -249,6 +251,12 @@ def find(
         title,
         LeftOut(tuple(_not_covered(module)), tuple(frozen), tuple(own)),
     )
+
+
+def _is_fully_sharded(module: nn.Module) -> bool:
+    """Tell whether ``fully_shard`` was called on a module; what is written while its weights are whole gets lost."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # which has been imported then
+    return fsdp is not None and any(isinstance(child, fsdp.FSDPModule) for child in module.modules())
 
 
 def _identity(use: Weight) -> tuple[Any, ...]:

@@ -93,6 +93,10 @@ class Weight:
         """Return the stored weight (see the module's docstring), detached; nothing is changed."""
         with torch.no_grad():
             storage = self.storage
+            if hasattr(storage[-1], "device_mesh"):
+                raise ValueError(
+                    "a weight has been sharded between processes since, and specreg cannot read it any more"
+                )
             weight = storage[0].detach()
             if len(storage) == 2:
                 weight = torch._weight_norm(storage[1], storage[0], self._weight_norm_dim)

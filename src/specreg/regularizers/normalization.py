@@ -11,7 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layers, find
 from specreg.layers.kinds import Kind
-from specreg.layers.requirements import require_finite, require_parametrizable, warn_of_differences
+from specreg.layers.requirements import require_finite, require_parametrizable, require_unwrapped, warn_of_differences
 from specreg.layers.selection import Selection, plainly_named_modules, unwrap
 from specreg.layers.weights import Weight
 from specreg.spectra.gram import full_precision
@@ -76,6 +76,9 @@ def remove(module: nn.Module) -> list[str]:
     Returns:
         The qualified names of the tensors that are plain again.
 
+    Raises:
+        ValueError: weight normalization is inside DistributedDataParallel; nothing is changed.
+
     Example:
         >>> import specreg
         >>> discriminator = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
@@ -88,7 +91,10 @@ def remove(module: nn.Module) -> list[str]:
     values: dict[int, Tensor] = {}  # of shared originals: removing the first one's parametrization changes them
     hooked: dict[tuple[Tensor, ...], Any] = {}  # what hooks kept -> the plain weight
     undone = []
-    for name, child in list(plainly_named_modules(unwrap(module))):
+    named = list(plainly_named_modules(unwrap(module)))
+    if any(_is_split(child) for _, child in named):
+        require_unwrapped(module)
+    for name, child in named:
         lists: Any = child.parametrizations if parametrize.is_parametrized(child) else {}
         if lists:
             _own_class(child)
@@ -125,6 +131,13 @@ def remove(module: nn.Module) -> list[str]:
                 _forget_state_dict_hooks(child, hook)
                 undone.append(f"{name}.{hook.name}" if name else hook.name)
     return undone
+
+
+def _is_split(module: nn.Module) -> bool:
+    """Tell whether a weight is made from several parameters, as under weight normalization."""
+    lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+    hooks = module._forward_pre_hooks.values()
+    return any(not made.is_tensor for made in lists.values()) or any(isinstance(h, LegacyWeightNorm) for h in hooks)
 
 
 def _own_class(module: nn.Module) -> None:

@@ -66,9 +66,8 @@ def plot_moments(axis: Axes, run: Run, name: str) -> None:
     _finish_distribution(axis)
 
 
-def plot_final(axis: Axes, runs: Sequence[Run], name: str) -> None:
+def plot_final(axis: Axes, runs: Sequence[Run], name: str, look: Mapping[str, Style]) -> None:
     """Plot a layer's last s_k/s_1 of each group (Liu et al. 2019, figure 5), seeds thin and their mean thick."""
-    look = styles(runs)
     for group, alike in grouped(runs).items():
         curves = [run.ratios(name)[-1][1] for run in alike if run.ratios(name)]
         _plot_mean(axis, [dict(enumerate(curve, start=1)) for curve in curves], look[group], group)
@@ -76,8 +75,8 @@ def plot_final(axis: Axes, runs: Sequence[Run], name: str) -> None:
 
 
 def plot_bulks(axis: Axes, run: Run) -> None:
-    """Plot every layer's bulk over training, shaded where the detector saw a collapse, lines at events."""
-    for begin, end, state in segments(run):
+    """Plot every layer's bulk over training, shaded where their spectra were said to collapse, lines at events."""
+    for begin, end, state in segments(run, "spectra"):
         if (shade := _SHADES.get(tone(state))) is not None:
             hatch = "//" if tone(state) == "red" else ""
             axis.axvspan(begin, end, facecolor=shade, edgecolor="#ffffff", hatch=hatch, lw=0)
@@ -108,10 +107,14 @@ def plot_named(axis: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
 
 
 def plot_curves(
-    axis: Axes, runs: Sequence[Run], curve_of: Callable[[Run], Mapping[int, float]], *, up_to_one: bool = False
+    axis: Axes,
+    runs: Sequence[Run],
+    curve_of: Callable[[Run], Mapping[int, float]],
+    look: Mapping[str, Style],
+    *,
+    up_to_one: bool = False,
 ) -> None:
     """Plot a number during training, from 0 to 1 if asked: thin lines for seeds, a thick one for each group's mean."""
-    look = styles(runs)
     for group, alike in grouped(runs).items():
         _plot_mean(axis, [curve for run in alike if (curve := curve_of(run))], look[group], group)
     if up_to_one:

@@ -153,14 +153,17 @@ def methods(cells: Sequence[Cell]) -> Illustration | None:
         "thick line is their mean and the thin ones are the seeds. The higher a curve, the more directions the layer "
         "is sensitive in; after static compensation it is a step, the first i at 1."
     )
+    look = figures.styles(runs)
     if len(cells) > 1:
-        panels = [_final(group, figures.last_convolution(group[0]), label) for label, group in begun.items() if group]
-        return Illustration("methods", "Methods compared", caption, [Part(panels, _styles(cells))])
+        panels = [
+            _final(group, figures.last_convolution(group[0]), look, label) for label, group in begun.items() if group
+        ]
+        return Illustration("methods", "Methods compared", caption, [Part(panels, look)])
     chosen = figures.most_changed(runs[0], _LAYERS)
     folded = [name for name in dict.fromkeys(name for run in runs for name in run.layers) if name not in chosen]
-    parts = [Part([_final(runs, name) for name in chosen], figures.styles(runs))]
+    parts = [Part([_final(runs, name, look) for name in chosen], look)]
     if folded:
-        parts.append(Part([_final(runs, name) for name in folded], summary=f"The other {_count(folded)}"))
+        parts.append(Part([_final(runs, name, look) for name in folded], summary=f"The other {_count(folded)}"))
     return Illustration("methods", "Methods compared", caption, parts)
 
 
@@ -175,8 +178,9 @@ def scores(cells: Sequence[Cell]) -> Illustration | None:
         measures += [("bulk of the last convolution", figures.last_bulk)] * several
     others = [key for key in keys if key not in (*_SCORES, *_UNSHOWN) and not several]
     measures += [(_LOSSES.get(key) or _of_last_weights(key), figures.recorded(key)) for key in others]
+    look = _styles(cells)
     parts = [
-        Part([_curves(cell.runs, *measure) for measure in measures], _styles(cells), cell.label if several else "")
+        Part([_curves(cell.runs, *measure, look) for measure in measures], look, cell.label if several else "")
         for cell in cells
         if cell.runs and measures
     ]
@@ -267,7 +271,7 @@ def _of_last_weights(key: str) -> str:
 
 
 def _styles(cells: Sequence[Cell]) -> dict[str, Style]:
-    return {group: style for cell in cells for group, style in figures.styles(cell.runs).items()}
+    return figures.styles([run for cell in cells for run in cell.runs])
 
 
 def _moments(run: Run, name: str, title: str = "") -> Panel:
@@ -278,10 +282,10 @@ def _moments(run: Run, name: str, title: str = "") -> Panel:
     return Panel(title or name, alt, functools.partial(figures.plot_moments, run=run, name=name))
 
 
-def _final(runs: Sequence[Run], name: str, title: str = "") -> Panel:
+def _final(runs: Sequence[Run], name: str, look: Mapping[str, Style], title: str = "") -> Panel:
     bulks = _ends({run.label: run.bulks(name) for run in runs})
     alt = f"Final singular values over the first of {name} by method; bulk {bulks}"
-    return Panel(title or name, alt, functools.partial(figures.plot_final, runs=runs, name=name))
+    return Panel(title or name, alt, functools.partial(figures.plot_final, runs=runs, name=name, look=look))
 
 
 def _over_training(run: Run) -> list[Panel]:
@@ -300,10 +304,12 @@ def _over_training(run: Run) -> list[Panel]:
     return panels
 
 
-def _curves(runs: Sequence[Run], heading: str, curve_of: Callable[[Run], Mapping[int, float]]) -> Panel:
+def _curves(
+    runs: Sequence[Run], heading: str, curve_of: Callable[[Run], Mapping[int, float]], look: Mapping[str, Style]
+) -> Panel:
     alt = f"{heading} during training; {_ends({run.label: curve_of(run) for run in runs})}"
     ratio = curve_of in (figures.least_second_ratio, figures.last_bulk)
-    plot = functools.partial(figures.plot_curves, runs=runs, curve_of=curve_of, up_to_one=ratio)
+    plot = functools.partial(figures.plot_curves, runs=runs, curve_of=curve_of, look=look, up_to_one=ratio)
     return Panel(heading, alt, plot)
 
 

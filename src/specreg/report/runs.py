@@ -4,6 +4,7 @@ import json
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -253,11 +254,14 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
         begun = [Run(run) for run in cell.planned if exists(run.path / "config.json")]
         cell.runs = _labelled(sorted(begun, key=lambda run: (run.look.order, run.seed)))
     loose.settings = loose.runs[0].settings if loose.runs else {}
-    names = [cell.name for cell in cells]
-    for cell in cells:
-        folder = cell.planned[0].path.absolute().parent.parent.name if cell.planned else cell.preset
-        cell.label = f"{cell.name} ({folder})" if names.count(cell.name) > 1 else cell.name
-        for run in cell.runs if len(cells) > 1 else ():
+    for form in ("{cell}", "{cell} ({folder})", "{cell} ({path})"):  # the first that tells it from the others
+        taken = Counter(cell.label for cell in cells)
+        for cell in cells:
+            if taken[cell.label] > 1 or not cell.label:
+                path = cell.planned[0].path.parent.parent if cell.planned else Path(cell.preset)
+                cell.label = form.format(cell=cell.name, folder=path.absolute().name, path=path)
+    for cell in cells if len(cells) > 1 else ():
+        for run in cell.runs:
             run.label = f"{cell.label}: {run.label}"
     # Of the paper's settings by their letter, otherwise as they are.
     return sorted(cells, key=lambda cell: (cell.preset, _LETTER.findall(cell.name)))
@@ -318,10 +322,14 @@ def bulk(values: Sequence[float]) -> float:
 def _labelled(runs: Sequence[Run]) -> list[Run]:
     """Tell runs apart by the settings in which those of a method differ, then by folder; groups stay together."""
     for alike in _by(runs, lambda run: run.method):
-        keys = differing([run.settings for run in alike])
+        keys = differing([_own_settings(run) for run in alike])
         kinds = [{key: run.settings.get(key) for key in keys} for run in alike]
+        lasts = Counter(key.rpartition(".")[2] for key in keys)
+        names = {
+            key: last if lasts[last := key.rpartition(".")[2]] == 1 else key.removeprefix("methods.") for key in keys
+        }
         for run, kind in zip(alike, kinds, strict=True):
-            named = "".join(f", {key.split('.')[-1]} {value}" for key, value in kind.items())
+            named = "".join(f", {names[key]} {value}" for key, value in kind.items())
             run.group += named if len(keys) <= _MOST_NAMED else f", settings {kinds.index(kind) + 1}"
             run.label = f"{run.group}, seed {run.seed}"
     for alike in _by(runs, lambda run: run.label):
@@ -329,6 +337,13 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
             if len(alike) > 1:
                 run.label += f" ({number}: {run.directory.path.resolve().name})"
     return [run for alike in grouped(runs).values() for run in alike]
+
+
+def _own_settings(run: Run) -> dict[str, Any]:
+    """Return a run's settings without the options of methods that are not its own; a guard has those of static SR."""
+    own = (run.method.replace("-", "_"), *(["static"] if run.method == "guard" else []))
+    others = {key for key in run.settings if key.startswith("methods.") and key.split(".")[1] not in own}
+    return {key: value for key, value in run.settings.items() if key not in others}
 
 
 def _by(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from specreg.names import printable
 from specreg.report import verdicts
 from specreg.report.runs import Cell, Run, grouped, published
 
@@ -193,7 +194,8 @@ def markdown(cells: Sequence[Cell]) -> str:
     """Return the table in Markdown, with what there is to say of it and the runs that are missing."""
     results_table = table(cells)
     lines = [results_table.headings, ["---"] * len(results_table.headings), *results_table.rows]
-    parts = ["\n".join("| " + " | ".join(line) + " |" for line in lines), *notes(cells)]
+    escaped = [[printable(text).replace("|", "\\|") for text in line] for line in lines]
+    parts = ["\n".join("| " + " | ".join(line) + " |" for line in escaped), *notes(cells)]
     if rows := missing(cells):
         parts.append("Missing runs:\n\n" + "\n".join(f"- {name}: {state}" for name, state in rows))
     return "\n\n".join(parts) + "\n"
@@ -236,8 +238,9 @@ def _collapses(runs: Sequence[Run]) -> str:
 
 
 def _gain(cells: Sequence[Cell], method: str, title: str) -> str:
-    """Return how a method's Fréchet distance differs from SN's, over the cells that have both."""
-    pairs = [(finite_values(cell.runs, "sn", "fd"), finite_values(cell.runs, method, "fd")) for cell in cells]
+    """Return how a method's Fréchet distance differs from SN's, over the cells that have both by one protocol."""
+    pairs = [(finite_values(cell.runs, "sn", "fd"), finite_values(cell.runs, method, "fd")) for cell in cells
+             if len({run.result.get("protocol") for run in cell.runs if run.result}) == 1]  # fmt: skip
     changes = [statistics.fmean(ours) / base - 1 for theirs, ours in pairs
                if theirs and ours and (base := statistics.fmean(theirs))]  # fmt: skip
     if not changes:

@@ -92,24 +92,24 @@ def counts(runs: Sequence[Run]) -> str:
     return ", ".join(f"{numbers[state]} {state}" for state in (*reversed(STATES), UNWATCHED) if numbers[state])
 
 
-def segments(run: Run) -> list[tuple[int, int, str]]:
-    """Return (first step, last step, state) of each stretch of one state; the last one ends with the verdicts."""
-    changes = _changes(run)
-    ends = [change["step"] for change in changes[1:]] + [verdict["step"] for verdict in run.verdicts[-1:]]
-    return [(change["step"], end, change["state"]) for change, end in zip(changes, ends, strict=True)]
+def segments(run: Run, question: str = "") -> list[tuple[int, int, str]]:
+    """Return (first step, last step, state) of each stretch of one state; the last one ends with the verdicts.
+
+    Of the verdicts as a whole, or of their answer to one question.
+    """
+    told = [(verdict["step"], (verdict[question] if question else verdict)["state"]) for verdict in run.verdicts]
+    changes = [*told[:1], *(after for before, after in pairwise(told) if after[1] != before[1])]
+    ends = [step for step, _ in [*changes[1:], *told[-1:]]]
+    return [(step, end, state) for (step, state), end in zip(changes, ends, strict=True)]
 
 
 def history(run: Run) -> list[tuple[int, str, str]]:
     """Return (step, word, message) of every change of state and every event, in the order of the steps."""
-    entries = [(change["step"], change["state"], change["message"]) for change in _changes(run)]
+    begins = {begin for begin, _, _ in segments(run)}
+    entries = [(told["step"], told["state"], told["message"]) for told in run.verdicts if told["step"] in begins]
     entries += [(event["step"], event["event"], str(event.get("message", ""))) for event in run.events]
     shortened = [(step, word, message.removeprefix(word).lstrip(": ")) for step, word, message in entries]
     return sorted(shortened, key=lambda entry: entry[0])
-
-
-def _changes(run: Run) -> list[dict[str, Any]]:
-    later = (after for before, after in pairwise(run.verdicts) if after["state"] != before["state"])
-    return [*run.verdicts[:1], *later]
 
 
 def _of_layers(run: Run, verdict: dict[str, Any], state: str) -> str:
