@@ -418,7 +418,7 @@ def test_the_weight_in_use_can_be_asked_for():
     assert not torch.allclose(specreg.spectra(module, normalized=True)[""], torch.ones(5, dtype=torch.float64))
     used = specreg.spectra(module, normalized=True, weight="used")[""]
     torch.testing.assert_close(used, torch.ones(5, dtype=torch.float64), rtol=1e-5, atol=0)
-    with pytest.raises(ValueError, match="weight must be 'stored' or 'used', got 'both'"):
+    with pytest.raises(ValueError, match="weight must be one of stored, used, got 'both'"):
         specreg.spectra(module, weight="both")
 
 

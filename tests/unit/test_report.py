@@ -366,6 +366,16 @@ def test_the_one_value_of_a_short_run_is_a_point_and_more_are_a_line(tmp_path):
         plt.close(drawn)
 
 
+def test_seeds_with_one_value_each_are_seen_beside_their_mean(tmp_path):
+    runs = [Run(RunDirectory(make_run(tmp_path / str(seed), seed=seed))) for seed in (0, 1)]
+    figure, axis = plt.subplots()
+    for run in runs:
+        run.group = "SN"
+    plot_curves(axis, runs, lambda run: {60: float(run.seed)}, styles(runs))
+    assert [list(line.get_ydata()) for line in axis.lines] == [[0.0, 1.0], [0.5]]
+    plt.close(figure)
+
+
 def test_large_photographs_do_not_make_a_large_page(tmp_path):
     side = 2 * 700
     noise = Image.frombytes("RGB", (side, side), random.Random(0).randbytes(3 * side**2))

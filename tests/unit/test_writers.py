@@ -339,7 +339,7 @@ def test_a_missing_package_is_named_with_its_remedy(monitor, monkeypatch, make, 
 
 
 def test_an_unknown_tracker_is_named():
-    with pytest.raises(ValueError, match="there is no tracker 'neptune': the trackers are wandb, mlflow, trackio"):
+    with pytest.raises(ValueError, match="a tracker must be one of wandb, mlflow, trackio, got 'neptune'"):
         tracker("neptune")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from specreg.files import replacing
 from specreg.monitor.verdict import Verdict
-from specreg.names import STATES, State, check_type, integer, reading_state
+from specreg.names import STATES, State, check_choice, check_type, integer, reading_state
 
 logger = logging.getLogger("specreg")
 
@@ -206,8 +206,7 @@ def checked_states(states: tuple[State, ...]) -> tuple[State, ...]:
     if isinstance(states, str):
         raise TypeError(f"states must be a tuple of states, got a str: write ({states!r},)")
     for state in states:
-        if state not in STATES:
-            raise ValueError(f"there is no state {state!r}: the states are {', '.join(STATES)}")
+        check_choice("a state", state, STATES)
     return states
 
 

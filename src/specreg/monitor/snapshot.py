@@ -9,6 +9,7 @@ from specreg.layers.evaluation import frozen_random_numbers
 from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite
 from specreg.layers.selection import Selection
+from specreg.names import check_choice
 from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import ratios
 
@@ -51,8 +52,7 @@ def spectra(
         >>> specreg.spectra(layer)[""].round(decimals=4)
         tensor([3., 2.], dtype=torch.float64)
     """
-    if weight not in get_args(Tensors):
-        raise ValueError(f"weight must be {' or '.join(map(repr, get_args(Tensors)))}, got {weight!r}")
+    check_choice("weight", weight, get_args(Tensors))
     values = spectra_of(find(module, embeddings=True, only=only, skip=skip, title="spectra"), weight)
     return {name: ratios(s) for name, s in values.items()} if normalized else values
 

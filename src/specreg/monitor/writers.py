@@ -17,7 +17,7 @@ from specreg.files import replacing
 from specreg.monitor.coverage import Reading
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Verdict
-from specreg.names import COVERED, SIGNALLED, SPECTRAL, integer
+from specreg.names import COVERED, SIGNALLED, SPECTRAL, check_choice, integer
 from specreg.spectra.reference import ratios
 from specreg.spectra.statistics import statistics
 
@@ -121,8 +121,7 @@ def tracker(name: str) -> Log:
     Example:
         ``monitor.actions.append(ScalarWriter(monitor, tracker("wandb")))``
     """
-    if name not in _TRACKERS:
-        raise ValueError(f"there is no tracker {name!r}: the trackers are {', '.join(_TRACKERS)}")
+    check_choice("a tracker", name, tuple(_TRACKERS))
     package, verb = _imported(name, name), _TRACKERS[name]
     # Looked up at each call: wandb.init replaces wandb.log.
     return lambda numbers, step: getattr(package, verb)(dict(numbers), step=step)

@@ -225,6 +225,8 @@ def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style, 
         # One artist for all: hundreds of seeds as lines of their own take seconds.
         thin = LineCollection([list(curve.items()) for curve in curves], colors=style.colour, alpha=0.5, linewidths=0.9)
         axis.add_collection(thin)
+        if points := [point for curve in curves if len(curve) == 1 for point in curve.items()]:  # which make no line
+            axis.plot(*zip(*points, strict=True), ".", color=style.colour, alpha=0.5)
     places = sorted(set.intersection(*(set(curve) for curve in curves)))
     means = {place: sum(curve[place] for curve in curves) / len(curves) for place in places}
     _plot_curve(axis, means, style, width=2.2, label=words(label))
