@@ -194,14 +194,17 @@ def refusal_of_removal() -> str:
 
 
 def refusals_of_shards() -> list[str]:
-    """Try a network that fully_shard has taken: divided, whole for a while, and with a compensator from before."""
+    """Try networks that fully_shard has taken: divided, whole for a while, watched before, normalized before."""
     refusals = []
     network = fully_shard(discriminator())
     early = discriminator()
     compensator, monitor = specreg.static_compensation(early, every=1), specreg.Monitor(early, every=1)
     fully_shard(early)
+    normalized = discriminator()
+    specreg.spectral_norm(normalized)
+    fully_shard(normalized)
     for attempt in (lambda: specreg.spectra(network), network.unshard, lambda: specreg.static_compensation(network),
-                    compensator.step, lambda: monitor.step(1)):  # fmt: skip
+                    compensator.step, lambda: monitor.step(1), lambda: specreg.remove(normalized)):  # fmt: skip
         try:
             attempt()
         except ValueError as error:

@@ -234,7 +234,15 @@ def _train(arguments: list[str]) -> int:
     _import("train", *_RUNS)
     from specreg import display
     from specreg.experiments.interrupts import interruptible
-    from specreg.experiments.run import check_shares, execute, prepare_run, saved_config, warn_about
+    from specreg.experiments.run import (
+        check_data,
+        check_shares,
+        execute,
+        num_images,
+        prepare_run,
+        saved_config,
+        warn_about,
+    )
     from specreg.experiments.sources import open_checked, recipe
     from specreg.processes import join
     from specreg.records import RunDirectory
@@ -251,6 +259,7 @@ def _train(arguments: list[str]) -> int:
             check_shares(config.settings, processes)
             source = open_checked(config.settings)
             if processes.main:
+                check_data(run, num_images(source))
                 prepare_run(config, run)
                 warn_about(config)
                 _warn_of_idle(arguments, [config.method])

@@ -4,7 +4,7 @@ A run directory holds
 
 - ``config.json``: the full configuration; written again when the run is to go on to more steps;
 - ``method.json``: how its method is called and drawn, and its place among the methods, written with it;
-- ``environment.json``: versions and machine, written at each start;
+- ``environment.json``: versions, machine and the number of images, written at each start;
 - ``metrics.jsonl``: losses, one line every few steps;
 - ``evaluations.jsonl``: metrics during training;
 - ``spectra.jsonl``: every layer's singular values;

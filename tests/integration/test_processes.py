@@ -79,7 +79,7 @@ def test_a_wrapped_module_is_read_but_not_parametrized(together):
     result, other = loops.left(together, "wrappers")
     assert len(result["late"]) == 4
     assert all("wrapped in DistributedDataParallel" in said for said in result["late"])
-    assert len(result["sharded"]) == 4
+    assert len(result["sharded"]) == 5
     assert all("sharded between processes" in said for said in result["sharded"])
     assert result["inside"] == ["a.0", "a.2", "a.5", "b.0", "b.2", "b.5"]
     assert result["attained"] == ["0", "2", "5"]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,6 +197,24 @@ def test_steps_that_would_be_another_training_are_refused(finished, steps, why, 
     assert main(["train", "--out", str(finished("static")), "--steps", steps]) == 2
     assert f"another configuration (steps 24 -> {steps}: {why})" in capsys.readouterr().err
     assert (finished("static") / "result.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "compare", "evaluate"])
+def test_other_data_is_refused_before_anything_of_a_complete_run_is_changed(tmp_path, command, capsys):
+    out, data = tmp_path / "out", tmp_path / "images.npz"
+    np.savez(data, images=np.random.default_rng(0).integers(0, 256, (140, 8, 8), dtype=np.uint8))
+    run = out / "runs" / "sn-seed0" if command == "compare" else out
+    several = ["--methods", "sn"] if command == "compare" else ["--method", "sn", "--quiet"]
+    options = [*OPTIONS, "--lr-decay", "none", "--steps", "4", "--data", str(data), "--out", str(out), *several]
+    begin = "compare" if command == "compare" else "train"
+    assert main([begin, *options]) == 0
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    np.savez(data, images=np.zeros((141, 8, 8), dtype=np.uint8))
+    again = ["evaluate", str(run)] if command == "evaluate" else [command, *options, "--steps", "8"]
+    assert main(again) == 2
+    assert "was trained on 140 images, and its data have 141 now: restore" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.slow

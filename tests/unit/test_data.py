@@ -676,10 +676,17 @@ def test_a_class_that_is_called_like_a_part_is_one(tmp_path, names):
     assert labelled(path) == dict(enumerate(names))
 
 
+@pytest.mark.parametrize("beside", ["train_masks", "train station", "training_notes"])
+def test_what_is_just_called_train_is_the_part_for_training(tmp_path, beside):
+    path = write(tmp_path / "set", {"train/0.png": 1, "test/0.png": 2, f"{beside}/0.png": 3})
+    assert labelled(path) == {1: ""}
+    assert labelled(path, "test") == {2: ""}
+
+
 @pytest.mark.parametrize("tests", [("testA", "testB"), ("testA",)])
 def test_several_parts_for_training_are_not_guessed_at(tmp_path, tests):
     path = write(tmp_path / "set", {f"{part}/0.png": 1 for part in ("trainA", "trainB", *tests)})
-    with pytest.raises(ValueError, match="several parts for training, trainA and trainB: give one's folder"):
+    with pytest.raises(ValueError, match="several parts for training, trainA and trainB: give one of them alone"):
         find_images(path)
     assert find_images(path / "trainA").splits == ("train", "test")
 

@@ -290,17 +290,14 @@ def test_options_of_other_methods_tell_no_runs_apart(tmp_path):
     assert list(grouped(cell.runs)) == ["SN"]
 
 
-def test_options_of_one_name_are_told_by_their_methods(tmp_path):
-    paths = [make_run(tmp_path / f"guard-{every}", "guard", every=every) for every in (5, 10)]
-    for path, every in zip(paths, (5, 10), strict=True):
-        config = json.loads((path / "config.json").read_text())
-        config["settings"]["methods"]["guard"] = {"every": 2 * every}
-        write_json(path / "config.json", config)
+def test_a_guard_has_the_options_of_static_sr_but_for_its_cadence(tmp_path):
+    options = ({"every": 5}, {"every": 10}, {"every": 5, "keep": 0.7})
+    paths = [make_run(tmp_path / f"guard-{seed}", "guard", seed, **given) for seed, given in enumerate(options)]
     (cell,) = open_cells(paths)
     title = METHODS["guard"].title
-    assert [run.group for run in cell.runs] == [
-        f"{title}, static.every 5, guard.every 10", f"{title}, static.every 10, guard.every 20",
-    ]  # fmt: skip
+    assert {run.seed: run.group for run in cell.runs} == {
+        0: f"{title}, keep None", 1: f"{title}, keep None", 2: f"{title}, keep 0.7",
+    }  # fmt: skip
 
 
 def test_runs_that_are_told_apart_by_nothing_are_numbered(tmp_path):

@@ -178,13 +178,15 @@ def test_several_sweeps_share_a_page_and_one_setting_has_a_page_of_its_own(sweep
 
 
 def test_a_gain_is_not_taken_between_protocols(tmp_path):
-    for name, protocols in (("A16-128", ("a", "a")), ("C8-32", ("a", "b"))):
-        for method, kind in zip(("sn", "static"), protocols, strict=True):
+    methods = ("sn", "static", "none")
+    for name, protocols in (("A16-128", ("a", "a", "b")), ("C8-32", ("a", "b", "b"))):
+        for method, kind in zip(methods, protocols, strict=True):
             run = RunDirectory(make_run(tmp_path / "out" / name / f"{method}-seed0", method, 0))
             run.write("result", {"method": method, "protocol": kind, "fd": 10.0 if method == "sn" else 5.0})
-    both = {"A16-128": ["sn-seed0", "static-seed0"], "C8-32": ["sn-seed0", "static-seed0"]}
-    text = " ".join(notes(open_cells([make_sweep(tmp_path / "out", both)])))
+    planned = {name: [f"{method}-seed0" for method in methods] for name in ("A16-128", "C8-32")}
+    text = " ".join(notes(open_cells([make_sweep(tmp_path / "out", planned)])))
     assert "static SR against SN, 1 setting: Fréchet distance -50.0% in the mean, lower in 1." in text
+    assert "no normalization against" not in text
 
 
 def test_settings_of_folders_of_one_name_have_labels_and_lines_of_their_own(tmp_path):

@@ -178,8 +178,11 @@ def _by_part(path: Path, folders: Iterable[str]) -> dict[Split, _Ways]:
     for parent, names in children.items():
         tests = {name: test for name in sorted(names) if (test := counterpart(name, names)) is not None}
         trainings = [name for name in sorted(names) if _TRAINING.search(name)]
-        if tests and len(trainings) > 1:
-            raise ValueError(f"{path} has several parts for training, {' and '.join(trainings)}: give one's folder")
+        is_plain = any(map(_TRAINING.fullmatch, tests))  # train/ beside test/, whatever train_masks/ there may be
+        if len(tests) > 1 or (tests and len(trainings) > 1 and not is_plain):
+            raise ValueError(
+                f"{path} has several parts for training, {' and '.join(trainings)}: give one of them alone"
+            )
         for train, test in tests.items():
             splits[parent] = {train: "train", test: "test"}
     if not splits:

@@ -55,6 +55,22 @@ def check_shares(settings: Settings, processes: Processes) -> None:
         )
 
 
+def check_data(run: RunDirectory, images: int | None) -> None:
+    """Refuse other data than a run has been trained on, as far as :func:`num_images` tells; nothing is changed."""
+    before = (run.read("environment") or {}).get("images")
+    if run.checkpoints and before is not None and before != images:
+        raise ValueError(
+            f"{run.path} was trained on {before} images, and its data have {images} now: restore those that it was "
+            f"trained on, or train anew in another folder"
+        )
+
+
+def num_images(source: Source) -> int | None:
+    """Return the number of images, of stacked ones that of the grey ones; None of points, which are drawn anew."""
+    dataset = source.dataset
+    return len(dataset.images) if isinstance(dataset, ImageArrays | StackedImages) else None
+
+
 def prepare_run(config: RunConfig, run: RunDirectory) -> None:
     """Make a run directory, or make sure that the one there has the same configuration, or fewer steps to go on from.
 
@@ -175,7 +191,6 @@ def execute(
         evaluator = source.make_evaluator(config.settings, held_out) if processes.main else None
     state = build_state(config, source, processes)
     with processes.main_first():
-        _check_data(run, source)
         _go_on(run, state, main=processes.main)
         if processes.main:
             run.write("environment", _environment(source, processes))
@@ -202,22 +217,6 @@ def execute(
     if finished and evaluator is not None:
         _finish(config, run, state, evaluator, source)
     return finished
-
-
-def _check_data(run: RunDirectory, source: Source) -> None:
-    """Refuse other data than a run has been trained on, as far as their number of images tells."""
-    before, now = (run.read("environment") or {}).get("images"), _num_images(source)
-    if run.checkpoints and before is not None and before != now:
-        raise ValueError(
-            f"{run.path} was trained on {before} images, and its data have {now} now: restore them, or train anew in "
-            f"another folder"
-        )
-
-
-def _num_images(source: Source) -> int | None:
-    """Return the number of different images; None of points, which are drawn anew."""
-    dataset = source.dataset
-    return len(dataset.images) if isinstance(dataset, ImageArrays | StackedImages) else None
 
 
 def _restore(state: TrainingState, checkpoints: Sequence[Path]) -> Path:
@@ -355,7 +354,7 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> d
         FileNotFoundError, ValueError: there is no checkpoint, or it cannot be evaluated so; says the remedy.
     """
     config, source, generator = load_sampler(run, which=which)
-    _check_data(run, source)
+    check_data(run, num_images(source))
     if changed.get("features", "inception") != "inception":
         changed.setdefault("inception_weights", None)  # the run's own
     settings = replace(config.settings, records=replace(config.settings.records, **changed))
@@ -412,5 +411,5 @@ def _environment(source: Source, processes: Processes) -> dict[str, Any]:
         "device": str(local_device()),
         "threads": torch.get_num_threads(),
         "processes": processes.count,
-        "images": _num_images(source),
+        "images": num_images(source),
     }

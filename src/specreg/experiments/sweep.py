@@ -17,7 +17,7 @@ from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import RunConfig, Settings, differences, from_dict, is_longer, refusal, to_dict
 from specreg.experiments.jobs import Job
 from specreg.experiments.presets import Cell
-from specreg.experiments.run import checked_config, prepare_run
+from specreg.experiments.run import check_data, checked_config, num_images, prepare_run
 from specreg.experiments.sources import kind_of, open_checked, open_source
 from specreg.experiments.sources.images import Images
 from specreg.experiments.sources.source import Source
@@ -77,10 +77,11 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
             + (", and choose the cells of one data set with --cells" if " and " in wanted else "")
         )
     planned = {out / cell.name / name: config for cell in plan.cells for name, config in plan.configs(cell).items()}
-    for cell in {(cell.settings.data, cell.settings.model): cell for cell in plan.cells}.values():
-        open_checked(cell.settings)
-    for path, config in planned.items():
-        checked_config(RunDirectory(path), config)  # all before any is changed
+    made_of = {(cell.settings.data, cell.settings.model): cell.settings for cell in plan.cells}
+    images = {made: num_images(open_checked(settings)) for made, settings in made_of.items()}
+    for path, config in planned.items():  # all before any is changed
+        check_data(RunDirectory(path), images[config.settings.data, config.settings.model])
+        checked_config(RunDirectory(path), config)
     prepare_directory(out)
     with RunDirectory(out).lock():  # another sweep may have added its cells since
         write_json(out / "sweep.json", _merged(out, plan))

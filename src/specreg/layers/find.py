@@ -17,6 +17,7 @@ from specreg.layers.selection import Selection, checked_selectors, plainly_named
 from specreg.layers.weights import Weight
 
 # What a class that normalizes its weight itself keeps beside it: power iteration's vectors and its singular values.
+_SHARDED = "the module's weights are sharded between processes, which specreg cannot read"
 _OWN_VECTORS = re.compile(r"(\w*_)?(u|v|sv|sigma)\d*")
 
 
@@ -202,6 +203,7 @@ def find(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
+    require_whole(module)
     module = unwrap(module)
     candidates = [
         (name if attribute == "weight" else f"{name}.{attribute}".lstrip("."), Weight(child, attribute, kind))
@@ -223,10 +225,9 @@ def find(
         own = [name for name, use in matched if _normalizes_itself(use)]
     matched = [(name, use) for name, use in matched if name not in frozen and name not in own]
     # Some processes see a part of a weight, in one dimension, some nothing: all say the same.
-    is_divided = not matched or any(use.storage[-1].ndim < 2 for _, use in matched)
-    is_wrapped = any(hasattr(child, "_fsdp_wrapped_module") for child in module.modules())
-    if (is_wrapped and is_divided) or _is_fully_sharded(module):
-        raise ValueError("the module's weights are sharded between processes, which specreg cannot read")
+    is_sharded = any(hasattr(child, "_fsdp_wrapped_module") for child in module.modules())
+    if is_sharded and (not matched or any(use.storage[-1].ndim < 2 for _, use in matched)):
+        raise ValueError(_SHARDED)
     if not matched:
         raise ValueError(f"no layer matched{_filters(only, skip)}: {_inventory(module, candidates, frozen, own)}")
     users: dict[tuple[Any, ...], list[tuple[str, Weight]]] = {}
@@ -253,10 +254,11 @@ def find(
     )
 
 
-def _is_fully_sharded(module: nn.Module) -> bool:
-    """Tell whether ``fully_shard`` was called on a module; what is written while its weights are whole gets lost."""
+def require_whole(module: nn.Module) -> None:
+    """Raise ValueError if ``fully_shard`` has taken a module; what is written while its weights are whole gets lost."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # which has been imported then
-    return fsdp is not None and any(isinstance(child, fsdp.FSDPModule) for child in module.modules())
+    if fsdp is not None and any(isinstance(child, fsdp.FSDPModule) for child in module.modules()):
+        raise ValueError(_SHARDED)
 
 
 def _identity(use: Weight) -> tuple[Any, ...]:

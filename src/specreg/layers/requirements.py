@@ -52,24 +52,19 @@ def require_parametrizable(module: nn.Module, layers: Layers) -> None:
     """Raise ValueError for what a new parametrization would break.
 
     That is a layer under the legacy weight_norm, whose hook overwrites the weight, and data parallelism, which has
-    hooked the parameters that there were when it wrapped the module.
+    hooked the parameters that there were when it wrapped the module, and would not average the new ones' gradients.
     """
-    require_unwrapped(module)
+    if any(isinstance(child, nn.parallel.DistributedDataParallel) for child in module.modules()):
+        raise ValueError(
+            "the module is wrapped in DistributedDataParallel, which would not average the gradients of parametrized "
+            "weights: wrap it afterwards"
+        )
     for name, layer in layers.items():
         if any(isinstance(use.legacy_hook, LegacyWeightNorm) for use in layer.uses):
             raise ValueError(
                 f"layer {shown(name)!r} is under the legacy weight_norm, whose hook would undo a parametrization: "
                 f"take it off with specreg.remove(module), or use torch.nn.utils.parametrizations.weight_norm instead"
             )
-
-
-def require_unwrapped(module: nn.Module) -> None:
-    """Raise ValueError if data parallelism has wrapped a module, and so would not average new parameters' gradients."""
-    if any(isinstance(child, nn.parallel.DistributedDataParallel) for child in module.modules()):
-        raise ValueError(
-            "the module is wrapped in DistributedDataParallel, which would not average the gradients of weights that "
-            "are made anew: wrap it afterwards"
-        )
 
 
 def require_finite(layers: Mapping[str, Layer]) -> None:

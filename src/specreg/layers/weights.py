@@ -95,7 +95,7 @@ class Weight:
             storage = self.storage
             if hasattr(storage[-1], "device_mesh"):
                 raise ValueError(
-                    "a weight has been sharded between processes since, and specreg cannot read it any more"
+                    "a weight was sharded between processes after its layer was found: specreg cannot read it any more"
                 )
             weight = storage[0].detach()
             if len(storage) == 2:

@@ -9,9 +9,9 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
-from specreg.layers.find import Layers, find
+from specreg.layers.find import Layers, find, require_whole
 from specreg.layers.kinds import Kind
-from specreg.layers.requirements import require_finite, require_parametrizable, require_unwrapped, warn_of_differences
+from specreg.layers.requirements import require_finite, require_parametrizable, warn_of_differences
 from specreg.layers.selection import Selection, plainly_named_modules, unwrap
 from specreg.layers.weights import Weight
 from specreg.spectra.gram import full_precision
@@ -77,7 +77,8 @@ def remove(module: nn.Module) -> list[str]:
         The qualified names of the tensors that are plain again.
 
     Raises:
-        ValueError: weight normalization is inside DistributedDataParallel; nothing is changed.
+        ValueError: the weights are sharded by ``fully_shard``, or weight normalization is inside
+            DistributedDataParallel; nothing is changed.
 
     Example:
         >>> import specreg
@@ -91,10 +92,14 @@ def remove(module: nn.Module) -> list[str]:
     values: dict[int, Tensor] = {}  # of shared originals: removing the first one's parametrization changes them
     hooked: dict[tuple[Tensor, ...], Any] = {}  # what hooks kept -> the plain weight
     undone = []
-    named = list(plainly_named_modules(unwrap(module)))
-    if any(_is_split(child) for _, child in named):
-        require_unwrapped(module)
-    for name, child in named:
+    require_whole(module)
+    wrappers = [child for child in module.modules() if isinstance(child, nn.parallel.DistributedDataParallel)]
+    if any(_is_split(child) for wrapper in wrappers for child in wrapper.modules()):
+        raise ValueError(
+            "the module is wrapped in DistributedDataParallel, which would not average the gradients of weights that "
+            "take the place of weight-normalized ones: wrap it afterwards"
+        )
+    for name, child in list(plainly_named_modules(unwrap(module))):
         lists: Any = child.parametrizations if parametrize.is_parametrized(child) else {}
         if lists:
             _own_class(child)
@@ -134,7 +139,7 @@ def remove(module: nn.Module) -> list[str]:
 
 
 def _is_split(module: nn.Module) -> bool:
-    """Tell whether a weight is made from several parameters, as under weight normalization."""
+    """Tell whether a weight of the module is made from several parameters, as under weight normalization."""
     lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
     hooks = module._forward_pre_hooks.values()
     return any(not made.is_tensor for made in lists.values()) or any(isinstance(h, LegacyWeightNorm) for h in hooks)

@@ -132,9 +132,10 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
 
     def excess(matrix: Tensor) -> Tensor:
         square = torch.linalg.eigvalsh(_gram(matrix))[..., -1].clamp_min(0)  # rounding may leave a zero matrix below 0
-        # An even power needs no root, whose slope at 0 is infinite.
-        root = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
-        power = square ** (exponent // 2) if exponent % 2 == 0 else root**exponent
+        if exponent % 2:  # a root, whose slope at 0 is infinite
+            power = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt() ** exponent
+        else:
+            power = square ** (exponent // 2)
         distance: Tensor = (power - 1).square().sum()
         return distance
 

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from specreg.names import printable
 from specreg.report.runs import OUTPUTS, Cell, Run, grouped, ratios
-from specreg.report.tables import finite_values
+from specreg.report.tables import finite_values, of_one_protocol
 from specreg.report.verdicts import segments, tone
 
 _SPARE = ("#5f6b76", "#b5519c", "#8c6d31", "#17a2b0", "#2f2f2f", "#a3b82a")
@@ -127,8 +127,11 @@ def plot_by_setting(axis: Axes, cells: Sequence[Cell], key: str) -> None:
     methods = {run.method: run.look.colour or None for cell in cells for run in cell.runs if run.result}
     for index, (method, colour) in enumerate(methods.items()):
         offset = 0.7 * ((index + 0.5) / len(methods) - 0.5)
-        points = [(place + offset, values) for place, cell in enumerate(cells)
-                  if (values := finite_values(cell.runs, method, key))]  # fmt: skip
+        points = [
+            (place + offset, values)
+            for place, cell in enumerate(cells)
+            if of_one_protocol(cell.runs, method) and (values := finite_values(cell.runs, method, key))
+        ]
         axis.errorbar(
             [place for place, _ in points],
             [statistics.fmean(values) for _, values in points],

@@ -202,6 +202,7 @@ class Cell:
         changes: in what its settings differ from the preset's.
         settings: what its runs have in common.
         planned: the directories of its runs.
+        folder: of the sweep.
         label: a name that no other cell of the report has.
         runs: those that have begun, in the order of the methods, with labels.
     """
@@ -211,6 +212,7 @@ class Cell:
     changes: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     planned: list[RunDirectory] = field(default_factory=list)
+    folder: Path = Path()
     label: str = ""
     runs: list[Run] = field(default_factory=list)
 
@@ -239,7 +241,7 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
         ValueError: a path is none of these, or a ``sweep.json`` or a run's configuration is damaged.
     """
     cells, loose = [], Cell("runs")
-    for path in dict.fromkeys(map(Path, paths)):
+    for path in {path.resolve(): path for path in map(Path, paths)}.values():
         if exists(path / "sweep.json"):
             swept = _planned_cells(path)
         else:
@@ -258,8 +260,7 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
         taken = Counter(cell.label for cell in cells)
         for cell in cells:
             if taken[cell.label] > 1 or not cell.label:
-                path = cell.planned[0].path.parent.parent if cell.planned else Path(cell.preset)
-                cell.label = form.format(cell=cell.name, folder=path.absolute().name, path=path)
+                cell.label = form.format(cell=cell.name, folder=cell.folder.absolute().name, path=cell.folder)
     for cell in cells if len(cells) > 1 else ():
         for run in cell.runs:
             run.label = f"{cell.label}: {run.label}"
@@ -274,7 +275,7 @@ def _planned_cells(folder: Path) -> list[Cell]:
         planned = {name: list(map(str, cell["runs"])) for name, cell in saved["cells"].items()}
         cells = [
             Cell(name, preset, list(map(str, cell["changes"])), flat(cell["settings"]),
-                 [RunDirectory(folder / name / run) for run in planned[name]])
+                 [RunDirectory(folder / name / run) for run in planned[name]], folder)
             for name, cell in saved["cells"].items()
         ]  # fmt: skip
     except (TypeError, KeyError, AttributeError) as error:
@@ -324,12 +325,8 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
     for alike in _by(runs, lambda run: run.method):
         keys = differing([_own_settings(run) for run in alike])
         kinds = [{key: run.settings.get(key) for key in keys} for run in alike]
-        lasts = Counter(key.rpartition(".")[2] for key in keys)
-        names = {
-            key: last if lasts[last := key.rpartition(".")[2]] == 1 else key.removeprefix("methods.") for key in keys
-        }
         for run, kind in zip(alike, kinds, strict=True):
-            named = "".join(f", {names[key]} {value}" for key, value in kind.items())
+            named = "".join(f", {key.split('.')[-1]} {value}" for key, value in kind.items())
             run.group += named if len(keys) <= _MOST_NAMED else f", settings {kinds.index(kind) + 1}"
             run.label = f"{run.group}, seed {run.seed}"
     for alike in _by(runs, lambda run: run.label):
@@ -340,10 +337,15 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
 
 
 def _own_settings(run: Run) -> dict[str, Any]:
-    """Return a run's settings without the options of methods that are not its own; a guard has those of static SR."""
-    own = (run.method.replace("-", "_"), *(["static"] if run.method == "guard" else []))
-    others = {key for key in run.settings if key.startswith("methods.") and key.split(".")[1] not in own}
-    return {key: value for key, value in run.settings.items() if key not in others}
+    """Return a run's settings without methods' options that are not its own; a guard has static SR's but for every."""
+    own = f"methods.{run.method.replace('-', '_')}."
+    borrowed = "methods.static." if run.method == "guard" else own
+    return {
+        key: value
+        for key, value in run.settings.items()
+        if not key.startswith("methods.") or key.startswith(own)
+        or (key.startswith(borrowed) and key != "methods.static.every")
+    }  # fmt: skip
 
 
 def _by(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:

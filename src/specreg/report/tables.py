@@ -213,6 +213,11 @@ def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
     return text if len(finite) == len(values) else f"{text} ({len(finite)} of {len(values)})"
 
 
+def of_one_protocol(runs: Iterable[Run], *methods: str) -> bool:
+    """Tell whether what methods' complete runs have for a measure compares."""
+    return len({run.result.get("protocol") for run in runs if run.result and run.method in methods}) < 2
+
+
 def finite_values(runs: Iterable[Run], method: str, key: str) -> list[float]:
     """Return what a method's complete runs have for a measure."""
     values = (run.result.get(key) for run in runs if run.method == method)
@@ -240,7 +245,7 @@ def _collapses(runs: Sequence[Run]) -> str:
 def _gain(cells: Sequence[Cell], method: str, title: str) -> str:
     """Return how a method's Fréchet distance differs from SN's, over the cells that have both by one protocol."""
     pairs = [(finite_values(cell.runs, "sn", "fd"), finite_values(cell.runs, method, "fd")) for cell in cells
-             if len({run.result.get("protocol") for run in cell.runs if run.result}) == 1]  # fmt: skip
+             if of_one_protocol(cell.runs, "sn", method)]  # fmt: skip
     changes = [statistics.fmean(ours) / base - 1 for theirs, ours in pairs
                if theirs and ours and (base := statistics.fmean(theirs))]  # fmt: skip
     if not changes:
