@@ -7,9 +7,7 @@ seeds each, the worst relative error (Frobenius). `estimate` is what the path it
 estimate is at most 2e-6. This is the measurement behind the constants of specreg.spectra.gram.
 """
 
-import argparse
 import math
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from measure import environment, print_table, write
+from measure import arguments, environment, print_table, write
 from specreg.spectra import fast
 from specreg.spectra.fast import TOLERANCE, compensate
 from specreg.spectra.reference import static_target
@@ -84,8 +82,7 @@ def measure(spectrum: str, count: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__, device=False)
     options = parser.parse_args()
     rows = [measure(spectrum, count) for spectrum in SPECTRA for count in (SHAPE[0] // 2, SHAPE[0])]
     print_table(f"relative error of a compensated weight of {SHAPE[0]}x{SHAPE[1]}", rows)

@@ -15,7 +15,6 @@ each call and followed by a forward and backward pass, and are timed in turn wit
 adds where the time of a static compensation goes.
 """
 
-import argparse
 import contextlib
 import copy
 import importlib
@@ -32,7 +31,7 @@ import torch
 from torch import nn
 
 import specreg
-from measure import environment, interleaved, print_table, ratio, summary, synchronize, write
+from measure import arguments, environment, interleaved, print_table, ratio, summary, synchronize, write
 from specreg.layers.find import Layer
 from specreg.models import Discriminator
 from specreg.regularizers import compensators
@@ -57,38 +56,29 @@ def convolutions(network: nn.Module) -> list[nn.Parameter]:
     return [getattr(getattr(one, "parametrizations", one).weight, "original", one.weight) for one in found]
 
 
-def authors(weights: list[nn.Parameter]) -> Callable[[], None]:
-    def run() -> None:
-        for weight in weights:
-            matrix = weight.detach().cpu().numpy().copy().reshape(len(weight), -1)
-            u, s, vh = np.linalg.svd(matrix, full_matrices=False)
-            s = s / s[0]
-            s[: len(s) // 2] = 1
-            weight.data.copy_(torch.from_numpy((u @ np.diag(s) @ vh).reshape(weight.shape)))
-
-    return run
+def authors(weights: list[nn.Parameter]) -> None:
+    for weight in weights:
+        matrix = weight.detach().cpu().numpy().copy().reshape(len(weight), -1)
+        u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+        s = s / s[0]
+        s[: len(s) // 2] = 1
+        weight.data.copy_(torch.from_numpy((u @ np.diag(s) @ vh).reshape(weight.shape)))
 
 
-def svd_each(weights: list[nn.Parameter]) -> Callable[[], None]:
-    @torch.no_grad()
-    def run() -> None:
-        for weight in weights:
-            u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-            s = torch.cat([s[:1].expand(len(s) // 2), s[len(s) // 2 :]]) / s[0]
-            weight.copy_(((u * s) @ vh).view_as(weight))
-
-    return run
+@torch.no_grad()
+def svd_each(weights: list[nn.Parameter]) -> None:
+    for weight in weights:
+        u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        s = torch.cat([s[:1].expand(len(s) // 2), s[len(s) // 2 :]]) / s[0]
+        weight.copy_(((u * s) @ vh).view_as(weight))
 
 
-def limit(weights: list[nn.Parameter]) -> Callable[[], None]:
-    @torch.no_grad()
-    def run() -> None:
-        for weight in weights:
-            matrix = weight.flatten(1)
-            wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-            _ = (wide @ wide.T) @ wide
-
-    return run
+@torch.no_grad()
+def limit(weights: list[nn.Parameter]) -> None:
+    for weight in weights:
+        matrix = weight.flatten(1)
+        wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        _ = (wide @ wide.T) @ wide
 
 
 def sttp(path: Path, network: nn.Module) -> Callable[[], None]:
@@ -146,9 +136,9 @@ def measure(case: str, device: torch.device, sttp_path: Path | None) -> dict[str
     contenders: dict[str, Callable[[], object]] = {
         "static": static.step,
         "dynamic": dynamic.step,
-        "authors": authors(weights),
-        "svd": svd_each(weights),
-        "limit": limit(weights),
+        "authors": lambda: authors(weights),
+        "svd": lambda: svd_each(weights),
+        "limit": lambda: limit(weights),
     }
     if sttp_path is not None:
         contenders["sttp"] = sttp(sttp_path, plain_copy(network))
@@ -209,16 +199,11 @@ def _timed(run: Callable[..., Any], times: list[float], device: torch.device) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--sttp", type=Path)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--stages", action="store_true", help="where the time goes, too")
-    parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     results = {}
     for case in options.cases:

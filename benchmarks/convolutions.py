@@ -21,12 +21,11 @@ from scipy.stats import spearmanr
 from measure import fill_page
 from specreg.experiments.methods import METHODS
 from specreg.names import bulk_range
-from verdict import ALARMS, LOST, interval
+from verdict import ALARMS, LOST, WITHIN, interval
 
 Run = dict[str, Any]
 
 EVERY = 500  # iterations between the readings that are ranked: of modes, spectra and coverage
-WITHIN = 500
 STATISTICS = {"mean bulk": -1, "least bulk": -1, "lost": 1}  # the sign that goes with lost modes
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 import specreg
-from measure import environment, fill_page, write
+from measure import arguments, environment, fill_page, rounded, write
 from specreg.data.digits import load_split
 from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages
@@ -398,11 +398,10 @@ def cost() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, device=False)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--mnist", type=Path, help="the training part, in any format that the lab reads")
     parser.add_argument("--cifar", type=Path, help="likewise")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     rows = [row for data in sets(options) for seed in range(1 + options.full) for row in measure(data, seed)]
@@ -417,14 +416,8 @@ def main() -> None:
     print("\nseconds of processor time:", ", ".join(f"{name} {value:.2g}" for name, value in seconds.items()))
     if options.page:
         fill_page(options.page, tables)
-    results = [_rounded({key: value for key, value in row.items() if key != "seconds"}) for row in rows]
+    results = [rounded({key: value for key, value in row.items() if key != "seconds"}) for row in rows]
     write(options.out, {"environment": environment(torch.device("cpu")), "seconds": seconds, "results": results})
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -9,17 +9,15 @@ synthetic traces of seeds 0 to 9 and on the trainings in ``CHOSEN_ON``; the fewe
 then the shorter mean delay.
 """
 
-import argparse
 import dataclasses
 import itertools
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 
 import specreg
-from measure import environment, print_table, write
+from measure import arguments, environment, print_table, write
 from specreg.records import RunDirectory
 from traces import RECORDED, SETTINGS, Trace, recorded, synthetic
 
@@ -128,10 +126,9 @@ def table(outcomes: Iterable[Outcome]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, device=False)
     parser.add_argument("--choose", action="store_true")
     parser.add_argument("--record", nargs=2, metavar=("RUN", "NAME"))
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.record:
         record(RunDirectory(options.record[0]), options.record[1])

@@ -116,17 +116,14 @@ class Run:
     seed: int
 
 
-def mixture(name: str) -> Data:
-    return Data(lambda n, g: MIXTURES[name].draw(n, g)[0], 2, 1e-3, 3e-3, 64, 2, False)
+def of_rows(rows: Tensor) -> Callable[[int, torch.Generator], Tensor]:
+    """Return what draws rows, with replacement."""
+    return lambda count, generator: rows[torch.randint(len(rows), (count,), generator=generator)]
 
 
 def images(pixels: Tensor) -> Data:
     flat = pixels.flatten(1).float() / 127.5 - 1
-
-    def draw(count: int, generator: torch.Generator) -> Tensor:
-        return flat[torch.randint(len(flat), (count,), generator=generator)]
-
-    return Data(draw, flat.shape[1], 4e-4, 4e-4, 128, 32, True)
+    return Data(of_rows(flat), flat.shape[1], 4e-4, 4e-4, 128, 32, True)
 
 
 @functools.cache
@@ -144,17 +141,13 @@ def cifar_features(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
 def make_data(name: str, folder: Path) -> Data:
     """Return the data of a name: a mixture's, "digits" (8x8), "mnist" (28x28) or "cifar" (256 features)."""
     if name in MIXTURES:
-        return mixture(name)
+        return Data(lambda n, g: MIXTURES[name].draw(n, g)[0], 2, 1e-3, 3e-3, 64, 2, False)
     if name == "digits":
         return images(digits.load_split()[0])
     if name == "mnist":
         return images(torch.as_tensor(np.asarray(find_images(folder / "mnist-train.zip").open().images))[:, :1])
     features = cifar_features(folder)[0]
-
-    def draw(count: int, generator: torch.Generator) -> Tensor:
-        return features[torch.randint(len(features), (count,), generator=generator)]
-
-    return Data(draw, features.shape[1], 1e-3, 1e-3, 128, 32, False)
+    return Data(of_rows(features), features.shape[1], 1e-3, 1e-3, 128, 32, False)
 
 
 def make_runs(data: str, seeds: int) -> list[Run]:

@@ -1,6 +1,8 @@
 """What the benchmarks share: contenders timed in turn within one run, medians, ratios, and the machine they ran on."""
 
+import argparse
 import json
+import math
 import platform
 import statistics
 import time
@@ -9,6 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def arguments(description: str | None, *, device: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with the options that most benchmarks have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    if device:
+        parser.add_argument("--device", default="cpu")
+    return parser
 
 
 def interleaved(
@@ -100,6 +111,17 @@ def _shown(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def rounded(value: object) -> object:
+    """Return a record with four digits of every number, None for what is none."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.4g}")
+    return value
 
 
 def write(path: Path | None, results: Mapping[str, object]) -> None:

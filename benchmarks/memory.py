@@ -6,9 +6,7 @@ On a CPU every allocation of torch is counted (by its profiler, so buffers that 
 GPU the allocator's own peak is read. One forward pass of spectral normalization's weights stands beside it.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import specreg
 from compensation import CASES, STEP
-from measure import environment, print_table, write
+from measure import arguments, environment, print_table, write
 from specreg.regularizers.compensators import Compensator
 
 
@@ -69,9 +67,7 @@ def measure(case: str, device: torch.device) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
     device = torch.device(options.device)

@@ -3,7 +3,6 @@
 python benchmarks/monitor.py [--device cuda] [--images FOLDER] [--out FILE.json]
 """
 
-import argparse
 import dataclasses
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ import torch
 
 import specreg
 from compensation import CASES
-from measure import environment, interleaved, print_table, ratio, summary, write
+from measure import arguments, environment, interleaved, print_table, ratio, summary, write
 from specreg.experiments.config import DataConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source, recipe
@@ -99,9 +98,7 @@ def sampling(images: Path, iterations: int = 5) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=Path, help="images of 32x32 pixels: what reading samples costs, too")
     options = parser.parse_args()
     device = torch.device(options.device)

@@ -9,14 +9,12 @@ projector without an eigendecomposition: the sign of 2 G / s_1^2 - 1 by Newton-S
 *Functions of Matrices*, chapter 5), whose trace is i.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from measure import environment, interleaved, print_table, summary, write
+from measure import arguments, environment, interleaved, print_table, summary, write
 from specreg.spectra import fast
 from specreg.spectra.fast import compensate
 from specreg.spectra.reference import static_target
@@ -24,15 +22,10 @@ from specreg.spectra.reference import static_target
 RANKS = (8, 16, 27, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
 
 
-def by(dtypes: tuple[torch.dtype, ...], matrix: Tensor) -> Callable[[], object]:
-    """Return a static compensation by the first of some dtypes, or by the thin decomposition if there is none."""
-    count = len(matrix) // 2
-
-    def run() -> object:
-        fast.precisions = lambda matrix: dtypes  # a mock costs as much as a small layer
-        return compensate(matrix, lambda s: static_target(s, count), all_values=False)
-
-    return run
+def by(dtypes: tuple[torch.dtype, ...], matrix: Tensor) -> object:
+    """Compensate a matrix by the first of some dtypes, or by the thin decomposition if there is none."""
+    fast.precisions = lambda matrix: dtypes  # a mock costs as much as a small layer
+    return compensate(matrix, lambda s: static_target(s, len(matrix) // 2), all_values=False)
 
 
 def bare(matrix: Tensor) -> object:
@@ -56,9 +49,9 @@ def measure(rank: int, device: torch.device) -> dict[str, float]:
     matrix = torch.randn(rank, 9 * rank, device=device) / (9 * rank) ** 0.5
     contenders: dict[str, Callable[[], object]] = {
         "bare": lambda: bare(matrix),
-        "float32": by((torch.float32,), matrix),
-        "float64": by((torch.float64,), matrix),
-        "svd": by((), matrix),
+        "float32": lambda: by((torch.float32,), matrix),
+        "float64": lambda: by((torch.float64,), matrix),
+        "svd": lambda: by((), matrix),
     }
     # In a training what is not raised falls to a few tenths.
     u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
@@ -75,9 +68,7 @@ def measure(rank: int, device: torch.device) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
     options = parser.parse_args()
     device = torch.device(options.device)

@@ -8,17 +8,15 @@ creep), and the two losses.
     python benchmarks/scale.py [--out FILE.json]
 """
 
-import argparse
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import specreg
-from measure import environment, print_table, write
+from measure import arguments, environment, print_table, write
 
 LENGTH, BATCH = 256, 16
 SCALES = ("none", "keep", "hold", "unit")
@@ -112,8 +110,7 @@ def _largest(network: nn.Module) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__, device=False)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()

@@ -9,19 +9,17 @@ snapshots that a monitor does not take, may not synchronize with the host (torch
 that is not looked at. Exit code 1 if anything fails.
 """
 
-import argparse
 import contextlib
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import specreg
-from measure import environment, print_table, write
+from measure import arguments, environment, print_table, write
 from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
@@ -30,44 +28,29 @@ from specreg.models import Discriminator
 from specreg.training.loop import TrainingConfig, train
 
 LR = 2e-4
-Penalty = Callable[[], Tensor]
-
-
-def compensated(verb: str, **options: Any) -> Callable[[nn.Module], tuple[Any, Penalty | None]]:
-    def put(network: nn.Module) -> tuple[Any, Penalty | None]:
-        specreg.spectral_norm(network)
-        return getattr(specreg, verb)(network, every=1, **options), None
-
-    return put
-
-
-def penalized(verb: str) -> Callable[[nn.Module], tuple[Any, Penalty | None]]:
-    def put(network: nn.Module) -> tuple[Any, Penalty | None]:
-        specreg.spectral_norm(network)
-        return None, lambda: 1e-4 * getattr(specreg, verb)(network)
-
-    return put
-
-
-def parametrized(verb: str) -> Callable[[nn.Module], tuple[Any, Penalty | None]]:
-    def put(network: nn.Module) -> tuple[Any, Penalty | None]:
-        getattr(specreg, verb)(network)
-        return None, None
-
-    return put
-
-
-VERBS: dict[str, Callable[[nn.Module], tuple[Any, Penalty | None]]] = {
-    "spectral_norm": parametrized("spectral_norm"),
-    "static_compensation": compensated("static_compensation"),
-    "dynamic_compensation": compensated("dynamic_compensation", start=0),
-    "spectral_regularization": parametrized("spectral_regularization"),
-    "orthogonalize": parametrized("orthogonalize"),
-    "orthogonality_penalty": penalized("orthogonality_penalty"),
-    "d_optimal_penalty": penalized("d_optimal_penalty"),
-    "spectral_penalty": penalized("spectral_penalty"),
-}
+VERBS = (
+    "spectral_norm",
+    "static_compensation",
+    "dynamic_compensation",
+    "spectral_regularization",
+    "orthogonalize",
+    "orthogonality_penalty",
+    "d_optimal_penalty",
+    "spectral_penalty",
+)
 MODES = ("float32", "bf16", "channels_last", "compiled", "two forwards")
+
+
+def put(verb: str, network: nn.Module) -> tuple[Any, Callable[[], Tensor] | None]:
+    """Put a verb on a network; return its compensator and its penalty, None where there is none."""
+    function = getattr(specreg, verb)
+    if not verb.endswith(("compensation", "penalty")):
+        function(network)
+        return None, None
+    specreg.spectral_norm(network)
+    if verb.endswith("penalty"):
+        return None, lambda: 1e-4 * function(network)
+    return function(network, every=1, start=0), None
 
 
 def update(verb: str, mode: str, device: torch.device, channels: int) -> nn.Module:
@@ -76,7 +59,7 @@ def update(verb: str, mode: str, device: torch.device, channels: int) -> nn.Modu
     network = Discriminator(32, channels).to(device)
     layout = torch.channels_last if mode == "channels_last" else torch.contiguous_format
     network.to(memory_format=layout)  # type: ignore[call-overload]
-    compensator, penalty = VERBS[verb](network)
+    compensator, penalty = put(verb, network)
     if mode == "compiled":
         network.compile()
     optimizer = torch.optim.Adam(network.parameters(), LR, betas=(0.0, 0.9), fused=True)
@@ -157,9 +140,7 @@ def replayed(device: torch.device, channels: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--tiny", action="store_true", help="four channels, and nothing is compiled")
     options = parser.parse_args()
     device, channels = torch.device(options.device), 4 if options.tiny else 64

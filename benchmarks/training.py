@@ -26,7 +26,7 @@ from unittest import mock
 
 import torch
 
-from measure import environment, interleaved, print_table, ratio, summary, synchronize, write
+from measure import arguments, environment, interleaved, print_table, ratio, summary, synchronize, write
 from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.methods import DynamicOptions, MethodOptions, StaticOptions
@@ -179,8 +179,7 @@ def profiled(options: argparse.Namespace, source: Images, device: torch.device) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+    parser = arguments(__doc__)
     parser.add_argument("--part", choices=["overhead", "trainer", "profile"], required=True)
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--g-channels", type=int, default=256)
@@ -188,11 +187,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--mimicry", type=Path)
-    parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2048, 3, 32, 32), dtype=torch.uint8, generator=generator)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import specreg
 from ensembles import METHODS, MIXTURES, Data, cifar_features, make_data
-from measure import fill_page
+from measure import fill_page, rounded
 from specreg.evaluation.classifier import load_classifier
 from specreg.monitor.coverage import Reading
 from specreg.monitor.detector import Detector
@@ -67,11 +67,6 @@ def mode_shares(name: str, folder: Path) -> tuple[Shares, Array]:
         return torch.bincount(classifier.classify(samples * std + mean).argmax(1), minlength=10) / len(samples)
 
     return of_features if name == "cifar" else of_images, np.full(10, 0.1)
-
-
-def in_units(samples: Tensor) -> Tensor:
-    """Return stored samples as the discriminator sees them."""
-    return samples.float() / 127.5 - 1 if samples.dtype == torch.uint8 else samples
 
 
 class Field:
@@ -179,15 +174,13 @@ def measure(readings: Path, name: str, folder: Path, every: int) -> dict[str, ob
                 reading = dict(file)
             for index in range(len(runs)):
                 samples = torch.from_numpy(reading["samples"][index])
-                points = in_units(samples).nan_to_num()
+                is_image = samples.dtype == torch.uint8
+                points = (samples.float() / 127.5 - 1 if is_image else samples).nan_to_num()  # as the network sees them
                 reading_of_meter = meter.measure(points)
                 series[index].append(
                     {
                         "step": int(path.stem),
-                        "shares": [
-                            round(float(share), 4)
-                            for share in shares(samples if samples.dtype == torch.uint8 else points)
-                        ],
+                        "shares": [round(float(share), 4) for share in shares(samples if is_image else points)],
                         "missing": reading_of_meter.missing,
                         "lost": reading_of_meter.lost,
                         "far": reading_of_meter.far,
@@ -212,6 +205,9 @@ ALARMS: dict[str, tuple[State, ...]] = {
 PRODUCED = 0.25
 # An event: modes at most this part of their running best, for as many iterations.
 LOST, LASTING = 0.75, 200
+# Events are counted from an iteration on, and those are seen that are alarmed of within so many.
+AFTER, WITHIN = 500, 500
+FALSE_ALARMS = 0.05  # the part of the calm trainings in which a statistic may alarm
 
 
 def produced(training: dict[str, object], expected: Array) -> Array:
@@ -251,11 +247,11 @@ def badness(training: dict[str, object], name: str) -> Array:
     return np.nan_to_num(-values if name in FALLING else values, posinf=1e9, neginf=-1e9)
 
 
-def worsening(training: dict[str, object], name: str, after: int) -> Array:
-    """Return how much worse a statistic is than at its best since ``after``; the median of three readings is judged."""
+def worsening(training: dict[str, object], name: str) -> Array:
+    """Return how much worse a statistic is than at its best since ``AFTER``; the median of three readings is judged."""
     values, steps = badness(training, name), np.array([reading["step"] for reading in training["readings"]])
     smooth = np.array([np.median(values[max(0, k - 2) : k + 1]) for k in range(len(values))])
-    smooth[steps < after] = np.inf
+    smooth[steps < AFTER] = np.inf
     best = np.minimum.accumulate(smooth)
     return np.where(np.isfinite(best), smooth - np.where(np.isfinite(best), best, 0), 0.0)
 
@@ -278,31 +274,21 @@ def interval(values: list[float], random: np.random.Generator) -> tuple[float, f
     return float(np.mean(values)), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def alarms_at(trainings: list[dict[str, object]], name: str, after: int, threshold: float) -> list[int | None]:
-    """Return the first iteration of each training at which a statistic has worsened by more than the threshold."""
-    first: list[int | None] = []
-    for training in trainings:
-        over = np.flatnonzero(worsening(training, name, after) > threshold)
-        first.append(int(training["readings"][over[0]]["step"]) if len(over) else None)
-    return first
-
-
-def ranked(
-    trainings: list[dict[str, object]], expected: Array, names: Sequence[str], rate: float = 0.05, after: int = 500,
-    within: int = 500,
-) -> dict[str, object]:  # fmt: skip
-    """Rank statistics: rho within trainings, and recall of events where a part ``rate`` of the others alarms."""
+def ranked(trainings: list[dict[str, object]], expected: Array, names: Sequence[str]) -> dict[str, object]:
+    """Rank statistics: rho within trainings, and recall of events where a part ``FALSE_ALARMS`` of others alarms."""
     random = np.random.default_rng(0)
     events = [event(training, expected) for training in trainings]
     calm = [training for training, at in zip(trainings, events, strict=True) if at is None]
-    lost = [(training, at) for training, at in zip(trainings, events, strict=True) if at is not None and at > after]
+    lost = [(training, at) for training, at in zip(trainings, events, strict=True) if at is not None and at > AFTER]
     rows = {}
     for name in names:
-        worst = sorted(worsening(training, name, after).max() for training in calm)
-        threshold = worst[min(len(worst) - 1, int((1 - rate) * len(worst)))] if worst else 0.0
-        first = alarms_at([training for training, _ in lost], name, after, threshold)
-        delays = [at - begin for at, (_, begin) in zip(first, lost, strict=True) if at is not None]
-        caught = [delay for delay in delays if -within <= delay <= within]
+        worst = sorted(worsening(training, name).max() for training in calm)
+        threshold = worst[min(len(worst) - 1, int((1 - FALSE_ALARMS) * len(worst)))] if worst else 0.0
+        caught = []
+        for training, begin in lost:
+            over = np.flatnonzero(worsening(training, name) > threshold)
+            if len(over) and abs(delay := training["readings"][over[0]]["step"] - begin) <= WITHIN:
+                caught.append(delay)
         rho = rank_correlations(trainings, expected, name)
         rows[name] = {
             "rho": interval(rho, random),
@@ -373,26 +359,22 @@ def spectra_of(data: str, readings: Path, every: int) -> list[list[dict[str, lis
 
 
 def count(
-    record: dict[str, object],
-    spectra: list[list[dict[str, list[float]]]],
-    thresholds: ModeThresholds | None = None,
-    after: int = 500,
-    within: int = 500,
+    record: dict[str, object], spectra: list[list[dict[str, list[float]]]], thresholds: ModeThresholds | None = None
 ) -> dict[str, object]:
-    """Count events and alarms: recall within so many iterations, false alarms in trainings without an event."""
+    """Count events and alarms: recall within ``WITHIN`` iterations, false alarms in trainings without an event."""
     expected = np.array(record["expected"])
     delays: dict[str, list[int]] = {name: [] for name in ALARMS}
     false = dict.fromkeys(ALARMS, 0)
     num_events = num_calm = 0
     for training, layers in zip(record["trainings"], spectra, strict=True):
         begin = event(training, expected)
-        if begin is not None and begin <= after:
+        if begin is not None and begin <= AFTER:
             continue
         num_events, num_calm = num_events + (begin is not None), num_calm + (begin is None)
         for name, at in verdicts(training, layers, thresholds).items():
             if begin is None:
                 false[name] += at is not None
-            elif at is not None and -within <= at - begin <= within:
+            elif at is not None and abs(at - begin) <= WITHIN:
                 delays[name].append(at - begin)
     rows = {
         name: {
@@ -540,17 +522,6 @@ def choose_table(chosen: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rounded(value: object) -> object:
-    """Return a record with four digits of every number, None for what is none."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    if isinstance(value, float):
-        return None if np.isnan(value) else float(f"{value:.4g}")
-    return value
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["measure", "link", "choose", "judge", "page"])
@@ -574,9 +545,9 @@ def main() -> None:
         torch.set_num_threads(1)
         for name in options.data:
             if any(options.readings.glob(f"{name}-*")):
-                save(name, _rounded(measure(options.readings, name, options.folder, options.every)), None)
+                save(name, rounded(measure(options.readings, name, options.folder, options.every)), None)
     elif options.command == "link":
-        save("link", _rounded(link({name: load(name) for name in names})))
+        save("link", rounded(link({name: load(name) for name in names})))
     elif options.command == "choose":
         save("choose", choose(load(CHOOSING), spectra_of(CHOOSING, options.readings, options.every)))
     elif options.command == "judge":

@@ -12,7 +12,6 @@ Lookahead) is Jordan's, 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU",
 """
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from specreg.data.open import find_images
 from specreg.evaluation.classifier import CIFAR_WEIGHTS, CifarClassifier
+from specreg.training.state import save_checkpoint
+from train_mnist_classifier import correct
 
 BATCH = 500
 LR, MOMENTUM, WEIGHT_DECAY, BIAS_FACTOR = 0.73, 0.85, 1.33e-3, 64.0
@@ -47,7 +48,7 @@ class Training:
             {"params": biases, "factor": BIAS_FACTOR, "weight_decay": WEIGHT_DECAY / BIAS_FACTOR},
         ]
         self.optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM, nesterov=True)
-        self.slow = self._copy()
+        self.slow = {name: value.clone() for name, value in self.classifier.state_dict().items()}
 
     def advance(self, images: Tensor, labels: Tensor, progress: float) -> float:
         """Take one step at a given share of the whole training; return the loss."""
@@ -83,9 +84,6 @@ class Training:
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.slow = state["slow"]
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.classifier.state_dict().items()}
 
 
 def schedule(progress: float) -> float:
@@ -133,13 +131,6 @@ def epoch_batches(images: Tensor, labels: Tensor, epoch: int, first: int) -> Any
 
 
 @torch.no_grad()
-def correct(classifier: nn.Module, images: Tensor, labels: Tensor) -> int:
-    """Return how many images an eval-mode classifier gets right."""
-    batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    return sum(int((classifier(batch.float() / 255).argmax(1) == classes).sum()) for batch, classes in batches)
-
-
-@torch.no_grad()
 def export(training: Training, images: Tensor, path: Path) -> CifarClassifier:
     """Write the slow weights as float16, features scaled to a mean square of 1; return the classifier as loaded."""
     classifier = CifarClassifier()
@@ -178,7 +169,7 @@ def main() -> None:
     total = round(options.epochs * per_epoch)
     while training.step < total and time.monotonic() < end:
         piece(training, (train.images, train.labels), per_epoch, total, end)
-        save(training, options.checkpoint)
+        save_checkpoint(training.state_dict(), options.checkpoint)
     if training.step < total:
         print(f"stopped at step {training.step} of {total}: the same command goes on", flush=True)
         return
@@ -203,13 +194,6 @@ def piece(training: Training, data: tuple[Tensor, Tensor], per_epoch: int, total
         f"{pace:.0f} images/s",
         flush=True,
     )
-
-
-def save(training: Training, path: Path) -> None:
-    """Write a checkpoint so that a kill at any moment leaves the old or the new one."""
-    new = path.with_suffix(".new")
-    torch.save(training.state_dict(), new)
-    os.replace(new, path)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from specreg.data.digits import load_split
 from specreg.evaluation.classifier import DIGIT_WEIGHTS, DigitClassifier
+from train_mnist_classifier import correct, normalize
 
 EPOCHS, BATCH = 60, 50
 
@@ -45,19 +46,10 @@ def main() -> None:
             optimizer.step()
             schedule.step()
     classifier.eval()
-    with torch.no_grad():
-        correct = (classifier(held_out[:, None].float() / 255).argmax(1) == held_out_labels).sum().item()
-        fitted = (classifier(images).argmax(1) == labels).float().mean().item()
-    print(
-        f"training accuracy {fitted:.4f}, held-out accuracy {correct}/{len(held_out)} = {correct / len(held_out):.4f}"
-    )
-    with torch.no_grad():
-        # Give the features a mean square of 1, which fixes the unit of the distances. ReLU commutes with it.
-        scale = classifier.features(images).square().mean().sqrt()
-        hidden = classifier.body[-2]
-        hidden.weight /= scale
-        hidden.bias /= scale
-        classifier.head.weight *= scale
+    fitted = correct(classifier, train[:, None], labels) / len(labels)
+    hits = correct(classifier, held_out[:, None], held_out_labels)
+    print(f"training accuracy {fitted:.4f}, held-out accuracy {hits}/{len(held_out)} = {hits / len(held_out):.4f}")
+    normalize(classifier, train[:, None])
     save_file(classifier.state_dict(), DIGIT_WEIGHTS)
     print(f"{DIGIT_WEIGHTS.name}: {DIGIT_WEIGHTS.stat().st_size} bytes")
 

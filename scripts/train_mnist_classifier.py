@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.data.open import find_images
-from specreg.evaluation.classifier import MNIST_WEIGHTS, MnistClassifier
+from specreg.evaluation.classifier import MNIST_WEIGHTS, Classifier, MnistClassifier
 
 BATCH, LR = 250, 4e-3
 
@@ -36,14 +36,14 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def correct(classifier: MnistClassifier, images: Tensor, labels: Tensor) -> int:
+def correct(classifier: Classifier, images: Tensor, labels: Tensor) -> int:
     """Return how many uint8 images an eval-mode classifier gets right."""
     batches = zip(images.split(1000), labels.split(1000), strict=True)
     return sum(int((classifier(batch.float() / 255).argmax(1) == classes).sum()) for batch, classes in batches)
 
 
 @torch.no_grad()
-def normalize(classifier: MnistClassifier, images: Tensor) -> None:
+def normalize(classifier: Classifier, images: Tensor) -> None:
     """Give the features a mean square of 1, which fixes the unit of the distances. ReLU commutes with it."""
     scale = classifier.features(images.float() / 255).square().mean().sqrt()
     hidden = classifier.body[-2]

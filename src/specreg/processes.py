@@ -189,17 +189,8 @@ class Processes:
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """Return this process's part of a batch, contiguous, by rank.
-
-        Raises:
-            ValueError: the number of processes does not divide the batch.
-        """
-        if self.count == 1:
-            return batch
-        if len(batch) % self.count:
-            raise ValueError(f"a batch of {len(batch)} cannot be divided among {self.count} processes")
-        size = len(batch) // self.count
-        return batch[self.rank * size : (self.rank + 1) * size]
+        """Return this process's part, contiguous and by rank, of a batch that their number divides."""
+        return batch if self.count == 1 else batch.chunk(self.count)[self.rank]
 
     def mean(self, loss: Tensor, gradients: Sequence[Tensor]) -> Tensor:
         """Average gradients in place, and a loss, over the processes, in one message; returns the loss, a scalar."""
@@ -224,11 +215,7 @@ class Processes:
         return int(num_flags.item()) > 0
 
     def agree(self, step: int, digests: Mapping[str, int]) -> None:
-        """Make sure that all processes are at the same step and hold the same values.
-
-        Args:
-            step: of the training.
-            digests: what is compared -> its checksum, the same keys everywhere.
+        """Make sure that all processes are at the same step and hold the same values: checksums by name, equal names.
 
         Raises:
             DisagreementError: in every process, naming those that differ from the main one, and in what.

@@ -361,7 +361,7 @@ def test_bad_options_are_named_with_their_value(option, value):
 def test_bad_start_and_gradient_are_named():
     with pytest.raises(ValueError, match="start must be an integer of at least 0, got -1"):
         specreg.dynamic_compensation(nn.Linear(2, 2), start=-1)
-    with pytest.raises(ValueError, match='gradient must be "paper" or "exact", got \'true\''):
+    with pytest.raises(ValueError, match="gradient must be one of paper, exact, got 'true'"):
         specreg.spectral_regularization(nn.Linear(2, 2), gradient="true")
 
 

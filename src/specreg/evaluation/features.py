@@ -75,12 +75,8 @@ def open_extractor(name: FeatureName, *, stacked: bool = True, inception_weights
     """Return an extractor by name.
 
     The digits' classifier computes on the CPU, so that records are the same everywhere, the other networks on a GPU if
-    there is one.
-
-    Args:
-        name: one of ``FEATURES``.
-        stacked: for "digits" and "mnist", see :class:`ClassifierFeatures`.
-        inception_weights: for "inception", see :class:`specreg.evaluation.inception.Inception`.
+    there is one. See :class:`ClassifierFeatures` for ``stacked``, which its features alone ask for, and
+    :class:`specreg.evaluation.inception.Inception` for its weights.
 
     Raises:
         FileNotFoundError, ValueError: its weights or its package are missing; says the remedy.

@@ -112,11 +112,7 @@ def assign(
 ) -> tuple[Tensor, Tensor]:
     """Return each point's nearest centre (N,), int64, and whether it lies within 3 deviations of it (N,), bool.
 
-    Args:
-        points: (N, 2).
-        centres: (K, 2).
-        deviation: standard deviation in each coordinate.
-        region: "radial" measures the distance, "box" each coordinate.
+    Points are (N, 2), centres (K, 2); "radial" measures the distance, "box" each coordinate.
     """
     points, centres = points.double(), centres.double()
     modes = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)

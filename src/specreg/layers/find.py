@@ -118,14 +118,9 @@ class LeftOut:
     normalizing: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        titles = {
-            "not_covered": "of no known layer",
-            "frozen": "frozen",
-            "normalizing": "normalized by their class",
-        }
-        return [
-            f"left out, {title}: {', '.join(names)}" for key, title in titles.items() if (names := getattr(self, key))
-        ]
+        titles = ("of no known layer", "frozen", "normalized by their class")
+        found = zip(titles, (self.not_covered, self.frozen, self.normalizing), strict=True)
+        return [f"left out, {title}: {', '.join(names)}" for title, names in found if names]
 
 
 class Layers(Mapping[str, Layer]):
@@ -201,8 +196,6 @@ def find(
         ValueError: nothing matched, a name in ``only`` or ``skip`` matches no layer, or a layer's weight is no matrix
             of numbers (named, with the reason).
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     require_whole(module)
     module = unwrap(module)
     candidates = [
@@ -255,7 +248,9 @@ def find(
 
 
 def require_whole(module: nn.Module) -> None:
-    """Raise ValueError if ``fully_shard`` has taken a module; what is written while its weights are whole gets lost."""
+    """Raise TypeError if it is no module, ValueError if ``fully_shard`` has taken it: what is written gets lost."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # which has been imported then
     if fsdp is not None and any(isinstance(child, fsdp.FSDPModule) for child in module.modules()):
         raise ValueError(_SHARDED)

@@ -74,8 +74,8 @@ class Weight:
         if (hook := self.legacy_hook) is not None:
             endings = ("_g", "_v") if isinstance(hook, LegacyWeightNorm) else ("_orig",)
             return tuple(getattr(owner, self.attribute + ending) for ending in endings)
-        if self.foreign is not None:
-            return (self._evaluated(),)
+        if (foreign := self.foreign) is not None:
+            return (copy.deepcopy(foreign).eval()().detach(),)  # of a copy in eval mode: no state of theirs moves
         if (parametrizations := self._parametrization_list) is None:
             return (getattr(owner, self.attribute),)
         if parametrizations.is_tensor:
@@ -206,11 +206,6 @@ class Weight:
         owners: list[Any] = [self.legacy_hook, *self.parametrizations]
         dim = next(owner.dim for owner in owners if isinstance(owner, (LegacyWeightNorm, _WeightNorm)))
         return -1 if dim is None else int(dim)
-
-    def _evaluated(self) -> Tensor:
-        """Return what unknown parametrizations make, by a copy in eval mode, so that no state of theirs moves."""
-        evaluated: Tensor = copy.deepcopy(self._parametrization_list).eval()().detach()
-        return evaluated
 
     def _scaled(self, weight: Tensor) -> Tensor:
         return weight if self.gain == 1 else weight * self.gain

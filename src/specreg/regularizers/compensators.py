@@ -20,7 +20,7 @@ from torch import Tensor
 from specreg.layers.find import Layer, Layers
 from specreg.layers.requirements import require_finite, require_writable, warn_of_differences
 from specreg.layers.selection import shown
-from specreg.names import Scale, integer, reading_state
+from specreg.names import Scale, check_choice, integer, reading_state
 from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
@@ -98,8 +98,7 @@ class Compensator:
         if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
             raise ValueError(f"strength must lie in [0, 1], got {strength!r}")
         self.strength = float(strength)
-        if scale not in get_args(Scale):
-            raise ValueError(f"scale must be {' or '.join(map(repr, get_args(Scale)))}, got {scale!r}")
+        check_choice("scale", scale, get_args(Scale))
         self.scale: Scale = scale
         self.calls = 0
         self._shapes = {name: [layer.groups, *layer.matrix_shape] for name, layer in layers.items()}

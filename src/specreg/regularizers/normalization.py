@@ -87,12 +87,10 @@ def remove(module: nn.Module) -> list[str]:
         >>> specreg.remove(discriminator)
         ['0.weight']
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
+    require_whole(module)
     values: dict[int, Tensor] = {}  # of shared originals: removing the first one's parametrization changes them
     hooked: dict[tuple[Tensor, ...], Any] = {}  # what hooks kept -> the plain weight
     undone = []
-    require_whole(module)
     wrappers = [child for child in module.modules() if isinstance(child, nn.parallel.DistributedDataParallel)]
     if any(_is_split(child) for wrapper in wrappers for child in wrapper.modules()):
         raise ValueError(

@@ -1,6 +1,6 @@
 r"""Spectral regularization as a differentiable parametrization, :math:`W_{SR} = (W + \Delta W) / s_1`."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_differences
 from specreg.layers.selection import Selection, shown
 from specreg.layers.weights import SpectrumPreserving, memory_format
-from specreg.names import checked_keep
+from specreg.names import check_choice, checked_keep
 from specreg.spectra.gram import full_precision, svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 from specreg.spectra.reference import SVD, head_size, thin_svd
@@ -62,8 +62,7 @@ def spectral_regularization(
         Liu et al. 2019, section 3.2 (map) and 3.3 (gradient).
     """
     keep = 1 if keep == "first" else checked_keep(keep)
-    if gradient not in ("paper", "exact"):
-        raise ValueError(f'gradient must be "paper" or "exact", got {gradient!r}')
+    check_choice("gradient", gradient, get_args(Gradient))
     layers = find(module, only=only, skip=skip, title="spectral_regularization")
     require_parametrizable(module, layers)
     require_writable(layers)

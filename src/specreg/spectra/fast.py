@@ -138,12 +138,9 @@ def _applied(matrix: Tensor, vectors: Tensor, gain: Array) -> Compensated:
 
 
 def applied(matrix: Tensor, operator: Tensor, first: Tensor) -> Compensated:
-    r"""Return a matrix under an operator on its smaller side, with its first singular vectors.
+    r"""Return a matrix (\*, m, n) under an operator (\*, r, r) on its smaller side, with its first singular vectors.
 
-    Args:
-        matrix: shape (\*, m, n).
-        operator: shape (\*, r, r).
-        first: that of the smaller side, (\*, r).
+    ``first`` is that of the smaller side, (\*, r).
     """
     result = _product(operator, matrix)
     first = first.to(result)

@@ -24,7 +24,7 @@ def regularized(matrix: Tensor, svd: SVD, count: int) -> Tensor:
 
 
 def paper_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int) -> Tensor:
-    r"""Pull a gradient back through :func:`regularized` with the singular vectors held constant.
+    r"""Pull a gradient (\*, m, n) back through :func:`regularized` with the singular vectors held constant.
 
     With Y the upstream gradient and :math:`\langle A, B\rangle = \operatorname{Re} \operatorname{tr} A^H B`, the
     four terms of the paper contracted with Y are
@@ -36,9 +36,6 @@ def paper_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int) -> Te
     Args:
         upstream: Y, shape (\*, m, n), in the dtype of ``svd``.
         matrix, svd, count: as given to :func:`regularized`.
-
-    Returns:
-        Shape (\*, m, n).
 
     Reference:
         Liu et al. 2019, section 3.3, the gradient of the spectrally regularized weight.
@@ -55,7 +52,7 @@ def paper_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int) -> Te
 
 
 def exact_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int, *, eps: float) -> Tensor:
-    r"""Pull a gradient back through :func:`regularized`, rotation of the singular vectors included.
+    r"""Pull a gradient (\*, m, n) back through :func:`regularized`, rotation of the singular vectors included.
 
     For a spectral function :math:`F(W) = U \operatorname{diag}(f) V^H` the derivative in the singular basis,
     :math:`M = U^H\, dW\, V`, is (Daleckii and Krein 1965, here for singular values)
@@ -75,9 +72,6 @@ def exact_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int, *, ep
         upstream, matrix, svd, count: as in :func:`paper_gradient`.
         eps: the relative rounding of W's entries; singular values closer than r·eps·s1 count as repeated, and
             those below as 0.
-
-    Returns:
-        Shape (\*, m, n).
     """
     U, S, Vh = svd
     V = Vh.mH

@@ -1,5 +1,6 @@
 """The training loop: n_dis discriminator steps, a compensation after each, one generator step, and again."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from specreg.processes import ALONE, Processes
 from specreg.training.config import TrainingConfig
 from specreg.training.replay import Replay, replayable
 from specreg.training.state import TrainingState, update_ema
-from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step, plainly
+from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step
 
 T = TypeVar("T")
 # What a callback is told after each step: the state, and the losses of that step by name.
@@ -46,7 +47,7 @@ def train(
     loss = LOSSES[config.loss]
     device = next(state.generator.parameters()).device
     latent: Callable[[int], list[Batch]] = lambda size: [  # noqa: E731
-        _shared(draw_latent(state.generator, size, state.random), processes) for _ in range(config.accumulate)
+        draw_latent(state.generator, size, state.random, processes) for _ in range(config.accumulate)
     ]
     real_batches: Callable[[int], list[tuple[Tensor, Tensor]]] = lambda multiple: [  # noqa: E731
         draw_real(state, config.batch_size, multiple, processes) for _ in range(config.accumulate)
@@ -78,7 +79,7 @@ def train(
                     gamma=config.gamma,
                     penalty=state.penalty,
                     processes=processes,
-                    run=state.replays.get("d", plainly),
+                    run=state.replays.get("d", operator.call),
                 )
                 _compensate(state)
             g_loss = generator_step(
@@ -89,7 +90,7 @@ def train(
                 latent(config.batch_size * config.generator_batch),
                 real=place(real_batches(config.generator_batch)) if loss.relativistic else (),
                 processes=processes,
-                run=state.replays.get("g", plainly),
+                run=state.replays.get("g", operator.call),
             )
         except NonFiniteError as error:
             raise NonFiniteError(f"step {state.step + 1}: {error}") from error
@@ -148,15 +149,10 @@ def place_real(batch: tuple[Tensor, Tensor], generator: Any, device: torch.devic
     return images, labels.to(device) if generator.num_classes else None
 
 
-def draw_latent(generator: Any, size: int, random: torch.Generator) -> Batch:
-    """Draw z ~ N(0, I), shape (size, latent), and uniform labels if the generator is conditional, on its device."""
+def draw_latent(generator: Any, size: int, random: torch.Generator, processes: Processes = ALONE) -> Batch:
+    """Draw z ~ N(0, I), (size, latent), and labels if the generator is conditional; of that, this process's share."""
     device = next(generator.parameters()).device
-    z = torch.randn(size, generator.latent, generator=random).to(device)
+    z = processes.share(torch.randn(size, generator.latent, generator=random).to(device))
     if not generator.num_classes:
         return z, None
-    return z, torch.randint(generator.num_classes, (size,), generator=random).to(device)
-
-
-def _shared(batch: Batch, processes: Processes) -> Batch:
-    z, labels = batch
-    return processes.share(z), None if labels is None else processes.share(labels)
+    return z, processes.share(torch.randint(generator.num_classes, (size,), generator=random).to(device))

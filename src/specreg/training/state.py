@@ -76,7 +76,10 @@ class TrainingState:
             **{name: None if (part := getattr(self, name)) is None else part.state_dict() for name in _PARTS},
             "draws": self.draws.get_state(),
             "random": self.random.get_state(),
-            "global_random": _global_random(),
+            "global_random": {
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
         }
 
     def digests(self) -> dict[str, int]:
@@ -93,7 +96,9 @@ class TrainingState:
                 part.load_state_dict(state[name])
         self.draws.set_state(state["draws"])
         self.random.set_state(state["random"])
-        _set_global_random(state["global_random"])
+        torch.set_rng_state(state["global_random"]["torch"])
+        if state["global_random"]["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["global_random"]["cuda"])
         self.step = state["step"]
 
     def first_bad(self) -> str | None:
@@ -206,14 +211,3 @@ def _digest(value: Any, start: int = 0) -> int:
             start = _digest(part, start)
         return start
     return zlib.crc32(repr(value).encode(), start)
-
-
-def _global_random() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_global_random(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

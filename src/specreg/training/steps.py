@@ -5,6 +5,7 @@ share of every micro-batch, and the gradients are averaged in one message before
 DistributedDataParallel: its hooks know neither the second derivatives of gradient penalties nor two networks in turns.)
 """
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -23,11 +24,6 @@ Run = Callable[[Gradients, Sequence[Batch], Sequence[Batch]], Losses]
 _NOT_MADE = "the update was not made"
 
 
-def plainly(gradients: Gradients, real: Sequence[Batch], latent: Sequence[Batch]) -> Losses:
-    """Compute gradients of real and latent micro-batches."""
-    return gradients(real, latent)
-
-
 class NonFiniteError(ArithmeticError):
     """A loss, gradient or weight is NaN or infinite; the update was not made."""
 
@@ -44,7 +40,7 @@ def discriminator_step(
     gamma: float = 1.0,
     penalty: Callable[[], Tensor] | None = None,
     processes: Processes = ALONE,
-    run: Run = plainly,
+    run: Run = operator.call,
 ) -> Tensor:
     """Update the discriminator once.
 
@@ -102,7 +98,7 @@ def generator_step(
     *,
     real: Sequence[Batch] = (),
     processes: Processes = ALONE,
-    run: Run = plainly,
+    run: Run = operator.call,
 ) -> Tensor:
     """Update the generator once; arguments, return and errors as :func:`discriminator_step`.
 
