@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -23,14 +24,26 @@ DEEP = b"[" * 5000 + b"]" * 5000
 SHALLOW = b'{"a": ' * 200 + b"1" + b"}" * 200  # what the C scanner reads, and Python's recursion hardly
 
 
-class Runs:
-    """Unpickled, it makes a file."""
+class HangError(BaseException):
+    """Not an Exception: nothing may catch it."""
 
-    def __init__(self, path: str) -> None:
+
+class Touch:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open, (self.path, "w")
+        return os.mkdir, (str(self.path),)
+
+
+def peak_memory(*, anew: bool = False) -> int:
+    """Return the most bytes that this process has held, or, where the system can forget that, what it holds now."""
+    if anew:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    return 1024 * pytest.importorskip("resource").getrusage(0).ru_maxrss  # not on Windows; 0 is this process
 
 
 def png(width: int = 8, height: int | None = None) -> bytes:

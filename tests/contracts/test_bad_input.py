@@ -23,6 +23,7 @@ from spoilt import (
     DEEP,
     SHALLOW,
     Builder,
+    HangError,
     below_a_file,
     circle,
     file,
@@ -44,10 +45,6 @@ TINY = [
 ]  # fmt: skip
 NINES = "9" * 30
 Spoil = Callable[[Path], object]
-
-
-class HangError(BaseException):
-    """Not an Exception: nothing may catch it."""
 
 
 @pytest.fixture(autouse=True)

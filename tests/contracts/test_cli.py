@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,10 @@ import pytest
 import torch
 
 import specreg
-from specreg.cli import _COMMANDS, main
+from specreg import options
+from specreg.cli import _COMMANDS, _with_address, main
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -174,3 +178,23 @@ def test_inspect_prints_json_and_draws(tmp_path, capsys):
     assert layer["name"] == "last"
     assert layer["singular_values"] == pytest.approx([1.0] * 4)
     assert (tmp_path / "p.svg").read_bytes().startswith(b"<?xml")
+
+
+def documented_commands() -> list[str]:
+    """Return the command lines of the README and the pages beside it, without comments."""
+    pages = [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+    ]
+    text = "\n".join(page.read_text(encoding="utf-8").replace("\\\n", " ") for page in pages)
+    return [match[1] for match in re.finditer(rf"^ *(specreg (?:{'|'.join(_COMMANDS)}) .*?) *(?:#.*)?$", text, re.M)]
+
+
+def test_the_documented_commands_are_understood():
+    commands = documented_commands()
+    assert len(commands) > 30
+    for command in commands:
+        _, name, *arguments = shlex.split(command)
+        kind = getattr(options, name.capitalize())
+        options.parse(kind(runs=()) if name == "report" else kind(), _with_address(arguments))

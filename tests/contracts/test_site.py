@@ -49,7 +49,7 @@ def random_numbers_as_before():
         yield
 
 
-@pytest.mark.parametrize("page", ["index.md", "extending.md"])
+@pytest.mark.parametrize("page", ["index.md", "extending.md", "monitor.md", "coverage.md"])
 def test_pages_with_code_run(page, capsys):
     follow(page)
     assert capsys.readouterr().out

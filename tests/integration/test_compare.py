@@ -86,17 +86,6 @@ def test_what_is_done_is_skipped_and_more_can_be_asked_for(done):
 
 
 @pytest.mark.slow
-def test_other_settings_are_refused(done):
-    out, _ = done
-    before = (out / "results.json").read_bytes()
-    code, _, errors = compare(out, "--batch-size", "8")
-    assert code == 2
-    assert errors.count("\n") == 1
-    assert "batch_size 4 -> 8" in errors
-    assert (out / "results.json").read_bytes() == before
-
-
-@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_an_interrupt_leaves_resumable_runs(tmp_path):
     """By processes: the command, and its run."""

@@ -16,8 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from specreg.cli import main
-from specreg.training.state import SCHEMA
 from trainings import DYNAMIC, OPTIONS, assert_same_run, train
 
 # 12 checkpoints, and 24.
@@ -160,18 +158,3 @@ def test_a_full_disk(long, tmp_path):
     assert 0 < torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["step"] < 48
     assert train(tmp_path / "run") == (0, "")
     assert_same_run(reference, tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_another_version_is_refused(uninterrupted, tmp_path, capsys):
-    out = shutil.copytree(uninterrupted, tmp_path / "run")
-    (out / "result.json").unlink()
-    state = torch.load(out / "checkpoint.pt", weights_only=True)
-    torch.save(state | {"schema": 1}, out / "checkpoint.pt")
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert main(["train", "--quiet", "--out", str(out)]) == 2
-    error = capsys.readouterr().err
-    assert f"checkpoint.pt has schema 1, this version of specreg reads {SCHEMA}" in error
-    assert error.count("\n") == 1
-    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "run.lock"}
-    assert after == {path: content for path, content in before.items() if path.name != "run.lock"}

@@ -126,23 +126,13 @@ def test_modes_hooks_and_gradients_are_as_before(normalize):
     normalize(module)
     module[3].eval()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    assert list(specreg.attainment(module, torch.randn(4, 3, 6, 6))) == ["0", "3"]
+    attained = specreg.attainment(module, torch.randn(4, 3, 6, 6))
+    assert list(attained) == ["0", "3"]
+    assert attained["0"].largest == pytest.approx(1, abs=0.3)  # the weight that the network uses
     assert [child.training for child in module] == [True, True, True, False]
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert all(not child._forward_hooks for child in module.modules())
     assert all(parameter.grad is None for parameter in module.parameters())
-
-
-def test_attainment_moves_no_buffer_and_no_random_number():
-    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5), nn.Conv2d(6, 6, 1))
-    specreg.spectral_norm(module)
-    x = torch.randn(4, 3, 6, 6)
-    before, random = {name: tensor.clone() for name, tensor in module.state_dict().items()}, torch.get_rng_state()
-    specreg.attainment(module, x)
-    specreg.gradient_norms(module, x, x.flip(0), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-    assert specreg.attainment(module, x)["0"].largest == pytest.approx(1, abs=0.3)  # the weight that the network uses
 
 
 class Restless(nn.Module):

@@ -1,7 +1,6 @@
 """The autopsy: right numbers for every way a weight is stored, damaged and hostile files, verdicts, pictures."""
 
 import json
-import os
 import struct
 import zipfile
 from pathlib import Path
@@ -21,7 +20,7 @@ from specreg.autopsy.order import ordered
 from specreg.autopsy.spectra import inspect
 from specreg.monitor.detector import Detector, Thresholds
 from specreg.names import printable
-from spoilt import quiet, written
+from spoilt import Touch, quiet, written
 
 
 def matrix_of(weight: torch.Tensor, output_dim: int = 0) -> np.ndarray:
@@ -161,16 +160,6 @@ def test_of_a_training_state_only_weights_are_taken(tmp_path):
     assert dict(found.left_out) == {"of an optimizer": 2, "not named like a weight": 1}
     named = open_checkpoint(tmp_path / "c.pt", only=["pos_embed"])
     assert [weight.shape for weight in named.weights] == [(1, 2, 3)]
-
-
-class Touch:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -375,7 +364,7 @@ def test_there_is_no_verdict_where_the_order_is_unknown(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module.", "_forward_module."]
+    "wrapper", ["module.", "_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_forward_module."]
 )
 def test_wrappers_of_a_module_rename_nothing(wrapper, tmp_path):
     level = lambda part: torch.diag(torch.tensor([1.0] + [part] * 15))  # noqa: E731

@@ -638,8 +638,9 @@ def test_a_test_part_with_a_new_class_is_refused_and_a_flat_one_has_none(tmp_pat
     ("train", "test"),
     [
         ("train", "test"), ("train", "val"), ("train", "valid"), ("train", "validation"), ("training", "testing"),
-        ("Train", "Test"), ("TRAIN", "val"), ("training_set", "test_set"), ("seg_train", "seg_test"),
-        ("train2017", "val2017"), ("trainset", "testset"), ("set/train", "set/val"),
+        ("TRAIN", "val"), ("training_set", "test_set"), ("seg_train", "seg_test"), ("train2017", "val2017"),
+        ("trainset", "testset"), ("set/train", "set/val"), ("trainval", "eval"), ("train", "evaluation"),
+        ("Train", "dev"),
     ],
 )  # fmt: skip
 def test_parts_within_a_folder_or_zip_are_told_apart(tmp_path, form, train, test):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from specreg.data.open import find_images
 from specreg.data.pickled import read_pickled
+from spoilt import Touch
 
 TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 HUNDRED = [f"class {index}" for index in range(100)]
@@ -376,16 +377,6 @@ def test_a_spoiled_file_is_one_line_that_names_it(tmp_path, make, spoil, message
     assert str(path) in str(caught.value)
 
 
-class Opens:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
 def nested(depth: int) -> bytes:
     """A list that holds the last one twice, and so on: 2**depth items to whoever shows them."""
     return b"\x80\x02]q\x00" + b"".join(b"0](h%ch%ceq%c" % (i, i, i + 1) for i in range(depth)) + b"."
@@ -514,7 +505,7 @@ def test_names_of_classes_may_be_bytes(tmp_path):
 def test_nothing_in_a_batch_is_ever_run(tmp_path, protocol):
     path, _ = cifar10_python(tmp_path / "set")
     made = tmp_path / "made"
-    content = pickle.dumps({"labels": Opens(made), "data": ROWS}, protocol=protocol)
+    content = pickle.dumps({"labels": Touch(made), "data": ROWS}, protocol=protocol)
     (path / "data_batch_1").write_bytes(content)
     with pytest.raises(ValueError, match="data_batch_1"):
         find_images(path).open()

@@ -12,11 +12,6 @@ from specreg.monitor.signal import Signal, SignalJudge, signal
 TEACHING = Signal(gradient=1.0, spread=0.5)
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def samples(count=64):
     return torch.randn(count, 4) + 2, torch.randn(count, 4)
 

@@ -84,6 +84,10 @@ def test_the_other_presets():
         ("i=1", ("sn",), 0.5), ("i=0.25r", ("static",), 0.25), ("i=0.5r", ("static",), 0.5),
         ("i=0.75r", ("static",), 0.75), ("i=r", ("static",), 1.0),
     ]  # fmt: skip
+    (shown,) = PRESETS["demo"].cells
+    training = shown.settings.training
+    assert (PRESETS["demo"].seeds, shown.methods) == ((0, 1, 2, 3, 4), ("sn", "static"))
+    assert (training.steps, training.batch_size, training.d_lr, training.g_lr) == (1500, 100, 1e-3, 1e-3)
     for preset in PRESETS.values():
         assert "Deviations from" in preset.about
         assert len({cell.name for cell in preset.cells}) == len(preset.cells)
@@ -325,7 +329,7 @@ def test_a_run_that_another_process_writes_is_waited_for_and_not_made_again(tmp_
     with job.run.lock():
         assert end(job.run, 2) == ("waiting", "")
         assert not (job.run.path / "failed.json").exists()
-        threading.Timer(1.0, lambda: job.run.write("result", {})).start()
+        threading.Timer(0.2, lambda: job.run.write("result", {})).start()
         execute_all([job], 1)
     assert (job.state, job.error) == ("done", "")
     assert not (job.run.path / "log.txt").exists()

@@ -403,7 +403,6 @@ def test_weight_norm_uses_the_compensated_weight(kind, dim, version):
     plain = copy.deepcopy(layer)
     layer = WEIGHT_NORMS[version](layer, dim=dim)
     with torch.no_grad():  # a training has moved g
-        getattr(layer, "weight_g", None) if version == "legacy" else None
         for name, parameter in layer.named_parameters():
             if name.endswith(("weight_g", "original0")):
                 parameter.mul_(1.3)

@@ -342,3 +342,13 @@ def test_of_a_folder_that_was_refused_nothing_else_is_said(run, real, caplog):
     (run / "step_1/2.png").write_bytes(png(Image.fromarray(digits(1).numpy()[0])))
     list(folder.look(last=False))
     assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize(("warmup", "is_judged"), [(1, True), (1000, False)])
+def test_samples_far_from_the_data_are_not_judged_within_the_warm_up(run, real, warmup, is_judged):
+    noise = torch.randint(256, (60, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for step in (100, 200, 300):
+        grid(noise, 10).save(run / f"fakes{step:06}.png")
+    states = [notice.state for notice in samples(run, real, warmup=warmup).look(last=True)]
+    assert len(states) == 3
+    assert (states[-1] != "not judged") == is_judged

@@ -1,6 +1,5 @@
 """Writers: what they write is what the monitor saw, nothing twice, and a missing package is named with its remedy."""
 
-import doctest
 import json
 import sys
 import time
@@ -252,13 +251,14 @@ def test_tensorboard_reads_the_numbers_the_message_and_the_pictures_back(monitor
 
 def test_tensorboard_of_a_resumed_training_has_no_iteration_twice(module, tmp_path):
     for begin, end in ((0, 50), (30, 70)):
+        if begin:
+            time.sleep(1.1)  # TensorBoard reads files in the order of their names, which count seconds
         monitor = Monitor(module, every=10)
         writer = TensorBoardWriter(monitor, tmp_path, images_every=0)
         monitor.actions.append(writer)
         for iteration in range(begin, end, 10):
             monitor.step(iteration)
         writer.close()
-        time.sleep(1.1)  # TensorBoard reads files in the order of their names, which count seconds
     assert [one.step for one in read_events(tmp_path).Scalars("spectral_s1/0")] == [0, 10, 20, 30, 40, 50, 60]
 
 
@@ -341,9 +341,3 @@ def test_a_missing_package_is_named_with_its_remedy(monitor, monkeypatch, make, 
 def test_an_unknown_tracker_is_named():
     with pytest.raises(ValueError, match="a tracker must be one of wandb, mlflow, trackio, got 'neptune'"):
         tracker("neptune")
-
-
-def test_examples_in_docstrings_run():
-    failures, tried = doctest.testmod(writers)
-    assert tried > 0
-    assert failures == 0
