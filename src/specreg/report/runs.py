@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import warnings
 from collections import Counter
@@ -241,7 +242,7 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
         ValueError: a path is none of these, or a ``sweep.json`` or a run's configuration is damaged.
     """
     cells, loose = [], Cell("runs")
-    for path in {path.resolve(): path for path in map(Path, paths)}.values():
+    for path in {os.path.realpath(path): Path(path) for path in paths}.values():
         if exists(path / "sweep.json"):
             swept = _planned_cells(path)
         else:
