@@ -32,7 +32,7 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class StackedDigits(StackedImages):
-    """Stacked digits: endless images of 1000 modes, or of the held-out digits."""
+    """Stacked digits: images of 1000 modes, of the digits for training or of those held out."""
 
     resolution = 8
 

@@ -16,8 +16,8 @@ from specreg.layers.kinds import Kind, is_known, tensor_names, weights_of
 from specreg.layers.selection import Selection, checked_selectors, plainly_named_modules, selects, shown, unwrap
 from specreg.layers.weights import Weight
 
-# What a class that normalizes its weight itself keeps beside it: power iteration's vectors and its singular values.
 _SHARDED = "the module's weights are sharded between processes, which specreg cannot read"
+# What a class that normalizes its weight itself keeps beside it: power iteration's vectors and its singular values.
 _OWN_VECTORS = re.compile(r"(\w*_)?(u|v|sv|sigma)\d*")
 
 
