@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
@@ -11,6 +12,7 @@ from runs import HOSTILE, make_run
 from specreg.cli import main
 from specreg.files import write_json
 from specreg.records import RunDirectory
+from specreg.report.figures import plot_by_setting
 from specreg.report.illustrations import illustrations
 from specreg.report.page import write_folder
 from specreg.report.runs import grouped, open_cells, published
@@ -189,18 +191,39 @@ def test_a_gain_is_not_taken_between_protocols(tmp_path):
     assert "no normalization against" not in text
 
 
-def test_settings_of_folders_of_one_name_have_labels_and_lines_of_their_own(tmp_path):
+def test_settings_of_folders_of_one_name_have_labels_of_their_own(tmp_path):
     folders = [make_sweep(tmp_path / place / "demo", {"C8-32": ["sn-seed0"]}) for place in "ab"]
-    make_run(folders[0] / "C8-32" / "static-seed0", "static", 0)
-    make_sweep(folders[0], {"C8-32": ["sn-seed0", "static-seed0"]})
-    for folder in folders:
-        make_run(folder / "C8-32" / "sn-seed0", "sn", 0)
     cells = open_cells(folders)
     assert [cell.label for cell in cells] == [f"C8-32 ({folder})" for folder in folders]
-    drawn = {part.heading: part for shown in illustrations(cells) if shown.name == "scores" for part in shown.parts}
-    legends = [part.legend for part in drawn.values()]
-    assert legends[0] == legends[1]
-    assert len(drawn) == 2
+
+
+def test_a_methods_line_is_the_same_in_each_setting_whichever_have_begun(tmp_path):
+    out = make_sweep(tmp_path / "out", {"A16-128": ["sn-seed0", "static-seed0"], "C8-32": ["static-seed0"]})
+    for run in ("A16-128/sn-seed0", "A16-128/static-seed0", "C8-32/static-seed0"):
+        make_run(out / run, run.split("/")[1].split("-")[0], 0)
+    patterns = []
+    for panel in (part.panels[0] for shown in illustrations(open_cells([out])) if shown.name == "scores"
+                  for part in shown.parts):  # fmt: skip
+        figure, axis = plt.subplots()
+        panel.content(axis)
+        patterns += [line.get_linestyle() for line in axis.lines if line.get_label() == "static SR"]
+        plt.close(figure)
+    assert patterns == ["--", "--"]
+
+
+def test_a_setting_whose_runs_have_two_protocols_has_no_bar(tmp_path):
+    out = make_sweep(tmp_path / "out", {"A16-128": ["sn-seed0"], "C8-32": ["sn-seed0", "sn-seed1"]})
+    for run, protocol, fd in (
+        ("A16-128/sn-seed0", "a", 5.0),
+        ("C8-32/sn-seed0", "a", 10.0),
+        ("C8-32/sn-seed1", "b", 99.0),
+    ):
+        directory = RunDirectory(make_run(out / run, "sn", int(run[-1])))
+        directory.write("result", {"method": "sn", "protocol": protocol, "fd": fd})
+    figure, axis = plt.subplots()
+    plot_by_setting(axis, open_cells([out]), "fd")
+    assert list(axis.lines[0].get_ydata()) == [5.0]  # the others are the ends of its bar
+    plt.close(figure)
 
 
 def test_strings_of_a_sweep_stay_text_and_a_damaged_one_is_named(tmp_path, capsys):

@@ -214,7 +214,7 @@ def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
 
 
 def of_one_protocol(runs: Iterable[Run], *methods: str) -> bool:
-    """Tell whether what methods' complete runs have for a measure compares."""
+    """Tell whether methods' complete runs were evaluated by one protocol; the numbers of several do not compare."""
     return len({run.result.get("protocol") for run in runs if run.result and run.method in methods}) < 2
 
 
