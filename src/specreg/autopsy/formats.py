@@ -51,6 +51,16 @@ _OTHERS = {  # first bytes or the end of the name: what it is, and how it become
     ".index": ("a checkpoint of TensorFlow", f"read it with tf.train.load_checkpoint {_TURNED}"),
     ".distcp": ("a part of a distributed checkpoint", "name its folder"),
 }
+_EXPORTED = "convert it with torch.save(torch.export.load({file!r}).state_dict, 'model.pt')"
+_SCRIPTED = "convert it with torch.save(torch.jit.load({file!r}).state_dict(), 'model.pt')"
+_PACKAGED = "save torch.package.PackageImporter({file!r}).load_pickle(...).state_dict(), which runs the code in it"
+_ZIPPED = {  # the name of an entry in a zip file: the same
+    "constants.pkl": ("an archive of TorchScript", _SCRIPTED),
+    "archive_format": ("an archive of torch.export", _EXPORTED),
+    "serialized_exported_program.json": ("an archive of torch.export", _EXPORTED),
+    "extern_modules": ("an archive of torch.package", _PACKAGED),
+    "model.weights.h5": ("a model of Keras", f"load it there {_TURNED}"),
+}
 _SHARD = re.compile(r".*\.data-\d+-of-\d+")  # of TensorFlow's checkpoint
 
 
@@ -70,7 +80,7 @@ def find_file(path: Path) -> Path:
         call = f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({str(path)!r}, 'model.pt')"
         raise ValueError(f"{path} is a distributed checkpoint: convert it with {call}")
     if any(file.name == "saved_model.pb" for file in files):
-        raise _other(path, *_OTHERS[".pb"])
+        raise _OtherError(path, *_OTHERS[".pb"])
     candidates = [file for file in files if INDEX.search(file.name)] or [
         file
         for file in files
@@ -96,7 +106,7 @@ def read_tensors(path: Path) -> Contents:
     """
     check_file(path)
     with reading(path), open(path, "rb") as file:
-        head = file.read(16)
+        head = file.read(262)  # tar's sign is at its end
     if not head:
         raise ValueError(f"{path} is empty: copy or download it again")
     if INDEX.search(path.name):
@@ -105,9 +115,9 @@ def read_tensors(path: Path) -> Contents:
         return _safetensors(path)
     for sign, (what, remedy) in _OTHERS.items():
         if head.startswith(sign) if isinstance(sign, bytes) else path.suffix == sign:
-            raise _other(path, what, remedy)
+            raise _OtherError(path, what, remedy)
     if _SHARD.fullmatch(path.name):
-        raise _other(path, *_OTHERS[".index"])
+        raise _OtherError(path, *_OTHERS[".index"])
     try:
         if head.startswith(b"PK"):
             with warnings.catch_warnings():
@@ -117,19 +127,20 @@ def read_tensors(path: Path) -> Contents:
         if head.startswith(b"\x80") or path.suffix in (".pkl", ".pickle"):
             with open(path, "rb") as file:
                 return torchfiles.read_stream(path, file)
-        with open(path, "rb") as file:
-            archive = file.read(262)[257:] == b"ustar"
-    except _OtherError as other:
-        raise _other(path, *other.args) from other
+    except _OtherError:
+        raise
     except Exception as error:  # a damaged file makes its reader fail anywhere
         raise _damaged(path, error) from error
-    if archive:
-        raise _other(path, "an archive of tar", "unpack it, and inspect what is in it")
+    if head[257:] == b"ustar":
+        raise _OtherError(path, "an archive of tar", "unpack it, and inspect what is in it")
     raise ValueError(f"{path} is neither a safetensors file nor one of torch.save: convert it into one of them")
 
 
-class _OtherError(Exception):
-    """A format that is not read: what it is, and the remedy."""
+class _OtherError(ValueError):
+    """A format that is not read here."""
+
+    def __init__(self, path: Path, what: str, remedy: str) -> None:
+        super().__init__(f"{path} is {what}, which is not read here: {remedy}")
 
 
 def _zipped(path: Path) -> Contents:
@@ -138,22 +149,9 @@ def _zipped(path: Path) -> Contents:
         ends = {name.rpartition("/")[2] for name in names}
         if names and all(name.endswith(".npy") for name in names):
             return _arrays(path, archive)
-        file = str(path)
-        if "constants.pkl" in ends:
-            raise _OtherError(
-                "an archive of TorchScript",
-                f"convert it with torch.save(torch.jit.load({file!r}).state_dict(), 'model.pt')",
-            )
-        if "archive_format" in ends or "serialized_exported_program.json" in ends:
-            raise _OtherError(
-                "an archive of torch.export",
-                f"convert it with torch.save(torch.export.load({file!r}).state_dict, 'model.pt')",
-            )
-        if "extern_modules" in ends:
-            importer = f"torch.package.PackageImporter({file!r}).load_pickle(...)"
-            raise _OtherError("an archive of torch.package", f"save {importer}.state_dict(), which runs the code in it")
-        if "model.weights.h5" in ends:
-            raise _OtherError("a model of Keras", f"load it there {_TURNED}")
+        for entry, (what, remedy) in _ZIPPED.items():
+            if entry in ends:
+                raise _OtherError(path, what, remedy.format(file=str(path)))
         entries = stored_entries(archive, path)
     with open(path, "rb") as stream:
         return torchfiles.read_zip(path, stream, entries)
@@ -183,8 +181,7 @@ def _sharded(path: Path) -> Contents:
     left_out: Counter[str] = Counter()
     for shard in sorted(set(shards.values())):
         # An index may come from anywhere and must not lead out of its folder.
-        ending = Path(shard).suffix
-        if shard in ("", ".", "..") or "/" in shard or "\\" in shard or ending not in (".safetensors", ".bin"):
+        if "/" in shard or "\\" in shard or Path(shard).suffix not in (".safetensors", ".bin"):
             raise ValueError(
                 f"{path} names the file {shard!r}: a shard is a .safetensors or .bin file in the index's folder"
             )
@@ -244,10 +241,6 @@ def listed(names: list[str]) -> str:
     """Return the first eight names, and how many more there are."""
     shown = ", ".join(printable(name) for name in names[:8])
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
-
-
-def _other(path: Path, what: str, remedy: str) -> ValueError:
-    return ValueError(f"{path} is {what}, which is not read here: {remedy}")
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
