@@ -114,6 +114,11 @@ class Object:
     pairs: list[Any] | None = None
     values: list[Any] | None = None
 
+    @property
+    def argument(self) -> Any:
+        """The first argument; None without one."""
+        return self.arguments[0] if isinstance(self.arguments, tuple) and self.arguments else None
+
     def items(self) -> Iterator[tuple[Any, Any]]:
         """Yield the items of a mapping."""
         pairs = iter(self.pairs or ())
@@ -166,16 +171,14 @@ def numpy_array(value: Any) -> Array | None:
     content, dtype, shape, layout = parts if is_buffer else (parts[4], parts[2], parts[1], parts[3])
     kind = order = None
     if isinstance(dtype, Object):
-        kind = dtype.arguments[0] if isinstance(dtype.arguments, tuple) and dtype.arguments else None
+        kind = dtype.argument
         order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else None
     return Array(shape, kind, order, layout in (True, "F"), text_of_bytes(content))
 
 
 def text_of_bytes(value: Any) -> Any:
     """Return the text that stands for bytes until protocol 2, one character for each; anything else as it is."""
-    if isinstance(value, Object) and value.maker == Global("_codecs", "encode"):
-        return value.arguments[0] if isinstance(value.arguments, tuple) and value.arguments else None
-    return value
+    return value.argument if isinstance(value, Object) and value.maker == Global("_codecs", "encode") else value
 
 
 def read_pickle(window: Window) -> tuple[Any, list[Object]]:

@@ -1,7 +1,7 @@
 """Tensors within a file: what a pickle says of them, checked against what the file has, and read one at a time."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,6 @@ OBSTACLES = {
 _LARGEST = 1 << 62
 _MOST_ARGUMENTS = 16  # of a call that makes a tensor
 _DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
-_STORAGES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-    "ComplexDoubleStorage": torch.complex128, "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
-    "QInt8Storage": torch.qint8, "QUInt8Storage": torch.quint8, "QInt32Storage": torch.qint32,
-    "QUInt4x2Storage": torch.quint4x2, "QUInt2x4Storage": torch.quint2x4,
-}  # fmt: skip
 # The functions of torch that make tensors, by what their arguments are.
 _OBSTRUCTED = {
     "_rebuild_sparse_tensor": "sparse", "_rebuild_qtensor": "quantized", "_rebuild_nested_tensor": "nested",
@@ -148,9 +140,9 @@ class Tensors:
             if not isinstance(chosen, Global) or chosen.module != "torch" or chosen.name not in _DTYPES:
                 return obstructed("of integers", size)
             dtype = _DTYPES[chosen.name]
-        return self.strided(region, dtype, offset, size, stride)
+        return self._strided(region, dtype, offset, size, stride)
 
-    def strided(self, content: Bytes | str, dtype: torch.dtype, offset: Any, size: Any, stride: Any) -> Stored:
+    def _strided(self, content: Bytes | str, dtype: torch.dtype, offset: Any, size: Any, stride: Any) -> Stored:
         """Return a view of a region of the file: nothing of it is believed before it has been compared with that.
 
         Args:
@@ -160,7 +152,7 @@ class Tensors:
             size, stride: as torch has them.
         """
         shape, steps = _integers(size), _integers(stride)
-        if shape is None or steps is None or len(shape) != len(steps) or len(shape) > 64:
+        if shape is None or steps is None or len(shape) != len(steps):
             raise ValueError("it describes a tensor without a proper shape")
         if type(offset) is not int or not 0 <= offset < _LARGEST:
             raise ValueError("it describes a tensor without a proper place in its storage")
@@ -193,7 +185,9 @@ class Tensors:
             return obstructed("of integers", sides)
         if array.order == ">":
             return obstructed("of other bytes' order", sides)
-        return self.strided(array.content, dtype, 0, sides, strides(sides, fortran=array.fortran))
+        fastest_first = sides if array.fortran else sides[::-1]
+        steps = tuple(math.prod(fastest_first[:index]) for index in range(len(sides)))
+        return self._strided(array.content, dtype, 0, sides, steps if array.fortran else steps[::-1])
 
 
 def is_tensor(value: Any) -> bool:
@@ -203,24 +197,10 @@ def is_tensor(value: Any) -> bool:
     return is_torch or numpy_array(value) is not None
 
 
-def strides(shape: Sequence[int], *, fortran: bool = False) -> tuple[int, ...]:
-    """Return the strides of a tensor without gaps, in C's order or Fortran's."""
-    sides = list(shape) if fortran else list(shape)[::-1]
-    steps = [math.prod(sides[:index]) for index in range(len(sides))]
-    return tuple(steps if fortran else steps[::-1])
-
-
-def storage_type(value: Any) -> torch.dtype | None:
-    """Return the type of a storage's values by its class."""
-    if isinstance(value, Global) and value.module in ("torch", "torch.cuda", "torch.storage"):
-        return _STORAGES.get(value.name)
-    return None
-
-
 def _integers(value: Any) -> tuple[int, ...] | None:
     """Return a shape or strides, None where there is none."""
     if isinstance(value, Object) and value.maker == Global("torch", "Size"):
-        value = value.arguments[0] if isinstance(value.arguments, tuple) and value.arguments else None
+        value = value.argument
     if not isinstance(value, tuple | list) or len(value) > 64:
         return None
     return tuple(value) if all(type(side) is int and 0 <= side < _LARGEST for side in value) else None

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from specreg.autopsy.tensors import Stored, Tensors, is_tensor, storage_type
+from specreg.autopsy.tensors import Stored, Tensors, is_tensor
 from specreg.pickles import PERSISTENT, Budget, Bytes, Global, Object, Window, read_pickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files of torch.save before its version 1.6
@@ -19,6 +19,15 @@ _TOO_LONG = f"below names of more than {_LONGEST} characters"
 _PERSISTENCE = "_reconstruct_persistent_obj"  # of StyleGAN2-ADA and its successors, whose classes travel as source
 _MODULE = ("_parameters", "_buffers", "_modules")  # of a module's state
 _ORDERED = Global("collections", "OrderedDict")
+_STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128, "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.qint8, "QUInt8Storage": torch.quint8, "QInt32Storage": torch.qint32,
+    "QUInt4x2Storage": torch.quint4x2, "QUInt2x4Storage": torch.quint2x4,
+}  # fmt: skip
+_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 _OTHER_ORDER = "a machine of the other bytes' order wrote it"
 Contents = tuple[dict[str, Stored], Counter[str]]
 
@@ -99,8 +108,7 @@ class _Storages:
         if not isinstance(described, Object) or described.maker != Global("torch.storage", "_load_from_bytes"):
             return None
         if id(described) not in self._within:
-            content = described.arguments[0] if isinstance(described.arguments, tuple) and described.arguments else None
-            if not isinstance(content, Bytes):
+            if not isinstance(content := described.argument, Bytes):
                 raise ValueError("it has a storage without bytes")
             window = Window(self._file, content.begin, content.begin + content.size, self._budget)
             root, regions = _read_old(window)
@@ -118,7 +126,7 @@ def _storage(described: Any) -> tuple[str, torch.dtype, tuple[int, int]] | None:
     if not isinstance(parts, tuple) or len(parts) not in (5, 6) or parts[0] != "storage":
         return None
     _, kind, key, _, count, *view = parts
-    dtype = storage_type(kind)
+    dtype = _STORAGES.get(kind.name) if isinstance(kind, Global) and kind.module in _STORAGE_MODULES else None
     offset = 0
     if view and isinstance(view[0], tuple) and len(view[0]) == 3:
         _, offset, count = view[0]
@@ -201,10 +209,9 @@ def _children(value: Any, visited: set[int]) -> Iterator[tuple[str, Any]]:
 def _items(value: Object, visited: set[int]) -> Iterator[tuple[str, Any]]:
     """Yield a mapping's items; Python 2 calls an OrderedDict with a list of pairs."""
     items = value.items()
-    if value.maker == _ORDERED and isinstance(value.arguments, tuple) and value.arguments:
-        pairs = value.arguments[0]
-        if isinstance(pairs, list) and _first(pairs, visited):
-            items = chain(items, (tuple(pair) for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2))
+    pairs = value.argument if value.maker == _ORDERED else None
+    if isinstance(pairs, list) and _first(pairs, visited):
+        items = chain(items, (tuple(pair) for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2))
     for index, (key, child) in enumerate(items):
         # What is long or no plain value is not written out.
         plain = isinstance(key, str | float | bool) or (type(key) is int and abs(key) < 1 << 62)
