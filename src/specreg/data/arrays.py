@@ -21,16 +21,6 @@ class Dataset(Protocol):
 
         Samples are images (count, C, H, W), uint8, or points (count, dimension), float32.
         """
-        ...
-
-
-class ImageDataset(Dataset, Protocol):
-    """A data set of images: ``resolution`` is their side, ``channels`` 1 or 3."""
-
-    @property
-    def resolution(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
 
 
 @dataclass(frozen=True)

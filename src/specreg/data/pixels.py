@@ -49,14 +49,18 @@ def square(image: Image.Image, side: int) -> Image.Image:
     return cropped if short == side else cropped.resize((side, side), Image.Resampling.LANCZOS)
 
 
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """Return an image (C, H, W), uint8, as Pillow's."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
 def resized(images: np.ndarray, side: int) -> np.ndarray:
     """Crop and resize images (N, C, H, W), uint8, unless they have the size already."""
     if images.shape[2:] == (side, side):
         return images
     output = room((*images.shape[:2], side, side))
     for index, image in enumerate(images):
-        pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-        output[index] = planes(np.asarray(square(Image.fromarray(pixels), side))[None])[0]
+        output[index] = planes(np.asarray(square(picture_of(image), side))[None])[0]
     return output
 
 

@@ -30,7 +30,7 @@ from specreg.data.decoding import LARGEST_FILE, SUFFIXES, decoded
 from specreg.data.files import is_visible
 from specreg.data.mixtures import MIXTURES
 from specreg.data.npz import load_npz
-from specreg.data.pixels import cut_grid, planes, square
+from specreg.data.pixels import cut_grid, picture_of, planes, square
 from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
 from specreg.monitor.coverage import Coverage
@@ -270,11 +270,8 @@ class Samples(Folder):
 
     def read(self, files: Sequence[Path]) -> Tensor:
         if files[0].suffix.lower() == ".npz":
-            images = load_npz(files[0], self._side).images[:_MOST_GENERATED].numpy().transpose(0, 2, 3, 1)
-            pictures: Iterable[Image.Image] = (
-                Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
-                for image in images
-            )
+            images = load_npz(files[0], self._side).images[:_MOST_GENERATED].numpy()
+            pictures: Iterable[Image.Image] = map(picture_of, images)
         else:
             chosen = files[:: math.ceil(len(files) / _MOST_GENERATED)]
             pictures = (picture for file in chosen for picture in self._pictures(file))

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from specreg.data.arrays import ImageArrays, ImageDataset, quantize
+from specreg.data.arrays import ImageArrays, quantize
 from specreg.data.digits import StackedDigits
 from specreg.data.open import find_images
+from specreg.data.pixels import picture_of
 from specreg.data.stacked import StackedImages, stack
 from specreg.evaluation.extractor import Extractor
 from specreg.evaluation.features import ClassifierFeatures, Pixels, open_extractor
@@ -30,6 +30,9 @@ _MNIST_SIDE = 28
 # A classifier counts modes of stacked images only if it is right about most of so many: other grey sets of ten classes
 # look just like MNIST from outside.
 _RECOGNIZED, _ASKED = 0.9, 500
+_SCALE = 4  # pixels a side of a pixel in a picture
+
+ImageDataset = ImageArrays | StackedImages
 
 
 class Images(Source):
@@ -141,8 +144,13 @@ class Images(Source):
         return lambda images: extractor.describe(quantize(images)).features
 
     def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:
-        """Write a grid of side x side images."""
-        save_grid(draw(side * side), path, side=side)
+        """Write a grid of side x side images with lines between, enlarged; missing images are left black."""
+        images = draw(side * side)
+        missing = images.new_zeros((side * side - len(images), *images.shape[1:]))
+        framed = nn.functional.pad(torch.cat([images, missing]), (1, 0, 1, 0))
+        rows = framed.reshape(side, side, *framed.shape[1:]).permute(2, 0, 3, 1, 4)  # (C, side, H, side, W)
+        grid = nn.functional.pad(rows.flatten(3).flatten(1, 2), (0, 1, 0, 1))
+        picture_of(grid.repeat_interleave(_SCALE, 1).repeat_interleave(_SCALE, 2).numpy()).save(path)
 
     def _network(self, settings: Settings) -> str:
         """Return the kind of networks, "resnet" or "dcgan"; raises ValueError if none fits, or not the one named."""
@@ -246,18 +254,3 @@ def draw_finite(source: Source, count: int, seed: int) -> tuple[Tensor, Tensor] 
     if isinstance(dataset, StackedImages) and dataset.stacks is not None:
         return dataset.take(dataset.stacks[torch.randperm(len(dataset.stacks), generator=random)[:count]])
     return None
-
-
-def save_grid(images: Tensor, path: Path, *, side: int = 8, scale: int = 4) -> None:
-    """Write side x side images (N, C, H, W), uint8, as one PNG with lines between, each pixel ``scale`` times as large.
-
-    Missing images are left black.
-    """
-    images = images[: side * side]
-    missing = images.new_zeros((side * side - len(images), *images.shape[1:]))
-    framed = nn.functional.pad(torch.cat([images, missing]), (1, 0, 1, 0))
-    rows = framed.reshape(side, side, *framed.shape[1:]).permute(2, 0, 3, 1, 4)  # (C, side, H, side, W)
-    picture = nn.functional.pad(rows.flatten(3).flatten(1, 2), (0, 1, 0, 1))
-    picture = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    array = picture.permute(1, 2, 0).numpy()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
