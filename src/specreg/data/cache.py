@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specreg.data.pixels import room
-from specreg.files import check_file, replacing, write_json
+from specreg.files import check_file, read_json, replacing, write_json
 
 # Part of every key: to be raised whenever the same files would give other pixels.
 _VERSION = 3
@@ -54,7 +54,8 @@ def hold(decode: Callable[[], Pixels], *, cache: Path | None, name: str, stamp: 
         cache.mkdir(parents=True, exist_ok=True)
         with replacing(file) as opened:
             _write(opened, shape, chunks)
-        write_json(file.with_suffix(".json"), {"key": key, "shape": shape, **_small(stamp)})  # vouches for the other
+        small = {name: value for name, value in stamp.items() if isinstance(value, str | int | None)}
+        write_json(file.with_suffix(".json"), {"key": key, "shape": shape, **small})  # vouches for the other
     except OSError as error:
         raise ValueError(f"cannot write the cache {cache} ({error.strerror}): choose another folder") from error
     if (mapped := _mapped(file, key)) is None:
@@ -71,11 +72,10 @@ def file_stamp(path: Path) -> list[int]:
 def _mapped(file: Path, key: str) -> Tensor | None:
     try:
         check_file(file)
-        check_file(file.with_suffix(".json"))
-        described = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        described = read_json(file.with_suffix(".json"))
         # Copy on write: torch warns of read-only arrays, and nobody writes to these.
         images = np.load(file, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError, RecursionError):
+    except (OSError, ValueError, EOFError):
         return None
     if not isinstance(described, dict) or described.get("key") != key:
         return None
@@ -90,7 +90,3 @@ def _write(file: BinaryIO, shape: tuple[int, int, int, int], chunks: Iterator[np
     for chunk in chunks:
         file.write(np.ascontiguousarray(chunk).data)
     assert file.tell() - start == math.prod(shape)
-
-
-def _small(stamp: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in stamp.items() if isinstance(value, str | int | None)}

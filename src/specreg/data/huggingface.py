@@ -1,7 +1,6 @@
 """Hugging Face data sets saved by ``save_to_disk``, where the package ``datasets`` is installed."""
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -10,6 +9,7 @@ from specreg.data.cache import file_stamp
 from specreg.data.decoding import ImageFiles
 from specreg.data.pixels import numbered
 from specreg.data.published import TEST_NAMES
+from specreg.files import read_json
 from specreg.names import Split
 
 _SINGLE, _SEVERAL = "dataset_info.json", "dataset_dict.json"
@@ -30,9 +30,9 @@ def saved_parts(path: Path) -> dict[Split, Path]:
     if not (path / _SEVERAL).is_file():
         return {"train": path}
     try:
-        saved = json.loads((path / _SEVERAL).read_text(encoding="utf-8"))["splits"]
+        saved = read_json(path / _SEVERAL)["splits"]
         names = {split: next((name for name in _PARTS[split] if name in saved), None) for split in _PARTS}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / _SEVERAL} does not list the data set's parts: save it again") from error
     return {split: path / name for split, name in names.items() if name is not None}
 

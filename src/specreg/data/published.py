@@ -20,20 +20,16 @@ class Format(Protocol):
     @property
     def title(self) -> str:
         """The data set and its version."""
-        ...
 
     @property
     def home(self) -> str:
         """Where it is to be had, for messages."""
-        ...
 
     def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
         """Return the parts that are there, known by the names of files; none if it is another format."""
-        ...
 
     def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
         """Read one part."""
-        ...
 
 
 def require(files: Files, names: Iterable[str], form: Format) -> None:

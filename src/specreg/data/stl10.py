@@ -33,7 +33,6 @@ class Stl10:
 
     def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
         name = _PIXELS[split]
-        require(files, [name], self)
         num_images = whole_records(files.path, name, files.size(name), _RECORD, self)
         if num_images > _MOST:
             raise ValueError(
