@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from specreg.data.arrays import ImageArrays
-from specreg.data.images import own_images
+from specreg.data.open import own_images
 
 
 def load_images(path: str | Path, **options: Any) -> ImageArrays:

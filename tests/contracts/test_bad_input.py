@@ -499,7 +499,7 @@ def test_what_may_not_be_read_or_written_is_named(command, trained, tmp_path, ca
 
 def test_a_file_that_vanishes_between_listing_and_reading_is_named(tmp_path, monkeypatch):
     from pictures import load_images
-    from specreg.data.images import ImageFiles
+    from specreg.data.decoding import ImageFiles
 
     folder = Path(folder_of("images", a__png=png(), b__png=png())(tmp_path))
     decode = ImageFiles._decode
