@@ -155,7 +155,7 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
         module, _, last = name.rpartition(".")
         beside.setdefault(module, []).append(last)
     scales = {name: scale_of(name, tensors, beside) for name in candidates if tensors[name].scalable}
-    companions.update(scale for scale, _ in scales.values())
+    companions.update(scale for scale, _ in scales.values() if scale)
     weights: dict[str, Weight] = {}
     takeable = []
     # A weight may be stored beside the tensors that it was derived from: they come first, and it is no second layer.
@@ -177,7 +177,7 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
         elif num_kernels(stored.shape) > _MOST_KERNELS:
             left_out[f"banks of more than {_MOST_KERNELS} kernels"] += 1
         else:
-            weights[parts.layer] = _weight(parts, name, tensors, tensors.get(scale))
+            weights[parts.layer] = _weight(parts, name, tensors, tensors[scale] if scale else None)
     ordered = [weights[parts.layer] for parts in candidates.values() if parts.layer in weights]
     modulated = modulated_layers(tensors)
     matrices = [matrix for weight in ordered for matrix in _matrices(weight, has_style=weight.name in modulated)]
@@ -225,7 +225,8 @@ def _parts(name: str, tensors: Mapping[str, Stored]) -> _Parts:
             companions = {"u": f"{stem}_u", "mask": f"{stem}_mask"}
         else:
             return _Parts(_layer(module, last), last, composed=False)
-    present = {role: companion for role, companion in companions.items() if companion in tensors}
+    # A tensor's own name may be "", which stands here for none.
+    present = {role: companion for role, companion in companions.items() if companion and companion in tensors}
     return _Parts(_layer(module, parameter), parameter, present)
 
 
