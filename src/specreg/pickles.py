@@ -120,7 +120,6 @@ class Object:
         return self.arguments[0] if isinstance(self.arguments, tuple) and self.arguments else None
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """Yield the items of a mapping."""
         pairs = iter(self.pairs or ())
         return zip(pairs, pairs, strict=True)
 

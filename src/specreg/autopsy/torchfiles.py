@@ -85,8 +85,6 @@ def _read_old(window: Window) -> tuple[Any, dict[str, Bytes]]:
 
 
 class _Storages:
-    """Finds storages in a file."""
-
     def __init__(self, file: BinaryIO, regions: Mapping[str, Bytes], budget: Budget) -> None:
         self._file, self._regions, self._budget = file, regions, budget
         self._within: dict[int, tuple[torch.dtype, Bytes]] = {}  # by the identity of what describes them

@@ -38,7 +38,6 @@ class _Cifar(ABC):
 
     @property
     def home(self) -> str:
-        """Where it is published."""
         return f"the {self.title.split(', ')[1]} from cs.toronto.edu/~kriz/cifar.html"
 
     def splits(self, names: frozenset[str]) -> tuple[Split, ...]:

@@ -65,7 +65,6 @@ class Files:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a file for reading."""
         check_file(self.path / name)
         with open(self.path / name, "rb") as file:
             yield file
