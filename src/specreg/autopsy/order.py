@@ -52,23 +52,17 @@ def ordered(paths: Sequence[Path]) -> Order:
     for names, where in ((files, "the files' names"), (folders, "their folders' names")):
         numbers = [_numbers(name) for name in names]
         steps, epochs = _labelled(numbers, _STEP), _labelled(numbers, _EPOCH)
-        if steps and epochs:
-            both = sorted(zip(epochs, steps, paths, strict=True))
-            if len(set(zip(epochs, steps, strict=True))) == len(paths):
-                times = [step for _, step, _ in both], [epoch for epoch, _, _ in both]
-                growing = next((tuple(time) for time in times if all(a < b for a, b in pairwise(time))), None)
-                # Steps that begin anew with each epoch are no time.
-                return Order(
-                    tuple(path for *_, path in both), growing or _counted(paths), f"the epochs and steps in {where}"
-                )
-        for values, what in ((steps, "steps"), (epochs, "epochs")):
-            if values and len(set(values)) == len(paths):
-                return _sorted(paths, values, f"the {what} in {where}")
+        candidates = {"epochs and steps": (epochs, steps), "steps": (steps,), "epochs": (epochs,)}
         if not steps and not epochs:
             taken = _FOLDER.fullmatch if names is folders else lambda word: _OTHER.fullmatch(word) is None
-            values = _varying(numbers, taken)
-            if values and len(set(values)) == len(paths):
-                return _sorted(paths, values, f"the numbers in {where}")
+            candidates = {"numbers": (_varying(numbers, taken),)}
+        for what, columns in candidates.items():
+            known = [column for column in columns if column]
+            if len(known) == len(columns) and len(set(zip(*known, strict=True))) == len(paths):
+                *times, in_order = zip(*sorted(zip(*known, paths, strict=True)), strict=True)
+                # Steps that begin anew with each epoch are no time.
+                growing = (time for time in reversed(times) if all(a < b for a, b in pairwise(time)))
+                return Order(in_order, next(growing, _counted(paths)), f"the {what} in {where}")
     return Order(tuple(paths), _counted(paths), "")
 
 
@@ -84,11 +78,6 @@ def times(name: str) -> tuple[int, ...]:
     if any(labelled):
         return tuple(values[-1] for values in labelled if values)
     return tuple(value for word, value in numbers if _OTHER.fullmatch(word) is None)[-1:]
-
-
-def _sorted(paths: Sequence[Path], values: Sequence[int], by: str) -> Order:
-    both = sorted(zip(values, paths, strict=True))
-    return Order(tuple(path for _, path in both), tuple(value for value, _ in both), by)
 
 
 def _counted(paths: Sequence[Path]) -> tuple[int, ...]:
