@@ -454,6 +454,15 @@ def test_weights_whose_scale_is_not_known_are_left_out(scales, tmp_path):
     assert "1 of eight bits with scales of an unknown kind" in found.notes[0]
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (8, 1)])
+@pytest.mark.parametrize("name", ["a.weight", "a.parametrizations.weight.original1"])
+def test_a_tensor_without_a_name_belongs_to_no_weight(name, shape, tmp_path):
+    state = {"": torch.full(shape, 100.0), name: torch.randn(8, 6)}
+    torch.save(state, tmp_path / "m.pt")
+    weights = {weight.name: weight for weight in open_checkpoint(tmp_path / "m.pt").weights}
+    torch.testing.assert_close(weights["a"].read(), state[name], rtol=0, atol=0)
+
+
 def test_what_cannot_be_a_weight_is_counted_by_reason(tmp_path):
     with quiet():
         tensors = {

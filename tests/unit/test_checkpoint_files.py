@@ -43,7 +43,7 @@ def strange() -> dict[str, Any]:
     return {
         "args": argparse.Namespace(lr=0.1, seed=np.int64(3)), "counts": defaultdict(list, a=[1]), "path": Path("a/b"),
         "when": datetime.datetime(2020, 1, 1), "random": (1, np.random.RandomState(0).get_state()), "loss": [0.1] * 9,
-        "best": np.float64(0.5), "kinds": {nn.Linear, frozenset([1])}, "when not": re.compile("a"), (1, "b"): b"abc",
+        "best": np.float64(0.5), "kinds": {nn.Linear, frozenset([1])}, "nested": {frozenset([1])}, "when not": re.compile("a"), (1, "b"): b"abc",
         "call": functools.partial(os.mkdir, "a"), "size": torch.Size([2]), "device": torch.device("cpu"),
     }  # fmt: skip
 
