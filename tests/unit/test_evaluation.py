@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import get_args
 
 import pytest
 import torch
@@ -12,13 +13,13 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.digits import StackedDigits, load_split
 from specreg.data.stacked import StackedImages
 from specreg.evaluation.classifier import CIFAR_WEIGHTS, CifarClassifier, load_classifier
-from specreg.evaluation.extractor import FEATURES
 from specreg.evaluation.features import ClassifierFeatures, Pixels, open_extractor
 from specreg.evaluation.protocol import Evaluator, protocol_name
 from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
 from specreg.experiments.sampling import sample_images, sample_labelled
 from specreg.experiments.sources.images import Images
 from specreg.models import Generator
+from specreg.names import FeatureName
 from specreg.report.runs import DECLARED
 from specreg.report.tables import protocol
 
@@ -41,7 +42,7 @@ def test_a_protocols_name_says_what_was_compared(parts, name):
 
 
 def test_only_inception_features_are_called_fid():
-    assert [protocol_name(key, 1000, "train", 1000)[:3] for key in FEATURES] == ["fd_"] * 4 + ["fid"]
+    assert [protocol_name(key, 1000, "train", 1000)[:3] for key in get_args(FeatureName)] == ["fd_"] * 4 + ["fid"]
 
 
 def test_an_evaluation_declares_its_protocol():

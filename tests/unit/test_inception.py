@@ -5,19 +5,19 @@ import sys
 import pytest
 import torch
 
-from specreg.evaluation import inception
-from specreg.evaluation.inception import Inception, find_weights
+from specreg.evaluation import features
+from specreg.evaluation.features import Inception, find_weights
 
 
 def test_without_torch_fidelity_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(inception, "find_spec", lambda name: None)
+    monkeypatch.setattr(features, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"need torch-fidelity: pip install 'specreg\[inception\]'"):
         Inception()
 
 
 def test_weights_are_looked_for_where_torch_fidelity_keeps_them(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    kept = tmp_path / "checkpoints" / inception.WEIGHTS_NAME
+    kept = tmp_path / "checkpoints" / features.WEIGHTS_NAME
     with pytest.raises(FileNotFoundError, match=f"no Inception weights at {kept}: download https://github.com/toshas"):
         find_weights(None)
     kept.parent.mkdir()

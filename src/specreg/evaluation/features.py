@@ -1,19 +1,59 @@
 """Feature extractors behind one interface: uint8 images in; features, class probabilities and modes out."""
 
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.evaluation.classifier import Classifier, ClassifierName, load_classifier
-from specreg.evaluation.extractor import Description, Extractor
-from specreg.evaluation.inception import Inception
 from specreg.names import FeatureName
 
+WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
+WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
 _PIXELS = 8  # side that pixels are averaged to
 _DECIMALS = torch.tensor([100, 10, 1])
 _TITLES = {"digits": "digit", "mnist": "MNIST", "cifar": "CIFAR-10"}
+
+
+@dataclass(frozen=True)
+class Description:
+    """An extractor's output for N images.
+
+    Attributes:
+        features: (N, d).
+        probabilities: of the extractor's classes, (N, K); None for pixels.
+        modes: (N,), int64, 100·red + 10·green + blue; None unless the images are stacked digits.
+    """
+
+    features: Tensor
+    probabilities: Tensor | None = None
+    modes: Tensor | None = None
+
+
+class Extractor:
+    """A network, or pixels, as the source of features.
+
+    Attributes:
+        key: one of ``FeatureName``, for the protocol's name.
+        title: the features in words, for the record.
+        resizing: of images before the network, in words, for the record.
+        library: the network's library and version, None if it is this package.
+    """
+
+    key: FeatureName
+    title: str
+    resizing: str = "none"
+    library: str | None = None
+
+    def describe(self, images: Tensor) -> Description:
+        """Describe images (N, C, H, W), uint8; ValueError names the shape that they should have."""
+        raise NotImplementedError
 
 
 class Pixels(Extractor):
@@ -71,12 +111,54 @@ class ClassifierFeatures(Extractor):
         return Description(features, joint, digits.argmax(-1) @ _DECIMALS)
 
 
+class Inception(Extractor):
+    """Features (N, 2048) and class probabilities (N, 1008) of the Inception network of Heusel et al. 2017.
+
+    Images are resized to 299x299 as TensorFlow 1 did it; grey ones are repeated to three channels. The probabilities
+    are the softmax of the logits without their bias, as in published Inception Scores.
+
+    Args:
+        weights: a file of torch-fidelity's weights; None looks where torch-fidelity keeps them. Nothing is downloaded.
+        device: where it computes.
+
+    Raises:
+        FileNotFoundError: there is no such file; says where to get it.
+        ValueError: torch-fidelity is not installed, or the file does not hold these weights.
+
+    Reference:
+        Heusel et al. 2017; Salimans et al. 2016; Obukhov and Krasnyanskiy 2020 (torch-fidelity).
+    """
+
+    key = "inception"
+    resizing = "bilinear to 299x299 as in TensorFlow 1"
+
+    def __init__(self, weights: Path | None = None, *, device: str = "cpu", batch: int = 50) -> None:
+        if find_spec("torch_fidelity") is None:
+            raise ValueError("Inception features need torch-fidelity: pip install 'specreg[inception]'")
+        path = find_weights(weights)
+        with open(path, "rb") as file:  # the published file has these digits in its name
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+        self.title = f"Inception-2048 (weights {digest})"
+        self.library = f"torch-fidelity {version('torch-fidelity')}"
+        self._network = _load(path).to(device)
+        self._device, self._batch = device, batch
+
+    @torch.no_grad()
+    def describe(self, images: Tensor) -> Description:
+        features, probabilities = [], []
+        for chunk in torch.split(images, self._batch):
+            hidden, logits = self._network(chunk.to(self._device).expand(-1, 3, -1, -1))
+            features.append(hidden.cpu())
+            probabilities.append(logits.softmax(-1).cpu())
+        return Description(torch.cat(features), torch.cat(probabilities))
+
+
 def open_extractor(name: FeatureName, *, stacked: bool = True, inception_weights: Path | None = None) -> Extractor:
     """Return an extractor by name.
 
     The digits' classifier computes on the CPU, so that records are the same everywhere, the other networks on a GPU if
     there is one. See :class:`ClassifierFeatures` for ``stacked``, which its features alone ask for, and
-    :class:`specreg.evaluation.inception.Inception` for its weights.
+    :class:`Inception` for its weights.
 
     Raises:
         FileNotFoundError, ValueError: its weights or its package are missing; says the remedy.
@@ -87,3 +169,27 @@ def open_extractor(name: FeatureName, *, stacked: bool = True, inception_weights
     if name == "inception":
         return Inception(inception_weights, device=device)
     return ClassifierFeatures(name, stacked=stacked, device="cpu" if name == "digits" else device)
+
+
+def find_weights(weights: Path | None) -> Path:
+    """Return the file of weights given, or else torch-fidelity's; FileNotFoundError if it does not exist."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_NAME if weights is None else weights
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no Inception weights at {path}: download {WEIGHTS_URL} and name the file with --inception-weights"
+        )
+    return path
+
+
+def _load(path: Path) -> Any:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        # torch-fidelity unpickles its file; a file that passes here holds tensors alone.
+        torch.load(path, weights_only=True, map_location="cpu")
+        return FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+        )
+    except Exception as error:  # torch raises many kinds for a damaged file
+        wrong = f"{path} does not hold torch-fidelity's Inception weights ({type(error).__name__})"
+        raise ValueError(f"{wrong}: fetch {WEIGHTS_URL} again") from error

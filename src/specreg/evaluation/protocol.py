@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from specreg.evaluation.extractor import Description, Extractor
+from specreg.evaluation.features import Description, Extractor
 from specreg.evaluation.metrics import (
     SPLITS,
     classifier_score,
@@ -33,7 +33,7 @@ class Evaluation:
             images to 10,000 of the training part. ``fid_...`` with Inception's features, and only then.
         split: the part of the data that the real images are from.
         num_real, num_fake: numbers of images.
-        features, resizing: see :class:`specreg.evaluation.extractor.Extractor`.
+        features, resizing: see :class:`specreg.evaluation.features.Extractor`.
         library: the libraries of distances and of Inception's features, with versions.
         modes: of 1000, stacked digits and Stacked MNIST only.
         kl: reverse KL in nats, where modes are counted.

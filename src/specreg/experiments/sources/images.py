@@ -13,8 +13,7 @@ from specreg.data.digits import StackedDigits
 from specreg.data.open import find_images
 from specreg.data.pixels import picture_of
 from specreg.data.stacked import StackedImages, stack
-from specreg.evaluation.extractor import Extractor
-from specreg.evaluation.features import ClassifierFeatures, Pixels, open_extractor
+from specreg.evaluation.features import ClassifierFeatures, Extractor, Pixels, open_extractor
 from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.config import FEWEST_SAMPLES, DataConfig, Settings
 from specreg.experiments.sources import recipes
