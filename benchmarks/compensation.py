@@ -33,7 +33,7 @@ from torch import nn
 import specreg
 from measure import arguments, environment, interleaved, print_table, ratio, summary, synchronize, write
 from specreg.layers.find import Layer
-from specreg.models import Discriminator
+from specreg.models.resnet import Discriminator
 from specreg.regularizers import compensators
 from specreg.regularizers.compensators import Compensator
 from specreg.spectra import fast

@@ -24,7 +24,7 @@ from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sources.images import Images
-from specreg.models import Discriminator
+from specreg.models.resnet import Discriminator
 from specreg.training.loop import TrainingConfig, train
 
 LR = 2e-4

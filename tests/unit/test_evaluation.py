@@ -18,7 +18,7 @@ from specreg.evaluation.protocol import Evaluator, protocol_name
 from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
 from specreg.experiments.sampling import sample_images, sample_labelled
 from specreg.experiments.sources.images import Images
-from specreg.models import Generator
+from specreg.models.resnet import Generator
 from specreg.names import FeatureName
 from specreg.report.runs import DECLARED
 from specreg.report.tables import protocol

@@ -36,7 +36,7 @@ from specreg.experiments.sources import open_source
 from specreg.experiments.sources.images import Images
 from specreg.files import give_name, prepare_directory
 from specreg.losses import LOSSES, gradient_penalty
-from specreg.models import STAGES, Discriminator, Generator
+from specreg.models.resnet import STAGES, Discriminator, Generator
 from specreg.monitor.modes import ModeJudge
 from specreg.monitor.verdict import Answer
 from specreg.records import RunDirectory

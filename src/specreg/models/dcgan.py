@@ -22,13 +22,7 @@ class Generator(nn.Module):
     """Map latent vectors to images in [-1, 1] by transposed convolutions of stride 2 with batch normalization.
 
     Args:
-        resolution: 28 or 32.
-        channels: base width, multiplied by 8, 4, 2 and 1 from the first feature map on (64 in the papers).
-        latent: dimension of z.
-        image_channels: 1 or 3.
-
-    Raises:
-        ValueError: there is no network for the resolution.
+        channels: multiplied by 8, 4, 2 and 1 from the first feature map on (64 in the papers).
 
     Reference:
         Radford, Metz and Chintala 2016, section 3 and figure 1.
@@ -70,12 +64,7 @@ class Discriminator(nn.Module):
     There is no batch normalization: it would undo the Lipschitz bound of spectral normalization.
 
     Args:
-        resolution: 28 or 32.
-        channels: base width, multiplied by 1, 2, 4 and 8 (64 in the papers).
-        image_channels: 1 or 3.
-
-    Raises:
-        ValueError: there is no network for the resolution.
+        channels: multiplied by 1, 2, 4 and 8 (64 in the papers).
     """
 
     def __init__(self, resolution: int, channels: int, *, image_channels: int = 3) -> None:

@@ -16,7 +16,6 @@ class Generator(nn.Module):
 
     Args:
         channels: hidden layers are 16 times as wide.
-        latent: dimension of z.
         dimension: of the points.
     """
 

@@ -45,14 +45,9 @@ class Generator(nn.Module):
     """Map latent vectors to images in [-1, 1].
 
     Args:
-        resolution: side of the images, a key of ``STAGES``.
-        channels: base width, multiplied by the stage's multiplier (256 for 32x32 in the paper).
-        latent: dimension of z.
-        image_channels: 1 or 3.
+        resolution: a key of ``STAGES``.
+        channels: multiplied by the stage's multiplier (256 for 32x32 in the paper).
         num_classes: 0, or the number of classes for class-conditional batch normalization.
-
-    Raises:
-        ValueError: there is no network for the resolution.
     """
 
     def __init__(
@@ -84,13 +79,9 @@ class Discriminator(nn.Module):
     """Map images to one real number each; class-conditional by projection (Miyato and Koyama 2018).
 
     Args:
-        resolution: side of the images, a key of ``STAGES``.
-        channels: base width, the "ch" of the paper's settings (128 for 32x32 in SN-GAN).
-        image_channels: 1 or 3.
+        resolution: a key of ``STAGES``.
+        channels: the "ch" of the paper's settings (128 for 32x32 in SN-GAN).
         num_classes: 0, or the number of classes.
-
-    Raises:
-        ValueError: there is no network for the resolution.
     """
 
     def __init__(self, resolution: int, channels: int, *, image_channels: int = 3, num_classes: int = 0) -> None:
