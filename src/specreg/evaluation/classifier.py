@@ -22,15 +22,13 @@ CIFAR_TEST_CORRECT = 9002  # of CIFAR-10's 10,000 test images, 90.0%, as JPEG of
 
 
 class Classifier(nn.Module):
-    """A body that ends in features (N, num_features) and a linear head of ten logits.
+    """A body that ends in features (N, d) and a linear head of ten logits.
 
     Attributes:
         shape: (channels, side) of the images.
-        num_features: dimension of the features.
     """
 
     shape: tuple[int, int]
-    num_features: int
 
     def __init__(self, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -56,7 +54,6 @@ class DigitClassifier(Classifier):
     """Classify one 8x8 digit in shades of grey: two convolution stages, a hidden layer of features, ten logits."""
 
     shape = (1, 8)
-    num_features = 32
 
     def __init__(self) -> None:
         body = nn.Sequential(
@@ -68,17 +65,16 @@ class DigitClassifier(Classifier):
             nn.Conv2d(48, 48, 3, padding=1),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(48 * 16, self.num_features),
+            nn.Linear(48 * 16, 32),
             nn.ReLU(),
         )
-        super().__init__(body, nn.Linear(self.num_features, 10))
+        super().__init__(body, nn.Linear(32, 10))
 
 
 class MnistClassifier(Classifier):
     """Classify one 28x28 digit in shades of grey: three convolution stages, a hidden layer of features, ten logits."""
 
     shape = (1, 28)
-    num_features = 64
 
     def __init__(self) -> None:
         body = nn.Sequential(
@@ -90,10 +86,10 @@ class MnistClassifier(Classifier):
             *_stage(48, 64, nn.ReLU),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(64 * 9, self.num_features),
+            nn.Linear(64 * 9, 64),
             nn.ReLU(),
         )
-        super().__init__(body, nn.Linear(self.num_features, 10))
+        super().__init__(body, nn.Linear(64, 10))
 
 
 class CifarClassifier(Classifier):
@@ -106,7 +102,6 @@ class CifarClassifier(Classifier):
     """
 
     shape = (3, 32)
-    num_features = 256
     _TEMPERATURE = 9.0
     mean: Tensor
     std: Tensor
@@ -118,11 +113,11 @@ class CifarClassifier(Classifier):
             nn.GELU(),
             *_double_stage(24, 64),
             *_double_stage(64, 256),
-            *_double_stage(256, self.num_features),
+            *_double_stage(256, 256),
             nn.MaxPool2d(3),
             nn.Flatten(),
         )
-        super().__init__(body, nn.Linear(self.num_features, 10, bias=False))
+        super().__init__(body, nn.Linear(256, 10, bias=False))
         self.register_buffer("mean", torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.2470, 0.2435, 0.2616]).view(1, 3, 1, 1))
         self.register_buffer("unit", torch.ones(()))  # GELU, unlike ReLU, does not commute with a change of scale
