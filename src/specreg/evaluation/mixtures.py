@@ -14,27 +14,11 @@ from specreg.evaluation.metrics import frechet_distance
 from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
 
 _REACH = 3.0  # standard deviations
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A publication's evaluation of a mixture.
-
-    Attributes:
-        region: of high quality: within 3 standard deviations of the centre ("radial"), or within 3 in each coordinate
-            ("box").
-        counted: the points whose modes the reverse KL counts, "high-quality" or "all".
-    """
-
-    region: Literal["radial", "box"]
-    counted: Literal["high-quality", "all"]
-
-
-# PacGAN (Lin et al. 2018, section 4.1) and self-conditioned GAN (Liu et al. 2020), from the authors' code.
-RULES = {
-    "pacgan": Rule("radial", "high-quality"),
-    "self-conditioned": Rule("box", "all"),
-}
+_Region = Literal["radial", "box"]
+# By publication the region of high quality, within 3 standard deviations of the centre or within 3 in each coordinate,
+# and whether the reverse KL counts the modes of all points: PacGAN (Lin et al. 2018, section 4.1) and self-conditioned
+# GAN (Liu et al. 2020), from the authors' code.
+RULES: dict[str, tuple[_Region, bool]] = {"pacgan": ("radial", False), "self-conditioned": ("box", True)}
 
 
 @dataclass(frozen=True)
@@ -86,9 +70,9 @@ class MixtureEvaluator:
         """
         if not bool(torch.isfinite(points).all()):
             raise ValueError("the generated points hold NaN or inf")
-        rule, count = RULES[self._publication], len(self._centres)
-        modes, good = assign(points, self._centres, self._deviation, region=rule.region)
-        counted = modes[good] if rule.counted == "high-quality" else modes
+        (region, counts_all), count = RULES[self._publication], len(self._centres)
+        modes, good = assign(points, self._centres, self._deviation, region=region)
+        counted = modes if counts_all else modes[good]
         return MixtureEvaluation(
             protocol=f"{self._publication}_{self._name}_{len(points)}",
             features="coordinates",
@@ -107,9 +91,7 @@ class MixtureEvaluator:
         return {key: evaluation[key] for key in ("modes", "high_quality", "kl", "fd") if evaluation[key] is not None}
 
 
-def assign(
-    points: Tensor, centres: Tensor, deviation: float, *, region: Literal["radial", "box"]
-) -> tuple[Tensor, Tensor]:
+def assign(points: Tensor, centres: Tensor, deviation: float, *, region: _Region) -> tuple[Tensor, Tensor]:
     """Return each point's nearest centre (N,), int64, and whether it lies within 3 deviations of it (N,), bool.
 
     Points are (N, 2), centres (K, 2); "radial" measures the distance, "box" each coordinate.
