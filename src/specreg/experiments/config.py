@@ -188,22 +188,20 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
 
 _types = functools.cache(typing.get_type_hints)
 
-# Every integer is at least 1 but these (0 is none or never) and methods' options, which are checked by their owners.
-_AT_LEAST = {"seed": 0, "evaluate_every": 0, "warmup": 0}
+# Every integer is at least 1 but these and methods' options, which are checked by their owners; 0 is none or never.
+_AT_LEAST = {"seed": 0, "evaluate_every": 0, "warmup": 0, "samples": FEWEST_SAMPLES, "reference": FEWEST_SAMPLES}
 # What is beyond these is a slip, and would fill the memory before anything could say so.
 _AT_MOST = {
     "seed": LAST_SEED, "image_size": 4096, "stacked_size": 10**7, "d_channels": 4096, "g_channels": 4096,
-    "latent": 10**5, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16,
+    "latent": 10**5, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16, "samples": 10**7,
+    "reference": 10**7,
 }  # fmt: skip
-_IMAGES, _MOST_IMAGES = ("samples", "reference"), 10**7  # of an evaluation: the fewest depend on the data
 
 
 def _check(settings: Settings) -> None:
     _check_fields(settings)
     for options in vars(settings.methods).values():
         options.check()
-    for name in _IMAGES:
-        integer(name, getattr(settings.records, name), at_least=FEWEST_SAMPLES, at_most=_MOST_IMAGES)
     if settings.compile:
         from specreg.losses import LOSSES
 
@@ -229,7 +227,7 @@ def _check_fields(part: Any) -> None:
             _check_fields(value)
         elif not _fits(value, hint):
             raise ValueError(f"{name} must be {_described(hint)}, got {value!r:.60}")
-        elif hint in (int, int | None) and value is not None and name not in _IMAGES and not isinstance(part, Options):
+        elif hint in (int, int | None) and value is not None and not isinstance(part, Options):
             integer(name, value, at_least=_AT_LEAST.get(name, 1), at_most=_AT_MOST.get(name, LARGEST_INTEGER))
 
 
