@@ -46,13 +46,9 @@ class Preset:
     """
 
     name: str
-    make: Callable[[], list[Cell]]
+    cells: list[Cell]
     seeds: tuple[int, ...]
     about: str
-
-    @property
-    def cells(self) -> list[Cell]:
-        return self.make()
 
 
 PRESETS: dict[str, Preset] = {}
@@ -63,7 +59,7 @@ def preset(name: str, *, seeds: tuple[int, ...] = (0,)) -> Callable[[_Make], _Ma
     """Make a function that returns cells known as a preset."""
 
     def register(make: _Make) -> _Make:
-        PRESETS[name] = Preset(name, make, seeds, inspect.getdoc(make) or "")
+        PRESETS[name] = Preset(name, make(), seeds, inspect.getdoc(make) or "")
         return make
 
     return register
