@@ -153,7 +153,11 @@ def _moves(console: Console) -> bool:
 
 def _seconds_left(jobs: "Sequence[Job]") -> float | None:
     """Return how long the runs' steps will take, by those that have been measured."""
-    paces: dict[str, float] = {job.name: pace for job in jobs if isinstance(pace := _timing(job).get(PACE), float)}
+    paces: dict[str, float] = {}
+    for job in jobs:
+        with contextlib.suppress(ValueError):  # of a damaged file, which the run will tell of
+            if isinstance(pace := (job.run.read("timing") or {}).get(PACE), float):
+                paces[job.name] = pace
     running = [job for job in jobs if job.state == "running"]
     if not running or not paces:
         return None
@@ -161,13 +165,6 @@ def _seconds_left(jobs: "Sequence[Job]") -> float | None:
     left = {job.name: job.config.settings.training.steps - _latest(job)["step"] for job in jobs
             if job.state in ("running", "waiting")}  # fmt: skip
     return float(sum(steps * paces.get(name, mean) for name, steps in left.items())) / len(running)
-
-
-def _timing(job: "Job") -> dict[str, Any]:
-    try:
-        return job.run.read("timing") or {}
-    except ValueError:  # damaged, which the run will say
-        return {}
 
 
 def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapping[str, int]) -> None:
