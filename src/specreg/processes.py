@@ -19,7 +19,6 @@ from torch import Tensor
 # would end them.
 _PATIENCE = timedelta(hours=4)
 T = TypeVar("T")
-REMEDY = "start them with torchrun or accelerate launch, or unset WORLD_SIZE"
 
 
 def launched() -> int:
@@ -62,7 +61,8 @@ def join() -> "Processes":
         return ALONE
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise ValueError(
-            f"WORLD_SIZE says that there are {count} processes, and not where ({', '.join(missing)} not set): {REMEDY}"
+            f"WORLD_SIZE says that there are {count} processes, and not where ({', '.join(missing)} not set): start "
+            f"them with torchrun or accelerate launch, or unset WORLD_SIZE"
         )
     device = local_device()
     if device.type == "cuda":
