@@ -47,7 +47,8 @@ class Images(Source):
     def recipe(cls, data: DataConfig) -> Settings:
         if data.data == "digits":
             return recipes.DIGITS
-        return recipes.of_images(data.image_size or find_images(data.data).side(data.data_split))
+        side = data.image_size or find_images(data.data).side(data.data_split)
+        return recipes.IMAGES[max(least for least in recipes.IMAGES if least <= side)]
 
     def held_out(self, settings: Settings) -> "Images | None":
         """Return the test part; None without one, or if that is trained on.

@@ -45,8 +45,3 @@ IMAGES = {
     64: _HIGH,
     128: replace(_HIGH, training=replace(_HIGH.training, d_steps=2, lr_decay="none")),
 }
-
-
-def of_images(side: int) -> Settings:
-    """Return the recipe for images of a side."""
-    return IMAGES[max(least for least in IMAGES if least <= side)]
