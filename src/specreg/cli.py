@@ -233,16 +233,8 @@ def _train(arguments: list[str]) -> int:
     given = parse(Train(), before_recipe(arguments), methods=(Train().config.method,))
     _import("train", *_RUNS)
     from specreg import display
+    from specreg.experiments import run as runs
     from specreg.experiments.interrupts import interruptible
-    from specreg.experiments.run import (
-        check_data,
-        check_shares,
-        execute,
-        num_images,
-        prepare_run,
-        saved_config,
-        warn_about,
-    )
     from specreg.experiments.sources import open_checked, recipe
     from specreg.processes import join
     from specreg.records import RunDirectory
@@ -251,17 +243,17 @@ def _train(arguments: list[str]) -> int:
     processes = join()
     with contextlib.ExitStack() as held:
         with processes.main_first():  # nobody reads the directory before it is prepared
-            saved = saved_config(RunDirectory(given.out))
+            saved = runs.saved_config(RunDirectory(given.out))
             default = RunConfig(settings=recipe(given.config.settings.data)) if saved is None else saved
             given = parse(Train(config=default), arguments, methods=(given.config.method,))
             run, config = RunDirectory(given.out), given.config
             _show_log(given.quiet, main=processes.main)
-            check_shares(config.settings, processes)
+            runs.check_shares(config.settings, processes)
             source = open_checked(config.settings)
             if processes.main:
-                check_data(run, num_images(source))
-                prepare_run(config, run)
-                warn_about(config)
+                runs.check_data(run, runs.num_images(source))
+                runs.prepare_run(config, run)
+                runs.warn_about(config)
                 _warn_of_idle(arguments, [config.method])
             interrupted = held.enter_context(interruptible())
             if processes.main:
@@ -271,7 +263,7 @@ def _train(arguments: list[str]) -> int:
             named = any(argument.partition("=")[0] == "--method" for argument in arguments)
             progress = held.enter_context(display.training(config, is_default=saved is None and not named))
         try:
-            finished = execute(config, run, source, stop=interrupted, progress=progress, processes=processes)
+            finished = runs.execute(config, run, source, stop=interrupted, progress=progress, processes=processes)
         except NonFiniteError as error:
             return _fail(f"training diverged: {error}; the last checkpoint is kept", 3)
     processes.leave()
