@@ -168,7 +168,6 @@ def execute(
     """Train and evaluate one run, from its checkpoint if it has one.
 
     Args:
-        config: the whole configuration.
         run: where everything is written by the main process, after its :func:`prepare_run`.
         source: the training data, from :func:`open_checked`.
         stop: asked after every step; True leaves a resumable run.
@@ -346,7 +345,6 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> d
     """Evaluate a checkpoint of a run anew: its metrics with their protocol, and what is missing of the data.
 
     Args:
-        run: its directory.
         which: as in :func:`load_sampler`.
         changed: fields of :class:`specreg.experiments.config.RecordConfig` with values instead of the run's own.
 

@@ -119,7 +119,6 @@ class Cost:
     """What one run costs.
 
     Attributes:
-        d_parameters, g_parameters: of the two networks.
         real_images: that the discriminator sees in the whole training.
         multiply_adds: of the whole training's convolutions and matrix products.
     """

@@ -69,7 +69,6 @@ class Source(abc.ABC):
         """Return the evaluator against real samples, the same for every run with these settings.
 
         Args:
-            settings: the configuration.
             held_out: from :meth:`held_out`; needed for ``reference_split`` "test".
 
         Raises:
