@@ -90,7 +90,6 @@ class TrainingState:
         return {name: _digest(part) for name, part in self.state_dict().items() if name != "global_random"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
         for name in _PARTS:
             if (part := getattr(self, name)) is not None:
                 part.load_state_dict(state[name])
