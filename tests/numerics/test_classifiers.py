@@ -19,8 +19,9 @@ from specreg.evaluation.classifier import (
     load_classifier,
 )
 from specreg.evaluation.features import open_extractor
-from specreg.evaluation.modes import STACKED_MNIST_SAMPLES, modes_covered, reverse_kl, reverse_kl_floor
+from specreg.evaluation.metrics import modes_covered, reverse_kl, reverse_kl_floor
 from specreg.evaluation.protocol import Evaluator
+from specreg.experiments.presets import STACKED_MNIST_SAMPLES
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,14 @@ import torch
 from specreg.data.digits import NUM_HELD_OUT, StackedDigits, load_split
 from specreg.evaluation.classifier import DIGIT_HELD_OUT_CORRECT, load_classifier
 from specreg.evaluation.features import open_extractor
-from specreg.evaluation.metrics import frechet_distance, kernel_distance, neighbourhoods
-from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
+from specreg.evaluation.metrics import (
+    frechet_distance,
+    kernel_distance,
+    modes_covered,
+    neighbourhoods,
+    reverse_kl,
+    reverse_kl_floor,
+)
 from specreg.evaluation.protocol import Evaluator
 
 

@@ -1,4 +1,4 @@
-r"""Distances between two sets of features, real and generated, and the score of class probabilities.
+r"""Distances between two sets of features, real and generated, the score of class probabilities, and counts of modes.
 
 Features are of shape (N, d) and (M, d), real first. Fréchet and kernel distance come from torchmetrics; no maintained
 package has the neighbourhood metrics, and torchmetrics' Inception Score takes logits and shuffles the images.
@@ -141,6 +141,40 @@ def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) 
         "density": in_real_ball.sum(0).double().mean().item() / neighbours,
         "coverage": in_real_ball.any(1).double().mean().item(),
     }
+
+
+def modes_covered(modes: Tensor, num_modes: int) -> int:
+    """Return the number of modes, of 0 .. num_modes - 1, that occur in ``modes`` (N,), int64.
+
+    A perfect sampler of N images reaches K·(1 - (1 - 1/K)^N) of K modes on average: 993 of 1000 with 5,000 images.
+    """
+    return int((torch.bincount(modes, minlength=num_modes) > 0).sum())
+
+
+def reverse_kl(modes: Tensor, num_modes: int) -> float:
+    r"""Return :math:`\sum_k p_k \log(p_k K)` in nats, p the share of each of the K modes in ``modes`` (N,).
+
+    Zero for the uniform distribution, log K if one mode is left; a perfect sampler has :func:`reverse_kl_floor`.
+
+    Reference:
+        Lin et al. 2018 (PacGAN), section 4; natural logarithm.
+    """
+    share = torch.bincount(modes, minlength=num_modes).double() / len(modes)
+    share = share[share > 0]
+    return float((share * (share * num_modes).log()).sum())
+
+
+def reverse_kl_floor(num_modes: int, count: int) -> float:
+    r"""Return the expected :func:`reverse_kl` of ``count`` images from a perfect sampler.
+
+    Each mode's count is binomial with ``count`` trials and probability 1/K; the sum is exact, not the usual
+    approximation (K - 1) / (2·count), which is 7% off at five images a mode.
+    """
+    hits = torch.arange(1, count + 1, dtype=torch.float64)
+    binomial = torch.distributions.Binomial(count, torch.tensor(1 / num_modes, dtype=torch.float64))
+    weight = binomial.log_prob(hits).exp()  # type: ignore[no-untyped-call]
+    share = hits / count
+    return num_modes * float((weight * share * (share * num_modes).log()).sum())
 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:

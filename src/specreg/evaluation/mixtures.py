@@ -10,8 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from specreg.evaluation.metrics import frechet_distance
-from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
+from specreg.evaluation.metrics import frechet_distance, modes_covered, reverse_kl, reverse_kl_floor
 
 _REACH = 3.0  # standard deviations
 _Region = Literal["radial", "box"]

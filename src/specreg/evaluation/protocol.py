@@ -13,9 +13,11 @@ from specreg.evaluation.metrics import (
     frechet_distance,
     intra_class_distance,
     kernel_distance,
+    modes_covered,
     neighbourhoods,
+    reverse_kl,
+    reverse_kl_floor,
 )
-from specreg.evaluation.modes import modes_covered, reverse_kl, reverse_kl_floor
 from specreg.names import FeatureName, Split
 
 NUM_STACKED_MODES = 1000
