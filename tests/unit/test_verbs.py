@@ -619,6 +619,24 @@ def test_spectra_change_nothing(verb, normalized):
     assert all((s[0] == 1) == normalized for s in spectra.values())
 
 
+@pytest.mark.parametrize(
+    "read", [lambda module: specreg.spectra(module, weight="used"), specreg.orthogonality_penalty], ids=["used", "loss"]
+)
+def test_a_reading_leaves_nothing_in_the_cache_of_a_training(read):
+    module, plain = discriminator(), discriminator()
+    specreg.spectral_norm(module)
+    specreg.spectral_norm(plain)
+    plain.load_state_dict(module.state_dict())
+    x = images()
+    with parametrize.cached():
+        read(module)
+        module(x).sum().backward()
+    plain(x).sum().backward()
+    assert_same(buffers(plain), buffers(module))  # power iteration has made its step
+    for own, other in zip(module.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(own.grad, other.grad)
+
+
 @pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
 def test_eval_moves_no_buffer(verb):
     module = discriminator()

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from specreg.layers.selection import unwrap
+from specreg.layers.weights import uncached
 
 
 @contextlib.contextmanager
@@ -33,18 +33,14 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     ]
     # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
     compiling = "torch._dynamo" in sys.modules
-    cached = parametrize._cache_enabled, parametrize._cache
     try:
-        # What parametrize.cached() keeps for a training's forward is not to be made here, without gradients.
-        parametrize._cache_enabled, parametrize._cache = 0, {}
         for child in modes:
             if type(child).train is nn.Module.train and type(child).eval is nn.Module.eval:
                 child.training = False
         eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
-        with eager, frozen_random_numbers():
+        with eager, frozen_random_numbers(), uncached():
             yield unwrap(network)
     finally:
-        parametrize._cache_enabled, parametrize._cache = cached
         for child, training in modes.items():
             child.training = training
         for child, name, buffer, value in buffers:

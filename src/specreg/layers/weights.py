@@ -8,12 +8,15 @@ has one (``specreg.layers.kinds``). Reading never evaluates a parametrization in
 spectral normalization's power iteration.
 """
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
@@ -117,7 +120,8 @@ class Weight:
         try:
             for part in training:
                 part.training = False
-            return self._scaled(getattr(self.module, self.attribute))
+            with uncached():
+                return self._scaled(getattr(self.module, self.attribute))
         finally:
             for part in training:
                 part.training = True
@@ -244,6 +248,17 @@ def _computed(hook: LegacySpectralNorm | LegacyWeightNorm, module: nn.Module) ->
         return normalized
     finally:
         module._buffers.update(vectors)
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Make parametrized weights anew: what ``parametrize.cached()`` keeps is a training's, with its gradients."""
+    cached = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = cached
 
 
 def memory_format(weight: Tensor) -> torch.memory_format:
