@@ -473,6 +473,24 @@ class TestActions:
         pin(specreg.Detector().update(1, {"a": [1.0, 0.9]}))
         assert pin.state_dict()["kept"][1]["c"]["counts"] == Counts(torch.ones(1), 2)
 
+    def test_a_copy_has_the_version_of_the_modules_state(self):
+        class Versioned(nn.Linear):
+            _version = 2
+
+            def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+                if (local_metadata.get("version") or 1) < 2:  # the first kept another weight
+                    state_dict[f"{prefix}weight"] = -state_dict[f"{prefix}weight"]
+                super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+        module = nn.Sequential(Versioned(2, 2))
+        before = copy.deepcopy(module.state_dict())
+        pin = Pin({"d": module})
+        pin(specreg.Detector().update(1, {"a": [1.0, 0.9]}))
+        (state,) = saved(pin)
+        pin.load_state_dict(state)
+        pin.restore()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
     def test_a_copy_that_cannot_be_written_leaves_nothing_half(self, tmp_path, monkeypatch):
         module = nn.Linear(2, 2)
         monitor = specreg.Monitor(module, actions=[Pin({"d": module}, every=1, folder=tmp_path)])

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -214,6 +215,10 @@ def _copied(state: Any) -> Any:
     """Copy a state's tensors and containers to the CPU's memory, so that the training cannot change it."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
+    if isinstance(state, OrderedDict):  # a module's, whose version is an attribute of it
+        copied = copy.copy(state)
+        copied.update({key: _copied(value) for key, value in state.items()})
+        return copied
     if isinstance(state, Mapping):
         return {key: _copied(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)) and not hasattr(state, "_fields"):  # a namedtuple is made in another way
