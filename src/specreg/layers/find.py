@@ -29,7 +29,8 @@ class Layer:
         name: the module's qualified name, "" for the root itself; followed by the tensor's, if that is not "weight".
         uses: the weight as each module uses it, the named one first.
         shared_with: the names of the others.
-        others: the same of modules that were not chosen, as an embedding beside a tied linear layer.
+        others: as modules use it that were not chosen, in this or in another way, such as an embedding beside a tied
+            linear layer.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Layer:
 
     @property
     def is_normalized(self) -> bool:
-        """Whether all that use the weight in this way divide s1 out, so that the network does not see its scale."""
+        """Whether all that use the weight divide s1 out, so that the network does not see its scale."""
         return all(weight.is_normalized for weight in (*self.uses, *self.others))
 
     def write(self, matrix: Tensor, u1: Tensor, v1: Tensor) -> None:
@@ -97,7 +98,7 @@ class Layer:
             for use in self.uses:
                 use.write(weight, u1, v1)
             for use in self.others:
-                use.refresh(weight, u1, v1)
+                use.refresh(weight, u1, v1, self.weight.kind.output_dim)
 
     def _tensor(self) -> Tensor:
         return self.weight.storage[-1]
@@ -227,18 +228,18 @@ def find(
     for name, use in matched:
         _check_stored(name, use)
         users.setdefault(_identity(use), []).append((name, use))
-    names, tensors = {name for name, _ in matched}, {identity[0] for identity in users}
-    others: dict[tuple[Any, ...], list[Weight]] = {}
+    names = {name for name, _ in matched}
+    others: dict[int, list[Weight]] = {}
     for name, use in candidates:
-        if name not in names and _stored_id(use) in tensors:
-            others.setdefault(_identity(use), []).append(use)
+        if name not in names:
+            others.setdefault(_stored_id(use), []).append(use)
     return Layers(
         (
             Layer(
                 shared[0][0],
                 tuple(use for _, use in shared),
                 tuple(name for name, _ in shared[1:]),
-                tuple(others.get(identity, ())),
+                tuple(others.get(identity[0], ())),
             )
             for identity, shared in users.items()
         ),

@@ -137,15 +137,18 @@ class Weight:
             u1, v1: its matrix's first singular vectors, computed anew where they do not fit the normalizer's matrix.
         """
         self._store(weight if self.gain == 1 else weight / self.gain)
-        self.refresh(weight, u1, v1)
+        self.refresh(weight, u1, v1, self.kind.output_dim)
 
-    def refresh(self, weight: Tensor, u1: Tensor, v1: Tensor) -> None:
-        """Bring up to date what was derived from a weight that has been stored; arguments as :meth:`write`."""
+    def refresh(self, weight: Tensor, u1: Tensor, v1: Tensor, output_dim: int) -> None:
+        """Bring up to date what was derived from a weight that has been stored; arguments as :meth:`write`.
+
+        ``output_dim`` is the dimension of the weight whose side of the matrix ``u1`` is.
+        """
         for normalizer in self.normalizers:
             u, v = self._vectors(normalizer)
             # The normalizer reads the weight as a matrix of its own: groups stacked, perhaps another dimension first.
             dim = normalizer.dim % weight.ndim
-            if self.groups > 1 or dim != self.kind.output_dim:
+            if u1.ndim > 1 or dim != output_dim:
                 factors = svd(weight.movedim(dim, 0).flatten(1))
                 u.copy_(factors.U[:, 0])
                 v.copy_(factors.Vh[0].conj())

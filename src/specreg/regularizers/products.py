@@ -114,6 +114,7 @@ def is_served(layer: Layer) -> bool:
         and tensor.device.index == torch.cuda.current_device()  # where graphs are recorded
         and tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and len(layer.uses) == len(weight.storage) == layer.groups == 1
+        and not layer.others
         and weight.legacy_hook is None
         and all(normalizer.dim % tensor.ndim == weight.kind.output_dim for normalizer in weight.normalizers)
         and layer.rank <= _MOST_RANK
