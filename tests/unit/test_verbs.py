@@ -259,6 +259,22 @@ def test_what_is_put_on_a_layer_later_is_noticed():
         compensator.step()
 
 
+@pytest.mark.parametrize(
+    "apply",
+    [lambda layer: None, specreg.spectral_norm, specreg.spectral_regularization],
+    ids=["bare", "normalized", "regularized"],
+)
+def test_a_weight_that_is_a_buffer_is_compensated(apply):
+    layer = nn.Linear(8, 6)
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.register_buffer("weight", weight)
+    apply(layer)
+    compensator = specreg.static_compensation(layer)
+    assert compensator.step()
+    assert compensator.satisfied()
+
+
 def test_a_failed_step_does_not_count():
     module = discriminator()
     compensator = specreg.static_compensation(module)

@@ -9,6 +9,7 @@ from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layer, Layers
 from specreg.layers.forwards import difference
+from specreg.layers.kinds import tensor_names
 from specreg.layers.selection import shown
 
 logger = logging.getLogger("specreg")
@@ -33,7 +34,7 @@ def require_writable(layers: Layers) -> None:
         for use in layer.uses:
             if unwritable := use.foreign or use.spectrum_changing:
                 cause = ", ".join(type(part).__name__ for part in unwritable)
-            elif not isinstance(use.storage[-1], nn.Parameter) and use.attribute not in use.module._buffers:
+            elif use.attribute not in tensor_names(use.module):
                 cause = "a hook that derives its weight (pruning, say)"
             else:
                 continue
