@@ -149,6 +149,16 @@ def test_a_resumed_monitor_goes_on_exactly():
     assert torch.equal(second.history.singular_values("2"), whole.history.singular_values("2"))
 
 
+def test_a_resumed_monitor_says_the_same_until_its_next_snapshot():
+    module = network()
+    monitor = specreg.Monitor(module, every=50)
+    train(module, monitor, end=1000)
+    assert "modes not measured" in monitor.verdict.message
+    resumed = specreg.Monitor(module, every=50)
+    resumed.load_state_dict(saved(monitor)[0])
+    assert resumed.step(1001) == monitor.step(1001)
+
+
 @pytest.mark.parametrize(
     "iteration", [np.int64(100), np.array(100), torch.tensor(100), torch.tensor(100, dtype=torch.uint8)]
 )

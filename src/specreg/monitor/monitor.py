@@ -210,8 +210,8 @@ class Monitor:
         if self._samples is not None:
             before = frozenset[State](("not judged",)) if self.verdict is None else self.verdict.states
             verdict = combined(verdict, *self._answers, before)
-        elif verdict.state == "steady":
-            verdict = replace(verdict, message=f"{verdict.message}; modes not measured: give samples=")
+        else:
+            verdict = _of_spectra_alone(verdict)
         self.verdict, self._told = verdict, verdict.unchanged()
         for action in self.actions:
             action(verdict)
@@ -280,6 +280,8 @@ class Monitor:
             reading = None if state["reading"] is None else Reading(**state["reading"])
             if verdict is not None and sampled is not None:
                 verdict = combined(verdict, *answers, verdict.states).unchanged()
+            elif verdict is not None:
+                verdict = _of_spectra_alone(verdict)
         history = History(self.history.limit)
         history.load_state_dict(state["history"])
         if history.layers and history.layers != self.layers:  # none before the first snapshot
@@ -304,6 +306,13 @@ class Monitor:
         self._answers, self.sampled, self.reading = answers, sampled, reading
         self._newest = max(self.history.iterations, default=None)
         self.verdict = self._told = verdict
+
+
+def _of_spectra_alone(verdict: Verdict) -> Verdict:
+    """Return a verdict on the spectra, which says that modes were not measured where it says that nothing is wrong."""
+    if verdict.state != "steady":
+        return verdict
+    return replace(verdict, message=f"{verdict.message}; modes not measured: give samples=")
 
 
 def _two(pair: Any) -> tuple[Tensor, Tensor]:
