@@ -1,7 +1,9 @@
 """What a GPU does by CUDA graphs, on a CPU with graphs that compute anew: the bookkeeping around them."""
 
 import copy
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -157,6 +159,24 @@ def test_a_compensator_uses_products_from_its_second_call_on(by_products):
             wanted = s * held / s[0]
             wanted[: (len(s) + 1) // 2] = held
             torch.testing.assert_close(layer.weight.detach().double(), (u * wanted) @ v, rtol=0, atol=2e-6)
+
+
+def test_what_takes_a_normalizers_place_is_not_taken_for_it(by_products):
+    network = discriminator()
+    specreg.spectral_norm(network)
+    compensator = specreg.static_compensation(network, every=1)
+    compensator.step()
+    compensator.step()
+    assert len(by_products) == 1
+    normalizers = [weakref.ref(layer.parametrizations.weight[0]) for layer in network[::2]]
+    specreg.remove(network)
+    gc.collect()
+    # While they live no other has their id; the next step makes products anew.
+    assert all(normalizer() is not None for normalizer in normalizers)
+    specreg.spectral_norm(network)
+    compensator.step()
+    gc.collect()
+    assert all(normalizer() is None for normalizer in normalizers)
 
 
 def largest(network):

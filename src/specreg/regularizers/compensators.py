@@ -220,8 +220,8 @@ class Compensator:
         """Return what compensates layers on a GPU by products alone, once they have been compensated, and for which."""
         if self.scheme.count is None or self.strength < 1 or self._num_acting == 0:
             return None, []
-        # What was recorded holds for these tensors, as they are normalized now.
-        key = [(layer._tensor().data_ptr(), *map(id, layer.weight.normalizers)) for layer in self.layers.values()]
+        # What was recorded holds for these tensors, as these normalize them now: kept, so that none gets another's id.
+        key = [(layer._tensor().data_ptr(), *layer.weight.normalizers) for layer in self.layers.values()]
         if self._products is None or self._products[0] != key:
             counts = self.counts()
             served = {name: layer for name, layer in self.layers.items() if is_served(layer)}
