@@ -27,15 +27,36 @@ from specreg.spectra.gram import svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 
 
-class SpectrumPreserving(nn.Module):
-    """Base of parametrizations whose matrix keeps the singular vectors, so that the original may be edited."""
+class MatrixParametrization(nn.Module):
+    """A map of the matrix of a weight, which is used as a ``Kind`` says; nothing of it belongs into a checkpoint."""
+
+    def __init__(self, output_dim: int = 0, groups: int = 1, gain: float = 1.0) -> None:
+        super().__init__()
+        self.output_dim = output_dim
+        self.groups = groups
+        self.gain = gain
+
+    def forward(self, weight: Tensor) -> Tensor:
+        matrix = self.mapped(to_matrix(weight, output_dim=self.output_dim, groups=self.groups))
+        if self.gain != 1:  # by which the module multiplies the result
+            matrix = matrix / self.gain
+        result = from_matrix(matrix.to(weight.dtype), weight.shape, output_dim=self.output_dim, groups=self.groups)
+        return result.contiguous(memory_format=_memory_format(weight))
+
+    def mapped(self, matrix: Tensor) -> Tensor:
+        """Return the matrix that the network uses, in the dtype of the stored one or a higher one."""
+        raise NotImplementedError
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight  # what is assigned is stored, and mapped when it is read
 
 
-class SpectrumChanging(nn.Module):
-    """Base of parametrizations without state that give the matrix a spectrum of their own: read through, not written.
+class SpectrumPreserving(MatrixParametrization):
+    """The matrix keeps its singular vectors, so that the original may be edited."""
 
-    They stand before spectral normalization, if there is any.
-    """
+
+class SpectrumChanging(MatrixParametrization):
+    """The matrix gets a spectrum of its own: it is read through, not written; before spectral normalization, if any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +285,7 @@ def uncached() -> Iterator[None]:
         parametrize._cache_enabled, parametrize._cache = cached
 
 
-def memory_format(weight: Tensor) -> torch.memory_format:
+def _memory_format(weight: Tensor) -> torch.memory_format:
     """Return the memory format of a weight: channels_last where it is one."""
     for dimensions, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if weight.ndim == dimensions and weight.is_contiguous(memory_format=form) and not weight.is_contiguous():

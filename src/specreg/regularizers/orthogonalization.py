@@ -7,10 +7,9 @@ from torch.nn.utils import parametrize
 from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_differences
 from specreg.layers.selection import Selection, shown
-from specreg.layers.weights import SpectrumChanging, memory_format
+from specreg.layers.weights import SpectrumChanging
 from specreg.names import integer
 from specreg.spectra.gram import full_precision, gram
-from specreg.spectra.matrices import from_matrix, to_matrix
 
 
 def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = None, skip: Selection = None) -> Layers:
@@ -74,27 +73,16 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
 
 
 class Orthogonalization(SpectrumChanging):
-    """The parametrization behind :func:`orthogonalize`; nothing of it belongs into a checkpoint."""
+    """The parametrization behind :func:`orthogonalize`."""
 
     def __init__(self, iterations: int, output_dim: int = 0, groups: int = 1, gain: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(output_dim, groups, gain)
         self.iterations = iterations
-        self.output_dim = output_dim
-        self.groups = groups
-        self.gain = gain  # what the module multiplies the result by
 
-    def forward(self, weight: Tensor) -> Tensor:
-        with full_precision(weight):
-            half = weight.dtype in (torch.float16, torch.bfloat16)
-            single = weight.float() if half else weight
-            matrix = to_matrix(single, output_dim=self.output_dim, groups=self.groups)
-            stretched = (_newton(matrix, self.iterations) / self.gain).to(weight.dtype)
-        result = from_matrix(stretched, weight.shape, output_dim=self.output_dim, groups=self.groups)
-        return result.contiguous(memory_format=memory_format(weight))
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """Take an assigned weight as the stored one (it is orthogonalized when read)."""
-        return weight
+    def mapped(self, matrix: Tensor) -> Tensor:
+        half = matrix.dtype in (torch.float16, torch.bfloat16)
+        with full_precision(matrix):
+            return _newton(matrix.float() if half else matrix, self.iterations)
 
     def extra_repr(self) -> str:
         return f"iterations={self.iterations}"

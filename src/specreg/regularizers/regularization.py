@@ -10,10 +10,9 @@ from torch.nn.utils import parametrize
 from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_differences
 from specreg.layers.selection import Selection, shown
-from specreg.layers.weights import SpectrumPreserving, memory_format
+from specreg.layers.weights import SpectrumPreserving
 from specreg.names import check_choice, checked_keep
 from specreg.spectra.gram import full_precision, svd
-from specreg.spectra.matrices import from_matrix, to_matrix
 from specreg.spectra.reference import SVD, head_size, thin_svd
 from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized
 
@@ -84,7 +83,7 @@ def spectral_regularization(
 
 
 class SpectralRegularization(SpectrumPreserving):
-    """The parametrization behind :func:`spectral_regularization`; nothing of it belongs into a checkpoint.
+    """The parametrization behind :func:`spectral_regularization`.
 
     The decomposition is made once for each value of the weight, which is once an optimizer step. What it was made for
     is told by the weight's content: version counters do not see writes through ``.data``.
@@ -99,17 +98,13 @@ class SpectralRegularization(SpectrumPreserving):
         name: str = "",
         gain: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(output_dim, groups, gain)
         self.keep = keep
         self.gradient = gradient
-        self.output_dim = output_dim
-        self.groups = groups
         self.name = name
-        self.gain = gain  # what the module multiplies the result by
         self._cached: _Value | None = None
 
-    def forward(self, weight: Tensor) -> Tensor:
-        matrix = to_matrix(weight, output_dim=self.output_dim, groups=self.groups)
+    def mapped(self, matrix: Tensor) -> Tensor:
         count = head_size(self.keep, min(matrix.shape[-2:]))
         try:
             value = self._look_up(matrix.detach(), count)
@@ -121,10 +116,7 @@ class SpectralRegularization(SpectrumPreserving):
         result: Tensor = _Regularize.apply(  # type: ignore[no-untyped-call]
             matrix, value.regularized, *value.factors, count, self.gradient == "exact"
         )
-        if self.gain != 1:
-            result = result / self.gain
-        regularized_weight = from_matrix(result, weight.shape, output_dim=self.output_dim, groups=self.groups)
-        return regularized_weight.contiguous(memory_format=memory_format(weight))
+        return result
 
     def _look_up(self, matrix: Tensor, count: int) -> "_Value":
         if torch.compiler.is_compiling():  # a graph cannot branch on what it computes
@@ -136,10 +128,6 @@ class SpectralRegularization(SpectrumPreserving):
         if not torch.is_inference_mode_enabled():  # autograd cannot save tensors that were made there
             self._cached = value
         return value
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """Take an assigned weight as the stored one (it is regularized when read)."""
-        return weight
 
     def extra_repr(self) -> str:
         return f"keep={self.keep}, gradient={self.gradient!r}"
