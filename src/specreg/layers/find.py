@@ -3,7 +3,7 @@
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,7 +124,7 @@ class LeftOut:
         return [f"left out, {title}: {', '.join(names)}" for title, names in found if names]
 
 
-class Layers(Mapping[str, Layer]):
+class Layers(dict[str, Layer]):
     """The layers that a verb touched: a mapping from name to :class:`Layer` that prints as a table.
 
     Attributes:
@@ -132,18 +132,9 @@ class Layers(Mapping[str, Layer]):
     """
 
     def __init__(self, layers: Iterable[Layer], title: str = "layers", left_out: LeftOut = LeftOut()) -> None:
-        self._layers = {layer.name: layer for layer in layers}
+        super().__init__({layer.name: layer for layer in layers})
         self._title = title
         self.left_out = left_out
-
-    def __getitem__(self, name: str) -> Layer:
-        return self._layers[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
 
     def __repr__(self) -> str:
         return f"<{self._title}: {', '.join(map(shown, self)) or 'none'}>"

@@ -77,10 +77,6 @@ class Compensator:
         every, start, strength, scale: as the verbs describe them.
     """
 
-    calls: int  # for mypy, which meets them first where they are used
-    _shapes: dict[str, list[int]]
-    strength: float
-
     def __init__(
         self,
         layers: Layers,
@@ -95,9 +91,10 @@ class Compensator:
         self.scheme = scheme
         self.every = integer("every", every, at_least=1)
         self.start = integer("start", start, at_least=0)
-        if isinstance(strength, bool) or not isinstance(strength, numbers.Real) or not 0 <= strength <= 1:
-            raise ValueError(f"strength must lie in [0, 1], got {strength!r}")
-        self.strength = float(strength)
+        part: Any = strength  # mypy takes no float for a Real, and what follows for unreachable
+        if isinstance(part, bool) or not isinstance(part, numbers.Real) or not 0 <= float(part) <= 1:
+            raise ValueError(f"strength must lie in [0, 1], got {part!r}")
+        self.strength = float(part)
         check_choice("scale", scale, get_args(Scale))
         self.scale: Scale = scale
         self.calls = 0

@@ -119,7 +119,7 @@ def remove(module: nn.Module) -> list[str]:
             undone.append(f"{name}.{tensor}" if name else tensor)
         for key, hook in list(child._forward_pre_hooks.items()):
             if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)):
-                storage = tuple(Weight(child, hook.name, Kind(type(child))).storage)
+                storage = Weight(child, hook.name, Kind(type(child))).storage
                 frozen = not any(tensor.requires_grad for tensor in storage)
                 hook.remove(child)
                 if storage not in hooked:
