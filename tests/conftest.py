@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,31 @@ def unrendered(monkeypatch) -> None:
     from PIL import Image
 
     monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: Image.new("RGB", (4, 4)).save(file, "png"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder that a training fills, beside what else a test needs."""
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Let no test wait for ever: after an hour, which none needs, it fails at the line where it waits."""
+    if not hasattr(signal, "SIGALRM"):  # on Windows
+        return (yield)
+
+    def fail(*_: object) -> None:
+        pytest.fail(f"{item.nodeid} has waited for an hour")  # which no ``except Exception`` catches
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(3600)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,6 @@ One case for each kind of error: what is wrong within images, archives and check
 import json
 import os
 import shutil
-import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,6 @@ from spoilt import (
     DEEP,
     SHALLOW,
     Builder,
-    HangError,
     below_a_file,
     circle,
     file,
@@ -45,18 +43,6 @@ TINY = [
 ]  # fmt: skip
 NINES = "9" * 30
 Spoil = Callable[[Path], object]
-
-
-@pytest.fixture(autouse=True)
-def _no_hang():
-    def fail(*_: object) -> None:
-        raise HangError
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(600)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")

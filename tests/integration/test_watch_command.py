@@ -15,12 +15,6 @@ from spoilt import saved, tree
 from trainings import Fork, kill
 
 
-@pytest.fixture
-def run(tmp_path):
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
-
-
 def beside(monkeypatch, *steps):
     """Let a training make a step between two looks; after the last one Ctrl-C is pressed."""
     left = list(steps)

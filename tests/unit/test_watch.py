@@ -23,12 +23,6 @@ def real(tmp_path_factory) -> str:
     return save_real(tmp_path_factory.mktemp("real"))
 
 
-@pytest.fixture
-def run(tmp_path):
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
-
-
 def samples(folder, real, **changes) -> Samples:
     options = {"tile": None, "features": None, "pool": 20, "warmup": 1} | changes
     return Samples(folder, DataConfig(data=real), **options)
