@@ -76,6 +76,11 @@ SPECTRA: dict[str, Callable[[int], Tensor]] = {
 }
 
 
+def relative_error(actual: Tensor, expected: np.ndarray) -> float:
+    """Return the Frobenius norm of the difference over that of what is expected."""
+    return float(np.linalg.norm(to_numpy(actual) - expected) / np.linalg.norm(expected))
+
+
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """Return a float64 (or complex128) copy."""
     return tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64).cpu().numpy().copy()

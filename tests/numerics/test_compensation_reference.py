@@ -7,13 +7,9 @@ from torch import nn
 
 import reference
 import specreg
-from kinds import LAYERS, SPECTRA, set_spectrum, to_numpy
+from kinds import LAYERS, SPECTRA, relative_error, set_spectrum, to_numpy
 
 RELATIVE = 1e-5  # Frobenius, float32 weights
-
-
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30))
 
 
 def expected_weight(layer: nn.Module, change) -> np.ndarray:
@@ -29,19 +25,7 @@ def test_static_equals_the_reference(kind, spectrum, keep, strength, scale):
     set_spectrum(layer, SPECTRA[spectrum])
     expected = expected_weight(layer, lambda m: reference.static_compensation(m, keep, strength, unit=scale == "unit"))
     specreg.static_compensation(layer, keep=keep, strength=strength, scale=scale, only="").step()
-    assert relative_error(to_numpy(layer.weight), expected) < RELATIVE
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_unit_scale_equals_the_authors_static_code(kind):
-    layer = LAYERS[kind]()
-    set_spectrum(layer, SPECTRA["random"])
-    rank = min(reference.as_matrices(to_numpy(layer.weight), layer)[0].shape)
-    if rank % 2 or rank < 4:
-        pytest.skip("the authors' code rounds r/2 down")
-    expected = expected_weight(layer, reference.authors_static)
-    specreg.static_compensation(layer, scale="unit", only="").step()
-    assert relative_error(to_numpy(layer.weight), expected) < RELATIVE
+    assert relative_error(layer.weight, expected) < RELATIVE
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
@@ -59,7 +43,7 @@ def test_dynamic_equals_the_reference_over_a_training(kind, spectrum, strength, 
         lifted = [scheme(matrix) for scheme, matrix in zip(schemes, matrices, strict=True)]
         expected = reference.from_matrices(lifted, weight, layer)
         compensator.step()
-        assert relative_error(to_numpy(layer.weight), expected) < RELATIVE
+        assert relative_error(layer.weight, expected) < RELATIVE
         with torch.no_grad():  # an "optimizer step" that changes the spectrum
             layer.weight += 0.05 * torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(step))
 
@@ -75,21 +59,4 @@ def test_every_dtype_is_computed_in_at_least_float32(kind, dtype):
     assert compensator.satisfied()
     # What is left is the rounding of each entry to the weight's dtype, and LAPACK's own few eps in double precision.
     own = 1e-14 if dtype in (torch.float64, torch.complex128) else 2e-6
-    assert relative_error(to_numpy(layer.weight), expected) < torch.finfo(dtype).eps + own
-
-
-def test_scale_keep_leaves_s1_and_the_tail():
-    layer = LAYERS["conv2d"]()
-    before = specreg.spectra(layer)[""]
-    specreg.static_compensation(layer, keep=3).step()
-    after = specreg.spectra(layer)[""]
-    torch.testing.assert_close(after[:3], before[:1].expand(3), rtol=1e-6, atol=0)
-    torch.testing.assert_close(after[3:], before[3:], rtol=1e-6, atol=0)
-
-
-def test_rank_deficient_head_is_raised_into_the_null_space():
-    layer = nn.Linear(6, 6, bias=False)
-    set_spectrum(layer, lambda r: torch.tensor([2.0, 1, 0, 0, 0, 0]))
-    specreg.static_compensation(layer, keep=5).step()
-    after = specreg.spectra(layer)[""]
-    torch.testing.assert_close(after, torch.tensor([2.0, 2, 2, 2, 2, 0]).double(), rtol=1e-6, atol=1e-6)
+    assert relative_error(layer.weight, expected) < torch.finfo(dtype).eps + own

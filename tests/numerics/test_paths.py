@@ -9,7 +9,7 @@ import torch
 
 import reference
 import specreg
-from kinds import matrix_with_spectrum, to_numpy
+from kinds import matrix_with_spectrum, relative_error, to_numpy
 from specreg.spectra import fast, gram
 from specreg.spectra.fast import PROMISED, TOLERANCE, compensate
 from specreg.spectra.gram import singular_values, svd
@@ -52,10 +52,6 @@ def decomposed(shape, spectrum, seed=0):
 def expected_matrix(change, *made):
     u, s, vh = decomposed(*made)
     return u * change(torch.from_numpy(s)).numpy() @ vh
-
-
-def relative_error(actual, expected):
-    return float(np.linalg.norm(to_numpy(actual) - expected) / np.linalg.norm(expected))
 
 
 def well_posed(spectrum, change):

@@ -7,14 +7,10 @@ import torch
 from torch import nn
 
 import specreg
+from kinds import matrix_with_spectrum
 from specreg.layers.find import find
 from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.spectra.products import GAPS, raised, stacked
-
-
-def with_spectrum(rows, columns, s):
-    u, _, v = torch.linalg.svd(torch.randn(rows, columns, dtype=torch.float64), full_matrices=False)
-    return u, (u * s) @ v, v
 
 
 @pytest.mark.parametrize(
@@ -22,11 +18,11 @@ def with_spectrum(rows, columns, s):
 )
 @pytest.mark.parametrize(("lowest", "highest"), [(0.93, 0.77), (0.999, 0.01), (0.9, 0.8), (0.98, 0.92), (0.8, 0.7)])
 def test_a_head_above_a_gap_is_raised_exactly(rows, columns, count, lowest, highest):
-    torch.manual_seed(rows)
     head = torch.linspace(1, lowest, count, dtype=torch.float64)
     tail = torch.linspace(highest, 0, min(rows, columns) - count, dtype=torch.float64)
     s = 3.7 * torch.cat([head, tail])
-    u, matrix, v = with_spectrum(rows, columns, s)
+    matrix = matrix_with_spectrum(s, rows, columns)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     wanted = s.clone()
     wanted[:count] = s[0]
     result = raised(stacked([(matrix @ matrix.T)[None]]), torch.tensor([count]))
@@ -37,10 +33,9 @@ def test_a_head_above_a_gap_is_raised_exactly(rows, columns, count, lowest, high
 
 
 def test_many_values_beside_the_largest_do_not_hide_it():
-    torch.manual_seed(0)
     for distance in (1e-9, 1e-7, 1e-6, 1e-5):
         s = torch.cat([torch.ones(1), torch.full((63,), 1 - distance), torch.full((64,), 0.5)]).double()
-        _, matrix, _ = with_spectrum(128, 300, s)
+        matrix = matrix_with_spectrum(s, 128, 300)
         result = raised(stacked([(matrix @ matrix.T)[None]]), torch.tensor([64]))
         assert bool(result.converged)
         assert float(result.s1[0]) == pytest.approx(1, abs=1e-6)
@@ -58,9 +53,7 @@ def test_many_values_beside_the_largest_do_not_hide_it():
     ids=["no gap", "another head", "too near", "zero", "NaN"],
 )
 def test_without_a_gap_there_the_result_says_so(s):
-    torch.manual_seed(0)
-    u, _, v = torch.linalg.svd(torch.randn(32, 99).double(), full_matrices=False)
-    matrix = (u * s) @ v
+    matrix = matrix_with_spectrum(s, 32, 99)
     good = torch.eye(4, dtype=torch.float64)
     result = raised(stacked([(matrix @ matrix.T)[None], good[None]]), torch.tensor([16, 4]))
     assert result.converged.tolist() == [False, True]  # one does not spoil the other
