@@ -29,12 +29,6 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
 
 
-def sick() -> nn.Module:
-    module = network()
-    module[0].weight.data[0, 0] = NAN
-    return module
-
-
 def history() -> specreg.History:
     past = specreg.History()
     past.add(1, {"a": torch.ones(3)})
@@ -57,23 +51,13 @@ def guard() -> specreg.Guard:
 
 N = network
 CALLS: dict[str, tuple[Callable[[], object], str]] = {
-    "spectral_norm of a number": (lambda: specreg.spectral_norm(5), r"expected a torch\.nn\.Module, got int"),
-    "spectral_norm of nothing": (lambda: specreg.spectral_norm(nn.ReLU()), "no layer matched"),
     "spectral_norm only a number": (lambda: specreg.spectral_norm(N(), only=5), "expected a name, a glob"),
     "spectral_norm only what is not there": (lambda: specreg.spectral_norm(N(), only="9"), "names no layer"),
     "spectral_norm but for all": (lambda: specreg.spectral_norm(N(), skip="*"), "no layer matched"),
-    "static keep 0": (lambda: specreg.static_compensation(N(), keep=0), "keep must be a fraction"),
     "static keep nan": (lambda: specreg.static_compensation(N(), keep=NAN), "keep must be a fraction"),
-    "static keep of words": (lambda: specreg.static_compensation(N(), keep="half"), "keep must be a fraction"),
-    "static every 0": (lambda: specreg.static_compensation(N(), every=0), "every must be an integer of at least 1"),
     "static start -1": (lambda: specreg.static_compensation(N(), start=-1), "start must be an integer of at least 0"),
     "static strength nan": (lambda: specreg.static_compensation(N(), strength=NAN), "strength must lie in"),
-    "static scale": (lambda: specreg.static_compensation(N(), scale="huge"), "scale must be"),
-    "static of NaN": (lambda: specreg.static_compensation(sick()).step(), "layer '0': the weight holds NaN or inf"),
-    "regularization gradient": (lambda: specreg.spectral_regularization(N(), gradient="none"), "gradient must be"),
-    "regularization of NaN": (lambda: specreg.spectral_regularization(sick()), "holds NaN or inf"),
     "orthogonalize -1": (lambda: specreg.orthogonalize(N(), iterations=-1), "iterations must be an integer"),
-    "orthogonalize 1.5": (lambda: specreg.orthogonalize(N(), iterations=1.5), "iterations must be an integer"),
     "penalty of nothing": (lambda: specreg.orthogonality_penalty(nn.ReLU()), "no layer matched"),
     "penalty of a number": (lambda: specreg.d_optimal_penalty(5), "expected a torch"),
     "spectra of None": (lambda: specreg.spectra(None), "expected a torch"),
@@ -82,24 +66,17 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "spectra on meta": (lambda: specreg.spectra(N().to("meta")), "layer '0' is on the meta device: give it memory"),
     "SN on meta": (lambda: specreg.spectral_norm(N().to("meta")), "layer '0' is on the meta device"),
     "spectra of a pruned layer": (lambda: specreg.spectra(pruned()), "1 x Linear whose weight a hook derives"),
-    "spectra of NaN": (lambda: specreg.spectra(sick()), "layer '0': the weight holds NaN or inf"),
     "remove from a number": (lambda: specreg.remove(5), "expected a torch"),
     "Monitor every 0": (lambda: specreg.Monitor(N(), every=0), "every must be an integer of at least 1"),
-    "Monitor every nan": (lambda: specreg.Monitor(N(), every=NAN), "every must be an integer of at least 1"),
     "Monitor of nothing": (lambda: specreg.Monitor(nn.ReLU()), "no layer matched"),
     "Monitor's state": (lambda: specreg.Monitor(N()).load_state_dict({"a": 1}), "not a monitor's state"),
     "Guard keep 0": (lambda: specreg.Guard(specreg.Monitor(N()), keep=0), "keep must be a fraction"),
-    "Guard states": (lambda: specreg.Guard(specreg.Monitor(N()), states=("sick",)), "sick"),
     "Guard's state": (lambda: guard().load_state_dict({"a": 1}), "not a guard's state"),
     "History limit 1": (lambda: specreg.History(1), "limit must be an integer of at least 2"),
-    "History backwards": (lambda: history().add(1, {"a": torch.ones(3)}), "iterations must grow"),
-    "History of other layers": (lambda: history().add(2, {"b": torch.ones(3)}), "the layers changed"),
     "History of no layer": (lambda: history().singular_values("b"), "no layer 'b'"),
     "History's state": (lambda: history().load_state_dict({"a": 1}), "not a history's state"),
     "Thresholds of words": (lambda: specreg.Thresholds(window="long"), "window must be an integer of at least 1"),
     "Thresholds nan": (lambda: specreg.Thresholds(far=NAN), "far must lie in"),
-    "Detector of nothing": (lambda: specreg.Detector().update(1, {}), "no layers"),
-    "Detector of NaN": (lambda: specreg.Detector().update(1, {"a": [1.0, NAN]}), "hold NaN or inf"),
     "Detector of no values": (lambda: specreg.Detector().update(1, {"a": []}), "'a'"),
     "Detector's state": (lambda: specreg.Detector().load_state_dict({"a": 1}), "not a detector's state"),
     "attainment of nothing": (lambda: specreg.attainment(nn.ReLU(), torch.ones(2, 4)), "no layer matched"),
@@ -107,7 +84,6 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "diversity of two": (lambda: specreg.diversity(torch.rand(2, 3), torch.rand(2, 3)), "at least 3 samples"),
     "diversity of NaN": (lambda: specreg.diversity(torch.full((4, 2), NAN), torch.rand(4, 2)), "NaN or inf"),
     "diversity of one": (lambda: specreg.diversity(torch.rand(4, 2), torch.ones(4, 2)), "all alike"),
-    "gradient_norms of shapes": (lambda: specreg.gradient_norms(N(), torch.ones(4, 4), torch.ones(3, 4)), "shape"),
     "from_dict of a list": (lambda: from_dict(RunConfig, [1]), "must be an object with keys"),
     "from_dict of another type": (lambda: from_dict(Settings, {"compile": "yes"}), "compile must be true or false"),
     "image_size true": (lambda: find_images(Path(__file__).parent).open(image_size=True), "image_size must be"),

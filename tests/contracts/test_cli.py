@@ -45,14 +45,6 @@ def test_every_command_has_help(command, capsys):
     assert f"usage: specreg {command}" in capsys.readouterr().out
 
 
-def test_compare_has_the_promised_flags(capsys):
-    with pytest.raises(SystemExit):
-        main(["compare", "--help"])
-    out = capsys.readouterr().out
-    for flag in ("--out", "--methods", "--seeds", "--steps", "--data", "--batch-size", "--d-channels"):
-        assert f"{flag} " in out
-
-
 def boxes(capsys, *arguments: str) -> list[str]:
     with pytest.raises(SystemExit):
         main([*arguments, "--help"])
@@ -112,11 +104,6 @@ def test_a_terminal_gets_the_same_text_as_a_pipe(arguments):
     os.close(ours)
     piped = subprocess.run(call, capture_output=True, text=True, env=environment, check=False)
     assert shown.decode().replace("\r\n", "\n") == piped.stdout + piped.stderr
-
-
-def test_python_m_specreg_is_the_same_command():
-    printed = subprocess.run([sys.executable, "-m", "specreg", "--version"], capture_output=True, text=True, check=True)
-    assert printed.stdout == f"specreg {specreg.__version__}\n"
 
 
 def weights(tmp_path: Path) -> str:

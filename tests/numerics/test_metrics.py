@@ -8,28 +8,12 @@ import torch
 from specreg.data.digits import NUM_HELD_OUT, StackedDigits, load_split
 from specreg.evaluation.classifier import DIGIT_HELD_OUT_CORRECT, load_classifier
 from specreg.evaluation.features import open_extractor
-from specreg.evaluation.metrics import (
-    frechet_distance,
-    kernel_distance,
-    modes_covered,
-    neighbourhoods,
-    reverse_kl,
-    reverse_kl_floor,
-)
+from specreg.evaluation.metrics import kernel_distance, modes_covered, neighbourhoods, reverse_kl, reverse_kl_floor
 from specreg.evaluation.protocol import Evaluator
 
 
 def draw(count: int, seed: int, mean: float = 0.0, scale: float = 1.0, dimensions: int = 6) -> torch.Tensor:
     return mean + scale * torch.randn(count, dimensions, generator=torch.Generator().manual_seed(seed))
-
-
-def test_frechet_distance_of_shifted_and_scaled_sets_is_exact():
-    points = draw(300, 3)
-    assert frechet_distance(points, points) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(points, points + 2) == pytest.approx(6 * 4, rel=1e-4)
-    variance = points.double().var(0).sum().item()
-    centred = points - points.mean(0)
-    assert frechet_distance(centred, 3 * centred) == pytest.approx(variance * (3 - 1) ** 2, rel=1e-4)
 
 
 def test_metrics_leave_the_global_generators_alone(monkeypatch):
@@ -50,18 +34,6 @@ def test_neighbourhoods_equal_the_loops_of_the_definition():
     assert found["recall"] == pytest.approx(sum(recalled) / 40)
     assert found["density"] == pytest.approx(sum(sum(row) for row in inside) / (k * 30))
     assert found["coverage"] == pytest.approx(sum(any(row[i] for row in inside) for i in range(40)) / 40)
-
-
-def test_precision_is_not_recall():
-    both = torch.cat([draw(200, 1), draw(200, 2, mean=50)])
-    collapsed = draw(400, 3)  # good images of half of the data
-    found = neighbourhoods(both, collapsed)
-    assert found["precision"] > 0.9
-    assert found["recall"] < 0.6
-    assert found["coverage"] < 0.6
-    found = neighbourhoods(collapsed, both)  # everything covered, half of the images bad
-    assert found["precision"] < 0.6
-    assert found["recall"] > 0.9
 
 
 def test_too_few_points_are_an_error():

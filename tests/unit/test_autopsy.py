@@ -129,24 +129,6 @@ def test_every_floating_type_is_read(dtype, tmp_path):
     assert found.notes[0].endswith("tensors left out: 1 of integers")
 
 
-def sharded(folder: Path) -> dict[str, torch.Tensor]:
-    state = {f"blocks.{number}.weight": torch.randn(4, 6) for number in (0, 2, 10)}
-    save_file({"blocks.10.weight": state["blocks.10.weight"]}, folder / "a.safetensors")
-    save_file({name: state[name] for name in ("blocks.0.weight", "blocks.2.weight")}, folder / "b.safetensors")
-    shards = {name: "a.safetensors" if "10" in name else "b.safetensors" for name in state}
-    (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    return state
-
-
-def test_a_sharded_checkpoint_is_one_and_a_folder_stands_for_it(tmp_path):
-    state = sharded(tmp_path)
-    found = inspect([tmp_path]).layers[0]
-    assert list(found) == ["blocks.0", "blocks.2", "blocks.10"]
-    for name, one in found.items():
-        expected = np.linalg.svd(state[f"{name}.weight"].numpy(), compute_uv=False)
-        np.testing.assert_allclose(one.singular_values, expected, rtol=1e-4)
-
-
 def test_of_a_training_state_only_weights_are_taken(tmp_path):
     layer = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     optimizer = torch.optim.Adam(layer.parameters())

@@ -600,11 +600,7 @@ def test_one_coloured_image_makes_all_coloured(tmp_path, cached, monkeypatch):
 
 def parts(root: Path, train: str, test: str) -> Path:
     """Write a training part of cats and dogs and a test part of dogs only."""
-    for part, classes in ((train, ("cat", "dog")), (test, ("dog",))):
-        for value, name in enumerate(classes):
-            (root / part / name).mkdir(parents=True)
-            picture(value, mode="L").save(root / part / name / "0.png")
-    return root / train
+    return write(root, {f"{train}/cat/0.png": 0, f"{train}/dog/0.png": 1, f"{test}/dog/0.png": 0}) / train
 
 
 @pytest.mark.parametrize(
@@ -749,14 +745,6 @@ def test_a_link_has_the_part_beside_it_and_beside_what_it_leads_to(tmp_path):
     assert labelled(tmp_path / "new", "test") == {5: "a"}
 
 
-def test_training_is_on_the_training_part_and_evaluation_on_the_other(tmp_path):
-    root = digit_folders(tmp_path).parent
-    source = open_source(settings(data=str(root)))
-    assert source.dataset.images[:, 0, 0, 0].tolist() == list(range(0, 200, 20))
-    held_out = source.held_out(settings(data=str(root), conditional=True))
-    assert held_out.dataset.images[:, 0, 0, 0].tolist() == list(range(5, 205, 20))
-
-
 @pytest.mark.parametrize("form", ["folder", "zip", "npz"])
 def test_the_side_is_told_without_decoding_more_than_one_image(folder, form, monkeypatch):
     path = npz(images=np.zeros((2, 8, 8), np.uint8))(folder) if form == "npz" else in_form(folder, form)
@@ -780,17 +768,6 @@ def test_dequantize_adds_noise_below_one_level_and_quantize_undoes_it():
     assert excess.min() >= 0
     assert excess.max() < 1 / 128 + 1e-6
     assert torch.equal(quantize(floats), levels)
-
-
-def test_stacked_digits_are_three_digits_and_their_mode():
-    train, labels, held_out, _ = load_split()
-    assert (len(train), len(held_out)) == (1500, NUM_HELD_OUT)
-    images, modes = StackedDigits().draw(50, torch.Generator().manual_seed(0))
-    assert images.shape == (50, 3, 8, 8)
-    for image, mode in zip(images[:10], modes[:10].tolist(), strict=True):
-        for channel, digit in enumerate((mode // 100, mode // 10 % 10, mode % 10)):
-            same = (train == image[channel]).flatten(1).all(1)
-            assert digit in labels[same].tolist()
 
 
 def grey(classes: int = 10, channels: int = 1) -> ImageArrays:
@@ -849,9 +826,7 @@ def settings(**data: object) -> Settings:
 
 def digit_folders(root: Path) -> Path:
     for part, shift in (("train", 0), ("test", 5)):
-        for digit in range(10):
-            (root / part / str(digit)).mkdir(parents=True)
-            picture(20 * digit + shift, mode="L").save(root / part / str(digit) / "0.png")
+        write(root, {f"{part}/{digit}/0.png": 20 * digit + shift for digit in range(10)})
     return root / "train"
 
 
@@ -943,16 +918,6 @@ def test_digits_have_both_parts():
         open_source(settings(data_split="unlabeled"))
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [({"data_split": "validation"}, "data_split must be one of train, test, unlabeled"),
-     ({"stacked_size": 0}, "stacked_size must be an integer of at least 1")],
-)  # fmt: skip
-def test_settings_of_data_are_checked(data, message):
-    with pytest.raises(ValueError, match=message):
-        settings(**data)
-
-
 def test_a_size_without_stacking_is_refused(folder):
     with pytest.raises(ValueError, match="give --stacked, too"):
         open_source(settings(data=str(folder), stacked_size=3))
@@ -964,20 +929,8 @@ def test_configurations_from_before_there_were_parts_still_load():
     assert from_dict(RunConfig, saved) == RunConfig()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("SPECREG_DATA" not in os.environ, reason="SPECREG_DATA names no folder of real data")
-def test_real_digits_and_pictures():
-    root = Path(os.environ["SPECREG_DATA"])
-    digits = find_images(root / "mnist-test.zip").open()
-    assert digits.images.shape == (10_000, 1, 28, 28)
-    assert torch.bincount(digits.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert stack(digits, 128_000).draw(100, torch.Generator().manual_seed(0))[0].shape == (100, 3, 28, 28)
-    pets = find_images(root / "cifar10-test.zip").open(image_size=16)
-    assert pets.images.shape == (10_000, 3, 16, 16)
-    assert torch.bincount(pets.labels).tolist() == [1000] * 10
-
-
 def test_held_out_digits_are_not_in_the_training_set():
     train, _, held_out, _ = load_split()
+    assert (len(train), len(held_out)) == (1500, NUM_HELD_OUT)
     known = {bytes(image.numpy().tobytes()) for image in train}
     assert not any(bytes(image.numpy().tobytes()) in known for image in held_out)

@@ -326,13 +326,6 @@ def test_a_resumed_detector_goes_on_exactly():
     assert [v.to_dict() for v in rest] == [v.to_dict() for v in whole[31:]]
 
 
-def test_the_verdict_is_plain_json():
-    verdict = run([0.9] * 30 + [0.2] * 10)[-1]
-    values = json.loads(json.dumps(verdict.to_dict()))
-    assert values["state"] == "collapsed"
-    assert set(values["evidence"]) == {"conv"}
-
-
 @pytest.mark.parametrize(
     ("iteration", "layers", "message"),
     [

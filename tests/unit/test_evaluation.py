@@ -139,8 +139,6 @@ def test_data_without_a_known_held_out_part_say_so():
 def test_features_that_do_not_fit_the_images_say_so():
     with pytest.raises(ValueError, match=r"digit-classifier features are for 8x8 images of 1 or 3 channels, got 16x16"):
         Images(folder_of(50)).make_evaluator(settings("folder", features="digits"))
-    with pytest.raises(ValueError, match="features must be one of auto, digits, mnist, cifar, pixels, inception"):
-        settings(features="vgg")
     with pytest.raises(ValueError, match="reference_split must be one of train, test, got 'validation'"):
         settings(reference_split="validation")
 

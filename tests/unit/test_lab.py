@@ -48,11 +48,10 @@ from trainings import SMALL
 
 
 @pytest.mark.parametrize("resolution", STAGES)
-@pytest.mark.parametrize("num_classes", [0, 3])
-def test_networks_of_every_resolution(resolution, num_classes):
-    labels = torch.tensor([0, 2]) if num_classes else None
-    generator = Generator(resolution, 2, latent=5, num_classes=num_classes)
-    discriminator = Discriminator(resolution, 2, num_classes=num_classes)
+def test_conditional_networks_of_every_resolution(resolution):
+    labels = torch.tensor([0, 2])
+    generator = Generator(resolution, 2, latent=5, num_classes=3)
+    discriminator = Discriminator(resolution, 2, num_classes=3)
     images = generator(torch.randn(2, 5), labels)
     assert images.shape == (2, 3, resolution, resolution)
     assert images.abs().max() <= 1
@@ -157,9 +156,7 @@ def test_unknown_keys_are_refused_by_name():
         ("training", "batch_size", -1),
         ("training", "d_lr", 0.0),
         ("training", "beta2", 1.0),
-        ("training", "loss", "mse"),
-        ("training", "lr_decay", "cosine"),
-        ("records", "samples", 0),
+        ("data", "stacked_size", 0),
         ("records", "evaluate_every", -1),
         ("model", "d_channels", 0),
         ("model", "d_channels", 2.5),
@@ -296,22 +293,15 @@ def test_bf16_computes_the_forward_pass_alone_and_returns_float32():
     assert {parameter.grad.dtype for parameter in network.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [("loss", "the discriminator's loss is nan"), ("weight", r"layer 'blocks\.0\.conv1': the weight holds NaN or inf")],
-)
-def test_divergence_is_named_with_its_step_before_the_update(damage, message):
+def test_a_weight_that_an_update_spoils_is_named_before_it_is_compensated():
     training = TrainingConfig(steps=3, batch_size=4)
     config = RunConfig("static", 0, replace(SMALL, training=training))
     state = build_state(config, Images(StackedDigits()))
     weights = {name: p.detach().clone() for name, p in state.generator.named_parameters()}
-    if damage == "loss":
-        state.discriminator.score.parametrizations.weight.original.data.fill_(math.nan)
-    else:
-        step = state.discriminator_optimizer.step
-        convolution = state.discriminator.blocks[0].conv1.parametrizations.weight.original
-        state.discriminator_optimizer.step = lambda: (step(), convolution.data.fill_(math.inf))
-    with pytest.raises(NonFiniteError, match=f"step 1: {message}"):
+    step = state.discriminator_optimizer.step
+    convolution = state.discriminator.blocks[0].conv1.parametrizations.weight.original
+    state.discriminator_optimizer.step = lambda: (step(), convolution.data.fill_(math.inf))
+    with pytest.raises(NonFiniteError, match=r"step 1: layer 'blocks\.0\.conv1': the weight holds NaN or inf"):
         train(state, config.settings.training)
     assert all(torch.equal(weights[name], p) for name, p in state.generator.named_parameters())
 

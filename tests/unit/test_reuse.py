@@ -133,21 +133,3 @@ def test_nothing_remembered_is_saved():
     assert set(net.state_dict()) == {
         "0.bias", "0.parametrizations.weight.original", "3.bias", "3.parametrizations.weight.original",
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("verb", [specreg.spectral_norm, specreg.spectral_regularization])
-def test_removing_from_a_copy_leaves_the_original(verb):
-    """As a network is copied to be exported: torch's own removal would take the weight from both."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 1)).eval()
-    verb(net)
-    images = torch.randn(2, 3, 6, 6)
-    expected = net(images)
-    plain = copy.deepcopy(net)
-    specreg.remove(plain)
-    assert torch.allclose(plain(images), expected, atol=1e-6)
-    assert torch.equal(net(images), expected)
-    assert "0.parametrizations.weight.original" in net.state_dict()
-    assert type(plain[0]) is nn.Conv2d
-    specreg.remove(net)
-    assert torch.allclose(net(images), expected, atol=1e-6)
