@@ -23,12 +23,11 @@ from specreg.experiments.sources import open_source
 from specreg.processes import DisagreementError, Processes, join
 from specreg.training.loop import train
 from specreg.training.state import TrainingState
+from trainings import NERVOUS
 
 STEPS = 40
 BATCH = 8
 METHODS = ("sn", "static", "dynamic", "differentiable")
-# A detector that takes anything for a collapse: the guard goes back and is switched on within a few steps.
-NERVOUS = {"warmup": 6, "window": 4, "fast": 0.001, "far": 0.001, "collapsed": 0.001, "patience": 1}
 LAB = {
     "static": {"method": "static"},
     "gradient penalty": {"method": "dynamic", "training": {"loss": "wasserstein-gp"}},

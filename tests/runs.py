@@ -2,6 +2,7 @@
 
 import json
 import struct
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,26 @@ def _watch(run: RunDirectory, step: int, name: str, *, lost: bool) -> None:
         run.append("sensitivity", {"step": step, **measured, "diversity": {"ratio": 0.8, "duplicates": 0.0}})
     if step == 900:
         run.append("events", {"step": step, "event": "guard on", "message": f"compensating {name}"})
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with their attributes, and the text between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.elements[-1][0] != "style":
+            self.text += data
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def damage(path: Path, **changes: Any) -> None:

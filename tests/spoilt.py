@@ -47,8 +47,12 @@ def peak_memory(*, anew: bool = False) -> int:
 
 
 def png(width: int = 8, height: int | None = None) -> bytes:
+    return encoded(Image.new("RGB", (width, height or width)))
+
+
+def encoded(picture: Image.Image) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (width, height or width)).save(file, "png")
+    picture.save(file, "png")
     return file.getvalue()
 
 

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -39,6 +40,9 @@ OPTIONS = [
     "--samples", "64", "--reference", "128", "--ema-decay", "0.9", "--lr-decay", "linear",
 ]  # fmt: skip
 DYNAMIC = ["--method", "dynamic", "--dynamic.start", "4"]
+# A detector that takes anything for a collapse: a guard goes back and is switched on within a few steps.
+NERVOUS = {"warmup": 6, "window": 4, "fast": 0.001, "far": 0.001, "collapsed": 0.001, "patience": 1}
+NERVOUS_OPTIONS = [word for name, value in NERVOUS.items() for word in (f"--detector.{name}", str(value))]
 SERIES = ("metrics.jsonl", "evaluations.jsonl", "spectra.jsonl", "verdicts.jsonl", "sensitivity.jsonl")
 
 
@@ -118,6 +122,19 @@ def forked_jobs() -> Iterator[None]:
         patch.setattr(jobs, "begin", begin)
         patch.setattr(jobs, "POLL_SECONDS", 0.02)
         yield
+
+
+def run_script(output: Path, script: Path, *options: str) -> str:
+    """Run a script in a process, as by its name, until it ends well; return what it printed."""
+    code, printed = Fork(output, _script, script, options).finish()
+    assert code == 0, printed
+    return printed
+
+
+def _script(script: Path, options: tuple[str, ...]) -> None:
+    sys.path.insert(0, str(script.parent))
+    sys.argv = [script.name, *options]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def wait_for(process: Fork | subprocess.Popen[str], out: Path, steps: int = 1) -> None:

@@ -1,7 +1,6 @@
 """The benchmarks run, and what they promise about memory holds here and now; what they time is theirs to say."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,23 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainings import Fork
+from trainings import run_script
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-def script(name: str, options: tuple[str, ...]) -> None:
-    sys.path.insert(0, str(FOLDER))
-    sys.argv = [name, *options]
-    runpy.run_path(str(FOLDER / name), run_name="__main__")
-
-
-def run(folder: Path, name: str, *options: str) -> tuple[str, dict[str, dict]]:
-    """Run a benchmark; return what it printed and what it wrote of each case."""
+def measure(folder: Path, name: str, *options: str) -> tuple[str, dict[str, dict]]:
+    """Run a benchmark; return what it printed and what it wrote."""
     out = folder / "new" / "out.json"
-    code, printed = Fork(folder / "printed", script, name, (*options, "--out", str(out))).finish()
-    assert code == 0, printed
-    return printed, json.loads(out.read_text())["results"]
+    printed = run_script(folder / "printed", FOLDER / name, *options, "--out", str(out))
+    return printed, json.loads(out.read_text())
 
 
 @pytest.mark.slow
@@ -33,7 +25,7 @@ def run(folder: Path, name: str, *options: str) -> tuple[str, dict[str, dict]]:
     "cases", [["cifar-32"], pytest.param(["cifar-64", "cifar-128"], marks=pytest.mark.soak)], ids=len
 )
 def test_memory_stays_below_three_times_the_largest_weight(cases, tmp_path):
-    _, results = run(tmp_path, "memory.py", "--cases", *cases)
+    results = measure(tmp_path, "memory.py", "--cases", *cases)[1]["results"]
     assert list(results) == cases
     for row in results.values():
         assert 1 <= row["static"] <= 3  # one new weight at least
@@ -42,28 +34,24 @@ def test_memory_stays_below_three_times_the_largest_weight(cases, tmp_path):
 
 @pytest.mark.slow
 def test_compensation_benchmark_compares_in_one_run(tmp_path):
-    printed, results = run(tmp_path, "compensation.py", "--cases", "cifar-32")
+    printed, written = measure(tmp_path, "compensation.py", "--cases", "cifar-32")
     assert "ratios" in printed
-    assert results["cifar-32"]["ratios"]["svd / static"] > 0
-    assert len(results["cifar-32"]["layers"]) == 10
+    assert written["results"]["cifar-32"]["ratios"]["svd / static"] > 0
+    assert len(written["results"]["cifar-32"]["layers"]) == 10
 
 
 @pytest.mark.slow
 def test_overhead_is_timed_inside_a_training(tmp_path):
     small = ("--channels", "4", "--g-channels", "4", "--batch", "4", "--rounds", "1")
-    out = tmp_path / "new" / "out.json"
-    options = ("--part", "overhead", *small, "--out", str(out))
-    code, printed = Fork(tmp_path / "printed", script, "training.py", options).finish()
-    assert code == 0, printed
-    rows = json.loads(out.read_text())["overhead"]["overhead"]
+    rows = measure(tmp_path, "training.py", "--part", "overhead", *small)[1]["overhead"]["overhead"]
     assert rows["sn"]["compensation ms"] == 0 < rows["static"]["compensation ms"] < rows["static"]["ms / iteration"]
 
 
 @pytest.mark.slow
 def test_every_verb_works_on_a_device(tmp_path):
-    printed, rows = run(tmp_path, "smoke.py", "--tiny")
-    assert len(rows) == 8 * 4 + 2
-    assert all(row["works"] for row in rows), printed
+    printed, written = measure(tmp_path, "smoke.py", "--tiny")
+    assert len(written["results"]) == 8 * 4 + 2
+    assert all(row["works"] for row in written["results"]), printed
 
 
 @pytest.mark.soak

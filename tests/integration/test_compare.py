@@ -13,13 +13,9 @@ from PIL import Image
 
 from specreg.cli import main
 from specreg.records import RunDirectory
-from trainings import Fork, forked_jobs, specreg, train, wait_for
+from trainings import OPTIONS, Fork, forked_jobs, specreg, train, wait_for
 
-TINY = [
-    "--steps", "6", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "1",
-    "--log-every", "1", "--spectra-every", "2", "--evaluate-every", "3", "--checkpoint-every", "3",
-    "--samples", "64", "--reference", "128",
-]  # fmt: skip
+TINY = [*OPTIONS, "--steps", "6", "--evaluate-every", "3", "--checkpoint-every", "3"]
 KEYS = [
     "method", "seed", "steps", "modes", "kl", "fd", "kid", "precision", "recall", "density", "coverage", "seconds",
     "config",

@@ -29,6 +29,7 @@ SETTINGS = Settings(
         log_every=1, spectra_every=2, evaluate_every=0, samples=32, reference=32, checkpoint_every=2, tensorboard=False
     ),
 )
+EVALUATED = RunConfig("static", 0, replace(SETTINGS, records=replace(SETTINGS.records, evaluate_every=1)))
 
 
 def make_state(method: str = "static") -> TrainingState:
@@ -121,6 +122,12 @@ def trained(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture
+def run(trained, tmp_path) -> RunDirectory:
+    """A copy of the run, to be spoilt."""
+    return RunDirectory(shutil.copytree(trained, tmp_path / "run"))
+
+
 SPREAD = {
     "weight": (
         lambda state: state.discriminator.get_parameter("score.parametrizations.weight.original"),
@@ -138,10 +145,7 @@ SPREAD = {
 
 
 @pytest.mark.parametrize("where", SPREAD)
-def test_what_no_loss_shows_is_never_saved(trained, where, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    shutil.copytree(trained, out)
-    run = RunDirectory(out)
+def test_what_no_loss_shows_is_never_saved(run, where, monkeypatch):
     tensor, message = SPREAD[where]
     whole = run.checkpoint.read_bytes()
     assert torch.load(run.checkpoint, weights_only=True)["step"] == 4
@@ -165,17 +169,17 @@ def test_what_no_loss_shows_is_never_saved(trained, where, tmp_path, monkeypatch
     assert not run.complete
 
 
-def test_the_command_line_ends_with_exit_code_3(trained, tmp_path, capsys):
-    out = tmp_path / "run"
-    shutil.copytree(trained, out)
-    state = torch.load(out / "checkpoint.pt", weights_only=True)
+def test_the_command_line_ends_with_exit_code_3(run, capsys):
+    state = torch.load(run.checkpoint, weights_only=True)
     poison(state["generator"]["start.weight"])
-    torch.save(state, out / "checkpoint.pt")
-    assert main(["train", "--quiet", "--out", str(out)]) == 3
+    torch.save(state, run.checkpoint)
+    before = run.checkpoint.read_bytes()
+    assert main(["train", "--quiet", "--out", str(run.path)]) == 3
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "step 5: the discriminator's loss is nan (NaN or inf first in the generator's parameter" in error
     assert "the last checkpoint is kept" in error
+    assert run.checkpoint.read_bytes() == before
 
 
 @pytest.mark.slow
@@ -272,16 +276,13 @@ def test_a_decomposition_that_does_not_converge_is_made_another_way_and_said(mon
         specreg.static_compensation(layers[1]).step()
 
 
-def test_a_discriminator_that_learns_nothing_is_said_once(trained, tmp_path, caplog):
+def test_a_discriminator_that_learns_nothing_is_said_once(run, caplog):
     """Finite, and no spectrum falls: a last rectifier that lets nothing through ends a training all the same."""
-    out = tmp_path / "run"
-    shutil.copytree(trained, out)
-    run, settings = RunDirectory(out), replace(SETTINGS, records=replace(SETTINGS.records, evaluate_every=1))
-    run.write("config", to_dict(RunConfig("static", 0, settings)))
+    run.write("config", to_dict(EVALUATED))
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     checkpoint["discriminator"]["blocks.3.conv2.bias"].fill_(-1e6)
     torch.save(checkpoint, run.checkpoint)
-    assert execute(RunConfig("static", 0, settings), run, Images(StackedDigits()))
+    assert execute(EVALUATED, run, Images(StackedDigits()))
     step = checkpoint["step"] + 1
     message = "its gradient is 0 on real, generated and interpolated samples: neither network learns from them"
     assert run.series("events") == [{"step": step, "event": "dead discriminator", "message": message}]
@@ -289,21 +290,16 @@ def test_a_discriminator_that_learns_nothing_is_said_once(trained, tmp_path, cap
     assert caplog.text.count("the discriminator is dead") == 1
 
 
-def test_a_small_gradient_is_not_a_dead_one(trained, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    shutil.copytree(trained, out)
-    run, settings = RunDirectory(out), replace(SETTINGS, records=replace(SETTINGS.records, evaluate_every=1))
-    run.write("config", to_dict(RunConfig("static", 0, settings)))
+def test_a_small_gradient_is_not_a_dead_one(run, monkeypatch):
+    run.write("config", to_dict(EVALUATED))
     small = {"real": 1.23456789e-8, "generated": 0.0, "interpolated": 0.0}
     monkeypatch.setattr("specreg.experiments.recorder.gradient_norms", lambda *_, **__: small)
-    assert execute(RunConfig("static", 0, settings), run, Images(StackedDigits()))
+    assert execute(EVALUATED, run, Images(StackedDigits()))
     assert run.series("sensitivity")[-1]["gradient_norms"]["real"] == 1.23457e-8
     assert run.series("events") == []
 
 
-def test_a_run_records_decompositions_that_did_not_converge(trained, tmp_path, monkeypatch):
-    out = tmp_path / "run"
-    shutil.copytree(trained, out)
+def test_a_run_records_decompositions_that_did_not_converge(run, monkeypatch):
     values, steps, refused = torch.linalg.svdvals, [], []
 
     def refuse_once(matrix):
@@ -313,7 +309,6 @@ def test_a_run_records_decompositions_that_did_not_converge(trained, tmp_path, m
         return values(matrix)
 
     monkeypatch.setattr(torch.linalg, "svdvals", refuse_once)
-    run = RunDirectory(out)
     assert execute(RunConfig("static", 0, SETTINGS), run, Images(StackedDigits()), stop=lambda: steps.append(1))
     (event,) = run.series("events")
     assert (event["step"], event["event"]) == (6, "fallback")

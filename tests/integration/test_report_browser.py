@@ -5,12 +5,11 @@ import json
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from runs import HOSTILE, hostile_sweep, hostile_weights, make_run
+from runs import HOSTILE, Page, hostile_sweep, hostile_weights, make_run
 from specreg.cli import main
 from specreg.report.page import write_page
 from specreg.report.runs import open_cells
@@ -100,17 +99,6 @@ def test_pictures_decode_names_stay_text_and_the_page_fits_its_width(report, wid
     assert seen["height"] > 2000
 
 
-class Tags(HTMLParser):
-    """The elements of a page with their attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-
 def test_no_script_of_a_hostile_sweep_or_checkpoint_runs(tmp_path):
     assert main(["report", str(hostile_sweep(tmp_path / "sweep")), "--out", str(tmp_path / "page.html")]) == 0
     weights = hostile_weights(tmp_path / "a.safetensors")
@@ -118,10 +106,9 @@ def test_no_script_of_a_hostile_sweep_or_checkpoint_runs(tmp_path):
     for name in ("page.html", "plot.svg"):
         elements, console = dumped(tmp_path / name, tmp_path / f"profile of {name}")
         assert console == []  # nothing was blocked either: there was nothing to run
-        tags = Tags()
-        tags.feed(elements)
-        assert len(tags.found) > 50
-        assert not {"script", "b"} & {tag for tag, _ in tags.found}
-        assert not any("onerror" in attributes or attributes.get("id") == "hostile" for _, attributes in tags.found)
+        seen = Page(elements).elements
+        assert len(seen) > 50
+        assert not {"script", "b"} & {tag for tag, _ in seen}
+        assert not any("onerror" in attributes or attributes.get("id") == "hostile" for _, attributes in seen)
         assert "<title>hostile</title>" not in elements
     assert "<title>Sweep: " in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -8,22 +8,14 @@ import pytest
 
 from specreg.cli import main
 from specreg.records import RunDirectory
+from trainings import NERVOUS_OPTIONS, OPTIONS
 
-OPTIONS = [
-    "--steps", "24", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4", "--d-steps", "2",
-    "--log-every", "4", "--spectra-every", "2", "--evaluate-every", "6", "--checkpoint-every", "12",
-    "--samples", "64", "--reference", "128", "--no-tensorboard",
-]  # fmt: skip
-# A detector that takes anything for a collapse.
-NERVOUS = [
-    "--detector.warmup", "6", "--detector.window", "4", "--detector.fast", "0.001", "--detector.far", "0.001",
-    "--detector.collapsed", "0.001", "--detector.patience", "1",
-]  # fmt: skip
+OPTIONS = [*OPTIONS, "--no-tensorboard"]
 
 
 @pytest.mark.slow
 def test_a_collapse_can_end_a_run(tmp_path):
-    command = ["train", "--quiet", "--out", str(tmp_path / "run"), "--method", "sn", *OPTIONS, *NERVOUS]
+    command = ["train", "--quiet", "--out", str(tmp_path / "run"), "--method", "sn", *OPTIONS, *NERVOUS_OPTIONS]
     assert main([*command, "--stop-on-collapse"]) == 0
     run = RunDirectory(tmp_path / "run")
     result = run.read("result")

@@ -6,7 +6,6 @@ import json
 import math
 import random
 import re
-from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runs import HOSTILE, STEPS, damage, make_run
+from runs import HOSTILE, STEPS, Page, damage, make_run
 from specreg.cli import main
 from specreg.experiments.methods import METHODS
 from specreg.files import write_json
@@ -31,29 +30,9 @@ from specreg.report.verdicts import line, segments, sentence, tone
 from specreg.spectra import statistics
 
 
-class Page(HTMLParser):
-    """What a browser would see: elements with their attributes, and the text between them."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        if self.elements and self.elements[-1][0] != "style":
-            self.text += data
-
-    def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-
 def page_of(tmp_path: Path, *runs: Path) -> Page:
     write_page(tmp_path / "report.html", open_cells(runs))
-    return Page(tmp_path / "report.html")
+    return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from specreg.autopsy.spectra import inspect
 from specreg.data.pixels import cut_grid
 from specreg.experiments.config import DataConfig
 from specreg.experiments.watch import Checkpoints, Samples
-from spoilt import torn
+from spoilt import encoded, torn
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,6 @@ def real(tmp_path_factory) -> str:
 def samples(folder, real, **changes) -> Samples:
     options = {"tile": None, "features": None, "pool": 20, "warmup": 1} | changes
     return Samples(folder, DataConfig(data=real), **options)
-
-
-def png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "png")
-    return file.getvalue()
 
 
 def read(folder, *, last=False) -> list[tuple[str, int]]:
@@ -106,7 +100,7 @@ def test_readings_are_in_the_order_of_their_numbers_and_made_once(run, real):
 
 
 def test_what_is_half_written_is_read_when_it_is_whole(run, real, caplog):
-    whole = png(grid(digits(64), 8))
+    whole = encoded(grid(digits(64), 8))
     folder = samples(run, real)
     for content in (b"", whole[:20], torn(whole)):
         (run / "fakes000200.png").write_bytes(content)
@@ -117,7 +111,7 @@ def test_what_is_half_written_is_read_when_it_is_whole(run, real, caplog):
 
 
 def test_what_stays_unreadable_is_named_once(run, real, caplog):
-    (run / "fakes000200.png").write_bytes(torn(png(grid(digits(64), 8))))
+    (run / "fakes000200.png").write_bytes(torn(encoded(grid(digits(64), 8))))
     Image.new("L", (33, 40)).save(run / "losses.png")
     grid(digits(64), 8).save(run / "fakes000400.png")
     folder = samples(run, real)
@@ -166,10 +160,9 @@ def test_images_of_another_size_and_of_colour_are_compared_at_the_size_of_the_re
 def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
     random = torch.Generator().manual_seed(0)
     sound = {f"conv{index}.weight": torch.randn(16, 8, 3, 3, generator=random) for index in range(3)}
-    direction = torch.ones(16, 1, 1, 1) @ torch.ones(1, 1, 1, 1)
     folder, states = Checkpoints(run), []
     for epoch in range(8):
-        fallen = {name: weight * 0.02 + direction if epoch > 4 else weight for name, weight in sound.items()}
+        fallen = {name: weight * 0.02 + 1 if epoch > 4 else weight for name, weight in sound.items()}
         torch.save(sound, run / f"netG_epoch_{epoch}.pth")
         torch.save(fallen, run / f"netD_epoch_{epoch}.pth")
         torch.save({"state": {}}, run / "optimizer.pt")
@@ -325,15 +318,15 @@ def test_images_that_come_into_a_folder_that_was_read_are_told_of_once(run, real
 
 def test_of_a_folder_that_was_refused_nothing_else_is_said(run, real, caplog):
     folder = samples(run, real)
-    (run / "whole.png").write_bytes(png(grid(digits(24), 4)))
+    (run / "whole.png").write_bytes(encoded(grid(digits(24), 4)))
     (run / "step_1").mkdir()
     for index in range(2):
-        (run / f"step_1/{index}.png").write_bytes(torn(png(Image.fromarray(digits(1).numpy()[0]))))
+        (run / f"step_1/{index}.png").write_bytes(torn(encoded(Image.fromarray(digits(1).numpy()[0]))))
     for _ in range(3):
         list(folder.look(last=False))
     assert len(caplog.messages) == 1
     assert caplog.messages[0].endswith("; left out")
-    (run / "step_1/2.png").write_bytes(png(Image.fromarray(digits(1).numpy()[0])))
+    (run / "step_1/2.png").write_bytes(encoded(Image.fromarray(digits(1).numpy()[0])))
     list(folder.look(last=False))
     assert len(caplog.messages) == 1
 
