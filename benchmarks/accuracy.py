@@ -54,7 +54,7 @@ def error_of(actual: Tensor, matrix: Tensor, count: int) -> float:
 
 def measure(spectrum: str, count: int) -> dict[str, object]:
     row: dict[str, object] = {"spectrum": spectrum, "i": count}
-    taken: set[str] = set()
+    taken = None
     for name, dtypes in {"float32": (torch.float32,), "float64": (torch.float64,), "svd": ()}.items():
         errors, estimates = [], [0.0]
         for seed in SEEDS:
@@ -72,18 +72,16 @@ def measure(spectrum: str, count: int) -> dict[str, object]:
                 result = compensate(matrix, lambda s: static_target(s, count), all_values=False)
             assert result is not None
             errors.append(error_of(result.matrix, matrix, count))
-        worst = max(errors) if all(map(math.isfinite, errors)) else math.nan
-        row[name] = worst
+        row[name] = max(errors) if all(map(math.isfinite, errors)) else math.nan
         if dtypes:
             row[f"{name} estimate"] = max(estimates) if all(map(math.isfinite, estimates)) else math.inf
-        if not taken and (not dtypes or all(estimate <= TOLERANCE for estimate in estimates)):
-            taken.add(name)
-    return row | {"taken": next(iter(taken))}
+        if taken is None and all(estimate <= TOLERANCE for estimate in estimates):
+            taken = name
+    return row | {"taken": taken}
 
 
 def main() -> None:
-    parser = arguments(__doc__, device=False)
-    options = parser.parse_args()
+    options = arguments(__doc__, device=False).parse_args()
     rows = [measure(spectrum, count) for spectrum in SPECTRA for count in (SHAPE[0] // 2, SHAPE[0])]
     print_table(f"relative error of a compensated weight of {SHAPE[0]}x{SHAPE[1]}", rows)
     write(options.out, {"environment": environment(torch.device("cpu")), "rows": rows})

@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from measure import fill_page
 from specreg.experiments.methods import METHODS
 from specreg.names import bulk_range
+from specreg.records import RunDirectory
 from verdict import ALARMS, LOST, WITHIN, interval
 
 Run = dict[str, Any]
@@ -31,20 +32,17 @@ STATISTICS = {"mean bulk": -1, "least bulk": -1, "lost": 1}  # the sign that goe
 
 def read(folder: Path) -> Run:
     """Return what is used of a run: its evaluations, bulks of the layers, and the first alarms."""
-    lines = {
-        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        for name in ("evaluations", "spectra", "verdicts")
-    }
+    run = RunDirectory(folder)
     method, seed = folder.name.rsplit("-seed", 1)
-    bulks = {line["step"]: [_bulk(s) for s in line["layers"].values() if len(s) > 1] for line in lines["spectra"]}
+    bulks = {line["step"]: [_bulk(s) for s in line["layers"].values() if len(s) > 1] for line in run.series("spectra")}
     kept = ("step", "modes", "kl", "fd", "lost")
     evaluations = [
         {key: round(line[key], 4) for key in kept if key in line}
         | ({"bulks": bulks[line["step"]]} if line["step"] in bulks else {})
-        for line in lines["evaluations"]
+        for line in run.series("evaluations")
     ]
     alarms = {
-        name: next((line["iteration"] for line in lines["verdicts"] if _state(line, name) in states), None)
+        name: next((line["iteration"] for line in run.series("verdicts") if _state(line, name) in states), None)
         for name, states in ALARMS.items()
     }
     return {"method": method, "seed": int(seed), "evaluations": evaluations, "alarms": alarms}

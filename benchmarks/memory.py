@@ -46,7 +46,7 @@ def measure(case: str, device: torch.device) -> dict[str, float]:
     weights = [p for name, p in network.named_parameters() if name.endswith("original")]
     largest = max(p.numel() * p.element_size() for p in weights)
     normalized = [module for module in network.modules() if hasattr(module, "parametrizations")]
-    rows = {"largest weight, MiB": largest / 2**20, "sn's weights": 0.0}
+    rows = {"largest weight, MiB": largest / 2**20}
     rows["sn's weights"] = peak(lambda: [module.weight for module in normalized], device) / largest
     methods: dict[str, Callable[[], Compensator]] = {
         "static": lambda: specreg.static_compensation(network, every=1, scale="unit", only=nn.Conv2d),

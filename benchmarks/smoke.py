@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 import specreg
 from measure import arguments, environment, print_table, write
-from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
-from specreg.experiments.sources.images import Images
 from specreg.models.resnet import Discriminator
 from specreg.training.loop import TrainingConfig, train
+from training import noise
 
 LR = 2e-4
 VERBS = (
@@ -125,8 +124,7 @@ def usual_path(device: torch.device, channels: int) -> None:
 
 def replayed(device: torch.device, channels: int) -> float:
     """Return how far a training by CUDA graphs is from the same one without, the largest over all tensors."""
-    pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    source = Images(ImageArrays("noise", pixels, torch.zeros(len(pixels), dtype=torch.long), ("all",)))
+    source = noise(64)
     torch.backends.cudnn.deterministic = True
     trained = []
     for graphs in (False, True):

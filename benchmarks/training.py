@@ -38,6 +38,12 @@ from specreg.training.loop import TrainingConfig, train
 D_STEPS = 5
 
 
+def noise(count: int) -> Images:
+    """Return a source of 32x32 images."""
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Images(ImageArrays("noise", pixels, torch.zeros(count, dtype=torch.long), ("all",)))
+
+
 class Contender:
     """A training of ours, one iteration a call, that knows how long its compensations took."""
 
@@ -189,13 +195,10 @@ def main() -> None:
     parser.add_argument("--mimicry", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (2048, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    source = Images(ImageArrays("noise", pixels, torch.zeros(len(pixels), dtype=torch.long), ("all",)))
     plain = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     results: dict[str, Any] = {"environment": environment(device), "options": plain}
     parts = {"overhead": overhead, "trainer": trainer, "profile": profiled}
-    results[options.part] = parts[options.part](options, source, device)
+    results[options.part] = parts[options.part](options, noise(2048), device)
     write(options.out, results)
 
 
