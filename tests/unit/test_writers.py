@@ -88,7 +88,7 @@ def test_jsonl_holds_every_snapshot(monitor, tmp_path):
     assert written[-1]["singular_values"]["0"] == [2.0, 0.1, 0.1, 0.1]  # 0.1 in float32 has six digits of 0.1 only
     assert written[-1]["verdict"] == monitor.verdict.to_dict()
     assert written[-1]["verdict"]["state"] == "collapsed"
-    assert written[-1]["verdict"]["layers"] == ["0"]
+    assert written[-1]["verdict"]["layers"] == list(written[-1]["verdict"]["evidence"]) == ["0"]
 
 
 def test_jsonl_of_a_resumed_training_has_no_iteration_twice(module, monitor, tmp_path):
