@@ -66,7 +66,7 @@ def head_size(keep: float | int, rank: int) -> int:
     Reference:
         Liu et al. 2019, section 4: i = 0.5 r. Their code rounds down; docs/math.md says why this does not.
     """
-    # The product's rounding must not cost a singular value: 0.57 of 100 is 57, not 58.
+    # The product's rounding must not cost a singular value: 0.28 of 25 is 7, not 8.
     return min(keep, rank) if isinstance(keep, int) else max(1, math.ceil(keep * rank - 1e-9))
 
 
