@@ -177,6 +177,13 @@ def test_a_class_of_the_same_name_that_lacks_the_gain_is_no_layer():
     assert find(module).left_out.not_covered == ("0.weight",)
 
 
+def test_a_class_named_like_one_of_torchs_is_told_from_it():
+    strange = type("Linear", (nn.Module,), {"__module__": "other.networks"})()
+    strange.weight = nn.Parameter(torch.randn(3, 2))
+    with pytest.raises(ValueError, match=r"holds 1 x ReLU, 1 x other\.networks\.Linear, specreg takes convolutions"):
+        find(nn.Sequential(strange, nn.ReLU()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

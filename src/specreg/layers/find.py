@@ -325,9 +325,7 @@ def _inventory(module: nn.Module, candidates: list[tuple[str, Weight]], frozen: 
         return "the layers are " + ", ".join(f"{shown(name)} ({type(use.module).__name__})" for name, use in candidates)
     # A layer of a class that is known would have been found, had it a weight of its own.
     leaves = Counter(
-        f"{type(child).__name__} whose weight a hook derives (pruning, say)"
-        if is_known(child)
-        else type(child).__name__
+        f"{type(child).__name__} whose weight a hook derives (pruning, say)" if is_known(child) else _class_name(child)
         for child in module.modules()
         if not list(child.children())
     )
@@ -336,6 +334,13 @@ def _inventory(module: nn.Module, candidates: list[tuple[str, Weight]], frozen: 
         f"the module holds {inventory or 'nothing'}, specreg takes convolutions, linear layers, embeddings, weights of "
         f"attention and recurrent layers, and what specreg.register was told of"
     )
+
+
+def _class_name(module: nn.Module) -> str:
+    """Return a class's name, with its module where torch has another class of that name."""
+    kind = type(module)
+    has_namesake = getattr(nn, kind.__name__, kind) is not kind
+    return f"{kind.__module__}.{kind.__name__}" if has_namesake else kind.__name__
 
 
 def _describe(layer: Layer) -> tuple[str, str]:
