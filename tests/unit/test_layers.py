@@ -268,6 +268,23 @@ def test_frozen_layers_are_named_and_can_be_asked_for():
     assert list(find(module.requires_grad_(False))) == ["features", "head"]  # switched off for the generator's step
 
 
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_pretrained_features_of_a_network_without_gradients_are_told_of(verb, pretrained, caplog):
+    module = network().requires_grad_(False)  # as the loops of StyleGAN and its successors make a discriminator
+    module["features"].train(not pretrained)
+    with caplog.at_level(logging.WARNING):
+        verb(module)
+    text = "no layer needs a gradient now, so that all are taken; those in eval mode beside others in training mode, "
+    assert (f"{text}features, seem to be pretrained: leave them out with skip" in caplog.text) == pretrained
+    caplog.clear()
+    module = network()
+    module["features"].eval()
+    with caplog.at_level(logging.WARNING):
+        verb(module)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("normalize", [torch.nn.utils.spectral_norm, parametrizations.spectral_norm])
 def test_frozen_normalized_layers_are_seen_through_the_normalization(normalize):
     module = network()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from specreg.layers.evaluation import evaluating, frozen_random_numbers
 from specreg.layers.find import find
-from specreg.layers.requirements import warn_of_differences
+from specreg.layers.requirements import warn_of_doubts
 from specreg.layers.selection import Selection, matches, plainly_named_modules, shown, unwrap
 from specreg.monitor.coverage import Coverage, Reading, checked_state
 from specreg.monitor.detector import Detector, checked_groups
@@ -137,7 +137,7 @@ class Monitor:
         # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
         with frozen_random_numbers():
             self._watched = find(module, embeddings=True, only=only, skip=skip, title="monitor")
-            warn_of_differences(self._watched)
+            warn_of_doubts(self._watched)
         spectra_of(self._watched)  # a wrong choice fails here, not hours later
         self.layers, self.left_out = tuple(self._watched), self._watched.left_out
         self.groups = _networks(module, self.layers) if groups is None else _grouped(groups, self.layers)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from specreg.layers.find import Layer, Layers
-from specreg.layers.requirements import require_finite, require_writable, warn_of_differences
+from specreg.layers.requirements import require_finite, require_writable, warn_of_doubts
 from specreg.layers.selection import shown
 from specreg.names import Scale, check_choice, integer, reading_state
 from specreg.regularizers.products import ProductCompensation, is_served
@@ -104,7 +104,7 @@ class Compensator:
         self._products: tuple[list[Any], ProductCompensation | None] | None = None
         require_writable(layers)
         _require_free(layers)
-        warn_of_differences(layers)
+        warn_of_doubts(layers)
         _COMPENSATORS.add(self)
 
     def step(self) -> bool:

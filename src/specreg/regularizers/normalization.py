@@ -11,7 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layers, find, require_whole
 from specreg.layers.kinds import Kind
-from specreg.layers.requirements import require_finite, require_parametrizable, warn_of_differences
+from specreg.layers.requirements import require_finite, require_parametrizable, warn_of_doubts
 from specreg.layers.selection import Selection, plainly_named_modules, unwrap
 from specreg.layers.weights import Weight
 from specreg.spectra.gram import full_precision
@@ -55,7 +55,7 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
     if plain:
         require_parametrizable(module, layers)
     require_finite(layers)
-    warn_of_differences(layers)
+    warn_of_doubts(layers)
     for use in plain:
         normalizer = _SpectralNormOfAnyWeight(use.stored(), dim=use.kind.output_dim, gain=use.gain)
         parametrize.register_parametrization(use.module, use.attribute, normalizer)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from specreg.layers.find import Layers, find
-from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_differences
+from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_doubts
 from specreg.layers.selection import Selection, shown
 from specreg.layers.weights import SpectrumChanging
 from specreg.names import integer
@@ -64,7 +64,7 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
                 f"layer {shown(name)!r} is normalized already, and this parametrization bounds the weight itself: "
                 f"call specreg.remove on it first, or leave it out with skip={name!r}"
             )
-    warn_of_differences(layers)
+    warn_of_doubts(layers)
     for layer in layers.values():
         for use in layer.uses:
             parametrization = Orthogonalization(iterations, use.kind.output_dim, use.groups, use.gain)

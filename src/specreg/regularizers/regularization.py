@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from specreg.layers.find import Layers, find
-from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_differences
+from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_doubts
 from specreg.layers.selection import Selection, shown
 from specreg.layers.weights import SpectrumPreserving
 from specreg.names import check_choice, checked_keep
@@ -72,7 +72,7 @@ def spectral_regularization(
                 f"layer {shown(name)!r} is normalized already, and this parametrization divides by s1 itself: "
                 f"call specreg.remove on it first, or leave it out with skip={name!r}"
             )
-    warn_of_differences(layers)
+    warn_of_doubts(layers)
     for name, layer in layers.items():
         for use in layer.uses:
             parametrization = SpectralRegularization(
