@@ -529,7 +529,7 @@ def test_what_is_not_watched_is_said(caplog):
     monitor = specreg.Monitor(nn.Sequential(Modulated(), nn.Linear(3, 3)))
     assert monitor.layers == ("1",)
     assert monitor.left_out.not_covered == ("0.weight",)
-    assert caplog.messages == ["monitor: left out, of no known layer: 0.weight"]
+    assert caplog.messages == ["monitor: left out, of no known layer (specreg.register takes its class): 0.weight"]
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_weights_of_classes_that_nothing_is_known_of_are_reported(normalize):
     report = specreg.spectral_norm(nn.ModuleDict({"own": normalize(Own(), "table"), "head": nn.Linear(4, 1)}))
     assert list(report) == ["head"]
     assert report.left_out.not_covered == ("own.table",)
-    assert str(report).splitlines()[-1] == "left out, of no known layer: own.table"
+    assert str(report).splitlines()[-1] == "left out, of no known layer (specreg.register takes its class): own.table"
 
 
 def test_compiling_a_submodule_renames_nothing():

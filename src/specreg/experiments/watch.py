@@ -338,7 +338,10 @@ class Checkpoints(Folder):
 
     def missing(self) -> str:
         endings = ", ".join(sorted(ENDINGS))
-        return f"looked for checkpoints, {endings}, of several files their index; for images give real ones with --real"
+        return (
+            f"looked for checkpoints, {endings}, of several files their index; name others, without an ending say, with "
+            f"--files; for images give real ones with --real"
+        )
 
     def read(self, files: Sequence[Path]) -> Mapping[str, LayerSpectrum]:
         return inspect(files).layers[0]

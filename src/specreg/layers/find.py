@@ -119,7 +119,7 @@ class LeftOut:
     normalizing: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        titles = ("of no known layer", "frozen", "normalized by their class")
+        titles = ("of no known layer (specreg.register takes its class)", "frozen", "normalized by their class")
         found = zip(titles, (self.not_covered, self.frozen, self.normalizing), strict=True)
         return [f"left out, {title}: {', '.join(names)}" for title, names in found if names]
 
