@@ -10,7 +10,7 @@ from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Answer, Verdict, gravest, weighed
-from specreg.names import Scale, State, check_type, checked_keep, integer, reading_state
+from specreg.names import COVERED, SPECTRAL, Scale, State, check_type, checked_keep, integer, reading_state
 from specreg.regularizers.compensators import Compensator, static_scheme
 
 logger = logging.getLogger("specreg")
@@ -73,7 +73,7 @@ class Guard:
         check_type("monitor", monitor, Monitor, "a guard looks through one, Guard(specreg.Monitor(discriminator))")
         if pin is not None:
             check_type("pin", pin, Pin)
-        self.states = checked_states(states)
+        self.states = checked_states(states, tuple(dict.fromkeys((*SPECTRAL, *COVERED))))  # all that it hears of
         self.pin = pin
         self.switched_on: int | None = None
         self.restored: int | None = None

@@ -880,8 +880,9 @@ class TestGuard:
             specreg.Guard(specreg.Monitor(module), strength=2)
         with pytest.raises(ValueError, match="does not watch the layer '2'"):
             specreg.Guard(specreg.Monitor(module, only="0"))
-        with pytest.raises(ValueError, match=r"a state must be one of .*, got 'ill'"):
-            specreg.Guard(specreg.Monitor(module), states=("ill",))
+        for state in ("ill", "dead", "warning"):  # a guard hears of its layers' spectra and of coverage alone
+            with pytest.raises(ValueError, match=f"a state must be one of .*, got '{state}'"):
+                specreg.Guard(specreg.Monitor(module), states=(state,))
 
 
 FEW = torch.linspace(-1, 1, 16 * 48).reshape(16, 3, 4, 4)

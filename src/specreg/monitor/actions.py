@@ -202,12 +202,12 @@ class RollBack:
         self.restored, self._inside = restored, bool(state["inside"])
 
 
-def checked_states(states: tuple[State, ...]) -> tuple[State, ...]:
-    """Return the states; ValueError names the first that does not exist, TypeError is of a string in their place."""
+def checked_states(states: tuple[State, ...], choices: tuple[State, ...] = STATES) -> tuple[State, ...]:
+    """Return the states; ValueError names the first that is no choice, TypeError is of a string in their place."""
     if isinstance(states, str):
         raise TypeError(f"states must be a tuple of states, got a str: write ({states!r},)")
     for state in states:
-        check_choice("a state", state, STATES)
+        check_choice("a state", state, choices)
     return states
 
 
