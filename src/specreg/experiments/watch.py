@@ -339,8 +339,8 @@ class Checkpoints(Folder):
     def missing(self) -> str:
         endings = ", ".join(sorted(ENDINGS))
         return (
-            f"looked for checkpoints, {endings}, of several files their index; name others, without an ending say, with "
-            f"--files; for images give real ones with --real"
+            f"looked for checkpoints, {endings}, of several files their index; name others, without an ending say, "
+            f"with --files; for images give real ones with --real"
         )
 
     def read(self, files: Sequence[Path]) -> Mapping[str, LayerSpectrum]:
