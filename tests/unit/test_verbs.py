@@ -274,6 +274,25 @@ def test_a_weight_that_is_a_buffer_is_compensated(apply):
     assert compensator.satisfied()
 
 
+@pytest.mark.parametrize(
+    ("normalize", "part", "tensor"),
+    [
+        (parametrizations.spectral_norm, "parametrizations.weight", "original"),
+        (parametrizations.weight_norm, "parametrizations.weight", "original1"),
+        (nn.utils.spectral_norm, "", "weight_orig"),
+        (nn.utils.weight_norm, "", "weight_v"),
+    ],
+    ids=["spectral", "weight", "legacy-spectral", "legacy-weight"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_what_pruning_derives_below_a_normalization_is_not_written(normalize, part, tensor):
+    layer = normalize(nn.Linear(8, 6))
+    prune.l1_unstructured(layer.get_submodule(part), tensor, amount=0.3)
+    layer(torch.randn(2, 8))
+    with pytest.raises(ValueError, match="pruning"):
+        specreg.static_compensation(layer)
+
+
 def test_a_failed_step_does_not_count():
     module = discriminator()
     compensator = specreg.static_compensation(module)

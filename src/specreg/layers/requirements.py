@@ -9,8 +9,8 @@ from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layer, Layers
 from specreg.layers.forwards import difference
-from specreg.layers.kinds import tensor_names
 from specreg.layers.selection import shown
+from specreg.layers.weights import Weight
 
 logger = logging.getLogger("specreg")
 
@@ -48,7 +48,7 @@ def require_writable(layers: Layers) -> None:
         for use in layer.uses:
             if unwritable := use.foreign or use.spectrum_changing:
                 cause = ", ".join(type(part).__name__ for part in unwritable)
-            elif use.attribute not in tensor_names(use.module):
+            elif _is_derived(use):
                 cause = "a hook that derives its weight (pruning, say)"
             else:
                 continue
@@ -61,6 +61,12 @@ def require_writable(layers: Layers) -> None:
                 f"layers {shown(other)!r} and {shown(name)!r} share a weight and use it as two different matrices: "
                 f"leave one out with skip={name!r}"
             )
+
+
+def _is_derived(use: Weight) -> bool:
+    """Tell whether a hook makes the tensor that would be written, as pruning does, below a normalization, too."""
+    stored = use.storage[-1]
+    return not isinstance(stored, nn.Parameter) and all(stored is not buffer for buffer in use.module.buffers())
 
 
 def require_parametrizable(module: nn.Module, layers: Layers) -> None:
