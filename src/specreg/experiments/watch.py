@@ -340,7 +340,7 @@ class Checkpoints(Folder):
         endings = ", ".join(sorted(ENDINGS))
         return (
             f"looked for checkpoints, {endings}, of several files their index; name others, without an ending say, "
-            f"with --files; for images give real ones with --real"
+            "with --files; for images give real ones with --real"
         )
 
     def read(self, files: Sequence[Path]) -> Mapping[str, LayerSpectrum]:
