@@ -565,7 +565,14 @@ def garbled_json(folder: Path) -> None:
     next(folder.parent.glob("cache/*.json")).write_text("[]")
 
 
-@pytest.mark.parametrize("change", [touched, added, torn_cache, unwritten_json, garbled_json])
+def garbled_header(folder: Path) -> None:
+    header = b"1" + b"+1" * 4000 + b"\n"  # nested too deeply for numpy
+    next(folder.parent.glob("cache/*.npy")).write_bytes(
+        b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    )
+
+
+@pytest.mark.parametrize("change", [touched, added, torn_cache, unwritten_json, garbled_json, garbled_header])
 def test_a_cache_is_never_stale(folder, tmp_path, change):
     load_images(folder, cache=tmp_path / "cache")
     change(folder)

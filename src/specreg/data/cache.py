@@ -75,7 +75,7 @@ def _mapped(file: Path, key: str) -> Tensor | None:
         described = read_json(file.with_suffix(".json"))
         # Copy on write: torch warns of read-only arrays, and nobody writes to these.
         images = np.load(file, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, RecursionError):  # a damaged header may be nested deeply
         return None
     if not isinstance(described, dict) or described.get("key") != key:
         return None
