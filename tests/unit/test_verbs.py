@@ -366,7 +366,8 @@ def test_keep_is_a_fraction_or_an_integer(keep, raised):
 @pytest.mark.parametrize(
     ("option", "value"),
     [("keep", -1), ("keep", 0), ("keep", 1.5), ("keep", True), ("keep", "0.5"), ("keep", float("nan")),
-     ("every", 0), ("every", 2.5), ("strength", 1.1), ("strength", -0.1), ("strength", None), ("scale", "half")],
+     ("every", 0), ("every", 2.5), ("strength", 1.1), ("strength", -0.1), ("strength", None), ("strength", 10**400),
+     ("scale", "half")],
 )  # fmt: skip
 def test_bad_options_are_named_with_their_value(option, value):
     with pytest.raises(ValueError, match=rf"{option} must .*got {value!r}"):

@@ -91,10 +91,10 @@ class Compensator:
         self.scheme = scheme
         self.every = integer("every", every, at_least=1)
         self.start = integer("start", start, at_least=0)
-        part: Any = strength  # mypy takes no float for a Real, and what follows for unreachable
-        if isinstance(part, bool) or not isinstance(part, numbers.Real) or not 0 <= float(part) <= 1:
-            raise ValueError(f"strength must lie in [0, 1], got {part!r}")
-        self.strength = float(part)
+        is_number = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
+        if not is_number or not 0 <= strength <= 1:  # as given: an integer may be too large for a float
+            raise ValueError(f"strength must lie in [0, 1], got {strength!r}")
+        self.strength = float(strength)
         check_choice("scale", scale, get_args(Scale))
         self.scale: Scale = scale
         self.calls = 0
