@@ -430,6 +430,14 @@ def test_a_tensor_without_a_name_belongs_to_no_weight(name, shape, tmp_path):
     torch.testing.assert_close(weights["a"].read(), state[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("scale", [".weight_scale", "weight_scale.b", "..scale"])
+@pytest.mark.parametrize("name", ["weight", "", "."])
+def test_names_with_dots_at_their_beginning_are_read(name, scale, tmp_path):
+    tensors = {name: torch.ones(8, 6).to(torch.float8_e5m2), scale: torch.ones(1), "a.weight": torch.randn(8, 6)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    assert "a" in inspect([tmp_path / "m.safetensors"]).layers[0]
+
+
 def test_what_cannot_be_a_weight_is_counted_by_reason(tmp_path):
     with quiet():
         tensors = {

@@ -21,15 +21,17 @@ def scale_of(name: str, tensors: Mapping[str, Stored], beside: Mapping[str, Sequ
     """
     module, _, parameter = name.rpartition(".")
     multiplied = (f"{parameter}_scale", f"{parameter}_scale_inv", f"scale_{parameter}", f"{parameter}_scales")
-    around = beside.get(module, ())
+    around: Sequence[str] = beside.get(module, ())
     if len(around) > _MOST_PARAMETERS:  # all the weights of a network in one module
-        around = [last for last in multiplied if (f"{module}.{last}" if module else last) in tensors]
+        around = multiplied
     scales = [last for last in around if last in multiplied or (last.startswith(f"{parameter}_") and "scale" in last)]
     scales = scales or [last for last in around if "scal" in last.lower() and not _OTHERS.search(last)]
     scales += [f"{parameter}.{last}" for last in beside.get(name, ())[:1]]
+    prefix = f"{module}." if module else ""
+    scales = [last for last in scales if prefix + last in tensors]  # not so where names begin with a dot, or have none
     if not scales:
         return "", True
-    scale = f"{module}.{scales[0]}" if module else scales[0]
+    scale = prefix + scales[0]
     fits = not tensors[scale].obstacle and _blocks(tensors[scale].shape, tensors[name].shape) is not None
     return scale, fits and len(scales) == 1 and scales[0] in multiplied
 
