@@ -278,6 +278,11 @@ def test_pretrained_features_of_a_network_without_gradients_are_told_of(verb, pr
     text = "no layer needs a gradient now, so that all are taken; those in eval mode beside others in training mode, "
     assert (f"{text}features, seem to be pretrained: leave them out with skip" in caplog.text) == pretrained
     caplog.clear()
+    module = network().requires_grad_(False)
+    module["features"].train(not pretrained)
+    with caplog.at_level(logging.WARNING):
+        verb(module, only=["features", "head"])
+    assert not caplog.text
     module = network()
     module["features"].eval()
     with caplog.at_level(logging.WARNING):

@@ -129,12 +129,21 @@ class Layers(dict[str, Layer]):
 
     Attributes:
         left_out: what was not taken though nobody asked for that.
+        are_named: whether ``only`` asked for them.
     """
 
-    def __init__(self, layers: Iterable[Layer], title: str = "layers", left_out: LeftOut = LeftOut()) -> None:
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        title: str = "layers",
+        left_out: LeftOut = LeftOut(),
+        *,
+        are_named: bool = False,
+    ) -> None:
         super().__init__({layer.name: layer for layer in layers})
         self._title = title
         self.left_out = left_out
+        self.are_named = are_named
 
     def __repr__(self) -> str:
         return f"<{self._title}: {', '.join(map(shown, self)) or 'none'}>"
@@ -236,6 +245,7 @@ def find(
         ),
         title,
         LeftOut(tuple(_not_covered(module)), tuple(frozen), tuple(own)),
+        are_named=only is not None,
     )
 
 

@@ -19,12 +19,12 @@ def warn_of_doubts(layers: Layers) -> None:
     """Log what speaks against taking these layers as they are.
 
     That is where a class with a forward of its own uses another weight than the one that is read and written, and where
-    pretrained layers were taken, because none needs a gradient at this moment.
+    pretrained layers were taken that nobody named, because none needs a gradient at this moment.
     """
     uses = [(name, use) for name, layer in layers.items() for use in layer.uses]
     # A discriminator keeps its pretrained features in eval mode, whatever its own mode is.
     resting = dict.fromkeys(shown(name) for name, use in uses if not use.module.training)
-    is_mixed = 0 < len(resting) < len(layers)
+    is_mixed = 0 < len(resting) < len(layers) and not layers.are_named
     if is_mixed and not any(tensor.requires_grad for _, use in uses for tensor in use.sources):
         logger.warning(
             "no layer needs a gradient now, so that all are taken; those in eval mode beside others in training mode, "
