@@ -41,6 +41,9 @@ def groups():
     for processor, method in sorted({(run["processor"], run["method"]) for run in again}):
         alike = [run for run in of(again, method) if run["processor"] == processor]
         yield "digits", f"again {processor} {method}", alike
+    losses = record("digits-losses")["runs"]
+    for loss, method in dict.fromkeys((run["loss"], run["method"]) for run in losses):
+        yield "digits", f"{loss} {method}", [run for run in of(losses, method) if run["loss"] == loss]
     for page in ("guard", "rivals", "keep", "grid", "cifar8"):
         for name, runs in record(page).items():
             if len(runs) > 1:
