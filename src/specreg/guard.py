@@ -73,7 +73,7 @@ class Guard:
         check_type("monitor", monitor, Monitor, "a guard looks through one, Guard(specreg.Monitor(discriminator))")
         if pin is not None:
             check_type("pin", pin, Pin)
-        self.states = checked_states(states, tuple(dict.fromkeys((*SPECTRAL, *COVERED))))  # all that it hears of
+        self.states = checked_states(states, tuple(dict.fromkeys((*SPECTRAL, *COVERED))))  # of spectra and coverage
         self.pin = pin
         self.switched_on: int | None = None
         self.restored: int | None = None
