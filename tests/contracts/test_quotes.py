@@ -129,6 +129,11 @@ def sentences():
                 yield "docs/results/mixtures.md", f"Modes under SN, seeds 0 to 19: {modes}."
     for row in ring_rows():
         yield "docs/results/which.md", row
+    fast = record("verdict/convolutions")
+    for method in dict.fromkeys(run["method"] for run in fast):
+        distance = spread([run["evaluations"][-1] for run in of(fast, method)], "fd", 1)
+        for page in ("which", "index"):
+            yield f"docs/results/{page}.md", distance
     link = record("verdict/link")
     yield "README.md", f"In {sum(table['trainings'] for table in link.values())} small trainings"
     rhos = [
