@@ -3,14 +3,16 @@
 python benchmarks/coverage.py [--full] [--mnist ZIP] [--cifar ZIP] [--out FILE.json] [--page docs/coverage.md]
 
 A perfect generator draws from the data's own distribution. Faulty ones drop modes or classes, draw half of them less
-often, repeat a hundred samples, or add noise, so that the missing share is known. The default is one seed of two sets
-of data in half a minute; --full is two seeds of all sets that need no files, and those of images that are given. --page
-writes the tables between the page's markers.
+often or repeat a hundred samples, so that the missing share is known, or keep all modes and spoil each sample: noise,
+and of images what generators do wrong. The default is one seed of two sets of data in half a minute; --full is two
+seeds of all sets that need no files, and those of images that are given. --page writes the tables between the page's
+markers.
 """
 
 import argparse
 import dataclasses
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -170,7 +172,53 @@ def cases(data: Data, seed: int) -> list[tuple[str, float | None, Tensor]]:
         noisy = values + noise * deviation * torch.randn(values.shape, generator=generator)
         noisy = noisy.round().clamp(0, 255).to(perfect.dtype) if perfect.dtype == torch.uint8 else noisy
         made.append((f"noise {noise}", None, noisy))
+    if perfect.dtype == torch.uint8:
+        spoilt = ((name, spoil(values / 255, generator)) for name, spoil in DEFECTS.items())
+        made += [(name, None, (255 * images).round().clamp(0, 255).to(torch.uint8)) for name, images in spoilt]
     return made
+
+
+def blurred(images: Tensor, _: torch.Generator) -> Tensor:
+    """Blur with a Gaussian kernel whose standard deviation is a 32nd of the side, a pixel of 32."""
+    deviation, channels = images.shape[-1] / 32, images.shape[1]
+    reach = math.ceil(3 * deviation)
+    kernel = torch.exp(-((torch.arange(-reach, reach + 1) / deviation) ** 2) / 2)
+    kernel = (kernel / kernel.sum()).expand(channels, 1, 1, -1)
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel, groups=channels), kernel.mT, groups=channels)
+
+
+def pale(images: Tensor, _: torch.Generator) -> Tensor:
+    """Halve each image's contrast."""
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (images - mean) / 2
+
+
+def blended(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mix two fifths of another image into each, as between two modes."""
+    return 0.6 * images + 0.4 * images[torch.randperm(len(images), generator=generator)]
+
+
+def warped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Distort each image by an affine map of its own, 0.2 from the identity in each number."""
+    maps = torch.eye(2, 3) + 0.2 * torch.randn(len(images), 2, 3, generator=generator)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def chequered(images: Tensor, _: torch.Generator) -> Tensor:
+    """Lay a checkerboard of single pixels over each image, a tenth of the range bright or dark."""
+    rows, columns = (torch.arange(side) for side in images.shape[-2:])
+    return images + 0.1 * (1 - 2 * ((rows[:, None] + columns) % 2))
+
+
+DEFECTS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "blurred": blurred,
+    "pale": pale,
+    "blended": blended,
+    "warped": warped,
+    "chequered": chequered,
+}
 
 
 def rivals(real: Tensor) -> dict[str, Callable[[Tensor], Mapping[str, float]]]:
@@ -293,30 +341,45 @@ def readings_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def defects_table(rows: Sequence[Row]) -> str:
+    """Return what is read, by images and defect, of samples that keep every mode."""
+    lines = [f"| data | {' | '.join(DEFECTS)} |", "|---" * (1 + len(DEFECTS)) + "|"]
+    for name in dict.fromkeys(row["data"] for row in rows if row["case"] in DEFECTS):
+        cells = []
+        for defect in DEFECTS:
+            own = [row for row in rows if row["data"] == name and row["case"] == defect]
+            read = zip(*((row["values"]["missing"], row["values"]["lost"], row["far"]) for row in own), strict=True)
+            cells.append(", ".join(f"{statistics.fmean(values):.2f}" for values in read))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ranks_table(rows: Sequence[Row]) -> str:
-    """Return Spearman's rho with the truth by family and of all, power without false alarms, and what noise does."""
+    """Return Spearman's rho with the truth by family and of all, power without false alarms, and what defects do."""
     families = list(dict.fromkeys(row["family"] for row in rows))
+    heads = ("drops seen", "noise read as a drop", "other defects", "repeats seen")
     lines = [
-        f"| measure | {' | '.join(families)} | all | off by | drops seen | noise read as a drop | repeats seen |",
-        "|---|" + "---|" * (len(families) + 5),
+        f"| measure | {' | '.join(families)} | all | off by | {' | '.join(heads)} |",
+        "|---|" + "---|" * (len(families) + 2 + len(heads)),
     ]
     for name in rows[0]["values"]:
         known = [row for row in rows if row["truth"] is not None]
         alarm = max(row["values"][name] for row in known if row["case"] == "perfect")
-        seen, drops, noisy, repeats = {}, [], [], []
+        seen, drops, noisy, spoilt, repeats = {}, [], [], [], []
         for number, row in enumerate(rows):
             seen[number] = row["values"][name] > (row["floor"] if name in ("missing", "lost") else alarm)
             if row["case"] == "memorized":
                 repeats.append(seen[number])
             elif row["truth"] is None:
-                noisy.append(seen[number] and row["values"][name] >= _of_drop(rows, row, name))
+                read = seen[number] and row["values"][name] >= _of_drop(rows, row, name)
+                (spoilt if row["case"] in DEFECTS else noisy).append(read)
             elif row["truth"] >= 0.08:
                 drops.append(seen[number])
         rhos = [_rho([row for row in known if row["family"] == family], name) for family in families]
         cells = [f"{rho:.2f}" for rho in (*rhos, _rho(known, name))]
         off = [abs(row["values"][name] - row["truth"]) for row in known]
         cells.append(f"{statistics.fmean(off):.3f}" if name in SHARES_OF_DATA else "-")
-        cells += [f"{sum(part)} of {len(part)}" for part in (drops, noisy, repeats)]
+        cells += [f"{sum(part)} of {len(part)}" for part in (drops, noisy, spoilt, repeats)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -404,9 +467,10 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path, help="likewise")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
-    rows = [row for data in sets(options) for seed in range(1 + options.full) for row in measure(data, seed)]
+    rows = [rounded(row) for data in sets(options) for seed in range(1 + options.full) for row in measure(data, seed)]
     tables = {
         "readings": readings_table(rows),
+        "defects": defects_table(rows),
         "streams": streams_table([data for data in sets(options) if data.features is None]),  # others take half an hour
         "ranks": ranks_table(rows),
     }
@@ -416,7 +480,7 @@ def main() -> None:
     print("\nseconds of processor time:", ", ".join(f"{name} {value:.2g}" for name, value in seconds.items()))
     if options.page:
         fill_page(options.page, tables)
-    results = [rounded({key: value for key, value in row.items() if key != "seconds"}) for row in rows]
+    results = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
     write(options.out, {"environment": environment(torch.device("cpu")), "seconds": seconds, "results": results})
 
 

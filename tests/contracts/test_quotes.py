@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import statistics
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def ring_rows():
         yield f"| {method} | {lost} | {modes} | {statistics.fmean(whole):.0%} |"
 
 
+def fast_distances():
+    """Yield each method's Fréchet distance in the setting in which a convolution's spectrum collapses."""
+    runs = record("verdict/convolutions")
+    for method in dict.fromkeys(run["method"] for run in runs):
+        yield spread([run["evaluations"][-1] for run in of(runs, method)], "fd", 1)
+
+
 def sentences():
     """Yield a document and what it says, written from the records."""
     digits = [*record("digits-results"), *record("digits-fresh")]
@@ -129,9 +137,7 @@ def sentences():
                 yield "docs/results/mixtures.md", f"Modes under SN, seeds 0 to 19: {modes}."
     for row in ring_rows():
         yield "docs/results/which.md", row
-    fast = record("verdict/convolutions")
-    for method in dict.fromkeys(run["method"] for run in fast):
-        distance = spread([run["evaluations"][-1] for run in of(fast, method)], "fd", 1)
+    for distance in fast_distances():
         for page in ("which", "index"):
             yield f"docs/results/{page}.md", distance
     link = record("verdict/link")
@@ -161,3 +167,15 @@ def sentences():
 def test_a_sentence_is_written_from_the_records(document, sentence):
     text = re.sub(r"\s+", " ", (ROOT / document).read_text(encoding="utf-8"))
     assert re.sub(r"\s+", " ", sentence) in text
+
+
+def test_tables_of_benchmarks_are_those_of_their_records(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    pages = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("coverage", "results/link")}
+    assert (
+        runpy.run_path(str(ROOT / "benchmarks" / "convolutions.py"))["tables"](record("verdict/convolutions"))
+        in (pages["results/link"])
+    )
+    meter = runpy.run_path(str(ROOT / "benchmarks" / "coverage.py"))
+    for table in ("readings_table", "defects_table", "ranks_table"):
+        assert meter[table](record("coverage")["results"]) in pages["coverage"], table

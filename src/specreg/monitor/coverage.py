@@ -21,11 +21,12 @@ two shares.
 4. **The reading.** Held-out real samples and the generated half that did not choose are counted in A; the mean over
    both halves is the reading.
 
-*Lost* is the larger of two bounds that ask what is missing whatever the samples' quality: *missing* less *far*, which
-stays even if every far sample was a spoilt one of what is missing, and the reading in 32 groups at most with every
-sample in its nearest bin, however far it is. The first sees small modes of good samples, the second large ones of poor
-samples. Noise that leads away from the data raises *missing* and *far*, and hardly *lost*. What lowers quality along
-the data (noise that, in the chosen features, other samples could have) is not told from lost modes.
+*Lost* is the larger of two bounds that far samples cannot explain: *missing* less *far*, which stays even if every far
+sample was a spoilt one of what is missing, and the reading in 32 groups at most with every sample in its nearest bin,
+however far it is. The first sees small modes of good samples, the second large ones of poor samples. Noise that leads
+away from the data raises *missing* and *far*, and hardly *lost*. What lowers quality along the data is not told from
+lost modes: a defect that makes all samples, in the chosen features, look like some of the real ones (pale images by
+their pixels, blurred ones to a classifier).
 
 What it does not do: bound the missing share from above. Modes that share their bins are seen in part, or not at all. A
 generator that repeats a hundred samples misses nearly everything, and is said to miss the bins without them. Readings
@@ -70,7 +71,7 @@ class Reading:
         missing: lower bound of the missing share, 0 to 1.
         interval: its 95% interval; the upper end bounds the estimate, not the missing share.
         floor: a perfect generator stays below, as far as four standard errors reach.
-        lost: such a bound that samples of poor quality cannot explain; at times a little larger, being one of its own.
+        lost: such a bound that far samples cannot explain; at times a little larger, being one of its own.
         far: share of the generated samples that are far from the data, beyond that of real ones.
         real, generated: shares of the samples in each bin, (K,).
         empty: where ``missing`` is above its floor, the bins that both halves have in A and fill to less than a fifth,
@@ -100,7 +101,8 @@ class Reading:
         text = f"at least {self.missing:.1%} of the data is missing ({low:.1%} to {high:.1%}, floor {self.floor:.1%})"
         if self.lost <= self.floor:
             return f"{text}; poor quality can be all of it: {self.far:.1%} of the samples are far from the data"
-        return f"{text}, {self.lost:.1%} whatever the quality; {len(self.empty)} of {len(self.real)} bins are empty"
+        empty = f"{len(self.empty)} of {len(self.real)} bins are empty"
+        return f"{text}, {self.lost:.1%} beyond what far samples explain; {empty}"
 
 
 class Coverage:

@@ -1,7 +1,7 @@
 r"""Tell lost modes from noise: a pure function of a stream of readings of what a generator does not produce.
 
-What is judged is *lost*, a lower bound on the missing share of the real distribution's mass that does not ask how good
-the samples are (:class:`specreg.Coverage`). Early readings are high in every training; a loss is a rise against the
+What is judged is *lost*, a lower bound on the missing share of the real distribution's mass that samples far from the
+data cannot explain (:class:`specreg.Coverage`). Early readings are high in every training; a loss is a rise against the
 least that the same training has shown, and what was missing from the beginning was never learnt.
 """
 
@@ -122,7 +122,7 @@ class ModeJudge:
             "recovered": f"coverage recovered at iteration {self._since}: {now}",
             "losing": f"losing modes since iteration {self._since}: {now}, {1 - self._best:.0%} at best",
             "lost": f"lost modes since iteration {self._since}: {now}, {1 - self._best:.0%} at best",
-            "never learnt": f"modes never learnt: {now}, {1 - self._best:.0%} at best",
+            "never learnt": f"data never learnt: {now}, {1 - self._best:.0%} at best",
         }
         return Answer(self._state, self._since, words[self._state])
 

@@ -148,7 +148,7 @@ def notes(cells: Sequence[Cell]) -> list[str]:
         reach = " to ".join(dict.fromkeys(f"{floor:.3f}" for floor in (min(floors), max(floors))))
         sentences.append("Missing: a lower bound on the share of the data's mass that is not generated, at the last "
                          f"reading of every run; a perfect generator stays below {reach}. Lost: a bound of its own "
-                         "that poor samples do not explain.")  # fmt: skip
+                         "that samples far from the data do not explain.")  # fmt: skip
     if any(run.verdicts for run in complete):
         sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration.")
         sentences.append("Verdict: the newest, the gravest of the answers about spectra, coverage and signal.")
