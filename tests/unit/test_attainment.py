@@ -1,7 +1,9 @@
 """How nearly layers attain their Lipschitz bound, and the discriminator's gradient norms."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -154,7 +156,7 @@ class Restless(nn.Module):
         self.calls += 1
         self.newest = x.detach().mean(0)
         self.seen.resize_(x.shape).copy_(x.detach())
-        return self.layer(x + torch.randn_like(x)).sum(1)
+        return self.layer(x + torch.randn_like(x) + random.random() + np.random.rand()).sum(1)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +172,11 @@ def test_a_reading_moves_nothing_whatever_the_module_does(read):
     module, x = Restless(), torch.randn(4, 3)
     module.register_buffer("graph", torch.eye(3).to_sparse())  # cannot be compared
     module.register_buffer("nowhere", torch.ones(3, device="meta"), persistent=False)
-    before, newest, random = copy.deepcopy(module.state_dict()), module.newest, torch.get_rng_state()
+    before, newest = copy.deepcopy(module.state_dict()), module.newest
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[2]
     read(module, x)
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[2]) == states[1:]
     kept = {name: tensor for name, tensor in module.state_dict().items() if name != "graph"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items())
     assert module.newest is newest
@@ -293,8 +297,8 @@ def test_interpolated_samples_are_the_same_at_each_call_unless_a_generator_draws
         return specreg.gradient_norms(lambda x: x.square().sum(1), real, generated, **options)["interpolated"]
 
     assert norms() == norms()
-    random = torch.Generator().manual_seed(1)
-    assert norms(generator=random) != norms(generator=random)
+    source = torch.Generator().manual_seed(1)
+    assert norms(generator=source) != norms(generator=source)
 
 
 def test_an_input_that_is_given_by_name():

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import logging
+import random
 import zipfile
 from dataclasses import replace
 from typing import NamedTuple
@@ -187,9 +188,9 @@ def test_samples_and_unknown_parametrizations_move_no_random_number():
     module = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     nn.utils.parametrize.register_parametrization(module[1], "weight", Noise())
     detector = specreg.Detector(specreg.Thresholds(warmup=0, smoothing=1))
-    samples = lambda: (torch.rand(200, 6), torch.rand(200, 6))  # noqa: E731
+    samples = lambda: (torch.rand(200, 6) * random.random(), torch.tensor(np.random.rand(200, 6)))  # noqa: E731
     monitor = specreg.Monitor(module, every=1, detector=detector, samples=samples, samples_every=1)
-    before = torch.get_rng_state()
+    before, others = torch.get_rng_state(), (random.getstate(), np.random.get_state()[2])
     monitor.step(1)
     first = monitor.reading
     flatten_spectrum(module[0], 0.1)
@@ -197,6 +198,7 @@ def test_samples_and_unknown_parametrizations_move_no_random_number():
     assert monitor.reading is not first
     assert monitor.verdict.signal.state == "teaching"
     assert torch.equal(torch.get_rng_state(), before)
+    assert (random.getstate(), np.random.get_state()[2]) == others
 
 
 def test_a_nan_weight_is_named():

@@ -1,10 +1,12 @@
 """Looking at a network in the middle of its training, of which nothing changes."""
 
 import contextlib
+import random
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +60,15 @@ def _is_comparable(buffer: Tensor) -> bool:
 
 @contextlib.contextmanager
 def frozen_random_numbers() -> Iterator[None]:
-    """Put torch's global random numbers back afterwards, those of the CPU and of every CUDA device in use."""
+    """Put the global random numbers back afterwards: Python's, NumPy's, and torch's of the CPU and CUDA devices in use.
+
+    Latent vectors are drawn by any of them, and augmentation in a discriminator is.
+    """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
-        yield
+    pythons, numpys = random.getstate(), np.random.get_state(legacy=False)
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
