@@ -184,6 +184,14 @@ def test_a_reading_moves_nothing_whatever_the_module_does(read):
     assert module.training
 
 
+def test_gradient_norms_are_the_same_in_inference_mode():
+    module, x = nn.Linear(3, 1), torch.randn(4, 3)
+    specreg.spectral_norm(module)
+    expected = specreg.gradient_norms(module, x, x.flip(0))
+    with torch.inference_mode():
+        assert specreg.gradient_norms(module, x, x.flip(0)) == expected
+
+
 class Merging(nn.Linear):
     """Adds another weight to its own in eval mode, as an adapter of low rank does."""
 

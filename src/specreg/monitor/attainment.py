@@ -153,7 +153,8 @@ def gradient_norms(
     t = torch.rand(len(real), *[1] * (real.ndim - 1), generator=source, device=source.device).to(real)
     samples = {"real": real, "generated": generated, "interpolated": generated + t * (real - generated)}
     norms = {}
-    with evaluating(discriminator) as network, torch.enable_grad():
+    # Nothing has a gradient in inference mode; outside of it a copy of what was made there has.
+    with evaluating(discriminator) as network, torch.inference_mode(False), torch.enable_grad():
         for name, x in samples.items():
             leaf = x.detach().clone().requires_grad_(True)
             # A copy goes in: the first operation may be in place, which a leaf refuses.

@@ -39,10 +39,7 @@ def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tens
     Raises:
         ValueError, TypeError: as :func:`specreg.gradient_norms`.
     """
-    # Samples made in inference mode, in which nothing has a gradient, are copied out of it.
-    with torch.inference_mode(False):
-        real, generated = (samples.clone() if samples.is_inference() else samples for samples in (real, generated))
-        norms = gradient_norms(discriminator, real, generated)
+    norms = gradient_norms(discriminator, real, generated)
     with evaluating(discriminator) as network, torch.no_grad():
         scores = torch.cat([_flat(network(samples.clone())) for samples in (real, generated)])
     return Signal(norms["generated"], float(scores.std()) / max(float(scores.abs().max()), 1e-12))
