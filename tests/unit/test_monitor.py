@@ -638,6 +638,21 @@ def test_a_snapshot_at_the_end_takes_what_the_last_step_has_not():
     assert bare.step(10).state == bare.snapshot(10).state
 
 
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scored", [False, True])
+def test_the_signal_is_measured_on_samples_of_another_precision_than_the_weights(weights, scored):
+    module = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).to(weights)
+    generator, real = nn.Linear(2, 2), torch.randn(300, 2)
+
+    def samples():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return generator(real), real
+
+    options = {"scores": lambda x: [module(x)]} if scored else {}
+    monitor = specreg.Monitor(module, samples=samples, **options)
+    assert monitor.step(0).signal.state == "teaching"
+
+
 def test_the_signal_is_measured_in_inference_mode():
     with torch.inference_mode():
         samples = torch.randn(300, 2)

@@ -247,7 +247,7 @@ class Monitor:
                 count = min(len(generated), len(real), _NUM_PROBED)
                 try:
                     with evaluating(self.module):  # scores= may be a function that calls it
-                        taught = signal(self._scores, real[:count], generated[:count])
+                        taught = signal(self._scores, *map(self._as_weights, (real[:count], generated[:count])))
                 except Exception as error:  # of the user's module, called with samples alone
                     if self._is_asked:
                         raise
@@ -255,6 +255,11 @@ class Monitor:
                     reason = str(error).partition("\n")[0] or type(error).__name__  # torch's may be pages
                     logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", reason)
         return reading, taught, made
+
+    def _as_weights(self, samples: Tensor) -> Tensor:
+        """Return samples in the precision of the weights, which outside of autocast take no other."""
+        dtype = next(iter(self._watched.values())).dtype
+        return samples.to(dtype) if samples.is_floating_point() and dtype.is_floating_point else samples
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the past, for the checkpoint; actions have their own."""
