@@ -6,6 +6,7 @@ import sys
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric import Fabric
 from pytorch_lightning.loggers.logger import Logger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -230,3 +231,15 @@ def test_without_lightning_the_import_says_the_remedy(monkeypatch):
     monkeypatch.delitem(sys.modules, "specreg.integrations.lightning")
     with pytest.raises(ImportError, match="needs Lightning: pip install pytorch-lightning, or lightning"):
         importlib.import_module("specreg.integrations.lightning")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_fabrics_wrapper_renames_nothing_and_is_not_called_by_a_reading(precision):
+    discriminator = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    wrapped = Fabric(accelerator="cpu", devices=1, precision=precision).setup(discriminator)
+    assert list(specreg.spectra(wrapped)) == ["0", "2"]
+    assert list(specreg.spectra(nn.ModuleDict({"d": wrapped}))) == ["d.0", "d.2"]
+    samples = torch.randn(300, 4)
+    monitor = specreg.Monitor(wrapped, samples=lambda: (samples, samples))
+    # In mixed precision the wrapper would refuse every backward pass but its own; over several processes it would wait.
+    assert monitor.step(1).signal.state == "teaching"

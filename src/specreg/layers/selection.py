@@ -23,18 +23,18 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module inside torch.compile's and data parallelism's wrappers, so that names do not change."""
+    """Return the module inside the wrappers of torch.compile, data parallelism and Lightning Fabric."""
     while True:
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-            module = inner
+        elif isinstance(inner := getattr(module, "_orig_mod", module._modules.get("_original_module")), nn.Module):
+            module = inner  # the second is Fabric's, which keeps the bare module beside the wrapped one
         else:
             return module
 
 
 def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules, named without the wrappers of torch.compile and data parallelism: wrapping renames nothing."""
+    """Yield modules, named without the wrappers that :func:`unwrap` knows: wrapping renames nothing."""
     wrappers = set()
     for name, child in module.named_modules():
         if isinstance(child, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -43,7 +43,7 @@ def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         kept = [
             part
             for index, part in enumerate(parts)
-            if part not in ("_orig_mod", "_fsdp_wrapped_module")
+            if part not in ("_orig_mod", "_fsdp_wrapped_module", "_forward_module")
             and not (part == "module" and ".".join(parts[:index]) in wrappers)
         ]
         yield ".".join(kept), child
