@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import weight_norm
@@ -128,6 +129,16 @@ def saved():
     return {"monitor": monitor, "compensator": compensator}
 
 
+def accumulation():
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    discriminator = nn.Linear(4, 4)
+    discriminator, optimizer = accelerator.prepare(discriminator, torch.optim.Adam(discriminator.parameters()))
+    return {
+        "accelerator": accelerator, "discriminator": discriminator, "optim_d": optimizer, "batches": range(6),
+        "compensator": specreg.static_compensation(discriminator),
+    }  # fmt: skip
+
+
 STAND_INS = {
     "A vocoder": vocoder,
     "A codec": tokenizer,
@@ -135,6 +146,7 @@ STAND_INS = {
     "BigGAN-like": lambda: training(Images(lambda i, o: SNConv2d(i, o, 3)), (2, 3, 9, 9)),
     "Lightning": gan,
     "A class of your own": lambda: {"MyLinear": MyLinear, "discriminator": nn.Sequential(MyLinear(), nn.Linear(4, 1))},
+    "Whatever the loop": accumulation,
     "Save and resume": saved,
 }
 
@@ -210,6 +222,27 @@ def test_a_class_of_ones_own_is_a_layer(capsys):
     weight = names["discriminator"][0].kernel.detach().T.double() * 0.5
     spectra = specreg.spectra(names["discriminator"])["0.kernel"]
     torch.testing.assert_close(spectra, torch.linalg.svdvals(weight), rtol=1e-5, atol=1e-6)
+
+
+def test_accumulated_gradients_are_one_step():
+    assert run("Whatever the loop")["compensator"].calls == 3
+
+
+def test_what_spectral_norm_does_to_an_initialization_and_to_a_checkpoint():
+    class Normalized(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(4, 4), nn.Linear(4, 1))
+            specreg.spectral_norm(self)
+
+    plain, module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), Normalized()
+    before = copy.deepcopy(module.state_dict())
+    weights = [name for name in before if name.endswith("original")]
+    assert len(weights) == 2
+    module.apply(lambda child: nn.init.normal_(child.weight.data) if "Linear" in type(child).__name__ else None)
+    module.load_state_dict(plain.state_dict(), strict=False)
+    assert all(torch.equal(before[name], module.state_dict()[name]) for name in weights)
+    assert not torch.equal(before["0.bias"], module.state_dict()["0.bias"])
+    Normalized().load_state_dict(module.state_dict())
 
 
 def test_states_are_saved_and_restored():
