@@ -129,3 +129,16 @@ def test_exact_gradient_of_a_rank_deficient_float32_weight_is_of_the_size_of_the
         layer.weight.backward(torch.ones(16, 16))
         norms[gradient] = layer.parametrizations.weight.original.grad.norm()
     assert norms["exact"] < 100 * norms["paper"]
+
+
+@pytest.mark.parametrize(("rank", "dtype"), [(32, torch.bfloat16), (64, torch.float16), (256, torch.float16)])
+def test_exact_gradient_in_half_precision_is_that_of_the_same_weight_in_double(rank, dtype):
+    values = torch.linspace(1.0, 0.2, rank, dtype=torch.float64)
+    weight = matrix_with_spectrum(values, rank, rank).to(dtype)
+    upstream = torch.randn(rank, rank, dtype=torch.float64).to(dtype)
+    gradients = []
+    for precision in (dtype, torch.float64):
+        original = weight.detach().to(precision).requires_grad_()
+        SpectralRegularization(0.5, "exact", 0, 1)(original).backward(upstream.to(precision))
+        gradients.append(original.grad.double())
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < torch.finfo(dtype).eps

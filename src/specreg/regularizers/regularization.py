@@ -169,7 +169,12 @@ class _Regularize(torch.autograd.Function):
         factors = SVD(*saved)
         weight, above = matrix.to(factors.U.dtype), upstream.to(factors.U.dtype)
         if ctx.exact:
-            gradient = exact_gradient(above, weight, factors, ctx.count, eps=torch.finfo(matrix.dtype).eps)
+            eps = torch.finfo(matrix.dtype).eps
+            # Rounding its entries moves a weight's singular values by about a fifth of eps·s1. There is room for what
+            # was rounded before that, but in half precision r·eps would be most of the spectrum.
+            is_half = matrix.dtype in (torch.float16, torch.bfloat16)
+            rounding = eps / 2 if is_half else eps * factors.S.shape[-1]
+            gradient = exact_gradient(above, weight, factors, ctx.count, eps=rounding)
         else:
             gradient = paper_gradient(above, weight, factors, ctx.count)
         return gradient.to(matrix.dtype), None, None, None, None, None, None

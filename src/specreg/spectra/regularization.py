@@ -70,13 +70,12 @@ def exact_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int, *, ep
 
     Args:
         upstream, matrix, svd, count: as in :func:`paper_gradient`.
-        eps: the relative rounding of W's entries; singular values closer than r·eps·s1 count as repeated, and
-            those below as 0.
+        eps: singular values closer than eps·s1 count as repeated, and those below as 0: distances that are rounding.
     """
     U, S, Vh = svd
     V = Vh.mH
     s1 = _scale(svd)
-    tiny = S.shape[-1] * eps * s1  # distances below it are rounding
+    tiny = eps * s1
     largest = s1 - S <= tiny
     in_tail = torch.arange(S.shape[-1], device=S.device) >= count
     # Where the head ends among the copies of s1 (spectral normalization of a repeated s1), none of them is raised.
