@@ -32,6 +32,7 @@ MAPS = {
     "all": lambda s: static_target(s, s.shape[-1]),
     "soft": lambda s: torch.lerp(s, static_target(s, s.shape[-1] // 2), 0.3),
     "dynamic": lambda s: dynamic_target(s, torch.linspace(1, 0.3, s.shape[-1]).double()),
+    "truncated": lambda s: s * (torch.arange(s.shape[-1]) < s.shape[-1] // 2),
     "unit": lambda s: scaled(static_target(s, s.shape[-1] // 2), torch.ones_like(s[..., 0])),
 }
 

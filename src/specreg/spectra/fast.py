@@ -78,7 +78,7 @@ def _gain(s: Array, wanted: Array) -> Array:
         gain = wanted / s
         first = gain[..., :1]
         is_scale = np.abs(gain - first) <= 4 * np.finfo(gain.dtype).eps * first
-    clean: Array = np.where(is_scale | (wanted == 0), first, gain)
+    clean: Array = np.where(is_scale | ((s == 0) & (wanted == 0)), first, gain)
     return clean
 
 
