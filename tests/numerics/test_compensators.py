@@ -200,6 +200,19 @@ def test_compensation_leaves_the_norms_of_v_under_weight_normalization(normalize
     torch.testing.assert_close(v.detach().flatten(1).norm(dim=1), norms)
 
 
+@pytest.mark.parametrize("normalize", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_large_v_of_a_small_weight_stays_finite_in_half_precision(normalize):
+    torch.manual_seed(0)
+    layer = normalize(nn.Linear(40, 40, bias=False).half())
+    g, v = layer.parameters()
+    with torch.no_grad():
+        g *= 1e-3
+        v *= 1e3
+    specreg.static_compensation(layer, every=1).step()
+    assert v.isfinite().all()
+    torch.testing.assert_close(v.float().norm(dim=1), torch.full((40,), 577.0), rtol=0.2, atol=0)
+
+
 def test_without_a_record_after_its_start_one_is_taken_first():
     layer = nn.Linear(4, 4)
     early = specreg.dynamic_compensation(layer, start=2000, every=1)

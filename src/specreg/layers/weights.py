@@ -244,11 +244,13 @@ class Weight:
             storage[0].copy_(weight)
             return
         g, v = storage
-        norms = torch.norm_except_dim(weight.to(v.dtype), 2, self._weight_norm_dim)
+        weight = weight.to(v.dtype)
+        norms = torch.norm_except_dim(weight, 2, self._weight_norm_dim)
         # v keeps its norms, which the function does not see and an optimizer's steps do. A row of norm 0 keeps its
-        # direction: g alone makes it zero, and 0/0 would make it NaN.
+        # direction: g alone makes it zero, and 0/0 would make it NaN. Divided first: sizes / norms may be beyond half
+        # precision.
         sizes = torch.norm_except_dim(v, 2, self._weight_norm_dim)
-        v.copy_(torch.where(norms > 0, weight.to(v.dtype) * (sizes / norms), v))
+        v.copy_(torch.where(norms > 0, weight / norms * sizes, v))
         g.copy_(norms)
 
     def _vectors(self, normalizer: _SpectralNorm | LegacySpectralNorm) -> tuple[Tensor, Tensor]:
