@@ -263,6 +263,22 @@ def test_products_are_made_anew_for_other_tensors_and_other_states(by_products):
     assert copy.deepcopy(compensator)._products is None
 
 
+def test_products_are_made_anew_for_another_gain(by_products):
+    class Gained(nn.Linear):
+        scale = 1.0
+
+    specreg.register(Gained, gain=lambda layer: layer.scale)
+    layer = Gained(12, 8)
+    compensator = specreg.static_compensation(layer, every=1)
+    compensator.step()
+    compensator.step()
+    first = compensator._products
+    assert first is not None
+    layer.scale = 2.0  # which a recorded graph has as a number
+    compensator.step()
+    assert compensator._products is not first
+
+
 @pytest.mark.parametrize("options", [{"strength": 0.5}, {"keep": 2}])
 def test_soft_compensation_is_by_decompositions_and_any_count_by_products(by_products, options):
     network = discriminator()

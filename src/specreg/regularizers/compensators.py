@@ -218,7 +218,8 @@ class Compensator:
         if self.scheme.count is None or self.strength < 1 or self._num_acting == 0:
             return None, []
         # What was recorded holds for these tensors, as these normalize them now: kept, so that none gets another's id.
-        key = [(layer._tensor().data_ptr(), *layer.weight.normalizers) for layer in self.layers.values()]
+        weights = [layer.weight for layer in self.layers.values()]
+        key = [(weight.storage[-1].data_ptr(), weight.gain, *weight.normalizers) for weight in weights]
         if self._products is None or self._products[0] != key:
             counts = self.counts()
             served = {name: layer for name, layer in self.layers.items() if is_served(layer)}
