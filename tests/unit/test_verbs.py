@@ -490,6 +490,20 @@ def test_a_shared_weight_is_handled_once():
         torch.testing.assert_close(spectrum_used(module[name])[0].item(), 1.0, rtol=1e-5, atol=0)
 
 
+def test_what_shares_a_weight_no_more_is_not_overwritten():
+    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    module[1].weight = module[0].weight
+    compensator = specreg.static_compensation(module, every=1)
+    module.load_state_dict(module.state_dict(), assign=True)  # two parameters now, of one memory
+    assert compensator.step()
+    assert torch.equal(module[0].weight, module[1].weight)
+    module.load_state_dict({name: value + 1 for name, value in module.state_dict().items()}, assign=True)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match="layers '0' and '1' shared a weight when they were found, and share none now"):
+        compensator.step()
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
 def test_channels_last_is_kept():
     module = discriminator().to(memory_format=torch.channels_last)
     specreg.spectral_norm(module)

@@ -41,7 +41,8 @@ def warn_of_doubts(layers: Layers) -> None:
 def require_writable(layers: Layers) -> None:
     """Raise ValueError for the first layer whose weight cannot be written: computed from others, or used in two ways.
 
-    Computed in a way that specreg does not know, that is; or shared by modules whose matrices of it differ.
+    Computed in a way that specreg does not know, that is; or shared by modules whose matrices of it differ, or that
+    share it no more.
     """
     owners: dict[int, str] = {}
     for name, layer in layers.items():
@@ -56,6 +57,12 @@ def require_writable(layers: Layers) -> None:
                 f"layer {shown(name)!r} is under {cause}, which specreg cannot write through: "
                 f"leave it out with skip={name!r}"
             )
+        for use, other in zip(layer.uses[1:], layer.shared_with, strict=True):
+            if use.storage[-1].data_ptr() != layer.weight.storage[-1].data_ptr():
+                raise ValueError(
+                    f"layers {shown(name)!r} and {shown(other)!r} shared a weight when they were found, and share none "
+                    "now (load_state_dict(assign=True), say): call remove() and the verb again"
+                )
         if (other := owners.setdefault(id(layer.weight.storage[-1]), name)) != name:
             raise ValueError(
                 f"layers {shown(other)!r} and {shown(name)!r} share a weight and use it as two different matrices: "
