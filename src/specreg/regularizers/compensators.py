@@ -34,10 +34,10 @@ class Scheme:
     r"""What a compensation raises singular values to.
 
     Attributes:
-        name: "static" or "dynamic".
+        name: what messages and saved states call it.
         target: (s, memory) -> :math:`\hat s`, or None where there is nothing to raise.
-        remember: (s, memory) -> the memory after an acting call; memory is None at first, and the first acting call
-            does nothing else. None where nothing is remembered.
+        remember: (s, memory) -> the memory after an acting call, of the shape of s; memory is None at first, and the
+            first acting call does nothing else. None where nothing is remembered.
         all_values: whether singular values have to be accurate that are not raised.
         count: rank -> i, how many it raises to the largest, where that is a number; a layer of i = 1 is not looked at.
     """
@@ -145,7 +145,7 @@ class Compensator:
     @property
     def acted(self) -> int:
         """How many calls compensated; the one that only began a record does not count."""
-        return max(0, self._num_acting - (self.scheme.remember is not None))
+        return max(0, math.ceil((self.calls - self.start) / self.every) - (self.scheme.remember is not None))
 
     def counts(self) -> dict[str, int]:
         """Return i by layer, how many singular values the static scheme raises to the largest.
@@ -208,14 +208,9 @@ class Compensator:
     def __repr__(self) -> str:
         return f"{self.scheme.name} compensation of {', '.join(map(shown, self.layers))}"
 
-    @property
-    def _num_acting(self) -> int:
-        """How many calls have acted so far."""
-        return max(0, math.ceil((self.calls - self.start) / self.every))
-
     def _by_products(self) -> tuple[ProductCompensation | None, list[str]]:
         """Return what compensates layers on a GPU by products alone, once they have been compensated, and for which."""
-        if self.scheme.count is None or self.strength < 1 or self._num_acting == 0:
+        if self.scheme.count is None or self.strength < 1 or self.calls == self.start:
             return None, []
         # What was recorded holds for these tensors, as these normalize them now: kept, so that none gets another's id.
         weights = [layer.weight for layer in self.layers.values()]
