@@ -176,9 +176,10 @@ def test_a_zero_weight_of_any_precision_is_normalized_once_it_moves(dtype):
     torch.testing.assert_close(layer.weight.abs().float(), torch.full((4, 6), 24**-0.5), rtol=5e-3, atol=0)
 
 
-def test_a_normalized_module_computes_shapes_on_the_meta_device():
+@pytest.mark.parametrize("verb", [specreg.spectral_norm, specreg.spectral_regularization, specreg.orthogonalize])
+def test_a_normalized_module_computes_shapes_on_the_meta_device(verb):
     module = discriminator()
-    specreg.spectral_norm(module)
+    verb(module)
     assert module.to("meta")(images().to("meta")).shape == discriminator()(images()).shape
 
 

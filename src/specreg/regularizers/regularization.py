@@ -119,7 +119,7 @@ class SpectralRegularization(SpectrumPreserving):
         return result
 
     def _look_up(self, matrix: Tensor, count: int) -> "_Value":
-        if torch.compiler.is_compiling():  # a graph cannot branch on what it computes
+        if torch.compiler.is_compiling() or matrix.is_meta:  # neither can branch on values
             return _value_of(matrix, count, thin_svd(matrix), matrix)
         content = _fingerprint(matrix)
         if self._cached is not None and self._cached.serves(content, count, matrix.dtype):
