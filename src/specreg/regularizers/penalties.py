@@ -29,7 +29,7 @@ def orthogonality_penalty(module: nn.Module, *, only: Selection = None, skip: Se
     group of a grouped convolution is a matrix of its own.
 
     Add it, times a weight of 1e-4 (Brock et al. 2019), to the discriminator's loss after the forward pass. Brock et al.
-    penalize the stored weight of the generator, and use without the diagonal; spectral normalization would leave a
+    penalize the stored weight of the generator, and leave the diagonal out; spectral normalization would leave a
     penalty on the stored weight to act on a scale that the network does not feel.
 
     Args:

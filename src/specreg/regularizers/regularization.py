@@ -33,7 +33,7 @@ def spectral_regularization(
     in the training loop. Each group of a grouped convolution is a matrix of its own and divided by its own :math:`s_1`.
 
     The weight can be differentiated once, which gradient penalties on the inputs need; a derivative of the
-    gradient by the weight (meta-learning) raises.
+    gradient by the weight (meta-learning) raises, and so do the transforms of ``torch.func``.
 
     Args:
         module: the discriminator, or any module. Changed in place.

@@ -5,8 +5,8 @@ With the eigenvectors Q of :math:`G = W W^H` (for a wide W; of :math:`W^H W` for
 
 .. math:: \hat W = \sum_k \hat s_k\, u_k v_k^H = (f_1 I + Q \operatorname{diag}(f - f_1)\, Q^H)\, W,
 
-so that one product makes G, one applies the change, and what lies between them is of r x r. That is a tenth of the cost
-of a thin decomposition and less. The price is accuracy: rounding G moves its eigenvalues by about
+so that one product makes G, one applies the change, and what lies between them is of r x r. From rank 128 on that is
+less than a seventh of a thin decomposition's cost. The price is accuracy: rounding G moves its eigenvalues by about
 :math:`\epsilon s_1^2`, and with them the small singular values. Hence a rule. G is tried in single precision, then in
 double; each result is taken if its expected error is at most ``TOLERANCE``. The thin decomposition in double precision
 is last, and the only way for weights in double precision. docs/performance.md has the measurements.
