@@ -209,7 +209,8 @@ def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], arguments:
     cells = check_folder(out)  # what the report will need is wrong now already
     _show_log(quiet=False)
     jobs = lay_out(out, plan, retry=retry)
-    unchanged = cells and not any(job.state == "waiting" for job in jobs)
+    read = {run.directory.path for cell in cells for run in cell.runs}
+    unchanged = all(job.run.path in read and job.state != "waiting" for job in jobs)
     _warn_of_idle(arguments, list(dict.fromkeys(job.config.method for job in jobs)))
     for job in {(job.config.method, job.config.settings): job for job in jobs}.values():
         warn_about(job.config)

@@ -378,6 +378,16 @@ def test_the_command_reports_failures_passes_them_over_and_tries_again_when_told
     assert not (out / "digits" / "static-seed0" / "failed.json").exists()
 
 
+def test_runs_that_are_there_already_but_were_planned_by_nobody_are_in_the_results(tmp_path, monkeypatch, capsys):
+    fake_runs(monkeypatch, "import sys\nopen(sys.argv[1] + '/result.json', 'w').write('{\"fd\": 2.5}')")
+    out = tmp_path / "out"
+    for methods in (["sn", "static"], ["sn"], ["sn", "static"]):
+        assert main(["compare", "--out", str(out), "--methods", *methods]) == 0
+        assert len(json.loads((out / "results.json").read_text())) == len(methods)
+        if methods == ["sn", "static"]:
+            (out / "sweep.json").unlink()  # as the message about a damaged one says
+
+
 def test_a_sweep_that_runs_out_of_time_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     fake_runs(monkeypatch, "import time\ntime.sleep(30)")
     assert main(["sweep", "--preset", "digits", "--out", str(tmp_path / "out"), "--minutes", "0.01"]) == 130
