@@ -160,7 +160,7 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Drop what was recorded after ``step``, which the checkpoint that a run goes on from does not know.
 
-        What a killed process had half written is removed, too; so the lock has to be held.
+        What a killed process had half written is removed, too, and why one failed; so the lock has to be held.
 
         Raises:
             ValueError: a series is damaged; nothing is changed.
@@ -171,6 +171,7 @@ class RunDirectory:
             if path.exists():
                 remaining[path] = [json.dumps(record) + "\n" for record in _lines(path) if record["step"] <= step]
         remove_partial(self.path)
+        (self.path / "failed.json").unlink(missing_ok=True)
         for path, lines in remaining.items():
             write_text(path, "".join(lines))
 

@@ -358,6 +358,13 @@ def test_when_the_time_is_up_the_runs_are_interrupted_and_the_rest_waits(tmp_pat
     assert jobs[0].run.read("failed") is None
 
 
+def test_a_failed_run_that_is_made_by_hand_has_not_failed_any_more(tmp_path):
+    (cell,) = tiny(1)
+    lay_out(tmp_path, plan_of([cell], methods=("sn",)))[0].run.write("failed", {"error": "no memory", "code": 1})
+    assert main(["train", "--quiet", "--out", str(tmp_path / "tiny" / "sn-seed0")]) == 0
+    assert [job.state for job in lay_out(tmp_path, plan_of(tiny(2), methods=("sn",)))] == ["waiting"]
+
+
 def test_the_command_reports_failures_passes_them_over_and_tries_again_when_told(tmp_path, monkeypatch, capsys):
     fake_runs(monkeypatch, "import sys\nif 'static' in sys.argv[1]: sys.exit('no memory')\n"
                            "open(sys.argv[1] + '/result.json', 'w').write('{\"fd\": 2.5}')")  # fmt: skip
