@@ -103,6 +103,21 @@ def test_what_is_missing_is_said(sweep):
     ]
 
 
+def test_spectra_of_runs_of_several_lengths_have_legends_of_their_own(tmp_path):
+    names = ["sn-seed0", "static-seed0"]
+    out = make_sweep(tmp_path / "sweep", {"A16-128": names, "C8-32": names})
+    for cell in ("A16-128", "C8-32"):
+        for name in names:
+            make_run(out / cell / name, name.removesuffix("-seed0"))
+    series = out / "C8-32" / "static-seed0" / "spectra.jsonl"
+    series.write_text("".join(series.read_text().splitlines(keepends=True)[:5]))
+    shown = next(shown for shown in illustrations(open_cells([out])) if shown.name == "spectra")
+    alike, different = shown.parts
+    whole, short = ([f"iteration {step}" for step in steps] for steps in ((0, 300, 600, 800, 1100), range(0, 500, 100)))
+    assert [list(alike.legend), *(list(panel.legend) for panel in alike.panels)] == [whole, [], []]
+    assert [list(different.legend), *(list(panel.legend) for panel in different.panels)] == [[], whole, short]
+
+
 def test_a_sweep_leaves_results_tables_and_pictures(sweep):
     cells = open_cells([sweep])
     files = write_folder(sweep, cells)

@@ -90,9 +90,14 @@ def spectra(cells: Sequence[Cell]) -> Illustration | None:
     parts = []
     if len(cells) > 1:
         for cell in cells:
-            firsts = [run for run in shown_runs([cell]) if run in runs]
-            panels = [_moments(run, figures.last_convolution(run), run.group) for run in firsts]
-            parts += [Part(panels, figures.moments(firsts[0]), cell.label)] if firsts else []
+            firsts = {run: figures.moments(run) for run in shown_runs([cell]) if run in runs}
+            first = next(iter(firsts.values()), {})
+            legend = first if all(moments == first for moments in firsts.values()) else {}
+            panels = [
+                _moments(run, figures.last_convolution(run), run.group)._replace(legend={} if legend else moments)
+                for run, moments in firsts.items()
+            ]  # a run that ended early, or still goes on, has a legend of its own
+            parts += [Part(panels, legend, cell.label)] if panels else []
         shown = "the discriminator's last convolution, first seed of each method"
     else:
         chosen = figures.most_changed(runs[0], _LAYERS)
