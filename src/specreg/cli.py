@@ -457,10 +457,11 @@ def _warn_of_idle(arguments: Sequence[str], methods: Collection[str]) -> None:
     from specreg.experiments.methods import METHODS
     from specreg.options import with_static
 
-    given = {argument.partition("=")[0]: argument.removeprefix("--").partition(".")[0] for argument in arguments
-             if argument.startswith("--") and "." in argument.partition("=")[0]}  # fmt: skip
-    for option, method in given.items():
-        if method in METHODS and method not in with_static(methods):
+    options = dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    for option in options:
+        method = option.removeprefix("--").partition(".")[0].replace("_", "-")
+        used = methods if option.endswith(".every") else with_static(methods)  # a guard has a cadence of its own
+        if method in METHODS and method not in used:
             logging.getLogger(__name__).warning(
                 "%s changes nothing here: it is an option of %s, and trained is %s", option, method, ", ".join(methods)
             )

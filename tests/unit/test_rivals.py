@@ -191,6 +191,9 @@ def test_plain_weights_with_a_loss_that_bounds_nothing_are_warned_about(caplog):
         ),
         (["--d-optimal.weight=1"], ["static", "dynamic"], "d-optimal, and trained is static, dynamic"),
         (["--static.keep=0.3", "--detector.far", "0.4", "--method", "guard"], ["guard"], ""),
+        (["--static.every", "3"], ["guard"], "--static.every changes nothing here"),
+        (["--static.every", "3", "--guard.every=3"], ["guard", "static"], ""),
+        (["--d_optimal.weight", "1"], ["sn"], "--d_optimal.weight changes nothing here"),
     ],
 )
 def test_an_option_of_a_method_that_is_not_trained_is_warned_about(arguments, methods, idle, caplog):
