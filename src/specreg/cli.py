@@ -51,6 +51,7 @@ _REMEDIES = {
     errno.EPERM: "check its permissions",
     errno.EROFS: "choose another folder",
 }
+_FOR_IMAGES = ("image_size", "tile", "features", "pool", "warmup")  # options of watch
 _INTERRUPTED = "specreg: interrupted; the same command again goes on\n"
 # A full disk, a used-up quota, a limit on the size of files.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -170,6 +171,10 @@ def _sweep(arguments: list[str]) -> int:
             raise ValueError(f"{name} must be a positive number, got {value!r}")
     if not 0 <= given.gpus < float("inf"):
         raise ValueError(f"gpus must not be negative, got {given.gpus!r}")
+    if given.ray is None and (given.cpus, given.gpus) != (Sweep.cpus, Sweep.gpus):
+        raise ValueError("--cpus and --gpus are for --ray: give that, too, or drop them")
+    if given.ray is not None and given.jobs is not None:
+        raise ValueError("--jobs is for this machine alone: with --ray give --cpus or --gpus of each run, or drop it")
     _import("sweep", *_SWEEPS)
     from specreg import display
     from specreg.experiments import cluster, presets, sweep
@@ -368,8 +373,9 @@ def _watch(arguments: list[str]) -> int:
 
     folder: Folder
     if given.real is None:
-        if any(getattr(given, name) is not None for name in ("image_size", "tile", "features")):
-            raise ValueError("--image-size, --tile and --features are for images: give real ones with --real")
+        if any(getattr(given, name) != getattr(Watch, name) for name in _FOR_IMAGES):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in _FOR_IMAGES)
+            raise ValueError(f"{names} are for images: give real ones with --real")
         folder = Checkpoints(given.folder, files=given.files)
     else:
         extractor = None if given.features is None else open_extractor(given.features)
