@@ -419,3 +419,14 @@ def test_a_picture_is_drawn_when_modes_are_said_to_be_lost_and_at_the_end(tmp_pa
     running.prepare_run(config, RunDirectory(tmp_path))
     assert running.execute(config, RunDirectory(tmp_path), Images(StackedDigits()))
     assert drawn == [3, 5, 7, 7]  # losing, lost, lost again, and the end
+
+
+def test_a_checkpoint_of_a_machine_with_more_gpus_is_gone_on_from(monkeypatch):
+    state = build_state(RunConfig("sn", 0, SMALL), Images(StackedDigits()))
+    saved, device = state.state_dict(), torch.Generator().manual_seed(7)
+    saved["global_random"]["cuda"] = [torch.Generator().manual_seed(seed).get_state() for seed in (1, 2)]
+    monkeypatch.setattr(torch.cuda, "default_generators", (device,))  # of a machine with a single one
+    for name, answer in {"is_available": True, "is_initialized": True, "device_count": 1}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    state.load_state_dict(saved)
+    assert torch.equal(device.get_state(), saved["global_random"]["cuda"][0])

@@ -96,8 +96,9 @@ class TrainingState:
         self.draws.set_state(state["draws"])
         self.random.set_state(state["random"])
         torch.set_rng_state(state["global_random"]["torch"])
-        if state["global_random"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["global_random"]["cuda"])
+        # Another machine may have more GPUs, or fewer.
+        for device, random in zip(range(torch.cuda.device_count()), state["global_random"]["cuda"], strict=False):
+            torch.cuda.set_rng_state(random, device)
         self.step = state["step"]
 
     def first_bad(self) -> str | None:
