@@ -262,6 +262,16 @@ def test_jobs_share_the_cores_and_have_no_more_threads_than_are_allowed(monkeypa
     assert threads_of_each(parallel) == threads
 
 
+def test_an_accelerator_that_nothing_trains_on_leaves_as_many_runs_at_a_time_as_cores(tmp_path, monkeypatch):
+    fake_runs(monkeypatch, "open(__import__('sys').argv[1] + '/result.json', 'w').write('{}')")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(processes.torch.accelerator, "is_available", lambda: True)  # as of a Mac
+    monkeypatch.setattr(processes.torch.cuda, "is_available", lambda: False)
+    jobs, running = lay_out(tmp_path, plan_of(tiny())), []
+    execute_all(jobs, None, lambda: running.append(sum(job.state == "running" for job in jobs)))
+    assert max(running) == 2
+
+
 def test_runs_have_deterministic_names_and_what_is_done_or_failed_is_passed_over(tmp_path):
     jobs = lay_out(tmp_path, plan_of(tiny(), seeds=(0, 3)))
     assert [job.name for job in jobs] == [f"tiny/{name}" for name in

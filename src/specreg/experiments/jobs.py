@@ -59,7 +59,7 @@ def execute_all(
         watch: called about twice a second.
         minutes: do as Ctrl-C does after so many minutes; None is never.
     """
-    parallel = parallel or (1 if torch.accelerator.is_available() else os.cpu_count() or 1)
+    parallel = parallel or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     threads = threads_of_each(parallel)
     with stopping(minutes) as stop, _ended_with(jobs):
         while True:
