@@ -26,7 +26,7 @@ from specreg.experiments.config import (
     Settings,
     differences,
     from_dict,
-    is_longer,
+    refusal,
     to_dict,
 )
 from specreg.experiments.methods import MethodOptions, PenaltyOptions, StaticOptions
@@ -179,7 +179,7 @@ def test_differences_name_the_key_and_both_values():
     longer = replace(settings, methods=methods, training=TrainingConfig(steps=9999))
     changed = differences(settings, longer)
     assert changed == ["steps 3000 -> 9999", "static.every 5 -> 20", "orthogonal.weight 0.0001 -> 1.0"]
-    assert not is_longer(settings, longer)
+    assert refusal(settings, longer)
 
 
 def test_series_leave_out_a_torn_line_and_rewind(tmp_path):

@@ -150,20 +150,17 @@ def differences(before: T, after: T) -> list[str]:
     return [f"{name} {old[key]!r} -> {new[key]!r}" for key, name in names.items()]
 
 
-def is_longer(before: T, after: T) -> bool:
-    """Whether a configuration differs from another in nothing but more steps, to which its training can go on."""
-    old, new = _training(before), _training(after)
-    only_steps = differences(before, after) == [f"steps {old.steps} -> {new.steps}"]
-    return only_steps and new.steps > old.steps and old.lr_decay == "none"
-
-
 def refusal(before: T, after: T) -> str:
-    """Return in what two configurations differ, and why not even more steps would do, for a message."""
+    """Return in what two configurations differ; "" if only in more steps, to which the first one's training can go on.
+
+    Where the steps alone differ, but not so, it says why these would not do.
+    """
     changed, old, new = differences(before, after), _training(before), _training(after)
-    why = ""
-    if len(changed) == 1 and old.steps != new.steps:
-        why = ": steps can only grow" if new.steps < old.steps else ": the learning rates decay to 0 over the old ones"
-    return "; ".join(changed) + why
+    if len(changed) != 1 or old.steps == new.steps:
+        return "; ".join(changed)
+    if new.steps < old.steps:
+        return f"{changed[0]}: steps can only grow"
+    return f"{changed[0]}: the learning rates decay to 0 over the old ones" if old.lr_decay != "none" else ""
 
 
 def _training(config: RunConfig | Settings) -> TrainingConfig:

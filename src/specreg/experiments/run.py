@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import specreg
 from specreg.data.arrays import ImageArrays, scaled
 from specreg.data.stacked import StackedImages
-from specreg.experiments.config import RunConfig, Settings, from_dict, is_longer, refusal, to_dict
+from specreg.experiments.config import RunConfig, Settings, from_dict, refusal, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing, reading_of
@@ -98,9 +98,9 @@ def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
     saved = saved_config(run)
     if saved is None or saved == config:
         return saved
-    if not is_longer(saved, config):
+    if why := refusal(saved, config):
         raise ValueError(
-            f"{run.path} holds a run with another configuration ({refusal(saved, config)}): "
+            f"{run.path} holds a run with another configuration ({why}): "
             f"repeat the old one to go on with it, or choose another folder"
         )
     _step_before_end(run, saved.settings)

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from specreg.data.arrays import ImageArrays
-from specreg.experiments.config import RunConfig, Settings, differences, from_dict, is_longer, refusal, to_dict
+from specreg.experiments.config import RunConfig, Settings, differences, from_dict, refusal, to_dict
 from specreg.experiments.jobs import Job
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import check_data, checked_config, num_images, prepare_run
@@ -189,9 +189,9 @@ def _merged(out: Path, plan: Plan) -> dict[str, Any]:
     for cell in plan.cells:
         settings, changed, runs = cells.get(cell.name, (cell.settings, [], []))
         if settings != cell.settings:
-            if not is_longer(settings, cell.settings):
+            if why := refusal(settings, cell.settings):
                 raise ValueError(
-                    f"{out} holds {cell.name} with other settings ({refusal(settings, cell.settings)}): "
+                    f"{out} holds {cell.name} with other settings ({why}): "
                     f"repeat the old ones to go on with it, or choose another folder"
                 )
             if shorter := [name for name in runs if name not in plan.configs(cell)]:
