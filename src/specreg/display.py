@@ -192,9 +192,10 @@ def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapp
     console.print(
         f"\n{len(counts)} cells, {sum(counts.values())} runs, {_large(total)} multiply-adds in all.\n"
         "images: real ones that the discriminator sees. Multiply-adds: counted on the networks' convolutions and "
-        "matrix products, a backward pass as two forward ones; without normalization, compensation and evaluations. "
-        "Divided by the multiply-adds a second that a machine sustains in training, they give its time: one core of an "
-        "EPYC (Zen 3) made 2 G (digits) to 14 G (32 channels, 32x32) a second, an H200 33 T (128 channels, batch 64)."
+        "matrix products, a backward pass as two forward ones; without normalization, compensation, gradient penalties "
+        "and evaluations. Divided by the multiply-adds a second that a machine sustains in training, they give its "
+        "time: one core of an EPYC (Zen 3) made 2 G (digits) to 14 G (32 channels, 32x32) a second, an H200 33 T (128 "
+        "channels, batch 64)."
     )
     for changed in dict.fromkeys(tuple(changed) for changed in plan.changes.values() if changed):
         names = [name for name, texts in plan.changes.items() if tuple(texts) == changed]

@@ -141,6 +141,9 @@ def test_the_cost_is_what_one_counts_by_hand():
     generator = 5 * 2 * 16 + 64 * 2 * 2 * 9 * 2 + 16 * 2 * 2 + 64 * 2 * 3 * 9
     by_hand = steps * (2 * batch * (generator + 6 * discriminator) + 2 * batch * (3 * generator + 2 * discriminator))
     assert cost(cell).multiply_adds == by_hand
+    relativistic = replace(cell.settings, training=replace(training, loss="relativistic-r1r2"))
+    more = steps * 2 * batch * 2 * discriminator  # as many real images, forward and back to the inputs
+    assert cost(replace(cell, settings=relativistic)).multiply_adds == by_hand + more
     assert cost(cell).real_images == 7 * 2 * 3
     first, rest = 3 * ch * 9 + ch + ch * ch * 9 + ch + 3 * ch + ch, block + 2 * ch
     assert cost(cell).d_parameters == first + (rest + ch * ch + ch) + 2 * rest + ch

@@ -22,6 +22,7 @@ from specreg.experiments.sources import kind_of, open_checked, open_source
 from specreg.experiments.sources.images import Images
 from specreg.experiments.sources.source import Source
 from specreg.files import exists, prepare_directory, read_json, write_json
+from specreg.losses import LOSSES
 from specreg.names import printable
 from specreg.records import RunDirectory
 
@@ -136,8 +137,9 @@ def cost(cell: Cell) -> Cost:
     backward pass costs twice as much, once for the weights and once for the inputs. With f_G and f_D for one image, a
     generator step of n_dis discriminator steps with batches of N, and M images for the generator itself, costs
 
-        n_dis N (f_G + 2 * 3 f_D) + M (3 f_G + 2 f_D).
+        n_dis N (f_G + 2 * 3 f_D) + M (3 f_G + 2 f_D),
 
+    with 4 f_D in the end where the loss is relativistic: as many real images go along with the generator's.
     Spectral normalization, compensation, a gradient penalty and evaluations are not counted.
     """
     settings, training = cell.settings, cell.settings.training
@@ -155,7 +157,8 @@ def cost(cell: Cell) -> Cost:
         d_cost = _multiply_adds(discriminator, generator(latent, *labels), *labels)
     batch = training.batch_size * training.accumulate
     d_steps = training.d_steps * batch * (g_cost + 6 * d_cost)
-    g_steps = training.generator_batch * batch * (3 * g_cost + 2 * d_cost)
+    judged = 4 if LOSSES[training.loss].relativistic else 2
+    g_steps = training.generator_batch * batch * (3 * g_cost + judged * d_cost)
     return Cost(
         d_parameters=sum(parameter.numel() for parameter in discriminator.parameters()),
         g_parameters=sum(parameter.numel() for parameter in generator.parameters()),
