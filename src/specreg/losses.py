@@ -108,7 +108,7 @@ def gradient_penalty(
     fake: Tensor,
     labels: Tensor | None = None,
     *,
-    weights: Tensor | None = None,
+    weights: Tensor,
 ) -> Tensor:
     r"""Return the mean of :math:`(\|\nabla D(\hat x)\| - 1)^2`, :math:`\hat x` uniform between real and fake pairs.
 
@@ -116,13 +116,11 @@ def gradient_penalty(
         discriminator: images and labels in, scores (N,) out.
         real, fake: images (N, C, H, W) or points (N, d).
         labels: classes (N,) of the real ones, if conditional; the mixed images are judged as these, too.
-        weights: positions between the pairs, (N, 1, ...) in [0, 1]; drawn by default.
+        weights: positions between the pairs, (N, 1, ...), uniform in [0, 1].
 
     Reference:
         Gulrajani et al. 2017, equation 3.
     """
-    if weights is None:
-        weights = torch.rand(len(real), *[1] * (real.ndim - 1))
     between = torch.lerp(real, fake.detach(), weights.to(real)).requires_grad_()
     (gradient,) = torch.autograd.grad(call(discriminator, between, labels).sum(), between, create_graph=True)
     penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()

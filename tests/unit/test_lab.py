@@ -110,7 +110,7 @@ def test_gradient_penalty_of_a_linear_discriminator():
     weight = torch.randn(3 * 4, dtype=torch.float64)
     score = lambda images: images.flatten(1) @ weight  # noqa: E731
     images = torch.randn(5, 3, 2, 2, dtype=torch.float64)
-    penalty = gradient_penalty(score, images, torch.randn_like(images))
+    penalty = gradient_penalty(score, images, torch.randn_like(images), weights=torch.rand(5, 1, 1, 1))
     assert penalty.item() == pytest.approx((weight.norm().item() - 1) ** 2)
 
 

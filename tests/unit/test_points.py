@@ -150,7 +150,8 @@ def test_convolutions_and_linear_layers_are_compensated(data, layers):
 
 def test_gradient_penalty_of_points():
     weight = torch.tensor([3.0, 4.0])
-    penalty = gradient_penalty(lambda points: points @ weight, torch.randn(5, 2), torch.randn(5, 2))
+    real, fake = torch.randn(2, 5, 2)
+    penalty = gradient_penalty(lambda points: points @ weight, real, fake, weights=torch.rand(5, 1))
     assert penalty.item() == pytest.approx((5 - 1) ** 2)
 
 
