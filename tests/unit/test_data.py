@@ -898,7 +898,7 @@ def test_conditional_runs_hold_out_images_of_the_same_classes(tmp_path):
     data = settings(data=str(path) + ".npz", conditional=True)
     assert open_source(data).held_out(data).dataset.labels.tolist() == [0, 3, 8, 3]
     data = settings(conditional=True)
-    assert open_source(data).held_out(data).num_classes == 1000
+    assert open_source(data).held_out(data).dataset.num_classes == 1000
 
 
 def test_a_configuration_stacks_and_its_held_out_images_are_endless(tmp_path):

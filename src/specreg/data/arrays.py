@@ -11,10 +11,7 @@ from torch import Tensor
 
 
 class Dataset(Protocol):
-    """What batches are drawn from; ``num_classes`` is the number of classes of its labels."""
-
-    @property
-    def num_classes(self) -> int: ...
+    """What batches are drawn from."""
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw samples and labels (count,), int64, with replacement.

@@ -87,12 +87,12 @@ class Images(Source):
                 "choose --network resnet, or drop --conditional" if side in _SIDES["resnet"] else "drop --conditional"
             )
             raise ValueError(f"a {network}, chosen {why}, cannot be conditional: {other}")
-        if settings.data.conditional and self.num_classes < 2:
+        if settings.data.conditional and self.dataset.num_classes < 2:
             raise ValueError(f"{settings.data.data} has no classes to be conditional on: drop --conditional")
 
     def _check_classes(self, images: ImageArrays, title: str) -> None:
         """Refuse a class without an image, and warn where the classes are of different sizes."""
-        counts = torch.bincount(images.labels, minlength=self.num_classes).tolist()
+        counts = torch.bincount(images.labels, minlength=self.dataset.num_classes).tolist()
         if 0 in counts:
             name = images.classes[counts.index(0)]
             raise ValueError(f"{title}: class {name!r} has no image to be conditional on: add some, or drop it")
@@ -106,7 +106,7 @@ class Images(Source):
         side, channels, latent = self.dataset.resolution, settings.model.g_channels, settings.model.latent
         if self._network(settings) == "dcgan":
             return dcgan.Generator(side, channels, latent=latent, image_channels=self.dataset.channels)
-        num_classes = self.num_classes if settings.data.conditional else 0
+        num_classes = self.dataset.num_classes if settings.data.conditional else 0
         return resnet.Generator(
             side, channels, latent=latent, image_channels=self.dataset.channels, num_classes=num_classes
         )
@@ -115,7 +115,7 @@ class Images(Source):
         side, channels = self.dataset.resolution, settings.model.d_channels
         if self._network(settings) == "dcgan":
             return dcgan.Discriminator(side, channels, image_channels=self.dataset.channels)
-        num_classes = self.num_classes if settings.data.conditional else 0
+        num_classes = self.dataset.num_classes if settings.data.conditional else 0
         return resnet.Discriminator(side, channels, image_channels=self.dataset.channels, num_classes=num_classes)
 
     def check_evaluation(self, settings: Settings, held_out: Source | None = None) -> None:

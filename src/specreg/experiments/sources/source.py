@@ -27,10 +27,6 @@ class Source(abc.ABC):
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    @property
-    def num_classes(self) -> int:
-        return self.dataset.num_classes
-
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return self.dataset.draw(count, generator)
 
