@@ -26,7 +26,7 @@ from specreg.report.page import write_page
 from specreg.report.panels import picture
 from specreg.report.runs import Run, bulk, grouped, open_cells, ratios
 from specreg.report.tables import markdown, mean_and_spread, protocol, table
-from specreg.report.verdicts import line, segments, sentence, tone
+from specreg.report.verdicts import line, lines, segments, sentence, tone
 from specreg.spectra import statistics
 
 
@@ -245,6 +245,12 @@ def test_strings_from_records_stay_text(tmp_path):
 def test_what_a_terminal_is_told_cannot_move_its_cursor(tmp_path):
     run = Run(RunDirectory(make_run(tmp_path / "run", name="a\x1b[2J\nb")))
     assert "a�[2J�b" in line(run)
+    many = [
+        make_run(tmp_path / f"{len(method)}-{seed}", method, seed)
+        for method in ("sn", "x\x1b[2J")
+        for seed in range(13)
+    ]
+    assert lines(open_cells(many)) == ["Of 26 runs: 26 collapsed. SN: 13 collapsed; x�[2J: 13 collapsed."]
 
 
 @pytest.mark.usefixtures("unrendered")

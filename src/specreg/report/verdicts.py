@@ -76,7 +76,7 @@ def line(run: Run) -> str:
 def lines(cells: Sequence[Cell]) -> list[str]:
     """Return the lines of all runs, or of many runs how many are in which state."""
     runs = [run for cell in cells for run in cell.runs]
-    return [line(run) for run in runs] if len(runs) <= MOST_RUNS else [tally(runs)]
+    return [line(run) for run in runs] if len(runs) <= MOST_RUNS else [printable(tally(runs))]
 
 
 def tally(runs: Sequence[Run]) -> str:
