@@ -16,7 +16,7 @@ from specreg.report.figures import plot_by_setting
 from specreg.report.illustrations import illustrations
 from specreg.report.page import write_folder
 from specreg.report.runs import grouped, open_cells, published
-from specreg.report.tables import missing, notes, results, table
+from specreg.report.tables import markdown, missing, notes, results, table
 
 
 def make_sweep(out: Path, cells: dict[str, list[str]], *, preset: str = "paper", changed: str = "") -> Path:
@@ -91,6 +91,16 @@ def test_a_terminal_gets_a_few_rows_as_columns_and_of_many_what_says_most(sweep)
     assert ["FD ↓", "13.00 ± 1.41", "12.00", "-"] in few.rows
     assert many.headings == ["setting", "method", "seeds", "modes ↑", "KL (nats) ↓", "FD ↓", "verdict"]
     assert many.rows[3][-2:] == ["13.00 ± 1.41", "2 collapsed"]
+
+
+def test_what_a_table_in_a_file_says_cannot_move_the_cursor_of_who_prints_it(tmp_path):
+    out = make_sweep(tmp_path / "sweep", {"C8-32": ["sn-seed0", "static-seed0"]}, changed="a\x1b[2J\nb")
+    make_run(out / "C8-32" / "sn-seed0")
+    (out / "C8-32" / "static-seed0").mkdir()
+    write_json(out / "C8-32" / "static-seed0" / "failed.json", {"error": "c\x1b[2J\nd", "code": 1})
+    text = markdown(open_cells([out]))
+    assert "a�[2J�b." in text
+    assert text.endswith("failed: c�[2J�d\n")
 
 
 def test_what_is_missing_is_said(sweep):

@@ -195,9 +195,9 @@ def markdown(cells: Sequence[Cell]) -> str:
     results_table = table(cells)
     lines = [results_table.headings, ["---"] * len(results_table.headings), *results_table.rows]
     escaped = [[printable(text).replace("|", "\\|") for text in line] for line in lines]
-    parts = ["\n".join("| " + " | ".join(line) + " |" for line in escaped), *notes(cells)]
+    parts = ["\n".join("| " + " | ".join(line) + " |" for line in escaped), *map(printable, notes(cells))]
     if rows := missing(cells):
-        parts.append("Missing runs:\n\n" + "\n".join(f"- {name}: {state}" for name, state in rows))
+        parts.append("Missing runs:\n\n" + "\n".join(printable(f"- {name}: {state}") for name, state in rows))
     return "\n\n".join(parts) + "\n"
 
 
