@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import math
 import random
@@ -21,9 +22,9 @@ from specreg.files import write_json
 from specreg.names import ALARMS
 from specreg.records import RunDirectory
 from specreg.report.figures import plot_bulks, plot_curves, plot_named, styles
-from specreg.report.illustrations import Panel, samples, scores
+from specreg.report.illustrations import Illustration, Panel, Part, samples, scores
 from specreg.report.page import write_page
-from specreg.report.panels import picture
+from specreg.report.panels import picture, write_sheet
 from specreg.report.runs import Run, bulk, grouped, open_cells, ratios
 from specreg.report.tables import markdown, mean_and_spread, protocol, table
 from specreg.report.verdicts import line, lines, segments, sentence, tone
@@ -166,6 +167,23 @@ def test_what_is_missing_has_a_column_a_curve_and_a_picture(tmp_path):
     first = page.text[page.text.index("SN, seed 0") : page.text.index("SN, seed 1")]
     told = re.findall(r"(Spectra|Coverage|Signal)\s+(\w+)(?:\s+since iteration (\d+))?", first)
     assert told == [("Spectra", "collapsed", "500"), ("Coverage", "lost", "300"), ("Signal", "teaching", "")]
+
+
+@pytest.mark.parametrize("grids", [True, False])
+def test_titles_on_a_sheet_run_neither_into_each_other_nor_off_it(grids, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    content, size = (Image.new("RGB", (32, 32)), (2.1, 2.2)) if grids else (lambda axis: axis.plot([0, 1]), None)
+    titles = ("P(held-out image scores above generated)", "SN + orthogonality, seed 0: never learnt")
+    parts = [Part([Panel(titles[number % 2], "", content, size=size) for number in range(5)])]
+    write_sheet(tmp_path / "sheet.png", Illustration("scores", "Scores", "", parts))
+    monkeypatch.undo()
+    (figure,) = figures
+    boxes = [axis.title.get_window_extent() for axis in figure.axes]
+    plt.close(figure)
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert boxes[0].x0 > 0
+    assert boxes[-1].x1 < figure.bbox.x1
 
 
 def test_panels_name_the_scores_of_the_last_weights_and_data_by_their_file(tmp_path):

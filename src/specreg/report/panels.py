@@ -2,6 +2,7 @@
 
 import base64
 import io
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +75,9 @@ def write_sheet(path: Path, illustration: Illustration) -> None:
             if panel.legend:
                 axis.legend(*_entries(panel.legend), fontsize=6, frameon=False)
             lead = [part.heading] if part.heading and panel is part.panels[0] else []
-            axis.set_title("\n".join(map(printable, [*lead, panel.title])), fontsize=9, parse_math=False)
+            letters = int(14 * size[0] * axis.get_position().width)  # some fourteen to an inch
+            title = textwrap.wrap(printable(panel.title), letters, break_long_words=False)
+            axis.set_title("\n".join([*map(printable, lead), *title]), fontsize=9, parse_math=False)
     legends = [part.legend for part in parts if part.legend]
     if legends and all(legend == legends[0] for legend in legends):
         columns = min(len(legends[0]), 2 * num_columns)
