@@ -196,13 +196,14 @@ def test_arrays_of_chainer_and_numpy_are_read(tmp_path):
     arrays = {
         "block1/c1/W": generator.normal(size=(4, 3, 3, 3)).astype(">f4"), "block1/c1/b": np.ones(4),
         "l/W": np.asfortranarray(generator.normal(size=(5, 4))), "half.weight": np.ones((2, 3), np.float16),
+        "wide/W": generator.normal(size=(512, 512)),
         "updater/optimizer:dis/l/W": np.ones((5, 4)), "names": np.array([["a"]]), "objects": np.array([[None]]),
     }  # fmt: skip
     for write in (np.savez, np.savez_compressed):
         write(tmp_path / "m.npz", **arrays)
         found = open_checkpoint(tmp_path / "m.npz")
-        assert [weight.name for weight in found.weights] == ["block1.c1", "l", "half"]
-        for weight, name in zip(found.weights, ("block1/c1/W", "l/W", "half.weight"), strict=True):
+        assert [weight.name for weight in found.weights] == ["block1.c1", "l", "half", "wide"]
+        for weight, name in zip(found.weights, ("block1/c1/W", "l/W", "half.weight", "wide/W"), strict=True):
             np.testing.assert_array_equal(weight.read(), arrays[name])
         assert found.left_out == {"of an optimizer": 1, "of integers": 1, "of Python objects": 1}
 

@@ -207,7 +207,7 @@ def _arrays(path: Path, archive: zipfile.ZipFile) -> Contents:
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             if version not in read_header:
                 raise ValueError(f"an array of version {version[0]}")
-            shape, fortran, dtype = read_header[version](file)
+            shape, _, dtype = read_header[version](file)
             begin = file.tell()
         parts = entry.filename.removesuffix(".npy").split("/")
         name = ".".join([*parts[:-1], "weight" if parts[-1] == "W" else parts[-1]])
@@ -217,19 +217,17 @@ def _arrays(path: Path, archive: zipfile.ZipFile) -> Contents:
             continue
         if min(shape, default=0) < 0 or begin + dtype.itemsize * math.prod(shape) != entry.file_size:
             raise ValueError(f"its array {entry.filename!r:.80} has another size than it says")
-        tensors[name] = Stored(shape, partial(_array, path, entry.filename, begin, (shape, fortran, dtype)))
+        tensors[name] = Stored(shape, partial(_array, path, entry.filename))
     return tensors, Counter()
 
 
-def _array(path: Path, entry: str, begin: int, kind: tuple[tuple[int, ...], bool, np.dtype[Any]]) -> Tensor:
-    shape, fortran, dtype = kind
+def _array(path: Path, entry: str) -> Tensor:
     try:
         with opened(path) as archive, archive.open(entry) as file:
-            content = file.read()[begin:]
+            array = np.lib.format.read_array(file, allow_pickle=False)  # a piece at a time, as opened() lets it
     except Exception as error:  # of zlib and others
         raise _damaged(path, error) from error
-    array = np.frombuffer(content, dtype).astype(f"f{min(8, dtype.itemsize)}")
-    return torch.from_numpy(array.reshape(shape, order="F" if fortran else "C").copy())
+    return torch.from_numpy(array.astype(f"f{min(8, array.dtype.itemsize)}"))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
