@@ -80,6 +80,7 @@ def test_images_need_not_be_squares():
         ("fakes000200", (200,)), ("fakes_init", ()), ("fake_samples_epoch_024", (24,)),
         ("fake_samples_epoch_003_batch_0040", (3,)), ("epoch=2-step=300", (2, 300)), ("samples_64x64_step100", (100,)),
         ("ema_0.9999_250000", (250_000,)), ("samples_seed7", ()), ("200kimg", (200,)), ("000100", (100,)),
+        ("samples_50000x64x64x3", ()), ("0100_8x8", (100,)),
     ],
 )  # fmt: skip
 def test_a_single_name_tells_its_time(name, expected):
@@ -292,6 +293,7 @@ def test_an_older_checkpoint_is_left_out(run, caplog):
             ["0", "500", "501", "502", "1000", "1001"],
         ),
         (["steps_50/epoch_3", "steps_50/epoch_4"], ["3", "4"]),
+        (["ema_000100/samples_24x8x8", "ema_000200/samples_24x8x8"], ["100", "200"]),
         (["fakes000200", "fakes000100", "fakes000400"], ["200", "201", "400"]),  # one was complete later
     ],
 )

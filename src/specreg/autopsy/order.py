@@ -17,8 +17,8 @@ _OTHER = re.compile(
     re.IGNORECASE,
 )
 _FOLDER = re.compile(r"(check_?points?|ckpts?|snapshots?|models?|saves?|weights?)?", re.IGNORECASE)
-# Not whole numbers: values of a metric, versions.
-_FRACTION = re.compile(r"\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+", re.IGNORECASE)
+# No numbers of time: values of a metric, versions, sizes of images.
+_TIMELESS = re.compile(r"\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(x\d+)+", re.IGNORECASE)
 # A word, a number, its thousands, and a word behind it: step=1000, 200kimg, 50k.
 _NUMBER = re.compile(
     r"([a-z0-9]*[a-z])?[\W_]*(?<!\d)(\d+)(?:([km])(?![a-z]))?(steps?|iters?|epochs?|kimgs?)?", re.IGNORECASE
@@ -94,7 +94,7 @@ def _numbers(name: str) -> list[tuple[str, int]]:
     """Return the numbers in a name, each with the word before or behind it."""
     return [
         (behind or word, int(digits) * _THOUSANDS[thousands.lower()])
-        for word, digits, thousands, behind in _NUMBER.findall(_FRACTION.sub(" ", name))
+        for word, digits, thousands, behind in _NUMBER.findall(_TIMELESS.sub(" ", name))
     ]
 
 
