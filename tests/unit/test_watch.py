@@ -185,6 +185,27 @@ def test_checkpoints_without_a_number_come_first(folders, expected, run):
     assert [notice.details["iteration"] for notice in Checkpoints(run).look(last=True)] == expected
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("G/step_{}.pt", "D/step_{}.pt", ["G/step_#.pt", "D/step_#.pt"]),
+        ("checkpoint-{}/G/model.pt", "checkpoint-{}/D/model.pt", ["G/model.pt", "D/model.pt"]),
+        ("checkpoint_{}/model.pt", "checkpoint_{}/model_1.bin", ["model.pt", "model_1.bin"]),
+        ("step_{}/pytorch_model_1.bin", "step_{}/pytorch_model_2.bin", ["pytorch_model_1.bin", "pytorch_model_2.bin"]),
+    ],
+)
+def test_models_beside_each_other_are_series_of_their_own(first, second, expected, run):
+    sound = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    for step in (100, 200, 300):
+        for path, weight in ((first, sound), (second, sound * 0.02 + 1)):
+            file = run / path.format(step)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"conv.weight": weight}, file)
+    names = {notice.name: notice.state for notice in Checkpoints(run).look(last=True)}
+    assert set(names) == {f"{step}  {name}" for step in (100, 200, 300) for name in expected}
+    assert all(names[f"300  {name}"] == "steady" for name in expected)
+
+
 @pytest.mark.parametrize("files", ["reconstructions_*", "train/reconstructions_gs-*"])
 def test_pictures_that_lie_beside_the_samples_are_left_out_where_names_are_given(files, run, real, caplog):
     (run / "train").mkdir()

@@ -44,6 +44,8 @@ _FEW = 500  # samples below which a reading sees large losses alone
 # Grids of training data, as StyleGAN and DCGAN save them beside those of generated images.
 _REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
+# Of several models that Accelerate saves into one folder; the number is the model's.
+_ACCELERATE = re.compile(r"(checkpoint|epoch|step)[-_]\d+/(pytorch_)?model_\d+\.(bin|safetensors)")
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,15 @@ class Folder:
         return file.suffix.lower() in self.endings and is_visible(name) and not self.skips(name)
 
     def _times(self, item: Path) -> tuple[int, ...]:
-        """Return what :func:`times` reads of an item's name, else of its folder's; nothing of the watched folder's."""
+        """Return what :func:`times` reads of an item's name, else of the nearest folder's below the watched one."""
         inside = item.relative_to(self.path).parts
-        stems = (part[: -len(end)] if (end := Path(part).suffix).lower() in self.endings else part for part in inside)
-        last = list(stems)[:-3:-1]
-        both = times(" ".join(reversed(last)))  # an epoch may be the folder's and the step the file's
-        if len(both) == 2 and times(last[0])[-1:] == both[1:]:
+        if _ACCELERATE.search(item.as_posix()):
+            inside = inside[:-1]
+        stems = [part[: -len(end)] if (end := Path(part).suffix).lower() in self.endings else part for part in inside]
+        both = times(" ".join(stems[-2:]))  # an epoch may be the folder's and the step the file's
+        if len(both) == 2 and times(stems[-1])[-1:] == both[1:]:
             return both
-        return next((numbers for stem in last if (numbers := times(stem))), ())
+        return next((numbers for stem in reversed(stems) if (numbers := times(stem))), ())
 
 
 class Samples(Folder):
@@ -323,7 +326,7 @@ class Samples(Folder):
 class Checkpoints(Folder):
     """Checkpoints of any model: their spectra, each compared with those before it.
 
-    Files whose names differ in numbers alone are of one model.
+    Files whose names differ in numbers alone are of one model, unless folders without numbers tell them apart.
     """
 
     endings = frozenset((*ENDINGS, ".json"))  # of the index of a checkpoint in several files
@@ -347,7 +350,7 @@ class Checkpoints(Folder):
         return inspect(files).layers[0]
 
     def notices(self, item: Path, content: Mapping[str, LayerSpectrum]) -> Iterator[Notice]:
-        model = _kind(item)
+        model = self._model(item)
         clock, iterations, series = self._series.setdefault(model, (_Clock(), [], []))
         times = self._times(item)
         if len(times) == len(clock.last) > 0 and times <= clock.last:
@@ -373,6 +376,13 @@ class Checkpoints(Folder):
             return
         verdict = max(judged.values(), key=lambda verdict: STATES.index(verdict.state))
         yield Notice(name, verdict.state, verdict.message, details | asdict(verdict.spectra))
+
+    def _model(self, item: Path) -> str:
+        name = item.name if _ACCELERATE.search(item.as_posix()) else _kind(item)
+        if not self._times(item):  # best/D.pt is of the model of epoch_1/D.pt
+            return name
+        folders = item.relative_to(self.path).parts[:-1]
+        return "/".join([*(folder for folder in folders if not times(folder)), name])
 
 
 def watch(
