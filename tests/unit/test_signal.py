@@ -43,6 +43,21 @@ def test_scores_of_any_shape_and_lists_of_them(shaped):
     assert reading.spread == pytest.approx(plain.spread)
 
 
+def test_large_samples_are_probed_a_batch_at_a_time():
+    counts, layer = [], nn.Linear(256 * 256, 1)
+
+    def scores(x):
+        counts.append(len(x))
+        return layer(x.flatten(1)).tanh().squeeze()  # of a last sample alone it has no dimension
+
+    real, generated = torch.rand(33, 1, 256, 256), torch.rand(33, 1, 256, 256)
+    reading = signal(scores, real, generated)
+    assert counts == [16, 16, 1] * 3  # gradients of the generated samples, then scores
+    assert reading.gradient == pytest.approx(specreg.gradient_norms(scores, real, generated)["generated"])
+    everything = scores(torch.cat([real, generated])).detach()
+    assert reading.spread == pytest.approx(float(everything.std() / everything.abs().max()), rel=1e-4)
+
+
 class Wrapped(nn.DataParallel):
     def forward(self, *inputs):
         raise AssertionError("other processes would have to take part")

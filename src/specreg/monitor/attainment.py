@@ -145,21 +145,30 @@ def gradient_norms(
     Reference:
         Gulrajani et al. 2017, *Improved Training of Wasserstein GANs*, section 4, for the interpolated samples.
     """
+    check_pair(real, generated)
+    source = torch.Generator().manual_seed(0) if generator is None else generator
+    t = torch.rand(len(real), *[1] * (real.ndim - 1), generator=source, device=source.device).to(real)
+    samples = {"real": real, "generated": generated, "interpolated": generated + t * (real - generated)}
+    with evaluating(discriminator) as network:
+        return {name: norms_of_gradients(network, x).mean().item() for name, x in samples.items()}
+
+
+def check_pair(real: Tensor, generated: Tensor) -> None:
+    """Raise ValueError unless samples have one shape, and TypeError unless they have gradients."""
     if real.shape != generated.shape:
         raise ValueError(f"real and generated samples differ in shape: {tuple(real.shape)}, {tuple(generated.shape)}")
     if not all(samples.is_floating_point() or samples.is_complex() for samples in (real, generated)):
         raise TypeError("whole numbers have no gradient: give samples as the discriminator takes them")
-    source = torch.Generator().manual_seed(0) if generator is None else generator
-    t = torch.rand(len(real), *[1] * (real.ndim - 1), generator=source, device=source.device).to(real)
-    samples = {"real": real, "generated": generated, "interpolated": generated + t * (real - generated)}
-    norms = {}
+
+
+def norms_of_gradients(network: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """Return the norm of the gradient of the scores at each sample, (N,)."""
     # Nothing has a gradient in inference mode; outside of it a copy of what was made there has.
-    with evaluating(discriminator) as network, torch.inference_mode(False), torch.enable_grad():
-        for name, x in samples.items():
-            leaf = x.detach().clone().requires_grad_(True)
-            # A copy goes in: the first operation may be in place, which a leaf refuses.
-            (gradient,) = torch.autograd.grad(_total(network(leaf.clone()), len(x)), leaf)
-            norms[name] = gradient.flatten(1).norm(dim=1).mean().item()
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_(True)
+        # A copy goes in: the first operation may be in place, which a leaf refuses.
+        (gradient,) = torch.autograd.grad(_total(network(leaf.clone()), len(x)), leaf)
+    norms: Tensor = gradient.flatten(1).norm(dim=1)
     return norms
 
 

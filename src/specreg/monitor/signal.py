@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from specreg.layers.evaluation import evaluating
-from specreg.monitor.attainment import gradient_norms
+from specreg.monitor.attainment import check_pair, norms_of_gradients
 from specreg.monitor.verdict import Answer
 from specreg.names import integer, reading_state
 
 _FAINT, _CONSTANT, _PATIENCE = 1e-3, 1e-5, 2
+_BATCH = 2**20  # numbers of samples at once
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,27 @@ class Signal:
 
 
 def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tensor) -> Signal:
-    """Return a discriminator's signal; nothing of a training changes (see :func:`specreg.gradient_norms`).
+    """Return a discriminator's signal, a batch at a time; nothing of a training changes.
 
     Raises:
         ValueError, TypeError: as :func:`specreg.gradient_norms`.
     """
-    norms = gradient_norms(discriminator, real, generated)
-    with evaluating(discriminator) as network, torch.no_grad():
-        scores = torch.cat([_flat(network(samples.clone())) for samples in (real, generated)])
-    return Signal(norms["generated"], float(scores.std()) / max(float(scores.abs().max()), 1e-12))
+    check_pair(real, generated)
+    # A power of two: layers that compare a batch's samples in groups, of four mostly, need whole groups.
+    size = 1 << max(2, (_BATCH // max(1, generated[0].numel())).bit_length() - 1)
+    # In inference mode, in which samples may have been made, nothing has a gradient.
+    with torch.inference_mode(False), torch.no_grad(), evaluating(discriminator) as network:
+        norms = torch.cat([norms_of_gradients(network, part) for part in torch.split(generated, size)])
+        parts = (*torch.split(real, size), *torch.split(generated, size))
+        scores = torch.cat([_flat(network(part.clone())) for part in parts])
+    return Signal(norms.mean().item(), float(scores.std()) / max(float(scores.abs().max()), 1e-12))
 
 
 def _flat(scores: Any) -> Tensor:
+    """Return a score for each sample, the mean over a map and the sum over a list; (N,)."""
     outputs = [scores] if isinstance(scores, Tensor) else list(scores)
-    return torch.stack([output.detach().double().reshape(len(output), -1).mean(1).cpu() for output in outputs]).sum(0)
+    rows = (output.detach().double().reshape(output.shape[:1].numel(), -1) for output in outputs)
+    return torch.stack([row.mean(1).cpu() for row in rows]).sum(0)
 
 
 class SignalJudge:
