@@ -100,6 +100,14 @@ def test_readings_are_in_the_order_of_their_numbers_and_made_once(run, real):
     assert read(folder) == [("11", 36), ("12", 30), ("13", 25)]
 
 
+def test_of_more_samples_than_a_reading_takes_some_of_all_are_read(run, real):
+    images = digits(24)
+    np.savez(run / "samples.npz", images.repeat_interleave(1000, dim=0).numpy())  # as sorted by class
+    content = samples(run, real).read([run / "samples.npz"])
+    assert len(content) == 8000
+    assert len(torch.unique(content, dim=0)) == len(torch.unique(images, dim=0))
+
+
 def test_what_is_half_written_is_read_when_it_is_whole(run, real, caplog):
     whole = encoded(grid(digits(64), 8))
     folder = samples(run, real)

@@ -273,11 +273,10 @@ class Samples(Folder):
 
     def read(self, files: Sequence[Path]) -> Tensor:
         if files[0].suffix.lower() == ".npz":
-            images = load_npz(files[0], self._side).images[:_MOST_GENERATED].numpy()
-            pictures: Iterable[Image.Image] = map(picture_of, images)
+            images = load_npz(files[0], self._side).images.numpy()
+            pictures: Iterable[Image.Image] = map(picture_of, images[_spread(len(images))])
         else:
-            chosen = files[:: math.ceil(len(files) / _MOST_GENERATED)]
-            pictures = (picture for file in chosen for picture in self._pictures(file))
+            pictures = (picture for file in files[_spread(len(files))] for picture in self._pictures(file))
         return torch.from_numpy(planes(np.stack([np.asarray(picture.convert(self._mode)) for picture in pictures])))
 
     def _pictures(self, file: Path) -> Iterator[Image.Image]:
@@ -400,6 +399,11 @@ def watch(
         if once:
             return None
         time.sleep(every)
+
+
+def _spread(count: int) -> slice:
+    """Return which of so many samples a reading takes: some of all, as they may be in the order of their classes."""
+    return slice(None, None, math.ceil(count / _MOST_GENERATED))
 
 
 def _kind(item: Path) -> str:
