@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -229,6 +230,16 @@ def test_pictures_that_lie_beside_the_samples_are_left_out_where_names_are_given
     assert caplog.messages == []
     with pytest.raises(ValueError, match=r"holds nothing to read, of the names of --files \(fakes\*\): looked for"):
         read(samples(run, real, files=["fakes*"]), last=True)
+
+
+def test_pictures_of_one_name_in_folders_beside_each_other_are_warned_of(run, real, caplog):
+    for folder in ("inputs", "reconstructions"):
+        (run / folder).mkdir()
+        grid(digits(24), 4).save(run / folder / "000100.png")
+    read(samples(run, real), last=True)
+    (message,) = caplog.messages
+    assert set(re.findall("[a-z]+/#.png", message)) == {"inputs/#.png", "reconstructions/#.png"}
+    assert "are of one iteration, judged as one series: name one by --files" in message
 
 
 def test_checkpoints_without_an_ending_are_read_where_they_are_named(run):

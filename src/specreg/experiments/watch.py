@@ -125,7 +125,7 @@ class Folder:
         found = self._items()
         self._warn_of_late(found)
         items = {item: files for item, files in found.items() if item not in self._done}
-        for item in sorted(items, key=lambda item: (self._times(item), item.name)):
+        for item in sorted(items, key=lambda item: (self._times(item), item.name, item)):
             try:
                 stamps = [file_stamp(file) for file in items[item]]
                 settled = last or self._stamps.get(item) == stamps
@@ -205,6 +205,14 @@ class Folder:
         if len(both) == 2 and times(stems[-1])[-1:] == both[1:]:
             return both
         return next((numbers for stem in reversed(stems) if (numbers := times(stem))), ())
+
+    def _kind(self, item: Path) -> str:
+        """Return what readings of one series share: their path without numbers and without folders that tell a time."""
+        name = item.name if _ACCELERATE.search(item.as_posix()) else _DIGITS.sub("#", item.name)
+        if not self._times(item):  # best/D.pt is of the model of epoch_1/D.pt
+            return name
+        folders = item.relative_to(self.path).parts[:-1]
+        return "/".join([*(folder for folder in folders if not times(folder)), name])
 
 
 class Samples(Folder):
@@ -296,10 +304,13 @@ class Samples(Folder):
             yield square(Image.fromarray(tile), self._side)
 
     def notices(self, item: Path, content: Tensor) -> Iterator[Notice]:
-        kind, number = _kind(item), self._times(item)
+        kind, number = self._kind(item), self._times(item)
         other = self._kinds.setdefault(number, kind) if number else kind
         if other != kind and not self._mixed:
-            logger.warning("%s and %s are of one iteration, judged as one series: name one by --files", other, kind)
+            both = [Path(other).name, Path(kind).name]
+            if both[0] == both[1]:  # their folders differ
+                both = [other, kind]
+            logger.warning("%s and %s are of one iteration, judged as one series: name one by --files", *both)
             self._mixed = True
         if number:
             self._clock.tick(number)
@@ -349,7 +360,7 @@ class Checkpoints(Folder):
         return inspect(files).layers[0]
 
     def notices(self, item: Path, content: Mapping[str, LayerSpectrum]) -> Iterator[Notice]:
-        model = self._model(item)
+        model = self._kind(item)
         clock, iterations, series = self._series.setdefault(model, (_Clock(), [], []))
         times = self._times(item)
         if len(times) == len(clock.last) > 0 and times <= clock.last:
@@ -376,13 +387,6 @@ class Checkpoints(Folder):
         verdict = max(judged.values(), key=lambda verdict: STATES.index(verdict.state))
         yield Notice(name, verdict.state, verdict.message, details | asdict(verdict.spectra))
 
-    def _model(self, item: Path) -> str:
-        name = item.name if _ACCELERATE.search(item.as_posix()) else _kind(item)
-        if not self._times(item):  # best/D.pt is of the model of epoch_1/D.pt
-            return name
-        folders = item.relative_to(self.path).parts[:-1]
-        return "/".join([*(folder for folder in folders if not times(folder)), name])
-
 
 def watch(
     folder: Folder, *, every: float, once: bool, fail_on: Sequence[str], tell: Callable[[Notice], None]
@@ -404,11 +408,6 @@ def watch(
 def _spread(count: int) -> slice:
     """Return which of so many samples a reading takes: some of all, as they may be in the order of their classes."""
     return slice(None, None, math.ceil(count / _MOST_GENERATED))
-
-
-def _kind(item: Path) -> str:
-    """Return a name without its numbers: files whose names differ in numbers alone are of one kind."""
-    return _DIGITS.sub("#", item.name)
 
 
 def _size(file: Path) -> tuple[int, int] | None:
