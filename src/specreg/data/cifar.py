@@ -12,7 +12,7 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
 from specreg.data.pickled import read_pickled
 from specreg.data.pixels import numbered, source_of
-from specreg.data.published import checked_labels, checked_names, class_names, require, whole_records
+from specreg.data.published import checked_labels, checked_names, lines, require, whole_records
 from specreg.names import Split, printable
 
 _SIDE, _CHANNELS = 32, 3
@@ -56,7 +56,8 @@ class _Cifar(ABC):
             labels.append(checked_labels(files.path, name, indices, self.classes))
         classes = numbered(self.classes)
         if self.names in contents:
-            classes = self._class_names(files.path, contents[self.names])
+            names = self._class_names(files.path, contents[self.names])
+            classes = checked_names(files.path, self.names, names, self.classes)
         return source_of(files.path, np.concatenate(images), np.concatenate(labels), classes, image_size)
 
     @abstractmethod
@@ -64,7 +65,7 @@ class _Cifar(ABC):
         """Return pixels (N, 3072), red, green, blue, row by row, and labels (N,)."""
 
     @abstractmethod
-    def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:
+    def _class_names(self, path: Path, content: bytes) -> list[str]:
         """Return the names of the classes, by number."""
 
 
@@ -84,8 +85,8 @@ class Binary(_Cifar):
         records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
         return records[:, self.label_bytes :], records[:, self.label_bytes - 1]
 
-    def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:
-        return class_names(path, self.names, content, self.classes)
+    def _class_names(self, path: Path, content: bytes) -> list[str]:
+        return lines(content)
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ class Python(_Cifar):
             )
         return data, labels
 
-    def _class_names(self, path: Path, content: bytes) -> tuple[str, ...]:
-        (names,) = self._read(path, self.names, content, {self.label_names: list})
+    def _class_names(self, path: Path, content: bytes) -> list[str]:
+        names: list[str] = self._read(path, self.names, content, {self.label_names: list})[0]
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path}: {self.names} has names of classes that are no strings: damaged")
-        return checked_names(path, self.names, names, self.classes)
+        return names
 
     def _read(self, path: Path, name: str, content: bytes, kinds: dict[str, type]) -> list[Any]:
         """Return the values of some keys, which have to be of these kinds."""

@@ -70,18 +70,13 @@ def checked_labels(path: Path, name: str, labels: Sequence[int] | np.ndarray, cl
     return np.asarray(labels, dtype=np.int64)
 
 
-def class_names(path: Path, name: str, content: bytes, classes: int) -> tuple[str, ...]:
-    """Return the names in a text file, one a line.
-
-    Raises:
-        ValueError: there are not ``classes`` of them.
-    """
-    names = tuple(line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip())
-    return checked_names(path, name, names, classes)
+def lines(content: bytes) -> list[str]:
+    """Return the lines of a text that are not empty."""
+    return [line.strip() for line in content.decode("utf-8", "replace").splitlines() if line.strip()]
 
 
 def checked_names(path: Path, name: str, names: Sequence[str], classes: int) -> tuple[str, ...]:
-    """Return class names, once there are as many as classes."""
+    """Return the names of classes in a file, once there are as many as classes."""
     if len(names) != classes:
         raise ValueError(f"{path}: {name} names {len(names)} classes instead of {classes}: damaged")
     return tuple(names)

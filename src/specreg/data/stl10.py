@@ -10,7 +10,7 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.cache import Pixels, file_stamp, hold
 from specreg.data.files import Files
 from specreg.data.pixels import numbered, resized
-from specreg.data.published import checked_labels, class_names, require, whole_records
+from specreg.data.published import checked_labels, checked_names, lines, require, whole_records
 from specreg.names import Split
 
 _SIDE, _CHANNELS, _CLASSES = 96, 3, 10
@@ -62,7 +62,7 @@ class Stl10:
             )
         labels = checked_labels(files.path, f"{name} (less 1)", from_one.astype(np.int64) - 1, _CLASSES)
         if _NAMES in contents:
-            return labels, class_names(files.path, _NAMES, contents[_NAMES], _CLASSES)
+            return labels, checked_names(files.path, _NAMES, lines(contents[_NAMES]), _CLASSES)
         return labels, numbered(_CLASSES)
 
 
