@@ -364,6 +364,8 @@ class TestActions:
     def test_an_unknown_state_is_refused(self):
         with pytest.raises(ValueError, match=r"a state must be one of .*, got 'broken'"):
             When("broken", call=print)
+        with pytest.raises(ValueError, match="name one"):
+            When(call=print)
 
     def test_the_pin_goes_back_to_before_the_fall(self, tmp_path):
         module = network()

@@ -38,10 +38,12 @@ class When:
         call: gets the verdict.
 
     Raises:
-        ValueError: there is no such state.
+        ValueError: there is no such state, or none is named.
     """
 
     def __init__(self, *states: State, call: Callable[[Verdict], object]) -> None:
+        if not states:
+            raise ValueError("When without a state never calls: name one")
         self.states = checked_states(states)
         self._call = call
 
