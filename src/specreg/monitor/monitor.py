@@ -132,7 +132,7 @@ class Monitor:
         self.sampled: int | None = None
         self.reading: Reading | None = None
         self._saved: Mapping[str, Tensor] | None = None  # the state of a meter that is made of the next samples
-        self._told: Verdict | None = None  # the same for those who were told of it before
+        self._told: Verdict | None = None  # the newest verdict, for those who were told of it before
         self._newest: int | None = None  # the last iteration that step() was told
         # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
         with frozen_random_numbers():
