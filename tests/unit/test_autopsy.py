@@ -193,6 +193,7 @@ BAD = {
         lambda folder: saved(folder, {"a": torch.ones(3, 3), "b": torch.ones(3, 3, dtype=torch.int64)}),
         "but 1 other matrices (a): name those to take with --only",
     ),
+    "a tensor alone": (lambda folder: saved(folder, torch.ones(3, 3)), "but 1 other matrices (''): name those to take"),
     "a damaged index": (lambda folder: written(folder, b"{", "m.safetensors.index.json"), "is damaged"),
     "no index": (lambda folder: written(folder, b"[1]", "m.safetensors.index.json"), "it has no weight_map"),
     "a shard elsewhere": (lambda folder: index(folder, "../../etc/x.safetensors"), "in the index's folder"),

@@ -236,8 +236,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def listed(names: list[str]) -> str:
-    """Return the first eight names, and how many more there are."""
-    shown = ", ".join(printable(name) for name in names[:8])
+    """Return the first eight names, of which none is empty, and how many more there are."""
+    shown = ", ".join(printable(name) or "''" for name in names[:8])
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
 
 

@@ -60,7 +60,8 @@ class Verdict:
         since: the iteration at which that began; None if it has always been so.
         layers: the names of the layers in the spectra's gravest state; empty if these are steady.
         confidence: the highest among these layers, in [0, 1].
-        changed: the state differs from that of the verdict before, or an answer has become an alarm.
+        changed: the state differs from that of the verdict before, or an answer has become an alarm. Of spectra alone
+            the end of the warm-up is no such change.
         message: all of this in one line.
         evidence: the numbers, layer by layer.
         spectra: do they fall? "steady", "recovered", "collapsing" or "collapsed".
