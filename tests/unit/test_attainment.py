@@ -192,6 +192,12 @@ def test_gradient_norms_are_the_same_in_inference_mode():
         assert specreg.gradient_norms(module, x, x.flip(0)) == expected
 
 
+def test_gradient_norms_of_a_scripted_module_are_those_of_the_module():
+    module, x = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)), torch.randn(4, 3)
+    expected = specreg.gradient_norms(module, x, x.flip(0))
+    assert specreg.gradient_norms(torch.jit.script(module), x, x.flip(0)) == pytest.approx(expected)
+
+
 class Merging(nn.Linear):
     """Adds another weight to its own in eval mode, as an adapter of low rank does."""
 

@@ -95,6 +95,14 @@ def test_embeddings_are_normalized_but_not_compensated_by_default():
     assert list(specreg.static_compensation(module, only=nn.Embedding).layers) == ["0"]
 
 
+@pytest.mark.parametrize("name", ["_original_module", "_forward_module"])
+def test_a_child_that_is_named_as_one_of_fabrics_is_a_child(name):
+    module = nn.Module()
+    module.add_module(name, nn.ModuleDict({"head": nn.Linear(4, 4)}))
+    module.head = nn.Linear(4, 1)
+    assert list(specreg.spectra(module)) == [f"{name}.head", "head"]
+
+
 def test_names_do_not_change_under_wrappers():
     module = discriminator()
     assert list(find(nn.DataParallel(module))) == list(find(module))

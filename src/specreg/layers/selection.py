@@ -27,24 +27,32 @@ def unwrap(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", module._modules.get("_original_module")), nn.Module):
-            module = inner  # the second is Fabric's, which keeps the bare module beside the wrapped one
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        elif _is_fabrics(module):
+            module = module.get_submodule("_original_module")
         else:
             return module
 
 
+def _is_fabrics(module: nn.Module) -> bool:
+    """Tell whether it is Lightning Fabric's wrapper, which keeps the bare module beside the wrapped one."""
+    return all(name in module._modules for name in ("_forward_module", "_original_module"))
+
+
 def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield modules, named without the wrappers that :func:`unwrap` knows: wrapping renames nothing."""
-    wrappers = set()
+    wrapped = {}  # wrapper -> its child's name
     for name, child in module.named_modules():
         if isinstance(child, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            wrappers.add(name)
+            wrapped[name] = "module"
+        elif _is_fabrics(child):
+            wrapped[name] = "_forward_module"
         parts = name.split(".")
         kept = [
             part
             for index, part in enumerate(parts)
-            if part not in ("_orig_mod", "_fsdp_wrapped_module", "_forward_module")
-            and not (part == "module" and ".".join(parts[:index]) in wrappers)
+            if part not in ("_orig_mod", "_fsdp_wrapped_module") and part != wrapped.get(".".join(parts[:index]))
         ]
         yield ".".join(kept), child
 
