@@ -655,6 +655,13 @@ def test_the_signal_is_measured_on_samples_of_another_precision_than_the_weights
     assert monitor.step(0).signal.state == "teaching"
 
 
+def test_a_function_of_the_users_gets_samples_as_they_are_unless_autocast_made_them():
+    module, front = nn.Linear(2, 1).bfloat16(), nn.Linear(2, 2)
+    scores = lambda x: module(front(x).bfloat16())  # noqa: E731
+    monitor = specreg.Monitor(module, samples=lambda: (torch.randn(300, 2), torch.randn(300, 2)), scores=scores)
+    assert monitor.step(0).signal.state == "teaching"
+
+
 def test_the_signal_is_measured_in_inference_mode():
     with torch.inference_mode():
         samples = torch.randn(300, 2)

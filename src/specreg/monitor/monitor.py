@@ -247,7 +247,7 @@ class Monitor:
                 count = min(len(generated), len(real), _NUM_PROBED)
                 try:
                     with evaluating(self.module):  # scores= may be a function that calls it
-                        taught = signal(self._scores, *map(self._as_weights, (real[:count], generated[:count])))
+                        taught = signal(self._scores, *self._as_weights(real[:count], generated[:count]))
                 except Exception as error:  # of the user's module, called with samples alone
                     if self._is_asked:
                         raise
@@ -256,10 +256,15 @@ class Monitor:
                     logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", reason)
         return reading, taught, made
 
-    def _as_weights(self, samples: Tensor) -> Tensor:
-        """Return samples in the precision of the weights, which outside of autocast take no other."""
+    def _as_weights(self, *samples: Tensor) -> list[Tensor]:
+        """Return samples in the precision of the weights, which outside of autocast take no other.
+
+        A user's own function may begin with others: it gets its samples as they are, unless autocast made some.
+        """
         dtype = next(iter(self._watched.values())).dtype
-        return samples.to(dtype) if samples.is_floating_point() and dtype.is_floating_point else samples
+        if self._is_asked and all(part.element_size() > 2 for part in samples):
+            return list(samples)
+        return [part.to(dtype) if part.is_floating_point() and dtype.is_floating_point else part for part in samples]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the past, for the checkpoint; actions have their own."""
