@@ -215,6 +215,14 @@ def test_models_beside_each_other_are_series_of_their_own(first, second, expecte
     assert all(names[f"300  {name}"] == "steady" for name in expected)
 
 
+def test_a_step_in_the_name_of_a_folder_and_of_its_model_is_no_model_of_its_own(run):
+    for step in (100, 200, 300):
+        (run / f"step_{step}").mkdir()
+        torch.save({"conv.weight": torch.eye(16)}, run / f"step_{step}" / f"model_{step}.bin")
+    names = [notice.name for notice in Checkpoints(run).look(last=True)]
+    assert names == ["100  model_#.bin", "200  model_#.bin", "300  model_#.bin"]
+
+
 @pytest.mark.parametrize("files", ["reconstructions_*", "train/reconstructions_gs-*"])
 def test_pictures_that_lie_beside_the_samples_are_left_out_where_names_are_given(files, run, real, caplog):
     (run / "train").mkdir()

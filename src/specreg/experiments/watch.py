@@ -44,8 +44,8 @@ _FEW = 500  # samples below which a reading sees large losses alone
 # Grids of training data, as StyleGAN and DCGAN save them beside those of generated images.
 _REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
-# Of several models that Accelerate saves into one folder; the number is the model's.
-_ACCELERATE = re.compile(r"(checkpoint|epoch|step)[-_]\d+/(pytorch_)?model_\d+\.(bin|safetensors)")
+# Of several models that Accelerate saves into one folder; the number is the model's, and no step (step_500/model_500).
+_ACCELERATE = re.compile(r"(checkpoint|epoch|step)[-_]\d+/(pytorch_)?model_[1-9]\.(bin|safetensors)")
 
 
 @dataclass(frozen=True)
