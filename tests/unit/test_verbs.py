@@ -103,6 +103,13 @@ def test_a_child_that_is_named_as_one_of_fabrics_is_a_child(name):
     assert list(specreg.spectra(module)) == [f"{name}.head", "head"]
 
 
+@pytest.mark.parametrize("verb", [specreg.spectra, specreg.static_compensation, specreg.spectral_norm, specreg.Monitor])
+def test_a_scripted_part_is_left_out(verb):
+    module = nn.ModuleDict({"features": torch.jit.script(nn.Linear(4, 4)), "head": nn.Linear(4, 2)})
+    verb(module)
+    assert list(find(module)) == ["head"]
+
+
 def test_names_do_not_change_under_wrappers():
     module = discriminator()
     assert list(find(nn.DataParallel(module))) == list(find(module))

@@ -132,7 +132,7 @@ def is_known(module: nn.Module) -> bool:
 def tensor_names(module: nn.Module) -> list[str]:
     """Return the names of a module's own tensors, parametrized and hooked ones under the name that the module uses."""
     names = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
-    lists = module._modules.get("parametrizations")
+    lists = getattr(module, "parametrizations", None)
     names += list(lists._modules) if isinstance(lists, nn.ModuleDict) else []
     hooks = module._forward_pre_hooks.values()
     hooked = [hook.name for hook in hooks if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm))]

@@ -226,7 +226,7 @@ class Weight:
 
     @property
     def _parametrization_list(self) -> Any:
-        lists = self.module._modules.get("parametrizations")
+        lists = getattr(self.module, "parametrizations", None)
         return lists._modules.get(self.attribute) if isinstance(lists, nn.ModuleDict) else None
 
     @property

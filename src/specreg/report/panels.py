@@ -59,7 +59,7 @@ def write_sheet(path: Path, illustration: Illustration) -> None:
     # Set in inches: to lay out by what is drawn takes longer than drawing. Grids of images have no axes and no legend.
     plotted = not all(isinstance(panel.content, Image.Image) for part in parts for panel in part.panels)
     figure.subplots_adjust(
-        left=(0.7 if plotted else 0.15) / size[0], right=1 - 0.15 / size[0], top=1 - 0.5 / size[1],
+        left=(0.7 if plotted else 0.15) / size[0], right=1 - 0.15 / size[0], top=1 - 0.6 / size[1],
         bottom=(0.15 if not plotted else 1.1 if width < 4 else 1.5) / size[1],
         wspace=0.3 if plotted else 0.05, hspace=0.6 if plotted else 0.2,
     )  # fmt: skip
