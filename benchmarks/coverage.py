@@ -200,7 +200,7 @@ def blended(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def warped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Distort each image by an affine map of its own, 0.2 from the identity in each number."""
+    """Distort each image by an affine map of its own: the identity, with noise of deviation 0.2 in each number."""
     maps = torch.eye(2, 3) + 0.2 * torch.randn(len(images), 2, 3, generator=generator)
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

@@ -171,11 +171,8 @@ def test_a_sentence_is_written_from_the_records(document, sentence):
 
 def test_tables_of_benchmarks_are_those_of_their_records(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    pages = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("coverage", "results/link")}
-    assert (
-        runpy.run_path(str(ROOT / "benchmarks" / "convolutions.py"))["tables"](record("verdict/convolutions"))
-        in (pages["results/link"])
-    )
-    meter = runpy.run_path(str(ROOT / "benchmarks" / "coverage.py"))
+    collapse, meter = (runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py")) for name in ("convolutions", "coverage"))
+    assert collapse["tables"](record("verdict/convolutions")) in (RESULTS / "link.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
     for table in ("readings_table", "defects_table", "ranks_table"):
-        assert meter[table](record("coverage")["results"]) in pages["coverage"], table
+        assert meter[table](record("coverage")["results"]) in page, table
