@@ -392,7 +392,7 @@ def test_bad_thresholds_are_refused(options):
         Thresholds(**options)
 
 
-# Seeds that the choice of the constants did not see (benchmarks/detector.py); docs/monitor.md has others.
+# Seeds that the choice of the constants did not see (benchmarks/detector.py); docs/results/detector.md has others.
 @pytest.mark.parametrize("name", SETTINGS)
 def test_synthetic_traces_of_the_paper(name):
     for seed in (200, 201):

@@ -28,7 +28,7 @@ _STILL = 1e-4
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The detector's constants; docs/monitor.md says how they were chosen.
+    """The detector's constants; docs/results/detector.md says how they were chosen.
 
     Attributes:
         warmup: iterations that are not judged, of each layer from when its spectrum first moves: every network leaves
