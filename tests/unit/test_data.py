@@ -17,7 +17,7 @@ from specreg.data.arrays import ImageArrays, dequantize, quantize
 from specreg.data.digits import NUM_HELD_OUT, StackedDigits, load_split
 from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages, stack
-from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
+from specreg.experiments.config import DataConfig, RecordConfig, Settings
 from specreg.experiments.sources import open_checked, open_source
 
 
@@ -928,12 +928,6 @@ def test_digits_have_both_parts():
 def test_a_size_without_stacking_is_refused(folder):
     with pytest.raises(ValueError, match="give --stacked, too"):
         open_source(settings(data=str(folder), stacked_size=3))
-
-
-def test_configurations_from_before_there_were_parts_still_load():
-    saved = to_dict(RunConfig())
-    saved["settings"]["data"] = {"data": "digits", "image_size": None, "conditional": False}
-    assert from_dict(RunConfig, saved) == RunConfig()
 
 
 def test_held_out_digits_are_not_in_the_training_set():

@@ -15,7 +15,7 @@ from specreg.data.stacked import StackedImages
 from specreg.evaluation.classifier import CIFAR_WEIGHTS, CifarClassifier, load_classifier
 from specreg.evaluation.features import ClassifierFeatures, Pixels, open_extractor
 from specreg.evaluation.protocol import Evaluator, protocol_name
-from specreg.experiments.config import DataConfig, RecordConfig, RunConfig, Settings, from_dict, to_dict
+from specreg.experiments.config import DataConfig, RecordConfig, Settings
 from specreg.experiments.sampling import sample_images, sample_labelled
 from specreg.experiments.sources.images import Images
 from specreg.models.resnet import Generator
@@ -212,19 +212,6 @@ def test_weights_of_inception_without_its_features_are_refused():
     for evaluate in (digits.make_evaluator, digits.check_evaluation):
         with pytest.raises(ValueError, match="--inception-weights are for --features inception"):
             evaluate(given)
-
-
-@pytest.mark.parametrize("name", ["samples", "reference"])
-def test_so_few_samples_that_no_statistic_can_do_with_them_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 10, got 9"):
-        settings(**{name: 9})
-
-
-def test_configurations_of_before_the_options_are_read_as_they_were():
-    values = to_dict(RunConfig())
-    for key in ("reference_split", "features", "inception_weights"):
-        del values["settings"]["records"][key]
-    assert from_dict(RunConfig, values) == RunConfig()
 
 
 def test_classifier_weights_that_are_missing_or_damaged_say_so(tmp_path, monkeypatch):

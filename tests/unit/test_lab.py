@@ -142,6 +142,16 @@ def test_keep_stays_an_integer_or_a_fraction_through_json():
         assert type(loaded) is type(keep)
 
 
+def emptied(values):
+    return {key: emptied(value) for key, value in values.items() if isinstance(value, dict)}
+
+
+def test_what_a_saved_configuration_lacks_has_its_default():
+    """As of before there was an option, or a whole method."""
+    for values in ({}, emptied(to_dict(RunConfig()))):
+        assert from_dict(RunConfig, values) == RunConfig()
+
+
 def test_unknown_keys_are_refused_by_name():
     values = to_dict(RunConfig())
     values["settings"]["training"]["stepz"] = 5
@@ -155,9 +165,12 @@ def test_unknown_keys_are_refused_by_name():
         ("training", "steps", 0),
         ("training", "batch_size", -1),
         ("training", "d_lr", 0.0),
+        ("training", "gamma", -1.0),
         ("training", "beta2", 1.0),
         ("data", "stacked_size", 0),
         ("records", "evaluate_every", -1),
+        ("records", "samples", 9),
+        ("records", "reference", 9),
         ("model", "d_channels", 0),
         ("model", "d_channels", 2.5),
     ],

@@ -71,12 +71,6 @@ def test_any_evidence_is_all_that_switches_the_librarys_guard_on():
     assert _EVIDENCE["any"] == inspect.signature(specreg.Guard).parameters["states"].default
 
 
-def test_options_of_a_method_that_came_later_have_their_defaults():
-    values = to_dict(RunConfig())
-    del values["settings"]["methods"]["static"]
-    assert from_dict(RunConfig, values) == RunConfig()
-
-
 def test_static_compensations_options_reach_the_guard_but_its_cadence(monkeypatch):
     given = {}
 
@@ -107,6 +101,7 @@ def test_the_guard_goes_back_if_told_to():
         ("guard", "every", 0),
         ("orthogonal", "weight", float("inf")),
         ("oni", "iterations", 10**9),
+        ("oni", "iterations", -1),
     ],
 )
 def test_a_value_out_of_range_is_named_whatever_the_method_of_the_run(method, option, value):
