@@ -167,16 +167,6 @@ def torn(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
-def flipped(content: bytes) -> bytes:
-    """A zip with one bit of its largest entry changed; between entries there are bytes that mean nothing."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-    name, extra = struct.unpack_from("<HH", content, largest.header_offset + 26)
-    spoilt = bytearray(content)
-    spoilt[largest.header_offset + 30 + name + extra + largest.file_size // 2] ^= 0x10
-    return bytes(spoilt)
-
-
 Builder = Callable[[Path], str]
 
 

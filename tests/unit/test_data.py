@@ -61,13 +61,6 @@ def test_folder_zip_and_npz_hold_the_same_images(folder, form):
     assert data.num_classes == 2
 
 
-def test_grey_images_have_one_channel(tmp_path):
-    picture(7, mode="L").save(tmp_path / "a.png")
-    data = load_images(tmp_path)
-    assert data.images.shape == (1, 1, 8, 8)
-    assert data.num_classes == 1
-
-
 def test_image_size_crops_the_middle_and_resizes(tmp_path):
     wide = Image.new("L", (24, 8), 0)
     wide.paste(255, (8, 0, 16, 8))  # the central square is white

@@ -34,7 +34,7 @@ from specreg.experiments.run import build_state
 from specreg.experiments.sampling import real_samples
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.images import Images
-from specreg.files import give_name, prepare_directory
+from specreg.files import give_name
 from specreg.losses import LOSSES, gradient_penalty
 from specreg.models.resnet import STAGES, Discriminator, Generator
 from specreg.monitor.modes import ModeJudge
@@ -66,11 +66,6 @@ def test_discriminators_have_the_papers_number_of_convolutions(resolution, convo
     assert len(found) == convolutions
     if resolution == 128:
         assert max(m.weight.flatten(1).shape for m in found) == (1024, 9216)
-
-
-def test_an_unknown_resolution_names_those_there_are():
-    with pytest.raises(ValueError, match="no network for 28x28 images: the sides are 8, 16, 32, 48, 64, 128"):
-        Discriminator(28, 4)
 
 
 def test_labels_change_a_conditional_networks_output():
@@ -206,18 +201,6 @@ def test_series_leave_out_a_torn_line_and_rewind(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_a_damaged_record_names_the_file(tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is damaged"):
-        RunDirectory(tmp_path).read("config")
-
-
-def test_a_file_is_no_output_folder(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write to .*file"):
-        prepare_directory(tmp_path / "file")
-
-
 def test_a_failed_checkpoint_leaves_the_old_one(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint({"schema": 1, "step": 1}, path)
@@ -274,19 +257,6 @@ def test_a_second_name_of_a_file(tmp_path, monkeypatch):
     give_name(other, name)
     assert (one.read_text(), name.read_text()) == ("one", "other")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b", "c"]
-
-
-def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable checkpoint"):
-        load_checkpoint(path)
-    torch.save([1, 2], path)
-    with pytest.raises(ValueError, match="not a checkpoint of specreg"):
-        load_checkpoint(path)
-    torch.save(nn.Linear(1, 1), path)  # needs unpickling of a class: never executed
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
-        load_checkpoint(path)
 
 
 def test_bf16_computes_the_forward_pass_alone_and_returns_float32():

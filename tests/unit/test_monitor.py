@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import random
-import zipfile
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -201,14 +200,6 @@ def test_samples_and_unknown_parametrizations_move_no_random_number():
     assert (random.getstate(), np.random.get_state()[2]) == others
 
 
-def test_a_nan_weight_is_named():
-    module = network()
-    monitor = specreg.Monitor(module)
-    module[2].weight.data[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="layer '2'"):
-        monitor.step(1)
-
-
 class Pair(nn.Module):
     def __init__(self, **networks):
         super().__init__()
@@ -320,21 +311,6 @@ class TestHistory:
         assert 5 <= len(history) <= 10
         assert history.iterations[-1] == 999
         assert history.singular_values("a")[:, 0].tolist() == history.iterations
-
-    @pytest.mark.parametrize("content", [b"", b"not a zip", None])
-    def test_a_damaged_file_is_refused(self, tmp_path, content):
-        path = tmp_path / "spectra.npz"
-        if content is None:
-            np.savez(path, something=np.zeros(3))
-        else:
-            path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"spectra\.npz is not a"):
-            specreg.History.load(path)
-
-    def test_a_pickle_inside_is_not_run(self, tmp_path):
-        np.savez(tmp_path / "spectra.npz", iterations=np.array([print], dtype=object))
-        with pytest.raises(ValueError, match="not a readable history"):
-            specreg.History.load(tmp_path / "spectra.npz")
 
     def test_snapshots_have_to_fit(self):
         history = self.history()
@@ -544,7 +520,6 @@ def test_what_is_not_watched_is_said(caplog):
         lambda state: state["history"]["layers"].update({"2": torch.ones(3, 6)}),
         lambda state: state["history"]["layers"].update({"2": [1.0]}),
         lambda state: state["history"].pop("layers"),
-        lambda state: state["detector"].pop("last"),
         lambda state: state["detector"]["layers"]["2"].update(recent=None),
         lambda state: state.update(more=1),
         lambda state: state["modes"].update(best=None),
@@ -701,14 +676,6 @@ def test_a_state_of_another_meter_is_refused_before_anything_changes():
     with pytest.raises(ValueError, match="the state is of 3 features; these are 2"):
         monitor.load_state_dict(other.state_dict())
     assert (monitor.history.iterations, monitor.detector.verdict().iteration, monitor.sampled) == ([2], 2, 2)
-
-
-def test_a_file_whose_entries_only_look_like_arrays_is_no_history(tmp_path):
-    path = tmp_path / "h.npz"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("iterations.npy", b"\x93NUMPX")  # numpy returns such an entry as bytes
-    with pytest.raises(ValueError, match="is not a history of spectra"):
-        specreg.History.load(path)
 
 
 class TestGuard:
