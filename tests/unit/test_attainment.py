@@ -163,6 +163,7 @@ class Restless(nn.Module):
     "read",
     [
         specreg.attainment,
+        lambda module, x: signal(module, x, x.flip(0)),
         lambda module, x: specreg.gradient_norms(module, x, x.flip(0)),
         lambda module, x: specreg.gradient_norms(lambda y: module.layer(y + torch.rand(1)), x, x.flip(0)),
         lambda module, x: specreg.gradient_norms(module, x, x.flip(0), generator=torch.Generator().manual_seed(5)),

@@ -87,16 +87,10 @@ def test_batches_come_in_their_order_and_aside_before_they_are_asked_for(aside):
     assert drawn == [0, 1, 2]
 
 
-@pytest.mark.parametrize("change", [{"loss": "wasserstein-gp"}, {"graphs": False}])
-def test_what_draws_or_is_told_not_to_is_not_replayed(launches, change):
-    changed, config = state(**change)
+@pytest.mark.parametrize(("method", "options"), [("sn", {"loss": "wasserstein-gp"}), ("orthogonal", {})])
+def test_what_draws_or_penalizes_weights_is_not_replayed(launches, method, options):
+    changed, config = state(method, **options)
     train(changed, config)
-    assert launches == []
-
-
-def test_a_penalty_of_weights_is_not_replayed(launches):
-    penalized, config = state("orthogonal")
-    train(penalized, config)
     assert launches == []
 
 

@@ -125,25 +125,6 @@ def test_a_signal_that_falls_with_the_learning_is_not_dead():
     assert judged(*[Signal(0.5**k, 0.5) for k in range(30)])[-1].state == "dead"
 
 
-@pytest.mark.parametrize("normalization", [specreg.spectral_norm, lambda module: module])
-def test_nothing_of_the_module_or_of_random_numbers_moves(normalization):
-    module = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 1))
-    normalization(module)
-    module(torch.randn(8, 4)).sum().backward()
-    real, generated = samples()
-    generated.requires_grad_(True)
-    before = copy.deepcopy(module.state_dict())
-    gradients = [parameter.grad.clone() for parameter in module.parameters()]
-    random = torch.get_rng_state()
-    readings = [signal(module, real, generated) for _ in range(2)]
-    assert readings[0] == readings[1]
-    assert torch.equal(torch.get_rng_state(), random)
-    assert module.training
-    assert generated.grad is None
-    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
-    assert all(torch.equal(p.grad, g) for p, g in zip(module.parameters(), gradients, strict=True))
-
-
 def test_what_returns_more_than_scores_is_refused():
     real, generated = samples()
     with pytest.raises(TypeError, match="returns more than scores"):

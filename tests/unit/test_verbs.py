@@ -114,6 +114,8 @@ def test_names_do_not_change_under_wrappers():
     module = discriminator()
     assert list(find(nn.DataParallel(module))) == list(find(module))
     assert list(find(torch.compile(module))) == list(find(module))
+    module[0] = torch.compile(module[0])
+    assert list(find(module)) == ["0", "2", "5"]
 
 
 def test_a_lazy_layer_is_named():
@@ -146,12 +148,6 @@ def test_spectral_norm_twice_changes_nothing():
     keys = list(module.state_dict())
     assert list(specreg.spectral_norm(module)) == ["0", "2", "5"]
     assert list(module.state_dict()) == keys
-
-
-def test_spectral_norm_of_a_legacy_weight_norm_layer_says_what_to_do():
-    module = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(3, 3)))
-    with pytest.raises(ValueError, match=r"layer '0' is under the legacy weight_norm.*specreg.remove"):
-        specreg.spectral_norm(module)
 
 
 def test_a_weight_that_starts_at_zero_is_normalized_once_it_moves():
@@ -223,16 +219,10 @@ def test_weights_of_classes_that_nothing_is_known_of_are_reported(normalize):
     assert str(report).splitlines()[-1] == "left out, of no known layer (specreg.register takes its class): own.table"
 
 
-def test_compiling_a_submodule_renames_nothing():
-    module = discriminator()
-    module[0] = torch.compile(module[0])
-    assert list(find(module)) == ["0", "2", "5"]
-
-
 @pytest.mark.parametrize("verb", [specreg.spectral_norm, specreg.spectral_regularization, specreg.orthogonalize])
 def test_a_refused_layer_leaves_the_others_untouched(verb):
     module = nn.Sequential(nn.Linear(3, 3), torch.nn.utils.weight_norm(nn.Linear(3, 3)))
-    with pytest.raises(ValueError, match="layer '1' is under the legacy weight_norm"):
+    with pytest.raises(ValueError, match=r"layer '1' is under the legacy weight_norm.*specreg\.remove"):
         verb(module)
     assert not parametrize.is_parametrized(module[0])
 
@@ -320,23 +310,6 @@ def test_a_failed_step_does_not_count():
         compensator.satisfied()
     module[0].weight.data.copy_(good)
     assert compensator.step()
-
-
-def test_step_counts_calls_and_acts_on_every_fifth_the_first_included():
-    compensator = specreg.static_compensation(discriminator())
-    assert [compensator.step() for _ in range(11)] == [n % 5 == 0 for n in range(11)]
-    assert compensator.calls == 11
-
-
-def test_the_first_acting_call_of_the_dynamic_scheme_only_records():
-    module = discriminator()
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    compensator = specreg.dynamic_compensation(module, every=1, start=0)
-    assert compensator.state_dict()["record"] == {}
-    assert compensator.satisfied()
-    compensator.step()
-    assert_same(before, {name: p.detach() for name, p in module.named_parameters()})
-    assert list(compensator.state_dict()["record"]) == ["0", "2", "5"]
 
 
 def test_satisfied_tells_before_from_after():
@@ -444,13 +417,6 @@ def test_weight_norm_uses_the_compensated_weight(kind, dim, version):
     torch.testing.assert_close(layer.weight, plain.weight, rtol=1e-5, atol=1e-6)
     x = example_input(plain)
     torch.testing.assert_close(layer(x), plain(x), rtol=1e-5, atol=1e-6)
-
-
-def test_spectra_under_weight_norm_are_those_of_the_weight_used():
-    layer = parametrizations.weight_norm(nn.Linear(5, 4))
-    layer.parametrizations.weight.original0.data.mul_(2)
-    expected = torch.linalg.svdvals(layer.weight.detach().double())
-    torch.testing.assert_close(specreg.spectra(layer)[""], expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "conv1d-transposed", "conv2d-grouped"])
@@ -677,16 +643,6 @@ def test_eval_moves_no_buffer(verb):
 
 
 @pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
-def test_two_forwards_before_one_backward(verb):
-    module = discriminator()
-    verb(module)
-    compensator = specreg.static_compensation(module, every=1)
-    (module(images()) - module(images())).sum().backward()
-    compensator.step()
-    assert all(p.grad.isfinite().all() for p in module.parameters())
-
-
-@pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
 def test_deepcopy_and_state_dict_round_trip(verb):
     module = discriminator()
     verb(module)
@@ -700,15 +656,6 @@ def test_deepcopy_and_state_dict_round_trip(verb):
         each.eval()
     assert torch.equal(module(x), twin(x))
     assert torch.equal(module(x), other(x))
-
-
-def test_deepcopy_leaves_the_compensator_with_the_original():
-    module = discriminator()
-    compensator = specreg.static_compensation(module)
-    twin = copy.deepcopy(module)
-    before = twin[0].weight.detach().clone()
-    compensator.step()
-    assert torch.equal(twin[0].weight, before)
 
 
 @pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
@@ -806,15 +753,15 @@ def test_remove_keeps_a_shared_weight_shared_and_what_the_first_used():
 
 
 @pytest.mark.parametrize(
-    "wrap", [torch.nn.utils.spectral_norm, torch.nn.utils.weight_norm, parametrizations.weight_norm]
+    "wrap",
+    [
+        specreg.spectral_norm,
+        specreg.orthogonalize,
+        parametrizations.weight_norm,
+        torch.nn.utils.spectral_norm,
+        torch.nn.utils.weight_norm,
+    ],
 )
-def test_remove_keeps_a_frozen_layer_frozen(wrap):
-    layer = wrap(nn.Linear(4, 4)).requires_grad_(False)
-    specreg.remove(layer)
-    assert not layer.weight.requires_grad
-
-
-@pytest.mark.parametrize("wrap", [specreg.spectral_norm, specreg.orthogonalize, parametrizations.weight_norm])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_remove_leaves_parameters_where_there_were_parameters(wrap, frozen):
     layer = nn.Linear(4, 4)
