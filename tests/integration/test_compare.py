@@ -111,19 +111,6 @@ def test_an_interrupt_leaves_resumable_runs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unrendered")
-def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path):
-    out = tmp_path / "out"
-    (out / "runs" / "sn-seed0").mkdir(parents=True)
-    (out / "runs" / "sn-seed0" / "checkpoint.pt").write_bytes(b"torn")
-    code, _, errors = compare(out, "--methods", "sn", "static", *TINY)
-    assert code == 1
-    assert "sn-seed0 failed: specreg: error: " in errors
-    assert "is not a readable checkpoint" in errors
-    assert [r["method"] for r in json.loads((out / "results.json").read_text())] == ["static"]
-
-
-@pytest.mark.slow
 def test_train_on_a_folder_of_conditional_images(tmp_path):
     for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
         (tmp_path / "data" / name).mkdir(parents=True)

@@ -97,11 +97,6 @@ def survive(reference: Path, folder: Path, kills: int, options: list[str]) -> in
     return torn
 
 
-@pytest.mark.slow
-def test_a_kill_at_a_random_moment(uninterrupted, tmp_path):
-    survive(uninterrupted, tmp_path, 1, SHORT)
-
-
 @pytest.mark.soak
 def test_twenty_kills_at_random_moments(long, tmp_path, record_property):
     reference, seconds = long

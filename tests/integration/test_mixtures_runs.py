@@ -1,14 +1,13 @@
-"""Trainings on points, through the command line: compare, resume, report, sample, evaluate."""
+"""Trainings on points, through the command line: compare, report, sample, evaluate."""
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from specreg.cli import main
-from trainings import SERIES, assert_same_value, forked_jobs, kill, start, train, wait_for
+from trainings import forked_jobs
 
 OPTIONS = [
     "--data", "ring", "--steps", "24", "--d-channels", "1", "--g-channels", "1", "--latent", "2", "--batch-size", "8",
@@ -39,19 +38,6 @@ def test_a_comparison_on_points_ends_with_its_table_and_pictures(compared):
     spectra = (compared / "runs" / "static-seed0" / "spectra.jsonl").read_text().splitlines()
     layers = json.loads(spectra[-1])["layers"]
     assert [len(values) for values in layers.values()] == [2, 16, 16]
-
-
-def test_a_killed_training_on_points_goes_on_bit_for_bit(compared, tmp_path):
-    reference, out = compared / "runs" / "static-seed0", tmp_path / "run"
-    process = start(out, "--method", "static", *OPTIONS)
-    wait_for(process, out, 10)
-    kill(process)
-    assert not (out / "result.json").exists()
-    assert train(out)[0] == 0
-    for name in (*SERIES, "result.json"):
-        assert (out / name).read_text() == (reference / name).read_text(), name
-    assert (out / "samples.png").read_bytes() == (reference / "samples.png").read_bytes()
-    assert_same_value(*(torch.load(run / "checkpoint.pt", weights_only=True) for run in (out, reference)))
 
 
 def test_a_run_on_points_is_reported_sampled_and_evaluated(compared, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,28 +122,6 @@ def test_names_that_a_kill_has_cut_off_are_given_again(finished, method, tmp_pat
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
-    out = tmp_path / "run"
-    process = start(out, *OPTIONS, "--checkpoint-every", "100000", "--steps", "100000")
-    wait_for(process, out)
-    process.send_signal(signal.SIGINT)
-    assert process.finish() == (130, "specreg: interrupted; the same command again goes on\n")
-    step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
-    assert step == RunDirectory(out).series("metrics")[-1]["step"]
-
-
-@pytest.mark.slow
-def test_a_changed_configuration_is_refused_and_nothing_is_overwritten(finished, capsys):
-    out = finished("static")
-    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
-    assert main(["train", "--out", str(out), "--batch-size", "8", "--d-lr", "0.5"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "batch_size 4 -> 8; d_lr 0.0002 -> 0.5" in error
-    assert before == {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps", [pytest.param(12, marks=pytest.mark.soak), 15]
 )  # on the readings' schedule, and off it
@@ -211,14 +188,6 @@ def test_other_data_is_refused_before_anything_of_a_complete_run_is_changed(tmp_
     assert main(again) == 2
     assert "was trained on 140 images, and its data have 141 now: restore" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
-
-
-@pytest.mark.slow
-def test_a_complete_run_is_not_made_again(finished):
-    out = finished("static")
-    before = (out / "checkpoint.pt").stat().st_mtime_ns
-    assert main(["train", "--quiet", "--out", str(out)]) == 0
-    assert (out / "checkpoint.pt").stat().st_mtime_ns == before
 
 
 def test_divergence_is_one_line_exit_code_3_and_no_result(tmp_path, capsys):

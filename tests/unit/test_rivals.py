@@ -1,6 +1,5 @@
 """Relativistic losses, R1 and R2 in the two steps, and the methods of the lab beside spectral regularization."""
 
-import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 import specreg
-from specreg.cli import _warn_of_idle, main
+from specreg.cli import _warn_of_idle
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import DataConfig, RunConfig, Settings
 from specreg.experiments.methods import DynamicOptions, MethodOptions, PenaltyOptions
@@ -186,26 +185,3 @@ def test_an_option_of_a_method_that_is_not_trained_is_warned_about(arguments, me
     _warn_of_idle(arguments, methods)
     assert len(caplog.records) == bool(idle)
     assert idle in caplog.text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--method", "oni", "--oni.iterations", "1"],
-        ["--method", "none", "--loss", "relativistic-r1r2", "--gamma", "0.5"],
-        ["--method", "sn", "--loss", "non-saturating-r1"],
-    ],
-    ids=lambda options: options[1],
-)
-def test_rivals_train_from_the_command_line_to_a_result(options, tmp_path):
-    sizes = ["--steps", "4", "--d-channels", "4", "--g-channels", "4", "--latent", "8", "--batch-size", "4"]
-    records = ["--spectra-every", "2", "--samples", "64", "--reference", "128", "--log-every", "1", "--no-tensorboard"]
-    assert main(["train", "--quiet", "--out", str(tmp_path / "run"), *options, *sizes, *records]) == 0
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["method"] == options[1]
-    assert math.isfinite(result["fd"])
-    spectra = [json.loads(line) for line in (tmp_path / "run" / "spectra.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in spectra] == [0, 2, 4]
-    assert spectra[0]["layers"] != spectra[-1]["layers"]
-    assert main(["sample", str(tmp_path / "run"), "--out", str(tmp_path / "grid.png"), "--side", "2"]) == 0

@@ -408,12 +408,6 @@ def test_runs_that_are_there_already_but_were_planned_by_nobody_are_in_the_resul
             (out / "sweep.json").unlink()  # as the message about a damaged one says
 
 
-def test_a_sweep_that_runs_out_of_time_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    fake_runs(monkeypatch, "import time\ntime.sleep(30)")
-    assert main(["sweep", "--preset", "digits", "--out", str(tmp_path / "out"), "--minutes", "0.01"]) == 130
-    assert "the same command again goes on" in capsys.readouterr().err
-
-
 def test_the_live_table_fits_80_columns(tmp_path):
     jobs = lay_out(tmp_path, plan_of([replace(tiny()[0], name="A1024-128")], methods=("dynamic",), seeds=range(20)))
     for job in jobs:
