@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from specreg.spectra.matrices import from_matrix, to_matrix
 
@@ -25,6 +26,23 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv3d-transposed": lambda: nn.ConvTranspose3d(4, 3, 2),
     "embedding": lambda: nn.Embedding(10, 4),
 }
+
+
+class OwnNormalized(nn.Conv2d):
+    """Normalizes itself, its vectors in buffers, as BigGAN's and mimicry's layers do."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__(*shape)
+        self.register_buffer("u0", torch.randn(1, shape[1]))
+        self.register_buffer("sv0", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            v = F.normalize(self.u0 @ self.weight.flatten(1))
+            if self.training:
+                self.u0.copy_(F.normalize(v @ self.weight.flatten(1).T))
+        s1 = (self.u0 @ self.weight.flatten(1) * v).sum()
+        return self._conv_forward(x, self.weight / s1, self.bias)
 
 
 def layout(layer: nn.Module) -> dict[str, int]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import weight_norm
 
 import specreg
+from kinds import OwnNormalized
 
 PAGE = Path(__file__).parents[2] / "docs" / "adopt.md"
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.+?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
@@ -41,18 +42,8 @@ class EqualConv2d(nn.Module):
         return F.conv2d(x, self.weight * self.scale)
 
 
-class SNConv2d(nn.Conv2d):
-    def __init__(self, *shape):
-        super().__init__(*shape)
-        self.register_buffer("u0", torch.randn(1, shape[1]))
-        self.register_buffer("sv0", torch.ones(1))
-
-    def forward(self, x):
-        with torch.no_grad():
-            v = F.normalize(self.u0 @ self.weight.flatten(1))
-            if self.training:
-                self.u0.copy_(F.normalize(v @ self.weight.flatten(1).T))
-        return self._conv_forward(x, self.weight / (self.u0 @ self.weight.flatten(1) * v).sum(), self.bias)
+class SNConv2d(OwnNormalized):
+    """By the name that BigGAN and mimicry give it."""
 
 
 class MyLinear(nn.Module):

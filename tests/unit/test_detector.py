@@ -357,7 +357,6 @@ def test_bad_snapshots_are_refused_and_change_nothing(iteration, layers, message
     [
         lambda state: state.pop("last"),
         lambda state: state.update(last="100"),
-        lambda state: state.update(last=True),
         lambda state: state["layers"]["conv"].update(state="ill"),
         lambda state: state["layers"]["conv"].update(recent=[]),
         lambda state: state["layers"]["conv"].update(levels=[[1.5, 0.9, 0.9]]),

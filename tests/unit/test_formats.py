@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import struct
-import subprocess
 import sys
 import tarfile
 import tracemalloc
@@ -322,8 +321,6 @@ BAD = {
     ),
     "CIFAR-100 mislabelled": (cifar100_binary, byte("train.bin", 1, 100), "the label 100, .* 100 classes"),
     "python truncated": (cifar10_python, truncated("data_batch_4"), rf"data_batch_4 is no part of CIFAR-10.*{BIN}"),
-    "python empty": (cifar10_python, replaced("data_batch_4", b""), "data_batch_4 is no part of"),
-    "python text": (cifar10_python, replaced("data_batch_4", b"<html>not found</html>"), "data_batch_4 is no part of"),
     "python mislabelled": (cifar10_python, batch(labels=[3, 11], data=ROWS), "data_batch_4 gives image 1 the label 11"),
     "python with names for labels": (cifar10_python, batch(labels=["a", "b"], data=ROWS), "are no integers"),
     "python wrongly sized": (cifar10_python, batch(labels=[3], data=ROWS), r"shape \(2, 3072\) for 1 labels"),
@@ -335,9 +332,6 @@ BAD = {
         cifar10_python,
         replaced("data_batch_4", python2({"labels": [1, 2], "data": ROWS}).replace(b"M\x02\x00", b"M\x03\x00")),
         "data_batch_4 is no part of",
-    ),
-    "python objects": (
-        cifar10_python, replaced("data_batch_4", python3({"data": np.array([{}])})), "of type 'O8', not of uint8",
     ),
     "python list": (cifar10_python, replaced("data_batch_4", pickle.dumps([1])), "data_batch_4 .*holds no dictionary"),
     "python floats": (
@@ -385,16 +379,12 @@ def nested(depth: int) -> bytes:
 # In the place of a batch's array: what is not called, imported or compared is no array.
 HOSTILE = {
     "a global": (b"cos\nsystem\nU\x04true\x85R", "has no array 'data'"),
-    "a named global": (pickle.dumps(subprocess.run, protocol=4)[2:-1], "has no array 'data'"),
-    "numpy's loader": (b"cnumpy\nload\nU\x01a\x85R", "has no array 'data'"),
     "a call of a string": (b"U\x02osU\x01a\x85R", "has no array 'data'"),
     "a call of a type": (b"cnumpy\nndarray\nK\x04\x85\x85R", "has no array 'data'"),
     "an array without values": (
         b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R", "of type unknown",
     ),
     "a new object": (b"cnumpy\nndarray\n)\x81", "has no array 'data'"),
-    "an instance": (b"(ios\nsystem\n", "has no array 'data'"),
-    "an extension": (b"\x82\x01", "has no array 'data'"),
     "an object elsewhere": (b"U\x01aQ", "has no array 'data'"),
     "a state for a list": (b"]}b", "has no array 'data'"),
     "a state for a constructor": (b"cnumpy\ndtype\nN}U\x0c__defaults__)s\x86b", "has no array 'data'"),
@@ -408,12 +398,8 @@ HOSTILE = {
     ),
     "an encoder of another kind": (b"c_codecs\nencode\nX\x01\x00\x00\x00aU\x03rot\x86R", "has no array 'data'"),
     "nesting": (nested(60)[2:-1], "has no array 'data'"),
-    "deep nesting": (b"]" * 100_000 + b"a" * 99_999, "has no array 'data'"),
     "a million lists": (b"]" * 1_000_001, "would take too much memory"),
-    "a key of repeated tuples": (b"}K\x01" + b"q\x00h\x00\x86" * 60 + b"Ns", "has no array 'data'"),
-    "a key of deep tuples": (b"}K\x01" + b"\x85" * 100_000 + b"Ns", "has no array 'data'"),
     "a tuple for a name": (b"NsK\x01\x85N", "has no array 'data'"),
-    "a place of its own for a value": (b"Nr\xff\xff\xff\x7f", "has no array 'data'"),
     "itself": (b"h\xff", "has no array 'data'"),
     "a long shape": (
         b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x85R(K\x01(" + b"J\xff\xff\xff\x7f" * 100_000 +
@@ -423,7 +409,6 @@ HOSTILE = {
     "a list for a name of a class": (b"]]\x93", "STACK_GLOBAL requires str"),
     "an empty stack": (b"u", "IndexError in its pickle"),
     "a memo that is not there": (b"h\x07", "Memo value not found"),
-    "a length beyond the end": (b"T\xff\xff\xff\x7fabc", "ends too early"),
     "a negative length": (b"T\xff\xff\xff\xffabc", "ends too early"),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 
 import specreg
-from kinds import set_spectrum
+from kinds import OwnNormalized, set_spectrum
 from specreg.layers.find import find
 
 
@@ -395,23 +395,6 @@ class Inside(nn.Conv2d):
 class Padded(nn.Conv2d):
     def forward(self, x):
         return super().forward(F.pad(x, (1, 1, 1, 1), mode="reflect"))
-
-
-class OwnNormalized(nn.Conv2d):
-    """Normalizes itself, its vectors in buffers, as BigGAN's and mimicry's layers do."""
-
-    def __init__(self, *shape):
-        super().__init__(*shape)
-        self.register_buffer("u0", torch.randn(1, shape[1]))
-        self.register_buffer("sv0", torch.ones(1))
-
-    def forward(self, x):
-        with torch.no_grad():
-            v = F.normalize(self.u0 @ self.weight.flatten(1))
-            if self.training:
-                self.u0.copy_(F.normalize(v @ self.weight.flatten(1).T))
-        s1 = (self.u0 @ self.weight.flatten(1) * v).sum()
-        return self._conv_forward(x, self.weight / s1, self.bias)
 
 
 FORWARDS = {

@@ -157,7 +157,6 @@ def test_the_cost_is_what_one_counts_by_hand():
             "a dcgan, chosen by --network or the preset, cannot be conditional: drop --conditional",
         ),
         (["paper", "--network", "mlp"], "the mlp makes points, and CIFAR-10 are images: --network resnet or dcgan"),
-        (["paper", "--data", "ring"], "ring has points and no images: drop --image-size"),
     ],
 )
 def test_a_dry_run_refuses_what_the_sweep_would(given, said, capsys):
