@@ -177,9 +177,11 @@ def test_the_command_line_ends_with_exit_code_3(run, capsys):
     assert main(["train", "--quiet", "--out", str(run.path)]) == 3
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "step 5: the discriminator's loss is nan (NaN or inf first in the generator's parameter" in error
+    said = "step 5: the discriminator's loss is nan (NaN or inf first in the generator's parameter"
+    assert error.startswith(f"specreg: error: training diverged: {said}")
     assert "the last checkpoint is kept" in error
     assert run.checkpoint.read_bytes() == before
+    assert not run.complete
 
 
 @pytest.mark.slow

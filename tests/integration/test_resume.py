@@ -163,16 +163,6 @@ def test_what_was_killed_before_its_end_was_saved_goes_on_from_its_checkpoint(tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("steps", "why"), [("48", "the learning rates decay to 0 over the old ones"), ("12", "steps can only grow")]
-)
-def test_steps_that_would_be_another_training_are_refused(finished, steps, why, capsys):
-    assert main(["train", "--out", str(finished("static")), "--steps", steps]) == 2
-    assert f"another configuration (steps 24 -> {steps}: {why})" in capsys.readouterr().err
-    assert (finished("static") / "result.json").exists()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "compare", "evaluate"])
 def test_other_data_is_refused_before_anything_of_a_complete_run_is_changed(tmp_path, command, capsys):
     out, data = tmp_path / "out", tmp_path / "images.npz"
@@ -188,13 +178,3 @@ def test_other_data_is_refused_before_anything_of_a_complete_run_is_changed(tmp_
     assert main(again) == 2
     assert "was trained on 140 images, and its data have 141 now: restore" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
-
-
-def test_divergence_is_one_line_exit_code_3_and_no_result(tmp_path, capsys):
-    out = tmp_path / "run"
-    options = [*OPTIONS, "--d-lr", "1e30", "--loss", "wasserstein-gp"]
-    assert main(["train", "--quiet", "--out", str(out), "--method", "sn", *options]) == 3
-    error = capsys.readouterr().err
-    assert error.startswith("specreg: error: training diverged: step ")
-    assert error.count("\n") == 1
-    assert not (out / "result.json").exists()

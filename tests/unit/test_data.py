@@ -575,14 +575,10 @@ def test_each_image_size_has_its_own_cache(folder, tmp_path):
         assert load_images(folder, image_size=size, cache=tmp_path / "cache").resolution == size
 
 
-def test_bad_images_leave_no_cache_and_a_bad_cache_is_named(folder, tmp_path):
+def test_bad_images_leave_no_cache(folder, tmp_path):
     with pytest.raises(ValueError, match="not a readable image"):
         load_images(damaged_image(folder), cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*"))
-    (folder / "cat" / "10.png").unlink()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write the cache .*file.*: choose another folder"):
-        load_images(folder, cache=tmp_path / "file")
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -139,8 +139,6 @@ def test_data_without_a_known_held_out_part_say_so():
 def test_features_that_do_not_fit_the_images_say_so():
     with pytest.raises(ValueError, match=r"digit-classifier features are for 8x8 images of 1 or 3 channels, got 16x16"):
         Images(folder_of(50)).make_evaluator(settings("folder", features="digits"))
-    with pytest.raises(ValueError, match="reference_split must be one of train, test, got 'validation'"):
-        settings(reference_split="validation")
 
 
 def test_mnist_features_take_images_of_their_own_size_only():
@@ -241,15 +239,6 @@ def test_the_protocol_stands_under_tables():
     assert protocol({"num_fake": 2, "num_real": 3, "features": "pixels"}) == (
         "2 generated against 3 real images, features: pixels"
     )
-
-
-def test_what_cannot_be_evaluated_is_said_before_a_run_is_made(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert main(["train", "--out", str(out), "--features", "cifar"]) == 2
-    assert "for 32x32 images of 3 channels" in capsys.readouterr().err
-    assert main(["train", "--out", str(out), "--features", "inception", "--inception-weights", "none.pth"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert not out.exists()
 
 
 def test_a_run_is_evaluated_anew_in_other_ways_and_sampled_without_any(tmp_path, capsys):

@@ -101,11 +101,13 @@ def test_losses_have_their_closed_forms():
     assert wasserstein.discriminator(real, fake).item() == pytest.approx(-1 - 1)
 
 
-def test_gradient_penalty_of_a_linear_discriminator():
-    weight = torch.randn(3 * 4, dtype=torch.float64)
-    score = lambda images: images.flatten(1) @ weight  # noqa: E731
-    images = torch.randn(5, 3, 2, 2, dtype=torch.float64)
-    penalty = gradient_penalty(score, images, torch.randn_like(images), weights=torch.rand(5, 1, 1, 1))
+@pytest.mark.parametrize("shape", [(3, 2, 2), (2,)])  # of images and of points
+def test_gradient_penalty_of_a_linear_discriminator(shape):
+    weight = torch.randn(math.prod(shape), dtype=torch.float64)
+    score = lambda samples: samples.flatten(1) @ weight  # noqa: E731
+    samples = torch.randn(5, *shape, dtype=torch.float64)
+    weights = torch.rand(5, *[1] * len(shape))
+    penalty = gradient_penalty(score, samples, torch.randn_like(samples), weights=weights)
     assert penalty.item() == pytest.approx((weight.norm().item() - 1) ** 2)
 
 

@@ -23,7 +23,6 @@ from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.images import Images
 from specreg.experiments.sources.points import save_scatter
-from specreg.losses import gradient_penalty
 from specreg.models import dcgan, mlp
 from specreg.training.loop import TrainingConfig, draw_real, train
 
@@ -141,13 +140,6 @@ def test_convolutions_and_linear_layers_are_compensated(data, layers):
     settings = Settings(data=DataConfig(data), model=ModelConfig(2, 2, 4), records=RecordConfig(reference=500))
     state = build_state(RunConfig("static", 0, settings), open_source(settings))
     assert [type(state.discriminator.get_submodule(name)).__mro__[1] for name in state.compensator.layers] == layers
-
-
-def test_gradient_penalty_of_points():
-    weight = torch.tensor([3.0, 4.0])
-    real, fake = torch.randn(2, 5, 2)
-    penalty = gradient_penalty(lambda points: points @ weight, real, fake, weights=torch.rand(5, 1))
-    assert penalty.item() == pytest.approx((5 - 1) ** 2)
 
 
 def test_a_dcgan_trains_and_its_convolutions_are_compensated():

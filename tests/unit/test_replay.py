@@ -17,7 +17,7 @@ from specreg.experiments.config import RunConfig
 from specreg.experiments.run import build_state
 from specreg.experiments.sources.images import Images
 from specreg.regularizers import compensators, products
-from specreg.regularizers.products import ProductCompensation, is_served
+from specreg.regularizers.products import ProductCompensation
 from specreg.training import loop, replay
 from specreg.training.config import TrainingConfig
 from specreg.training.loop import train
@@ -333,8 +333,3 @@ def test_dynamic_compensation_is_by_decompositions(by_products):
     for _ in range(3):
         compensator.step()
     assert by_products == []
-
-
-def test_layers_on_a_cpu_are_not_served():
-    layers = specreg.static_compensation(discriminator()).layers
-    assert not any(map(is_served, layers.values()))

@@ -18,6 +18,8 @@ from specreg.experiments.config import DataConfig
 from specreg.experiments.watch import Checkpoints, Samples
 from spoilt import encoded, torn
 
+WEIGHTS = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
+
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> str:
@@ -187,10 +189,9 @@ def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
     [(["best", "last", "epoch_1", "epoch_2"], [0, 1, 2, 3]), (["init", "step_0", "step_100"], [0, 1, 100])],
 )
 def test_checkpoints_without_a_number_come_first(folders, expected, run):
-    weights = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
     for folder in folders:
         (run / folder).mkdir()
-        torch.save(weights, run / folder / "D.pt")
+        torch.save(WEIGHTS, run / folder / "D.pt")
     assert [notice.details["iteration"] for notice in Checkpoints(run).look(last=True)] == expected
 
 
@@ -251,9 +252,8 @@ def test_pictures_of_one_name_in_folders_beside_each_other_are_warned_of(run, re
 
 
 def test_checkpoints_without_an_ending_are_read_where_they_are_named(run):
-    weights = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
     for name in ("g_00001000", "do_00001000", "do_00002000", "log"):
-        torch.save(weights, run / name)
+        torch.save(WEIGHTS, run / name)
     with pytest.raises(ValueError, match="holds nothing to read: looked for checkpoints"):
         list(Checkpoints(run).look(last=True))
     names = [notice.name for notice in Checkpoints(run, files=["do_*"]).look(last=True)]
@@ -261,10 +261,9 @@ def test_checkpoints_without_an_ending_are_read_where_they_are_named(run):
 
 
 def test_steps_that_begin_anew_with_each_epoch_are_counted_on(run, real):
-    weights = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
     for epoch in range(3):
         for step in (0, 500):
-            torch.save(weights, run / f"D_epoch_{epoch}_step_{step}.pt")
+            torch.save(WEIGHTS, run / f"D_epoch_{epoch}_step_{step}.pt")
             grid(digits(24), 4).save(run / f"fake_epoch_{epoch}_step_{step}.png")
     names = [notice.name.split()[0] for notice in Checkpoints(run).look(last=True)]
     assert names == ["0", "500", "501", "1000", "1001", "1500"]
@@ -311,10 +310,9 @@ def test_a_layer_that_has_never_been_finite_hides_no_collapse(run):
 
 
 def test_an_older_checkpoint_is_left_out(run, caplog):
-    weights = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
     folder = Checkpoints(run)
     for name in ("D_epoch_1_step_500", "D_epoch_1_step_250", "D_epoch_2_step_0"):
-        torch.save(weights, run / f"{name}.pt")
+        torch.save(WEIGHTS, run / f"{name}.pt")
         list(folder.look(last=False))
     assert [message.partition(" ")[2] for message in caplog.messages] == [
         "is older than what was read before: left out"
