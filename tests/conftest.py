@@ -1,6 +1,7 @@
-"""Shared fixtures: one thread and one seed for every test."""
+"""Shared fixtures: one thread, one seed and one level of the log for every test."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ def _deterministic() -> None:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    logging.getLogger("specreg").setLevel(logging.NOTSET)  # a command that an earlier test ran has set it
 
 
 @pytest.fixture

@@ -263,9 +263,5 @@ def test_a_run_is_evaluated_anew_in_other_ways_and_sampled_without_any(tmp_path,
         printed, result = json.loads(capsys.readouterr().out), json.loads((run / "result.json").read_text())
         assert printed["protocol"] == expected
         assert (printed["missing"] == result["missing"]) == ("pixels" in given)
-    for given, message in (
-        (["--features", "pixels", "--inception-weights", "w.pth"], "--inception-weights are for --features inception"),
-        (["--features", "pixels", "--reference", "2"], "reference must be an integer of at least 10, got 2"),
-    ):
-        assert main(["evaluate", str(run), *given]) == 2
-        assert message in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--features", "pixels", "--inception-weights", "w.pth"]) == 2
+    assert "--inception-weights are for --features inception" in capsys.readouterr().err

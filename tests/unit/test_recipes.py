@@ -44,6 +44,7 @@ def test_networks_of_every_recipe_train(data):
     state = build_state(RunConfig("static", 0, settings), source)
     assert train(state, training)
     assert state.first_bad() is None
+    assert state.compensator.acted == 1
 
 
 def test_the_recipe_of_digits_is_the_default():
