@@ -354,7 +354,6 @@ WATCH = {
     "no tile": ([folder_of("run"), "--real", "digits", "--tile", "0"], "tile must be a side or HEIGHTxWIDTH"),
     "tiles of checkpoints": ([folder_of("run"), "--tile", "8"], "give real ones with --real"),
     "a pool of checkpoints": ([folder_of("run"), "--once", "--pool", "500"], "--pool, --warmup are for images"),
-    "a warm-up of checkpoints": ([folder_of("run"), "--once", "--warmup", "9"], "--warmup are for images"),
     "unknown state": ([folder_of("run"), "--real", "digits", "--fail-on", "gone"], "fail-on must be one of not measured"),
     "no pause": ([folder_of("run"), "--every", "nan"], "every must be a number of seconds in (0, 86400], got nan"),
     "no pool": ([folder_of("run"), "--pool", "3"], "pool must be an integer of at least 20"),

@@ -68,6 +68,11 @@ def test_discriminators_have_the_papers_number_of_convolutions(resolution, convo
         assert max(m.weight.flatten(1).shape for m in found) == (1024, 9216)
 
 
+def test_an_unknown_resolution_names_those_there_are():
+    with pytest.raises(ValueError, match="no network for 28x28 images: the sides are 8, 16, 32, 48, 64, 128"):
+        Discriminator(28, 4)
+
+
 def test_labels_change_a_conditional_networks_output():
     discriminator = Discriminator(8, 4, num_classes=2)
     generator = Generator(8, 4, num_classes=2)

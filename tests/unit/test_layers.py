@@ -488,19 +488,6 @@ def test_transforms_pass_as_with_torchs_own_normalization():
         assert torch.equal(mine, torchs)
 
 
-def test_attainment_names_layers_whose_weight_is_taken_elsewhere(caplog):
-    class Wrapped(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner, self.last = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 1)
-
-        def forward(self, x):
-            return self.last(F.conv2d(x, self.inner.weight))
-
-    assert list(specreg.attainment(Wrapped(), torch.randn(2, 2, 5, 5))) == ["last"]
-    assert "not measured: inner (did not run by itself)" in caplog.text
-
-
 def test_an_instance_with_a_forward_of_its_own_is_told_of(caplog):
     module = nn.Linear(4, 4)
     module.forward = types.MethodType(lambda self, x: F.linear(x, self.weight * 2), module)
