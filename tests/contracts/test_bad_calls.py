@@ -55,7 +55,6 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "spectral_norm but for all": (lambda: specreg.spectral_norm(N(), skip="*"), "no layer matched"),
     "static strength nan": (lambda: specreg.static_compensation(N(), strength=NAN), "strength must lie in"),
     "orthogonalize -1": (lambda: specreg.orthogonalize(N(), iterations=-1), "iterations must be an integer"),
-    "penalty of nothing": (lambda: specreg.orthogonality_penalty(nn.ReLU()), "no layer matched"),
     "penalty of a number": (lambda: specreg.d_optimal_penalty(5), "expected a torch"),
     "spectra of None": (lambda: specreg.spectra(None), "expected a torch"),
     "spectra of an empty layer": (lambda: specreg.spectra(empty()), "layer '0' has an empty weight, 0 x 4"),
