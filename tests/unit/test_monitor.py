@@ -631,6 +631,17 @@ def test_the_signal_is_measured_in_inference_mode():
     assert first.state == "teaching"
 
 
+def test_a_history_keeps_its_own_copies():
+    history, other, s = specreg.History(), specreg.History(), torch.tensor([1.0, 0.5])
+    history.add(0, {"a": s})
+    state = history.state_dict()
+    other.load_state_dict(state)
+    for tensor in (s, state["layers"]["a"]):
+        tensor.zero_()  # as of a buffer that the next spectrum is computed into
+    for each in (history, other):
+        assert each.singular_values("a").tolist() == [[1.0, 0.5]]
+
+
 def test_what_a_users_own_scores_raise_is_raised():
     samples = torch.randn(300, 2)
     monitor = specreg.Monitor(network(), samples=lambda: (samples, samples), scores=lambda x: x[0, 9])

@@ -70,7 +70,7 @@ class History:
         self.require_next(iteration, singular_values)
         self.iterations.append(iteration)
         for name, s in singular_values.items():
-            self._values.setdefault(name, []).append(s.detach().to("cpu", torch.float32))
+            self._values.setdefault(name, []).append(s.detach().to("cpu", torch.float32, copy=True))
         if len(self) > self.limit:
             kept = slice((len(self) - 1) % 2, None, 2)
             self.iterations = self.iterations[kept]
@@ -150,4 +150,4 @@ class History:
             if not isinstance(past, Tensor) or past.ndim not in (2, 3) or len(past) != len(iterations):
                 raise ValueError(f"not a history's state: layer {name!r} has no {len(iterations)} spectra")
         self.iterations = iterations
-        self._values = {name: list(past.to("cpu", torch.float32).unbind(0)) for name, past in values.items()}
+        self._values = {name: list(past.to("cpu", torch.float32, copy=True).unbind(0)) for name, past in values.items()}
