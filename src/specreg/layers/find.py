@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from specreg.layers.forwards import is_customized
 from specreg.layers.kinds import Kind, is_known, tensor_names, weights_of
-from specreg.layers.selection import Selection, checked_selectors, plainly_named_modules, selects, shown, unwrap
+from specreg.layers.selection import Selection, plainly_named_modules, predicates, shown, unwrap
 from specreg.layers.weights import Weight
 
 _SHARDED = "the module's weights are sharded between processes, which specreg cannot read"
@@ -205,13 +205,13 @@ def find(
         for attribute, kind in weights_of(child)
     ]
     named = [(name, use.module) for name, use in candidates]
-    skipped = checked_selectors("skip", skip, named)
+    skipped = predicates("skip", skip, named)
     if only is None:
         chosen = [(name, use) for name, use in candidates if embeddings or not isinstance(use.module, nn.Embedding)]
     else:
-        selectors = checked_selectors("only", only, named)
-        chosen = [(name, use) for name, use in candidates if selects(selectors, name, use.module)]
-    matched = [(name, use) for name, use in chosen if not selects(skipped, name, use.module)]
+        selectors = predicates("only", only, named)
+        chosen = [(name, use) for name, use in candidates if any(selects(name, use.module) for selects in selectors)]
+    matched = [(name, use) for name, use in chosen if not any(skips(name, use.module) for skips in skipped)]
     frozen, own = [], []
     if only is None and any(_is_trained(use) for _, use in candidates):
         frozen = [name for name, use in matched if not _is_trained(use)]

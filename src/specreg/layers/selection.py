@@ -1,14 +1,15 @@
 """Names of layers, and which of them ``only`` and ``skip`` stand for."""
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from specreg.names import suggestion
 
-Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+Predicate = Callable[[str, nn.Module], bool]
+Selector = str | type[nn.Module] | Predicate
 Selection = Selector | Iterable[Selector] | None
 
 
@@ -57,8 +58,8 @@ def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield ".".join(kept), child
 
 
-def checked_selectors(option: str, selection: Selection, candidates: Sequence[tuple[str, nn.Module]]) -> list[Selector]:
-    """Return the selectors of ``only`` or ``skip``; what is a candidate's name, brackets and all, stands for it alone.
+def predicates(option: str, selection: Selection, candidates: Sequence[tuple[str, nn.Module]]) -> list[Predicate]:
+    """Return what ``only`` or ``skip`` stands for, a predicate for each selector.
 
     Raises:
         TypeError: what is no selector.
@@ -79,20 +80,14 @@ def checked_selectors(option: str, selection: Selection, candidates: Sequence[tu
             near = suggestion(selector, (name for name, _ in candidates))
             raise ValueError(f"{option}={selector!r} names no layer{near}; the layers are: {names}")
     own = {name for name, _ in candidates}
-    return [_below(each) if isinstance(each, str) and each in own else each for each in selectors]
+    return [_predicate(selector, own) for selector in selectors]
 
 
-def _below(name: str) -> Selector:
-    return lambda candidate, module: candidate == name or candidate.startswith(f"{name}.")
-
-
-def selects(selectors: Iterable[Selector], name: str, module: nn.Module) -> bool:
-    """Tell whether any of the selectors stands for a layer."""
-    for selector in selectors:
-        if isinstance(selector, str):
-            chosen = matches(selector, name)
-        else:
-            chosen = isinstance(module, selector) if isinstance(selector, type) else bool(selector(name, module))
-        if chosen:
-            return True
-    return False
+def _predicate(selector: Any, own: Collection[str]) -> Predicate:
+    if isinstance(selector, type):
+        return lambda name, module: isinstance(module, selector)
+    if not isinstance(selector, str):
+        return selector  # type: ignore[no-any-return]
+    if selector in own:  # brackets and all it stands for itself alone, and for what is below
+        return lambda name, module: name == selector or name.startswith(f"{selector}.")
+    return lambda name, module: matches(selector, name)
