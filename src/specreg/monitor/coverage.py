@@ -23,10 +23,8 @@ two shares.
 
 *Lost* is the larger of two bounds that far samples cannot explain: *missing* less *far*, which stays even if every far
 sample was a spoilt one of what is missing, and the reading in 32 groups at most with every sample in its nearest bin,
-however far it is. The first sees small modes of good samples, the second large ones of poor samples. Noise that leads
-away from the data raises *missing* and *far*, and hardly *lost*. What lowers quality along the data is not told from
-lost modes: a defect that makes all samples, in the chosen features, look like some of the real ones (pale images by
-their pixels, blurred ones to a classifier).
+however far it is. The first sees small modes of good samples, the second large ones of poor samples. What lowers
+quality along the data is not told from lost modes (docs/coverage.md).
 
 What it does not do: bound the missing share from above. Modes that share their bins are seen in part, or not at all. A
 generator that repeats a hundred samples misses nearly everything, and is said to miss the bins without them. Readings

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups, words_of_watched
+from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups
 from specreg.names import STATES, State, bulk_range, check_constants, check_type, integer, reading_state
 
 T = TypeVar("T")
@@ -190,7 +190,7 @@ class Detector:
         if not tracks:
             return "not judged: no layer has a rank above 1 and values above 0"
         begin, warmup = min(track.begin for track in tracks), self.thresholds.warmup
-        first, watched = min(track.first for track in tracks), f"({words_of_watched(len(tracks))})"
+        first, watched = min(track.first for track in tracks), f"({len(tracks)} of rank > 1 watched)"
         if begin < iteration:
             return f"not judged before iteration {begin + warmup}: the warm-up began at {begin} {watched}"
         if first < iteration:

@@ -219,12 +219,8 @@ def message_of_groups(whole: Verdict, groups: Mapping[str, Verdict]) -> str:
 
 def _watched(evidence: Mapping[str, Evidence]) -> str:
     num_early = sum(not layer.judged for layer in evidence.values())
-    return words_of_watched(len(evidence)) + (f", {num_early} of them not judged yet" if num_early else "")
-
-
-def words_of_watched(count: int) -> str:
-    """Return how many layers are watched, and why not all: one singular value alone makes no ratio."""
-    return f"{count} of rank > 1 watched"
+    # One singular value alone makes no ratio.
+    return f"{len(evidence)} of rank > 1 watched" + (f", {num_early} of them not judged yet" if num_early else "")
 
 
 def _shown_group(group: str) -> str:
