@@ -80,9 +80,8 @@ class Orthogonalization(SpectrumChanging):
         self.iterations = iterations
 
     def mapped(self, matrix: Tensor) -> Tensor:
-        half = matrix.dtype in (torch.float16, torch.bfloat16)
         with full_precision(matrix):
-            return _newton(matrix.float() if half else matrix, self.iterations)
+            return _newton(matrix.to(torch.promote_types(matrix.dtype, torch.float32)), self.iterations)
 
     def extra_repr(self) -> str:
         return f"iterations={self.iterations}"

@@ -58,12 +58,11 @@ def orthogonality_penalty(module: nn.Module, *, only: Selection = None, skip: Se
 def d_optimal_penalty(module: nn.Module, *, only: Selection = None, skip: Selection = None) -> Tensor:
     r"""Return :math:`-\sum_k \log s_k = -\tfrac{1}{2} \log\det(W W^H)` over every matching layer, to be minimized.
 
-    W is the weight that the network uses (after spectral normalization, regularization or weight normalization), read
-    without moving power iteration, and the product is that of its smaller side, made in double precision. Each group of
-    a grouped convolution is a matrix of its own. Bounded below under spectral normalization only, where it is 0 if
-    all singular values are equal (of a grouped convolution it may then be larger: torch normalizes its stacked groups
-    by one common norm); a plain weight is pushed to grow without end. The bound is as good as power iteration's s1:
-    steps so large that the largest singular value falls faster than power iteration notices diverge.
+    W and its product are as in :func:`orthogonality_penalty`, the product made in double precision. Bounded below under
+    spectral normalization only, where it is 0 if all singular values are equal (of a grouped convolution it may then be
+    larger: torch normalizes its stacked groups by one common norm); a plain weight is pushed to grow without end. The
+    bound is as good as power iteration's s1: steps so large that the largest singular value falls faster than power
+    iteration notices diverge.
 
     A singular value counts as :math:`\sqrt{s_k^2 + \epsilon^2}` with :math:`\epsilon = 10^{-3}`, whatever its size: the
     penalty of a singular value 0 is finite, :math:`-\log\epsilon = 6.9`, and its gradient at most
@@ -98,8 +97,8 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
     r"""Return :math:`\sum (s_1^k - 1)^2 + \|b\|^{2k}` over every matching layer's weight, and its attribute ``bias``.
 
     It keeps each layer's largest singular value near 1, as spectral normalization does at once, and leaves the others
-    alone. W is the weight that the network uses, read without moving power iteration; each group of a grouped
-    convolution is a matrix of its own. For layers without spectral normalization, under which :math:`s_1` is 1 anyway.
+    alone. W is as in :func:`orthogonality_penalty`. For layers without spectral normalization, under which :math:`s_1`
+    is 1 anyway.
 
     Differs from the paper: :math:`s_1` is exact, from the Gram matrix of the smaller side, where the paper makes one
     step of power iteration at each update; and normalization layers, whose parameters the paper treats apart, are left
@@ -165,8 +164,7 @@ def _distance_from_identity(matrix: Tensor) -> Tensor:
 
 def _gram(matrix: Tensor) -> Tensor:
     # In half precision the Gram matrix of a nearly orthogonal weight would be all rounding.
-    half = matrix.dtype in (torch.float16, torch.bfloat16)
-    return gram(matrix, torch.float32 if half else matrix.dtype)
+    return gram(matrix, torch.promote_types(matrix.dtype, torch.float32))
 
 
 def _negative_log_volume(matrix: Tensor) -> Tensor:

@@ -122,8 +122,9 @@ class SpectralRegularization(SpectrumPreserving):
         if torch.compiler.is_compiling() or matrix.is_meta:  # neither can branch on values
             return _value_of(matrix, count, thin_svd(matrix), matrix)
         content = _fingerprint(matrix)
-        if self._cached is not None and self._cached.serves(content, count, matrix.dtype):
-            return self._cached
+        cached, key = self._cached, (count, matrix.dtype, matrix.device)
+        if cached is not None and cached.key == key and torch.equal(cached.content, content):
+            return cached
         value = _value_of(matrix, count, svd(matrix), content)
         if not torch.is_inference_mode_enabled():  # autograd cannot save tensors that were made there
             self._cached = value
@@ -136,19 +137,15 @@ class SpectralRegularization(SpectrumPreserving):
 class _Value(NamedTuple):
     """What was computed for one value of a weight."""
 
+    key: tuple[int, torch.dtype, torch.device]
     content: Tensor
-    head: int
     factors: SVD
     regularized: Tensor
-
-    def serves(self, content: Tensor, count: int, dtype: torch.dtype) -> bool:
-        same = self.head == count and self.content.device == content.device and self.regularized.dtype == dtype
-        return same and torch.equal(self.content, content)
 
 
 def _value_of(matrix: Tensor, count: int, factors: SVD, content: Tensor) -> _Value:
     value = regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
-    return _Value(content, count, factors, value)
+    return _Value((count, matrix.dtype, matrix.device), content, factors, value)
 
 
 class _Regularize(torch.autograd.Function):
@@ -182,7 +179,7 @@ class _Regularize(torch.autograd.Function):
 
 def _fingerprint(matrix: Tensor) -> Tensor:
     """Return W z for a fixed z without zeros or equal entries: it changes with every entry, up to rounding."""
-    single = matrix if matrix.dtype in (torch.float64, torch.complex128, torch.complex64) else matrix.float()
+    single = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     z = torch.arange(1, matrix.shape[-1] + 1, device=matrix.device).sqrt().to(single.dtype)
     with full_precision(matrix):
         return single @ z
