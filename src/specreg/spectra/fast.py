@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from specreg.spectra.gram import (
     block_size,
@@ -143,16 +144,11 @@ def applied(matrix: Tensor, operator: Tensor, first: Tensor) -> Compensated:
     ``first`` is that of the smaller side, (\*, r).
     """
     result = _product(operator, matrix)
-    first = first.to(result)
+    first, tiny = first.to(result), torch.finfo(result.dtype).tiny
     if matrix.shape[-2] <= matrix.shape[-1]:
-        return Compensated(result, first, _normalized((first[..., None, :].conj() @ result)[..., 0, :].conj()))
-    return Compensated(result, _normalized((result @ first[..., None])[..., 0]), first)
-
-
-def _normalized(vector: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-    result: Tensor = vector / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-    return result
+        v1 = (first[..., None, :].conj() @ result)[..., 0, :].conj()
+        return Compensated(result, first, normalize(v1, dim=-1, eps=tiny))
+    return Compensated(result, normalize((result @ first[..., None])[..., 0], dim=-1, eps=tiny), first)
 
 
 def _product(operator: Tensor, matrix: Tensor) -> Tensor:

@@ -1,9 +1,4 @@
-r"""Gram matrices: singular values and decompositions from the product of the smaller side, as precise as they need be.
-
-The singular values of W are the square roots of the eigenvalues of :math:`G = W W^H` (for a wide W; of
-:math:`W^H W` for a tall one). G is tried in single precision where that is accurate enough, then in double; the thin
-decomposition in double precision is last.
-"""
+"""Gram matrices: singular values and decompositions from the product of the smaller side; the rule is fast.py's."""
 
 import contextlib
 import logging
@@ -60,16 +55,8 @@ def svd(matrix: Tensor) -> SVD:
     r"""Decompose through a Gram matrix in double precision where that is accurate, by :func:`thin_svd` elsewhere.
 
     The singular vectors of the longer side, :math:`v_k = W^H u_k / s_k`, lose :math:`\epsilon\,(s_1 / s_k)^2`: with
-    condition numbers up to ``MAX_CONDITION``, for weights below double precision, nothing that matters.
-
-    Args:
-        matrix: finite, shape (\*, m, n), any floating or complex dtype.
-
-    Returns:
-        The thin decomposition; factors in the working dtype.
-
-    Raises:
-        torch.linalg.LinAlgError: LAPACK did not converge, by any path.
+    condition numbers up to ``MAX_CONDITION``, for weights below double precision, nothing that matters. Arguments,
+    factors' dtype and errors are those of :func:`thin_svd`.
     """
     double = working_dtype(matrix)
     if double in precisions(matrix):
