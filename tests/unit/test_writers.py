@@ -249,6 +249,27 @@ def test_tensorboard_reads_the_numbers_the_message_and_the_pictures_back(monitor
     assert (events.Images("spectrum/0")[1].width, events.Images("spectrum/0")[1].height) == (256, 256)
 
 
+@pytest.mark.parametrize("steps", [[0], [0, 100]], ids=["the first", "a later"])
+def test_samples_that_are_read_after_a_snapshot_leave_nothing_twice(module, tmp_path, steps):
+    few = torch.linspace(-1, 1, 400).reshape(100, 4)
+    samples = lambda: (few, few + 1)  # noqa: E731
+    monitor = Monitor(module, every=100, samples=samples, samples_every=1000, coverage=Meter(0.05, 0.7))
+    path, board = tmp_path / "spectra.jsonl", TensorBoardWriter(monitor, tmp_path / "board", images_every=1)
+    monitor.actions += [JsonlWriter(monitor, path), board]
+    for iteration in steps:
+        monitor.step(iteration)
+    monitor.sampled = -1  # as if no samples had been due at that step
+    monitor.snapshot(steps[-1])
+    monitor.step(200)
+    board.close()
+    written, events = lines(path), read_events(tmp_path / "board")
+    assert [line["iteration"] for line in written] == [*steps, 200]
+    assert written[-2]["reading"]["missing"] == 0.7
+    assert [event.step for event in events.Scalars("spectral_s1/0")] == [*steps, 200]
+    assert [event.step for event in events.Images("spectrum/0")] == [*steps, 200]
+    assert [event.value for event in events.Scalars("coverage_missing")][-1] == pytest.approx(0.7)
+
+
 def test_tensorboard_of_a_resumed_training_has_no_iteration_twice(module, tmp_path):
     for begin, end in ((0, 50), (30, 70)):
         if begin:

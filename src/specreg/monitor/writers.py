@@ -6,6 +6,7 @@ They follow whatever acts on the verdict: ``monitor.actions.append(...)``.
 import importlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,9 @@ class JsonlWriter:
     Singular values have 6 significant digits; the verdict is ``Verdict.to_dict()``; where samples were read "reading"
     has the numbers of what is missing. A resumed training, whose monitor
     has loaded its state, goes on in its file: the first snapshot drops the lines of its iteration and later ones, so
-    that there is no line twice. A file that holds none of the monitor's past is another training's and is refused.
+    that there is no line twice. For the same reason samples that are read after a snapshot
+    (:meth:`specreg.Monitor.snapshot`) replace its line. A file that holds none of the monitor's past is another
+    training's and is refused.
 
     Args:
         monitor: takes the snapshots.
@@ -151,18 +154,20 @@ class JsonlWriter:
         if not self.path.parent.is_dir():
             raise ValueError(f"folder {self.path.parent} does not exist: create it first")
         self._monitor = monitor
-        self._written = False
+        self._newest: tuple[int, int] | None = None  # the last line's iteration, and where in the file it begins
 
     def __call__(self, verdict: Verdict) -> None:
-        if not self._written and self.path.exists() and self.path.stat().st_size:
+        if self._newest is None and self.path.exists() and self.path.stat().st_size:
             self._resume(verdict.iteration)
-        self._written = True
         values = {name: _rounded(s.tolist()) for name, s in self._monitor.latest.items()}
         line = {"iteration": verdict.iteration, "singular_values": values, "verdict": verdict.to_dict()}
         if (reading := self._monitor.reading) is not None and self._monitor.sampled == verdict.iteration:
             line["reading"] = reading.numbers
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with open(self.path, "ab") as file:
+            if self._newest is not None and self._newest[0] == verdict.iteration:
+                file.truncate(self._newest[1])
+            self._newest = verdict.iteration, file.seek(0, os.SEEK_END)
+            file.write(f"{json.dumps(line)}\n".encode())
 
     def _resume(self, iteration: int) -> None:
         """Drop the lines from an iteration on, and a last one that a crash has torn, if the others are of this past."""
@@ -207,6 +212,7 @@ class TensorBoardWriter:
         self.images_every = integer("images_every", images_every, at_least=0)
         self._monitor = monitor
         self._num_snapshots = 0
+        self._newest: tuple[int, dict[str, float]] | None = None  # the last iteration, and what was written of it
         self._writer: SummaryWriter | None = None
         self._folder: str | None = None
         if isinstance(target, (str, Path)):
@@ -228,12 +234,17 @@ class TensorBoardWriter:
             self._writer = tensorboard.SummaryWriter(self._folder, purge_step=iteration)
         writer = self._writer
         assert writer is not None
-        for name, value in numbers_of(self._monitor, verdict).items():
-            writer.add_scalar(name, value, iteration)
+        is_again = self._newest is not None and self._newest[0] == iteration  # samples were read after the snapshot
+        before = self._newest[1] if self._newest is not None and is_again else {}
+        numbers = numbers_of(self._monitor, verdict)
+        for name, value in numbers.items():
+            if before.get(name) != value:
+                writer.add_scalar(name, value, iteration)
+        self._newest = iteration, numbers
         if verdict.changed:
             writer.add_text("spectral_state", verdict.message, iteration)
-        self._num_snapshots += 1
-        if self.images_every and self._num_snapshots % self.images_every == 0:
+        self._num_snapshots += not is_again
+        if self.images_every and self._num_snapshots % self.images_every == 0 and not is_again:
             for name in self._monitor.history.layers:
                 s = self._monitor.history.singular_values(name)
                 if s.shape[-1] > 1:
