@@ -109,6 +109,34 @@ def test_a_resumed_monitor_says_the_same_until_its_next_snapshot():
     assert resumed.step(1001) == monitor.step(1001)
 
 
+@pytest.mark.parametrize("begins", [True, False], ids=["begins with samples", "begins without"])
+def test_a_training_that_goes_on_with_samples_or_without_says_what_it_knows_itself(begins):
+    module, real = network(), torch.arange(10.0).repeat(60)[:, None].repeat(1, 2)
+    now = 0
+    draw = lambda: (real[real[:, 0] < (10 if now < 250 else 4)], real)  # noqa: E731
+
+    def made(with_samples):
+        options = {"samples": draw, "samples_every": 50, "scores": lambda x: x.sum(1)} if with_samples else {}
+        return specreg.Monitor(module, every=50, **options)
+
+    first = made(begins)
+    for now in range(0, 500, 50):
+        first.step(now)
+    assert first.verdict.coverage.state == ("lost" if begins else "not measured")
+    second = made(not begins)
+    second.load_state_dict(saved(first)[0])
+    # Of what it does not measure it says nothing, from the beginning.
+    assert second.verdict.coverage.state == second.step(499).coverage.state == "not measured"
+    second.step(500)
+    third = made(not begins)
+    third.load_state_dict(saved(second)[0])
+    assert third.verdict == second.verdict.unchanged()
+    # Where samples come back, what they had shown is still known.
+    fourth = made(begins)
+    fourth.load_state_dict(saved(second)[0])
+    assert fourth.verdict.coverage.state == first.verdict.coverage.state
+
+
 @pytest.mark.parametrize("iteration", [np.int64(100), torch.tensor(100)])
 def test_an_integer_of_any_library_is_an_iteration(iteration):
     monitor = specreg.Monitor(nn.Linear(4, 4), every=np.int64(50))

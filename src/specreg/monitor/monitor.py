@@ -288,10 +288,10 @@ class Monitor:
             answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
             sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
             reading = None if state["reading"] is None else Reading(**state["reading"])
-            if verdict is not None and sampled is not None:
-                verdict = combined(verdict, *answers, verdict.states).unchanged()
-            elif verdict is not None:
-                verdict = _of_spectra_alone(verdict)
+            if verdict is not None:
+                whole = combined(verdict, *answers, verdict.states).unchanged()
+                # As at a snapshot: where no samples are given, nothing is said of what another monitor has read.
+                verdict = whole if self._samples is not None else _of_spectra_alone(verdict)
         history = History(self.history.limit)
         history.load_state_dict(state["history"])
         if history.layers and history.layers != self.layers:  # none before the first snapshot
