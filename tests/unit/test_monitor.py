@@ -1161,6 +1161,22 @@ class TestSamples:
             assert (monitor.verdict.coverage.state, monitor.verdict.signal.state) == ("healthy", state)
             assert sum("give scores=" in message for message in caplog.messages) == num_warnings
 
+    @pytest.mark.parametrize(
+        ("num_real", "num_generated", "few"), [(499, 1000, True), (1000, 99, True), (500, 100, False)]
+    )
+    def test_few_samples_are_said_once(self, num_real, num_generated, few, caplog):
+        draw = lambda: (torch.rand(num_generated, 2), torch.rand(num_real, 2))  # noqa: E731
+        monitor = specreg.Monitor(network(), samples=draw, samples_every=100, scores=lambda x: x.sum(1))
+        for iteration in range(0, 300, 100):
+            monitor.step(iteration)
+        assert sum(f"{num_generated} generated and {num_real} real samples" in text for text in caplog.messages) == few
+        # A meter that is given has real samples of its own.
+        caplog.clear()
+        given = specreg.Coverage(torch.rand(1000, 2))
+        monitor = specreg.Monitor(network(), samples=draw, coverage=given, scores=lambda x: x.sum(1))
+        monitor.step(0)
+        assert sum(f"of {num_generated} generated samples" in text for text in caplog.messages) == (num_generated < 100)
+
     def test_samples_that_are_refused_change_nothing(self):
         fake = torch.rand(200, 6)
         monitor = specreg.Monitor(nn.Linear(6, 6), samples=lambda: (fake, torch.rand(200, 6)), samples_every=100)

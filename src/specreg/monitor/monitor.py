@@ -24,6 +24,7 @@ from specreg.processes import from_main
 logger = logging.getLogger("specreg")
 
 _NUM_PROBED = 256  # samples that the discriminator's signal is measured on
+_FEW_REAL, _FEW_GENERATED = 500, 100  # samples below which half of the modes may be lost unseen
 
 Action = Callable[[Verdict], object]
 # Returns generated and real samples of equal shape, (N, *).
@@ -242,6 +243,8 @@ class Monitor:
                     self.coverage.load_state_dict(self._saved)
                 made = self.coverage.state_dict()
             reading = self.coverage.measure(generated)
+            if self.reading is None:
+                _warn_of_few(len(generated), None if made is None else len(real))
             taught = None
             if self._scores is not None:
                 count = min(len(generated), len(real), _NUM_PROBED)
@@ -331,6 +334,17 @@ def _two(pair: Any) -> tuple[Tensor, Tensor]:
         got = len(pair) if isinstance(pair, tuple | list) else type(pair).__name__
         raise TypeError(f"samples must return two tensors, generated and real samples, got {got}")
     return pair[0], pair[1]
+
+
+def _warn_of_few(num_generated: int, num_real: int | None) -> None:
+    """Say that "healthy" means little of so few samples; None where the meter was made of others."""
+    if num_generated >= _FEW_GENERATED and (num_real is None or num_real >= _FEW_REAL):
+        return
+    real = "" if num_real is None else f" and {num_real} real"
+    logger.warning(
+        "monitor: of %d generated%s samples coverage sees large losses alone, so that healthy says little: give a "
+        "thousand or more", num_generated, real,
+    )  # fmt: skip
 
 
 def _networks(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
