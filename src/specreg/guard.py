@@ -15,14 +15,17 @@ from specreg.regularizers.compensators import Compensator, static_scheme
 
 logger = logging.getLogger("specreg")
 
+_MANY_STEPS = 1000  # without a verdict before that is said
+
 
 class Guard:
     r"""Train without compensation, and switch static compensation on when the monitor says that a collapse begins.
 
     The guard puts itself into the monitor's actions; ``step()`` belongs after each step of the discriminator's
     optimizer, like a compensator's. It looks at its own layers alone: what else the monitor watches, a generator say,
-    may collapse beside it. From the beginning the layers are its own: another guard or compensator of theirs is
-    refused until :meth:`remove`.
+    may collapse beside it. A dead discriminator does not switch it on: compensation raises small singular values, and
+    brings no unit back that lets nothing through. From the beginning the layers are its own: another guard or
+    compensator of theirs is refused until :meth:`remove`.
 
     Args:
         monitor: watches the discriminator.
@@ -78,6 +81,8 @@ class Guard:
         self.switched_on: int | None = None
         self.restored: int | None = None
         self._warned = False  # that step() is not called
+        self._num_unheard = 0  # calls of step() to which no verdict came
+        self._is_attached = True
         self._monitor = monitor
         layers = find(monitor.module, only=only, skip=skip, title="guard")
         watched = monitor.watched_names()
@@ -130,11 +135,19 @@ class Guard:
         Raises:
             ValueError: as a compensator's ``step``.
         """
+        if self._is_attached and (self._monitor.verdict is None or self not in self._monitor.actions):
+            self._num_unheard += 1
+            if self._num_unheard == _MANY_STEPS:
+                logger.warning(
+                    "guard: %d steps without a verdict, it cannot act: call the monitor's step(iteration), and leave "
+                    "the guard among the monitor's actions", _MANY_STEPS,
+                )  # fmt: skip
         return self.compensator is not None and self.compensator.step()
 
     def remove(self) -> None:
         """Let go of the layers and of the monitor; the weights stay as they are."""
         self._compensator.remove()
+        self._is_attached = False
         self._monitor.actions = [action for action in self._monitor.actions if action is not self]
 
     def state_dict(self) -> dict[str, Any]:

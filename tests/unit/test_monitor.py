@@ -869,6 +869,21 @@ class TestGuard:
         assert guard.switched_on
         assert sum("its step() is not called" in message for message in caplog.messages) == 1
 
+    @pytest.mark.parametrize("mistake", ["no step of the monitor", "actions that are replaced", None, "let go"])
+    def test_a_guard_to_which_no_verdict_comes_says_so_once(self, mistake, caplog):
+        monitor = specreg.Monitor(network())
+        guard = specreg.Guard(monitor)
+        if mistake == "actions that are replaced":
+            monitor.actions = [log]
+        if mistake == "let go":
+            guard.remove()
+        if mistake != "no step of the monitor":
+            monitor.step(1)
+        for _ in range(3000):
+            guard.step()
+        said = sum("steps without a verdict" in message for message in caplog.messages)
+        assert said == (mistake in ("no step of the monitor", "actions that are replaced"))
+
     def test_it_lets_go(self):
         module = network()
         monitor = specreg.Monitor(module)
