@@ -170,7 +170,8 @@ class Monitor:
     def snapshot(self, iteration: int) -> Verdict:
         """Take a snapshot and read the samples now, whether due or not, judge them and call the actions.
 
-        What :meth:`step` has done at this iteration is not done again; samples that it did not read are read.
+        What :meth:`step` has done at this iteration is not done again; samples that it did not read are read, and the
+        actions get a second verdict of this iteration.
 
         Raises:
             ValueError: as :meth:`step`.
