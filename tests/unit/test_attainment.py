@@ -131,7 +131,8 @@ def test_the_largest_value_is_that_of_the_weight_in_use():
 
 
 class Restless(nn.Module):
-    """Moves what a reading must leave alone, in any mode: random numbers, and buffers in place or by another tensor."""
+    """Moves what a reading must leave alone, in any mode: random numbers, buffers in place or by another tensor, and
+    a vector among its parameters."""
 
     def __init__(self):
         super().__init__()
@@ -139,9 +140,11 @@ class Restless(nn.Module):
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("newest", torch.zeros(3))
         self.register_buffer("seen", torch.zeros(0))
+        self.vector = nn.Parameter(torch.ones(1, 3), requires_grad=False)
 
     def forward(self, x):
         self.calls += 1
+        self.vector.data = self.vector.data / 2
         self.newest = x.detach().mean(0)
         self.seen.resize_(x.shape).copy_(x.detach())
         return self.layer(x + torch.randn_like(x) + random.random() + np.random.rand()).sum(1)
@@ -291,6 +294,32 @@ def test_a_reading_leaves_a_pending_backward_pass_alone():
     specreg.attainment(module, x)
     specreg.gradient_norms(module, x, x)
     scores.backward()  # it would refuse buffers that were written to
+
+
+class PowerIterated(nn.Module):
+    """Normalizes its weight by a power iteration whose vector is a parameter, as SAGAN's code and torchgan do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3))
+        self.u = nn.Parameter(torch.randn(4), requires_grad=False)
+
+    def forward(self, x):
+        v = F.normalize(self.weight.detach().T @ self.u, dim=0)
+        self.u.data = F.normalize(self.weight.detach() @ v, dim=0)
+        return x @ (self.weight / self.u.dot(self.weight @ v)).T
+
+
+def test_a_power_iteration_among_the_parameters_stands_still_with_its_gradient():
+    module, x = nn.Sequential(PowerIterated(), nn.ReLU(), nn.Linear(4, 1)), torch.randn(128, 3)
+    alone = copy.deepcopy(module)
+    monitor = specreg.Monitor(module, samples=lambda: (x, x))
+    scores, expected = module(x).sum(), alone(x).sum()
+    monitor.step(1)
+    assert torch.equal(module[0].u, alone[0].u)
+    scores.backward()
+    expected.backward()
+    assert torch.equal(module[0].weight.grad, alone[0].weight.grad)
 
 
 def test_interpolated_samples_are_the_same_at_each_call_unless_a_generator_draws_others():

@@ -18,9 +18,10 @@ from specreg.layers.weights import uncached
 def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """Yield a module without wrappers, in eval mode, and leave modes, buffers and random numbers as they were.
 
-    A buffer that a forward adds stays. A module whose class has a ``train`` or ``eval`` of its own keeps its mode: some
-    merge weights there, or swap in an average. Data parallelism's wrapper would communicate with the other processes.
-    Of any other function only the random numbers are put back.
+    So are vectors among the parameters, if a forward moves them. A buffer that a forward adds stays. A module whose
+    class has a ``train`` or ``eval`` of its own keeps its mode: some merge weights there, or swap in an average. Data
+    parallelism's wrapper would communicate with the other processes. Of any other function only the random numbers are
+    put back.
     """
     if not isinstance(network, nn.Module):
         with frozen_random_numbers():
@@ -32,6 +33,13 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         (child, name, buffer, buffer.clone() if buffer is not None and _is_comparable(buffer) else None)
         for child in modes
         for name, buffer in child._buffers.items()
+    ]
+    # Some codes keep power iteration's vectors among the parameters (SAGAN's spectral normalization, torchgan's).
+    vectors = [
+        (vector, vector.detach().clone())
+        for child in modes
+        for vector in child._parameters.values()
+        if vector is not None and _is_comparable(vector) and _is_vector(vector)
     ]
     # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
     compiling = "torch._dynamo" in sys.modules
@@ -51,11 +59,19 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
             if buffer is not None and value is not None and not torch.equal(buffer, value):
                 with torch.no_grad():
                     (buffer if buffer.shape == value.shape else buffer.resize_(value.shape)).copy_(value)
+        for vector, value in vectors:
+            if not torch.equal(vector, value):
+                vector.data.copy_(value)  # as these codes write: a pending backward pass is not refused
 
 
-def _is_comparable(buffer: Tensor) -> bool:
-    """Tell whether a buffer has values that can be told from others and put back; a sparse one's are not."""
-    return not (isinstance(buffer, nn.UninitializedBuffer) or buffer.is_meta) and buffer.layout == torch.strided
+def _is_comparable(tensor: Tensor) -> bool:
+    """Tell whether a tensor has values that can be told from others and put back; a sparse one's are not."""
+    is_unmade = isinstance(tensor, nn.UninitializedBuffer | nn.UninitializedParameter)
+    return not (is_unmade or tensor.is_meta) and tensor.layout == torch.strided
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    return sum(side > 1 for side in tensor.shape) < 2
 
 
 @contextlib.contextmanager
