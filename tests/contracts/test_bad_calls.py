@@ -45,6 +45,16 @@ def pruned() -> nn.Module:
     return prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5)
 
 
+class Wrapper(nn.Module):
+    """Keeps the weight of what it wraps, as SAGAN's spectral normalization and torchgan's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Linear(4, 4)
+        self.w_bar = nn.Parameter(self.module.weight.data)
+        del self.module._parameters["weight"]
+
+
 def guard() -> specreg.Guard:
     return specreg.Guard(specreg.Monitor(network()))
 
@@ -62,6 +72,10 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "spectra on meta": (lambda: specreg.spectra(N().to("meta")), "layer '0' is on the meta device: give it memory"),
     "SN on meta": (lambda: specreg.spectral_norm(N().to("meta")), "layer '0' is on the meta device"),
     "spectra of a pruned layer": (lambda: specreg.spectra(pruned()), "1 x Linear whose weight a hook derives"),
+    "Monitor of wrappers": (
+        lambda: specreg.Monitor(nn.ModuleDict({"d": Wrapper()})),
+        r"or a module around it, .* of no known layer \(specreg.register takes its class\): d.w_bar$",
+    ),
     "remove from a number": (lambda: specreg.remove(5), "expected a torch"),
     "Monitor every 0": (lambda: specreg.Monitor(N(), every=0), "every must be an integer of at least 1"),
     "Monitor of nothing": (lambda: specreg.Monitor(nn.ReLU()), "no layer matched"),

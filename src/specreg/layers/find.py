@@ -335,15 +335,21 @@ def _inventory(module: nn.Module, candidates: list[tuple[str, Weight]], frozen: 
         return "the layers are " + ", ".join(f"{shown(name)} ({type(use.module).__name__})" for name, use in candidates)
     # A layer of a class that is known would have been found, had it a weight of its own.
     leaves = Counter(
-        f"{type(child).__name__} whose weight a hook derives (pruning, say)" if is_known(child) else _class_name(child)
+        f"{type(child).__name__} whose weight a hook derives (pruning, say) or a module around it"
+        if is_known(child)
+        else _class_name(child)
         for child in module.modules()
         if not list(child.children())
     )
     inventory = ", ".join(f"{count} x {kind}" for kind, count in sorted(leaves.items()))
-    return (
+    # What is pruned is no class to register; a wrapper that keeps the weight of what it wraps is (SAGAN's, torchgan's).
+    owners = dict(plainly_named_modules(module))
+    unknown = LeftOut(tuple(name for name in _not_covered(module) if not is_known(owners[name.rpartition(".")[0]])))
+    text = (
         f"the module holds {inventory or 'nothing'}, specreg takes convolutions, linear layers, embeddings, weights of "
         f"attention and recurrent layers, and what specreg.register was told of"
     )
+    return "; ".join([text, *unknown.lines()])
 
 
 def _class_name(module: nn.Module) -> str:
