@@ -83,7 +83,9 @@ def test_images_need_not_be_squares():
         ("fakes000200", (200,)), ("fakes_init", ()), ("fake_samples_epoch_024", (24,)),
         ("fake_samples_epoch_003_batch_0040", (3,)), ("epoch=2-step=300", (2, 300)), ("samples_64x64_step100", (100,)),
         ("ema_0.9999_250000", (250_000,)), ("samples_seed7", ()), ("200kimg", (200,)), ("000100", (100,)),
-        ("samples_50000x64x64x3", ()), ("0100_8x8", (100,)),
+        ("samples_50000x64x64x3", ()), ("0100_8x8", (100,)), ("D_lr0.0002_1000", (1000,)),
+        ("reconstructions_gs-000750_e-000001_b-000250", (750,)), ("D_2024-05-01_12-31-40", ()),
+        ("D_20240501-123140", ()), ("D_20240501_123140_step_50", (50,)), ("step_20240501", (20_240_501,)),
     ],
 )  # fmt: skip
 def test_a_single_name_tells_its_time(name, expected):
@@ -202,6 +204,13 @@ def test_checkpoints_without_a_number_come_first(folders, expected, run):
         ("checkpoint-{}/G/model.pt", "checkpoint-{}/D/model.pt", ["G/model.pt", "D/model.pt"]),
         ("checkpoint_{}/model.pt", "checkpoint_{}/model_1.bin", ["model.pt", "model_1.bin"]),
         ("step_{}/pytorch_model_1.bin", "step_{}/pytorch_model_2.bin", ["pytorch_model_1.bin", "pytorch_model_2.bin"]),
+        ("step_{}/D_1.pt", "step_{}/D_2.pt", ["D_1.pt", "D_2.pt"]),
+        ("checkpoint-{}/encoder/D.pt", "checkpoint-{}/encoder_2/D.pt", ["encoder/D.pt", "encoder_2/D.pt"]),
+        ("run1/step_{}.pt", "run2/step_{}.pt", ["run1/step_#.pt", "run2/step_#.pt"]),
+        ("00000-x/snapshot-{}.pkl", "00001-x/snapshot-{}.pkl", ["00000-x/snapshot-#.pkl", "00001-x/snapshot-#.pkl"]),
+        ("2024-05-01/D_{}.pt", "2024-05-02/D_{}.pt", ["2024-05-01/D_#.pt", "2024-05-02/D_#.pt"]),
+        ("D_seed1_{}.pt", "D_seed2_{}.pt", ["D_seed1_#.pt", "D_seed2_#.pt"]),
+        ("ema_0.999_{}.pt", "ema_0.9999_{}.pt", ["ema_0.999_#.pt", "ema_0.9999_#.pt"]),
     ],
 )
 def test_models_beside_each_other_are_series_of_their_own(first, second, expected, run):
@@ -222,6 +231,51 @@ def test_a_step_in_the_name_of_a_folder_and_of_its_model_is_no_model_of_its_own(
         torch.save({"conv.weight": torch.eye(16)}, run / f"step_{step}" / f"model_{step}.bin")
     names = [notice.name for notice in Checkpoints(run).look(last=True)]
     assert names == ["100  model_#.bin", "200  model_#.bin", "300  model_#.bin"]
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (["run1/D.pt", "run2/D.pt"], ["run1/D.pt", "run2/D.pt"]),
+        (["seed0/best/D.pt", "seed1/best/D.pt"], ["seed0/D.pt", "seed1/D.pt"]),
+        (["D/model.pt", "G/model.pt"], ["D/model.pt", "G/model.pt"]),
+    ],
+)
+def test_models_in_folders_without_a_time_are_not_compared(files, kind, run):
+    sound = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    for path, weight in zip(files, (sound, sound * 0.02 + 1), strict=True):
+        (run / path).parent.mkdir(parents=True)
+        torch.save({"conv.weight": weight}, run / path)
+    notices = list(Checkpoints(run).look(last=True))
+    assert [(notice.name, notice.state) for notice in notices] == [(f"0  {name}", "not judged") for name in kind]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["epoch_1/model_1.bin", "epoch_2/model_2.bin", "epoch_3/model_3.bin"],
+        ["epoch=1-loss=0.20.ckpt", "epoch=2-loss=1e-05.ckpt", "epoch=3-loss=-0.10.ckpt"],
+        ["epoch_1/D_loss_0.8.pt", "epoch_2/D_loss_0.7.pt", "epoch_3/D_loss_-0.6.pt"],
+        ["loss_0.8/D_epoch_1.pt", "loss_0.7/D_epoch_2.pt", "loss_-0.6/D_epoch_3.pt"],
+        ["D_2024-05-01_12-30-50.pt", "D_2024-05-01_12-31-40.pt", "D_2024-05-01_12-32-30.pt"],
+        ["D_lr0.0002_900.pt", "D_lr0.0002_1000.pt", "D_lr0.0002_1100.pt"],
+    ],
+)
+def test_checkpoints_of_one_model_are_one_series_whatever_else_their_names_say(names, run):
+    sound = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    for path, weight in zip(names, (sound, sound, sound * 0.02 + 1), strict=True):
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"conv.weight": weight}, run / path)
+    assert [notice.state for notice in Checkpoints(run).look(last=True)] == ["not judged", "steady", "collapsed"]
+
+
+def test_the_first_of_accelerates_models_tells_that_the_second_has_a_number_of_its_own(run):
+    for step in (1, 2):
+        (run / f"epoch_{step}").mkdir()
+        for name in ("model", "model_1"):
+            save_file({"conv.weight": torch.eye(16)}, run / f"epoch_{step}/{name}.safetensors")
+    names = [notice.name for notice in Checkpoints(run).look(last=True)]
+    assert names == [f"{step}  {name}.safetensors" for step in (1, 2) for name in ("model", "model_1")]
 
 
 @pytest.mark.parametrize("files", ["reconstructions_*", "train/reconstructions_gs-*"])
@@ -249,6 +303,15 @@ def test_pictures_of_one_name_in_folders_beside_each_other_are_warned_of(run, re
     (message,) = caplog.messages
     assert set(re.findall("[a-z]+/#.png", message)) == {"inputs/#.png", "reconstructions/#.png"}
     assert "are of one iteration, judged as one series: name one by --files" in message
+
+
+def test_pictures_of_several_runs_are_warned_of(run, real, caplog):
+    for folder in ("00000-x", "00001-x"):
+        (run / folder).mkdir()
+        grid(digits(24), 4).save(run / folder / "fakes000200.png")
+    read(samples(run, real), last=True)
+    (message,) = caplog.messages
+    assert "00000-x/fakes#.png and 00001-x/fakes#.png are of one iteration, judged as one series" in message
 
 
 def test_checkpoints_without_an_ending_are_read_where_they_are_named(run):
@@ -339,6 +402,8 @@ def test_an_older_checkpoint_is_left_out(run, caplog):
             ["0", "500", "501", "502", "1000", "1001"],
         ),
         (["steps_50/epoch_3", "steps_50/epoch_4"], ["3", "4"]),
+        (["step_100/grid_0", "step_100/grid_1", "step_200/grid_0", "step_200/grid_1"], ["100", "100", "200", "200"]),
+        (["a_gs-000500_e-000000_b-000500", "a_gs-000750_e-000001_b-000000"], ["500", "750"]),
         (["ema_000100/samples_24x8x8", "ema_000200/samples_24x8x8"], ["100", "200"]),
         (["fakes000200", "fakes000100", "fakes000400"], ["200", "201", "400"]),  # one was complete later
     ],

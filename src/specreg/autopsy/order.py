@@ -8,7 +8,9 @@ from pathlib import Path
 
 from specreg.autopsy.formats import ENDINGS, INDEX
 
-_STEP = re.compile(r"(global|total|train|num|n)?steps?|it(e?rs?|erations?)?|[kn]imgs?|updates?|ticks?", re.IGNORECASE)
+_STEP = re.compile(
+    r"(global|total|train|num|n)?steps?|gs|it(e?rs?|erations?)?|[kn]imgs?|updates?|ticks?", re.IGNORECASE
+)
 _EPOCH = re.compile(r"epochs?|ep", re.IGNORECASE)
 # What numbers go with that say nothing about when.
 _OTHER = re.compile(
@@ -17,8 +19,27 @@ _OTHER = re.compile(
     re.IGNORECASE,
 )
 _FOLDER = re.compile(r"(check_?points?|ckpts?|snapshots?|models?|saves?|weights?)?", re.IGNORECASE)
-# No numbers of time: values of a metric, versions, sizes of images.
-_TIMELESS = re.compile(r"\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(x\d+)+", re.IGNORECASE)
+# Of one of several checkpoints, and of one of several trainings.
+_SAVED = re.compile(r"check_?point|ckpt|snapshot", re.IGNORECASE)
+_RUN = re.compile(r"v|ver|version|rev|seed|fold|rank|gpu|lr|run|exp(eriment)?|trial", re.IGNORECASE)
+# No numbers of time, with their words: values of a metric, versions, sizes of images.
+_TIMELESS = re.compile(r"[a-z]*[\W_]*(\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(x\d+)+)", re.IGNORECASE)
+# When a file was written: the seconds, its last number, begin anew.
+_DATE = re.compile(
+    r"(?<!\d)20\d\d("
+    r"[-._](0[1-9]|1[0-2])[-._](0[1-9]|[12]\d|3[01])([\W_T]+[0-2]\d[-:._][0-5]\d([-:._][0-5]\d)?)?|"
+    r"(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])[-_T][0-2]\d[0-5]\d([0-5]\d)?"
+    r")(?!\d)"
+)
+# Numbers that tell models apart, and all others, those of metrics with their sign.
+_CHANGING = re.compile(
+    r"((?<![a-z])((v|ver|version|rev|seed|fold|rank|gpu|lr)[\W_]?\d+(\.\d+)*(e-?\d+)?|ema[\W_]?0?\.\d+)(?![\da-z]))|"
+    r"((?<=[=_])-)?\d+(\.\d+)*(e[-+]?\d+)?",
+    re.IGNORECASE,
+)
+_VALUE = re.compile(
+    r"(loss|fid|kid|acc(?:uracy)?|psnr|ssim|lpips|score|metric)[\W_]*\d+(?:\.\d+)*(?:e[-+]?\d+)?", re.IGNORECASE
+)
 # A word, a number, its thousands, and a word behind it: step=1000, 200kimg, 50k.
 _NUMBER = re.compile(
     r"([a-z0-9]*[a-z])?[\W_]*(?<!\d)(\d+)(?:([km])(?![a-z]))?(steps?|iters?|epochs?|kimgs?)?", re.IGNORECASE
@@ -73,11 +94,38 @@ def times(name: str) -> tuple[int, ...]:
         >>> times("fake_samples_epoch_3_step_1200"), times("fakes000200"), times("fakes_init")
         ((3, 1200), (200,), ())
     """
-    numbers = _numbers(name)
+    numbers = _numbers(_DATE.sub(" ", name))
     labelled = [[value for word, value in numbers if label.fullmatch(word)] for label in (_EPOCH, _STEP)]
     if any(labelled):
         return tuple(values[-1] for values in labelled if values)
     return tuple(value for word, value in numbers if _OTHER.fullmatch(word) is None)[-1:]
+
+
+def labels(name: str) -> set[str]:
+    """Return what the numbers in a name are said to be of: "epoch", "step", "checkpoint", or "run", one of several."""
+    words = [word for word, _ in _numbers(_DATE.sub(" ", name))]
+    kinds = {"epoch": _EPOCH, "step": _STEP, "checkpoint": _SAVED, "run": _RUN}
+    return {kind for kind, label in kinds.items() if any(map(label.fullmatch, words))}
+
+
+def model_name(name: str) -> str:
+    """Return a file's name without the numbers that checkpoints of one model differ in: those of settings stay.
+
+    Example:
+        >>> model_name("D_seed1_step_200_loss=-0.8"), model_name("ema_0.999_010000")
+        ('D_seed1_step_#_loss=#', 'ema_0.999_#')
+    """
+    return _CHANGING.sub(lambda match: match[1] or "#", name)
+
+
+def without_values(name: str) -> str:
+    """Return a name without the values of metrics.
+
+    Example:
+        >>> without_values("lr_0.1-loss=-0.8")
+        'lr_0.1-loss#'
+    """
+    return _VALUE.sub(r"\1#", name)
 
 
 def _counted(paths: Sequence[Path]) -> tuple[int, ...]:

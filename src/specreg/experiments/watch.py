@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from specreg.autopsy.formats import BESIDE, ENDINGS, INDEX, SHARD, listed
-from specreg.autopsy.order import times
+from specreg.autopsy.order import labels, model_name, times, without_values
 from specreg.autopsy.spectra import LayerSpectrum, inspect, judge
 from specreg.data.arrays import ImageArrays
 from specreg.data.cache import file_stamp
@@ -43,9 +43,11 @@ _NUM_REAL, _MOST_GENERATED = 10_000, 10_000
 _FEW = 500  # samples below which a reading sees large losses alone
 # Grids of training data, as StyleGAN and DCGAN save them beside those of generated images.
 _REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)
-_DIGITS = re.compile(r"\d+")
-# Of several models that Accelerate saves into one folder; the number is the model's, and no step (step_500/model_500).
-_ACCELERATE = re.compile(r"(checkpoint|epoch|step)[-_]\d+/(pytorch_)?model_[1-9]\.(bin|safetensors)")
+# Of several models that Accelerate saves into one folder: the number is the model's.
+_ACCELERATE = re.compile(r"(pytorch_)?model_[1-9]\.(bin|safetensors)")
+_NUMBER = re.compile(r"[-_]?\d+(?=\.)")
+# Folders that tell no models apart.
+_NEWEST = re.compile(r"best|last|latest|newest|current|final|end|init|initial|start", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -196,23 +198,34 @@ class Folder:
         return file.suffix.lower() in self.endings and is_visible(name) and not self.skips(name)
 
     def _times(self, item: Path) -> tuple[int, ...]:
-        """Return what :func:`times` reads of an item's name, else of the nearest folder's below the watched one."""
-        inside = item.relative_to(self.path).parts
-        if _ACCELERATE.search(item.as_posix()):
-            inside = inside[:-1]
-        stems = [part[: -len(end)] if (end := Path(part).suffix).lower() in self.endings else part for part in inside]
-        both = times(" ".join(stems[-2:]))  # an epoch may be the folder's and the step the file's
-        if len(both) == 2 and times(stems[-1])[-1:] == both[1:]:
-            return both
-        return next((numbers for stem in reversed(stems) if (numbers := times(stem))), ())
+        """Return what :func:`times` reads of an item's name, else of a folder's below the watched one."""
+        return self._told(item)[0]
 
     def _kind(self, item: Path) -> str:
         """Return what readings of one series share: their path without numbers and without folders that tell a time."""
-        name = item.name if _ACCELERATE.search(item.as_posix()) else _DIGITS.sub("#", item.name)
-        if not self._times(item):  # best/D.pt is of the model of epoch_1/D.pt
-            return name
-        folders = item.relative_to(self.path).parts[:-1]
-        return "/".join([*(folder for folder in folders if not times(folder)), name])
+        told, is_numbered = self._told(item)
+        *folders, name = item.relative_to(self.path).parts or (item.name,)
+        kept = [without_values(folder) for folder in folders if not _is_moment(folder, told)]
+        return "/".join([*kept, without_values(name) if is_numbered else model_name(name)])
+
+    def _told(self, item: Path) -> tuple[tuple[int, ...], bool]:
+        """Return the times of an item, and whether the number in its own name is that of one of several models."""
+        inside = item.relative_to(self.path).parts
+        if not inside:
+            return (), False
+        stems = [part[: -len(end)] if (end := Path(part).suffix).lower() in self.endings else part for part in inside]
+        *folders, stem = stems
+        own, both = times(stem), times(" ".join(stems[-2:]))  # an epoch may be the folder's and the step the file's
+        if len(both) == 2 and own[-1:] == both[1:]:
+            return both, False
+        kinds = {"step", "checkpoint", *(["epoch"] if _ACCELERATE.fullmatch(item.name) else [])}
+        moment = next((folder for folder in reversed(folders) if labels(folder) & kinds), "")
+        if own and moment and not labels(stem) & {"epoch", "step"}:
+            alone = item.with_name(_NUMBER.sub("", item.name))  # the first of Accelerate's models has no number
+            if own != times(moment)[-1:] or alone.exists():
+                return times(moment), True
+        candidates = [own, times(moment), *(times(name) for name in reversed(folders) if "run" not in labels(name))]
+        return next(filter(None, candidates), ()), False
 
 
 class Samples(Folder):
@@ -403,6 +416,17 @@ def watch(
         if once:
             return None
         time.sleep(every)
+
+
+def _is_moment(folder: str, told: tuple[int, ...]) -> bool:
+    """Tell whether a folder is of a time in a training, by the times of what is in it: epoch_1/, or without any best/.
+
+    A folder's number may be a run's where the file's own tells the time.
+    """
+    if not told:
+        return _NEWEST.fullmatch(folder) is not None
+    kinds = labels(folder)
+    return bool(kinds & {"epoch", "step", "checkpoint"}) or ("run" not in kinds and times(folder) == told[-1:])
 
 
 def _spread(count: int) -> slice:
