@@ -148,6 +148,13 @@ def test_images_are_converted_before_they_are_resized(tmp_path, mode, ending, op
     assert len(pixels.unique()) > 8  # neither a palette's colours nor black and white alone
 
 
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_grey_images_of_16_bits_are_divided_by_257(ending, tmp_path):
+    expected = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint16)
+    Image.fromarray(expected * 257).save(tmp_path / f"a.{ending}")
+    assert np.array_equal(load_images(tmp_path).images[0, 0].numpy(), expected)
+
+
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_images_of_32_bits_are_refused(tmp_path, kind):
     Image.fromarray(np.zeros((8, 8), kind)).save(tmp_path / "a.tif")

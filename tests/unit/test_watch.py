@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 
 import numpy as np
@@ -124,6 +125,20 @@ def test_what_is_half_written_is_read_when_it_is_whole(run, real, caplog):
     assert caplog.messages == []
 
 
+def test_what_is_written_on_after_a_pause_is_read(run, caplog):
+    whole = io.BytesIO()
+    torch.save({"conv.weight": torch.eye(16)}, whole)
+    folder = Checkpoints(run)
+    for part in (0.3, 0.3, 0.3, 0.6, 0.6, 0.6):
+        (run / "D_1.pt").write_bytes(whole.getvalue()[: int(part * len(whole.getvalue()))])
+        os.utime(run / "D_1.pt", (part, part))
+        assert list(folder.look(last=False)) == []
+    assert len(caplog.messages) == 2  # one for each pause
+    (run / "D_1.pt").write_bytes(whole.getvalue())
+    assert [notice.name for notice in folder.look(last=False)] == ["1  D_#.pt"]
+    assert len(caplog.messages) == 2
+
+
 def test_what_stays_unreadable_is_named_once(run, real, caplog):
     (run / "fakes000200.png").write_bytes(torn(encoded(grid(digits(64), 8))))
     Image.new("L", (33, 40)).save(run / "losses.png")
@@ -169,6 +184,13 @@ def test_images_of_another_size_and_of_colour_are_compared_at_the_size_of_the_re
     (notice,) = samples(run, real, tile=(16, 16)).look(last=True)
     assert notice.details["samples"] == 36
     assert notice.details["far"] < 0.1
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_pixels_of_32_bits_whose_white_is_not_known_are_refused(kind, mode, run, real):
+    Image.fromarray(np.asarray(grid(digits(24), 4)).astype(kind)).save(run / "1.tif")
+    with pytest.raises(ValueError, match=rf"1.tif has pixels of 32 bits \(mode {mode}\), whose white is not known"):
+        read(samples(run, real), last=True)
 
 
 def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
@@ -349,6 +371,21 @@ def test_a_checkpoint_in_several_files_is_read_by_its_index(run):
     notices = list(Checkpoints(run).look(last=True))
     assert [(notice.name.split()[0], notice.state) for notice in notices] == [("500", "not judged"), ("1000", "steady")]
     assert len(inspect([run / "checkpoint-500"]).layers[0]) == 2
+
+
+def test_an_index_is_read_when_the_files_that_it_names_are_whole(run, caplog):
+    places = {f"conv{index}.weight": f"model-0000{index}-of-00002.safetensors" for index in (1, 2)}
+    for name, place in places.items():
+        save_file({name: torch.eye(16)}, run / place)
+    (run / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    last = run / "model-00002-of-00002.safetensors"
+    whole, folder = last.read_bytes(), Checkpoints(run)
+    for size in (100, 300, 600):
+        last.write_bytes(whole[:size])
+        assert list(folder.look(last=False)) == []
+    last.write_bytes(whole)
+    assert [notice.name for notice in folder.look(last=False)] == ["0  model.safetensors.index.json"]
+    assert caplog.messages == []
 
 
 def test_a_checkpoint_that_cannot_be_compared_is_named_and_ends_no_series(run):

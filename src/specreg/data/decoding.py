@@ -110,11 +110,7 @@ class ImageFiles:
                 f"{self.path}: {self.names[index]} is not a readable image ({type(error).__name__}): remove or "
                 f"replace it"
             ) from error
-        if image.mode in _THIRTY_TWO_BITS:
-            raise ValueError(
-                f"{self.path}: {self.names[index]} has pixels of 32 bits (mode {image.mode}), whose white is not "
-                f"known: convert it to 8 or 16 bits"
-            )
+        check_bits(image, f"{self.path}: {self.names[index]}")
         return image
 
     def _wrong_size(self, index: int, image: Image.Image) -> ValueError:
@@ -122,6 +118,14 @@ class ImageFiles:
         return ValueError(
             f"{self.path}: images have to be squares of one size, but {self.names[0]} is {first.width}x{first.height} "
             f"and {self.names[index]} {image.width}x{image.height}; give an image size to crop and resize them"
+        )
+
+
+def check_bits(image: Image.Image, title: str) -> None:
+    """Raise ValueError if a decoded image's pixels have 32 bits."""
+    if image.mode in _THIRTY_TWO_BITS:
+        raise ValueError(
+            f"{title} has pixels of 32 bits (mode {image.mode}), whose white is not known: convert it to 8 or 16 bits"
         )
 
 
@@ -144,7 +148,8 @@ def decoded(content: bytes) -> Image.Image:
         image.load()
         with contextlib.suppress(Exception):  # damaged EXIF fails anywhere, and has no orientation
             ImageOps.exif_transpose(image, in_place=True)
-        if image.mode in _SIXTEEN_BITS:  # Pillow's own conversion clips at 255: white nearly everywhere
+        # Pillow's own conversion clips at 255: white nearly everywhere. It gives grey PGM files of 16 bits mode I.
+        if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM"):
             return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
         if image.mode in _THIRTY_TWO_BITS:
             return image

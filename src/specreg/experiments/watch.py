@@ -26,7 +26,7 @@ from specreg.autopsy.order import labels, model_name, times, without_values
 from specreg.autopsy.spectra import LayerSpectrum, inspect, judge
 from specreg.data.arrays import ImageArrays
 from specreg.data.cache import file_stamp
-from specreg.data.decoding import LARGEST_FILE, SUFFIXES, decoded
+from specreg.data.decoding import LARGEST_FILE, SUFFIXES, check_bits, decoded
 from specreg.data.files import is_visible
 from specreg.data.mixtures import MIXTURES
 from specreg.data.npz import load_npz
@@ -114,7 +114,7 @@ class Folder:
             raise ValueError(f"there is no folder {path}: name the one that the training writes its samples into")
         self.path, self._files = path, files
         self._done: dict[Path, int] = {}  # what was read -> its number of files; 0 of what was refused
-        self._stamps: dict[Path, list[list[int]]] = {}  # of what was not complete when it was looked at
+        self._stamps: dict[Path, list[list[int]]] = {}  # of what was looked at
         self._judged = False
 
     def look(self, *, last: bool) -> Iterator[Notice]:
@@ -126,10 +126,15 @@ class Folder:
         refusals: list[str] = []
         found = self._items()
         self._warn_of_late(found)
-        items = {item: files for item, files in found.items() if item not in self._done}
+        # A file that was refused may be written on after a pause.
+        refused = {item for item, count in self._done.items() if not count and found.get(item) == [item]}
+        items = {item: files for item, files in found.items() if item not in self._done or item in refused}
         for item in sorted(items, key=lambda item: (self._times(item), item.name, item)):
             try:
-                stamps = [file_stamp(file) for file in items[item]]
+                stamps = [file_stamp(file) for file in self.parts(items[item])]
+                if item in refused and stamps == self._stamps.get(item):
+                    continue
+                self._done.pop(item, None)
                 settled = last or self._stamps.get(item) == stamps
                 self._stamps[item] = stamps
                 if items[item] != [item] and not settled:
@@ -175,6 +180,10 @@ class Folder:
     def key(self, file: Path) -> Path:
         """Return what a file is read with: itself, or a folder whose files are one reading."""
         return file
+
+    def parts(self, files: Sequence[Path]) -> Sequence[Path]:
+        """Return what has to be complete for files to be read: themselves, and what they name."""
+        return files
 
     def _warn_of_late(self, items: Mapping[Path, Sequence[Path]]) -> None:
         for item, count in self._done.items():
@@ -303,10 +312,11 @@ class Samples(Folder):
     def _pictures(self, file: Path) -> Iterator[Image.Image]:
         try:
             with open(file, "rb") as opened:
-                picture = decoded(opened.read(LARGEST_FILE + 1)).convert("RGB")
+                picture = decoded(opened.read(LARGEST_FILE + 1))
         except Exception as error:  # a damaged image makes its reader fail anywhere
             raise ValueError(f"{file} is not a readable image ({type(error).__name__})") from error
-        tiles = cut_grid(np.asarray(picture), self._tile)
+        check_bits(picture, str(file))
+        tiles = cut_grid(np.asarray(picture.convert("RGB")), self._tile)
         if tiles is None:
             height, width = self._tile
             raise ValueError(
@@ -368,6 +378,11 @@ class Checkpoints(Folder):
             f"looked for checkpoints, {endings}, of several files their index; name others, without an ending say, "
             "with --files; for images give real ones with --real"
         )
+
+    def parts(self, files: Sequence[Path]) -> Sequence[Path]:
+        if not INDEX.search(files[0].name):
+            return files
+        return [*files, *sorted(file for file in files[0].parent.iterdir() if SHARD.search(file.name))]
 
     def read(self, files: Sequence[Path]) -> Mapping[str, LayerSpectrum]:
         return inspect(files).layers[0]
