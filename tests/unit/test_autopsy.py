@@ -377,6 +377,16 @@ SCALES = {  # the scale's name, its values, and what it makes of a weight of one
 }  # fmt: skip
 
 
+def test_a_path_given_twice_is_read_once(tmp_path):
+    sound = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    paths = [tmp_path / f"step_{step}.pt" for step in (100, 200, 300)]
+    for path, weight in zip(paths, (sound, sound, sound * 0.02 + 1), strict=True):
+        torch.save({"conv.weight": weight}, path)
+    found = inspect([*paths, *paths[1:]])
+    assert found.paths == tuple(paths)
+    assert found.verdict.state == "collapsed"
+
+
 @pytest.mark.parametrize("case", SCALES)
 @pytest.mark.parametrize("form", ["safetensors", "torch"])
 def test_weights_of_eight_bits_are_multiplied_with_their_scale(case, form, tmp_path):

@@ -144,6 +144,7 @@ def inspect(
     Raises:
         ValueError: a file cannot be inspected, or the checkpoints are not of one model.
     """
+    paths = list({path.absolute(): path for path in paths}.values())  # overlapping globs give a path twice
     order = ordered(paths)
     # All files are opened before the first is computed, so that a bad file fails at once.
     checkpoints = [open_checkpoint(path, only=only, skip=skip, transposed=transposed) for path in order.paths]
