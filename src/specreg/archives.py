@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from specreg.pickles import Bytes
+from specreg.pickles import Bytes, LimitError
 
 _HEADER = 30  # bytes before an entry's name
 
@@ -21,13 +21,18 @@ class _Cautious(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         most = (1 << 20) + Path(str(self.name)).stat().st_size // 16
         if size is not None and size > most:
-            raise ValueError("its list of entries is too long")
+            raise LimitError("its list of entries is too long")
         return super().read(size)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip archive; ValueError if it is damaged or encrypted, or two of its entries have one name."""
+    """Open a zip archive.
+
+    Raises:
+        ValueError: it is damaged or encrypted, or two of its entries have one name.
+        LimitError: its list of entries is too long.
+    """
     try:
         with _Cautious(io.FileIO(str(path))) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()

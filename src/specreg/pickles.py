@@ -17,6 +17,10 @@ _FLOOR = 64 << 20
 _SHORT = 16  # bytes that each instruction may read besides what its cost says
 
 
+class LimitError(ValueError):
+    """A file that may be whole holds more than is read of a file of its size."""
+
+
 class Budget:
     """What the values of one file may take: memory, estimated from above, and the time of reading its tensors."""
 
@@ -27,17 +31,17 @@ class Budget:
         self._tensors = 64 + file_size // 32
 
     def take(self, size: int) -> None:
-        """Raise ValueError if this many bytes are no longer there."""
+        """Raise LimitError if this many bytes are no longer there."""
         self._left -= size
         if self._left < 0:
-            raise ValueError("what it describes would take too much memory")
+            raise LimitError("what it describes would take too much memory")
 
     def take_tensor(self, num_values: int) -> None:
-        """Raise ValueError if there are so many tensors, or so many values in them, that they must be the same ones."""
+        """Raise LimitError if there are so many tensors, or so many values in them, that they must be the same ones."""
         self._values -= num_values
         self._tensors -= 1
         if self._values < 0 or self._tensors < 0:
-            raise ValueError("it describes far more tensors than it has room for")
+            raise LimitError("it describes far more tensors than it has room for")
 
 
 class Window:
@@ -187,11 +191,14 @@ def read_pickle(window: Window) -> tuple[Any, list[Object]]:
         Its value, and what it says of what is stored outside of it.
 
     Raises:
-        ValueError: it is damaged, or would take more memory than the budget has.
+        ValueError: it is damaged.
+        LimitError: it would take more memory than the budget has.
     """
     machine = _Machine(window)
     try:
         return machine.load(), machine.outside
+    except LimitError:
+        raise
     except (ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(str(error)) from error  # a UnicodeError, too, becomes a plain one
     except Exception as error:  # a damaged pickle makes its reader fail anywhere

@@ -268,17 +268,21 @@ def test_the_same_pickles_run_something_where_they_are_trusted(name, tmp_path, m
     assert hostile.RAN or list(tmp_path.iterdir()) == [tmp_path / "ran"]
 
 
+LIMIT = "holds more than is read of a file of its size ("
+REASONS = ("is damaged or incomplete (", LIMIT)
+
+
 @pytest.mark.parametrize("name", BOMBS_IN_PICKLES)
 def test_a_pickle_takes_no_more_than_it_has(name, inspected, monkeypatch):
     monkeypatch.setattr("specreg.pickles._FLOOR", 4 << 20)
     answer = inspected(hostile.archive(BOMBS_IN_PICKLES[name]))
-    assert answer == ["a"] or "m.pkl is damaged or incomplete (" in answer
+    assert answer == ["a"] or any(f"m.pkl {reason}" in answer for reason in REASONS)
 
 
 @pytest.mark.parametrize("name", hostile.tangles(1))
 def test_what_many_things_share_is_visited_once(name, inspected):
     answer = inspected(hostile.archive(hostile.tangles()[name]), traced=False)
-    assert answer == ["a"] or "m.pkl is damaged or incomplete (" in answer
+    assert answer == ["a"] or any(f"m.pkl {reason}" in answer for reason in REASONS)
 
 
 def rewritten(content: bytes, signature: bytes, offset: int, form: str, value: int) -> bytes:
@@ -306,8 +310,8 @@ def overlapping() -> bytes:
 
 SAVED = hostile.archive(b"N")
 CONTAINERS = {
-    "a tensor many times": (hostile.archive(hostile.TENSOR + b"q\x000](" + b"h\x00" * 9000 + b"e"), "far more tensors than it has room for"),
-    "many views of one storage": (overlapping(), "far more tensors than it has room for"),
+    "a tensor many times": (hostile.archive(hostile.TENSOR + b"q\x000](" + b"h\x00" * 9000 + b"e"), f"{LIMIT}it describes far more tensors than it has room for"),
+    "many views of one storage": (overlapping(), f"{LIMIT}it describes far more tensors than it has room for"),
     "two entries of one name": (twice(SAVED), "two of its entries have the same name"),
     "entries that share bytes": (spoilt.shared_entries(), "same name"),
     "a compressed entry": (spoilt.compressed(SAVED), "is compressed, which torch.save never does"),
@@ -315,7 +319,7 @@ CONTAINERS = {
     "an entry elsewhere": (rewritten(SAVED, b"PK\x01\x02", 42, "<I", 3), "is not where it should be"),
     "an entry that claims more": (rewritten(SAVED, b"PK\x01\x02", 24, "<I", 1 << 31), "is longer than the file"),
     "an entry that claims all": (rewritten(hostile.archive(b"N", more=bytes(500)), b"PK\x01\x02", 24, "<I", 900), "claim more bytes than the file has"),
-    "a long list of entries": (lambda: zipped({f"m/{i}": b"" for i in range(30_000)}), "its list of entries is too long"),
+    "a long list of entries": (lambda: zipped({f"m/{i}": b"" for i in range(30_000)}), f"{LIMIT}its list of entries is too long"),
     "no pickle": (zipped({"m/data/0": b""}), "it has no data.pkl"),
     "another bytes' order": (hostile.archive(b"N", byteorder=b"big"), "other bytes' order"),
     "an old file of another order": (pickle.dumps(hostile.MAGIC, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": False}, 2), "other bytes' order"),

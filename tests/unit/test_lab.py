@@ -44,6 +44,7 @@ from specreg.training.loop import TrainingConfig, decay_factor, train
 from specreg.training.precision import compute_in_bf16
 from specreg.training.state import SCHEMA, load_checkpoint, load_newest, save_checkpoint, update_ema
 from specreg.training.steps import NonFiniteError, discriminator_step
+from spoilt import zipped
 from trainings import SMALL
 
 
@@ -258,6 +259,13 @@ def test_a_second_name_of_a_file(tmp_path, monkeypatch):
     give_name(other, name)
     assert (one.read_text(), name.read_text()) == ("one", "other")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_a_checkpoint_of_too_many_entries_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(zipped({f"m/{i}": b"" for i in range(30_000)}))
+    with pytest.raises(ValueError, match=r"not a readable checkpoint \(its list of entries is too long\)"):
+        load_checkpoint(path)
 
 
 def test_bf16_computes_the_forward_pass_alone_and_returns_float32():

@@ -20,6 +20,7 @@ from specreg.autopsy.tensors import Stored, obstructed
 from specreg.autopsy.torchfiles import Contents
 from specreg.files import check_file, exists, read_json, reading
 from specreg.names import printable
+from specreg.pickles import LimitError
 
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
@@ -243,4 +244,9 @@ def listed(names: list[str]) -> str:
 
 def _damaged(path: Path, error: Exception) -> ValueError:
     reason = printable(str(error).strip().split("\n")[0][:120]) or type(error).__name__
+    if isinstance(error, LimitError):
+        return ValueError(
+            f"{path} holds more than is read of a file of its size ({reason}): save its weights alone, with "
+            f"safetensors.torch.save_file for instance"
+        )
     return ValueError(f"{path} is damaged or incomplete ({reason}): copy or download it again")

@@ -19,6 +19,7 @@ from specreg.guard import Guard
 from specreg.monitor.actions import Pin
 from specreg.monitor.monitor import Monitor
 from specreg.names import printable
+from specreg.pickles import LimitError
 from specreg.regularizers.compensators import Compensator
 from specreg.training.steps import Run, first_bad, named_tensors
 
@@ -192,7 +193,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
             raise  # the file may be whole; an impossible offset in a damaged one is an invalid argument
-        reason = str(error) if type(error) is ValueError else type(error).__name__
+        reason = str(error) if type(error) in (ValueError, LimitError) else type(error).__name__
         raise ValueError(f"{path} is not a readable checkpoint ({reason})") from error
     if damaged:
         raise ValueError(f"{path} is not a readable checkpoint (the checksum of {damaged!r} is wrong)")
