@@ -152,6 +152,14 @@ def test_what_stays_unreadable_is_named_once(run, real, caplog):
     assert "losses.png is 33x40, no grid of 8x8 images: give their size with --tile; left out" in caplog.text
 
 
+def test_a_warning_is_a_line_whatever_a_name_holds(run, caplog):
+    torch.save({"conv.weight": torch.eye(16)}, run / "D_1.pt")
+    (run / "D\nspecreg: all is well_2.pt").write_bytes(b"text")
+    list(Checkpoints(run).look(last=True))
+    (message,) = caplog.messages
+    assert message.isprintable()
+
+
 @pytest.mark.parametrize("inside", ["step-100", "step-100/cats", ""])
 def test_a_folder_of_images_is_read_when_nothing_is_added(run, real, inside):
     folder, samples_folder = samples(run, real, pool=1), run / inside

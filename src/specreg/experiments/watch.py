@@ -35,7 +35,7 @@ from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
 from specreg.monitor.coverage import Coverage
 from specreg.monitor.modes import ModeJudge, ModeThresholds
-from specreg.names import STATES, State, default_groups
+from specreg.names import STATES, State, default_groups, printable
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Folder:
         if last and (rest := self.rest()):
             refusals.append(rest)
         for refusal in refusals:
-            logger.warning("%s; left out", refusal)
+            logger.warning("%s; left out", printable(refusal))  # a line each, whatever a name holds
 
     def read(self, files: Sequence[Path]) -> Any:
         """Return the content of files; ValueError or OSError where they are damaged, or not complete."""
@@ -188,7 +188,8 @@ class Folder:
     def _warn_of_late(self, items: Mapping[Path, Sequence[Path]]) -> None:
         for item, count in self._done.items():
             if len(items.get(item, ())) > count > 0:
-                logger.warning("%s was read before more came into it: give every reading a folder of its own", item)
+                name = printable(str(item))
+                logger.warning("%s was read before more came into it: give every reading a folder of its own", name)
                 self._done[item] = 0  # said once
 
     def _items(self) -> dict[Path, list[Path]]:
@@ -333,7 +334,8 @@ class Samples(Folder):
             both = [Path(other).name, Path(kind).name]
             if both[0] == both[1]:  # their folders differ
                 both = [other, kind]
-            logger.warning("%s and %s are of one iteration, judged as one series: name one by --files", *both)
+            names = map(printable, both)
+            logger.warning("%s and %s are of one iteration, judged as one series: name one by --files", *names)
             self._mixed = True
         if number:
             self._clock.tick(number)
@@ -392,7 +394,7 @@ class Checkpoints(Folder):
         clock, iterations, series = self._series.setdefault(model, (_Clock(), [], []))
         times = self._times(item)
         if len(times) == len(clock.last) > 0 and times <= clock.last:
-            logger.warning("%s is older than what was read before: left out", item)
+            logger.warning("%s is older than what was read before: left out", printable(str(item)))
             return
         # Of two checkpoints none may have the other's iteration, as samples may.
         number = clock.now = max(clock.tick(times), iterations[-1] + 1 if iterations else 0)
