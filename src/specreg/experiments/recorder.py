@@ -14,8 +14,8 @@ from specreg.data.arrays import decode, encode
 from specreg.experiments.config import RecordConfig, Settings
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.sampling import real_samples, sample_images
+from specreg.experiments.sources import SampleEvaluator, Source
 from specreg.experiments.sources.images import draw_finite
-from specreg.experiments.sources.source import SampleEvaluator, Source
 from specreg.files import give_name
 from specreg.guard import Guard
 from specreg.layers.evaluation import evaluating
@@ -47,7 +47,7 @@ class Probe:
 
     def __init__(self, source: Source, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_PROBE_SEED)
-        drawn = draw_finite(source, _PROBE_SIZE, _PROBE_SEED)  # images drawn twice would hide near-duplicates
+        drawn = draw_finite(source.dataset, _PROBE_SIZE, _PROBE_SEED)  # images drawn twice would hide near-duplicates
         if drawn is None or len(drawn[0]) < _PROBE_SIZE:
             drawn = source.draw(_PROBE_SIZE, random)
         self._samples, labels = drawn

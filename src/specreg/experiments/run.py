@@ -17,13 +17,12 @@ from torch import Tensor, nn
 import specreg
 from specreg.data.arrays import ImageArrays, scaled
 from specreg.data.stacked import StackedImages
-from specreg.experiments.config import RunConfig, Settings, from_dict, refusal, to_dict
+from specreg.experiments.config import REFERENCE_SEED, RunConfig, Settings, from_dict, refusal, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing, reading_of
 from specreg.experiments.sampling import generated_samples, real_samples, sample_images, sample_labelled
-from specreg.experiments.sources import open_source
-from specreg.experiments.sources.source import REFERENCE_SEED, SampleEvaluator, Source
+from specreg.experiments.sources import SampleEvaluator, Source, open_source
 from specreg.files import give_name, prepare_directory
 from specreg.losses import call
 from specreg.models.normalization import share_batches

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from specreg.data.arrays import decode, scaled
 from specreg.experiments.config import RecordConfig
+from specreg.experiments.sources import Source
 from specreg.experiments.sources.images import draw_finite
-from specreg.experiments.sources.source import Source
 from specreg.layers.evaluation import evaluating
 from specreg.losses import call
 from specreg.training.loop import draw_latent
@@ -22,7 +22,7 @@ def real_samples(source: Source, records: RecordConfig) -> Tensor:
     there twice: it has twice the mass.
     """
     count = min(max(records.reference, 500), 4000)
-    if (finite := draw_finite(source, count, _COVERAGE_STREAM)) is not None:
+    if (finite := draw_finite(source.dataset, count, _COVERAGE_STREAM)) is not None:
         return finite[0]
     drawn, _ = source.draw(count, torch.Generator().manual_seed(_COVERAGE_STREAM))
     # An endless source hardly repeats itself: this is the order in which recorded runs were judged.

@@ -18,9 +18,8 @@ from specreg.experiments.config import RunConfig, Settings, differences, from_di
 from specreg.experiments.jobs import Job
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import check_data, checked_config, num_images, prepare_run
-from specreg.experiments.sources import kind_of, open_checked, open_source
+from specreg.experiments.sources import Source, kind_of, open_checked, open_source
 from specreg.experiments.sources.images import Images
-from specreg.experiments.sources.source import Source
 from specreg.files import exists, prepare_directory, read_json, write_json
 from specreg.losses import LOSSES
 from specreg.names import printable

@@ -3,10 +3,16 @@
 from dataclasses import replace
 
 from specreg.data.mixtures import MIXTURES
+from specreg.evaluation.mixtures import MixtureEvaluator
+from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.config import DataConfig, Settings
 from specreg.experiments.sources.images import Images
 from specreg.experiments.sources.points import Points
-from specreg.experiments.sources.source import Source
+
+# A kind of training data, and the networks, evaluator, picture and recipe that fit it.
+Source = Images | Points
+# Compares generated samples with real ones.
+SampleEvaluator = Evaluator | MixtureEvaluator
 
 
 def kind_of(data: DataConfig) -> type[Source]:
@@ -38,7 +44,7 @@ def open_checked(settings: Settings) -> Source:
     """Return what :func:`open_source` returns, to train on it: what could not be evaluated is found before.
 
     Raises:
-        FileNotFoundError, ValueError: as there, by :meth:`Source.held_out` or by :meth:`Source.check_evaluation`.
+        FileNotFoundError, ValueError: as there, by :meth:`Images.held_out` or by ``check_evaluation``.
     """
     source = open_source(settings)
     # Opened whatever the reference is: the training looks at what is held out.

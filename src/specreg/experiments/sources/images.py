@@ -2,22 +2,22 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from specreg.data.arrays import ImageArrays, quantize
+from specreg.data.arrays import Dataset, ImageArrays, quantize
 from specreg.data.digits import StackedDigits
 from specreg.data.open import find_images
 from specreg.data.pixels import picture_of
 from specreg.data.stacked import StackedImages, stack
 from specreg.evaluation.features import ClassifierFeatures, Extractor, Pixels, open_extractor
 from specreg.evaluation.protocol import Evaluator
-from specreg.experiments.config import FEWEST_SAMPLES, DataConfig, Settings
+from specreg.experiments.config import FEWEST_SAMPLES, REFERENCE_SEED, DataConfig, Settings
 from specreg.experiments.sources import recipes
-from specreg.experiments.sources.source import REFERENCE_SEED, Source
 from specreg.models import dcgan, resnet
 from specreg.names import Split
 
@@ -34,17 +34,23 @@ _SCALE = 4  # pixels a side of a pixel in a picture
 ImageDataset = ImageArrays | StackedImages
 
 
-class Images(Source):
+@dataclass(frozen=True)
+class Images:
     """Images of one side, with one or three channels."""
 
     dataset: ImageDataset
 
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.dataset.draw(count, generator)
+
     @classmethod
     def open(cls, data: DataConfig) -> Self:
+        """Read the data; raises FileNotFoundError or ValueError saying the remedy."""
         return cls(_open_part(data, data.data_split, data.stacked_size))
 
     @classmethod
     def recipe(cls, data: DataConfig) -> Settings:
+        """Return the settings that fit the data, of which their ``data`` say nothing."""
         if data.data == "digits":
             return recipes.DIGITS
         side = data.image_size or find_images(data.data).side(data.data_split)
@@ -79,6 +85,7 @@ class Images(Source):
         return Images(test)
 
     def check(self, settings: Settings) -> None:
+        """Raise ValueError saying what to choose if the configuration's networks do not fit the data."""
         network = self._network(settings)
         if settings.data.conditional and network != "resnet":
             side, named = self.dataset.resolution, settings.model.network != "auto"
@@ -118,14 +125,23 @@ class Images(Source):
         num_classes = self.dataset.num_classes if settings.data.conditional else 0
         return resnet.Discriminator(side, channels, image_channels=self.dataset.channels, num_classes=num_classes)
 
-    def check_evaluation(self, settings: Settings, held_out: Source | None = None) -> None:
+    def check_evaluation(self, settings: Settings, held_out: "Images | None" = None) -> None:
+        """Raise what :meth:`make_evaluator` would raise, without its work on many samples."""
         self._reference(settings, held_out)
         if settings.data.conditional and isinstance(self.dataset, ImageArrays):
             self._check_classes(self.dataset, settings.data.data)
         image, _ = self.draw(1, torch.Generator().manual_seed(REFERENCE_SEED))
         self._extractor(settings).describe(image)
 
-    def make_evaluator(self, settings: Settings, held_out: Source | None = None) -> Evaluator:
+    def make_evaluator(self, settings: Settings, held_out: "Images | None" = None) -> Evaluator:
+        """Return the evaluator against real samples, the same for every run with these settings.
+
+        Args:
+            held_out: from :meth:`held_out`; needed for ``reference_split`` "test".
+
+        Raises:
+            FileNotFoundError, ValueError: the features or the held-out part cannot be had; says the remedy.
+        """
         records = settings.records
         real, labels = draw_reference(self._reference(settings, held_out), records.reference)
         return Evaluator(
@@ -136,8 +152,10 @@ class Images(Source):
         )
 
     def make_features(self, settings: Settings) -> Callable[[Tensor], Tensor] | None:
-        """Return a classifier's features; other images are compared by their values, and not by Inception's, which
-        takes longer than the training between two readings."""
+        """Return the features of images, in the discriminator's scale, that coverage is measured in; None: values.
+
+        They are a classifier's, and not Inception's, which takes longer than the training between two readings.
+        """
         extractor = None if settings.records.features == "inception" else self._extractor(settings)
         if not isinstance(extractor, ClassifierFeatures):
             return None
@@ -167,7 +185,7 @@ class Images(Source):
             )
         return network
 
-    def _reference(self, settings: Settings, held_out: Source | None) -> Source:
+    def _reference(self, settings: Settings, held_out: "Images | None") -> "Images":
         if settings.records.reference_split == "train":
             return self
         if held_out is None:
@@ -234,20 +252,20 @@ def _recognized(extractor: Extractor, dataset: StackedImages) -> float:
     return (modes == labels).double().mean().item()
 
 
-def draw_reference(source: Source, count: int) -> tuple[Tensor, Tensor]:
+def draw_reference(source: Images, count: int) -> tuple[Tensor, Tensor]:
     """Return real images and labels: different ones where the images are finite, all of them if they are no more.
 
     A handful of images is drawn with replacement like an endless source: no statistic could do with so few.
     """
-    finite = draw_finite(source, count, REFERENCE_SEED)
+    finite = draw_finite(source.dataset, count, REFERENCE_SEED)
     if finite is not None and len(finite[0]) >= FEWEST_SAMPLES:
         return finite
     return source.draw(count, torch.Generator().manual_seed(REFERENCE_SEED))
 
 
-def draw_finite(source: Source, count: int, seed: int) -> tuple[Tensor, Tensor] | None:
-    """Return images of a finite set and their labels, none of them drawn twice; None of an endless source."""
-    random, dataset = torch.Generator().manual_seed(seed), source.dataset
+def draw_finite(dataset: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor] | None:
+    """Return images of a finite set and their labels, none of them drawn twice; None of an endless one."""
+    random = torch.Generator().manual_seed(seed)
     if isinstance(dataset, ImageArrays):
         chosen = torch.randperm(len(dataset.images), generator=random)[:count]
         return dataset.images[chosen], dataset.labels[chosen]

@@ -1,6 +1,7 @@
 """Points of the plane to train on: fully connected networks, modes known exactly, a scatter plot."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -10,19 +11,22 @@ from torch import Tensor, nn
 
 from specreg.data.mixtures import MIXTURES, GaussianMixture
 from specreg.evaluation.mixtures import MixtureEvaluator
-from specreg.experiments.config import DataConfig, Settings
+from specreg.experiments.config import REFERENCE_SEED, DataConfig, Settings
 from specreg.experiments.sources import recipes
-from specreg.experiments.sources.source import REFERENCE_SEED, Source
 from specreg.models import mlp
 
 _POINTS = 2500  # of a scatter plot
 _CANVAS, _MARGIN = 600, 1.3  # its pixels a side, and how far beyond the outermost centre it reaches
 
 
-class Points(Source):
-    """A mixture of Gaussians; every draw is new, so that nothing is held out."""
+@dataclass(frozen=True)
+class Points:
+    """A mixture of Gaussians; every draw is new, so that nothing is held out. Its methods are those of ``Images``."""
 
     dataset: GaussianMixture
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.dataset.draw(count, generator)
 
     @classmethod
     def open(cls, data: DataConfig) -> Self:
@@ -56,14 +60,14 @@ class Points(Source):
     def make_discriminator(self, settings: Settings) -> nn.Module:
         return mlp.Discriminator(settings.model.d_channels, dimension=self.dataset.dimension)
 
-    def check_evaluation(self, settings: Settings, held_out: Source | None = None) -> None:
+    def check_evaluation(self, settings: Settings, held_out: object = None) -> None:
         records, name = settings.records, settings.data.data
         if records.features != "auto" or records.inception_weights is not None:
             raise ValueError(f"{name} has points and no images: drop --features and --inception-weights")
         if records.reference_split != "train":
             raise ValueError(f"no part of {name} is known that is not trained on: drop --reference-split test")
 
-    def make_evaluator(self, settings: Settings, held_out: Source | None = None) -> MixtureEvaluator:
+    def make_evaluator(self, settings: Settings, held_out: object = None) -> MixtureEvaluator:
         self.check_evaluation(settings)
         mixture, records = self.dataset, settings.records
         real, _ = self.draw(records.reference, torch.Generator().manual_seed(REFERENCE_SEED))
@@ -74,6 +78,9 @@ class Points(Source):
             centres=mixture.centres,
             deviation=mixture.deviation,
         )
+
+    def make_features(self, settings: Settings) -> None:
+        return None
 
     def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:
         """Write a scatter plot of 2,500 points, whatever ``side`` is."""
