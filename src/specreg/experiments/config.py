@@ -5,16 +5,16 @@ import functools
 import types
 import typing
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from specreg.experiments.methods import MethodName, MethodOptions, Options, described
+from specreg.experiments.methods import MethodName, MethodOptions, described
 from specreg.monitor.detector import Thresholds
-from specreg.names import LARGEST_INTEGER, FeatureName, Split, flat, integer
+from specreg.names import LARGEST_INTEGER, FeatureName, Split, checked_keep, flat, integer
 from specreg.training.config import TrainingConfig
 
 Features = Literal["auto", FeatureName]
@@ -186,20 +186,29 @@ def _build(kind: type, values: Any, prefix: str) -> Any:
 
 _types = functools.cache(typing.get_type_hints)
 
-# Every integer is at least 1 but these and methods' options, which are checked by their owners; 0 is none or never.
-_AT_LEAST = {"seed": 0, "evaluate_every": 0, "warmup": 0, "samples": FEWEST_SAMPLES, "reference": FEWEST_SAMPLES}
+# Every integer is at least 1 but these; 0 is none or never.
+_AT_LEAST = {
+    **dict.fromkeys(("seed", "evaluate_every", "warmup", "start", "iterations"), 0),
+    **dict.fromkeys(("samples", "reference"), FEWEST_SAMPLES),
+}
 # What is beyond these is a slip, and would fill the memory before anything could say so.
 _AT_MOST = {
     "seed": LAST_SEED, "image_size": 4096, "stacked_size": 10**7, "d_channels": 4096, "g_channels": 4096,
     "latent": 10**5, "batch_size": 2**16, "generator_batch": 64, "accumulate": 2**16, "samples": 10**7,
-    "reference": 10**7,
+    "reference": 10**7, "iterations": 1000,
 }  # fmt: skip
+# What other numbers have to do, in words, and what tells that they do.
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("d_lr", "g_lr"), ("be positive", lambda value: value > 0)),
+    **dict.fromkeys(("beta1", "beta2", "ema_decay"), ("lie in [0, 1)", lambda value: 0 <= value < 1)),
+    "gamma": ("be at least 0 and finite", lambda value: value >= 0),
+    "weight": ("be at least 0", lambda value: value >= 0),
+    "strength": ("lie in [0, 1]", lambda value: 0 <= value <= 1),
+}
 
 
 def _check(settings: Settings) -> None:
     _check_fields(settings)
-    for options in vars(settings.methods).values():
-        options.check()
     if settings.compile:
         from specreg.losses import LOSSES
 
@@ -207,26 +216,24 @@ def _check(settings: Settings) -> None:
             raise ValueError(
                 f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs"
             )
-    for name in ("d_lr", "g_lr"):
-        if not getattr(settings.training, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(settings.training, name)!r}")
-    if settings.training.gamma < 0:
-        raise ValueError(f"gamma must be at least 0 and finite, got {settings.training.gamma!r}")
-    for name in ("beta1", "beta2", "ema_decay"):
-        if not 0 <= getattr(settings.training, name) < 1:
-            raise ValueError(f"{name} must lie in [0, 1), got {getattr(settings.training, name)!r}")
 
 
 def _check_fields(part: Any) -> None:
-    """Raise ValueError naming the first field whose value its type does not have, or an integer out of bounds."""
+    """Raise ValueError naming the first field whose value its type does not have, or that is out of bounds."""
     for name, hint in _types(part.__class__).items():
         value = getattr(part, name)
         if dataclasses.is_dataclass(hint) and isinstance(value, typing.cast(type, hint)):
             _check_fields(value)
         elif not _fits(value, hint):
             raise ValueError(f"{name} must be {_described(hint)}, got {value!r:.60}")
-        elif hint in (int, int | None) and value is not None and not isinstance(part, Options):
+        elif hint in (int, int | None) and value is not None:
             integer(name, value, at_least=_AT_LEAST.get(name, 1), at_most=_AT_MOST.get(name, LARGEST_INTEGER))
+        elif name == "keep":
+            checked_keep(value)
+        elif name in _RANGES:
+            words, fits = _RANGES[name]
+            if not fits(value):
+                raise ValueError(f"{name} must {words}, got {value!r}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

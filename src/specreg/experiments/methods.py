@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 import specreg
-from specreg.names import Scale, State, checked_keep, integer
+from specreg.names import Scale, State
 from specreg.training.config import TrainingConfig
 
 # The command line reads the options before torch is there, which takes seconds: what needs torch is imported where it
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from specreg.training.state import TrainingState
 
-_MOST_ITERATIONS = 1000  # of Newton's method, which has converged long before
 _EVIDENCE: dict[str, tuple[State, ...]] = {
     "spectra": ("collapsing", "collapsed"),
     "coverage": ("losing", "never learnt", "lost"),
@@ -32,15 +31,11 @@ _EVIDENCE: dict[str, tuple[State, ...]] = {
 _EVIDENCE["any"] = (*_EVIDENCE["spectra"], *_EVIDENCE["coverage"])
 
 
-class Options:
-    """A method's options: a frozen dataclass whose fields have documentation, and the library's own defaults."""
-
-    def check(self) -> None:
-        """Raise ValueError naming the option whose value, of the right type, is out of range."""
+# A method's options are a frozen dataclass whose fields have documentation, and the library's own defaults.
 
 
 @dataclass(frozen=True)
-class CompensationOptions(Options):
+class CompensationOptions:
     """Options of every compensation."""
 
     every: int = 5
@@ -51,11 +46,6 @@ class CompensationOptions(Options):
     """The stored weight's s1. unit: make it 1; keep: leave it; hold: as at the first compensation; auto: unit where the
     layer is normalized, hold elsewhere."""
 
-    def check(self) -> None:
-        integer("every", self.every, at_least=1)
-        if not 0 <= self.strength <= 1:
-            raise ValueError(f"strength must lie in [0, 1], got {self.strength!r}")
-
 
 @dataclass(frozen=True)
 class StaticOptions(CompensationOptions):
@@ -63,10 +53,6 @@ class StaticOptions(CompensationOptions):
 
     keep: int | float = 0.5
     """A fraction of all singular values r, 1.0 being all; or how many, an integer from 2 on."""
-
-    def check(self) -> None:
-        super().check()
-        checked_keep(self.keep)
 
 
 @dataclass(frozen=True)
@@ -76,13 +62,9 @@ class DynamicOptions(CompensationOptions):
     start: int = 2000
     """Discriminator steps before the record begins."""
 
-    def check(self) -> None:
-        super().check()
-        integer("start", self.start, at_least=0)
-
 
 @dataclass(frozen=True)
-class GuardOptions(Options):
+class GuardOptions:
     """Options of the guard; those of static compensation apply (`--static.keep`, say), except every."""
 
     every: int = 10
@@ -92,32 +74,22 @@ class GuardOptions(Options):
     roll_back: bool = False
     """Go back to the healthy networks from before the collapse, too."""
 
-    def check(self) -> None:
-        integer("every", self.every, at_least=1)
-
 
 @dataclass(frozen=True)
-class PenaltyOptions(Options):
+class PenaltyOptions:
     """Options of a penalty."""
 
     weight: float = 1e-4
     """Weight of the penalty in the discriminator's loss. 1e-4 is Brock et al.'s (2019) for orthogonal, and was tried
     for d-optimal, in whose form none is published."""
 
-    def check(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"weight must be at least 0, got {self.weight!r}")
-
 
 @dataclass(frozen=True)
-class NewtonOptions(Options):
+class NewtonOptions:
     """Options of orthogonalization by Newton's iteration."""
 
     iterations: int = 3
     """Newton iterations (3 in its authors' residual networks); 0 is its normalization alone."""
-
-    def check(self) -> None:
-        integer("iterations", self.iterations, at_least=0, at_most=_MOST_ITERATIONS)
 
 
 @dataclass(frozen=True)
@@ -129,7 +101,7 @@ class Method:
         title: in tables and figures.
         colour: of its lines in figures, ``#rrggbb``; distinct from the others for colour-blind readers, too.
         about: what it is, for ``--help``.
-        options: the type of its options, a frozen dataclass of :class:`Options`; None if it has none.
+        options: the type of its options; None if it has none.
         normalize: puts something on the discriminator, given the options, before the optimizer is made for what that
             leaves to train.
         attach: gives a training state its compensator, guard or penalty, given the method's options and those of all
@@ -141,7 +113,7 @@ class Method:
     title: str
     colour: str
     about: str
-    options: type[Options] | None = None
+    options: type | None = None
     normalize: "Callable[[nn.Module, Any], object]" = lambda discriminator, options: specreg.spectral_norm(
         discriminator
     )
