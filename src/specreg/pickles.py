@@ -313,10 +313,15 @@ def _charging(cost: int, load: Callable[[Any], None]) -> Callable[[Any], None]:
     return charged
 
 
-# Bytes of memory for a value, its place in a stack and in what it is put into later; about what was measured.
+# All instructions that there are. Bytes of memory for a value, its place in a stack and in what it is put into later;
+# about what was measured. What is not replaced below is the standard library's: it makes plain values, moves what is on
+# the stack, or ends in the methods of _Machine.
 _COSTS = {
     code: cost
     for cost, codes in {
+        24: (pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE,
+             pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT1, pickle.EMPTY_TUPLE, pickle.GET, pickle.BINGET,
+             pickle.LONG_BINGET, pickle.BUILD),
         56: (pickle.INT, pickle.BININT, pickle.BININT2, pickle.LONG, pickle.LONG1, pickle.LONG4, pickle.FLOAT,
              pickle.BINFLOAT),
         96: (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.FROZENSET, pickle.EMPTY_LIST,
@@ -330,16 +335,6 @@ _COSTS = {
     }.items()
     for code in codes
 }  # fmt: skip
-_DEFAULT_COST = 24
-# Of the standard library: they make plain values, move what is on the stack, or end in the methods of _Machine.
-_UNCHANGED = (
-    pickle.PROTO, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE, pickle.NEWTRUE,
-    pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1,
-    pickle.LONG4, pickle.FLOAT, pickle.BINFLOAT, pickle.STRING, pickle.SHORT_BINSTRING, pickle.UNICODE,
-    pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1,
-    pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.LIST, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE,
-    pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.PERSID, pickle.BINPERSID,
-)  # fmt: skip
 _REPLACED: dict[bytes, Callable[[Any], None]] = {
     pickle.FRAME: _frame,
     pickle.BINSTRING: _bytes("<i"),  # of Python 2, longer than 255
@@ -367,5 +362,7 @@ _REPLACED: dict[bytes, Callable[[Any], None]] = {
     pickle.SETITEM: lambda machine: _set(machine, [machine.stack.pop(), machine.stack.pop()][::-1]),
     pickle.SETITEMS: lambda machine: _set(machine, machine.pop_mark()),
 }
-_INSTRUCTIONS: dict[bytes, Any] = {code: pickle._Unpickler.dispatch[code[0]] for code in _UNCHANGED} | _REPLACED
-_Machine.dispatch = {code[0]: _charging(_COSTS.get(code, _DEFAULT_COST), load) for code, load in _INSTRUCTIONS.items()}
+_Machine.dispatch = {
+    code[0]: _charging(cost, _REPLACED.get(code) or pickle._Unpickler.dispatch[code[0]])
+    for code, cost in _COSTS.items()
+}
