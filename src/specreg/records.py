@@ -32,7 +32,7 @@ import glob
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,13 +149,26 @@ class RunDirectory:
         with open(self.path / f"{series}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def series(self, name: str) -> list[dict[str, Any]]:
+    def series(
+        self, name: str, fields: Mapping[str, Callable[[Any], bool]] | None = None, *, optional: bool = False
+    ) -> list[dict[str, Any]]:
         """Return a series' records; a last line torn by a crash is left out.
 
+        Args:
+            fields: by key, what tells whether a value can be its; every record has to have these keys.
+            optional: a record may lack them.
+
         Raises:
-            ValueError: another line is damaged.
+            ValueError: another line is damaged, or a field.
         """
-        return list(_lines(self.path / f"{name}.jsonl"))
+        path = self.path / f"{name}.jsonl"
+        records = list(_lines(path))
+        for record in records:
+            for key, valid in (fields or {}).items():
+                if not (valid(record[key]) if key in record else optional):
+                    value, step = record.get(key), record["step"]
+                    raise ValueError(f"{path} is damaged: {key!r} at step {step} is {value!r:.60}; restore it")
+        return records
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded after ``step``, which the checkpoint that a run goes on from does not know.

@@ -114,13 +114,8 @@ def _seconds(run: RunDirectory) -> float:
 
 def _distances(run: RunDirectory) -> dict[int, float]:
     """Return the Fréchet distances of the evaluations, by step."""
-    distances: dict[int, float] = {}
-    for record in run.series("evaluations"):
-        if not isinstance(distance := record.get("fd"), int | float):
-            path = run.path / "evaluations.jsonl"
-            raise ValueError(f"{path} is damaged: 'fd' at step {record['step']} is {distance!r:.60}; restore it")
-        distances[record["step"]] = distance
-    return distances
+    evaluations = run.series("evaluations", {"fd": lambda value: isinstance(value, int | float)})
+    return {record["step"]: record["fd"] for record in evaluations}
 
 
 class Follower:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import specreg
-from specreg.data.arrays import ImageArrays, scaled
-from specreg.data.stacked import StackedImages
+from specreg.data.arrays import scaled
 from specreg.experiments.config import REFERENCE_SEED, RunConfig, Settings, from_dict, refusal, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing, reading_of
 from specreg.experiments.sampling import generated_samples, real_samples, sample_images, sample_labelled
 from specreg.experiments.sources import SampleEvaluator, Source, open_source
+from specreg.experiments.sources.images import Images
 from specreg.files import give_name, prepare_directory
 from specreg.losses import call
 from specreg.models.normalization import share_batches
@@ -66,8 +66,7 @@ def check_data(run: RunDirectory, images: int | None) -> None:
 
 def num_images(source: Source) -> int | None:
     """Return the number of images, of stacked ones that of the grey ones; None of points, which are drawn anew."""
-    dataset = source.dataset
-    return len(dataset.images) if isinstance(dataset, ImageArrays | StackedImages) else None
+    return len(source.dataset.images) if isinstance(source, Images) else None
 
 
 def prepare_run(config: RunConfig, run: RunDirectory) -> None:

@@ -86,7 +86,7 @@ class Run:
 
     @cached_property
     def spectra(self) -> list[dict[str, Any]]:
-        return self._series("spectra", {"layers": _spectra})
+        return self.directory.series("spectra", {"layers": _spectra})
 
     @cached_property
     def verdicts(self) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ class Run:
             **dict.fromkeys(QUESTIONS, _is_answer),
             "evidence": lambda value: isinstance(value, dict) and all(map(_is_evidence, value.values())),
         }
-        return self._series("verdicts", fields)
+        return self.directory.series("verdicts", fields)
 
     @cached_property
     def sensitivity(self) -> list[dict[str, Any]]:
@@ -107,24 +107,25 @@ class Run:
         groups = ("attainment", "gradient_norms", "diversity")
         return [
             {key: {} for key in groups} | record
-            for record in self._series("sensitivity", dict.fromkeys(groups, _numbers))
+            for record in self.directory.series("sensitivity", dict.fromkeys(groups, _numbers), optional=True)
         ]
 
     @cached_property
     def outputs(self) -> list[dict[str, Any]]:
         """Quantiles of the discriminator's scores of training, held-out and generated images."""
-        return self._series("outputs", dict.fromkeys(OUTPUTS, _quantiles))
+        return self.directory.series("outputs", dict.fromkeys(OUTPUTS, _quantiles))
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        return self._series("events", {"event": lambda value: isinstance(value, str)})
+        return self.directory.series("events", {"event": lambda value: isinstance(value, str)})
 
     @cached_property
     def curves(self) -> dict[str, dict[int, float]]:
         """Every number recorded during training: key -> step -> value; losses, metrics, diversity, overfitting."""
         curves: dict[str, dict[int, float]] = {}
+        read = self.directory.series
         diversity = [{"step": record["step"]} | record["diversity"] for record in self.sensitivity]
-        for record in (*self._series("evaluations", {}), *self._series("metrics", {}), *diversity, *self.outputs):
+        for record in (*read("evaluations"), *read("metrics"), *diversity, *self.outputs):
             for key, value in record.items():
                 if key != "step" and _number(value):
                     curves.setdefault(key, {})[record["step"]] = value
@@ -180,18 +181,6 @@ class Run:
             ValueError: a file is damaged; names it.
         """
         _ = self.environment, self.result, self.spectra, self.verdicts, self.events, self.curves
-
-    def _series(self, name: str, fields: Mapping[str, Callable[[Any], bool]]) -> list[dict[str, Any]]:
-        """Read a series and check its fields; sensitivity's are optional, as what is measured depends on the run."""
-        records = self.directory.series(name)
-        for record in records:
-            for key, valid in fields.items():
-                if (key not in record and name != "sensitivity") or (key in record and not valid(record[key])):
-                    path = self.directory.path / f"{name}.jsonl"
-                    raise ValueError(
-                        f"{path} is damaged: {key!r} at step {record['step']} is {record.get(key)!r:.60}; restore it"
-                    )
-        return records
 
 
 @dataclass
