@@ -29,17 +29,8 @@ if TYPE_CHECKING:
     from specreg.experiments.sweep import Plan
 
 _LAB = (
-    "filelock",
-    "jinja2",
-    "matplotlib",
-    "PIL",
-    "rich",
-    "safetensors",
-    "sklearn",
-    "tensorboard",
-    "torchmetrics",
-    "tyro",
-)
+    "filelock", "jinja2", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro",
+)  # fmt: skip
 # What to do about what the operating system says.
 _REMEDIES = {
     errno.EACCES: "check its permissions",

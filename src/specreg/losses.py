@@ -103,12 +103,7 @@ def call(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None) 
 
 
 def gradient_penalty(
-    discriminator: Callable[..., Tensor],
-    real: Tensor,
-    fake: Tensor,
-    labels: Tensor | None = None,
-    *,
-    weights: Tensor,
+    discriminator: Callable[..., Tensor], real: Tensor, fake: Tensor, labels: Tensor | None = None, *, weights: Tensor
 ) -> Tensor:
     r"""Return the mean of :math:`(\|\nabla D(\hat x)\| - 1)^2`, :math:`\hat x` uniform between real and fake pairs.
 

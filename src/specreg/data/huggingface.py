@@ -13,11 +13,7 @@ from specreg.files import read_json
 from specreg.names import Split
 
 _SINGLE, _SEVERAL = "dataset_info.json", "dataset_dict.json"
-_PARTS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "test": TEST_NAMES,
-    "unlabeled": ("unlabeled",),
-}
+_PARTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": TEST_NAMES, "unlabeled": ("unlabeled",)}
 
 
 def is_saved(path: Path) -> bool:

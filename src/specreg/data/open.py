@@ -22,16 +22,9 @@ from specreg.names import Split, integer
 FORMATS: tuple[Format, ...] = (*cifar.FORMATS, *mnist.FORMATS, *stl10.FORMATS)
 # Where torchvision and the archives put them below the folder that they are given.
 _BELOW = (
-    "cifar-10-batches-bin",
-    "cifar-10-batches-py",
-    "cifar-100-binary",
-    "cifar-100-python",
-    "MNIST/raw",
-    "FashionMNIST/raw",
-    "KMNIST/raw",
-    "raw",
-    "stl10_binary",
-)
+    "cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-binary", "cifar-100-python", "MNIST/raw",
+    "FashionMNIST/raw", "KMNIST/raw", "raw", "stl10_binary",
+)  # fmt: skip
 _HOMES = {
     r"cifar": "CIFAR-10 and CIFAR-100 are at cs.toronto.edu/~kriz/cifar.html",
     r"mnist": f"fetch {mnist.FORMATS[0].home}",

@@ -85,12 +85,7 @@ class Evaluator:
     """
 
     def __init__(
-        self,
-        real: Tensor,
-        *,
-        extractor: Extractor,
-        split: Split = "train",
-        labels: Tensor | None = None,
+        self, real: Tensor, *, extractor: Extractor, split: Split = "train", labels: Tensor | None = None
     ) -> None:
         self._extractor, self._split, self._labels = extractor, split, labels
         self._real = extractor.describe(real).features
