@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from specreg.names import integer
-
 NEIGHBOURS = 5
 SPLITS = 10
 # sync_on_compute: a single process evaluates, and torchmetrics would wait for the features of all.
@@ -41,7 +39,6 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_si
     Reference:
         Binkowski et al. 2018, section 4.
     """
-    subsets, subset_size = integer("subsets", subsets, at_least=1), integer("subset_size", subset_size, at_least=1)
     size = min(subset_size, len(real), len(fake))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about memory: it stores these features, once
@@ -94,7 +91,6 @@ def classifier_score(probabilities: Tensor, *, splits: int = SPLITS) -> tuple[fl
     Reference:
         Salimans et al. 2016, section 4.
     """
-    splits = integer("splits", splits, at_least=1)
     if splits > len(probabilities):
         raise ValueError(f"{splits} splits need at least as many images, got {len(probabilities)}")
     size = len(probabilities) // splits
@@ -128,7 +124,6 @@ def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) 
     Reference:
         Kynkäänniemi et al. 2019, equations 1 and 2; Naeem et al. 2020, equations 3 and 4.
     """
-    neighbours = integer("neighbours", neighbours, at_least=1)
     if min(len(real), len(fake)) <= neighbours:
         raise ValueError(f"{neighbours} neighbours need more points than {min(len(real), len(fake))}")
     real_radius, fake_radius = _radii(real, neighbours), _radii(fake, neighbours)
