@@ -137,14 +137,14 @@ def _compare(arguments: list[str]) -> int:
     from specreg.experiments.jobs import execute_all
     from specreg.experiments.presets import Cell
     from specreg.experiments.sources import recipe
-    from specreg.experiments.sweep import COMPARISON, Plan, cost, progress, saved_settings
+    from specreg.experiments.sweep import COMPARISON, Plan, saved_settings
 
     saved = saved_settings(given.out, COMPARISON)
     defaults = recipe(given.settings.data) if saved is None else saved
     given = parse(Compare(settings=defaults), arguments, methods=PAPER_METHODS)
     plan = Plan("", [Cell(COMPARISON, given.settings)], {}, methods, seeds)
     if given.dry_run:
-        display.sweep_plan(plan, "", {COMPARISON: cost(plan.cells[0])}, progress(given.out, plan))
+        display.sweep_plan(plan, "", given.out)
         return 0
     return _carry_out(given.out, plan, functools.partial(execute_all, parallel=given.jobs), arguments, retry=True)
 
@@ -180,8 +180,7 @@ def _sweep(arguments: list[str]) -> int:
     plan = sweep.Plan(chosen.name, cells, sweep.changes(before, cells), methods, seeds or list(chosen.seeds))
     out = given.out or Path("runs") / chosen.name
     if given.dry_run:
-        costs = {cell.name: sweep.cost(cell) for cell in cells}
-        display.sweep_plan(plan, chosen.about, costs, sweep.progress(out, plan))
+        display.sweep_plan(plan, chosen.about, out)
         return 0
     execute: Callable[..., None] = functools.partial(execute_all, parallel=given.jobs, minutes=given.minutes)
     if given.ray is not None:

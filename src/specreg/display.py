@@ -25,7 +25,7 @@ from specreg.report.tables import notes, table
 if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need
     from specreg.experiments.config import RunConfig
     from specreg.experiments.jobs import Job
-    from specreg.experiments.sweep import Cost, Plan
+    from specreg.experiments.sweep import Plan
     from specreg.report.runs import Cell
 
 # key in the records, heading, decimals
@@ -167,8 +167,11 @@ def _seconds_left(jobs: "Sequence[Job]") -> float | None:
     return float(sum(steps * paces.get(name, mean) for name, steps in left.items())) / len(running)
 
 
-def sweep_plan(plan: "Plan", about: str, costs: "Mapping[str, Cost]", done: Mapping[str, int]) -> None:
+def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
     """Print a sweep's cells with their methods and cost, what the preset is, and how the cost is counted."""
+    from specreg.experiments import sweep
+
+    costs, done = {cell.name: sweep.cost(cell) for cell in plan.cells}, sweep.progress(out, plan)
     console = Console(highlight=False)
     if plan.preset:
         console.print(f"[bold]{plan.preset}[/]\n")
