@@ -141,7 +141,6 @@ class RunDirectory:
         return value
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write a JSON file atomically."""
         write_json(self.path / f"{name}.json", dict(value))
 
     def append(self, series: str, record: Mapping[str, Any]) -> None:

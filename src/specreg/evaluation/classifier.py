@@ -123,7 +123,6 @@ class CifarClassifier(Classifier):
         self.register_buffer("unit", torch.ones(()))  # GELU, unlike ReLU, does not commute with a change of scale
 
     def features(self, images: Tensor) -> Tensor:
-        """Return features (N, 256), mean square 1 on the training images, of images (N, 3, 32, 32) in [0, 1]."""
         hidden: Tensor = self.body((images - self.mean) / self.std) * self.unit
         return hidden
 

@@ -36,8 +36,7 @@ def execute_on_ray(
         address: of the cluster; None joins the one of RAY_ADDRESS or of this machine, or starts one for this sweep.
         cpus: cores for each run; its computation has as many threads, at least one.
         gpus: GPUs for each run; 0.5 lets two runs share one.
-        watch: called about twice a second.
-        minutes: stop after so many minutes; None is never.
+        watch, minutes: as in :func:`execute_all`.
 
     Raises:
         ValueError: there is no cluster at the address.

@@ -109,7 +109,14 @@ class Settings:
     """End the training when spectra have collapsed or modes are lost; the run is evaluated as it is then."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        _check_fields(self)
+        if self.compile:
+            from specreg.losses import LOSSES
+
+            if LOSSES[self.training.loss].differentiates_twice:
+                raise ValueError(
+                    f"compile cannot differentiate twice, as the penalty of loss {self.training.loss} needs"
+                )
 
 
 @dataclass(frozen=True)
@@ -205,17 +212,6 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "weight": ("be at least 0", lambda value: value >= 0),
     "strength": ("lie in [0, 1]", lambda value: 0 <= value <= 1),
 }
-
-
-def _check(settings: Settings) -> None:
-    _check_fields(settings)
-    if settings.compile:
-        from specreg.losses import LOSSES
-
-        if LOSSES[settings.training.loss].differentiates_twice:
-            raise ValueError(
-                f"compile cannot differentiate twice, as the penalty of loss {settings.training.loss} needs"
-            )
 
 
 def _check_fields(part: Any) -> None:

@@ -259,16 +259,15 @@ def build_state(config: RunConfig, source: Source, processes: Processes = ALONE)
     method.normalize(discriminator, options)
     ema = copy.deepcopy(generator).eval().requires_grad_(False) if settings.training.ema_decay else None
     share_batches(generator, processes.count)
-    if settings.compile:  # in place, so that names and state_dicts stay as they are
-        generator.compile()
-        discriminator.compile()
+    for network in (generator, discriminator):
+        if settings.compile:  # in place, so that names and state_dicts stay as they are
+            network.compile()
+        if settings.precision == "bf16":
+            compute_in_bf16(network)
     betas = (settings.training.beta1, settings.training.beta2)
     # fused: one kernel for all parameters, which matters most for small networks on a CPU.
     g_optimizer = torch.optim.Adam(generator.parameters(), settings.training.g_lr, betas=betas, fused=True)
     d_optimizer = torch.optim.Adam(discriminator.parameters(), settings.training.d_lr, betas=betas, fused=True)
-    if settings.precision == "bf16":
-        compute_in_bf16(generator)
-        compute_in_bf16(discriminator)
     state = TrainingState(
         generator=generator,
         discriminator=discriminator,

@@ -242,13 +242,12 @@ class Samples(Folder):
     """Generated images: grids, arrays in npz files, and folders of images, each a reading.
 
     Args:
-        path: the folder.
+        path, files: as of :class:`Folder`.
         data: real images.
         tile: height and width of a generated image; by default that of the real ones.
         features: see :class:`specreg.Coverage`.
         pool: samples of a reading: smaller grids are read with those that come next.
         warmup: see :class:`specreg.monitor.modes.ModeThresholds`, in what the names count.
-        files: see :class:`Folder`.
     """
 
     endings = SUFFIXES | {".npz"}

@@ -13,10 +13,6 @@ class Generator(nn.Module):
 
     The depth of PacGAN's generator for mixtures (Lin et al. 2018, 400 wide: 25 channels), without its batch
     normalization.
-
-    Args:
-        channels: hidden layers are 16 times as wide.
-        dimension: of the points.
     """
 
     num_classes = 0
@@ -36,10 +32,6 @@ class Discriminator(nn.Module):
     """Map points to one real number each: three hidden layers with LeakyReLU, slope 0.2.
 
     PacGAN's has maxout layers, the maximum over several weight matrices; spectral normalization is of one matrix.
-
-    Args:
-        channels: hidden layers are 16 times as wide.
-        dimension: of the points.
     """
 
     def __init__(self, channels: int, *, dimension: int = 2) -> None:
