@@ -1,4 +1,13 @@
-"""Feature extractors behind one interface: uint8 images in; features, class probabilities and modes out."""
+"""Feature extractors behind one interface: uint8 images in; features, class probabilities and modes out.
+
+An extractor has
+
+- ``key``: one of ``FeatureName``, for the protocol's name;
+- ``title``: the features in words, for the record;
+- ``resizing``: of images before the network, in words, for the record;
+- ``library``: the network's library and version, None if it is this package;
+- ``describe``, which takes images (N, C, H, W), uint8, and raises ValueError naming the shape that they should have.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -36,38 +45,19 @@ class Description:
     modes: Tensor | None = None
 
 
-class Extractor:
-    """A network, or pixels, as the source of features.
-
-    Attributes:
-        key: one of ``FeatureName``, for the protocol's name.
-        title: the features in words, for the record.
-        resizing: of images before the network, in words, for the record.
-        library: the network's library and version, None if it is this package.
-    """
-
-    key: FeatureName
-    title: str
-    resizing: str = "none"
-    library: str | None = None
-
-    def describe(self, images: Tensor) -> Description:
-        """Describe images (N, C, H, W), uint8; ValueError names the shape that they should have."""
-        raise NotImplementedError
-
-
-class Pixels(Extractor):
+class Pixels:
     """Images of any size, averaged to 8x8: the features where no classifier fits."""
 
-    key = "pixels"
+    key: FeatureName = "pixels"
     title = "pixels"
     resizing = f"averaged to {_PIXELS}x{_PIXELS}"
+    library = None
 
     def describe(self, images: Tensor) -> Description:
         return Description(F.adaptive_avg_pool2d(images.float() / 255, _PIXELS).flatten(1))
 
 
-class ClassifierFeatures(Extractor):
+class ClassifierFeatures:
     """The last hidden layer of a classifier, on images of its own side.
 
     A classifier of grey digits is applied to every channel, and the channels' features stand side by side. Stacked
@@ -80,8 +70,11 @@ class ClassifierFeatures(Extractor):
         device: where it computes.
     """
 
+    resizing = "none"
+    library = None
+
     def __init__(self, key: ClassifierName, *, stacked: bool = True, device: str = "cpu") -> None:
-        self.key = key
+        self.key: FeatureName = key
         self.title = f"{_TITLES[key]}-classifier"
         self._stacked = stacked
         self._classifier: Classifier = load_classifier(key).to(device)
@@ -111,7 +104,7 @@ class ClassifierFeatures(Extractor):
         return Description(features, joint, digits.argmax(-1) @ _DECIMALS)
 
 
-class Inception(Extractor):
+class Inception:
     """Features (N, 2048) and class probabilities (N, 1008) of the Inception network of Heusel et al. 2017.
 
     Images are resized to 299x299 as TensorFlow 1 did it; grey ones are repeated to three channels. The probabilities
@@ -129,7 +122,7 @@ class Inception(Extractor):
         Heusel et al. 2017; Salimans et al. 2016; Obukhov and Krasnyanskiy 2020 (torch-fidelity).
     """
 
-    key = "inception"
+    key: FeatureName = "inception"
     resizing = "bilinear to 299x299 as in TensorFlow 1"
 
     def __init__(self, weights: Path | None = None, *, device: str = "cpu", batch: int = 50) -> None:
@@ -151,6 +144,9 @@ class Inception(Extractor):
             features.append(hidden.cpu())
             probabilities.append(logits.softmax(-1).cpu())
         return Description(torch.cat(features), torch.cat(probabilities))
+
+
+Extractor = Pixels | ClassifierFeatures | Inception
 
 
 def open_extractor(name: FeatureName, *, stacked: bool = True, inception_weights: Path | None = None) -> Extractor:

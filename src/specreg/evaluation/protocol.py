@@ -35,7 +35,7 @@ class Evaluation:
             images to 10,000 of the training part. ``fid_...`` with Inception's features, and only then.
         split: the part of the data that the real images are from.
         num_real, num_fake: numbers of images.
-        features, resizing: see :class:`specreg.evaluation.features.Extractor`.
+        features, resizing: see :mod:`specreg.evaluation.features`.
         library: the libraries of distances and of Inception's features, with versions.
         modes: of 1000, stacked digits and Stacked MNIST only.
         kl: reverse KL in nats, where modes are counted.
