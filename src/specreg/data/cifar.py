@@ -47,7 +47,7 @@ class _Cifar(ABC):
 
     def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
         batches = self.train if split == "train" else self.test
-        require(files, batches, self)
+        require(files, batches, self.home)
         contents = files.read([*batches, *files.names.intersection({self.names})])
         images, labels = [], []
         for name in batches:
@@ -81,7 +81,7 @@ class Binary(_Cifar):
 
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         record = self.label_bytes + _PIXELS
-        whole_records(path, name, len(content), record, self)
+        whole_records(path, name, len(content), record, title=self.title, home=self.home)
         records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
         return records[:, self.label_bytes :], records[:, self.label_bytes - 1]
 

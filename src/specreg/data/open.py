@@ -15,11 +15,10 @@ from specreg.data.files import Archive, Files, is_archive
 from specreg.data.folders import ImageTree, counterpart
 from specreg.data.huggingface import is_saved, load_saved, saved_parts
 from specreg.data.npz import load_npz
-from specreg.data.published import Format
 from specreg.files import check_file, exists
 from specreg.names import Split, integer
 
-FORMATS: tuple[Format, ...] = (*cifar.FORMATS, *mnist.FORMATS, *stl10.FORMATS)
+FORMATS = (*cifar.FORMATS, *mnist.FORMATS, *stl10.FORMATS)
 # Where torchvision and the archives put them below the folder that they are given.
 _BELOW = (
     "cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-binary", "cifar-100-python", "MNIST/raw",

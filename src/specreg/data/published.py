@@ -2,44 +2,23 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
-from specreg.names import Split
 
 # What parts for testing are called, the first that is there.
 TEST_NAMES = ("test", "testing", "validation", "valid", "val", "eval", "evaluation", "dev")
 
 
-class Format(Protocol):
-    """One published format."""
-
-    @property
-    def title(self) -> str:
-        """The data set and its version."""
-
-    @property
-    def home(self) -> str:
-        """Where it is to be had, for messages."""
-
-    def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
-        """Return the parts that are there, known by the names of files; none if it is another format."""
-
-    def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
-        """Read one part."""
-
-
-def require(files: Files, names: Iterable[str], form: Format) -> None:
+def require(files: Files, names: Iterable[str], home: str) -> None:
     """Raise ValueError naming the first file that is missing, and where it is to be had."""
     for name in names:
         if name not in files.names:
-            raise ValueError(f"{files.path} lacks {name}: fetch {form.home}")
+            raise ValueError(f"{files.path} lacks {name}: fetch {home}")
 
 
-def whole_records(path: Path, name: str, size: int, record: int, form: Format) -> int:
+def whole_records(path: Path, name: str, size: int, record: int, *, title: str, home: str) -> int:
     """Return how many records of ``record`` bytes a file of ``size`` bytes has.
 
     Raises:
@@ -48,7 +27,7 @@ def whole_records(path: Path, name: str, size: int, record: int, form: Format) -
     if size == 0 or size % record:
         raise ValueError(
             f"{path}: {name} has {size} bytes, no multiple of the {record} of an image: truncated or of another "
-            f"data set than {form.title}; fetch {form.home}"
+            f"data set than {title}; fetch {home}"
         )
     return size // record
 

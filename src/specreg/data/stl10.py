@@ -23,17 +23,24 @@ _NAMES = "class_names.txt"
 
 
 class Stl10:
-    """Images (3, 96, 96) with columns before rows, and labels from 1."""
+    """Images (3, 96, 96) with columns before rows, and labels from 1.
+
+    Attributes:
+        title: the data set and its version.
+        home: where it is to be had, for messages.
+    """
 
     title = "STL-10"
     home = "stl10_binary.tar.gz from cs.stanford.edu/~acoates/stl10"
 
     def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
+        """Return the parts that are there, known by the names of files; none if it is another format."""
         return tuple(split for split, name in _PIXELS.items() if name in names)
 
     def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
         name = _PIXELS[split]
-        num_images = whole_records(files.path, name, files.size(name), _RECORD, self)
+        size = files.size(name)
+        num_images = whole_records(files.path, name, size, _RECORD, title=self.title, home=self.home)
         if num_images > _MOST:
             raise ValueError(
                 f"{files.path}: {name} has {num_images} images, more than {_MOST}: of another data set than "
@@ -53,7 +60,7 @@ class Stl10:
         return ImageArrays(files.path.name, images, torch.from_numpy(labels), classes)
 
     def _labels(self, files: Files, name: str, num_images: int) -> tuple[np.ndarray, tuple[str, ...]]:
-        require(files, [name], self)
+        require(files, [name], self.home)
         contents = files.read([name, *files.names.intersection({_NAMES})])
         from_one = np.frombuffer(contents[name], dtype=np.uint8)
         if len(from_one) != num_images:
