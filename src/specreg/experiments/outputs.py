@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specreg.data.arrays import Dataset, encode
 from specreg.experiments.config import Settings
@@ -42,9 +42,7 @@ class OutputProbe:
         random = torch.Generator().manual_seed(_SEED)
         scores = {name: self._score(state, *batch) for name, batch in self._images.items()}
         z, labels = draw_latent(state.sampler, self._count, random)
-        with evaluating(state.sampler), torch.no_grad():
-            fake = [call(state.sampler, *chunk) for chunk in _chunks(z, labels)]
-        scores["generated"] = self._score(state, torch.cat(fake), labels)
+        scores["generated"] = self._score(state, _applied(state.sampler, z, labels), labels)
         levels = torch.linspace(0, 1, _QUANTILES, dtype=torch.float64)
         return {
             "overfitting": _above(scores["training"], scores["held_out"]),
@@ -57,15 +55,15 @@ class OutputProbe:
     def _score(self, state: TrainingState, images: Tensor, labels: Tensor | None) -> Tensor:
         device = next(state.discriminator.parameters()).device
         labels = labels.to(device) if self._conditional and labels is not None else None
-        with evaluating(state.discriminator), torch.no_grad():
-            scores = [call(state.discriminator, *chunk) for chunk in _chunks(images.to(device), labels)]
-        return torch.cat(scores).double().cpu()
+        return _applied(state.discriminator, images.to(device), labels).double().cpu()
 
 
-def _chunks(images: Tensor, labels: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
-    parts = torch.split(images, _BATCH)
-    given = [None] * len(parts) if labels is None else torch.split(labels, _BATCH)
-    return list(zip(parts, given, strict=True))
+def _applied(network: nn.Module, inputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Return what a network makes of inputs in eval mode, a part of them at a time."""
+    parts = torch.split(inputs, _BATCH)
+    classes = [None] * len(parts) if labels is None else torch.split(labels, _BATCH)
+    with evaluating(network), torch.no_grad():
+        return torch.cat([call(network, *batch) for batch in zip(parts, classes, strict=True)])
 
 
 def _above(values: Tensor, reference: Tensor) -> float:
