@@ -24,10 +24,6 @@ class GaussianMixture:
     deviation: float
 
     @property
-    def dimension(self) -> int:
-        return self.centres.shape[1]
-
-    @property
     def num_classes(self) -> int:
         """K: the label of a point is its mode."""
         return len(self.centres)
@@ -35,7 +31,7 @@ class GaussianMixture:
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw points (count, 2), float32, and their modes (count,), int64."""
         modes = torch.randint(self.num_classes, (count,), generator=generator)
-        noise = torch.randn(count, self.dimension, generator=generator)
+        noise = torch.randn(count, 2, generator=generator)
         return self.centres[modes] + self.deviation * noise, modes
 
 

@@ -17,13 +17,13 @@ class Generator(nn.Module):
 
     num_classes = 0
 
-    def __init__(self, channels: int, *, latent: int = 2, dimension: int = 2) -> None:
+    def __init__(self, channels: int, *, latent: int = 2) -> None:
         super().__init__()
         self.latent = latent
-        self.layers = _layers([latent, *[WIDTH * channels] * _HIDDEN_GENERATOR, dimension], nn.ReLU())
+        self.layers = _layers([latent, *[WIDTH * channels] * _HIDDEN_GENERATOR, 2], nn.ReLU())
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return points (N, dimension) for z (N, latent)."""
+        """Return points (N, 2) for z (N, latent)."""
         points: Tensor = self.layers(z)
         return points
 
@@ -34,12 +34,12 @@ class Discriminator(nn.Module):
     PacGAN's has maxout layers, the maximum over several weight matrices; spectral normalization is of one matrix.
     """
 
-    def __init__(self, channels: int, *, dimension: int = 2) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = _layers([dimension, *[WIDTH * channels] * _HIDDEN_DISCRIMINATOR, 1], nn.LeakyReLU(0.2))
+        self.layers = _layers([2, *[WIDTH * channels] * _HIDDEN_DISCRIMINATOR, 1], nn.LeakyReLU(0.2))
 
     def forward(self, points: Tensor) -> Tensor:
-        """Return scores (N,) for points (N, dimension)."""
+        """Return scores (N,) for points (N, 2)."""
         scores: Tensor = self.layers(points)[:, 0]
         return scores
 

@@ -54,11 +54,10 @@ class Points:
             )
 
     def make_generator(self, settings: Settings) -> nn.Module:
-        model = settings.model
-        return mlp.Generator(model.g_channels, latent=model.latent, dimension=self.dataset.dimension)
+        return mlp.Generator(settings.model.g_channels, latent=settings.model.latent)
 
     def make_discriminator(self, settings: Settings) -> nn.Module:
-        return mlp.Discriminator(settings.model.d_channels, dimension=self.dataset.dimension)
+        return mlp.Discriminator(settings.model.d_channels)
 
     def check_evaluation(self, settings: Settings, held_out: object = None) -> None:
         records, name = settings.records, settings.data.data
