@@ -177,8 +177,8 @@ def _sweep(arguments: list[str]) -> int:
     cells = [
         dataclasses.replace(cell, settings=parse(Sweep(settings=cell.settings), arguments).settings) for cell in before
     ]
-    plan = sweep.Plan(chosen.name, cells, sweep.changes(before, cells), methods, seeds or list(chosen.seeds))
-    out = given.out or Path("runs") / chosen.name
+    plan = sweep.Plan(given.preset, cells, sweep.changes(before, cells), methods, seeds or list(chosen.seeds))
+    out = given.out or Path("runs") / given.preset
     if given.dry_run:
         display.sweep_plan(plan, chosen.about, out)
         return 0

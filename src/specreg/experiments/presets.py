@@ -37,14 +37,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named list of cells.
+    """A list of cells.
 
     Attributes:
         seeds: run unless told otherwise.
         about: what it is and how it deviates, for the terminal.
     """
 
-    name: str
     cells: list[Cell]
     seeds: tuple[int, ...]
     about: str
@@ -58,7 +57,7 @@ def preset(name: str, *, seeds: tuple[int, ...] = (0,)) -> Callable[[_Make], _Ma
     """Make a function that returns cells known as a preset."""
 
     def register(make: _Make) -> _Make:
-        PRESETS[name] = Preset(name, make(), seeds, inspect.getdoc(make) or "")
+        PRESETS[name] = Preset(make(), seeds, inspect.getdoc(make) or "")
         return make
 
     return register
