@@ -31,7 +31,8 @@ _EVIDENCE: dict[str, tuple[State, ...]] = {
 _EVIDENCE["any"] = (*_EVIDENCE["spectra"], *_EVIDENCE["coverage"])
 
 
-# A method's options are a frozen dataclass whose fields have documentation, and the library's own defaults.
+# A method's options are a frozen dataclass whose fields have documentation, and the library's own defaults. Integers
+# are at least 1 unless ``config`` says otherwise, which has the ranges of other numbers, too.
 
 
 @dataclass(frozen=True)
