@@ -89,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if missing := [name for name in _LAB if find_spec(name) is None]:
-            raise ValueError(f"the command line needs {', '.join(missing)}: pip install 'specreg[lab]'")
+            raise ValueError(
+                f"the command line needs {', '.join(missing)}: pip install '.[lab]' in the folder of specreg's source"
+            )
         if arguments[0] not in _COMMANDS:
             near = suggestion(arguments[0], _COMMANDS)
             raise ValueError(f"unknown command {arguments[0]!r}{near}: the commands are {', '.join(_COMMANDS)}")
@@ -185,7 +187,7 @@ def _sweep(arguments: list[str]) -> int:
     execute: Callable[..., None] = functools.partial(execute_all, parallel=given.jobs, minutes=given.minutes)
     if given.ray is not None:
         if find_spec("ray") is None:
-            raise ValueError("--ray needs the package ray: pip install 'specreg[cluster]'")
+            raise ValueError("--ray needs the package ray: pip install '.[cluster]' in the folder of specreg's source")
         address = None if given.ray == "auto" else given.ray
         execute = functools.partial(
             cluster.execute_on_ray, address=address, cpus=given.cpus, gpus=given.gpus, minutes=given.minutes
@@ -278,6 +280,7 @@ def _evaluate(arguments: list[str]) -> int:
     from specreg.options import Evaluate, parse
 
     given = parse(Evaluate(), arguments)
+    _check_checkpoint(given.checkpoint)
     if given.samples is not None:
         integer("samples", given.samples, at_least=10)
     _import("evaluate", *_RUNS)
@@ -300,6 +303,7 @@ def _sample(arguments: list[str]) -> int:
     from specreg.options import Sample, parse
 
     given = parse(Sample(), arguments)
+    _check_checkpoint(given.checkpoint)
     integer("side", given.side, at_least=1, at_most=100)
     integer("seed", given.seed, at_least=0, at_most=LAST_SEED)
     _check_output(given.out, (".png",))
@@ -514,6 +518,11 @@ def _seeds(given: Sequence[str]) -> list[int]:
         return [int(seed) for seed in seeds]
     except ValueError:
         raise ValueError(f"seeds must be integers, got {' '.join(seeds)!r:.60}") from None
+
+
+def _check_checkpoint(which: str) -> None:
+    if re.fullmatch("end-[0-9]+", which) is None and which not in ("last", "best", "healthy"):
+        raise ValueError(f"checkpoint must be one of last, best, healthy, end-STEP, got {which!r:.60}")
 
 
 def _check_output(

@@ -1,6 +1,7 @@
 """Files: checks of those from elsewhere before they are read, JSON, and atomic writing. Standard library only."""
 
 import contextlib
+import filecmp
 import json
 import os
 import shutil
@@ -131,6 +132,11 @@ def give_name(existing: Path, name: Path) -> None:
         shutil.copyfile(existing, partial)
     os.replace(partial, name)
     partial.unlink(missing_ok=True)  # renaming a file to another of its own names does nothing
+
+
+def same_content(path: Path, other: Path) -> bool:
+    """Return whether two files are there and hold the same bytes, as a file and a second name or a copy of it do."""
+    return path.exists() and other.exists() and filecmp.cmp(path, other, shallow=False)
 
 
 def prepare_directory(path: Path) -> None:

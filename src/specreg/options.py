@@ -17,7 +17,6 @@ from specreg.experiments.methods import METHODS, PAPER_METHODS
 from specreg.names import LEAST_GENERATED, FeatureName
 
 T = TypeVar("T")
-_Which = Literal["last", "best", "healthy"]
 _BOX = re.compile("[─│╭╮╰╯]+")
 
 
@@ -114,8 +113,9 @@ class Evaluate:
     """Features that images are compared in; the run's own by default."""
     inception_weights: str | None = None
     """File of torch-fidelity's Inception weights; the run's own by default."""
-    checkpoint: _Which = "last"
-    """The newest, the one of the least Fréchet distance, or the last one without an alarm."""
+    checkpoint: str = "last"
+    """last, the newest; best, the one of the least Fréchet distance; healthy, the last without an alarm; end-STEP, of
+    an end that the run went back behind to go on."""
     json: bool = False
     """Print JSON."""
 
@@ -132,8 +132,9 @@ class Sample:
     """Images in a row, and rows; of points there are always 2,500."""
     seed: int = 0
     """Latent vectors."""
-    checkpoint: _Which = "last"
-    """The newest, the one of the least Fréchet distance, or the last one without an alarm."""
+    checkpoint: str = "last"
+    """last, the newest; best, the one of the least Fréchet distance; healthy, the last without an alarm; end-STEP, of
+    an end that the run went back behind to go on."""
 
 
 @dataclass

@@ -18,6 +18,7 @@ A run directory holds
   damaged;
 - ``checkpoint-best.pt``, ``checkpoint-healthy.pt``: the one with the least Fréchet distance, and the last one that no
   verdict of a collapse spoke against;
+- ``checkpoint-best-before.pt``: the best one before the end, where the end, measured off the schedule, is the best;
 - ``checkpoint-end-STEP.pt``: the network of an end that a run which goes on to more steps had to go back behind;
 - ``result.json``: the final evaluation, written last: a run that has it is complete;
 - ``samples.png``, ``data.png``: generated and real images; ``missing.png``: real ones that nothing generated is like;

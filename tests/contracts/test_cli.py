@@ -115,7 +115,7 @@ def test_without_the_lab_the_command_line_says_what_to_install(capsys, monkeypat
     monkeypatch.setattr("specreg.cli.find_spec", lambda name: None)
     code, _, error = run(capsys, "compare")
     assert code == 2
-    assert "pip install 'specreg[lab]'" in error
+    assert "pip install '.[lab]' in the folder of specreg's source" in error  # it is on no registry
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("you can't allocate memory: 9 GB")])

@@ -13,9 +13,11 @@ import torch
 
 from specreg.cli import main
 from specreg.data.digits import StackedDigits
+from specreg.evaluation.mixtures import MixtureEvaluator
 from specreg.experiments.config import RunConfig, Settings
 from specreg.experiments.run import build_state, prepare_run
 from specreg.experiments.sources.images import Images
+from specreg.monitor.verdict import Verdict
 from specreg.records import RunDirectory
 from specreg.training.config import TrainingConfig
 from specreg.training.state import save_checkpoint
@@ -149,6 +151,51 @@ def test_a_run_that_goes_on_loses_no_network(tmp_path):
         assert train(folder, "--steps", steps)[0] == 0
         assert (folder / "checkpoint-end-3.pt").read_bytes() == trained
     assert (run / "checkpoint-end-5.pt").exists()
+
+
+# Of a short run whose end is off the schedule.
+SHORT = [
+    "--data", "ring", "--batch-size", "4", "--samples", "100", "--reference", "100", "--lr-decay", "none",
+    "--spectra-every", "2", "--evaluate-every", "2", "--checkpoint-every", "2", "--log-every", "2",
+]  # fmt: skip
+
+
+def kept(out: Path) -> dict[str, int]:
+    """Return the steps of a run's checkpoints by their names."""
+    files = sorted(out.glob("checkpoint-*.pt"))
+    return {file.stem.removeprefix("checkpoint-"): torch.load(file, weights_only=True)["step"] for file in files}
+
+
+@pytest.mark.slow
+def test_the_best_before_an_end_off_the_schedule_is_the_best_again_when_the_run_goes_on(tmp_path, monkeypatch):
+    scores = iter((2.0, 5.0, 1.0, 3.0))  # at steps 2, 4, 5, at first the end, and 6
+    monkeypatch.setattr(MixtureEvaluator, "glance", lambda self, points: {"fd": next(scores)})
+    out = tmp_path / "run"
+    assert main(["train", "--quiet", "--out", str(out), *SHORT, "--steps", "5"]) == 0
+    assert kept(out) == {"before": 4, "best": 5, "best-before": 2, "healthy": 5}
+    assert main(["train", "--quiet", "--out", str(out), "--steps", "6"]) == 0
+    assert kept(out) == {"before": 4, "best": 2, "end-5": 5, "healthy": 6}
+
+
+@pytest.mark.slow
+def test_the_step_that_a_run_goes_back_to_is_the_last_healthy_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(Verdict, "alarming", property(lambda verdict: verdict.iteration > 5))
+    out = tmp_path / "run"
+    for steps in ("5", "6"):
+        assert main(["train", "--quiet", "--out", str(out), *SHORT, "--steps", steps]) == 0
+    assert kept(out)["healthy"] == 4
+
+
+@pytest.mark.slow
+def test_the_network_of_an_end_that_a_run_went_back_behind_can_be_sampled(tmp_path, capsys):
+    out, picture = tmp_path / "run", tmp_path / "end.png"
+    for steps in ("5", "6"):
+        assert main(["train", "--quiet", "--out", str(out), *SHORT, "--steps", steps]) == 0
+    sample = ["sample", str(out), "--out", str(picture), "--checkpoint"]
+    assert main([*sample, "end-4"]) == 2
+    assert "has no end-4 checkpoint (only end-5): take the last one" in capsys.readouterr().err
+    assert main([*sample, "end-5"]) == 0
+    assert picture.exists()
 
 
 def test_what_was_killed_before_its_end_was_saved_goes_on_from_its_checkpoint(tmp_path):

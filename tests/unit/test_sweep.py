@@ -253,7 +253,7 @@ def test_ray_is_asked_for_where_it_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("specreg.cli.find_spec", lambda name: None if name == "ray" else find_spec(name))
     monkeypatch.chdir(tmp_path)
     assert main([*SWEEP, "digits", "--ray"]) == 2
-    assert "pip install 'specreg[cluster]'" in capsys.readouterr().err
+    assert "pip install '.[cluster]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -127,7 +127,9 @@ class Inception:
 
     def __init__(self, weights: Path | None = None, *, device: str = "cpu", batch: int = 50) -> None:
         if find_spec("torch_fidelity") is None:
-            raise ValueError("Inception features need torch-fidelity: pip install 'specreg[inception]'")
+            raise ValueError(
+                "Inception features need torch-fidelity: pip install '.[inception]' in the folder of specreg's source"
+            )
         path = find_weights(weights)
         with open(path, "rb") as file:  # the published file has these digits in its name
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from specreg.data.arrays import decode, encode
 from specreg.experiments.config import RecordConfig, Settings
 from specreg.experiments.outputs import OutputProbe
-from specreg.experiments.sampling import real_samples, sample_images
+from specreg.experiments.sampling import coverage_every, real_samples, sample_images
 from specreg.experiments.sources import SampleEvaluator, Source
 from specreg.experiments.sources.images import draw_finite
-from specreg.files import give_name
+from specreg.files import give_name, same_content
 from specreg.guard import Guard
 from specreg.layers.evaluation import evaluating
 from specreg.losses import call
@@ -116,6 +117,13 @@ def _distances(run: RunDirectory) -> dict[int, float]:
     """Return the Fréchet distances of the evaluations, by step."""
     evaluations = run.series("evaluations", {"fd": lambda value: isinstance(value, int | float)})
     return {record["step"]: record["fd"] for record in evaluations}
+
+
+def ends_on_schedule(settings: Settings) -> bool:
+    """Return whether what is read at the end of a training would be read there, too, if it went on."""
+    steps, every = settings.training.steps, settings.records
+    schedules = (every.evaluate_every, every.spectra_every, coverage_every(every.evaluate_every))
+    return every.evaluate_every > 0 and all(steps % schedule == 0 for schedule in schedules)
 
 
 class Follower:
@@ -265,7 +273,7 @@ class Recorder(Follower):
             if record["fd"] < self._best:
                 self._best = record["fd"]
                 self._save()
-                give_name(self._run.checkpoint, self._run.kept_checkpoint("best"))
+                self._keep_best(self._run.checkpoint)
         if state.step % self._every.checkpoint_every == 0:
             self._save()
 
@@ -300,17 +308,24 @@ class Recorder(Follower):
         best = min(
             (step for step in distances if math.isfinite(distances[step])), key=distances.__getitem__, default=None
         )
-        kept = self._run.kept_checkpoint("best")
-        if self._run.checkpoint.exists():
+        for newest in self._run.checkpoints[:1]:  # what the state was restored from
             if best == self._state.step:
-                give_name(self._run.checkpoint, kept)
-            self._keep_healthy()
-        return distances[best] if best is not None and kept.exists() else math.inf
+                self._keep_best(newest)
+            self._keep_healthy(newest)
+        return distances[best] if best is not None and self._run.kept_checkpoint("best").exists() else math.inf
 
-    def _keep_healthy(self) -> None:
+    def _keep_best(self, checkpoint: Path) -> None:
+        """Name the best checkpoint, and the best before an end off the schedule, behind which a run may go back."""
+        kept = self._run.kept_checkpoint("best")
+        is_end = self._state.step >= self._settings.training.steps and not ends_on_schedule(self._settings)
+        if is_end and kept.exists() and not same_content(kept, checkpoint):
+            give_name(kept, self._run.kept_checkpoint("best-before"))
+        give_name(checkpoint, kept)
+
+    def _keep_healthy(self, checkpoint: Path) -> None:
         verdict = self._monitor.verdict
         if verdict is None or not verdict.alarming:
-            give_name(self._run.checkpoint, self._run.kept_checkpoint("healthy"))
+            give_name(checkpoint, self._run.kept_checkpoint("healthy"))
 
     def checkpoint(self) -> None:
         super().checkpoint()
@@ -324,7 +339,7 @@ class Recorder(Follower):
         if self._run.checkpoint.exists():
             give_name(self._run.checkpoint, self._run.kept_checkpoint("before"))
         save_checkpoint(self._state.state_dict(), self._run.checkpoint)
-        self._keep_healthy()
+        self._keep_healthy(self._run.checkpoint)
         self._saved = self._state.step
         self._run.write(
             "timing", {"seconds": round(self._before + time.monotonic() - self._began, 3), **self._measured}

@@ -2,9 +2,7 @@
 
 import contextlib
 import copy
-import filecmp
 import logging
-import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -19,11 +17,25 @@ from specreg.data.arrays import scaled
 from specreg.experiments.config import REFERENCE_SEED, RunConfig, Settings, from_dict, refusal, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
-from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing, reading_of
-from specreg.experiments.sampling import generated_samples, real_samples, sample_images, sample_labelled
+from specreg.experiments.recorder import (
+    Follower,
+    Progress,
+    Recorder,
+    check_records,
+    draw_missing,
+    ends_on_schedule,
+    reading_of,
+)
+from specreg.experiments.sampling import (
+    coverage_every,
+    generated_samples,
+    real_samples,
+    sample_images,
+    sample_labelled,
+)
 from specreg.experiments.sources import SampleEvaluator, Source, open_source
 from specreg.experiments.sources.images import Images
-from specreg.files import give_name, prepare_directory
+from specreg.files import give_name, prepare_directory, same_content
 from specreg.losses import call
 from specreg.models.normalization import share_batches
 from specreg.monitor.coverage import LEAST_REAL, Coverage
@@ -41,7 +53,6 @@ logger = logging.getLogger(__name__)
 # Streams of randomness are kept apart: the same seed must not make data and latent vectors alike, and every run
 # is evaluated on the same real images and latent vectors.
 _DATA_STREAM, _LATENT_STREAM = 1_000_003, 2_000_003
-_COVERAGE_EVERY = 250  # iterations between readings, at most
 
 
 def check_shares(settings: Settings, processes: Processes) -> None:
@@ -111,10 +122,9 @@ def _step_before_end(run: RunDirectory, settings: Settings) -> int | None:
     Raises:
         ValueError: that checkpoint is damaged, or of another version.
     """
-    steps, records = settings.training.steps, settings.records
-    is_due = records.evaluate_every > 0 and steps % records.evaluate_every == steps % records.spectra_every == 0
+    steps = settings.training.steps
     measured = any(last["step"] >= steps for last in run.series("verdicts")[-1:])
-    if is_due or not measured or not run.checkpoint.exists():
+    if ends_on_schedule(settings) or not measured or not run.checkpoint.exists():
         return None
     newest, path = load_newest(run.checkpoints)
     if path != run.checkpoint or newest["step"] < steps:  # killed before it was saved
@@ -136,8 +146,11 @@ def _take_back_end(run: RunDirectory, settings: Settings) -> None:
     if begin is None:
         return
     for kept in map(run.kept_checkpoint, ("best", "healthy")):
-        if kept.exists() and filecmp.cmp(kept, run.checkpoint, shallow=False):  # or a copy of it
+        if same_content(kept, run.checkpoint):
             kept.unlink()
+    best, best_before = run.kept_checkpoint("best"), run.kept_checkpoint("best-before")
+    if best_before.exists() and not best.exists():
+        best_before.replace(best)
     run.checkpoint.unlink()
     logger.info("%s: its end was measured off the schedule: it goes back to step %d, and %s keeps the network of the "
                 "end", run.path.name, begin, end.name)  # fmt: skip
@@ -287,7 +300,6 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
     """Watch the spectra, and at each evaluation what is missing of the data."""
     real = scaled(real_samples(source, settings.records)).to(device)
     classes = torch.arange(len(real), device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
-    every = settings.records.evaluate_every or _COVERAGE_EVERY  # at each evaluation, and between them
 
     def samples() -> tuple[Tensor, Tensor]:
         return generated_samples(state.sampler, settings.records).to(device), real
@@ -302,7 +314,7 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
         detector=Detector(settings.detector),
         samples=None if coverage is None else samples,
         coverage=coverage,
-        samples_every=every if every <= _COVERAGE_EVERY else math.gcd(every, _COVERAGE_EVERY),
+        samples_every=coverage_every(settings.records.evaluate_every),
         scores=None if coverage is None else scores,
     )
 
@@ -318,10 +330,11 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     """Return a run's configuration, data and generator (its running average, if it has one) at a checkpoint.
 
     Args:
-        which: "last", "best" (least Fréchet distance during training) or "healthy" (the last without an alarm).
+        which: "last", "best" (least Fréchet distance during training), "healthy" (the last without an alarm) or
+            "end-STEP" (of an end that the run went back behind).
 
     Raises:
-        ValueError: there is no run, or no checkpoint yet.
+        ValueError: there is no run, or no checkpoint yet, or not this one.
     """
     config = saved_config(run)
     if config is None:
@@ -330,7 +343,9 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     if not run.checkpoints:
         raise ValueError(f"{run.path} has no checkpoint yet: train it first")
     if not paths[0].exists():
-        why = "no evaluation yet" if which == "best" else "no checkpoint without an alarm"
+        ends = ", ".join(path.stem.removeprefix("checkpoint-") for path in sorted(run.path.glob("checkpoint-end-*.pt")))
+        reasons = {"best": "no evaluation yet", "healthy": "no checkpoint without an alarm"}
+        why = reasons.get(which, f"only {ends}" if ends else "it went back behind no end")
         raise ValueError(f"{run.path} has no {which} checkpoint ({why}): take the last one")
     source = open_source(config.settings)
     state = build_state(config, source)
