@@ -522,7 +522,7 @@ def _seeds(given: Sequence[str]) -> list[int]:
 
 def _check_checkpoint(which: str) -> None:
     if re.fullmatch("end-[0-9]+", which) is None and which not in ("last", "best", "healthy"):
-        raise ValueError(f"checkpoint must be one of last, best, healthy, end-STEP, got {which!r:.60}")
+        raise ValueError(f"--checkpoint must be one of last, best, healthy, end-STEP, got {which!r:.60}")
 
 
 def _check_output(

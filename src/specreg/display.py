@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import re
+import shlex
 import sys
 import time
 from collections import Counter
@@ -193,7 +194,8 @@ def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
     counts = {cell.name: len(plan.configs(cell)) for cell in plan.cells}
     total = sum(costs[name].multiply_adds * count for name, count in counts.items())
     console.print(
-        f"\n{len(counts)} cells, {sum(counts.values())} runs, {_large(total)} multiply-adds in all.\n"
+        f"\n{_several(len(counts), 'cell')}, {_several(sum(counts.values()), 'run')}, {_large(total)} multiply-adds in "
+        "all.\n"
         "images: real ones that the discriminator sees. Multiply-adds: counted on the networks' convolutions and "
         "matrix products, a backward pass as two forward ones; without normalization, compensation, gradient penalties "
         "and evaluations. Divided by the multiply-adds a second that a machine sustains in training, they give its "
@@ -219,7 +221,7 @@ def results(cells: "Sequence[Cell]", paths: Sequence[Path]) -> None:
         console.print(_plain(text))
     folder, names = paths[0].parent, [path.name for path in reversed(paths)]
     console.print(_plain(f"in {folder}: {', '.join(names)}"), soft_wrap=True)
-    console.print(_plain(f"one page about all: specreg report {folder}"), soft_wrap=True)
+    console.print(_plain(f"one page about all: specreg report {_as_argument(folder)}"), soft_wrap=True)
 
 
 def metrics(values: Mapping[str, Any]) -> None:
@@ -237,7 +239,7 @@ def whereabouts(run: Path) -> None:
     """Say where a finished run's files are, and what comes next."""
     console = Console(file=sys.stdout, highlight=False)
     console.print(_plain(f"checkpoints, records and samples.png: {run}"), soft_wrap=True)
-    console.print(_plain(f"one page about it: specreg report {run}"), soft_wrap=True)
+    console.print(_plain(f"one page about it: specreg report {_as_argument(run)}"), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -427,7 +429,11 @@ def _summary(jobs: "Sequence[Job]") -> str:
     told = [f"{counts[state]} {state}" for state in states if counts[state]]
     left = _seconds_left(jobs)
     about = "" if left is None else f"; about {duration(left)} of training to come, evaluations not counted"
-    return f"{len(jobs)} run{'s' * (len(jobs) != 1)}: {', '.join(told)}{about}"
+    return f"{_several(len(jobs), 'run')}: {', '.join(told)}{about}"
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _step(job: "Job") -> str:
@@ -448,6 +454,11 @@ def _latest(job: "Job") -> dict[str, Any]:
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
         latest |= numbers | {"step": max(latest["step"], record["step"])}
     return latest
+
+
+def _as_argument(path: Path) -> str:
+    """Return a path as a shell takes it, which no dash makes an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def _plain(text: str) -> Text:

@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,6 +224,11 @@ def parse(defaults: T, arguments: Sequence[str], *, methods: Collection[str] = (
     Help leaves the options of methods out that are neither named in the arguments nor among ``methods``.
     """
     command = type(defaults).__name__.lower()
+    lists = {name for name, value in vars(defaults).items() if isinstance(value, tuple)}
+    given = Counter(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    for option, count in given.items():
+        if count > 1 and option[2:].replace("-", "_") in lists:
+            raise ValueError(f"{option} is given {count} times, and only the last would count: give it once, with all")
     shown, complaint = _Screen(), io.StringIO()
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaint):

@@ -192,6 +192,7 @@ COMPARE = {
     "unknown method": (["--methods", "magic"], "methods must be one of sn, static, dynamic"),
     "a method with a slip": (["--methods", "sttic"], "got 'sttic' (did you mean static?)"),
     "no methods": (["--methods", ","], "methods must not be empty"),
+    "seeds given twice": (["--seeds", "0", "--seeds=1"], "--seeds is given 2 times, and only the last would count"),
     "bad seed": (["--seeds", "one"], "seeds must be integers, got 'one'"),
     "seed that numpy refuses": (["--seeds", "4294967296"], "seed must be an integer of at most 4294967295"),
     "no jobs": (["--jobs", "0"], "jobs must be an integer of at least 1"),

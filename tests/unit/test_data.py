@@ -259,7 +259,7 @@ def text_file(folder: Path) -> Path:
 
 BAD = [
     (mixed_sizes, r"odd\.png 9x9; give an image size"),
-    (not_square, r"8x9"),
+    (not_square, r"squares of one size, but cat/10\.png is 8x9; give an image size"),
     (damaged_image, r"cat/10\.png is not a readable image"),
     (empty, "holds no images"),
     (torn_zip, r"images\.zip is not a readable zip file"),

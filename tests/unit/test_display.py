@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -33,6 +34,12 @@ def terminal(monkeypatch, *, width: int) -> io.StringIO:
     shown = io.StringIO()
     monkeypatch.setattr(display, "Console", lambda **_: Console(file=shown, force_terminal=True, width=width))
     return shown
+
+
+@pytest.mark.parametrize(("name", "shown"), [("run", "run"), ("my run", "'my run'"), ("-run", "./-run")])
+def test_the_command_that_comes_next_can_be_given_to_a_shell(name, shown, capsys):
+    display.whereabouts(Path(name))
+    assert capsys.readouterr().out.endswith(f"one page about it: specreg report {shown}\n")
 
 
 def job(folder, name: str, state: str, steps: int = 100, **latest: float) -> Job:

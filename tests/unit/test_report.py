@@ -22,7 +22,7 @@ from specreg.files import write_json
 from specreg.names import ALARMS
 from specreg.records import RunDirectory
 from specreg.report.figures import plot_bulks, plot_curves, plot_named, styles
-from specreg.report.illustrations import Illustration, Panel, Part, samples, scores
+from specreg.report.illustrations import Illustration, Panel, Part, illustrations, samples, scores
 from specreg.report.page import write_page
 from specreg.report.panels import picture, write_sheet
 from specreg.report.runs import Run, bulk, grouped, open_cells, ratios
@@ -345,6 +345,20 @@ def test_the_one_value_of_a_short_run_is_a_point_and_more_are_a_line(tmp_path):
         plot_curves(axes[1], [run], lambda _, curve=curve: curve, styles([run]))
         assert [line.get_marker() for axis in axes for line in axis.lines] == [marker, marker]
         plt.close(drawn)
+
+
+def test_a_curve_that_ends_before_another_is_not_said_to_be_at_the_end(tmp_path):
+    for method, last in (("sn", 300), ("static", 900)):
+        run = RunDirectory(make_run(tmp_path / method, method))
+        series = run.series("evaluations")
+        (run.path / "evaluations.jsonl").unlink()
+        for record in series:
+            if record["step"] > last:
+                del record["kl"]
+            run.append("evaluations", record)
+    shown = next(shown for shown in illustrations(open_cells([tmp_path])) if shown.name == "scores")
+    kl = next(panel.alt for part in shown.parts for panel in part.panels if panel.title.startswith("KL"))
+    assert kl.endswith("at the end: SN, seed 0 0.5 (iteration 300), static SR, seed 0 0.5")
 
 
 def test_seeds_with_one_value_each_are_seen_beside_their_mean(tmp_path):

@@ -12,10 +12,10 @@ from runs import HOSTILE, make_run
 from specreg.cli import main
 from specreg.files import write_json
 from specreg.records import RunDirectory
-from specreg.report.figures import plot_by_setting
+from specreg.report.figures import plot_by_setting, styles
 from specreg.report.illustrations import illustrations
 from specreg.report.page import write_folder
-from specreg.report.runs import grouped, open_cells, published
+from specreg.report.runs import Cell, grouped, open_cells, published
 from specreg.report.tables import markdown, missing, notes, results, table
 
 
@@ -246,8 +246,55 @@ def test_a_setting_whose_runs_have_two_protocols_has_no_bar(tmp_path):
         directory = RunDirectory(make_run(out / run, "sn", int(run[-1])))
         directory.write("result", {"method": "sn", "protocol": protocol, "fd": fd})
     figure, axis = plt.subplots()
-    plot_by_setting(axis, open_cells([out]), "fd")
+    cells = open_cells([out])
+    plot_by_setting(axis, cells, "fd", styles(cells[0].runs))
     assert list(axis.lines[0].get_ydata()) == [5.0]  # the others are the ends of its bar
+    plt.close(figure)
+
+
+@pytest.fixture
+def mixed(tmp_path) -> list[Cell]:
+    """A setting of a sweep with SN and static SR, and runs beside it of static SR with two options and of longer SN."""
+    names = ["sn-seed0", "static-seed0"]
+    make_sweep(tmp_path / "out", {"C8-32": names})
+    scores = {
+        "out/C8-32/sn-seed0": 10.0,
+        "out/C8-32/static-seed0": 5.0,
+        "loose/a": 20.0,
+        "loose/b": 40.0,
+        "loose/c": 80.0,
+    }
+    for (name, fd), options in zip(scores.items(), ({}, {}, {}, {"keep": 0.25}, {"keep": 0.75}), strict=True):
+        method = "sn" if name.endswith(("sn-seed0", "a")) else "static"
+        run = RunDirectory(make_run(tmp_path / name, method, 0, **options))
+        run.write("result", {"method": method, "protocol": "a", "fd": fd})
+    return open_cells([tmp_path / "out", tmp_path / "loose"])
+
+
+def test_a_gain_is_of_one_group_and_of_runs_that_differ_in_the_methods_options_alone(mixed, tmp_path):
+    gain = "static SR against SN, 1 setting: Fréchet distance -50.0% in the mean, lower in 1."
+    assert gain in notes(mixed)
+    for name in ("b", "c"):
+        config = json.loads((tmp_path / "loose" / name / "config.json").read_text())
+        config["settings"]["methods"]["static"]["keep"] = 0.5
+        config["settings"]["training"]["steps"] = 7
+        write_json(tmp_path / "loose" / name / "config.json", config)
+    assert gain in notes(open_cells([tmp_path / "out", tmp_path / "loose"]))
+
+
+def test_settings_compared_have_the_tables_numbers_and_a_legend_of_the_marks(mixed):
+    shown = next(shown for shown in illustrations(mixed) if shown.name == "settings-compared")
+    figure, axis = plt.subplots()
+    shown.parts[0].panels[-1].content(axis)
+    rows = {(row[0], row[1]): row[3] for row in table(mixed).rows if row[3] != "-"}
+    drawn = {
+        (mixed[round(x)].label, bars.get_label()): f"{y:.2f}"
+        for bars in axis.containers for x, y in zip(*bars.lines[0].get_data(), strict=True)
+    }  # fmt: skip
+    assert drawn == rows
+    marks = {(line.get_color(), line.get_marker()) for line in (bars.lines[0] for bars in axis.containers)}
+    assert len(marks) == len(axis.containers) == len(axis.get_legend().get_texts()) == 4
+    assert not shown.parts[0].legend  # which would show lines, that nothing here has
     plt.close(figure)
 
 

@@ -115,9 +115,10 @@ class ImageFiles:
 
     def _wrong_size(self, index: int, image: Image.Image) -> ValueError:
         first = self._image(0)
+        other = f" and {self.names[index]} {image.width}x{image.height}" if index else ""
         return ValueError(
-            f"{self.path}: images have to be squares of one size, but {self.names[0]} is {first.width}x{first.height} "
-            f"and {self.names[index]} {image.width}x{image.height}; give an image size to crop and resize them"
+            f"{self.path}: images have to be squares of one size, but {self.names[0]} is {first.width}x{first.height}"
+            f"{other}; give an image size to crop and resize them"
         )
 
 

@@ -122,22 +122,26 @@ def plot_curves(
     _finish_training(axis)
 
 
-def plot_by_setting(axis: Axes, cells: Sequence[Cell], key: str) -> None:
-    """Plot each method's final score by setting: means over seeds, bars are one standard deviation."""
-    methods = {run.method: run.look.colour or None for cell in cells for run in cell.runs if run.result}
-    for index, (method, colour) in enumerate(methods.items()):
-        offset = 0.7 * ((index + 0.5) / len(methods) - 0.5)
+def plot_by_setting(axis: Axes, cells: Sequence[Cell], key: str, look: Mapping[str, Style]) -> None:
+    """Plot each group's final score by setting: means over seeds, bars are one standard deviation."""
+    alike = [grouped(run for run in cell.runs if run.result) for cell in cells]
+    groups = dict.fromkeys(group for cell in alike for group in cell)
+    for index, group in enumerate(groups):
+        offset = 0.7 * ((index + 0.5) / len(groups) - 0.5)
         points = [
             (place + offset, values)
-            for place, cell in enumerate(cells)
-            if of_one_protocol(cell.runs, method) and (values := finite_values(cell.runs, method, key))
+            for place, runs in enumerate(cell.get(group, []) for cell in alike)
+            if of_one_protocol(runs) and (values := finite_values(runs, key))
         ]
+        if not points:
+            continue
         axis.errorbar(
             [place for place, _ in points],
             [statistics.fmean(values) for _, values in points],
             [statistics.stdev(values) if len(values) > 1 else math.nan for _, values in points],
-            fmt="os^Dv"[index % 5], ms=5, capsize=3, color=colour,
+            fmt="os^Dv"[index % 5], ms=5, capsize=3, color=look[group].colour, label=words(group),
         )  # fmt: skip
+    axis.legend(fontsize=7, frameon=False)  # of the marks, which the lines of other figures do not tell
     axis.grid(alpha=0.25)
     axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
     labels = [printable(cell.label) for cell in cells]

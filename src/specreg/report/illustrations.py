@@ -204,13 +204,15 @@ def by_setting(cells: Sequence[Cell]) -> Illustration | None:
     keys = [key for key in _OF_SEVERAL if any(run.result.get(key) is not None for cell in cells for run in cell.runs)]
     if len(cells) < 2 or not keys:
         return None
+    look = _styles(cells)
     panels = [
         Panel(_SCORES[key], f"{_SCORES[key]} by setting, the numbers of the table of results",
-              functools.partial(figures.plot_by_setting, cells=cells, key=key), size=(2 + 0.8 * len(cells), 3))
+              functools.partial(figures.plot_by_setting, cells=cells, key=key, look=look),
+              size=(2 + 0.8 * len(cells), 3))
         for key in keys
     ]  # fmt: skip
     caption = "The final scores by setting: means over seeds, bars are one standard deviation."
-    return Illustration("settings-compared", "Settings compared", caption, [Part(panels, _styles(cells), kind="wide")])
+    return Illustration("settings-compared", "Settings compared", caption, [Part(panels, kind="wide")])
 
 
 def outputs(cells: Sequence[Cell]) -> Illustration | None:
@@ -319,8 +321,11 @@ def _curves(
 
 
 def _ends(curves: Mapping[str, Mapping[int, float]]) -> str:
-    """Return each curve's last value in words, for those who do not see the picture."""
-    return "at the end: " + ", ".join(f"{name} {curve[max(curve)]:.3g}" for name, curve in curves.items() if curve)
+    """Return each curve's last value in words, and its step if another goes on, for who does not see the picture."""
+    ends = {name: max(curve) for name, curve in curves.items() if curve}
+    last = max(ends.values(), default=0)
+    early = {name: f" (iteration {end})" if end < last else "" for name, end in ends.items()}
+    return "at the end: " + ", ".join(f"{name} {curves[name][end]:.3g}{early[name]}" for name, end in ends.items())
 
 
 def _turned(run: Run, field: str) -> dict[str, dict[int, float]]:

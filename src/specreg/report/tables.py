@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from specreg.names import printable
 from specreg.report import verdicts
-from specreg.report.runs import Cell, Run, grouped, published
+from specreg.report.runs import Cell, Run, differing, grouped, published
 
 # key, heading, decimals, and which way is better
 COLUMNS = (
@@ -213,15 +213,23 @@ def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
     return text if len(finite) == len(values) else f"{text} ({len(finite)} of {len(values)})"
 
 
-def of_one_protocol(runs: Iterable[Run], *methods: str) -> bool:
-    """Tell whether methods' complete runs were evaluated by one protocol; the numbers of several do not compare."""
-    return len({run.result.get("protocol") for run in runs if run.result and run.method in methods}) < 2
+def of_one_protocol(runs: Iterable[Run]) -> bool:
+    """Tell whether complete runs were evaluated by one protocol; the numbers of several do not compare."""
+    return len({run.result.get("protocol") for run in runs if run.result}) < 2
 
 
-def finite_values(runs: Iterable[Run], method: str, key: str) -> list[float]:
-    """Return what a method's complete runs have for a measure."""
-    values = (run.result.get(key) for run in runs if run.method == method)
+def finite_values(runs: Iterable[Run], key: str) -> list[float]:
+    """Return what complete runs have for a measure."""
+    values = (run.result.get(key) for run in runs)
     return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _are_comparable(*methods: Sequence[Run]) -> bool:
+    """Tell whether methods' runs are by one protocol, each of one group, and differ in methods' options alone."""
+    runs = [run for alike in methods for run in alike]
+    shared = [{key: value for key, value in run.settings.items() if not key.startswith("methods.")} for run in runs]
+    of_one_group = all(len(grouped(alike)) < 2 for alike in methods)
+    return of_one_group and of_one_protocol(runs) and not (shared and differing(shared))
 
 
 def _as_published(values: Sequence[float]) -> str:
@@ -243,9 +251,12 @@ def _collapses(runs: Sequence[Run]) -> str:
 
 
 def _gain(cells: Sequence[Cell], method: str, title: str) -> str:
-    """Return how a method's Fréchet distance differs from SN's, over the cells that have both by one protocol."""
-    pairs = [(finite_values(cell.runs, "sn", "fd"), finite_values(cell.runs, method, "fd")) for cell in cells
-             if of_one_protocol(cell.runs, "sn", method)]  # fmt: skip
+    """Return how a method's Fréchet distance differs from SN's, over the cells that have both alike."""
+    pairs = []
+    for cell in cells:
+        theirs, ours = ([run for run in cell.runs if run.result and run.method == name] for name in ("sn", method))
+        if _are_comparable(theirs, ours):
+            pairs.append((finite_values(theirs, "fd"), finite_values(ours, "fd")))
     changes = [statistics.fmean(ours) / base - 1 for theirs, ours in pairs
                if theirs and ours and (base := statistics.fmean(theirs))]  # fmt: skip
     if not changes:
