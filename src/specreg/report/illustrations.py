@@ -321,7 +321,7 @@ def _curves(
 
 
 def _ends(curves: Mapping[str, Mapping[int, float]]) -> str:
-    """Return each curve's last value in words, and its step if another goes on, for who does not see the picture."""
+    """Return each curve's last value in words, and its step if another goes on, for those who do not see it."""
     ends = {name: max(curve) for name, curve in curves.items() if curve}
     last = max(ends.values(), default=0)
     early = {name: f" (iteration {end})" if end < last else "" for name, end in ends.items()}
