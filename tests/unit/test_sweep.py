@@ -188,7 +188,7 @@ def test_a_comparison_says_what_it_costs_before_it_begins(tmp_path, monkeypatch,
     assert main(["compare", "--dry-run", "--methods", "sn", "static", "--seeds", "0", "1", "2", "--steps", "30"]) == 0
     printed = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
-    assert "1 cells, 6 runs, 39.1 G multiply-adds in all." in printed
+    assert "1 cell, 6 runs, 39.1 G multiply-adds in all." in printed
     assert re.search(r"^runs sn static .* 0/6$", printed, flags=re.M)
 
 
