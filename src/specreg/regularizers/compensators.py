@@ -205,10 +205,6 @@ class Compensator:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_products": None}  # what is recorded on a GPU belongs to this object
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        _COMPENSATORS.add(self)  # a copy holds its layers, too
-
     def __repr__(self) -> str:
         return f"{self.scheme.name} compensation of {', '.join(map(shown, self.layers))}"
 
