@@ -93,7 +93,7 @@ def test_a_picture_on_its_side_has_the_size_that_is_seen(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (12, 8)).save(tmp_path / "a.jpg", exif=exif)
-    with pytest.raises(ValueError, match=r"a\.jpg is 8x12 and"):
+    with pytest.raises(ValueError, match=r"a\.jpg is 8x12; give"):
         load_images(tmp_path)
 
 

@@ -11,7 +11,7 @@ from specreg.evaluation.features import Inception, find_weights
 
 def test_without_torch_fidelity_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(features, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"need torch-fidelity: pip install 'specreg\[inception\]'"):
+    with pytest.raises(ValueError, match=r"need torch-fidelity: pip install '\.\[inception\]' in the folder"):
         Inception()
 
 
