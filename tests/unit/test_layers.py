@@ -458,6 +458,17 @@ def test_the_weight_in_use_can_be_asked_for():
         specreg.spectra(module, weight="both")
 
 
+@pytest.mark.parametrize("weight", ["stored", "used"])
+def test_a_weight_that_is_computed_is_computed_once_for_its_spectrum(weight, monkeypatch):
+    module = nn.Linear(5, 6)
+    specreg.orthogonalize(module)
+    orthogonalization, calls = type(module.parametrizations.weight[0]), []
+    mapped = orthogonalization.mapped
+    monkeypatch.setattr(orthogonalization, "mapped", lambda self, matrix: calls.append(matrix) or mapped(self, matrix))
+    specreg.spectra(module, weight=weight)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("put_on", [specreg.spectral_norm, specreg.spectral_regularization, specreg.orthogonalize])
 def test_a_copy_without_parametrizations_can_be_pickled(put_on):
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from specreg.layers.evaluation import frozen_random_numbers
-from specreg.layers.find import Layer, Layers, find
+from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite
 from specreg.layers.selection import Selection
 from specreg.names import check_choice
@@ -60,7 +60,16 @@ def spectra(
 @frozen_random_numbers()
 def spectra_of(layers: Layers, weight: Tensors = "stored") -> dict[str, Tensor]:
     """Return the singular values of layers that were found; see :func:`spectra`."""
-    require_finite(layers)
-    read = Layer.used_matrix if weight == "used" else Layer.matrix
+    # Weights are looked at again only where something is wrong: reading one may compute it (orthogonalization).
     with torch.no_grad():
-        return {name: singular_values(read(layer)) for name, layer in layers.items()}
+        try:
+            values = [
+                singular_values(layer.used_matrix() if weight == "used" else layer.matrix())
+                for layer in layers.values()
+            ]
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            require_finite(layers)  # names the layer, where this is LAPACK's reason
+            raise
+        if not bool(torch.isfinite(torch.stack([s[..., 0].sum().cpu() for s in values])).all()):
+            require_finite(layers)
+    return dict(zip(layers, values, strict=True))
