@@ -135,7 +135,8 @@ class Guard:
         Raises:
             ValueError: as a compensator's ``step``.
         """
-        if self._is_attached and (self._monitor.verdict is None or self not in self._monitor.actions):
+        is_waiting = self._is_attached and self.switched_on is None
+        if is_waiting and (self._monitor.verdict is None or self not in self._monitor.actions):
             self._num_unheard += 1
             if self._num_unheard == _MANY_STEPS:
                 logger.warning(

@@ -869,7 +869,7 @@ class TestGuard:
         assert guard.switched_on
         assert sum("its step() is not called" in message for message in caplog.messages) == 1
 
-    @pytest.mark.parametrize("mistake", ["no step of the monitor", "actions that are replaced", None, "let go"])
+    @pytest.mark.parametrize("mistake", ["no step of the monitor", "actions that are replaced", None, "let go", "on"])
     def test_a_guard_to_which_no_verdict_comes_says_so_once(self, mistake, caplog):
         monitor = specreg.Monitor(network())
         guard = specreg.Guard(monitor)
@@ -877,6 +877,8 @@ class TestGuard:
             monitor.actions = [log]
         if mistake == "let go":
             guard.remove()
+        if mistake == "on":  # it acts, and needs no verdict any more
+            guard.switched_on, monitor.actions = 0, []
         if mistake != "no step of the monitor":
             monitor.step(1)
         for _ in range(3000):
