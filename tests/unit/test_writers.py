@@ -270,6 +270,18 @@ def test_samples_that_are_read_after_a_snapshot_leave_nothing_twice(module, tmp_
     assert [event.value for event in events.Scalars("coverage_missing")][-1] == pytest.approx(0.7)
 
 
+def test_jsonl_begins_anew_where_its_file_was_moved_away_before_the_samples(module, tmp_path):
+    samples = lambda: (torch.ones(100, 4), torch.ones(100, 4))  # noqa: E731
+    monitor = Monitor(module, every=1, samples=samples, samples_every=1000, coverage=Meter(0.05, 0.7))
+    path = tmp_path / "spectra.jsonl"
+    monitor.actions.append(JsonlWriter(monitor, path))
+    monitor.step(1)
+    monitor.step(2)
+    path.rename(tmp_path / "older.jsonl")
+    monitor.snapshot(2)
+    assert [line["iteration"] for line in lines(path)] == [2]
+
+
 def test_tensorboard_of_a_resumed_training_has_no_iteration_twice(module, tmp_path):
     for begin, end in ((0, 50), (30, 70)):
         if begin:

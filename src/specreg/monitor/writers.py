@@ -164,9 +164,10 @@ class JsonlWriter:
         if (reading := self._monitor.reading) is not None and self._monitor.sampled == verdict.iteration:
             line["reading"] = reading.numbers
         with open(self.path, "ab") as file:
+            end = file.seek(0, os.SEEK_END)
             if self._newest is not None and self._newest[0] == verdict.iteration:
-                file.truncate(self._newest[1])
-            self._newest = verdict.iteration, file.seek(0, os.SEEK_END)
+                end = file.truncate(min(end, self._newest[1]))  # shorter if it was moved away since
+            self._newest = verdict.iteration, end
             file.write(f"{json.dumps(line)}\n".encode())
 
     def _resume(self, iteration: int) -> None:
