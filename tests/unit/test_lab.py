@@ -30,9 +30,8 @@ from specreg.experiments.config import (
     to_dict,
 )
 from specreg.experiments.methods import MethodOptions, PenaltyOptions, StaticOptions
-from specreg.experiments.recorder import ends_on_schedule
 from specreg.experiments.run import build_state
-from specreg.experiments.sampling import coverage_every, real_samples
+from specreg.experiments.sampling import real_samples
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.images import Images
 from specreg.files import give_name
@@ -338,11 +337,11 @@ def test_compiling_the_networks_renames_nothing(monkeypatch):
     [(0, 250), (1, 1), (200, 200), (300, 50), (500, 250), (2500, 250), (512, 128), (1001, 143), (251, 250), (998, 250)],
 )
 def test_coverage_is_read_at_evaluations_and_between_them_but_not_at_every_few_steps(evaluated, read):
-    assert coverage_every(evaluated) == read
+    assert RecordConfig(evaluate_every=evaluated).coverage_every == read
     settings = Settings(training=TrainingConfig(steps=4000), records=RecordConfig(evaluate_every=evaluated or 1000))
-    assert ends_on_schedule(settings) == (4000 % settings.records.evaluate_every == 0)
+    assert settings.ends_on_schedule == (4000 % settings.records.evaluate_every == 0)
     odd = RecordConfig(evaluate_every=998, spectra_every=2)  # it is read at 998 if that is the end alone
-    assert not ends_on_schedule(Settings(training=TrainingConfig(steps=998), records=odd))
+    assert not Settings(training=TrainingConfig(steps=998), records=odd).ends_on_schedule
 
 
 def test_coverage_of_stacked_digits_is_measured_in_the_classifiers_features():

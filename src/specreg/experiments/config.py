@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections import Counter
@@ -22,6 +23,7 @@ _LARGEST = 1e300  # of a number; NaN and inf are beyond it, too
 LAST_SEED = 2**32 - 1  # that numpy takes
 FEWEST_SAMPLES = 10  # of either kind in an evaluation: 5 neighbours and 10 splits need as many
 REFERENCE_SEED = 3_000_017  # every run is evaluated on the same real samples
+_MOST_BETWEEN, _LEAST_BETWEEN = 250, 50  # iterations between two readings of coverage
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,20 @@ class RecordConfig:
     tensorboard: bool = True
     """Losses, metrics, spectra and verdicts for TensorBoard, too, in the run's folder tensorboard."""
 
+    @property
+    def coverage_every(self) -> int:
+        """The iterations between readings of coverage: at each evaluation, and in equal parts between them.
+
+        Where evaluations are more than 250 iterations apart a part is their common divisor with 250, or if that is
+        below 50 the largest divisor of theirs up to 250. Where that is below 50, too, as of a prime number, it is 250.
+        """
+        if self.evaluate_every <= _MOST_BETWEEN:
+            return self.evaluate_every or _MOST_BETWEEN
+        if (common := math.gcd(self.evaluate_every, _MOST_BETWEEN)) >= _LEAST_BETWEEN:
+            return common
+        parts = range(_LEAST_BETWEEN, _MOST_BETWEEN + 1)
+        return max((part for part in parts if self.evaluate_every % part == 0), default=_MOST_BETWEEN)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -107,6 +123,13 @@ class Settings:
     """Compile both networks (torch.compile); pays off in long runs."""
     stop_on_collapse: bool = False
     """End the training when spectra have collapsed or modes are lost; the run is evaluated as it is then."""
+
+    @property
+    def ends_on_schedule(self) -> bool:
+        """Whether what is read at the end of a training would be read there, too, if it went on."""
+        records = self.records
+        schedules = (records.evaluate_every, records.spectra_every, records.coverage_every)
+        return records.evaluate_every > 0 and all(self.training.steps % schedule == 0 for schedule in schedules)
 
     def __post_init__(self) -> None:
         _check_fields(self)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from specreg.data.arrays import decode, encode
 from specreg.experiments.config import RecordConfig, Settings
 from specreg.experiments.outputs import OutputProbe
-from specreg.experiments.sampling import coverage_every, real_samples, sample_images
+from specreg.experiments.sampling import real_samples, sample_images
 from specreg.experiments.sources import SampleEvaluator, Source
 from specreg.experiments.sources.images import draw_finite
 from specreg.files import give_name, same_content
@@ -117,13 +117,6 @@ def _distances(run: RunDirectory) -> dict[int, float]:
     """Return the Fréchet distances of the evaluations, by step."""
     evaluations = run.series("evaluations", {"fd": lambda value: isinstance(value, int | float)})
     return {record["step"]: record["fd"] for record in evaluations}
-
-
-def ends_on_schedule(settings: Settings) -> bool:
-    """Return whether what is read at the end of a training would be read there, too, if it went on."""
-    steps, every = settings.training.steps, settings.records
-    schedules = (every.evaluate_every, every.spectra_every, coverage_every(every.evaluate_every))
-    return every.evaluate_every > 0 and all(steps % schedule == 0 for schedule in schedules)
 
 
 class Follower:
@@ -294,9 +287,8 @@ class Recorder(Follower):
     def _sense(self, state: TrainingState) -> None:
         record = {"step": state.step} | self._probe.measure(state)
         self._record("sensitivity", record)
-        dead, before = _is_dead(record), self._dead
-        self._dead = dead
-        if dead and not before:
+        before, self._dead = self._dead, _is_dead(record)
+        if self._dead and not before:
             # Its spectra stand still, so that the detector has nothing to say.
             message = "its gradient is 0 on real, generated and interpolated samples: neither network learns from them"
             self._event("dead discriminator", message)
@@ -317,7 +309,7 @@ class Recorder(Follower):
     def _keep_best(self, checkpoint: Path) -> None:
         """Name the best checkpoint, and the best before an end off the schedule, behind which a run may go back."""
         kept = self._run.kept_checkpoint("best")
-        is_end = self._state.step >= self._settings.training.steps and not ends_on_schedule(self._settings)
+        is_end = self._state.step >= self._settings.training.steps and not self._settings.ends_on_schedule
         if is_end and kept.exists() and not same_content(kept, checkpoint):
             give_name(kept, self._run.kept_checkpoint("best-before"))
         give_name(checkpoint, kept)
@@ -341,9 +333,8 @@ class Recorder(Follower):
         save_checkpoint(self._state.state_dict(), self._run.checkpoint)
         self._keep_healthy(self._run.checkpoint)
         self._saved = self._state.step
-        self._run.write(
-            "timing", {"seconds": round(self._before + time.monotonic() - self._began, 3), **self._measured}
-        )
+        seconds = round(self._before + time.monotonic() - self._began, 3)
+        self._run.write("timing", {"seconds": seconds, **self._measured})
 
     def close(self) -> None:
         logging.getLogger("specreg.spectra").removeHandler(self._fallbacks)

@@ -17,22 +17,8 @@ from specreg.data.arrays import scaled
 from specreg.experiments.config import REFERENCE_SEED, RunConfig, Settings, from_dict, refusal, to_dict
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
-from specreg.experiments.recorder import (
-    Follower,
-    Progress,
-    Recorder,
-    check_records,
-    draw_missing,
-    ends_on_schedule,
-    reading_of,
-)
-from specreg.experiments.sampling import (
-    coverage_every,
-    generated_samples,
-    real_samples,
-    sample_images,
-    sample_labelled,
-)
+from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing, reading_of
+from specreg.experiments.sampling import generated_samples, real_samples, sample_images, sample_labelled
 from specreg.experiments.sources import SampleEvaluator, Source, open_source
 from specreg.experiments.sources.images import Images
 from specreg.files import give_name, prepare_directory, same_content
@@ -124,7 +110,7 @@ def _step_before_end(run: RunDirectory, settings: Settings) -> int | None:
     """
     steps = settings.training.steps
     measured = any(last["step"] >= steps for last in run.series("verdicts")[-1:])
-    if ends_on_schedule(settings) or not measured or not run.checkpoint.exists():
+    if settings.ends_on_schedule or not measured or not run.checkpoint.exists():
         return None
     newest, path = load_newest(run.checkpoints)
     if path != run.checkpoint or newest["step"] < steps:  # killed before it was saved
@@ -314,7 +300,7 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
         detector=Detector(settings.detector),
         samples=None if coverage is None else samples,
         coverage=coverage,
-        samples_every=coverage_every(settings.records.evaluate_every),
+        samples_every=settings.records.coverage_every,
         scores=None if coverage is None else scores,
     )
 

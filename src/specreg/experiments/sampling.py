@@ -1,7 +1,5 @@
 """Samples drawn from a generator, and the real ones that the coverage of the data is judged by."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +13,6 @@ from specreg.training.loop import draw_latent
 
 SAMPLE_SEED = 4_000_037
 _COVERAGE_STREAM = 6_000_011
-_MOST_BETWEEN, _LEAST_BETWEEN = 250, 50  # iterations between two readings of coverage
 
 
 def real_samples(source: Source, records: RecordConfig) -> Tensor:
@@ -36,20 +33,6 @@ def real_samples(source: Source, records: RecordConfig) -> Tensor:
 def generated_samples(generator: nn.Module, records: RecordConfig) -> Tensor:
     """Draw the samples (N, *) in [-1, 1] whose coverage is read: as many as in an evaluation, but 100 to 1,000."""
     return scaled(sample_images(generator, min(max(records.samples, 100), 1000)))
-
-
-def coverage_every(evaluate_every: int) -> int:
-    """Return the iterations between readings of coverage: at each evaluation, and in equal parts between them.
-
-    Where evaluations are more than 250 iterations apart a part is their common divisor with 250, or if that is below 50
-    the largest divisor of theirs up to 250. Where that is below 50, too, as of a prime number, it is 250.
-    """
-    if evaluate_every <= _MOST_BETWEEN:
-        return evaluate_every or _MOST_BETWEEN
-    if (common := math.gcd(evaluate_every, _MOST_BETWEEN)) >= _LEAST_BETWEEN:
-        return common
-    parts = range(_LEAST_BETWEEN, _MOST_BETWEEN + 1)
-    return max((part for part in parts if evaluate_every % part == 0), default=_MOST_BETWEEN)
 
 
 def sample_images(generator: nn.Module, count: int, *, seed: int = SAMPLE_SEED, batch: int = 500) -> Tensor:
