@@ -12,16 +12,14 @@ _STEP = re.compile(
     r"(global|total|train|num|n)?steps?|gs|it(e?rs?|erations?)?|[kn]imgs?|updates?|ticks?", re.IGNORECASE
 )
 _EPOCH = re.compile(r"epochs?|ep", re.IGNORECASE)
-# What numbers go with that say nothing about when.
-_OTHER = re.compile(
-    r"v|ver|version|rev|loss|fid|kid|is|acc(uracy)?|f1|psnr|ssim|lpips|pesq|mcd|score|metric|lr|seed|fold|rank|gpu|bs|"
-    r"batch|ch|channels?|dim|res|px|size",
-    re.IGNORECASE,
-)
+# What numbers go with that say nothing about when: settings that tell models apart, metrics, and others.
+_SETTING = r"(?:v|ver|version|rev|seed|fold|rank|gpu|lr)"
+_METRIC = r"(?:loss|fid|kid|acc(?:uracy)?|psnr|ssim|lpips|score|metric)"
+_OTHER = re.compile(rf"{_SETTING}|{_METRIC}|is|f1|pesq|mcd|bs|batch|ch|channels?|dim|res|px|size", re.IGNORECASE)
 _FOLDER = re.compile(r"(check_?points?|ckpts?|snapshots?|models?|saves?|weights?)?", re.IGNORECASE)
 # Of one of several checkpoints, and of one of several trainings.
 _SAVED = re.compile(r"check_?point|ckpt|snapshot", re.IGNORECASE)
-_RUN = re.compile(r"v|ver|version|rev|seed|fold|rank|gpu|lr|run|exp(eriment)?|trial", re.IGNORECASE)
+_RUN = re.compile(rf"{_SETTING}|run|exp(eriment)?|trial", re.IGNORECASE)
 # No numbers of time, with their words: values of a metric, versions, sizes of images.
 _TIMELESS = re.compile(r"[a-z]*[\W_]*(\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(x\d+)+)", re.IGNORECASE)
 # When a file was written: the seconds, its last number, begin anew.
@@ -31,15 +29,12 @@ _DATE = re.compile(
     r"(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])[-_T][0-2]\d[0-5]\d([0-5]\d)?"
     r")(?!\d)"
 )
+_DECIMAL = r"\d+(\.\d+)*(e[-+]?\d+)?"
 # Numbers that tell models apart, and all others, those of metrics with their sign.
 _CHANGING = re.compile(
-    r"((?<![a-z])((v|ver|version|rev|seed|fold|rank|gpu|lr)[\W_]?\d+(\.\d+)*(e-?\d+)?|ema[\W_]?0?\.\d+)(?![\da-z]))|"
-    r"((?<=[=_])-)?\d+(\.\d+)*(e[-+]?\d+)?",
-    re.IGNORECASE,
+    rf"((?<![a-z])({_SETTING}[\W_]?{_DECIMAL}|ema[\W_]?0?\.\d+)(?![\da-z]))|((?<=[=_])-)?{_DECIMAL}", re.IGNORECASE
 )
-_VALUE = re.compile(
-    r"(loss|fid|kid|acc(?:uracy)?|psnr|ssim|lpips|score|metric)[\W_]*\d+(?:\.\d+)*(?:e[-+]?\d+)?", re.IGNORECASE
-)
+_VALUE = re.compile(rf"({_METRIC})[\W_]*{_DECIMAL}", re.IGNORECASE)
 # A word, a number, its thousands, and a word behind it: step=1000, 200kimg, 50k.
 _NUMBER = re.compile(
     r"([a-z0-9]*[a-z])?[\W_]*(?<!\d)(\d+)(?:([km])(?![a-z]))?(steps?|iters?|epochs?|kimgs?)?", re.IGNORECASE
