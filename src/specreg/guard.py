@@ -82,7 +82,6 @@ class Guard:
         self.restored: int | None = None
         self._warned = False  # that step() is not called
         self._num_unheard = 0  # calls of step() to which no verdict came
-        self._is_attached = True
         self._monitor = monitor
         layers = find(monitor.module, only=only, skip=skip, title="guard")
         watched = monitor.watched_names()
@@ -135,7 +134,7 @@ class Guard:
         Raises:
             ValueError: as a compensator's ``step``.
         """
-        is_waiting = self._is_attached and self.switched_on is None
+        is_waiting = self.switched_on is None and self._compensator.layers  # it has none once it was removed
         if is_waiting and (self._monitor.verdict is None or self not in self._monitor.actions):
             self._num_unheard += 1
             if self._num_unheard == _MANY_STEPS:
@@ -148,7 +147,6 @@ class Guard:
     def remove(self) -> None:
         """Let go of the layers and of the monitor; the weights stay as they are."""
         self._compensator.remove()
-        self._is_attached = False
         self._monitor.actions = [action for action in self._monitor.actions if action is not self]
 
     def state_dict(self) -> dict[str, Any]:

@@ -35,12 +35,8 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         for name, buffer in child._buffers.items()
     ]
     # Some codes keep power iteration's vectors among the parameters (SAGAN's spectral normalization, torchgan's).
-    vectors = [
-        (vector, vector.detach().clone())
-        for child in modes
-        for vector in child._parameters.values()
-        if vector is not None and _is_comparable(vector) and _is_vector(vector)
-    ]
+    parameters = [tensor for child in modes for tensor in child._parameters.values() if tensor is not None]
+    vectors = [(tensor, tensor.detach().clone()) for tensor in parameters if _is_vector(tensor)]
     # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
     compiling = "torch._dynamo" in sys.modules
     try:
@@ -71,7 +67,7 @@ def _is_comparable(tensor: Tensor) -> bool:
 
 
 def _is_vector(tensor: Tensor) -> bool:
-    return sum(side > 1 for side in tensor.shape) < 2
+    return _is_comparable(tensor) and sum(side > 1 for side in tensor.shape) < 2
 
 
 @contextlib.contextmanager
