@@ -19,7 +19,7 @@ from rich.text import Text
 
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers.selection import shown as layer_name
-from specreg.names import ALARMS, printable
+from specreg.names import ALARMS, counted, printable
 from specreg.records import PACE
 from specreg.report.tables import notes, table
 
@@ -91,16 +91,9 @@ def training(config: "RunConfig", *, is_default: bool) -> Iterator[Callable[[int
     label, steps = f"{config.method}, seed {config.seed}", settings.training.steps
     chosen = "; by default, another one with --method" if is_default else ""
     told = [f"{method.title} on {settings.data.data}, {steps} steps ({method.about}{chosen})"]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
     latest: dict[str, Any] = {}
     console, pulse = Console(stderr=True, highlight=False), _Pulse()
-    bars = _Bar(*columns, console=console)
+    bars = _Bar("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "left", console=console)
     task = bars.add_task(label, total=steps, metrics="")
 
     def tell(step: int, metrics: Mapping[str, Any]) -> None:
@@ -173,6 +166,7 @@ def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
     from specreg.experiments import sweep
 
     costs, done = {cell.name: sweep.cost(cell) for cell in plan.cells}, sweep.progress(out, plan)
+    num_runs, total = 0, 0
     console = Console(highlight=False)
     if plan.preset:
         console.print(f"[bold]{plan.preset}[/]\n")
@@ -184,6 +178,8 @@ def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
         shown.add_column(heading, justify="right", no_wrap=True)
     for cell in plan.cells:
         cost, runs = costs[cell.name], plan.configs(cell)
+        num_runs += len(runs)
+        total += len(runs) * cost.multiply_adds
         shown.add_row(
             Text(cell.name),
             " ".join(dict.fromkeys(config.method for config in runs.values())),
@@ -191,11 +187,8 @@ def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
             f"{done[cell.name]}/{len(runs)}",
         )
     console.print(shown)
-    counts = {cell.name: len(plan.configs(cell)) for cell in plan.cells}
-    total = sum(costs[name].multiply_adds * count for name, count in counts.items())
     console.print(
-        f"\n{_several(len(counts), 'cell')}, {_several(sum(counts.values()), 'run')}, {_large(total)} multiply-adds in "
-        "all.\n"
+        f"\n{counted(len(plan.cells), 'cell')}, {counted(num_runs, 'run')}, {_large(total)} multiply-adds in all.\n"
         "images: real ones that the discriminator sees. Multiply-adds: counted on the networks' convolutions and "
         "matrix products, a backward pass as two forward ones; without normalization, compensation, gradient penalties "
         "and evaluations. Divided by the multiply-adds a second that a machine sustains in training, they give its "
@@ -429,11 +422,7 @@ def _summary(jobs: "Sequence[Job]") -> str:
     told = [f"{counts[state]} {state}" for state in states if counts[state]]
     left = _seconds_left(jobs)
     about = "" if left is None else f"; about {duration(left)} of training to come, evaluations not counted"
-    return f"{_several(len(jobs), 'run')}: {', '.join(told)}{about}"
-
-
-def _several(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+    return f"{counted(len(jobs), 'run')}: {', '.join(told)}{about}"
 
 
 def _step(job: "Job") -> str:

@@ -152,6 +152,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "�" for character in text)
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number and what there are so many of, as "1 run" and "2 runs"."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested values in one mapping, keys joined by dots."""
     flattened: dict[str, Any] = {}

@@ -88,8 +88,7 @@ def plot_bulks(axis: Axes, run: Run) -> None:
 def plot_layers(axis: Axes, run: Run, curves: Mapping[str, Mapping[int, float]]) -> None:
     """Plot one curve between 0 and 1 for each layer, in the layers' styles."""
     for name, style in layer_styles(run.measured_layers).items():
-        curve = curves.get(name, {})
-        _plot_curve(axis, curve, style, width=1.5)
+        _plot_curve(axis, curves.get(name, {}), style, width=1.5)
     axis.set_ylim(0, 1.05)
     _finish_training(axis)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from PIL import Image
 
+from specreg.names import counted
 from specreg.report import figures
 from specreg.report.figures import Style
 from specreg.report.runs import Cell, Run, grouped
@@ -108,7 +109,7 @@ def spectra(cells: Sequence[Cell]) -> Illustration | None:
                 moments = figures.moments(run)
                 parts += [Part([_moments(run, name) for name in front], moments, run.label)] if front else []
                 if folded:
-                    summary = f"{'The other' if front else f'{run.label}: all'} {_count(folded)}"
+                    summary = f"{'The other' if front else f'{run.label}: all'} {counted(len(folded), 'layer')}"
                     parts.append(Part([_moments(run, name) for name in folded], moments, summary=summary))
         shown = f"in front the layers that changed most in the first run ({runs[0].label})"
     caption = (
@@ -168,7 +169,8 @@ def methods(cells: Sequence[Cell]) -> Illustration | None:
     folded = [name for name in dict.fromkeys(name for run in runs for name in run.layers) if name not in chosen]
     parts = [Part([_final(runs, name, look) for name in chosen], look)]
     if folded:
-        parts.append(Part([_final(runs, name, look) for name in folded], summary=f"The other {_count(folded)}"))
+        summary = f"The other {counted(len(folded), 'layer')}"
+        parts.append(Part([_final(runs, name, look) for name in folded], summary=summary))
     return Illustration("methods", "Methods compared", caption, parts)
 
 
@@ -335,7 +337,3 @@ def _turned(run: Run, field: str) -> dict[str, dict[int, float]]:
         for name, value in record[field].items():
             curves.setdefault(name, {})[record["step"]] = value
     return curves
-
-
-def _count(names: Sequence[str]) -> str:
-    return f"{len(names)} layer{'s' if len(names) > 1 else ''}"

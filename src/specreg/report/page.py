@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specreg.files import exists, write_json, write_text
-from specreg.names import QUESTIONS
+from specreg.names import QUESTIONS, counted
 from specreg.report import tables, verdicts
 from specreg.report.illustrations import illustrations, shown_runs
 from specreg.report.panels import picture, write_sheet
@@ -169,7 +169,7 @@ def _subject(cells: Sequence[Cell]) -> str:
     if len(cells) > 1:
         return f"{len(cells)} settings, {sum(len(cell.planned) for cell in cells)} runs. {trained}"
     groups = grouped(runs)
-    names = "; ".join(f"{group}, {len(alike)} seed{'s' if len(alike) > 1 else ''}" for group, alike in groups.items())
+    names = "; ".join(f"{group}, {counted(len(alike), 'seed')}" for group, alike in groups.items())
     subject = trained if len(runs) < 2 else f"{names}. {trained}"
     return subject if len(runs) <= verdicts.MOST_RUNS else f"{subject} Single runs below are the first of each method."
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from specreg.names import printable
+from specreg.names import counted, printable
 from specreg.report import verdicts
 from specreg.report.runs import Cell, Run, differing, grouped, published
 
@@ -262,5 +262,5 @@ def _gain(cells: Sequence[Cell], method: str, title: str) -> str:
     if not changes:
         return ""
     lower = sum(change < 0 for change in changes)
-    return (f"{title} against SN, {len(changes)} setting{'s' if len(changes) > 1 else ''}: Fréchet distance "
+    return (f"{title} against SN, {counted(len(changes), 'setting')}: Fréchet distance "
             f"{100 * statistics.fmean(changes):+.1f}% in the mean, lower in {lower}.")  # fmt: skip
