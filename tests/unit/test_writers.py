@@ -112,6 +112,18 @@ def test_jsonl_of_a_resumed_training_has_no_iteration_twice(module, monitor, tmp
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_jsonl_of_a_training_whose_last_line_lost_its_end_goes_on_behind_it(module, monitor, tmp_path):
+    path = tmp_path / "spectra.jsonl"
+    monitor.actions.append(JsonlWriter(monitor, path))
+    monitor.step(0)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    resumed = Monitor(module, every=10)
+    resumed.load_state_dict(monitor.state_dict())
+    resumed.actions.append(JsonlWriter(resumed, path))
+    resumed.step(10)
+    assert [line["iteration"] for line in lines(path)] == [0, 10]
+
+
 @pytest.mark.parametrize("kind", ["the same seed", "another seed", "other layers", "no lines", "later lines"])
 def test_jsonl_of_another_training_is_refused_and_left_as_it_is(module, monitor, tmp_path, kind):
     path = tmp_path / "spectra.jsonl"

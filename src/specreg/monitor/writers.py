@@ -187,7 +187,8 @@ class JsonlWriter:
                 "on loads its monitor's state first"
             )
         with open(self.path, "rb") as old, replacing(self.path) as new:
-            new.writelines(line for line in old if (record := _parsed(line)) and record["iteration"] < iteration)
+            kept = (line for line in old if (record := _parsed(line)) and record["iteration"] < iteration)
+            new.writelines(line.rstrip(b"\r\n") + b"\n" for line in kept)  # a crash may have torn off the last one's
 
 
 class TensorBoardWriter:
