@@ -325,23 +325,21 @@ def test_pictures_that_lie_beside_the_samples_are_left_out_where_names_are_given
         read(samples(run, real, files=["fakes*"]), last=True)
 
 
-def test_pictures_of_one_name_in_folders_beside_each_other_are_warned_of(run, real, caplog):
-    for folder in ("inputs", "reconstructions"):
+@pytest.mark.parametrize(
+    ("folders", "name", "series"),
+    [
+        (["inputs", "reconstructions"], "000100.png", "#.png"),
+        (["00000-x", "00001-x"], "fakes000200.png", "fakes#.png"),  # of several runs
+    ],
+)
+def test_pictures_of_one_name_in_folders_beside_each_other_are_warned_of(folders, name, series, run, real, caplog):
+    for folder in folders:
         (run / folder).mkdir()
-        grid(digits(24), 4).save(run / folder / "000100.png")
+        grid(digits(24), 4).save(run / folder / name)
     read(samples(run, real), last=True)
     (message,) = caplog.messages
-    assert set(re.findall("[a-z]+/#.png", message)) == {"inputs/#.png", "reconstructions/#.png"}
+    assert set(re.findall("[-a-z0-9]+/[a-z]*#.png", message)) == {f"{folder}/{series}" for folder in folders}
     assert "are of one iteration, judged as one series: name one by --files" in message
-
-
-def test_pictures_of_several_runs_are_warned_of(run, real, caplog):
-    for folder in ("00000-x", "00001-x"):
-        (run / folder).mkdir()
-        grid(digits(24), 4).save(run / folder / "fakes000200.png")
-    read(samples(run, real), last=True)
-    (message,) = caplog.messages
-    assert "00000-x/fakes#.png and 00001-x/fakes#.png are of one iteration, judged as one series" in message
 
 
 def test_checkpoints_without_an_ending_are_read_where_they_are_named(run):
