@@ -19,7 +19,8 @@ from specreg.experiments.config import DataConfig
 from specreg.experiments.watch import Checkpoints, Samples
 from spoilt import encoded, torn
 
-WEIGHTS = {"conv.weight": torch.randn(16, 8, 3, generator=torch.Generator().manual_seed(0))}
+SOUND = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+FALLEN = SOUND * 0.02 + 1
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,17 @@ def samples(folder, real, **changes) -> Samples:
 
 def read(folder, *, last=False) -> list[tuple[str, int]]:
     return [(notice.name, notice.details["samples"]) for notice in folder.look(last=last)]
+
+
+def save(run, weights: dict[str, torch.Tensor]) -> None:
+    """Save checkpoints of one layer each."""
+    for path, weight in weights.items():
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"conv.weight": weight}, run / path)
+
+
+def judged(run, **options) -> list[tuple[str, str]]:
+    return [(notice.name, notice.state) for notice in Checkpoints(run, **options).look(last=True)]
 
 
 @pytest.mark.parametrize(("padding", "colour"), [(0, 0), (1, 0), (2, 0), (2, 255)])
@@ -153,9 +165,9 @@ def test_what_stays_unreadable_is_named_once(run, real, caplog):
 
 
 def test_a_warning_is_a_line_whatever_a_name_holds(run, caplog):
-    torch.save({"conv.weight": torch.eye(16)}, run / "D_1.pt")
+    save(run, {"D_1.pt": SOUND})
     (run / "D\nspecreg: all is well_2.pt").write_bytes(b"text")
-    list(Checkpoints(run).look(last=True))
+    judged(run)
     (message,) = caplog.messages
     assert message.isprintable()
 
@@ -202,13 +214,9 @@ def test_pixels_of_32_bits_whose_white_is_not_known_are_refused(kind, mode, run,
 
 
 def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
-    random = torch.Generator().manual_seed(0)
-    sound = {f"conv{index}.weight": torch.randn(16, 8, 3, 3, generator=random) for index in range(3)}
     folder, states = Checkpoints(run), []
     for epoch in range(8):
-        fallen = {name: weight * 0.02 + 1 if epoch > 4 else weight for name, weight in sound.items()}
-        torch.save(sound, run / f"netG_epoch_{epoch}.pth")
-        torch.save(fallen, run / f"netD_epoch_{epoch}.pth")
+        save(run, {f"netG_epoch_{epoch}.pth": SOUND, f"netD_epoch_{epoch}.pth": FALLEN if epoch > 4 else SOUND})
         torch.save({"state": {}}, run / "optimizer.pt")
         states.append({notice.name.split()[1]: notice.state for notice in folder.look(last=False)})
     assert states[0] == dict.fromkeys(("netD_epoch_#.pth", "netG_epoch_#.pth"), "not judged")
@@ -221,9 +229,7 @@ def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
     [(["best", "last", "epoch_1", "epoch_2"], [0, 1, 2, 3]), (["init", "step_0", "step_100"], [0, 1, 100])],
 )
 def test_checkpoints_without_a_number_come_first(folders, expected, run):
-    for folder in folders:
-        (run / folder).mkdir()
-        torch.save(WEIGHTS, run / folder / "D.pt")
+    save(run, {f"{folder}/D.pt": SOUND for folder in folders})
     assert [notice.details["iteration"] for notice in Checkpoints(run).look(last=True)] == expected
 
 
@@ -244,23 +250,11 @@ def test_checkpoints_without_a_number_come_first(folders, expected, run):
     ],
 )
 def test_models_beside_each_other_are_series_of_their_own(first, second, expected, run):
-    sound = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
     for step in (100, 200, 300):
-        for path, weight in ((first, sound), (second, sound * 0.02 + 1)):
-            file = run / path.format(step)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"conv.weight": weight}, file)
-    names = {notice.name: notice.state for notice in Checkpoints(run).look(last=True)}
+        save(run, {first.format(step): SOUND, second.format(step): FALLEN})
+    names = dict(judged(run))
     assert set(names) == {f"{step}  {name}" for step in (100, 200, 300) for name in expected}
     assert all(names[f"300  {name}"] == "steady" for name in expected)
-
-
-def test_a_step_in_the_name_of_a_folder_and_of_its_model_is_no_model_of_its_own(run):
-    for step in (100, 200, 300):
-        (run / f"step_{step}").mkdir()
-        torch.save({"conv.weight": torch.eye(16)}, run / f"step_{step}" / f"model_{step}.bin")
-    names = [notice.name for notice in Checkpoints(run).look(last=True)]
-    assert names == ["100  model_#.bin", "200  model_#.bin", "300  model_#.bin"]
 
 
 @pytest.mark.parametrize(
@@ -272,18 +266,15 @@ def test_a_step_in_the_name_of_a_folder_and_of_its_model_is_no_model_of_its_own(
     ],
 )
 def test_models_in_folders_without_a_time_are_not_compared(files, kind, run):
-    sound = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
-    for path, weight in zip(files, (sound, sound * 0.02 + 1), strict=True):
-        (run / path).parent.mkdir(parents=True)
-        torch.save({"conv.weight": weight}, run / path)
-    notices = list(Checkpoints(run).look(last=True))
-    assert [(notice.name, notice.state) for notice in notices] == [(f"0  {name}", "not judged") for name in kind]
+    save(run, dict(zip(files, (SOUND, FALLEN), strict=True)))
+    assert judged(run) == [(f"0  {name}", "not judged") for name in kind]
 
 
 @pytest.mark.parametrize(
     "names",
     [
         ["epoch_1/model_1.bin", "epoch_2/model_2.bin", "epoch_3/model_3.bin"],
+        ["step_100/model_100.bin", "step_200/model_200.bin", "step_300/model_300.bin"],
         ["epoch=1-loss=0.20.ckpt", "epoch=2-loss=1e-05.ckpt", "epoch=3-loss=-0.10.ckpt"],
         ["epoch_1/D_loss_0.8.pt", "epoch_2/D_loss_0.7.pt", "epoch_3/D_loss_-0.6.pt"],
         ["loss_0.8/D_epoch_1.pt", "loss_0.7/D_epoch_2.pt", "loss_-0.6/D_epoch_3.pt"],
@@ -292,19 +283,18 @@ def test_models_in_folders_without_a_time_are_not_compared(files, kind, run):
     ],
 )
 def test_checkpoints_of_one_model_are_one_series_whatever_else_their_names_say(names, run):
-    sound = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
-    for path, weight in zip(names, (sound, sound, sound * 0.02 + 1), strict=True):
-        (run / path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"conv.weight": weight}, run / path)
-    assert [notice.state for notice in Checkpoints(run).look(last=True)] == ["not judged", "steady", "collapsed"]
+    save(run, dict(zip(names, (SOUND, SOUND, FALLEN), strict=True)))
+    said = judged(run)
+    assert [state for _, state in said] == ["not judged", "steady", "collapsed"]
+    assert len({name.partition("  ")[2] for name, _ in said}) == 1
 
 
 def test_the_first_of_accelerates_models_tells_that_the_second_has_a_number_of_its_own(run):
     for step in (1, 2):
         (run / f"epoch_{step}").mkdir()
         for name in ("model", "model_1"):
-            save_file({"conv.weight": torch.eye(16)}, run / f"epoch_{step}/{name}.safetensors")
-    names = [notice.name for notice in Checkpoints(run).look(last=True)]
+            save_file({"conv.weight": SOUND}, run / f"epoch_{step}/{name}.safetensors")
+    names = [name for name, _ in judged(run)]
     assert names == [f"{step}  {name}.safetensors" for step in (1, 2) for name in ("model", "model_1")]
 
 
@@ -343,20 +333,18 @@ def test_pictures_of_one_name_in_folders_beside_each_other_are_warned_of(folders
 
 
 def test_checkpoints_without_an_ending_are_read_where_they_are_named(run):
-    for name in ("g_00001000", "do_00001000", "do_00002000", "log"):
-        torch.save(WEIGHTS, run / name)
+    save(run, dict.fromkeys(("g_00001000", "do_00001000", "do_00002000", "log"), SOUND))
     with pytest.raises(ValueError, match="holds nothing to read: looked for checkpoints"):
-        list(Checkpoints(run).look(last=True))
-    names = [notice.name for notice in Checkpoints(run, files=["do_*"]).look(last=True)]
-    assert names == ["1000  do_#", "2000  do_#"]
+        judged(run)
+    assert [name for name, _ in judged(run, files=["do_*"])] == ["1000  do_#", "2000  do_#"]
 
 
 def test_steps_that_begin_anew_with_each_epoch_are_counted_on(run, real):
     for epoch in range(3):
         for step in (0, 500):
-            torch.save(WEIGHTS, run / f"D_epoch_{epoch}_step_{step}.pt")
+            save(run, {f"D_epoch_{epoch}_step_{step}.pt": SOUND})
             grid(digits(24), 4).save(run / f"fake_epoch_{epoch}_step_{step}.png")
-    names = [notice.name.split()[0] for notice in Checkpoints(run).look(last=True)]
+    names = [name.split()[0] for name, _ in judged(run)]
     assert names == ["0", "500", "501", "1000", "1001", "1500"]
     assert [name for name, _ in read(samples(run, real))] == names
 
@@ -374,8 +362,7 @@ def test_a_checkpoint_in_several_files_is_read_by_its_index(run):
         (folder / "config.json").write_text("{}", encoding="utf-8")
         for name in ("optimizer.bin", "sampler.bin", "custom_checkpoint_0.pkl", "dl_state_dict.bin"):
             torch.save({"weight": torch.randn(8, 8)}, folder / name)
-    notices = list(Checkpoints(run).look(last=True))
-    assert [(notice.name.split()[0], notice.state) for notice in notices] == [("500", "not judged"), ("1000", "steady")]
+    assert [(name.split()[0], state) for name, state in judged(run)] == [("500", "not judged"), ("1000", "steady")]
     assert len(inspect([run / "checkpoint-500"]).layers[0]) == 2
 
 
@@ -395,11 +382,8 @@ def test_an_index_is_read_when_the_files_that_it_names_are_whole(run, caplog):
 
 
 def test_a_checkpoint_that_cannot_be_compared_is_named_and_ends_no_series(run):
-    sound = {"conv.weight": torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0))}
-    spoilt = {"conv.weight": torch.full((16, 8, 3, 3), torch.nan)}
-    states = [sound, sound, spoilt, {"other.weight": torch.randn(8, 8)}, sound]
-    for epoch, state in enumerate(states):
-        torch.save(state, run / f"D_epoch_{epoch}.pt")
+    save(run, {f"D_epoch_{epoch}.pt": SOUND for epoch in (0, 1, 4)} | {"D_epoch_2.pt": SOUND * torch.nan})
+    torch.save({"other.weight": torch.randn(8, 8)}, run / "D_epoch_3.pt")
     said = [(notice.state, notice.message) for notice in Checkpoints(run).look(last=True)]
     assert [state for state, _ in said] == ["not judged", "steady", "not judged", "not judged", "steady"]
     assert said[2][1] == "left out: NaN or inf in conv"
@@ -407,18 +391,16 @@ def test_a_checkpoint_that_cannot_be_compared_is_named_and_ends_no_series(run):
 
 
 def test_a_layer_that_has_never_been_finite_hides_no_collapse(run):
-    sound = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0))
-    fallen = sound * 0.02 + torch.ones(16, 1, 1, 1)
-    for epoch, weight in enumerate([sound, sound, fallen]):
+    for epoch, weight in enumerate([SOUND, SOUND, FALLEN]):
         state = {"conv.weight": weight, "mask.weight": torch.full((8, 8), torch.inf)}
         torch.save(state, run / f"D_epoch_{epoch}.pt")
-    assert [notice.state for notice in Checkpoints(run).look(last=True)] == ["not judged", "steady", "collapsed"]
+    assert [state for _, state in judged(run)] == ["not judged", "steady", "collapsed"]
 
 
 def test_an_older_checkpoint_is_left_out(run, caplog):
     folder = Checkpoints(run)
     for name in ("D_epoch_1_step_500", "D_epoch_1_step_250", "D_epoch_2_step_0"):
-        torch.save(WEIGHTS, run / f"{name}.pt")
+        save(run, {f"{name}.pt": SOUND})
         list(folder.look(last=False))
     assert [message.partition(" ")[2] for message in caplog.messages] == [
         "is older than what was read before: left out"
@@ -435,12 +417,8 @@ def test_an_older_checkpoint_is_left_out(run, caplog):
         (["a", "b", "epoch_0_step_0", "epoch_0_step_500", "epoch_1_step_0"], ["a", "b", "1", "500", "501"]),
         (
             [
-                "epoch_0_step_0",
-                "epoch_0_step_500",
-                "epoch_1_step_0",
-                "epoch_0_step_250",
-                "epoch_1_step_500",
-                "epoch_2_step_0",
+                f"epoch_{time}"
+                for time in ("0_step_0", "0_step_500", "1_step_0", "0_step_250", "1_step_500", "2_step_0")
             ],
             ["0", "500", "501", "502", "1000", "1001"],
         ),
