@@ -8,6 +8,7 @@ import struct
 import sys
 import tarfile
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,10 +109,6 @@ def cifar10_python(folder: Path, dump=python2) -> tuple[Path, Set]:
     return write(folder, files), made
 
 
-def cifar10_resaved(folder: Path) -> tuple[Path, Set]:
-    return cifar10_python(folder, python3)
-
-
 def cifar100_binary(folder: Path) -> tuple[Path, Set]:
     made = Set(100)
     coarse = {"train": [5] * 10, "test": [19] * 3}
@@ -148,12 +145,7 @@ def mnist(folder: Path, ending: str = "", dot: str = "-") -> tuple[Path, Set]:
     return write(folder, files), made
 
 
-def mnist_gz(folder: Path) -> tuple[Path, Set]:
-    return mnist(folder, ".gz")
-
-
-def mnist_dotted(folder: Path) -> tuple[Path, Set]:
-    return mnist(folder, dot=".")
+mnist_gz = partial(mnist, ending=".gz")
 
 
 def stl10_bytes(images: np.ndarray) -> bytes:
@@ -179,12 +171,12 @@ def stl10(folder: Path) -> tuple[Path, Set]:
 FORMATS = {
     "CIFAR-10 binary": cifar10_binary,
     "CIFAR-10 python": cifar10_python,
-    "CIFAR-10 python, saved again": cifar10_resaved,
+    "CIFAR-10 python, saved again": partial(cifar10_python, dump=python3),
     "CIFAR-100 binary": cifar100_binary,
     "CIFAR-100 python": cifar100_python,
     "MNIST": mnist,
     "MNIST, compressed": mnist_gz,
-    "MNIST, dots in the names": mnist_dotted,
+    "MNIST, dots in the names": partial(mnist, dot="."),
     "STL-10": stl10,
 }
 
