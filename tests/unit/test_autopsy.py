@@ -26,6 +26,15 @@ def matrix_of(weight: torch.Tensor, output_dim: int = 0) -> np.ndarray:
     return np.moveaxis(weight.detach().numpy().astype(np.float64), output_dim, 0).reshape(weight.shape[output_dim], -1)
 
 
+def spectrum_of(weight: torch.Tensor, output_dim: int = 0) -> np.ndarray:
+    return np.linalg.svd(matrix_of(weight, output_dim), compute_uv=False)
+
+
+def level(part: float) -> torch.Tensor:
+    """A matrix whose singular values are 1 and, fifteen times, a part of it."""
+    return torch.diag(torch.tensor([1.0] + [part] * 15))
+
+
 def legacy_weight_norm(layer: nn.Module, dim: int | None = 0) -> nn.Module:
     """An old checkpoint's layer, with g unlike |v|, so that g alone or v alone is wrong."""
     weight_norm(layer, dim=dim)
@@ -94,7 +103,7 @@ def test_the_numbers_are_those_of_the_stored_weight(case, form, tmp_path):
     name = "block.layer.in_proj_weight" if case == "attention" else "block.layer"
     assert list(found) == [name if form == "safetensors" else f"model.{name}"]
     one = next(iter(found.values()))
-    expected = np.linalg.svd(matrix_of(weight, output_dim), compute_uv=False)
+    expected = spectrum_of(weight, output_dim)
     assert one.matrix == matrix_of(weight, output_dim).shape
     assert one.shape == tuple(weight.shape)
     np.testing.assert_allclose(one.singular_values, expected, atol=2e-5 * expected[0])
@@ -103,8 +112,7 @@ def test_the_numbers_are_those_of_the_stored_weight(case, form, tmp_path):
 
 def test_a_derived_weight_beside_its_original_is_no_layer_of_its_own(tmp_path):
     state = {"a.weight": torch.eye(3), "a.weight_bar": 5 * torch.eye(3), "a.weight_u": torch.ones(3)}
-    torch.save(state, tmp_path / "m.pt")
-    found = inspect([tmp_path / "m.pt"]).layers[0]
+    found = inspect([saved(tmp_path, state)]).layers[0]
     assert {name: one.statistics["largest"] for name, one in found.items()} == {"a": 5.0}
 
 
@@ -113,8 +121,7 @@ def test_a_transposed_convolution_is_told_by_name(tmp_path):
     save_file({"up.weight": weight, "down.weight": weight.clone()}, tmp_path / "m.safetensors")
     found = inspect([tmp_path / "m.safetensors"], transposed=["up"]).layers[0]
     for name, output_dim in (("up", 1), ("down", 0)):
-        expected = np.linalg.svd(matrix_of(weight, output_dim), compute_uv=False)
-        np.testing.assert_allclose(found[name].singular_values, expected, rtol=1e-4)
+        np.testing.assert_allclose(found[name].singular_values, spectrum_of(weight, output_dim), rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
@@ -122,8 +129,7 @@ def test_every_floating_type_is_read(dtype, tmp_path):
     weight = torch.randn(8, 12).to(dtype)
     save_file({"a.weight": weight, "b.weight": torch.ones(4, 4, dtype=torch.int8)}, tmp_path / "m.safetensors")
     found = inspect([tmp_path / "m.safetensors"])
-    expected = np.linalg.svd(matrix_of(weight.double()), compute_uv=False)
-    np.testing.assert_allclose(found.layers[0]["a"].singular_values, expected, rtol=1e-4)
+    np.testing.assert_allclose(found.layers[0]["a"].singular_values, spectrum_of(weight.double()), rtol=1e-4)
     assert list(found.layers[0]) == ["a"]
     assert found.notes[0].endswith("tensors left out: 1 of integers")
 
@@ -223,12 +229,12 @@ def test_what_steers_a_terminal_is_replaced():
 
 def test_one_checkpoint_is_judged_against_a_random_matrix(tmp_path):
     torch.manual_seed(0)
-    level = lambda part: torch.tensor([1.0] + [part] * 31)  # noqa: E731
+    values = lambda part: torch.tensor([1.0] + [part] * 31)  # noqa: E731
     # A random 32 x 96 matrix has a bulk near 0.8.
     weights = {
         "random": torch.randn(32, 96),
-        "reduced": matrix_with_spectrum(level(0.4), 32, 96).float(),
-        "collapsed": matrix_with_spectrum(level(0.1), 32, 96).float(),
+        "reduced": matrix_with_spectrum(values(0.4), 32, 96).float(),
+        "collapsed": matrix_with_spectrum(values(0.1), 32, 96).float(),
         "vector": torch.randn(1, 32),
         "zero": torch.zeros(3, 4),
         "poisoned": torch.tensor([[1.0, float("inf")], [0.0, 1.0]]),
@@ -332,7 +338,6 @@ def test_there_is_no_verdict_where_the_order_is_unknown(tmp_path, capsys):
     "wrapper", ["module.", "_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_forward_module."]
 )
 def test_wrappers_of_a_module_rename_nothing(wrapper, tmp_path):
-    level = lambda part: torch.diag(torch.tensor([1.0] + [part] * 15))  # noqa: E731
     for step, (first, second) in enumerate((("", ""), (wrapper, ""), ("", wrapper), (wrapper, wrapper))):
         state = {
             f"{first}a.{second}b.weight": level(0.9 if step < 3 else 0.3),
@@ -353,18 +358,14 @@ def test_names_that_would_be_the_same_without_wrappers_keep_them(tmp_path):
 
 def test_checkpoints_are_judged_in_the_order_of_their_training(tmp_path):
     # As a shell gives them: step-1000, step-1500, step-2000, step-500.
-    for iteration, level in ((500, 0.9), (1000, 0.88), (1500, 0.3), (2000, 0.25)):
-        torch.save({"conv.weight": torch.diag(torch.tensor([1.0] + [level] * 15))}, tmp_path / f"step-{iteration}.pt")
+    for iteration, part in ((500, 0.9), (1000, 0.88), (1500, 0.3), (2000, 0.25)):
+        torch.save({"conv.weight": level(part)}, tmp_path / f"step-{iteration}.pt")
     found = inspect(sorted(tmp_path.iterdir()))
     assert found.iterations == (500, 1000, 1500, 2000)
     assert [path.stem for path in found.paths] == ["step-500", "step-1000", "step-1500", "step-2000"]
     assert found.order == "the steps in the files' names"
     assert [layers["conv"].ratios[1] for layers in found.layers] == pytest.approx([0.9, 0.88, 0.3, 0.25])
     assert (found.verdict.state, found.verdict.since) == ("collapsed", 1000)
-
-
-def spectrum_of(weight: torch.Tensor) -> np.ndarray:
-    return np.linalg.svd(matrix_of(weight.double()), compute_uv=False)
 
 
 BLOCKS = torch.linspace(1, 3, 6).reshape(2, 3)
@@ -404,8 +405,7 @@ def test_each_weight_of_eight_bits_has_its_own_scale(tmp_path):
     for count in (2, 40):  # few and many in one module
         state = {f"w{i}_weight": torch.eye(3).to(torch.float8_e4m3fn) for i in range(count)}
         state |= {f"w{i}_weight_scale": torch.tensor(float(i)) for i in range(count)}
-        torch.save(state, tmp_path / "m.pt")
-        layers = inspect([tmp_path / "m.pt"]).layers[0]
+        layers = inspect([saved(tmp_path, state)]).layers[0]
         assert [one.statistics["largest"] for one in layers.values()] == pytest.approx(range(count))
 
 
@@ -423,8 +423,7 @@ def test_each_weight_of_eight_bits_has_its_own_scale(tmp_path):
 )
 def test_weights_whose_scale_is_not_known_are_left_out(scales, tmp_path):
     state = {"a.weight": torch.ones(8, 12).to(torch.float8_e5m2), "b.weight": torch.eye(2)}
-    torch.save(state | {f"a.{name}": scale for name, scale in scales.items()}, tmp_path / "m.pt")
-    found = inspect([tmp_path / "m.pt"])
+    found = inspect([saved(tmp_path, state | {f"a.{name}": scale for name, scale in scales.items()})])
     assert "a" not in found.layers[0]
     assert "1 of eight bits with scales of an unknown kind" in found.notes[0]
 
@@ -433,8 +432,7 @@ def test_weights_whose_scale_is_not_known_are_left_out(scales, tmp_path):
 @pytest.mark.parametrize("name", ["a.weight", "a.parametrizations.weight.original1"])
 def test_a_tensor_without_a_name_belongs_to_no_weight(name, shape, tmp_path):
     state = {"": torch.full(shape, 100.0), name: torch.randn(8, 6)}
-    torch.save(state, tmp_path / "m.pt")
-    weights = {weight.name: weight for weight in open_checkpoint(tmp_path / "m.pt").weights}
+    weights = {weight.name: weight for weight in open_checkpoint(saved(tmp_path, state)).weights}
     torch.testing.assert_close(weights["a"].read(), state[name], rtol=0, atol=0)
 
 
@@ -470,8 +468,7 @@ def test_what_cannot_be_a_weight_is_counted_by_reason(tmp_path):
 def test_a_mask_of_integers_is_applied(tmp_path):
     mask = (torch.rand(6, 9) > 0.5).to(torch.uint8)
     weight = torch.randn(6, 9)
-    torch.save({"a.weight_orig": weight, "a.weight_mask": mask}, tmp_path / "m.pt")
-    found = inspect([tmp_path / "m.pt"]).layers[0]["a"]
+    found = inspect([saved(tmp_path, {"a.weight_orig": weight, "a.weight_mask": mask})]).layers[0]["a"]
     np.testing.assert_allclose(found.singular_values, spectrum_of(weight * mask), atol=1e-4)
 
 
@@ -493,8 +490,7 @@ def kinds_of_weights() -> dict[str, torch.Tensor]:
 
 def test_matrices_are_what_the_network_multiplies_with(tmp_path):
     state = kinds_of_weights()
-    torch.save(state, tmp_path / "m.pt")
-    found = inspect([tmp_path / "m.pt"])
+    found = inspect([saved(tmp_path, state)])
     matrices = {name: one.matrix for name, one in found.layers[0].items()}
     assert matrices == {
         "g.conv": (24, 144), "g.conv.modulation": (16, 8), "g.rgb": (3, 6), "g.rgb.modulation": (6, 8),
@@ -519,8 +515,7 @@ def test_matrices_are_what_the_network_multiplies_with(tmp_path):
 def test_the_layers_without_a_verdict_are_counted(tmp_path, capsys):
     kept = ("ada", "dw", "l_y", "fc", "head")
     state = {name[2:]: value for name, value in kinds_of_weights().items() if name.split(".")[1] in kept}
-    torch.save(state, tmp_path / "m.pt")
-    display.autopsy(inspect([tmp_path / "m.pt"]))
+    display.autopsy(inspect([saved(tmp_path, state)]))
     assert "\n2 full, 4 without a verdict\n" in capsys.readouterr().out
 
 
@@ -530,20 +525,18 @@ def test_filters_of_eight_bits_are_told_from_weights(tmp_path):
         "b.weight": torch.ones(9, 1, 3, 3),
         "c.weight": torch.randn(4, 3, 2, 2, 2),
     }
-    torch.save({name: value.to(torch.float8_e4m3fn) for name, value in state.items()}, tmp_path / "m.pt")
-    found = inspect([tmp_path / "m.pt"])
+    found = inspect([saved(tmp_path, {name: value.to(torch.float8_e4m3fn) for name, value in state.items()})])
     assert list(found.layers[0]) == ["a", "c"]
     assert "1 fixed filters" in found.notes[0]
 
 
 def test_a_bank_of_many_kernels_is_left_out(tmp_path):
-    torch.save({"a.weight": torch.zeros(65, 2, 9, 1, 1), "b.weight": torch.eye(2)}, tmp_path / "m.pt")
-    assert "1 banks of more than 64 kernels" in inspect([tmp_path / "m.pt"]).notes[0]
+    path = saved(tmp_path, {"a.weight": torch.zeros(65, 2, 9, 1, 1), "b.weight": torch.eye(2)})
+    assert "1 banks of more than 64 kernels" in inspect([path]).notes[0]
 
 
 def test_the_networks_in_a_file_are_judged_one_by_one(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    level = lambda part: torch.diag(torch.tensor([1.0] + [part] * 15))  # noqa: E731
     # Half of the layers falling by a fifth is a collapse, where those of another network are not counted with them.
     for step, part in ((100, 0.9), (200, 0.9), (300, 0.7)):
         networks = {"generator": (3, 0.9), "mpd": (3, part), "scale": (1, 0.9)}
