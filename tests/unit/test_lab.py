@@ -170,11 +170,22 @@ def test_unknown_keys_are_refused_by_name():
         ("records", "samples", 9),
         ("records", "reference", 9),
         ("model", "d_channels", 2.5),
+        ("methods.static", "keep", -0.5),
+        ("methods.static", "every", 0),
+        ("methods.dynamic", "strength", 2.0),
+        ("methods.dynamic", "start", -1),
+        ("methods.guard", "every", 0),
+        ("methods.orthogonal", "weight", float("inf")),
+        ("methods.oni", "iterations", 10**9),
+        ("methods.oni", "iterations", -1),
     ],
 )
-def test_bad_values_are_named(part, key, value):
-    values = to_dict(RunConfig())
-    values["settings"][part][key] = value
+def test_bad_values_are_named_whatever_the_method_of_the_run(part, key, value):
+    values = to_dict(RunConfig("sn"))
+    inside = values["settings"]
+    for name in part.split("."):
+        inside = inside[name]
+    inside[key] = value
     with pytest.raises(ValueError, match=rf"{key} must .*got {value!r}"):
         from_dict(RunConfig, values)
 
