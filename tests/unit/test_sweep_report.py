@@ -20,7 +20,7 @@ from specreg.report.tables import markdown, missing, notes, results, table
 
 
 def make_sweep(out: Path, cells: dict[str, list[str]], *, preset: str = "paper", changed: str = "") -> Path:
-    """Write a sweep's folder in which every second planned run of a cell has been made, the first and so on."""
+    """Write the plan of a sweep, and none of its runs."""
     described = {
         name: {"changes": [changed] if changed else [], "runs": runs, "settings": {"training": {"steps": 1100}}}
         for name, runs in cells.items()
@@ -28,6 +28,12 @@ def make_sweep(out: Path, cells: dict[str, list[str]], *, preset: str = "paper",
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "sweep.json", {"preset": preset, "cells": described})
     return out
+
+
+def scored(path: Path, method: str, protocol: str, fd: float, **options) -> Path:
+    """Make a run whose result is a Fréchet distance by a protocol."""
+    RunDirectory(make_run(path, method, **options)).write("result", {"method": method, "protocol": protocol, "fd": fd})
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -208,8 +214,7 @@ def test_a_gain_is_not_taken_between_protocols(tmp_path):
     methods = ("sn", "static", "none")
     for name, protocols in (("A16-128", ("a", "a", "b")), ("C8-32", ("a", "b", "b"))):
         for method, kind in zip(methods, protocols, strict=True):
-            run = RunDirectory(make_run(tmp_path / "out" / name / f"{method}-seed0", method, 0))
-            run.write("result", {"method": method, "protocol": kind, "fd": 10.0 if method == "sn" else 5.0})
+            scored(tmp_path / "out" / name / f"{method}-seed0", method, kind, 10.0 if method == "sn" else 5.0)
     planned = {name: [f"{method}-seed0" for method in methods] for name in ("A16-128", "C8-32")}
     text = " ".join(notes(open_cells([make_sweep(tmp_path / "out", planned)])))
     assert "static SR against SN, 1 setting: Fréchet distance -50.0% in the mean, lower in 1." in text
@@ -238,13 +243,9 @@ def test_a_methods_line_is_the_same_in_each_setting_whichever_have_begun(tmp_pat
 
 def test_a_setting_whose_runs_have_two_protocols_has_no_bar(tmp_path):
     out = make_sweep(tmp_path / "out", {"A16-128": ["sn-seed0"], "C8-32": ["sn-seed0", "sn-seed1"]})
-    for run, protocol, fd in (
-        ("A16-128/sn-seed0", "a", 5.0),
-        ("C8-32/sn-seed0", "a", 10.0),
-        ("C8-32/sn-seed1", "b", 99.0),
-    ):
-        directory = RunDirectory(make_run(out / run, "sn", int(run[-1])))
-        directory.write("result", {"method": "sn", "protocol": protocol, "fd": fd})
+    scored(out / "A16-128" / "sn-seed0", "sn", "a", 5.0)
+    scored(out / "C8-32" / "sn-seed0", "sn", "a", 10.0)
+    scored(out / "C8-32" / "sn-seed1", "sn", "b", 99.0, seed=1)
     figure, axis = plt.subplots()
     cells = open_cells([out])
     plot_by_setting(axis, cells, "fd", styles(cells[0].runs))
@@ -255,19 +256,12 @@ def test_a_setting_whose_runs_have_two_protocols_has_no_bar(tmp_path):
 @pytest.fixture
 def mixed(tmp_path) -> list[Cell]:
     """A setting of a sweep with SN and static SR, and runs beside it of static SR with two options and of longer SN."""
-    names = ["sn-seed0", "static-seed0"]
-    make_sweep(tmp_path / "out", {"C8-32": names})
-    scores = {
-        "out/C8-32/sn-seed0": 10.0,
-        "out/C8-32/static-seed0": 5.0,
-        "loose/a": 20.0,
-        "loose/b": 40.0,
-        "loose/c": 80.0,
-    }
-    for (name, fd), options in zip(scores.items(), ({}, {}, {}, {"keep": 0.25}, {"keep": 0.75}), strict=True):
-        method = "sn" if name.endswith(("sn-seed0", "a")) else "static"
-        run = RunDirectory(make_run(tmp_path / name, method, 0, **options))
-        run.write("result", {"method": method, "protocol": "a", "fd": fd})
+    make_sweep(tmp_path / "out", {"C8-32": ["sn-seed0", "static-seed0"]})
+    scored(tmp_path / "out/C8-32/sn-seed0", "sn", "a", 10.0)
+    scored(tmp_path / "out/C8-32/static-seed0", "static", "a", 5.0)
+    scored(tmp_path / "loose/a", "sn", "a", 20.0)
+    scored(tmp_path / "loose/b", "static", "a", 40.0, keep=0.25)
+    scored(tmp_path / "loose/c", "static", "a", 80.0, keep=0.75)
     return open_cells([tmp_path / "out", tmp_path / "loose"])
 
 
