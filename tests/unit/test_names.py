@@ -12,7 +12,7 @@ from specreg.experiments.methods import GuardOptions, MethodOptions
 from specreg.losses import LOSSES, LossName
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
-from specreg.names import ALARMS, STATES, State, checked_keep, default_groups, integer
+from specreg.names import STATES, State, checked_keep, default_groups, integer
 from specreg.training.loop import TrainingConfig
 
 NO_INTEGERS = [
@@ -64,7 +64,6 @@ def test_keep_that_could_be_all_or_the_first_alone_is_refused(value):
 def test_the_words_of_a_type_are_the_keys_of_what_they_choose():
     assert get_args(LossName) == tuple(LOSSES)
     assert get_args(State) == STATES
-    assert set(ALARMS) < set(STATES)
 
 
 @pytest.mark.parametrize(
