@@ -274,12 +274,7 @@ def lab_training(
         assert state.monitor is not None
         state.monitor.step(state.step)
 
-    train(
-        state,
-        config.settings.training,
-        processes=processes,
-        callbacks=[watch],
-    )
+    train(state, config.settings.training, processes=processes, callbacks=[watch])
     return losses, gradients, state
 
 

@@ -12,12 +12,7 @@ import torch
 
 from pictures import load_images
 from specreg.data.arrays import ImageArrays
-from specreg.evaluation.classifier import (
-    CIFAR_TEST_CORRECT,
-    MNIST_TEST_CORRECT,
-    ClassifierName,
-    load_classifier,
-)
+from specreg.evaluation.classifier import CIFAR_TEST_CORRECT, MNIST_TEST_CORRECT, ClassifierName, load_classifier
 from specreg.evaluation.features import open_extractor
 from specreg.evaluation.metrics import modes_covered, reverse_kl, reverse_kl_floor
 from specreg.evaluation.protocol import Evaluator

@@ -16,11 +16,7 @@ def evaluator(name: str) -> MixtureEvaluator:
     mixture = MIXTURES[name]
     real, _ = mixture.draw(20_000, torch.Generator().manual_seed(1))
     return MixtureEvaluator(
-        real,
-        name=mixture.name,
-        publication=mixture.publication,
-        centres=mixture.centres,
-        deviation=mixture.deviation,
+        real, name=mixture.name, publication=mixture.publication, centres=mixture.centres, deviation=mixture.deviation
     )
 
 

@@ -60,11 +60,7 @@ STORED = {
     "convolution": (lambda: nn.Conv2d(3, 8, 3), lambda layer: layer.weight, 0),
     "attention": (lambda: nn.MultiheadAttention(6, 2), lambda layer: layer.in_proj_weight, 0),
     "legacy sn": (lambda: spectral_norm(nn.Conv2d(3, 8, 3)), lambda layer: layer.weight_orig, 0),
-    "legacy sn, transposed": (
-        lambda: spectral_norm(nn.ConvTranspose2d(4, 7, 3)),
-        lambda layer: layer.weight_orig,
-        1,
-    ),
+    "legacy sn, transposed": (lambda: spectral_norm(nn.ConvTranspose2d(4, 7, 3)), lambda layer: layer.weight_orig, 1),
     "new sn": (
         lambda: parametrizations.spectral_norm(nn.Conv1d(4, 5, 3)),
         lambda layer: layer.parametrizations.weight.original,
@@ -76,11 +72,7 @@ STORED = {
         1,
     ),
     "legacy weight norm": (lambda: legacy_weight_norm(nn.Linear(9, 6)), lambda layer: layer.weight, 0),
-    "legacy weight norm, one g": (
-        lambda: legacy_weight_norm(nn.Linear(9, 6), dim=None),
-        lambda layer: layer.weight,
-        0,
-    ),
+    "legacy weight norm, one g": (lambda: legacy_weight_norm(nn.Linear(9, 6), dim=None), lambda layer: layer.weight, 0),
     "new weight norm": (lambda: parametrized_weight_norm(nn.Linear(9, 6)), lambda layer: layer.weight, 0),
     "pruned": (lambda: pruned(nn.Linear(9, 6)), lambda layer: layer.weight, 0),
 }

@@ -649,10 +649,7 @@ def hugging_face(folder: Path, images: list[bytes | str | None], labels: list[in
     kinds = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     datasets.Dataset.from_dict({"img": [None], "label": [0]}, features=kinds).save_to_disk(str(folder))
     rows = [
-        {
-            "img": None if image is None else {"bytes" if isinstance(image, bytes) else "path": image},
-            "label": label,
-        }
+        {"img": None if image is None else {"bytes" if isinstance(image, bytes) else "path": image}, "label": label}
         for image, label in zip(images, labels, strict=True)
     ]
     table = pyarrow.Table.from_pylist(rows, schema=kinds.arrow_schema)

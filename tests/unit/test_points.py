@@ -12,13 +12,7 @@ from torch import nn
 from specreg.data.arrays import ImageArrays, decode, dequantize, encode, quantize
 from specreg.data.digits import StackedDigits
 from specreg.data.mixtures import MIXTURES
-from specreg.experiments.config import (
-    DataConfig,
-    ModelConfig,
-    RecordConfig,
-    RunConfig,
-    Settings,
-)
+from specreg.experiments.config import DataConfig, ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.images import Images

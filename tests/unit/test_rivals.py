@@ -169,11 +169,7 @@ def test_plain_weights_with_a_loss_that_bounds_nothing_are_warned_about(caplog):
 @pytest.mark.parametrize(
     ("arguments", "methods", "idle"),
     [
-        (
-            ["--static.keep", "0.3", "--steps", "5"],
-            ["sn"],
-            "--static.keep changes nothing here",
-        ),
+        (["--static.keep", "0.3", "--steps", "5"], ["sn"], "--static.keep changes nothing here"),
         (["--d-optimal.weight=1"], ["static", "dynamic"], "d-optimal, and trained is static, dynamic"),
         (["--static.keep=0.3", "--detector.far", "0.4", "--method", "guard"], ["guard"], ""),
         (["--static.every", "3"], ["guard"], "--static.every changes nothing here"),

@@ -139,10 +139,7 @@ def test_a_resumed_judge_goes_on_exactly():
         assert second.state_dict() == whole.state_dict()
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [{"more": 1}, {"largest": None}, {"silent": [1.5]}, {"silent": None}],
-)
+@pytest.mark.parametrize("spoil", [{"more": 1}, {"largest": None}, {"silent": [1.5]}, {"silent": None}])
 def test_a_state_that_is_none_is_refused_whole(spoil):
     judge = SignalJudge()
     judged(TEACHING, judge=judge)
