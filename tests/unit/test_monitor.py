@@ -85,11 +85,12 @@ def test_monitoring_leaves_every_tensor_of_every_kind_alone(kind, normalization)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     state = torch.get_rng_state()
     monitor = specreg.Monitor(module, every=1)
-    verdict = monitor.step(1)
+    verdict, spectra = monitor.step(1), specreg.spectra(module, normalized=True)
     assert (verdict.state, verdict.judged) == ("not judged", False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert set(monitor.history.layers) == set(specreg.spectra(module))
+    assert set(monitor.history.layers) == set(spectra)
+    assert all(bool((s[..., 0] == 1).all() and (s.diff() <= 0).all()) for s in spectra.values())
 
 
 def test_the_cadence_counts_iterations_that_jump():
@@ -556,25 +557,35 @@ def test_a_state_that_is_no_monitors_is_refused_whole(spoil):
     assert (monitor.history.iterations, monitor.verdict.iteration, monitor.detector.verdict().iteration) == ([1], 1, 1)
 
 
-def test_a_state_of_other_layers_is_refused_before_anything_changes():
-    monitor, other = specreg.Monitor(network()), specreg.Monitor(nn.Sequential(nn.Linear(3, 3)))
-    monitor.step(1)
-    with pytest.raises(ValueError, match="the state is of the layers 0, 2, 4; these are 0"):
-        other.load_state_dict(monitor.state_dict())
-    assert other.detector.verdict() is None
-    other.load_state_dict(specreg.Monitor(network()).state_dict())  # of before its first snapshot: nothing is known
-    other.step(1)
+def of_sizes(*sizes):
+    return specreg.Monitor(nn.Sequential(*(nn.Linear(size, 4) for size in sizes)))
 
 
-def test_a_state_of_layers_of_other_sizes_is_refused():
-    monitor, other = (specreg.Monitor(nn.Sequential(nn.Linear(size, size), nn.Linear(size, 4))) for size in (8, 16))
-    for each in (monitor, other):
-        each.step(1)
-    other.step(100)
-    with pytest.raises(ValueError, match=r"shape \(16,\) of layer '0', which has \(8,\)"):
-        monitor.load_state_dict(other.state_dict())
+def of_samples(numbers):
+    samples = torch.randn(300, numbers)
+    return specreg.Monitor(network(), samples=lambda: (samples, samples), scores=lambda x: x[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("monitor", "other", "message"),
+    [
+        (lambda: of_sizes(3), lambda: of_sizes(3, 4), "the state is of the layers 0, 1; these are 0"),
+        (lambda: of_sizes(3, 8), lambda: of_sizes(3, 2), r"shape \(2,\) of layer '1', which has \(4,\)"),
+        (lambda: of_samples(2), lambda: of_samples(3), "the state is of 3 features; these are 2"),
+    ],
+    ids=["layers", "sizes", "meter"],
+)
+def test_a_state_of_another_network_or_meter_is_refused_before_anything_changes(monitor, other, message):
+    monitor, other = monitor(), other()
     monitor.step(2)
-    assert monitor.history.iterations == [1]
+    sampled = monitor.sampled
+    other.load_state_dict(of_sizes(8).state_dict())  # of before its first snapshot: nothing is known
+    other.step(3)
+    with pytest.raises(ValueError, match=message):
+        monitor.load_state_dict(other.state_dict())
+    assert (monitor.history.iterations, monitor.verdict.iteration, monitor.sampled) == ([2], 2, sampled)
+    assert monitor.detector.verdict().iteration == 2
+    assert monitor.step(2).iteration == 2
 
 
 @pytest.mark.parametrize("kind", ["coverage", "static", "dynamic"])
@@ -675,20 +686,6 @@ def test_what_a_users_own_scores_raise_is_raised():
     monitor = specreg.Monitor(network(), samples=lambda: (samples, samples), scores=lambda x: x[0, 9])
     with pytest.raises(IndexError):
         monitor.step(1)
-
-
-def test_a_state_of_another_meter_is_refused_before_anything_changes():
-    monitors = []
-    for numbers in (2, 3):
-        samples = torch.randn(300, numbers)
-        monitors.append(
-            specreg.Monitor(network(), samples=lambda samples=samples: (samples, samples), scores=lambda x: x[:, 0])
-        )
-        monitors[-1].step(numbers)
-    monitor, other = monitors
-    with pytest.raises(ValueError, match="the state is of 3 features; these are 2"):
-        monitor.load_state_dict(other.state_dict())
-    assert (monitor.history.iterations, monitor.detector.verdict().iteration, monitor.sampled) == ([2], 2, 2)
 
 
 class TestGuard:
