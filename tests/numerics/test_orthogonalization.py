@@ -112,23 +112,17 @@ def test_a_shared_weight_is_one_layer():
     assert torch.equal(module["a"].weight, module["b"].weight)
 
 
-def test_state_dict_and_deepcopy_round_trip_and_an_assigned_weight_is_the_stored_one():
+def test_a_copy_has_weights_of_its_own_and_an_assigned_weight_is_the_stored_one():
     module = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1))
     specreg.orthogonalize(module)
     assert set(module.state_dict()) == {
         f"{name}.{key}" for name in "02" for key in ("bias", "parametrizations.weight.original")
     }
     x = torch.randn(3, 6)
-    copied = copy.deepcopy(module)
-    other = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1))
-    specreg.orthogonalize(other)
-    other.load_state_dict(module.state_dict())
-    assert torch.equal(module(x), copied(x))
-    assert torch.equal(module(x), other(x))
-    torch.optim.SGD(copied.parameters(), 1.0).zero_grad()
+    copied, before = copy.deepcopy(module), module(x)
     copied(x).sum().backward()
     torch.optim.SGD(copied.parameters(), 1.0).step()
-    assert torch.equal(module(x), other(x))
+    assert torch.equal(module(x), before)
     assert not torch.equal(module(x), copied(x))
     weight = torch.randn(5, 6)
     module[0].weight = weight
@@ -154,14 +148,6 @@ def test_gradient_penalties_on_the_inputs_reach_the_stored_weight():
     gradient = layer.parametrizations.weight.original.grad
     assert gradient.abs().max() > 1e-6
     assert gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("verb", [specreg.spectral_norm, specreg.spectral_regularization])
-def test_normalized_layers_are_refused(verb):
-    layer = nn.Linear(4, 4)
-    verb(layer)
-    with pytest.raises(ValueError, match=r"is normalized already.*call specreg\.remove on it first"):
-        specreg.orthogonalize(layer)
 
 
 def test_layers_under_it_are_refused_by_what_writes_weights():
