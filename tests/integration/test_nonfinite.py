@@ -50,36 +50,28 @@ class BadSource(StackedDigits):
         return images, torch.zeros(count, dtype=torch.int64)
 
 
-def bad_data(state: TrainingState) -> str:
-    state.source = BadSource()
-    return "step 1: the discriminator's loss is nan (NaN or inf first in the real images)"
+SCORE = "score.parametrizations.weight"
+CAUSES = {  # -> what is bad first
+    "the real images": lambda state: setattr(state, "source", BadSource()),
+    "the generator's parameter start.weight": (
+        lambda state: poison(state.generator.get_parameter("start.weight"), float("inf"))
+    ),
+    f"the discriminator's parameter {SCORE}.original": (
+        lambda state: poison(state.discriminator.get_parameter(f"{SCORE}.original"))
+    ),
+    f"the discriminator's buffer {SCORE}.0._v": (lambda state: poison(state.discriminator.get_buffer(f"{SCORE}.0._v"))),
+}
 
 
-def bad_generator(state: TrainingState) -> str:
-    poison(state.generator.get_parameter("start.weight"), float("inf"))
-    return "step 1: the discriminator's loss is nan (NaN or inf first in the generator's parameter start.weight)"
-
-
-def bad_discriminator(state: TrainingState) -> str:
-    name = "score.parametrizations.weight.original"
-    poison(state.discriminator.get_parameter(name))
-    return f"step 1: the discriminator's loss is nan (NaN or inf first in the discriminator's parameter {name})"
-
-
-def bad_buffer(state: TrainingState) -> str:
-    name = "score.parametrizations.weight.0._v"
-    poison(state.discriminator.get_buffer(name))
-    return f"step 1: the discriminator's loss is nan (NaN or inf first in the discriminator's buffer {name})"
-
-
-@pytest.mark.parametrize("cause", [bad_data, bad_generator, bad_discriminator, bad_buffer])
-def test_a_bad_loss_is_traced_to_the_first_bad_tensor(cause):
+@pytest.mark.parametrize("first", CAUSES)
+def test_a_bad_loss_is_traced_to_the_first_bad_tensor(first):
     state = make_state()
-    message = cause(state)
+    CAUSES[first](state)
     before = [parameter.clone() for parameter in state.generator.parameters()]
     with pytest.raises(NonFiniteError) as error:
         train(state, SETTINGS.training)
-    assert str(error.value) == f"{message}; the update was not made"
+    said = f"step 1: the discriminator's loss is nan (NaN or inf first in {first}); the update was not made"
+    assert str(error.value) == said
     assert state.step == 0
     assert all(
         torch.equal(one.nan_to_num(), other.nan_to_num())
@@ -130,7 +122,7 @@ def run(trained, tmp_path) -> RunDirectory:
 
 SPREAD = {
     "weight": (
-        lambda state: state.discriminator.get_parameter("score.parametrizations.weight.original"),
+        lambda state: state.discriminator.get_parameter(f"{SCORE}.original"),
         "step 5: layer 'score': the weight holds NaN or inf",
     ),
     "moment": (
