@@ -872,12 +872,12 @@ def test_conditional_runs_hold_out_images_of_the_same_classes(tmp_path):
 def test_a_configuration_stacks_and_its_held_out_images_are_endless(tmp_path):
     stacked = settings(data=str(digit_folders(tmp_path)), stacked=True, stacked_size=20, image_size=16)
     source = open_source(stacked)
-    images, modes = source.draw(500, torch.Generator().manual_seed(0))
+    images, modes = source.dataset.draw(500, torch.Generator().manual_seed(0))
     assert images.shape == (500, 3, 16, 16)
     assert len(modes.unique()) <= 20
     held_out = source.held_out(stacked)
     assert isinstance(held_out.dataset, StackedImages)
-    images, modes = held_out.draw(500, torch.Generator().manual_seed(0))
+    images, modes = held_out.dataset.draw(500, torch.Generator().manual_seed(0))
     assert len(modes.unique()) > 300
     assert (images % 20 == 5).all()
 
@@ -888,7 +888,8 @@ def test_digits_have_both_parts():
     on_test = settings(data_split="test")
     assert torch.equal(open_source(on_test).dataset.images, test)
     assert open_source(on_test).held_out(on_test) is None
-    assert len(open_source(settings(stacked_size=7)).draw(200, torch.Generator().manual_seed(0))[0].unique(dim=0)) <= 7
+    images, _ = open_source(settings(stacked_size=7)).dataset.draw(200, torch.Generator().manual_seed(0))
+    assert len(images.unique(dim=0)) <= 7
     with pytest.raises(ValueError, match="digits have no part 'unlabeled'"):
         open_source(settings(data_split="unlabeled"))
 

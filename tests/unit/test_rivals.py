@@ -111,8 +111,9 @@ def test_real_images_are_drawn_for_the_generator_only_where_it_needs_them(loss, 
     source = Images(StackedDigits())
     state = build_state(RunConfig("none", 0, settings), source)
     drawn = []
-    state.source = SimpleNamespace(draw=lambda size, random: drawn.append(size) or source.draw(size, random))
-    assert train(state, training)
+    state.source = SimpleNamespace(draw=lambda size, random: drawn.append(size) or source.dataset.draw(size, random))
+    train(state, training)
+    assert state.step == training.steps
     assert sum(drawn) == 2 * per_step * training.batch_size
 
 

@@ -26,12 +26,11 @@ class OutputProbe:
 
     def __init__(self, training: Dataset, held_out: Dataset, settings: Settings) -> None:
         random = torch.Generator().manual_seed(_SEED)
-        self._conditional = settings.data.conditional
         self._count = min(_MOST, settings.records.samples)
         self._images = {}
         for name, source in (("training", training), ("held_out", held_out)):
             images, labels = source.draw(self._count, random)
-            self._images[name] = encode(images, random), labels
+            self._images[name] = encode(images, random), labels if settings.data.conditional else None
 
     def measure(self, state: TrainingState) -> dict[str, Any]:
         """Return 33 quantiles of each distribution, from the least score to the largest, and two probabilities.
@@ -54,7 +53,7 @@ class OutputProbe:
 
     def _score(self, state: TrainingState, images: Tensor, labels: Tensor | None) -> Tensor:
         device = next(state.discriminator.parameters()).device
-        labels = labels.to(device) if self._conditional and labels is not None else None
+        labels = None if labels is None else labels.to(device)
         return _applied(state.discriminator, images.to(device), labels).double().cpu()
 
 

@@ -50,7 +50,7 @@ class Probe:
         random = torch.Generator().manual_seed(_PROBE_SEED)
         drawn = draw_finite(source.dataset, _PROBE_SIZE, _PROBE_SEED)  # images drawn twice would hide near-duplicates
         if drawn is None or len(drawn[0]) < _PROBE_SIZE:
-            drawn = source.draw(_PROBE_SIZE, random)
+            drawn = source.dataset.draw(_PROBE_SIZE, random)
         self._samples, labels = drawn
         self._real = encode(self._samples, random)
         self._labels = labels if settings.data.conditional else None

@@ -196,7 +196,7 @@ def execute(
         if evaluator is None:
             recorder = Follower(config.settings, state, processes)
         else:
-            outputs = None if held_out is None else OutputProbe(source, held_out, config.settings)
+            outputs = None if held_out is None else OutputProbe(source.dataset, held_out.dataset, config.settings)
             recorder = Recorder(config.settings, run, state, evaluator, source, outputs, progress, processes)
     with contextlib.closing(recorder):
         recorder.begin()
@@ -272,7 +272,7 @@ def build_state(config: RunConfig, source: Source, processes: Processes = ALONE)
         discriminator=discriminator,
         generator_optimizer=g_optimizer,
         discriminator_optimizer=d_optimizer,
-        source=source,
+        source=source.dataset,
         draws=torch.Generator().manual_seed(config.seed + _DATA_STREAM),
         random=torch.Generator().manual_seed(config.seed + _LATENT_STREAM),
         ema=ema,
@@ -378,7 +378,7 @@ def _finish(
     evaluation = evaluator.evaluate(samples, labels=labels)
     random = torch.Generator().manual_seed(REFERENCE_SEED)
     source.save_picture(lambda count: sample_images(generator, count), run.image("samples"))
-    source.save_picture(lambda count: source.draw(count, random)[0], run.image("data"))
+    source.save_picture(lambda count: source.dataset.draw(count, random)[0], run.image("data"))
     assert state.monitor is not None
     assert state.monitor.verdict is not None
     reading, verdict = reading_of(state), state.monitor.verdict

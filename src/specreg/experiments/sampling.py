@@ -24,7 +24,7 @@ def real_samples(source: Source, records: RecordConfig) -> Tensor:
     count = min(max(records.reference, 500), 4000)
     if (finite := draw_finite(source.dataset, count, _COVERAGE_STREAM)) is not None:
         return finite[0]
-    drawn, _ = source.draw(count, torch.Generator().manual_seed(_COVERAGE_STREAM))
+    drawn, _ = source.dataset.draw(count, torch.Generator().manual_seed(_COVERAGE_STREAM))
     # An endless source hardly repeats itself: this is the order in which recorded runs were judged.
     ordered: Tensor = torch.unique(drawn, dim=0)
     return ordered

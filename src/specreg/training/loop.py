@@ -28,7 +28,7 @@ def train(
     processes: Processes = ALONE,
     callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = lambda: False,
-) -> bool:
+) -> None:
     """Train from ``state.step`` to ``config.steps``.
 
     Args:
@@ -36,9 +36,6 @@ def train(
         processes: each draws the same batches and takes its share of them.
         callbacks: called after every step, in order.
         stop: asked after every step, and to answer the same in all processes; True ends the training early.
-
-    Returns:
-        Whether all steps were made.
 
     Raises:
         NonFiniteError: a loss or gradient was NaN or infinite, before its update was made, or a weight when it was to
@@ -101,7 +98,6 @@ def train(
             callback(state, {"d_loss": d_loss, "g_loss": g_loss})
         if stop():
             break
-    return state.step >= config.steps
 
 
 def _compensate(state: TrainingState) -> None:

@@ -40,9 +40,6 @@ class Images:
 
     dataset: ImageDataset
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.dataset.draw(count, generator)
-
     @classmethod
     def open(cls, data: DataConfig) -> Self:
         """Read the data; raises FileNotFoundError or ValueError saying the remedy."""
@@ -130,7 +127,7 @@ class Images:
         self._reference(settings, held_out)
         if settings.data.conditional and isinstance(self.dataset, ImageArrays):
             self._check_classes(self.dataset, settings.data.data)
-        image, _ = self.draw(1, torch.Generator().manual_seed(REFERENCE_SEED))
+        image, _ = self.dataset.draw(1, torch.Generator().manual_seed(REFERENCE_SEED))
         self._extractor(settings).describe(image)
 
     def make_evaluator(self, settings: Settings, held_out: "Images | None" = None) -> Evaluator:
@@ -260,7 +257,7 @@ def draw_reference(source: Images, count: int) -> tuple[Tensor, Tensor]:
     finite = draw_finite(source.dataset, count, REFERENCE_SEED)
     if finite is not None and len(finite[0]) >= FEWEST_SAMPLES:
         return finite
-    return source.draw(count, torch.Generator().manual_seed(REFERENCE_SEED))
+    return source.dataset.draw(count, torch.Generator().manual_seed(REFERENCE_SEED))
 
 
 def draw_finite(dataset: Dataset, count: int, seed: int) -> tuple[Tensor, Tensor] | None:

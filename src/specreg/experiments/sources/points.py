@@ -25,9 +25,6 @@ class Points:
 
     dataset: GaussianMixture
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.dataset.draw(count, generator)
-
     @classmethod
     def open(cls, data: DataConfig) -> Self:
         if data.image_size is not None or data.stacked or data.stacked_size is not None or data.data_split != "train":
@@ -68,15 +65,8 @@ class Points:
 
     def make_evaluator(self, settings: Settings, held_out: object = None) -> MixtureEvaluator:
         self.check_evaluation(settings)
-        mixture, records = self.dataset, settings.records
-        real, _ = self.draw(records.reference, torch.Generator().manual_seed(REFERENCE_SEED))
-        return MixtureEvaluator(
-            real,
-            name=mixture.name,
-            publication=mixture.publication,
-            centres=mixture.centres,
-            deviation=mixture.deviation,
-        )
+        real, _ = self.dataset.draw(settings.records.reference, torch.Generator().manual_seed(REFERENCE_SEED))
+        return MixtureEvaluator(real, **vars(self.dataset))
 
     def make_features(self, settings: Settings) -> None:
         return None
