@@ -8,6 +8,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 import spoilt
 from runs import make_run
 from specreg.cli import main
-from specreg.experiments.config import Settings, to_dict
+from specreg.experiments.config import Settings
 from spoilt import (
     DEEP,
     SHALLOW,
@@ -138,7 +139,7 @@ def compared(*spoils: Spoil) -> Builder:
     """A comparison whose only run is complete, and spoilt."""
 
     def build(folder: Path) -> str:
-        settings = to_dict(Settings())
+        settings = asdict(Settings())
         run = make_run(folder / "compared" / "runs" / "sn-seed0", "sn")
         cells = {"runs": {"changes": [], "runs": ["sn-seed0"], "settings": settings}}
         (run.parents[1] / "sweep.json").write_text(json.dumps({"preset": "", "cells": cells}))

@@ -11,7 +11,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import hostile
 from runs import make_run
 from specreg import History
 from specreg.autopsy.spectra import inspect
-from specreg.experiments.config import RunConfig, from_dict, to_dict
+from specreg.experiments.config import RunConfig, from_dict
 from specreg.experiments.run import saved_config
 from specreg.experiments.sweep import saved_settings
 from specreg.records import SERIES, RunDirectory
@@ -271,15 +271,15 @@ HEADER = {"a.weight": tensor([2, 3], 0, 24), "b.weight": tensor([2, 2], 24, 40),
 SWEEP = {"preset": "paper", "cells": {"C8-32": {"changes": [], "runs": ["sn-seed0"], "settings": {"a": {"b": 1}}}}}
 COMPARISON = {
     "preset": "",
-    "cells": {"runs": {"changes": [], "runs": ["sn-seed0"], "settings": to_dict(RunConfig().settings)}},
+    "cells": {"runs": {"changes": [], "runs": ["sn-seed0"], "settings": asdict(RunConfig().settings)}},
 }
 CONTENT = np.linspace(0.1, 1, 10, dtype=np.float32).tobytes()
 READERS = {
     "config": Reader(
-        {"config.json": texts(to_dict(RunConfig()))}, lambda folder: saved_config(RunDirectory(folder)),
+        {"config.json": texts(asdict(RunConfig()))}, lambda folder: saved_config(RunDirectory(folder)),
     ),
     "config as values": Reader(
-        {"config.json": st.one_of(VALUES, reshaped([to_dict(RunConfig())])).map(json.dumps).map(str.encode)},
+        {"config.json": st.one_of(VALUES, reshaped([asdict(RunConfig())])).map(json.dumps).map(str.encode)},
         lambda folder: from_dict(RunConfig, json.loads((folder / "config.json").read_text())),
     ),
     "comparison": Reader({"sweep.json": texts(COMPARISON)}, lambda folder: saved_settings(folder, "runs")),

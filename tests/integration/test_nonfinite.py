@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import specreg
 from specreg.cli import main
 from specreg.data.digits import StackedDigits
-from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings, to_dict
+from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import build_state, execute, prepare_run
 from specreg.experiments.sources.images import Images
 from specreg.losses import LOSSES
@@ -272,7 +272,7 @@ def test_a_decomposition_that_does_not_converge_is_made_another_way_and_said(mon
 
 def test_a_discriminator_that_learns_nothing_is_said_once(run, caplog):
     """Finite, and no spectrum falls: a last rectifier that lets nothing through ends a training all the same."""
-    run.write("config", to_dict(EVALUATED))
+    run.write("config", asdict(EVALUATED))
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     checkpoint["discriminator"]["blocks.3.conv2.bias"].fill_(-1e6)
     torch.save(checkpoint, run.checkpoint)
@@ -285,7 +285,7 @@ def test_a_discriminator_that_learns_nothing_is_said_once(run, caplog):
 
 
 def test_a_small_gradient_is_not_a_dead_one(run, monkeypatch):
-    run.write("config", to_dict(EVALUATED))
+    run.write("config", asdict(EVALUATED))
     small = {"real": 1.23456789e-8, "generated": 0.0, "interpolated": 0.0}
     monkeypatch.setattr("specreg.experiments.recorder.gradient_norms", lambda *_, **__: small)
     assert execute(EVALUATED, run, Images(StackedDigits()))

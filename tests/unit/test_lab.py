@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -27,7 +27,6 @@ from specreg.experiments.config import (
     differences,
     from_dict,
     refusal,
-    to_dict,
 )
 from specreg.experiments.methods import MethodOptions, PenaltyOptions, StaticOptions
 from specreg.experiments.run import build_state
@@ -136,7 +135,7 @@ def test_configuration_goes_through_json():
     for keep in (2, 1.0):
         methods = MethodOptions(static=StaticOptions(keep=keep))
         config = RunConfig("dynamic", 3, Settings(precision="bf16", methods=methods))
-        loaded = from_dict(RunConfig, json.loads(json.dumps(to_dict(config))))
+        loaded = from_dict(RunConfig, json.loads(json.dumps(asdict(config))))
         assert loaded == config
         assert type(loaded.settings.methods.static.keep) is type(keep)
 
@@ -147,12 +146,12 @@ def emptied(values):
 
 def test_what_a_saved_configuration_lacks_has_its_default():
     """As of before there was an option, or a whole method."""
-    for values in ({}, emptied(to_dict(RunConfig()))):
+    for values in ({}, emptied(asdict(RunConfig()))):
         assert from_dict(RunConfig, values) == RunConfig()
 
 
 def test_unknown_keys_are_refused_by_name():
-    values = to_dict(RunConfig())
+    values = asdict(RunConfig())
     values["settings"]["training"]["stepz"] = 5
     with pytest.raises(ValueError, match=r"unknown key 'settings\.training\.stepz'; the keys are .*training\.steps"):
         from_dict(RunConfig, values)
@@ -181,7 +180,7 @@ def test_unknown_keys_are_refused_by_name():
     ],
 )
 def test_bad_values_are_named_whatever_the_method_of_the_run(part, key, value):
-    values = to_dict(RunConfig("sn"))
+    values = asdict(RunConfig("sn"))
     inside = values["settings"]
     for name in part.split("."):
         inside = inside[name]
@@ -359,7 +358,7 @@ def test_coverage_of_stacked_digits_is_measured_in_the_classifiers_features():
     """Their modes are combinations of three digits, which pixels hardly tell apart."""
     source = Images(StackedDigits())
     state = build_state(RunConfig("sn", settings=Settings(model=ModelConfig(d_channels=4, g_channels=4))), source)
-    draw = lambda seed: source.draw(4000, torch.Generator().manual_seed(seed))  # noqa: E731
+    draw = lambda seed: source.dataset.draw(4000, torch.Generator().manual_seed(seed))  # noqa: E731
     images, modes = draw(1)
     digits = torch.stack([modes // 100, modes // 10 % 10, modes % 10], 1)
     coverage = state.monitor.coverage

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 
@@ -10,7 +10,7 @@ import specreg
 from runs import make_run
 from specreg.cli import main
 from specreg.data.digits import StackedDigits
-from specreg.experiments.config import RunConfig, to_dict
+from specreg.experiments.config import RunConfig
 from specreg.experiments.methods import _EVIDENCE, METHODS, GuardOptions, MethodOptions, StaticOptions
 from specreg.experiments.run import build_state, prepare_run
 from specreg.experiments.sources.images import Images
@@ -57,7 +57,7 @@ def test_names_titles_and_colours_are_distinct():
 
 
 def test_every_option_is_one_of_the_command_line_and_of_the_configuration(capsys):
-    configured = to_dict(RunConfig())["settings"]["methods"]
+    configured = asdict(RunConfig())["settings"]["methods"]
     assert list(configured) == [method.key for method in WITH_OPTIONS]
     with pytest.raises(SystemExit):
         main(["compare", "--methods", ",".join(METHODS), "--help"])

@@ -158,13 +158,8 @@ class RunConfig:
 T = TypeVar("T", RunConfig, Settings)
 
 
-def to_dict(config: RunConfig | Settings) -> dict[str, Any]:
-    """Return the configuration as nested plain values, for JSON."""
-    return dataclasses.asdict(config)
-
-
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Rebuild a configuration from :func:`to_dict`.
+    """Rebuild a configuration from the nested plain values of ``dataclasses.asdict``.
 
     Raises:
         ValueError: an unknown key, or a value out of range or of another type; names it.
@@ -174,7 +169,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
 
 def differences(before: T, after: T) -> list[str]:
     """Return "key old -> new" for every key in which two configurations differ, with its owner where others have it."""
-    old, new = flat(to_dict(before)), flat(to_dict(after))
+    old, new = flat(dataclasses.asdict(before)), flat(dataclasses.asdict(after))
     ends = Counter(key.rpartition(".")[2] for key in old)
     parts = {key: key.split(".") for key in old if old[key] != new[key]}
     names = {key: ".".join(part[-1 if ends[part[-1]] == 1 else -2 :]) for key, part in parts.items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import specreg
 from specreg.data.arrays import scaled
-from specreg.experiments.config import REFERENCE_SEED, RunConfig, Settings, from_dict, refusal, to_dict
+from specreg.experiments.config import REFERENCE_SEED, RunConfig, Settings, from_dict, refusal
 from specreg.experiments.methods import METHODS, record
 from specreg.experiments.outputs import OutputProbe
 from specreg.experiments.recorder import Follower, Progress, Recorder, check_records, draw_missing, reading_of
@@ -80,7 +80,7 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
                 run.write("method", record(config.method))
             elif saved != config:
                 _take_back_end(run, saved.settings)
-            run.write("config", to_dict(config))
+            run.write("config", asdict(config))
     prepare_directory(run.path)
 
 
@@ -394,7 +394,7 @@ def _finish(
             "compensations": 0 if state.compensator is None else state.compensator.acted,
             "verdict": verdict.state,
             "answers": {name: getattr(verdict, name).state for name in QUESTIONS},
-            "config": to_dict(config),
+            "config": asdict(config),
         },
     )
 

@@ -6,7 +6,7 @@ one cell, :data:`COMPARISON`, and of no preset.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from specreg.data.arrays import ImageArrays
-from specreg.experiments.config import RunConfig, Settings, differences, from_dict, refusal, to_dict
+from specreg.experiments.config import RunConfig, Settings, differences, from_dict, refusal
 from specreg.experiments.jobs import Job
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import check_data, checked_config, num_images, prepare_run
@@ -104,14 +104,6 @@ def saved_settings(out: Path, cell: str) -> Settings | None:
     """
     _, cells = _saved(out)
     return cells[cell][0] if cell in cells else None
-
-
-def progress(out: Path, plan: Plan) -> dict[str, int]:
-    """Return how many runs of each cell are complete in a folder, which need not exist."""
-    return {
-        cell.name: sum(RunDirectory(out / cell.name / name).complete for name in plan.configs(cell))
-        for cell in plan.cells
-    }
 
 
 @dataclass(frozen=True)
@@ -204,7 +196,7 @@ def _merged(out: Path, plan: Plan) -> dict[str, Any]:
     return {
         "preset": plan.preset,
         "cells": {
-            name: {"changes": changed, "runs": runs, "settings": to_dict(settings)}
+            name: {"changes": changed, "runs": runs, "settings": asdict(settings)}
             for name, (settings, changed, runs) in cells.items()
         },
     }
