@@ -27,6 +27,7 @@ from specreg.names import check_choice, integer, printable, suggestion
 
 if TYPE_CHECKING:
     from specreg.experiments.sweep import Plan
+    from specreg.options import Compare, Sweep
 
 _LAB = (
     "filelock", "jinja2", "matplotlib", "PIL", "rich", "safetensors", "sklearn", "tensorboard", "torchmetrics", "tyro",
@@ -128,12 +129,10 @@ def _compare(arguments: list[str]) -> int:
     from specreg.options import Compare, before_recipe, parse
 
     given = parse(Compare(), before_recipe(arguments), methods=PAPER_METHODS)
-    methods, seeds = _methods(given.methods), _seeds(given.seeds)
+    methods, seeds = _grid(given)
     for name, values in (("methods", methods), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} must not be empty")
-    if given.jobs is not None:
-        integer("jobs", given.jobs, at_least=1)
     _import("compare", *_SWEEPS)
     from specreg import display
     from specreg.experiments.jobs import execute_all
@@ -156,9 +155,7 @@ def _sweep(arguments: list[str]) -> int:
 
     arguments = _with_address(arguments)
     given = parse(Sweep(), arguments)
-    methods, seeds = _methods(given.methods), _seeds(given.seeds)
-    if given.jobs is not None:
-        integer("jobs", given.jobs, at_least=1)
+    methods, seeds = _grid(given)
     for name, value in (("minutes", given.minutes), ("cpus", given.cpus)):
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
@@ -504,18 +501,17 @@ def _size(given: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _methods(given: Sequence[str]) -> list[str]:
+def _grid(given: "Compare | Sweep") -> tuple[list[str], list[int]]:
+    """Return methods and seeds, once they and the number of jobs are right."""
     from specreg.experiments.methods import METHODS
 
-    for method in _split(given):
+    methods, seeds = _split(given.methods), _split(given.seeds)
+    for method in methods:
         check_choice("methods", method, tuple(METHODS))
-    return _split(given)
-
-
-def _seeds(given: Sequence[str]) -> list[int]:
-    seeds = _split(given)
+    if given.jobs is not None:
+        integer("jobs", given.jobs, at_least=1)
     try:
-        return [int(seed) for seed in seeds]
+        return methods, [int(seed) for seed in seeds]
     except ValueError:
         raise ValueError(f"seeds must be integers, got {' '.join(seeds)!r:.60}") from None
 
