@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -164,11 +164,8 @@ def _parsed(content: bytes) -> Any:
     if content.count(b"[") + content.count(b"{") > _DEEPEST:
         level = [value]
         for _ in range(_DEEPEST):
-            level = [inner for outer in level for inner in _contents(outer) if isinstance(inner, dict | list)]
+            contents = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+            level = [inner for outer in contents for inner in outer if isinstance(inner, dict | list)]
         if level:
             raise ValueError("nested too deeply")
     return value
-
-
-def _contents(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value

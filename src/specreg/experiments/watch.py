@@ -151,7 +151,8 @@ class Folder:
                 yield notice
         if last and not self._judged:
             only = f", of the names of --files ({', '.join(self._files)})" * bool(self._files)
-            raise ValueError(refusals[0] if refusals else f"{self.path} holds nothing to read{only}: {self.missing()}")
+            reason = self.rest() or self.missing()
+            raise ValueError(refusals[0] if refusals else f"{self.path} holds nothing to read{only}: {reason}")
         if last and (rest := self.rest()):
             refusals.append(rest)
         for refusal in refusals:
@@ -289,8 +290,6 @@ class Samples(Folder):
         return self.path / inside[0] if len(inside) > 1 else self.path
 
     def missing(self) -> str:
-        if rest := self.rest():
-            return rest
         height, width = self._tile
         endings = ", ".join(sorted(self.endings))
         return f"looked for images of {width}x{height}, and grids of these, in files {endings}; another size is --tile"
