@@ -17,11 +17,9 @@ _LARGEST, _DEEPEST = 1 << 26, 50  # bytes of a JSON file or of a line; objects a
 
 
 def check_file(path: Path) -> None:
-    """Make sure that a path names a regular file: reading a pipe waits for ever, and a device has no end.
+    """Raise FileNotFoundError or ValueError, saying the remedy, unless a path names a regular file that can be read.
 
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is a folder, a pipe or a device, or cannot be looked at; says the remedy.
+    Reading a pipe waits for ever, and a device has no end.
     """
     try:
         mode = path.stat().st_mode
@@ -67,8 +65,7 @@ def read_json(path: Path) -> Any:
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield each line's place, as a message names it, and value; a last line torn by a crash is left out.
 
-    Raises:
-        ValueError: another line is damaged; names it.
+    ValueError names another line that is damaged.
     """
     if not exists(path):
         return
@@ -140,11 +137,7 @@ def same_content(path: Path, other: Path) -> bool:
 
 
 def prepare_directory(path: Path) -> None:
-    """Create a directory and make sure that it can be written to.
-
-    Raises:
-        ValueError: it is a file, or cannot be created or written.
-    """
+    """Create a directory; ValueError if that, or writing into it, is not possible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -128,11 +128,7 @@ class RunDirectory:
         return self.path / f"{name}.png"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return a JSON file's object, or None where there is no such file.
-
-        Raises:
-            ValueError: the file is damaged, or holds something else.
-        """
+        """Return a JSON file's object, None where there is no such file; ValueError if it is damaged, or no object."""
         path = self.path / f"{name}.json"
         if not exists(path):
             return None

@@ -41,9 +41,6 @@ class ImageFiles:
         classes: the classes' names.
         open: opens a file by its position.
         stamp: returns what changes when the files do, for the cache.
-
-    Raises:
-        ValueError: there are none.
     """
 
     path: Path
@@ -65,11 +62,7 @@ class ImageFiles:
         return first.width
 
     def load(self, image_size: int | None, cache: Path | None) -> ImageArrays:
-        """Decode all images; grey ones (1 channel) if all are grey, RGB otherwise.
-
-        Raises:
-            ValueError: one is damaged, or they are no squares of one size and ``image_size`` is None.
-        """
+        """Decode all images: squares of one size, unless ``image_size`` is given; grey ones if all are, or else RGB."""
         files = None if cache is None else self.stamp()
         stamp = {"path": str(self.path.resolve()), "files": files, "image_size": image_size}
         name = self.path.stem if self.path.is_file() else self.path.resolve().name

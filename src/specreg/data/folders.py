@@ -56,9 +56,6 @@ class ImageTree:
 
     Attributes:
         splits: the parts that it has.
-
-    Raises:
-        ValueError: it cannot be read, or has several parts for training; says the remedy.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,11 +79,7 @@ class ImageTree:
         self.splits = tuple(self._ways)
 
     def part(self, split: Split, training: "ImageTree | None" = None) -> ImageFiles:
-        """Return the undecoded images of a part; the classes are those that ``training``, or this tree, trains on.
-
-        Raises:
-            ValueError: there are no images, or their labels fit neither them nor the training images.
-        """
+        """Return the undecoded images of a part; the classes are those that ``training``, or this tree, trains on."""
         names = self._names(split)
         labels, classes = self._labels(split, names, training or self)
         return ImageFiles(
@@ -132,11 +125,7 @@ class ImageTree:
         return _Classes(tuple(sorted(names)), depth, frozenset(inner - names))
 
     def _written_labels(self, split: Split) -> dict[str, int] | None:
-        """Return the labels of a file above all images of a part, None without one; "null" labels every image 0.
-
-        Raises:
-            ValueError: it is damaged, or an image has not one integer.
-        """
+        """Return the labels of a file above all images of a part, None without one; "null" labels every image 0."""
         roots = [name.removesuffix(_LABELS) for name in self._labels_files]
         above = [root for root in roots if all(f"{folder}/".startswith(root) for folder in self._ways[split])]
         if not above:
@@ -231,9 +220,6 @@ def _files_in_folder(root: Path) -> list[str]:
     """Return the paths, below a folder, of the files that are read.
 
     Links are followed, but not to a folder that holds ``root`` or has been passed nearer to it, where circles end.
-
-    Raises:
-        ValueError: a folder, or what a link leads to, cannot be read; names it.
     """
     files: list[str] = []
     level, passed = [""], set(map(str, root.resolve().parents))
@@ -260,11 +246,7 @@ def _visible_entries(root: Path, folders: Iterable[str]) -> Iterator[tuple[str, 
 
 
 def _opened_zip(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """Open a zip file; return it with its entries that are read, by their paths.
-
-    Raises:
-        ValueError: it is damaged or encrypted, or its entries are made to harm; names the entry.
-    """
+    """Open a zip file; return it with its entries that are read, by their paths; ValueError names a harmful one."""
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # a damaged zip file makes its reader fail anywhere

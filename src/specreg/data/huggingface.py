@@ -34,12 +34,7 @@ def saved_parts(path: Path) -> dict[Split, Path]:
 
 
 def load_saved(folder: Path) -> ImageFiles:
-    """Return the undecoded images of a part: the first column of images and, if any, of class labels.
-
-    Raises:
-        ValueError: ``datasets`` is not installed, the folder is damaged or has no column of images, or a row lacks its
-            image or label.
-    """
+    """Return the undecoded images of a part: the first column of images and, if any, of class labels."""
     try:
         import datasets
     except ImportError as error:

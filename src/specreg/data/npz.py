@@ -16,9 +16,6 @@ def load_npz(path: Path, image_size: int | None) -> ImageArrays:
     """Read ``images`` (N, H, W) or (N, H, W, 1 or 3), uint8, and ``labels`` (N,), integers from 0, if there are any.
 
     Without ``images``, ``arr_0`` is read: what ``numpy.savez`` calls an array without a name, as samplers save theirs.
-
-    Raises:
-        ValueError: the file is damaged or has something else.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -149,12 +149,7 @@ def _advice(path: Path) -> str:
 
 
 def own_images(path: Path) -> ImageSet:
-    """Find the images in a folder, zip or npz file; their part for testing may be in it or beside it.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: it is none of these, or cannot be read.
-    """
+    """Find the images in a folder, zip or npz file; their part for testing may be in it or beside it."""
     beside = _test_part_beside(path)
     if not os.path.isdir(path):
         check_file(path)

@@ -107,11 +107,7 @@ def numbered(num_classes: int) -> tuple[str, ...]:
 def source_of(
     path: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], image_size: int | None
 ) -> ImageArrays:
-    """Return images (N, C, H, W) with labels as a source, resized to ``image_size`` unless that is None.
-
-    Raises:
-        ValueError: they are no squares and have no ``image_size``.
-    """
+    """Return images (N, C, H, W) with labels as a source: squares, or cropped and resized to ``image_size``."""
     height, width = images.shape[2:]
     if image_size is not None:
         images = resized(images, image_size)

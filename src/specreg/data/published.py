@@ -19,11 +19,7 @@ def require(files: Files, names: Iterable[str], home: str) -> None:
 
 
 def whole_records(path: Path, name: str, size: int, record: int, *, title: str, home: str) -> int:
-    """Return how many records of ``record`` bytes a file of ``size`` bytes has.
-
-    Raises:
-        ValueError: none, or a part of one.
-    """
+    """Return how many records of ``record`` bytes a file of ``size`` bytes has; ValueError for none or part of one."""
     if size == 0 or size % record:
         raise ValueError(
             f"{path}: {name} has {size} bytes, no multiple of the {record} of an image: truncated or of another "
@@ -33,11 +29,7 @@ def whole_records(path: Path, name: str, size: int, record: int, *, title: str, 
 
 
 def checked_labels(path: Path, name: str, labels: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
-    """Return labels as int64.
-
-    Raises:
-        ValueError: one is no integer from 0 to ``classes`` - 1; names it and its image.
-    """
+    """Return labels as int64; ValueError names one that is no integer from 0 to ``classes`` - 1, and its image."""
     if not all(isinstance(label, int | np.integer) for label in labels):
         raise ValueError(f"{path}: {name} has labels that are no integers: damaged")
     invalid = [(index, int(label)) for index, label in enumerate(labels) if not 0 <= label < classes]

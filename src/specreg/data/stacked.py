@@ -55,11 +55,7 @@ class StackedImages:
 
 
 def stack(source: ImageArrays, size: int | None = None) -> StackedImages:
-    """Stack the images of a labelled data set.
-
-    Raises:
-        ValueError: they are not grey or not of ten classes; names the data set.
-    """
+    """Stack the images of a labelled data set; ValueError if they are not grey, or not of ten classes."""
     if source.channels != 1:
         raise ValueError(
             f"{source.name} cannot be stacked: its images are not grey, but have {source.channels} channels"

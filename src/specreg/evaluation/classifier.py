@@ -132,12 +132,7 @@ class CifarClassifier(Classifier):
 
 
 def load_classifier(name: "ClassifierName") -> Classifier:
-    """Return a trained classifier, in eval mode and without gradients.
-
-    Raises:
-        FileNotFoundError: its weights are missing.
-        ValueError: they are damaged.
-    """
+    """Return a trained classifier, in eval mode and without gradients."""
     kind, weights = CLASSIFIERS[name]
     if not weights.exists():
         raise FileNotFoundError(

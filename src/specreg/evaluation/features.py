@@ -157,9 +157,6 @@ def open_extractor(name: FeatureName, *, stacked: bool = True, inception_weights
     The digits' classifier computes on the CPU, so that records are the same everywhere, the other networks on a GPU if
     there is one. See :class:`ClassifierFeatures` for ``stacked``, which its features alone ask for, and
     :class:`Inception` for its weights.
-
-    Raises:
-        FileNotFoundError, ValueError: its weights or its package are missing; says the remedy.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "pixels":

@@ -85,9 +85,6 @@ def classifier_score(probabilities: Tensor, *, splits: int = SPLITS) -> tuple[fl
         probabilities: p(y|x) of generated images, (N, K); rows sum to 1.
         splits: number of equal parts, in order; a remainder is left out.
 
-    Raises:
-        ValueError: fewer images than splits.
-
     Reference:
         Salimans et al. 2016, section 4.
     """
@@ -117,9 +114,6 @@ def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) 
     Args:
         real, fake: features (N, d), (M, d), more than ``neighbours`` of each.
         neighbours: k.
-
-    Raises:
-        ValueError: too few points.
 
     Reference:
         Kynkäänniemi et al. 2019, equations 1 and 2; Naeem et al. 2020, equations 3 and 4.

@@ -62,11 +62,7 @@ class MixtureEvaluator:
         self._centres, self._deviation = centres.double(), deviation
 
     def evaluate(self, points: Tensor, *, labels: Tensor | None = None) -> MixtureEvaluation:
-        """Return every metric of generated points (M, 2); ``labels`` are not looked at.
-
-        Raises:
-            ValueError: the points are not finite.
-        """
+        """Return every metric of generated points (M, 2); ``labels`` are not looked at."""
         if not bool(torch.isfinite(points).all()):
             raise ValueError("the generated points hold NaN or inf")
         (region, counts_all), count = RULES[self._publication], len(self._centres)

@@ -79,9 +79,6 @@ class Evaluator:
         extractor: the features, from :func:`specreg.evaluation.features.open_extractor`.
         split: the part of the data that ``real`` is from.
         labels: the classes of ``real`` (N,), for distances within classes.
-
-    Raises:
-        ValueError: the features are not for such images.
     """
 
     def __init__(

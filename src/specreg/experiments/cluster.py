@@ -37,9 +37,6 @@ def execute_on_ray(
         cpus: cores for each run; its computation has as many threads, at least one.
         gpus: GPUs for each run; 0.5 lets two runs share one.
         watch, minutes: as in :func:`execute_all`.
-
-    Raises:
-        ValueError: there is no cluster at the address.
     """
     import ray
 

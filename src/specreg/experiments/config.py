@@ -159,11 +159,7 @@ T = TypeVar("T", RunConfig, Settings)
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Rebuild a configuration from the nested plain values of ``dataclasses.asdict``.
-
-    Raises:
-        ValueError: an unknown key, or a value out of range or of another type; names it.
-    """
+    """Rebuild a configuration from the values of ``dataclasses.asdict``; ValueError names what is wrong."""
     return typing.cast(T, _build(kind, values, ""))
 
 

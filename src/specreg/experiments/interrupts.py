@@ -29,9 +29,6 @@ def import_whole(names: Iterable[str]) -> None:
 
     An import that is broken off leaves half a module behind, and whatever tries it again fails for odd reasons, or goes
     on as if nothing had been asked.
-
-    Raises:
-        KeyboardInterrupt: it was typed meanwhile.
     """
     with interruptible() as interrupted:
         for name in names:

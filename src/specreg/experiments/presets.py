@@ -318,11 +318,7 @@ def stacked_mnist() -> list[Cell]:
 
 
 def choose(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
-    """Return the cells whose names match one of the patterns (globs), in their own order; all without patterns.
-
-    Raises:
-        ValueError: a pattern matches nothing; lists the names.
-    """
+    """Return the cells whose names match one of the patterns (globs), in their own order; all without patterns."""
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(cell.name, pattern) for cell in cells):
             names = [cell.name for cell in cells]

@@ -69,8 +69,7 @@ def num_images(source: Source) -> int | None:
 def prepare_run(config: RunConfig, run: RunDirectory) -> None:
     """Make a run directory, or make sure that the one there has the same configuration, or fewer steps to go on from.
 
-    Raises:
-        ValueError: another configuration is there, or the directory cannot be written; nothing is changed.
+    Where that is not so, or cannot be written, it is a ValueError, and nothing is changed.
     """
     if checked_config(run, config) != config:
         prepare_directory(run.path)
@@ -87,8 +86,7 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
 def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
     """Return the configuration of the run in a directory, None where there is none.
 
-    Raises:
-        ValueError: that is another one, or the run cannot go on to more steps; nothing is changed.
+    ValueError if that is another one, or the run cannot go on to more steps; nothing is changed.
     """
     saved = saved_config(run)
     if saved is None or saved == config:
@@ -103,11 +101,7 @@ def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
 
 
 def _step_before_end(run: RunDirectory, settings: Settings) -> int | None:
-    """Return the step of the checkpoint before the end, where the end was measured off the schedule; else None.
-
-    Raises:
-        ValueError: that checkpoint is damaged, or of another version.
-    """
+    """Return the step of the checkpoint before the end, where the end was measured off the schedule; else None."""
     steps = settings.training.steps
     measured = any(last["step"] >= steps for last in run.series("verdicts")[-1:])
     if settings.ends_on_schedule or not measured or not run.checkpoint.exists():

@@ -97,11 +97,7 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
 
 
 def saved_settings(out: Path, cell: str) -> Settings | None:
-    """Return the settings that a folder of runs has for a cell, None where it has none.
-
-    Raises:
-        ValueError: the folder's ``sweep.json`` is damaged.
-    """
+    """Return the settings that a folder of runs has for a cell, None where it has none."""
     _, cells = _saved(out)
     return cells[cell][0] if cell in cells else None
 

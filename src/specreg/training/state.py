@@ -136,11 +136,7 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a state so that the file is either the old one or the whole new one, whatever happens.
-
-    Raises:
-        OSError: it cannot be written, for want of room, say.
-    """
+    """Write a state so that the file is either the old one or the whole new one, whatever happens."""
     try:
         with replacing(path) as file:
             torch.save(state, file)
@@ -153,9 +149,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_newest(paths: Sequence[Path]) -> tuple[dict[str, Any], Path]:
     """Read the first readable one of some checkpoints, the newest first, and say so if it is not the first.
 
-    Raises:
-        ValueError: none is readable; says what is wrong with the first. Or another version of specreg wrote it: that is
-            not damage, and nothing is taken in its place.
+    If none is, the ValueError is the first one's. One of another version of specreg is not damaged, and nothing is
+    taken in its place.
     """
     errors: list[ValueError] = []
     for path in paths:
@@ -176,11 +171,7 @@ def load_newest(paths: Sequence[Path]) -> tuple[dict[str, Any], Path]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a state and compare its checksums; nothing in the file is executed.
-
-    Raises:
-        ValueError: the file is damaged or holds something else.
-    """
+    """Read a state and compare its checksums, ValueError if it is damaged or none; nothing in the file is executed."""
     check_file(path)
     try:
         # A file of torch.save is a zip archive with a CRC-32 of every tensor, which torch itself does not look at.

@@ -21,31 +21,19 @@ def kind_of(data: DataConfig) -> type[Source]:
 
 
 def recipe(data: DataConfig) -> Settings:
-    """Return settings under which spectral normalization trains properly on some data: a run's defaults.
-
-    Raises:
-        FileNotFoundError, ValueError: images whose side nothing tells cannot be read; says the remedy.
-    """
+    """Return settings under which spectral normalization trains properly on some data: a run's defaults."""
     return replace(kind_of(data).recipe(data), data=data)
 
 
 def open_source(settings: Settings) -> Source:
-    """Return the data that a configuration names.
-
-    Raises:
-        FileNotFoundError, ValueError: they cannot be read or do not fit the networks; says the remedy.
-    """
+    """Return the data that a configuration names, once they fit its networks."""
     source = kind_of(settings.data).open(settings.data)
     source.check(settings)
     return source
 
 
 def open_checked(settings: Settings) -> Source:
-    """Return what :func:`open_source` returns, to train on it: what could not be evaluated is found before.
-
-    Raises:
-        FileNotFoundError, ValueError: as there, by :meth:`Images.held_out` or by ``check_evaluation``.
-    """
+    """Return what :func:`open_source` returns, to train on it: what could not be evaluated is found before."""
     source = open_source(settings)
     # Opened whatever the reference is: the training looks at what is held out.
     source.check_evaluation(settings, source.held_out(settings))
