@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pictures import load_images
-from specreg.data.arrays import ImageArrays, dequantize, quantize
+from specreg.data.arrays import ImageArrays, decode, encode
 from specreg.data.digits import NUM_HELD_OUT, StackedDigits, load_split
 from specreg.data.open import find_images
 from specreg.data.stacked import StackedImages, stack
@@ -734,15 +734,15 @@ def test_training_is_not_a_word_within_a_word(tmp_path):
     assert find_images(path).splits == ("train",)
 
 
-def test_dequantize_adds_noise_below_one_level_and_quantize_undoes_it():
+def test_images_are_encoded_with_noise_below_one_level_and_decoded_without():
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    floats = dequantize(levels, torch.Generator().manual_seed(0))
+    floats = encode(levels, torch.Generator().manual_seed(0))
     assert floats.min() >= -1
     assert floats.max() < 1
     excess = floats - (levels.float() / 128 - 1)
     assert excess.min() >= 0
     assert excess.max() < 1 / 128 + 1e-6
-    assert torch.equal(quantize(floats), levels)
+    assert torch.equal(decode(floats), levels)
 
 
 def grey(classes: int = 10, channels: int = 1) -> ImageArrays:

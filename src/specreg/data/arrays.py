@@ -54,34 +54,26 @@ class ImageArrays:
 
 
 def encode(samples: Tensor, generator: torch.Generator) -> Tensor:
-    """Return samples as networks' inputs: uint8 images by :func:`dequantize`, points (N, dimension) as they are."""
-    return dequantize(samples, generator) if samples.dtype == torch.uint8 else samples
-
-
-def decode(outputs: Tensor) -> Tensor:
-    """Return a generator's outputs as samples: images (N, C, H, W) by :func:`quantize`, points as they are, float32."""
-    return quantize(outputs) if outputs.ndim == 4 else outputs.float()
-
-
-def scaled(samples: Tensor) -> Tensor:
-    """Return uint8 images in [-1, 1], without noise, points as they are; float32."""
-    return samples.float() / 127.5 - 1 if samples.dtype == torch.uint8 else samples.float()
-
-
-def dequantize(images: Tensor, generator: torch.Generator) -> Tensor:
-    r"""Map uint8 pixels to floats, :math:`x / 128 - 1 + U[0, 1/128)`, in [-1, 1).
+    r"""Return samples as networks' inputs: uint8 images as :math:`x / 128 - 1 + U[0, 1/128)`, points as they are.
 
     Args:
-        images: (N, C, H, W), uint8.
+        samples: (N, C, H, W), uint8, or (N, dimension).
         generator: source of the noise, which hides the grid of 256 levels from the discriminator.
 
     Reference:
         The authors' code of Miyato et al. 2018 and Liu et al. 2019.
     """
-    noise = torch.rand(images.shape, generator=generator)
-    return images.float().add_(noise).div_(128).sub_(1)
+    if samples.dtype != torch.uint8:
+        return samples
+    noise = torch.rand(samples.shape, generator=generator)
+    return samples.float().add_(noise).div_(128).sub_(1)
 
 
-def quantize(images: Tensor) -> Tensor:
-    """Map generated images in [-1, 1] to uint8, the inverse of :func:`dequantize` without its noise."""
-    return ((images.float() + 1) * 128).clamp(0, 255).to(torch.uint8)
+def decode(outputs: Tensor) -> Tensor:
+    """Return a generator's outputs as samples: images (N, C, H, W) as uint8, points as they are, float32."""
+    return ((outputs.float() + 1) * 128).clamp(0, 255).to(torch.uint8) if outputs.ndim == 4 else outputs.float()
+
+
+def scaled(samples: Tensor) -> Tensor:
+    """Return uint8 images in [-1, 1], without noise, points as they are; float32."""
+    return samples.float() / 127.5 - 1 if samples.dtype == torch.uint8 else samples.float()

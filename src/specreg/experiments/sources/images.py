@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from specreg.data.arrays import Dataset, ImageArrays, quantize
+from specreg.data.arrays import Dataset, ImageArrays, decode
 from specreg.data.digits import StackedDigits
 from specreg.data.open import find_images
 from specreg.data.pixels import picture_of
@@ -135,9 +135,6 @@ class Images:
 
         Args:
             held_out: from :meth:`held_out`; needed for ``reference_split`` "test".
-
-        Raises:
-            FileNotFoundError, ValueError: the features or the held-out part cannot be had; says the remedy.
         """
         records = settings.records
         real, labels = draw_reference(self._reference(settings, held_out), records.reference)
@@ -156,7 +153,7 @@ class Images:
         extractor = None if settings.records.features == "inception" else self._extractor(settings)
         if not isinstance(extractor, ClassifierFeatures):
             return None
-        return lambda images: extractor.describe(quantize(images)).features
+        return lambda images: extractor.describe(decode(images)).features
 
     def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:
         """Write a grid of side x side images with lines between, enlarged; missing images are left black."""
