@@ -364,13 +364,10 @@ def _folded(text: str, room: int) -> list[str]:
         end = end if end > 0 else room
         lines.append(text[:end])
         text = text[end:].lstrip()
-    return [*lines, _shorten(text, room)]
-
-
-def _shorten(text: str, room: int) -> str:
-    """Cut the middle out of a text that is too long: layers' names differ at their ends."""
-    kept = room - 1
-    return text if len(text) <= room else f"{text[: kept - kept * 2 // 3]}…{text[-(kept * 2 // 3) :]}"
+    if len(text) > room:  # the middle is cut out: layers' names differ at their ends
+        end = (room - 1) * 2 // 3
+        text = f"{text[: room - 1 - end]}…{text[-end:]}"
+    return [*lines, text]
 
 
 def _verdict(verdict: str, below: str) -> Text:

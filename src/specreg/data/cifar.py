@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 as published: the binary version and the python batches (Krizhevsky 2009)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,13 @@ class _Cifar(ABC):
 
     Attributes:
         title: the data set, and its version after a comma.
-        train, test: its files.
+        parts: its files.
         names: the file that has the classes' names.
         classes: how many.
     """
 
     title: str
-    train: tuple[str, ...]
-    test: tuple[str, ...]
+    parts: Mapping[Split, tuple[str, ...]]
     names: str
     classes: int
 
@@ -42,11 +41,10 @@ class _Cifar(ABC):
 
     def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
         # A single training batch is enough to know the format by: loading names those that are missing.
-        parts: list[Split] = ["train"] if names.intersection(self.train) else []
-        return (*parts, "test") if names.issuperset(self.test) else tuple(parts)
+        return tuple(split for split, batches in self.parts.items() if names.intersection(batches))
 
     def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:
-        batches = self.train if split == "train" else self.test
+        batches = self.parts[split]
         require(files, batches, self.home)
         contents = files.read([*batches, *files.names.intersection({self.names})])
         images, labels = [], []
@@ -136,18 +134,20 @@ _BATCHES = tuple(f"data_batch_{index}" for index in range(1, 6))
 
 FORMATS = (
     Binary(
-        "CIFAR-10, binary version", tuple(f"{name}.bin" for name in _BATCHES), ("test_batch.bin",), "batches.meta.txt",
+        "CIFAR-10, binary version",
+        {"train": tuple(f"{name}.bin" for name in _BATCHES), "test": ("test_batch.bin",)}, "batches.meta.txt",
         classes=10, label_bytes=1,
     ),
     Python(
-        "CIFAR-10, python version", _BATCHES, ("test_batch",), "batches.meta",
+        "CIFAR-10, python version", {"train": _BATCHES, "test": ("test_batch",)}, "batches.meta",
         classes=10, labels="labels", label_names="label_names",
     ),
     Binary(
-        "CIFAR-100, binary version", ("train.bin",), ("test.bin",), "fine_label_names.txt", classes=100, label_bytes=2
+        "CIFAR-100, binary version", {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt",
+        classes=100, label_bytes=2,
     ),
     Python(
-        "CIFAR-100, python version", ("train",), ("test",), "meta",
+        "CIFAR-100, python version", {"train": ("train",), "test": ("test",)}, "meta",
         classes=100, labels="fine_labels", label_names="fine_label_names",
     ),
 )  # fmt: skip

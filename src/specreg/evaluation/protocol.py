@@ -99,6 +99,8 @@ class Evaluator:
             score = "inception_score" if extractor.key == "inception" else "classifier_score"
             mean, std = classifier_score(fake.probabilities, splits=min(SPLITS, num_fake))
             metrics |= {score: mean, f"{score}_std": std}
+        if labels is not None and self._labels is not None:
+            metrics["intra_fd"] = intra_class_distance(real, self._labels, fake.features, labels)
         most = min(num_fake, NEIGHBOURHOOD_IMAGES)
         metrics |= neighbourhoods(real[:most], fake.features[:most])
         return Evaluation(
@@ -110,11 +112,6 @@ class Evaluator:
             resizing=extractor.resizing,
             library=", ".join(filter(None, (f"torchmetrics {version('torchmetrics')}", extractor.library))),
             fd=frechet_distance(real, fake.features),
-            intra_fd=(
-                None
-                if labels is None or self._labels is None
-                else intra_class_distance(real, self._labels, fake.features, labels)
-            ),
             kid=kernel_distance(real, fake.features),
             **metrics,
         )

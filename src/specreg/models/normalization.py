@@ -24,10 +24,8 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the normalized features; labels are ignored, class-conditional norms need them."""
         if self.processes == 1 or not self.training:
-            normalized: Tensor = super().forward(hidden)
-            return normalized
-        shared: Tensor = self._normalized_by_all(hidden)
-        return shared
+            return super().forward(hidden)
+        return self._normalized_by_all(hidden)
 
     def _normalized_by_all(self, hidden: Tensor) -> Tensor:
         features = hidden.float() if hidden.dtype in (torch.float16, torch.bfloat16) else hidden
