@@ -43,8 +43,7 @@ LARGEST_INTEGER = 2**53  # whole numbers are exact up to there, in whatever read
 def integer(name: str, value: Any, *, at_least: int | None = None, at_most: int = LARGEST_INTEGER) -> int:
     """Return a value as an int if it is an integer of any library, a tensor without dimensions too, within bounds.
 
-    Raises:
-        ValueError: it is a bool, a float or anything else, or out of bounds; says ``name``, the bound and the value.
+    ValueError, with ``name``, the bound and the value, refuses anything else: a bool, a float.
     """
     bound = "" if at_least is None else f" of at least {at_least}"
     try:
@@ -61,11 +60,7 @@ def integer(name: str, value: Any, *, at_least: int | None = None, at_most: int 
 
 
 def checked_keep(keep: Any) -> float | int:
-    """Return ``keep``, a fraction in (0, 1] or an integer i >= 2: 1 is neither, lest i = 1 be taken for all, or for r.
-
-    Raises:
-        ValueError: it is something else; says what to write.
-    """
+    """Return ``keep``, a fraction in (0, 1] or an integer i >= 2: 1 is none, lest i = 1 be taken for all, or for r."""
     if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral) and 0 < (share := float(keep)) <= 1:
         return share
     try:
@@ -101,11 +96,7 @@ def reading_state(owner: str, state: Mapping[str, Any], keys: Iterable[str]) -> 
 
 
 def check_constants(constants: Any) -> None:
-    """Check a frozen dataclass: integers become an int; what is no integer by default has to be a part in (0, 1).
-
-    Raises:
-        ValueError: a value is something else; names it. ``warmup`` alone may be 0.
-    """
+    """Check a frozen dataclass: integers become an int; what is no integer by default has to be a part in (0, 1)."""
     for field in dataclasses.fields(constants):
         value = getattr(constants, field.name)
         if isinstance(field.default, int):

@@ -82,10 +82,8 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Hold the directory, which has to exist, for this process: two that wrote one run would tear its records.
 
-        The operating system lets go when the process ends, however it ends; the file stays.
-
-        Raises:
-            ValueError: another process holds it; names that process and its machine.
+        The operating system lets go when the process ends, however it ends; the file stays. ValueError names another
+        process that holds it, and its machine.
         """
         with self._held(_LOCK_SECONDS) as holder:
             if holder is not None:
@@ -153,9 +151,6 @@ class RunDirectory:
         Args:
             fields: by key, what tells whether a value can be its; every record has to have these keys.
             optional: a record may lack them.
-
-        Raises:
-            ValueError: another line is damaged, or a field.
         """
         path = self.path / f"{name}.jsonl"
         records = list(_lines(path))
@@ -170,9 +165,6 @@ class RunDirectory:
         """Drop what was recorded after ``step``, which the checkpoint that a run goes on from does not know.
 
         What a killed process had half written is removed, too, and why one failed; so the lock has to be held.
-
-        Raises:
-            ValueError: a series is damaged; nothing is changed.
         """
         remaining = {}  # all are read before the first is written
         for name in SERIES:

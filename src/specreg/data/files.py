@@ -70,11 +70,7 @@ class Files:
             yield file
 
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Return files' contents; those that are compressed by gzip are unpacked, whatever their names.
-
-        Raises:
-            ValueError: a file is damaged, or all together have more than 1 GiB.
-        """
+        """Return files' contents, at most 1 GiB; those compressed by gzip are unpacked, whatever their names."""
         contents: dict[str, bytes] = {}
         remaining = _MOST
         for name in names:
@@ -99,11 +95,7 @@ class Files:
 
 
 class Archive(Files):
-    """The regular files of a tar archive, by their names without folders, plain or compressed by gzip.
-
-    Raises:
-        ValueError: it is damaged, compressed otherwise, or has sparse files, which may claim any size.
-    """
+    """The regular files of a tar archive, by their names without folders, plain or compressed by gzip."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -61,9 +61,6 @@ class ImageSet:
             image_size: crop every image to its central square and resize it to this side.
             cache: a folder for decoded images, of folders, zips, STL-10 and Hugging Face data sets; they are mapped
                 from there instead of being held in memory.
-
-        Raises:
-            ValueError: the part is missing or damaged, or is no squares of one size and has no ``image_size``.
         """
         if image_size is not None:
             integer("image_size", image_size, at_least=1, at_most=_LARGEST_SIDE)

@@ -24,9 +24,6 @@ def read_pickled(content: bytes, keys: Collection[str]) -> dict[str, Any]:
     Returns:
         Its names; of ``keys`` with their values: uint8 arrays, lists in which bytes have become strings, or
         descriptions of what is neither.
-
-    Raises:
-        ValueError: it is damaged, is no dictionary, would take more memory, or holds an array of another kind.
     """
     budget = Budget(0)
     root, _ = read_pickle(Window(io.BytesIO(content), 0, len(content), budget))

@@ -170,11 +170,7 @@ class Follower:
         return self._settings.stop_on_collapse and stops
 
     def checkpoint(self) -> None:
-        """Agree on the state; the main process saves it, if it is not saved yet.
-
-        Raises:
-            NonFiniteError: it holds NaN or inf, which nothing could go on from; the checkpoints stay as they are.
-        """
+        """Agree on the state; the main process saves it, if it is not saved yet."""
         self._agree()
 
     def close(self) -> None:

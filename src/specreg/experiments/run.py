@@ -312,9 +312,6 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     Args:
         which: "last", "best" (least Fréchet distance during training), "healthy" (the last without an alarm) or
             "end-STEP" (of an end that the run went back behind).
-
-    Raises:
-        ValueError: there is no run, or no checkpoint yet, or not this one.
     """
     config = saved_config(run)
     if config is None:
@@ -339,9 +336,6 @@ def evaluate_run(run: RunDirectory, *, which: str = "last", **changed: Any) -> d
     Args:
         which: as in :func:`load_sampler`.
         changed: fields of :class:`specreg.experiments.config.RecordConfig` with values instead of the run's own.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no checkpoint, or it cannot be evaluated so; says the remedy.
     """
     config, source, generator = load_sampler(run, which=which)
     check_data(run, num_images(source))

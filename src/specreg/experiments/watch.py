@@ -102,9 +102,6 @@ class Folder:
     Args:
         path: the folder.
         files: globs of names, or of paths within the folder, of the files to read; () takes those of known endings.
-
-    Raises:
-        ValueError: there is no such folder.
     """
 
     endings: frozenset[str]
@@ -118,11 +115,7 @@ class Folder:
         self._judged = False
 
     def look(self, *, last: bool) -> Iterator[Notice]:
-        """Judge what is new, in the order of the training; if this is the last look, what may not be complete, too.
-
-        Raises:
-            ValueError: it is the last look, and nothing has been judged.
-        """
+        """Judge what is new, in the order of the training; if this is the last look, what may not be complete, too."""
         refusals: list[str] = []
         found = self._items()
         self._warn_of_late(found)
