@@ -95,16 +95,7 @@ class ImageFiles:
             yield planes(np.stack(chunk))
 
     def _image(self, index: int) -> Image.Image:
-        try:
-            with self.open(index) as file:
-                image = decoded(file.read(LARGEST_FILE + 1))
-        except Exception as error:  # a damaged image or archive makes its reader fail anywhere
-            raise ValueError(
-                f"{self.path}: {self.names[index]} is not a readable image ({type(error).__name__}): remove or "
-                f"replace it"
-            ) from error
-        check_bits(image, f"{self.path}: {self.names[index]}")
-        return image
+        return read_image(lambda: self.open(index), f"{self.path}: {self.names[index]}", ": remove or replace it")
 
     def _wrong_size(self, index: int, image: Image.Image) -> ValueError:
         first = self._image(0)
@@ -115,15 +106,21 @@ class ImageFiles:
         )
 
 
-def check_bits(image: Image.Image, title: str) -> None:
-    """Raise ValueError if a decoded image's pixels have 32 bits."""
+def read_image(opened: Callable[[], IO[bytes]], title: str, remedy: str = "") -> Image.Image:
+    """Return an image as :func:`_decoded` does; ValueError names it if it is damaged or its pixels have 32 bits."""
+    try:
+        with opened() as file:
+            image = _decoded(file.read(LARGEST_FILE + 1))
+    except Exception as error:  # a damaged image or archive makes its reader fail anywhere
+        raise ValueError(f"{title} is not a readable image ({type(error).__name__}){remedy}") from error
     if image.mode in _THIRTY_TWO_BITS:
         raise ValueError(
             f"{title} has pixels of 32 bits (mode {image.mode}), whose white is not known: convert it to 8 or 16 bits"
         )
+    return image
 
 
-def decoded(content: bytes) -> Image.Image:
+def _decoded(content: bytes) -> Image.Image:
     """Decode an image of at most 89 million pixels, Pillow's limit against bombs, and 256 MiB of file.
 
     Returns:

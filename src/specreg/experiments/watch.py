@@ -26,7 +26,7 @@ from specreg.autopsy.order import labels, model_name, times, without_values
 from specreg.autopsy.spectra import LayerSpectrum, inspect, judge
 from specreg.data.arrays import ImageArrays
 from specreg.data.cache import file_stamp
-from specreg.data.decoding import LARGEST_FILE, SUFFIXES, check_bits, decoded
+from specreg.data.decoding import SUFFIXES, read_image
 from specreg.data.files import is_visible
 from specreg.data.mixtures import MIXTURES
 from specreg.data.npz import load_npz
@@ -302,12 +302,7 @@ class Samples(Folder):
         return torch.from_numpy(planes(np.stack([np.asarray(picture.convert(self._mode)) for picture in pictures])))
 
     def _pictures(self, file: Path) -> Iterator[Image.Image]:
-        try:
-            with open(file, "rb") as opened:
-                picture = decoded(opened.read(LARGEST_FILE + 1))
-        except Exception as error:  # a damaged image makes its reader fail anywhere
-            raise ValueError(f"{file} is not a readable image ({type(error).__name__})") from error
-        check_bits(picture, str(file))
+        picture = read_image(lambda: file.open("rb"), str(file))
         tiles = cut_grid(np.asarray(picture.convert("RGB")), self._tile)
         if tiles is None:
             height, width = self._tile
