@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.data.digits import load_split
-from specreg.evaluation.classifier import DIGIT_WEIGHTS, DigitClassifier
+from specreg.evaluation.classifier import DIGIT_WEIGHTS, digit_classifier
 from train_mnist_classifier import correct, normalize
 
 EPOCHS, BATCH = 60, 50
@@ -34,7 +34,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     train, labels, held_out, held_out_labels = load_split()
     images = train[:, None].float() / 255
-    classifier = DigitClassifier()
+    classifier = digit_classifier()
     steps = EPOCHS * len(images) // BATCH
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)

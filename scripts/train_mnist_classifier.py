@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.data.open import find_images
-from specreg.evaluation.classifier import MNIST_WEIGHTS, Classifier, MnistClassifier
+from specreg.evaluation.classifier import MNIST_WEIGHTS, Classifier, mnist_classifier
 
 BATCH, LR = 250, 4e-3
 
@@ -64,7 +64,7 @@ def main() -> None:
     train, test = images.open("train"), images.open("test")
     if train.images.shape[1:] != (1, 28, 28) or train.num_classes != 10:
         raise SystemExit(f"{options.data} must hold 28x28 grey images of ten classes")
-    classifier = MnistClassifier().to(memory_format=torch.channels_last)
+    classifier = mnist_classifier().to(memory_format=torch.channels_last)
     steps = options.epochs * math.ceil(len(train.images) / BATCH)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=LR, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)

@@ -28,10 +28,9 @@ class Classifier(nn.Module):
         shape: (channels, side) of the images.
     """
 
-    shape: tuple[int, int]
-
-    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+    def __init__(self, shape: tuple[int, int], body: nn.Module, head: nn.Module) -> None:
         super().__init__()
+        self.shape = shape
         self.body = body
         self.head = head
 
@@ -50,46 +49,38 @@ class Classifier(nn.Module):
         return self.classify(self.features(images))
 
 
-class DigitClassifier(Classifier):
-    """Classify one 8x8 digit in shades of grey: two convolution stages, a hidden layer of features, ten logits."""
-
-    shape = (1, 8)
-
-    def __init__(self) -> None:
-        body = nn.Sequential(
-            nn.Conv2d(1, 24, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(24, 48, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(48, 48, 3, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(48 * 16, 32),
-            nn.ReLU(),
-        )
-        super().__init__(body, nn.Linear(32, 10))
+def digit_classifier() -> Classifier:
+    """Return a network for one 8x8 digit in shades of grey: two convolution stages, features, ten logits."""
+    body = nn.Sequential(
+        nn.Conv2d(1, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 48, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(48, 48, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48 * 16, 32),
+        nn.ReLU(),
+    )
+    return Classifier((1, 8), body, nn.Linear(32, 10))
 
 
-class MnistClassifier(Classifier):
-    """Classify one 28x28 digit in shades of grey: three convolution stages, a hidden layer of features, ten logits."""
-
-    shape = (1, 28)
-
-    def __init__(self) -> None:
-        body = nn.Sequential(
-            *_stage(1, 24, nn.ReLU),
-            nn.MaxPool2d(2),
-            *_stage(24, 48, nn.ReLU),
-            *_stage(48, 48, nn.ReLU),
-            nn.MaxPool2d(2),
-            *_stage(48, 64, nn.ReLU),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(64 * 9, 64),
-            nn.ReLU(),
-        )
-        super().__init__(body, nn.Linear(64, 10))
+def mnist_classifier() -> Classifier:
+    """Return a network for one 28x28 digit in shades of grey: three convolution stages, features, ten logits."""
+    body = nn.Sequential(
+        *_stage(1, 24, nn.ReLU),
+        nn.MaxPool2d(2),
+        *_stage(24, 48, nn.ReLU),
+        *_stage(48, 48, nn.ReLU),
+        nn.MaxPool2d(2),
+        *_stage(48, 64, nn.ReLU),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 9, 64),
+        nn.ReLU(),
+    )
+    return Classifier((1, 28), body, nn.Linear(64, 10))
 
 
 class CifarClassifier(Classifier):
@@ -101,7 +92,6 @@ class CifarClassifier(Classifier):
         Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3 (the network).
     """
 
-    shape = (3, 32)
     _TEMPERATURE = 9.0
     mean: Tensor
     std: Tensor
@@ -117,7 +107,7 @@ class CifarClassifier(Classifier):
             nn.MaxPool2d(3),
             nn.Flatten(),
         )
-        super().__init__(body, nn.Linear(256, 10, bias=False))
+        super().__init__((3, 32), body, nn.Linear(256, 10, bias=False))
         self.register_buffer("mean", torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.2470, 0.2435, 0.2616]).view(1, 3, 1, 1))
         self.register_buffer("unit", torch.ones(()))  # GELU, unlike ReLU, does not commute with a change of scale
@@ -160,7 +150,7 @@ def _double_stage(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
 
 ClassifierName = Literal["digits", "mnist", "cifar"]
 CLASSIFIERS: dict[ClassifierName, tuple[Callable[[], Classifier], Path]] = {
-    "digits": (DigitClassifier, DIGIT_WEIGHTS),
-    "mnist": (MnistClassifier, MNIST_WEIGHTS),
+    "digits": (digit_classifier, DIGIT_WEIGHTS),
+    "mnist": (mnist_classifier, MNIST_WEIGHTS),
     "cifar": (CifarClassifier, CIFAR_WEIGHTS),
 }
