@@ -9,7 +9,8 @@ snapshots that a monitor does not take, may not synchronize with the host (torch
 that is not looked at. Exit code 1 if anything fails.
 """
 
-import contextlib
+import functools
+import itertools
 import sys
 import traceback
 from collections.abc import Callable
@@ -52,8 +53,8 @@ def put(verb: str, network: nn.Module) -> tuple[Any, Callable[[], Tensor] | None
     return function(network, every=1, start=0), None
 
 
-def update(verb: str, mode: str, device: torch.device, channels: int) -> nn.Module:
-    """Make two updates; return the network."""
+def update(verb: str, mode: str, device: torch.device, channels: int) -> float | None:
+    """Make two updates, which have to leave finite parameters; return the network's :func:`deviation`."""
     torch.manual_seed(0)
     network = Discriminator(32, channels).to(device)
     layout = torch.channels_last if mode == "channels_last" else torch.contiguous_format
@@ -77,7 +78,8 @@ def update(verb: str, mode: str, device: torch.device, channels: int) -> nn.Modu
         optimizer.step()
         if compensator is not None:
             compensator.step()
-    return network
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters())
+    return deviation(network, verb)
 
 
 def deviation(network: nn.Module, verb: str) -> float | None:
@@ -92,21 +94,11 @@ def deviation(network: nn.Module, verb: str) -> float | None:
     return worst
 
 
-@contextlib.contextmanager
-def no_synchronization(device: torch.device) -> Any:
-    """Raise where the host waits for the device."""
-    if device.type != "cuda":
-        yield
-        return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def usual_path(device: torch.device, channels: int) -> None:
-    """Make the calls of most iterations: a compensation that does not act, a monitor that does not look."""
+    """Make the calls of most iterations: a compensation that does not act, a monitor that does not look.
+
+    Raises where the host waits for the device.
+    """
     network = Discriminator(32, channels).to(device)
     specreg.spectral_norm(network)
     compensator = specreg.static_compensation(network, every=1000)
@@ -115,11 +107,15 @@ def usual_path(device: torch.device, channels: int) -> None:
     monitor.step(0)
     images = torch.randn(8, 3, 32, 32, device=device)
     network(images).mean().backward()
-    with no_synchronization(device):
+    set_mode = torch.cuda.set_sync_debug_mode if device.type == "cuda" else lambda mode: None
+    set_mode("error")
+    try:
         for iteration in range(1, 4):
             network(images).mean().backward()
             compensator.step()
             monitor.step(iteration)
+    finally:
+        set_mode("default")
 
 
 def replayed(device: torch.device, channels: int) -> float:
@@ -137,35 +133,27 @@ def replayed(device: torch.device, channels: int) -> float:
     return max(float((one.double() - other.double()).abs().max()) for one, other in zip(*trained, strict=True))
 
 
+def row(verb: str, mode: str, run: Callable[[], float | None], most: float) -> dict[str, Any]:
+    """Return whether a check runs, and deviates by no more than it may."""
+    try:
+        deviation = run()
+    except Exception:
+        traceback.print_exc()
+        return {"verb": verb, "mode": mode, "works": False, "deviation": None}
+    return {"verb": verb, "mode": mode, "works": deviation is None or deviation <= most, "deviation": deviation}
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--tiny", action="store_true", help="four channels, and nothing is compiled")
     options = parser.parse_args()
     device, channels = torch.device(options.device), 4 if options.tiny else 64
-    rows: list[dict[str, Any]] = []
-    for verb in VERBS:
-        for mode in MODES:
-            if options.tiny and mode == "compiled":
-                continue
-            row: dict[str, Any] = {"verb": verb, "mode": mode, "works": True, "deviation": None}
-            try:
-                network = update(verb, mode, device, channels)
-                row["deviation"] = deviation(network, verb)
-                finite = all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters())
-                row["works"] = finite and (row["deviation"] is None or row["deviation"] < 1e-4)
-            except Exception:
-                traceback.print_exc()
-                row["works"] = False
-            rows.append(row)
-    row = {"verb": "no synchronization", "mode": "usual path", "works": True, "deviation": None}
-    try:
-        usual_path(device, channels)
-    except Exception:
-        traceback.print_exc()
-        row["works"] = False
-    rows.append(row)
-    distance = replayed(device, channels)
-    rows.append({"verb": "training", "mode": "graphs", "works": distance == 0, "deviation": distance})
+    modes = [mode for mode in MODES if not (options.tiny and mode == "compiled")]
+    rows = []
+    for verb, mode in itertools.product(VERBS, modes):
+        rows.append(row(verb, mode, functools.partial(update, verb, mode, device, channels), 1e-4))
+    rows.append(row("no synchronization", "usual path", lambda: usual_path(device, channels), 0.0))
+    rows.append(row("training", "graphs", lambda: replayed(device, channels), 0.0))
     print_table("every verb", rows)
     write(options.out, {"environment": environment(device), "results": rows})
     sys.exit(not all(row["works"] for row in rows))
