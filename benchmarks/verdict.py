@@ -26,6 +26,7 @@ import specreg
 from ensembles import METHODS, MIXTURES, Data, cifar_features, make_data
 from measure import fill_page, rounded
 from specreg.evaluation.classifier import load_classifier
+from specreg.evaluation.metrics import neighbourhoods
 from specreg.monitor.coverage import Reading
 from specreg.monitor.detector import Detector
 from specreg.monitor.modes import ModeJudge, ModeThresholds
@@ -34,7 +35,7 @@ from specreg.names import State, bulk_range
 
 Array = NDArray[np.float64]
 Shares = Callable[[Tensor], Tensor]
-NEIGHBOURS, BINS, PAIRS = 5, 100, 500
+BINS, PAIRS = 100, 500
 
 
 def mode_shares(name: str, folder: Path) -> tuple[Shares, Array]:
@@ -75,7 +76,6 @@ class Field:
     def __init__(self, real: Tensor, generator: torch.Generator) -> None:
         self.real = real[:PAIRS]
         self.within = torch.cdist(self.real, self.real)
-        self.reach = self.within.kthvalue(NEIGHBOURS + 1, dim=1).values
         self.bandwidth = self.within.median()
         self.centres = _k_means(real, BINS, generator)
         self.expected = self._occupancy(real)
@@ -84,31 +84,23 @@ class Field:
     def __call__(self, fake: Tensor) -> dict[str, float]:
         few = fake[:PAIRS]
         across, within = torch.cdist(self.real, few), torch.cdist(few, few)
-        reach = within.kthvalue(NEIGHBOURS + 1, dim=1).values
         kernel = [torch.exp(-((d / self.bandwidth) ** 2)) for d in (self.within, across, within)]
         occupancy, n = self._occupancy(fake), len(fake)
         middle = (occupancy + self.expected) / 2
-        jsd = (
-            torch.special.entr(middle).sum()
-            - (torch.special.entr(occupancy).sum() + torch.special.entr(self.expected).sum()) / 2
-        )
-        pooled = (occupancy + self.expected) / 2
-        z = (occupancy - self.expected) / (2 * pooled * (1 - pooled) / n).sqrt().clamp_min(1e-12)
+        own_entropies = torch.special.entr(torch.stack([occupancy, self.expected])).sum()
+        z = (occupancy - self.expected) / (2 * middle * (1 - middle) / n).sqrt().clamp_min(1e-12)
         both = torch.cat([torch.cat([self.within, across], 1), torch.cat([across.T, within], 1)])
         nearest = both.fill_diagonal_(torch.inf).argmin(1)
         labels = torch.arange(2 * PAIRS) < PAIRS
         eigenvalues = torch.linalg.eigvalsh(kernel[2][:200, :200].double() / 200).clamp_min(0)
         values = {
             "NDB": (z.abs() > 1.96).float().mean(),
-            "JSD": jsd,
+            "JSD": torch.special.entr(middle).sum() - own_entropies / 2,
             "empty bins": (occupancy < 0.2 * self.expected).float().mean(),
             "MMD": kernel[0].mean() + kernel[2].mean() - 2 * kernel[1].mean(),
             "1-NN accuracy": (labels[nearest] == labels).float().mean(),
             "energy distance": 2 * across.mean() - self.within.mean() - within.mean(),
-            "density": (across < self.reach[:, None]).float().sum(0).mean() / NEIGHBOURS,
-            "coverage": (across.min(1).values < self.reach).float().mean(),
-            "precision": (across < self.reach[:, None]).any(0).float().mean(),
-            "recall": (across < reach[None]).any(1).float().mean(),
+            **neighbourhoods(self.real, few),
             "Vendi score": torch.special.entr(eigenvalues).sum().exp(),
             "near-duplicates": (
                 within.fill_diagonal_(torch.inf).min(1).values < self.real_nearest
