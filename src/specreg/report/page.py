@@ -13,7 +13,7 @@ from specreg.names import QUESTIONS, counted
 from specreg.report import tables, verdicts
 from specreg.report.illustrations import illustrations, shown_runs
 from specreg.report.panels import picture, write_sheet
-from specreg.report.runs import Cell, Run, differing, grouped, open_cells
+from specreg.report.runs import Cell, differing, grouped, open_cells
 from specreg.report.tables import Table
 
 
@@ -41,7 +41,7 @@ def write_page(path: Path, cells: Sequence[Cell]) -> None:
         sections={anchor: section for anchor, section in sections.items() if section[1]},
         one_cell=len(cells) == 1,
         picture=picture,
-        tones=verdicts.TONES,
+        verdicts=verdicts,
     )
     write_text(path, page)
 
@@ -84,39 +84,25 @@ def _check(cells: Sequence[Cell]) -> None:
             run.read()
     for run in shown_runs(cells):
         for name in ("data", "samples", "missing"):
-            if run.directory.image(name).exists():
-                run.picture(name)
+            run.picture(name)
 
 
 def verdict(cells: Sequence[Cell]) -> dict[str, Any] | None:
-    """What the detector says: an entry for each run, or a table of many."""
+    """What the detector says: the runs that are told of one by one, or a table of many."""
     runs = [run for cell in cells for run in cell.runs]
     if not runs:
         return None
     told_singly = len(cells) == 1 and len(runs) <= verdicts.MOST_RUNS
-    rows = [[run.label, verdicts.state_of(run), *_states(run), verdicts.sentence(run)] for run in runs]
+    rows = []
+    for run in runs:
+        states = [state for _, state, _ in verdicts.answers(run)] or ["-"] * len(QUESTIONS)
+        rows.append([run.label, verdicts.state_of(run), *states, verdicts.sentence(run)])
     return {
         "tally": verdicts.tally(runs) if len(runs) > 1 else "",
-        "entries": [_verdict(run) for run in runs] if told_singly else [],
+        "runs": runs if told_singly else [],
         "table": None if told_singly else Table(["run", "verdict", *QUESTIONS, "in words"], rows, 6),
         "judged": any(run.verdicts for run in runs),
     }
-
-
-def _states(run: Run) -> list[str]:
-    return [state for _, state, _ in verdicts.answers(run)] or ["-"] * len(QUESTIONS)
-
-
-def _verdict(run: Run) -> dict[str, Any]:
-    state, stretches = verdicts.state_of(run), verdicts.segments(run)
-    entries = [(step, word, verdicts.tone(word), message) for step, word, message in verdicts.history(run)]
-    return {
-        "label": run.label, "state": state, "class": verdicts.tone(state), "sentence": verdicts.sentence(run),
-        "answers": [(*answer, verdicts.tone(answer[1])) for answer in verdicts.answers(run)],
-        "stretches": stretches, "history": entries if len(entries) > 1 else [],
-        "first": stretches[0][0] if stretches else 0,
-        "last": max(stretches[-1][1], stretches[0][0] + 1) if stretches else 0,
-    }  # fmt: skip
 
 
 def results(cells: Sequence[Cell]) -> dict[str, Any]:

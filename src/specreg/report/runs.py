@@ -157,13 +157,15 @@ class Run:
         """Return the bulk of a layer by step, what the detector watches."""
         return {step: bulk(values) for step, values in self.ratios(name) if len(values) > 1}
 
-    def picture(self, name: str) -> Image.Image:
-        """Return the run's grid of "samples", of its "data" or of what is "missing", grey or in colours.
+    def picture(self, name: str) -> Image.Image | None:
+        """Return the run's grid of "samples", of its "data" or of what is "missing", grey or in colours, if it has it.
 
         Raises:
             ValueError: the file is no picture, or one that would take all memory.
         """
         path = self.directory.image(name)
+        if not path.exists():
+            return None
         check_file(path)
         try:
             with warnings.catch_warnings():
@@ -260,21 +262,20 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
 
 def _planned_cells(folder: Path) -> list[Cell]:
     saved = read_json(folder / "sweep.json")
+    cells = []
     try:
         preset = str(saved["preset"])
-        planned = {name: list(map(str, cell["runs"])) for name, cell in saved["cells"].items()}
-        cells = [
-            Cell(name, preset, list(map(str, cell["changes"])), flat(cell["settings"]),
-                 [RunDirectory(folder / name / run) for run in planned[name]], folder)
-            for name, cell in saved["cells"].items()
-        ]  # fmt: skip
+        for name, cell in saved["cells"].items():
+            runs, changes = list(map(str, cell["runs"])), list(map(str, cell["changes"]))
+            for part in (name, *runs):
+                if part in ("", ".", "..") or "/" in part:
+                    raise ValueError(f"{folder / 'sweep.json'} names {part!r:.60}, no folder of its own: restore it")
+            planned = [RunDirectory(folder / name / run) for run in runs]
+            cells.append(Cell(name, preset, changes, flat(cell["settings"]), planned, folder))
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{folder / 'sweep.json'} does not hold a sweep ({type(error).__name__}: {error}): restore it"
         ) from error
-    for name in (name for cell, runs in planned.items() for name in (cell, *runs)):
-        if name in ("", ".", "..") or "/" in name:
-            raise ValueError(f"{folder / 'sweep.json'} names {name!r:.60}, no folder of its own: restore it")
     return cells
 
 
@@ -290,7 +291,7 @@ def _run_directories(path: Path) -> list[Path]:
 
 def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Return the runs by group, in their order."""
-    return {alike[0].group: alike for alike in _by(runs, lambda run: run.group)}
+    return _by(runs, lambda run: run.group)
 
 
 def differing(values: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -312,14 +313,14 @@ def bulk(values: Sequence[float]) -> float:
 
 def _labelled(runs: Sequence[Run]) -> list[Run]:
     """Tell runs apart by the settings in which those of a method differ, then by folder; groups stay together."""
-    for alike in _by(runs, lambda run: run.method):
+    for alike in _by(runs, lambda run: run.method).values():
         keys = differing([_own_settings(run) for run in alike])
         kinds = [{key: run.settings.get(key) for key in keys} for run in alike]
         for run, kind in zip(alike, kinds, strict=True):
             named = "".join(f", {key.split('.')[-1]} {value}" for key, value in kind.items())
             run.group += named if len(keys) <= _MOST_NAMED else f", settings {kinds.index(kind) + 1}"
             run.label = f"{run.group}, seed {run.seed}"
-    for alike in _by(runs, lambda run: run.label):
+    for alike in _by(runs, lambda run: run.label).values():
         for number, run in enumerate(alike, start=1):
             if len(alike) > 1:
                 run.label += f" ({number}: {run.directory.path.resolve().name})"
@@ -338,11 +339,11 @@ def _own_settings(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _by(runs: Iterable[Run], key: Callable[[Run], str]) -> list[list[Run]]:
+def _by(runs: Iterable[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(key(run), []).append(run)
-    return list(groups.values())
+    return groups
 
 
 def _look(run: RunDirectory, method: str) -> Look:

@@ -69,12 +69,13 @@ def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
     watched = any(run.verdicts for cell in cells for run in cell.runs)
     scores = [] if by_run else [score for score in _PUBLISHED if any(score in cell.published for cell in cells)]
     with_collapse = not by_run and any("collapse" in cell.published for cell in cells)
-    several_protocols = len({run.result.get("protocol") for run in complete}) > 1
+    several_protocols = not of_one_protocol(complete)
     several = len(cells) > 1 and not by_run  # a run's label names its cell
     titles = {run.method: run.look.title for cell in cells for run in cell.runs}
     rows = []
     for cell in cells:
-        for label, method, runs in _lines(cell, titles, by_run=by_run, by_protocol=several_protocols):
+        singly = [(run.label, run.method, [run]) for run in cell.runs if run.result]
+        for label, method, runs in singly if by_run else _lines(cell, titles, by_protocol=several_protocols):
             finished = [run for run in runs if run.result]
             row = [cell.label] * several + [label] + [str(len(finished))] * (not by_run)
             row += [
@@ -90,12 +91,8 @@ def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
     return Table(headings, rows, 1 + several)
 
 
-def _lines(
-    cell: Cell, titles: Mapping[str, str], *, by_run: bool, by_protocol: bool
-) -> list[tuple[str, str, list[Run]]]:
+def _lines(cell: Cell, titles: Mapping[str, str], *, by_protocol: bool) -> list[tuple[str, str, list[Run]]]:
     """Return label, method and runs of each line of a cell; methods planned or published but not begun have no runs."""
-    if by_run:
-        return [(run.label, run.method, [run]) for run in cell.runs if run.result]
     lines = []
     for group, alike in grouped(cell.runs).items():
         parts: dict[str, list[Run]] = {}
