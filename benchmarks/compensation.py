@@ -20,10 +20,8 @@ import copy
 import importlib
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -31,7 +29,7 @@ import torch
 from torch import nn
 
 import specreg
-from measure import arguments, environment, interleaved, print_table, ratio, summary, synchronize, write
+from measure import arguments, environment, interleaved, print_table, ratio, summary, timed, write
 from specreg.layers.find import Layer
 from specreg.models.resnet import Discriminator
 from specreg.regularizers import compensators
@@ -142,15 +140,10 @@ def measure(case: str, device: torch.device, sttp_path: Path | None) -> dict[str
     if sttp_path is not None:
         contenders["sttp"] = sttp(sttp_path, plain_copy(network))
     times = interleaved(contenders, rounds=ROUNDS[case], prepare=put_back, device=device)
-    ratios = {
-        "authors / static": ratio(times, "authors", "static"),
-        "svd / static": ratio(times, "svd", "static"),
-        "svd / dynamic": ratio(times, "svd", "dynamic"),
-        "static / limit": ratio(times, "static", "limit"),
-        "dynamic / limit": ratio(times, "dynamic", "limit"),
-    }
+    pairs = [("authors", "static"), ("svd", "static"), ("svd", "dynamic"), ("static", "limit"), ("dynamic", "limit")]
     if sttp_path is not None:
-        ratios["sttp / dynamic"] = ratio(times, "sttp", "dynamic")
+        pairs.append(("sttp", "dynamic"))
+    ratios = {f"{slow} / {fast}": ratio(times, slow, fast) for slow, fast in pairs}
     return {"layers": [tuple(w.flatten(1).shape) for w in weights], "ms": summary(times), "ratios": ratios}
 
 
@@ -173,9 +166,9 @@ def stages(case: str, device: torch.device) -> list[dict[str, object]]:
         # Of a graph there are no stages: on a GPU those of the decompositions are told.
         patches.enter_context(mock.patch.object(Compensator, "_by_products", return_value=(None, [])))
         for name, (owner, attribute) in STAGES.items():
-            timed = _timed(getattr(owner, attribute), spent[name], device)
-            patches.enter_context(mock.patch.object(owner, attribute, timed))
-        whole = _timed(static.step, spent["all"], device)
+            stage = timed(getattr(owner, attribute), spent[name], device)
+            patches.enter_context(mock.patch.object(owner, attribute, stage))
+        whole = timed(static.step, spent["all"], device)
         for _ in range(ROUNDS[case] + 1):
             put_back()
             for times in spent.values():
@@ -184,17 +177,6 @@ def stages(case: str, device: torch.device) -> list[dict[str, object]]:
     medians = {name: statistics.median(times[1:]) for name, times in spent.items()}
     medians["bookkeeping"] = medians["all"] - sum(medians[name] for name in STAGES)
     return [{"stage": name, "ms": ms, "%": 100 * ms / medians["all"]} for name, ms in medians.items()]
-
-
-def _timed(run: Callable[..., Any], times: list[float], device: torch.device) -> Callable[..., Any]:
-    def wrapped(*arguments: Any, **options: Any) -> Any:
-        began = time.perf_counter()
-        result = run(*arguments, **options)
-        synchronize(device)
-        times[-1] += 1e3 * (time.perf_counter() - began)
-        return result
-
-    return wrapped
 
 
 def main() -> None:

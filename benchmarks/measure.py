@@ -50,6 +50,20 @@ def interleaved(
     return times
 
 
+def timed(run: Callable[..., Any], times: list[float], device: torch.device) -> Callable[..., Any]:
+    """Return a function that adds the milliseconds of each of its calls to the last of some times."""
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        synchronize(device)
+        began = time.perf_counter()
+        result = run(*arguments, **options)
+        synchronize(device)
+        times[-1] += 1e3 * (time.perf_counter() - began)
+        return result
+
+    return wrapped
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -17,7 +17,6 @@ import argparse
 import importlib
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from unittest import mock
 
 import torch
 
-from measure import arguments, environment, interleaved, print_table, ratio, summary, synchronize, write
+from measure import arguments, environment, interleaved, print_table, ratio, summary, timed, write
 from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.methods import DynamicOptions, MethodOptions, StaticOptions
@@ -48,20 +47,11 @@ class Contender:
     """A training of ours, one iteration a call, that knows how long its compensations took."""
 
     def __init__(self, method: str, settings: Settings, source: Images) -> None:
-        self.device = local_device()
         self.state = build_state(RunConfig(method, settings=settings), source)
         self.config = settings.training
         self.compensating: list[float] = []
-        if self.state.compensator is not None:
-            self.step, self.state.compensator.step = self.state.compensator.step, self.timed  # type: ignore[method-assign]
-
-    def timed(self) -> bool:
-        synchronize(self.device)
-        began = time.perf_counter()
-        acted = self.step()
-        synchronize(self.device)
-        self.compensating[-1] += 1e3 * (time.perf_counter() - began)
-        return acted
+        if (compensator := self.state.compensator) is not None:
+            compensator.step = timed(compensator.step, self.compensating, local_device())  # type: ignore[method-assign]
 
     def __call__(self) -> None:
         self.compensating.append(0.0)

@@ -2,8 +2,6 @@
 
 Reads run directories only (see ``specreg.records``) and never imports torch.
 
-- ``runs``: records, checked; cells of a sweep; labels; which runs are repetitions of each other
-- ``verdicts``, ``tables``: words and numbers
-- ``figures``, ``illustrations``: curves on axes, and which of them are shown, with captions
-- ``panels``, ``page``, ``page.html.j2``: pictures of these, in one HTML page or in a folder
+``runs`` checks records and tells runs apart; ``verdicts`` and ``tables`` are words and numbers of them, ``figures`` and
+``illustrations`` curves with captions, which ``panels`` and ``page`` put into a page or a folder.
 """

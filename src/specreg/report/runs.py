@@ -92,10 +92,8 @@ class Run:
     def verdicts(self) -> list[dict[str, Any]]:
         fields: dict[str, Callable[[Any], bool]] = {
             "iteration": _integer,
-            "state": STATES.__contains__,
-            "since": lambda value: value is None or _integer(value),
+            **_ANSWER,
             "layers": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-            "message": lambda value: isinstance(value, str),
             **dict.fromkeys(QUESTIONS, _is_answer),
             "evidence": lambda value: isinstance(value, dict) and all(map(_is_evidence, value.values())),
         }
@@ -370,6 +368,14 @@ def _integer(value: Any) -> bool:
     return isinstance(value, int) and _number(value)
 
 
+# A verdict has these, and so has its answer to each question.
+_ANSWER: dict[str, Callable[[Any], bool]] = {
+    "state": STATES.__contains__,
+    "since": lambda value: value is None or _integer(value),
+    "message": lambda value: isinstance(value, str),
+}
+
+
 def _numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(_number(item) for item in value.values())
 
@@ -387,11 +393,7 @@ def _spectra(value: Any) -> bool:
 
 
 def _is_answer(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    since = value.get("since")
-    words = value.get("state") in STATES and isinstance(value.get("message"), str)
-    return words and (since is None or _integer(since))
+    return isinstance(value, dict) and all(valid(value.get(key)) for key, valid in _ANSWER.items())
 
 
 def _is_evidence(value: Any) -> bool:
