@@ -42,9 +42,10 @@ CASES = {
     "cifar-128": lambda: Discriminator(32, 128),
     "cifar-256": lambda: Discriminator(32, 256),
     "1024x9216": lambda: nn.Sequential(nn.Conv2d(1024, 1024, 3)),
+    "imagenet-64": lambda: Discriminator(128, 64),
 }
-INPUTS = {"1024x9216": (1024, 4, 4)}
-ROUNDS = {"cifar-32": 41, "cifar-64": 31, "cifar-128": 21, "cifar-256": 7, "1024x9216": 3}
+INPUTS = {"1024x9216": (1024, 4, 4), "imagenet-64": (3, 128, 128)}
+ROUNDS = {"cifar-32": 41, "cifar-64": 31, "cifar-128": 21, "cifar-256": 7, "1024x9216": 3, "imagenet-64": 3}
 STEP = 2e-4
 
 

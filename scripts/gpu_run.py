@@ -6,9 +6,9 @@
 
 One after the other, each as far as the minutes go:
 
-  compensation   one compensation of discriminators of 32 to 256 channels and of 1024x9216, beside torch's SVD, the
-                 authors' algorithm and the limit (benchmarks/compensation.py)
-  paths          a weight by its rank: what its eigendecomposition costs, and its SVD (benchmarks/paths.py)
+  compensation   one compensation of discriminators of 32 to 256 channels, of 1024x9216 and ImageNet's, beside torch's
+                 SVD, the authors' algorithm and the limit (benchmarks/compensation.py)
+  paths          a weight by its rank: eigendecomposition against matrix sign (benchmarks/paths.py)
   overhead       what static and dynamic SR add to an iteration at 128 channels (benchmarks/training.py)
   trainer        float32, bf16, compiled and as CUDA graphs, beside mimicry where --mimicry names a checkout
 
