@@ -60,17 +60,12 @@ def compensate(matrix: Tensor, target: Target, *, all_values: bool = True) -> Co
             wanted = target(s)
             # The rest of what is not of the matrix's size is done in numpy, after one transfer: it is many small steps,
             # each of which would cost torch more than its arithmetic.
-            gain = _gain(_array(s), _array(s if wanted is None else wanted))
-            if (expected_error(_array(squares), gain, all_values=all_values) <= TOLERANCE).all():
+            gain = _gain(s.cpu().numpy(), (s if wanted is None else wanted).cpu().numpy())
+            if (expected_error(squares.cpu().numpy(), gain, all_values=all_values) <= TOLERANCE).all():
                 return None if wanted is None else _applied(matrix, vectors, gain)
     svd = thin_svd(matrix)
     wanted = target(svd.S)
     return None if wanted is None else compensated(matrix, wanted, svd)
-
-
-def _array(tensor: Tensor) -> Array:
-    array: Array = tensor.cpu().numpy()
-    return array
 
 
 def _gain(s: Array, wanted: Array) -> Array:
@@ -143,22 +138,18 @@ def applied(matrix: Tensor, operator: Tensor, first: Tensor) -> Compensated:
 
     ``first`` is that of the smaller side, (\*, r).
     """
-    result = _product(operator, matrix)
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    if matrix.dtype == operator.dtype:
+        result = operator @ matrix if wide else matrix @ operator
+    else:  # in blocks, so that there is never a whole copy in the operator's dtype
+        result = torch.empty_like(matrix, memory_format=torch.contiguous_format)
+        size, long_side = block_size(matrix), -1 if wide else -2
+        goals = torch.split(result, size, long_side)
+        for source, goal in zip(torch.split(matrix, size, long_side), goals, strict=True):
+            block = source.to(operator.dtype)
+            goal.copy_(operator @ block if wide else block @ operator)
     first, tiny = first.to(result), torch.finfo(result.dtype).tiny
-    if matrix.shape[-2] <= matrix.shape[-1]:
+    if wide:
         v1 = (first[..., None, :].conj() @ result)[..., 0, :].conj()
         return Compensated(result, first, normalize(v1, dim=-1, eps=tiny))
     return Compensated(result, normalize((result @ first[..., None])[..., 0], dim=-1, eps=tiny), first)
-
-
-def _product(operator: Tensor, matrix: Tensor) -> Tensor:
-    """Apply an operator to the smaller side of a matrix, in the operator's dtype and without a whole copy in it."""
-    wide = matrix.shape[-2] <= matrix.shape[-1]
-    if matrix.dtype == operator.dtype:
-        return operator @ matrix if wide else matrix @ operator
-    result = torch.empty_like(matrix, memory_format=torch.contiguous_format)
-    size, long_side = block_size(matrix), -1 if wide else -2
-    for source, goal in zip(torch.split(matrix, size, long_side), torch.split(result, size, long_side), strict=True):
-        block = source.to(operator.dtype)
-        goal.copy_(operator @ block if wide else block @ operator)
-    return result

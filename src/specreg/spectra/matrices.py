@@ -5,19 +5,13 @@ from torch import Tensor
 
 
 def to_matrix(weight: Tensor, *, output_dim: int = 0, groups: int = 1) -> Tensor:
-    r"""Read a weight as a matrix whose rows are outputs.
-
-    Dimension ``output_dim`` becomes the rows, everything else is flattened into columns, so that a
-    convolution's weight of shape (out, in, kh, kw) is the matrix :math:`W` of shape (out, in·kh·kw) and
-    a transposed convolution's (in, out, kh, kw), with ``output_dim=1``, likewise.
-
-    A grouped convolution is block diagonal; each group's block is a matrix of its own and the result
-    has one leading dimension for them.
+    r"""Read a weight as a matrix :math:`W` whose rows are outputs; everything else is flattened into columns.
 
     Args:
-        weight: shape (out, in/groups, \*kernel), or (in, out/groups, \*kernel) with ``output_dim=1``.
+        weight: shape (out, in/groups, \*kernel), or, as of a transposed convolution with ``output_dim=1``,
+            (in, out/groups, \*kernel).
         output_dim: 0 or 1, the dimension that counts outputs.
-        groups: number of blocks.
+        groups: number of blocks. A grouped convolution is block diagonal; each block is a matrix of its own.
 
     Returns:
         Shape (out, in·kernel) for one group, (groups, out/groups, in/groups·kernel) for more. A view

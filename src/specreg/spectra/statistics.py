@@ -20,11 +20,9 @@ class Statistics:
 
     Attributes:
         largest: :math:`s_1`.
-        bulk: see :func:`bulk`; what the collapse detector watches.
+        bulk, effective_rank, stable_rank: as the functions below; the bulk is what the collapse detector watches.
         mean, median: of :math:`s_k / s_1` over k >= 2.
         area: under the curve k -> :math:`s_k / s_1` by trapezoids, the range of k scaled to [0, 1].
-        effective_rank: see :func:`effective_rank`.
-        stable_rank: see :func:`stable_rank`.
         tail: :math:`s_r / s_1`.
     """
 
