@@ -227,26 +227,19 @@ def find(
     users: dict[tuple[Any, ...], list[tuple[str, Weight]]] = {}
     for name, use in matched:
         _check_stored(name, use)
-        users.setdefault(_identity(use), []).append((name, use))
-    names = {name for name, _ in matched}
+        way = use.kind.output_dim, use.groups, use.gain
+        users.setdefault((_stored_id(use), *way), []).append((name, use))
+    taken = {name for name, _ in matched}
     others: dict[int, list[Weight]] = {}
     for name, use in candidates:
-        if name not in names:
+        if name not in taken:
             others.setdefault(_stored_id(use), []).append(use)
-    return Layers(
-        (
-            Layer(
-                shared[0][0],
-                tuple(use for _, use in shared),
-                tuple(name for name, _ in shared[1:]),
-                tuple(others.get(identity[0], ())),
-            )
-            for identity, shared in users.items()
-        ),
-        title,
-        LeftOut(tuple(_not_covered(module)), tuple(frozen), tuple(own)),
-        are_named=only is not None,
-    )
+    layers = []
+    for (stored_id, *_), shared in users.items():
+        names, uses = zip(*shared, strict=True)
+        layers.append(Layer(names[0], uses, names[1:], tuple(others.get(stored_id, ()))))
+    left_out = LeftOut(tuple(_not_covered(module)), tuple(frozen), tuple(own))
+    return Layers(layers, title, left_out, are_named=only is not None)
 
 
 def require_whole(module: nn.Module) -> None:
@@ -256,11 +249,6 @@ def require_whole(module: nn.Module) -> None:
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # which has been imported then
     if fsdp is not None and any(isinstance(child, fsdp.FSDPModule) for child in module.modules()):
         raise ValueError(_SHARDED)
-
-
-def _identity(use: Weight) -> tuple[Any, ...]:
-    """Return what is equal for all that use one tensor in one way."""
-    return _stored_id(use), use.kind.output_dim, use.groups, use.gain
 
 
 def _stored_id(use: Weight) -> int:
@@ -300,12 +288,9 @@ def _not_covered(module: nn.Module) -> Iterator[str]:
             if attribute in covered or attribute in child._buffers:
                 continue
             tensors = Weight(child, attribute, Kind(type(child))).sources
-            if any(_is_matrix(tensor) for tensor in tensors):
+            made = [tensor for tensor in tensors if not isinstance(tensor, nn.UninitializedParameter)]
+            if any(sum(side > 1 for side in tensor.shape) > 1 for tensor in made):
                 yield f"{name}.{attribute}".lstrip(".")
-
-
-def _is_matrix(tensor: Tensor) -> bool:
-    return not isinstance(tensor, nn.UninitializedParameter) and sum(side > 1 for side in tensor.shape) > 1
 
 
 def _is_trained(use: Weight) -> bool:

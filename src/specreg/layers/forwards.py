@@ -1,5 +1,7 @@
 """How a class with a forward of its own uses its weight: as it is, scaled, or as something else."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -59,18 +61,15 @@ class _Recorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _used_by_forward(module: nn.Module, weight: Tensor) -> list[Tensor]:
+def _used_by_forward(module: Any, weight: Tensor) -> list[Tensor]:
     try:
+        if isinstance(module, nn.Linear):
+            shape = [2, module.in_features]
+        else:
+            sizes = zip(module.dilation, module.kernel_size, strict=True)
+            shape = [2, module.in_channels, *(2 + dilation * (size - 1) for dilation, size in sizes)]
         with evaluating(module), _Recorder() as recorder:
-            module.forward(_input(module, weight))
+            module.forward(weight.new_ones(shape))
     except Exception:  # it may want more than one input, or refuse ones
         return []
     return list(recorder.weights)
-
-
-def _input(module: nn.Module, weight: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return weight.new_ones(2, module.in_features)
-    assert isinstance(module, CONVOLUTIONS)
-    reach = [2 + dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
-    return weight.new_ones(2, module.in_channels, *reach)

@@ -148,7 +148,12 @@ class Weight:
                 part.training = True
 
     def write(self, weight: Tensor, u1: Tensor, v1: Tensor) -> None:
-        """Store a weight in place, its dtype and memory format kept, and refresh what was derived from the old one.
+        """Store a weight in place, its dtype and memory format kept, and refresh what was derived from the old one."""
+        self._store(weight if self.gain == 1 else weight / self.gain)
+        self.refresh(weight, u1, v1, self.kind.output_dim)
+
+    def refresh(self, weight: Tensor, u1: Tensor, v1: Tensor, output_dim: int) -> None:
+        """Bring up to date what was derived from a weight that has been stored.
 
         Power iteration that starts from vectors of another matrix under-estimates s1, and the network would use a
         weight of norm above 1 for some steps.
@@ -156,17 +161,14 @@ class Weight:
         Args:
             weight: of the stored weight's shape.
             u1, v1: its matrix's first singular vectors, computed anew where they do not fit the normalizer's matrix.
+            output_dim: the dimension of the weight whose side of the matrix ``u1`` is.
         """
-        self._store(weight if self.gain == 1 else weight / self.gain)
-        self.refresh(weight, u1, v1, self.kind.output_dim)
-
-    def refresh(self, weight: Tensor, u1: Tensor, v1: Tensor, output_dim: int) -> None:
-        """Bring up to date what was derived from a weight that has been stored; arguments as :meth:`write`.
-
-        ``output_dim`` is the dimension of the weight whose side of the matrix ``u1`` is.
-        """
+        owner: Any = self.module
         for normalizer in self.normalizers:
-            u, v = self._vectors(normalizer)
+            if isinstance(normalizer, LegacySpectralNorm):
+                u, v = getattr(owner, f"{self.attribute}_u"), getattr(owner, f"{self.attribute}_v")
+            else:
+                u, v = normalizer._u, normalizer._v
             # The normalizer reads the weight as a matrix of its own: groups stacked, perhaps another dimension first.
             dim = normalizer.dim % weight.ndim
             if u1.ndim > 1 or dim != output_dim:
@@ -252,13 +254,6 @@ class Weight:
         sizes = torch.norm_except_dim(v, 2, self._weight_norm_dim)
         v.copy_(torch.where(norms > 0, weight / norms * sizes, v))
         g.copy_(norms)
-
-    def _vectors(self, normalizer: _SpectralNorm | LegacySpectralNorm) -> tuple[Tensor, Tensor]:
-        """Return u and v of one of the normalizers."""
-        owner: Any = self.module
-        if isinstance(normalizer, LegacySpectralNorm):
-            return getattr(owner, f"{self.attribute}_u"), getattr(owner, f"{self.attribute}_v")
-        return normalizer._u, normalizer._v
 
 
 def _computed(hook: LegacySpectralNorm | LegacyWeightNorm, module: nn.Module) -> Tensor:
