@@ -343,11 +343,6 @@ def checked_groups(groups: Mapping[str, Iterable[str]], names: Iterable[str]) ->
     return members
 
 
-def _is_spectrum(values: Sequence[float]) -> bool:
-    """Tell whether numbers descend to 0 or more, within rounding."""
-    return all(a >= b - 1e-5 * values[0] for a, b in itertools.pairwise((*values, 0.0)))
-
-
 def _bulk(name: str, s: Any) -> float | None:
     values = s.tolist() if hasattr(s, "tolist") else s
     try:
@@ -362,7 +357,8 @@ def _bulk(name: str, s: Any) -> float | None:
     if not all(math.isfinite(value) for group in groups for value in group):
         raise ValueError(f"layer {name!r}: its singular values hold NaN or inf")
     rank = len(groups[0])
-    if any(len(group) != rank or not _is_spectrum(group) for group in groups):
+    rises = any(a < b - 1e-5 * group[0] for group in groups for a, b in itertools.pairwise((*group, 0.0)))
+    if rises or any(len(group) != rank for group in groups):
         raise ValueError(f"layer {name!r}: singular values must descend to 0 or more, as many in each group")
     alive = [group for group in groups if group[0] > 0]
     if rank < 2 or not alive:

@@ -153,22 +153,16 @@ def states_of(answers: Sequence[Answer]) -> frozenset[State]:
 
 
 def weighed(spectra: Answer, coverage: Answer, signal: Answer) -> tuple[Answer, ...]:
-    """Return the answers that say something, the gravest first, the spectra's in the light of the coverage's."""
-    answers = (in_the_light_of(spectra, coverage), coverage, signal)
-    told = (answer for answer in answers if answer.state not in ("not measured", "teaching"))
-    return tuple(sorted(told, key=lambda answer: STATES.index(answer.state), reverse=True))
-
-
-def in_the_light_of(spectra: Answer, coverage: Answer) -> Answer:
-    """Return what spectra say where coverage is measured.
+    """Return the answers that say something, the gravest first, the spectra's in the light of the coverage's.
 
     Their fall alone, no mode being lost, is a warning; that they are steady does not hide that coverage is not judged.
     """
     if spectra.state in ("collapsing", "collapsed") and coverage.state in ("healthy", "recovered"):
-        return replace(spectra, state="warning")
-    if spectra.state == "steady" and coverage.state == "not judged":
-        return replace(spectra, state="not judged", since=coverage.since)
-    return spectra
+        spectra = replace(spectra, state="warning")
+    elif spectra.state == "steady" and coverage.state == "not judged":
+        spectra = replace(spectra, state="not judged", since=coverage.since)
+    told = (answer for answer in (spectra, coverage, signal) if answer.state not in ("not measured", "teaching"))
+    return tuple(sorted(told, key=lambda answer: STATES.index(answer.state), reverse=True))
 
 
 def gravest(evidence: Mapping[str, Evidence]) -> tuple[State, int | None, tuple[str, ...]]:
