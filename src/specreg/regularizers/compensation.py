@@ -38,8 +38,6 @@ def static_compensation(
 ) -> Compensator:
     r"""Raise the first i singular values of every matching layer to the largest, :math:`\hat s_k = s_1` for k <= i.
 
-    Call ``step()`` on what this returns after each step of the discriminator's optimizer.
-
     Args:
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
         keep: a fraction of r in (0, 1], :math:`i = \lceil \mathrm{keep} \cdot r \rceil`, 1.0 being all; or i itself as
@@ -48,7 +46,7 @@ def static_compensation(
         every, start, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
-        A compensator.
+        A compensator: call its ``step()`` after each step of the discriminator's optimizer.
 
     Raises:
         ValueError: a bad option, no layer matched, or a layer under a parametrization that specreg does not know.
@@ -83,9 +81,6 @@ def dynamic_compensation(
 ) -> Compensator:
     r"""Keep every ratio :math:`s_k / s_1` at the highest it ever had, :math:`\hat s_k = \gamma_k s_1`.
 
-    Call ``step()`` on what this returns after each step of the discriminator's optimizer. The first acting
-    call only records :math:`\gamma`.
-
     Args:
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
         start: the number of calls before the record begins. A random initialization has a nearly flat spectrum:
@@ -93,7 +88,8 @@ def dynamic_compensation(
         every, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
-        A compensator. Its ``state_dict()`` holds :math:`\gamma` and belongs into the checkpoint.
+        A compensator: call its ``step()`` after each step of the discriminator's optimizer. The first acting call only
+        records :math:`\gamma`, which its ``state_dict()`` holds for the checkpoint.
 
     Raises:
         ValueError: a bad option, no layer matched, or a layer under a parametrization that specreg does not know.

@@ -1,7 +1,6 @@
 """What the verbs of ``specreg.regularizers.compensation`` return: a scheme, applied to layers at a cadence.
 
-A scheme is two functions: what it remembers of a layer, and what it raises the layer's singular values to. See
-``specreg.spectra.reference`` for the formulas.
+The formulas are in ``specreg.spectra.reference``.
 """
 
 import gc
