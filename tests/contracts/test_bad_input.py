@@ -346,7 +346,7 @@ WATCH = {
     "features of another size": ([folder_of("run"), "--real", "digits", "--features", "mnist"], "features are for 28x28 images"),
     "unknown features": ([folder_of("run"), "--real", "digits", "--features", "vgg"], "--features"),
     "no grid": ([folder_of("run", fakes0__png=png(43)), "--real", noise, "--once"],
-                "is 43x43, no grid of 8x8 images: give their size with --tile"),
+                "is 43x43, no grid of 8x8 images: give their size with --tile HEIGHTxWIDTH"),
     "half a grid": ([folder_of("run", fakes0__png=torn(png(64))), "--real", noise, "--once"], "fakes0.png is not a readable"),
     "a grid that is a bomb": ([folder_of("run", fakes0__png=spoilt.bomb_png()), "--real", noise, "--once"], "is not a readable"),
     "a grid of few": ([folder_of("run", fakes0__png=png(24)), "--real", noise, "--once"], "9 images, and a reading takes 20"),

@@ -161,7 +161,9 @@ def test_what_stays_unreadable_is_named_once(run, real, caplog):
         assert read(folder) == []
     assert len(caplog.messages) == 2
     assert "fakes000200.png is not a readable image (OSError); left out" in caplog.text
-    assert "losses.png is 33x40, no grid of 8x8 images: give their size with --tile; left out" in caplog.text
+    told = "losses.png is 33x40, no grid of 8x8 images: give their size with --tile HEIGHTxWIDTH; left out"
+    assert told in caplog.text
+    assert folder.missing().endswith("; another size is --tile HEIGHTxWIDTH")
 
 
 def test_a_warning_is_a_line_whatever_a_name_holds(run, caplog):

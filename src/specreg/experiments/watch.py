@@ -285,7 +285,8 @@ class Samples(Folder):
     def missing(self) -> str:
         height, width = self._tile
         endings = ", ".join(sorted(self.endings))
-        return f"looked for images of {width}x{height}, and grids of these, in files {endings}; another size is --tile"
+        looked = f"images of {width}x{height}, and grids of these, in files {endings}"
+        return f"looked for {looked}; another size is --tile HEIGHTxWIDTH"
 
     def rest(self) -> str:
         return f"{sum(map(len, self._pooled))} images, and a reading takes {self._pool}" if self._pooled else ""
@@ -308,7 +309,7 @@ class Samples(Folder):
             height, width = self._tile
             raise ValueError(
                 f"{file} is {picture.width}x{picture.height}, no grid of {width}x{height} images: give their size with "
-                f"--tile"
+                f"--tile HEIGHTxWIDTH"
             )
         for tile in tiles:
             yield square(Image.fromarray(tile), self._side)
