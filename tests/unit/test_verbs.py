@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.checkpoint import checkpoint
 
 import specreg
 from kinds import LAYERS, example_input, layout, set_spectrum
@@ -627,6 +628,25 @@ def test_torch_compile_of_the_discriminator(verb):
         pairs.append(dict(inner.state_dict()))
     for name, value in pairs[0].items():
         torch.testing.assert_close(value, pairs[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_checkpointed_layers_in_a_compiled_discriminator():
+    module = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 1))
+    specreg.spectral_norm(module)
+    plain = copy.deepcopy(module)
+    real, fake = torch.randn(2, 8, 12)
+    torch.compile(copy.deepcopy(module), backend="aot_eager", fullgraph=True)(real)  # uncheckpointed its graph is whole
+
+    @torch.compile(backend="aot_eager")
+    def compiled(x):
+        return checkpoint(module, x, use_reentrant=False)
+
+    # The second pass moves the vectors that a recomputation of the first one starts from.
+    (compiled(real) - compiled(fake)).sum().backward()
+    (checkpoint(plain, real, use_reentrant=False) - checkpoint(plain, fake, use_reentrant=False)).sum().backward()
+    for parameter, other in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval", "without gradients", "frozen"])

@@ -185,9 +185,10 @@ class _SpectralNormOfAnyWeight(_SpectralNorm):
         norm = torch.linalg.vector_norm(v)
         v = v / norm.clamp_min(least)
         moved = norm > 0  # false for NaN too
-        for vector, new in ((self._u, u), (self._v, v)):
-            # Written by out=, as torch does, which transforms (torch.func.grad, vmap) let pass where they refuse copy_.
-            torch.where(moved, new, vector, out=vector)
+        # Written by out=, as torch does, which transforms (torch.func.grad, vmap) let pass where they refuse copy_. And
+        # assigned: so torch.compile sees that this must not be recomputed in a graph, and checkpoints a layer outside.
+        self._u = torch.where(moved, u, self._u, out=self._u)
+        self._v = torch.where(moved, v, self._v, out=self._v)
         return u, v
 
     def forward(self, weight: Tensor) -> Tensor:
