@@ -1,9 +1,14 @@
 r"""How much of the real distribution does a generator not produce? A lower bound from samples, without labels.
 
-P is the law of real samples, G that of generated ones. The missing share is their total variation, the largest P(A) -
-G(A), and **every** set A bounds it from below (docs/coverage.md says what that means). If A is chosen without the
+P is the law of real samples, G that of generated ones. The missing share is the total variation
+
+.. math:: \mathrm{TV}(P, G) = \max_A \; P(A) - G(A),
+
+what has to be added to G to make P of it: 0 for a perfect generator, the mass of removed modes where the others keep
+their proportions, 1 where nothing is common to both. **Every** set A bounds it from below. If A is chosen without the
 samples that then count it, the difference of the shares of real and generated samples in A is an unbiased estimate of
-P(A) - G(A): no chance level has to be taken off, and the error is that of two shares.
+P(A) - G(A): no chance level has to be taken off, a perfect generator reads 0 on average, and the error is that of
+two shares.
 
 1. **Bins.** Half of the real samples, 10,000 and 2^24 numbers at most, are cut by k-means into a bin for each ten. The
    centres are clustered again into a quarter as many groups, and so on down to four or more.
@@ -16,14 +21,15 @@ P(A) - G(A): no chance level has to be taken off, and the error is that of two s
 4. **The reading.** Held-out real samples and the generated half that did not choose are counted in A; the mean over
    both halves is the reading.
 
-*Lost* is the larger of two bounds that far samples cannot explain: *missing* less *far*, and the reading in 32 groups
-at most with every sample in its nearest bin, however far it is. The first sees small modes of good samples, the second
-large ones of poor samples.
+*Lost* is the larger of two bounds that far samples cannot explain: *missing* less *far*, which stays even if every far
+sample was a spoilt one of what is missing, and the reading in 32 groups at most with every sample in its nearest bin,
+however far it is. The first sees small modes of good samples, the second large ones of poor samples. What lowers
+quality along the data is not told from lost modes (docs/coverage.md).
 
-What it does not do: tell from lost modes what lowers quality along the data; bound the missing share from above. Modes
-that share their bins are seen in part, or not at all. A generator that repeats a hundred samples misses nearly
-everything, and is said to miss the bins without them. Readings of one object share their real samples, and so a part of
-their errors. Bins hang on the seed, and on the processor's rounding only for samples between two centres.
+What it does not do: bound the missing share from above. Modes that share their bins are seen in part, or not at all. A
+generator that repeats a hundred samples misses nearly everything, and is said to miss the bins without them. Readings
+of one object share their real samples, and so a part of their errors. Bins hang on the seed, and on the processor's
+rounding only for samples between two centres.
 """
 
 import logging
