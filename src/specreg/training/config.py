@@ -21,7 +21,7 @@ class TrainingConfig:
     d_steps: int = 3
     """Discriminator steps for each generator step (n_dis; 5 in the paper)."""
     loss: LossName = "hinge"
-    """Adversarial loss."""
+    """Adversarial loss; relativistic-r1r2 is that of R3GAN."""
     gamma: float = 1.0
     """Losses with R1 or R2: these gradient penalties are weighted by gamma / 2 (10 in Mescheder et al. 2018)."""
     d_lr: float = 2e-4
