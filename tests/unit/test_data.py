@@ -232,8 +232,8 @@ def oddly_compressed_npz(folder: Path) -> Path:
 
 
 BAD = [
-    (mixed_sizes, r"odd\.png 9x9; give an image size"),
-    (not_square, r"squares of one size, but cat/10\.png is 8x9; give an image size"),
+    (mixed_sizes, r"odd\.png 9x9; give an image size \(--image-size\)"),
+    (not_square, r"squares of one size, but cat/10\.png is 8x9; give an image size \(--image-size\)"),
     (damaged_image, r"cat/10\.png is not a readable image"),
     (empty, "holds no images"),
     (torn_zip, r"images\.zip is not a readable zip file"),
@@ -241,7 +241,7 @@ BAD = [
     (npz(images=np.zeros((2, 8, 8), np.float32)), r"has to be uint8 .* got float32 \(2, 8, 8\)"),
     (npz(images=np.zeros((2, 3, 8, 8), np.uint8)), r"has to be uint8 of shape"),
     (npz(images=np.zeros((0, 8, 8), np.uint8)), "holds no images"),
-    (npz(images=np.zeros((2, 8, 9), np.uint8)), r"squares, got 9x8; give an image size"),
+    (npz(images=np.zeros((2, 8, 9), np.uint8)), r"squares, got 9x8; give an image size \(--image-size\)"),
     (npz(images=np.zeros((2, 8, 8), np.uint8), labels=np.zeros(3, int)), "one integer >= 0 an image"),
     (npz(images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, -1])), "one integer >= 0 an image"),
     (npz(images=np.array([{"a": 1}], dtype=object)), r"images\.npz"),

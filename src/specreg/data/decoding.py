@@ -102,7 +102,7 @@ class ImageFiles:
         other = f" and {self.names[index]} {image.width}x{image.height}" if index else ""
         return ValueError(
             f"{self.path}: images have to be squares of one size, but {self.names[0]} is {first.width}x{first.height}"
-            f"{other}; give an image size to crop and resize them"
+            f"{other}; give an image size (--image-size) to crop and resize them"
         )
 
 

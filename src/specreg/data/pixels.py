@@ -113,7 +113,8 @@ def source_of(
         images = resized(images, image_size)
     elif height != width:
         raise ValueError(
-            f"{path}: images have to be squares, got {width}x{height}; give an image size to crop and resize them"
+            f"{path}: images have to be squares, got {width}x{height}; give an image size (--image-size) to crop and "
+            f"resize them"
         )
     pixels = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     return ImageArrays(path.name, pixels, torch.from_numpy(labels), classes)
