@@ -563,14 +563,13 @@ def test_a_reading_leaves_nothing_in_the_cache_of_a_training(read):
         assert torch.equal(own.grad, other.grad)
 
 
-@pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
-def test_eval_moves_no_buffer(verb):
+def test_eval_moves_no_vector_of_power_iteration():
     module = discriminator()
-    verb(module)
+    specreg.spectral_norm(module)
     module.eval()
     before = buffers(module)
-    first = module(images())
-    assert first.isfinite().all()
+    assert len(before) == 6
+    module(images())
     assert_same(before, buffers(module))
 
 
