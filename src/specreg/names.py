@@ -60,7 +60,7 @@ def integer(name: str, value: Any, *, at_least: int | None = None, at_most: int 
 
 
 def checked_keep(keep: Any) -> float | int:
-    """Return ``keep``, a fraction in (0, 1] or an integer i >= 2: 1 is none, lest i = 1 be taken for all, or for r."""
+    """Return ``keep``, a fraction in (0, 1] or an integer i >= 2; not the integer 1, which may be meant as all of r."""
     if isinstance(keep, numbers.Real) and not isinstance(keep, numbers.Integral) and 0 < (share := float(keep)) <= 1:
         return share
     try:

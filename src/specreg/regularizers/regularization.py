@@ -1,6 +1,6 @@
 r"""Spectral regularization as a differentiable parametrization, :math:`W_{SR} = (W + \Delta W) / s_1`."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -102,39 +102,50 @@ class SpectralRegularization(SpectrumPreserving):
         self.keep = keep
         self.gradient = gradient
         self.name = name
-        self._cached: tuple[Any, Tensor, tuple[SVD, Tensor]] | None = None  # key, fingerprint, what was made of it
+        self._cached: _Value | None = None
 
     def mapped(self, matrix: Tensor) -> Tensor:
         count = head_size(self.keep, min(matrix.shape[-2:]))
         try:
-            factors, value = self._look_up(matrix.detach(), count)
+            value = self._look_up(matrix.detach(), count)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(
                 f"layer {shown(self.name)!r}: the weight holds NaN or inf, or its decomposition failed; "
                 f"stop and go back to a checkpoint"
             ) from error
         result: Tensor = _Regularize.apply(  # type: ignore[no-untyped-call]
-            matrix, value, *factors, count, self.gradient == "exact"
+            matrix, value.regularized, *value.factors, count, self.gradient == "exact"
         )
         return result
 
-    def _look_up(self, matrix: Tensor, count: int) -> tuple[SVD, Tensor]:
+    def _look_up(self, matrix: Tensor, count: int) -> "_Value":
         if torch.compiler.is_compiling() or matrix.is_meta:  # neither can branch on values
-            return _value_of(matrix, count, thin_svd(matrix))
-        key, content = (count, matrix.dtype, matrix.device), _fingerprint(matrix)
-        if self._cached is not None and self._cached[0] == key and torch.equal(self._cached[1], content):
-            return self._cached[2]
-        value = _value_of(matrix, count, svd(matrix))
+            return _value_of(matrix, count, thin_svd(matrix), matrix)
+        content = _fingerprint(matrix)
+        cached, key = self._cached, (count, matrix.dtype, matrix.device)
+        if cached is not None and cached.key == key and torch.equal(cached.content, content):
+            return cached
+        value = _value_of(matrix, count, svd(matrix), content)
         if not torch.is_inference_mode_enabled():  # autograd cannot save tensors that were made there
-            self._cached = key, content, value
+            self._cached = value
         return value
 
     def extra_repr(self) -> str:
         return f"keep={self.keep}, gradient={self.gradient!r}"
 
 
-def _value_of(matrix: Tensor, count: int, factors: SVD) -> tuple[SVD, Tensor]:
-    return factors, regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
+class _Value(NamedTuple):
+    """What was computed for one value of a weight."""
+
+    key: tuple[int, torch.dtype, torch.device]
+    content: Tensor
+    factors: SVD
+    regularized: Tensor
+
+
+def _value_of(matrix: Tensor, count: int, factors: SVD, content: Tensor) -> _Value:
+    value = regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
+    return _Value((count, matrix.dtype, matrix.device), content, factors, value)
 
 
 class _Regularize(torch.autograd.Function):
