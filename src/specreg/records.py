@@ -1,6 +1,6 @@
 """The run directory: which files it holds and how they are written. Standard library only.
 
-A run directory holds
+A run directory holds (docs/records.md has the fields)
 
 - ``config.json``: the full configuration; written again when the run is to go on to more steps;
 - ``method.json``: how its method is called and drawn, and its place among the methods, written with it;
@@ -15,7 +15,7 @@ A run directory holds
 - ``events.jsonl``: what was done about a verdict, layers that had to be decomposed, a dead discriminator;
 - ``tensorboard/``: the numbers of all these series once more, and pictures of the spectra;
 - ``checkpoint.pt``: everything needed to go on; ``checkpoint-before.pt``: the one before it, for the case that it is
-  damaged;
+  damaged, and is kept as ``checkpoint-damaged.pt``;
 - ``checkpoint-best.pt``, ``checkpoint-healthy.pt``: the one with the least Fréchet distance, and the last one that no
   verdict of a collapse spoke against;
 - ``checkpoint-best-before.pt``: the best one before the end, where the end, measured off the schedule, is the best;
