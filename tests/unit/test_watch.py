@@ -99,6 +99,7 @@ def test_images_need_not_be_squares():
         ("samples_50000x64x64x3", ()), ("0100_8x8", (100,)), ("D_lr0.0002_1000", (1000,)),
         ("reconstructions_gs-000750_e-000001_b-000250", (750,)), ("D_2024-05-01_12-31-40", ()),
         ("D_20240501-123140", ()), ("D_20240501_123140_step_50", (50,)), ("step_20240501", (20_240_501,)),
+        ("CKPT+2024-05-01+12-30-50+01", ()),
     ],
 )  # fmt: skip
 def test_a_single_name_tells_its_time(name, expected):
@@ -281,6 +282,7 @@ def test_models_in_folders_without_a_time_are_not_compared(files, kind, run):
         ["epoch_1/D_loss_0.8.pt", "epoch_2/D_loss_0.7.pt", "epoch_3/D_loss_-0.6.pt"],
         ["loss_0.8/D_epoch_1.pt", "loss_0.7/D_epoch_2.pt", "loss_-0.6/D_epoch_3.pt"],
         ["D_2024-05-01_12-30-50.pt", "D_2024-05-01_12-31-40.pt", "D_2024-05-01_12-32-30.pt"],
+        ["CKPT+2024-05-01+12-30-50+00/D.pt", "CKPT+2024-05-01+23-10-00+00/D.pt", "CKPT+2024-05-02+01-05-00+00/D.pt"],
         ["D_lr0.0002_900.pt", "D_lr0.0002_1000.pt", "D_lr0.0002_1100.pt"],
     ],
 )

@@ -22,13 +22,14 @@ _SAVED = re.compile(r"check_?point|ckpt|snapshot", re.IGNORECASE)
 _RUN = re.compile(rf"{_SETTING}|run|exp(eriment)?|trial", re.IGNORECASE)
 # No numbers of time, with their words: values of a metric, versions, sizes of images.
 _TIMELESS = re.compile(r"[a-z]*[\W_]*(\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(x\d+)+)", re.IGNORECASE)
-# When a file was written: the seconds, its last number, begin anew.
+# When a file was written: the seconds, its last number, begin anew. SpeechBrain counts those of one second behind it.
 _DATE = re.compile(
     r"(?<!\d)20\d\d("
-    r"[-._](0[1-9]|1[0-2])[-._](0[1-9]|[12]\d|3[01])([\W_T]+[0-2]\d[-:._][0-5]\d([-:._][0-5]\d)?)?|"
+    r"[-._](0[1-9]|1[0-2])[-._](0[1-9]|[12]\d|3[01])([\W_T]+[0-2]\d[-:._][0-5]\d([-:._][0-5]\d(\+\d\d)?)?)?|"
     r"(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])[-_T][0-2]\d[0-5]\d([0-5]\d)?"
     r")(?!\d)"
 )
+_DATED = re.compile(rf"({_SAVED.pattern})[\W_]*{_DATE.pattern}", re.IGNORECASE)
 _DECIMAL = r"\d+(\.\d+)*(e[-+]?\d+)?"
 # Numbers that tell models apart, and all others, those of metrics with their sign.
 _CHANGING = re.compile(
@@ -101,6 +102,11 @@ def labels(name: str) -> set[str]:
     words = [word for word, _ in _numbers(_DATE.sub(" ", name))]
     kinds = {"epoch": _EPOCH, "step": _STEP, "checkpoint": _SAVED, "run": _RUN}
     return {kind for kind, label in kinds.items() if any(map(label.fullmatch, words))}
+
+
+def is_dated(name: str) -> bool:
+    """Tell whether a name is that of a checkpoint, with a date: CKPT+2024-05-01+12-30-50+00."""
+    return _DATED.search(name) is not None
 
 
 def model_name(name: str) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from specreg.autopsy.formats import BESIDE, ENDINGS, INDEX, SHARD, listed
-from specreg.autopsy.order import labels, model_name, times, without_values
+from specreg.autopsy.order import is_dated, labels, model_name, times, without_values
 from specreg.autopsy.spectra import LayerSpectrum, inspect, judge
 from specreg.data.arrays import ImageArrays
 from specreg.data.cache import file_stamp
@@ -428,7 +428,7 @@ def _is_moment(folder: str, told: tuple[int, ...]) -> bool:
     A folder's number may be a run's where the file's own tells the time.
     """
     if not told:
-        return _NEWEST.fullmatch(folder) is not None
+        return _NEWEST.fullmatch(folder) is not None or is_dated(folder)
     kinds = labels(folder)
     return bool(kinds & {"epoch", "step", "checkpoint"}) or ("run" not in kinds and times(folder) == told[-1:])
 
