@@ -75,49 +75,67 @@ def correlation(run: Run, name: str) -> float | None:
 
 
 def tables(runs: list[Run]) -> str:
-    """Return what each training lost and what was said, and the rank correlations, as markdown."""
-    lines = [
-        "| method | seed | modes, most and last | FD | modes lost at | spectra | coverage | verdict |",
-        "|---" * 8 + "|",
-    ]
-    for run in runs:
-        modes = [line["modes"] for line in run["evaluations"]]
-        said = [_at(run["alarms"][name]) for name in ALARMS]
+    """Return what each method's trainings lost and what was said, and the rank correlations, as markdown."""
+    header = (
+        "method",
+        "seeds",
+        "modes at best",
+        "at the end",
+        "FD",
+        "lose modes",
+        *(f"{name}: seen, false" for name in ALARMS),
+    )
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    methods = {run["method"]: [other for other in runs if other["method"] == run["method"]] for run in runs}
+    for method, own in methods.items():
+        modes = [[line["modes"] for line in run["evaluations"]] for run in own]
         cells = [
-            METHODS[run["method"]].title,
-            run["seed"],
-            f"{max(modes)}, {modes[-1]}",
-            f"{run['evaluations'][-1]['fd']:.1f}",
+            METHODS[method].title,
+            len(own),
+            _spread([max(each) for each in modes], 0),
+            _spread([each[-1] for each in modes], 0),
+            _spread([run["evaluations"][-1]["fd"] for run in own], 1),
+            sum(event(run) is not None for run in own),
         ]
-        lines.append(f"| {' | '.join(map(str, [*cells, _at(event(run)), *said]))} |")
+        lines.append(f"| {' | '.join(map(str, [*cells, *(_told(own, name) for name in ALARMS)]))} |")
     lines += ["", *(_count(runs, name) for name in ALARMS), _ends(runs), ""]
     lines += [f"| ρ with the missing modes (95%) | {' | '.join(STATISTICS)} |", "|---" * (len(STATISTICS) + 1) + "|"]
     random = np.random.default_rng(0)
-    for method in dict.fromkeys(run["method"] for run in runs):
+    for method, own in methods.items():
         cells = []
         for name in STATISTICS:
-            own = (correlation(run, name) for run in runs if run["method"] == method)
-            mean, low, high = interval([rho for rho in own if rho is not None], random)
+            rhos = (correlation(run, name) for run in own)
+            mean, low, high = interval([rho for rho in rhos if rho is not None], random)
             cells.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")
         lines.append(f"| {METHODS[method].title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _at(iteration: int | None) -> str:
-    return "-" if iteration is None else f"{iteration:,}"
+def _delays(runs: list[Run], name: str) -> tuple[list[int], int]:
+    """Return after how many iterations each loss that was seen was told, and how many alarms had no loss."""
+    pairs = [(event(run), run["alarms"][name]) for run in runs]
+    delays = [said - begin for begin, said in pairs if begin is not None and said is not None]
+    return delays, sum(begin is None and said is not None for begin, said in pairs)
+
+
+def _told(runs: list[Run], name: str) -> str:
+    delays, false = _delays(runs, name)
+    return f"{len(delays)}, {false}"
 
 
 def _count(runs: list[Run], name: str) -> str:
-    pairs = [(event(run), run["alarms"][name]) for run in runs]
-    delays = [said - begin for begin, said in pairs if begin is not None and said is not None]
+    delays, false = _delays(runs, name)
     near = sum(abs(delay) <= WITHIN for delay in delays)
-    false = sum(begin is None and said is not None for begin, said in pairs)
-    events = sum(begin is not None for begin, _ in pairs)
+    events = sum(event(run) is not None for run in runs)
     median = f"{statistics.median(delays):+.0f}" if delays else "-"
     return (
         f"- **{name}**: {len(delays)} of {events} losses seen, {near} within {WITHIN} iterations of their beginning "
         f"(median {median}); an alarm in {false} of {len(runs) - events} trainings without one."
     )
+
+
+def _spread(values: list[float], decimals: int) -> str:
+    return f"{statistics.fmean(values):.{decimals}f} ± {statistics.stdev(values):.{decimals}f}"
 
 
 def _ends(runs: list[Run]) -> str:
@@ -130,22 +148,24 @@ def _ends(runs: list[Run]) -> str:
             if (run["alarms"]["spectra"] is not None) == alarmed
         ]
         ends, lost = [each[-1] for each in modes], [1 - each[-1] / max(each) for each in modes]
-        spread = f"{statistics.fmean(ends):.0f} ± {statistics.stdev(ends):.0f} modes are left"
-        texts.append(f"{title} ({len(modes)} trainings) {spread}, {statistics.fmean(lost):.0%} less than at best")
+        left = f"{_spread(ends, 0)} modes are left, {statistics.fmean(lost):.0%} less than at best"
+        texts.append(f"{title} ({len(modes)} trainings) {left}")
     return f"- {'; '.join(texts)}."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="of a comparison; without it the page is made anew")
+    parser.add_argument("folder", type=Path, nargs="?", help="of a comparison, whose runs are added to the record")
     parser.add_argument("--out", type=Path, default=Path("docs/results/verdict/convolutions.json"))
     parser.add_argument("--page", type=Path, default=Path("docs/results/link.md"))
     options = parser.parse_args()
+    runs = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else []
     if options.folder is not None:
-        runs = [read(folder) for folder in sorted((options.folder / "runs").iterdir()) if folder.is_dir()]
+        new = [read(folder) for folder in sorted((options.folder / "runs").iterdir()) if folder.is_dir()]
+        runs = list({(run["method"], run["seed"]): run for run in [*runs, *new]}.values())
         runs.sort(key=lambda run: (list(METHODS).index(run["method"]), run["seed"]))
         options.out.write_text(json.dumps(runs), encoding="utf-8")
-    table = tables(json.loads(options.out.read_text(encoding="utf-8")))
+    table = tables(runs)
     fill_page(options.page, {"convolutions": table})
     print(table)
 
