@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from specreg.evaluation.metrics import frechet_distance, modes_covered, reverse_kl, reverse_kl_floor
+from specreg.evaluation.metrics import frechet_distance, reverse_kl, reverse_kl_floor
 
 _REACH = 3.0  # standard deviations
 _Region = Literal["radial", "box"]
@@ -51,10 +51,7 @@ class MixtureEvaluator:
 
     Args:
         real: points of the mixture (N, 2), for the Fréchet distance.
-        name: the mixture's, for the protocol's name.
-        publication: a key of ``RULES``.
-        centres: (K, 2).
-        deviation: standard deviation in each coordinate.
+        name, publication, centres, deviation: the mixture's; the second is a key of ``RULES``.
     """
 
     def __init__(self, real: Tensor, *, name: str, publication: str, centres: Tensor, deviation: float) -> None:
@@ -73,7 +70,7 @@ class MixtureEvaluator:
             features="coordinates",
             num_real=len(self._real),
             num_fake=len(points),
-            modes=modes_covered(modes[good], count),
+            modes=len(torch.unique(modes[good])),
             high_quality=good.double().mean().item(),
             kl=reverse_kl(counted, count) if len(counted) else None,
             kl_floor=reverse_kl_floor(count, len(counted)) if len(counted) else None,
