@@ -78,12 +78,10 @@ def sampling(images: Path, iterations: int = 5) -> dict[str, float]:
         training=dataclasses.replace(settings.training, batch_size=64, generator_batch=2, d_steps=5),
     )
     state = build_state(RunConfig("sn", settings=settings), open_source(settings))
-    monitor = state.monitor
-    assert monitor is not None
     seconds = []
     for iteration in (0, 250, 251):  # the first makes the meter, the last reads spectra alone
         began = time.process_time()
-        monitor.snapshot(iteration)
+        state.monitor.snapshot(iteration)
         seconds.append(time.process_time() - began)
     began = time.process_time()
     train(state, dataclasses.replace(settings.training, steps=iterations))

@@ -271,7 +271,6 @@ def lab_training(
         if state.step == 1:  # without momentum, what Adam averages is the gradient itself
             moments = state.discriminator_optimizer.state_dict()["state"]
             gradients.extend(moments[index]["exp_avg"].clone() for index in sorted(moments))
-        assert state.monitor is not None
         state.monitor.step(state.step)
 
     train(state, config.settings.training, processes=processes, callbacks=[watch])

@@ -145,7 +145,6 @@ def _guard(state: "TrainingState", options: GuardOptions, methods: "MethodOption
     from specreg.monitor.actions import Pin
     from specreg.training.state import LEARNT
 
-    assert state.monitor is not None
     networks = {name: part for name in LEARNT if (part := getattr(state, name)) is not None}
     state.pin = Pin(networks) if options.roll_back else None
     static = vars(methods.static) | {"every": options.every}

@@ -31,7 +31,7 @@ from specreg.processes import ALONE, Processes
 from specreg.records import PACE, RunDirectory
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
-from specreg.training.steps import NonFiniteError
+from specreg.training.steps import NonFiniteError, first_bad
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -89,7 +89,6 @@ def draw_missing(source: Source, run: RunDirectory, records: RecordConfig, readi
 
 def reading_of(state: TrainingState) -> Reading | None:
     """Return the newest reading of coverage; None where the guard has gone back since: it is of another network."""
-    assert state.monitor is not None
     guard, sampled = state.compensator, state.monitor.sampled or 0
     gone_back = isinstance(guard, Guard) and guard.restored is not None and (guard.switched_on or 0) >= sampled
     return None if gone_back else state.monitor.reading
@@ -126,7 +125,6 @@ class Follower:
     """
 
     def __init__(self, settings: Settings, state: TrainingState, processes: Processes) -> None:
-        assert state.monitor is not None
         self._settings, self._every = settings, settings.records
         self._state, self._processes = state, processes
         self._monitor = state.monitor
@@ -157,7 +155,7 @@ class Follower:
 
     def _agree(self) -> None:
         """Make sure, before a checkpoint, that the state is finite and one, and not as many as processes."""
-        if bad := self._state.first_bad():
+        if bad := first_bad(self._state.tensors()):
             raise NonFiniteError(f"step {self._state.step}: NaN or inf in {bad}; no checkpoint was made of it")
         if self._processes.count > 1:
             self._processes.agree(self._state.step, self._state.digests())

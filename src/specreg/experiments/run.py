@@ -367,7 +367,6 @@ def _finish(
     random = torch.Generator().manual_seed(REFERENCE_SEED)
     source.save_picture(lambda count: sample_images(generator, count), run.image("samples"))
     source.save_picture(lambda count: source.dataset.draw(count, random)[0], run.image("data"))
-    assert state.monitor is not None
     assert state.monitor.verdict is not None
     reading, verdict = reading_of(state), state.monitor.verdict
     draw_missing(source, run, config.settings.records, reading)

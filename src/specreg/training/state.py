@@ -21,7 +21,7 @@ from specreg.monitor.monitor import Monitor
 from specreg.names import printable
 from specreg.pickles import LimitError
 from specreg.regularizers.compensators import Compensator
-from specreg.training.steps import Run, first_bad, named_tensors
+from specreg.training.steps import Run, named_tensors
 
 SCHEMA = 8
 # What learns, and what watches it: each has a state of its own, or is None.
@@ -43,7 +43,7 @@ class TrainingState:
         random: source of latent vectors and labels.
         ema: the generator's running average, or None.
         compensator: or a guard that switches one on, or None for plain spectral normalization.
-        monitor: watches the discriminator, or None.
+        monitor: watches the discriminator; made of the state, and set then.
         pin: keeps healthy copies for the guard to go back to, or None.
         penalty: of the discriminator's weights, added to its loss, or None.
         replays: recorded steps of "d" and "g" on a GPU; no part of what is saved.
@@ -57,7 +57,7 @@ class TrainingState:
     draws: torch.Generator
     random: torch.Generator
     compensator: Compensator | Guard | None = None
-    monitor: Monitor | None = None
+    monitor: Monitor = field(init=False)
     pin: Pin | None = None
     penalty: Callable[[], Tensor] | None = None
     ema: nn.Module | None = None
@@ -102,11 +102,8 @@ class TrainingState:
             torch.cuda.set_rng_state(random, device)
         self.step = state["step"]
 
-    def first_bad(self) -> str | None:
-        """Return the name of the first tensor of the networks and their optimizers that holds NaN or inf, or None."""
-        return first_bad(self._tensors())
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the floating-point tensors of the networks and their optimizers, as a message names them."""
         yield from named_tensors(self.generator, "generator")
         yield from named_tensors(self.discriminator, "discriminator")
         for which, optimizer, network in (
