@@ -124,7 +124,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
 def _shown(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def rounded(value: object) -> object:

@@ -459,7 +459,8 @@ def _unwrapped(text: str) -> str:
 
 def _large(number: int) -> str:
     """Return a number with three digits and a prefix of its thousands: 1.05 M."""
+    rounded = float(f"{number:.3g}")  # before the prefix is chosen: 999,999 is a million
     for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g} {prefix}"
+        if rounded >= 10**power:
+            return f"{rounded / 10**power:.3g} {prefix}"
     return str(number)

@@ -1,6 +1,7 @@
 """The benchmarks run, and what they promise about memory holds here and now; what they time is theirs to say."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,13 @@ def measure(folder: Path, name: str, *options: str) -> tuple[str, dict[str, dict
     out = folder / "new" / "out.json"
     printed = run_script(folder / "printed", FOLDER / name, *options, "--out", str(out))
     return printed, json.loads(out.read_text())
+
+
+def test_a_table_has_three_digits_but_a_thousand_in_full():
+    shown = runpy.run_path(str(FOLDER / "measure.py"))["_shown"]
+    assert [shown(value) for value in (7, 0.12345, 99.95, 999.4, 999.7, 12345.6)] == [
+        "7", "0.123", "100", "999", "1000", "12346",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

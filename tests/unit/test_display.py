@@ -42,6 +42,11 @@ def test_the_command_that_comes_next_can_be_given_to_a_shell(name, shown, capsys
     assert capsys.readouterr().out.endswith(f"one page about it: specreg report {shown}\n")
 
 
+def test_a_number_has_the_prefix_of_what_it_is_rounded_to():
+    shown = [display._large(number) for number in (999, 1050, 999_499, 999_500, 999_600_000_000, 10**20)]
+    assert shown == ["999", "1.05 k", "999 k", "1 M", "1 T", "100 E"]
+
+
 def job(folder, name: str, state: str, steps: int = 100, **latest: float) -> Job:
     settings = Settings()
     settings = replace(settings, training=replace(settings.training, steps=steps))

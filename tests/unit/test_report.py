@@ -22,7 +22,7 @@ from specreg.files import write_json
 from specreg.names import ALARMS
 from specreg.records import RunDirectory
 from specreg.report.figures import plot_bulks, plot_curves, plot_named, styles
-from specreg.report.illustrations import Illustration, Panel, Part, illustrations, samples, scores
+from specreg.report.illustrations import Illustration, Panel, Part, _ends, illustrations, samples, scores
 from specreg.report.page import write_page
 from specreg.report.panels import picture, write_sheet
 from specreg.report.runs import Run, bulk, grouped, open_cells, ratios
@@ -195,6 +195,11 @@ def test_panels_name_the_scores_of_the_last_weights_and_data_by_their_file(tmp_p
     titles = [panel.title for part in scores(cells).parts for panel in part.panels]
     assert {"FD ↓", "FD ↓, last weights", "last_thing"} <= set(titles)
     assert samples(cells).parts[0].panels[0].title == "Real, pictures.zip"
+
+
+def test_what_a_picture_shows_is_told_in_three_digits_but_a_thousand_in_full():
+    curves = {"a": {1: 5.0, 9: 1000}, "b": {9: 0.12345}, "c": {3: 12345.6}, "d": {9: math.inf}}
+    assert _ends(curves) == "at the end: a 1000, b 0.123, c 12300 (iteration 3), d inf"
 
 
 def test_a_mean_says_how_many_runs_had_a_value():

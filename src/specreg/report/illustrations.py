@@ -326,7 +326,9 @@ def _ends(curves: Mapping[str, Mapping[int, float]]) -> str:
     ends = {name: max(curve) for name, curve in curves.items() if curve}
     last = max(ends.values(), default=0)
     early = {name: f" (iteration {end})" if end < last else "" for name, end in ends.items()}
-    return "at the end: " + ", ".join(f"{name} {curves[name][end]:.3g}{early[name]}" for name, end in ends.items())
+    values = {name: float(f"{curves[name][end]:.3g}") for name, end in ends.items()}
+    # Three digits, but a thousand as one: 1e+03 is nothing to be read aloud.
+    return "at the end: " + ", ".join(f"{name} {value:g}{early[name]}" for name, value in values.items())
 
 
 def _turned(run: Run, field: str) -> dict[str, dict[int, float]]:
