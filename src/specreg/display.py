@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from specreg.autopsy.formats import listed
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers.selection import shown as layer_name
 from specreg.names import ALARMS, counted, printable
@@ -320,13 +321,12 @@ _SPECTRA_NOTES = (
 def _series_note(found: Autopsy, width: int) -> str:
     picked = _picked([str(iteration) for iteration in found.iterations], width)
     some = "" if len(picked) == len(found.paths) else f" {len(picked)} of them are shown: a wider terminal has more."
-    paths = [str(path) for path in found.paths]
-    shown = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+    bulk, shown = f"Bulk of s_k/s_1 in {len(found.paths)} checkpoints", listed(list(map(str, found.paths)))
     if found.order:
-        return f"Bulk of s_k/s_1 in {len(paths)} checkpoints, in the order of {found.order}: {shown}.{some}"
+        return f"{bulk}, in the order of {found.order}: {shown}.{some}"
     return (
-        f"Bulk of s_k/s_1 in {len(paths)} checkpoints, numbered as given, {shown}: their names do not tell in which "
-        f"order they were written, so there is no verdict. Name them by their steps, for instance step-1000.pt.{some}"
+        f"{bulk}, numbered as given, {shown}: their names do not tell in which order they were written, so there is no "
+        f"verdict. Name them by their steps, for instance step-1000.pt.{some}"
     )
 
 

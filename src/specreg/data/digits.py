@@ -10,9 +10,8 @@ from specreg.data.stacked import StackedImages
 
 NUM_HELD_OUT = 297
 
-_digits = functools.cache(load_digits)  # parses a compressed text
 
-
+@functools.cache  # parses a compressed text
 def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return scikit-learn's 1,797 handwritten digits, in a fixed split.
 
@@ -22,7 +21,7 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Reference:
         Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits, test part.
     """
-    digits = _digits()
+    digits = load_digits()
     images = torch.from_numpy(digits.images)  # 0 to 16
     images = (images * (255 / 16)).round().to(torch.uint8)
     labels = torch.from_numpy(digits.target).long()

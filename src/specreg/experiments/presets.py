@@ -132,7 +132,7 @@ def paper_cpu() -> list[Cell]:
     - scores are of a running average of the generator (decay 0.999), and of its last weights beside it
     """
     cells = []
-    for batch, channels in ((8, 32), (16, 32), (8, 64)):
+    for letter, batch, channels in (("C", 8, 32), ("C", 16, 32), ("B", 8, 64)):
         settings = _paper_settings(32, batch, channels, 20_000)
         settings = replace(
             settings,
@@ -141,7 +141,6 @@ def paper_cpu() -> list[Cell]:
             training=replace(settings.training, lr_decay="none", ema_decay=0.999),
             records=replace(settings.records, spectra_every=100, evaluate_every=1000, samples=5000),
         )
-        letter = "B" if channels == 64 else "C"
         cells.append(Cell(f"{letter}{batch}-{channels}", settings, images=_CIFAR))
     return cells
 

@@ -176,9 +176,8 @@ def styles(runs: Iterable[Run]) -> dict[str, Style]:
     return looks
 
 
-def layer_styles(names: Iterable[str]) -> dict[str, Style]:
+def layer_styles(names: Sequence[str]) -> dict[str, Style]:
     """Return each layer's line: dark at the input, light at the output."""
-    names = list(dict.fromkeys(names))
     shades = _shades(len(names))[::-1]
     return {name: Style(shades[i], *_PATTERNS[i % len(_PATTERNS)]) for i, name in enumerate(names)}
 

@@ -82,7 +82,8 @@ def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
                 mean_and_spread([run.result.get(key) for run in finished], decimals) for key, _, decimals in measures
             ]
             row += [_collapses(runs), verdicts.counts(runs) or "-"] if watched else []
-            row += [_as_published(cell.published.get(score, {}).get(method, ())) for score in scores]
+            told = [cell.published.get(score, {}).get(method, ()) for score in scores]
+            row += [" ± ".join(f"{value:.2f}" for value in values) or "-" for values in told]
             row += [str(cell.published.get("collapse", "-") if method == "sn" else "-")] * with_collapse
             rows.append(row)
     headings = ["setting"] * several + (["run"] if by_run else ["method", "seeds"])
@@ -227,10 +228,6 @@ def _are_comparable(*methods: Sequence[Run]) -> bool:
     shared = [{key: value for key, value in run.settings.items() if not key.startswith("methods.")} for run in runs]
     of_one_group = all(len(grouped(alike)) < 2 for alike in methods)
     return of_one_group and of_one_protocol(runs) and not (shared and differing(shared))
-
-
-def _as_published(values: Sequence[float]) -> str:
-    return " ± ".join(f"{value:.2f}" for value in values) or "-"
 
 
 def _collapse(run: Run) -> int | None:
