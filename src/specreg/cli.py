@@ -436,8 +436,7 @@ _SWEEPS = (*_RUNS, "specreg.experiments.sweep", "specreg.report.page")
 def _import(command: str, *modules: str) -> None:
     """Import what a command takes seconds to import, now that its options are right; Ctrl-C waits for that.
 
-    Raises:
-        ValueError: it is one of several processes, which only a training can be.
+    Only then is it known whether this is one of several processes, which nothing but a training can be.
     """
     import_whole(modules)
     from specreg.processes import launched

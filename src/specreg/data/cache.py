@@ -33,9 +33,6 @@ def hold(decode: Callable[[], Pixels], *, cache: Path | None, name: str, stamp: 
 
     Returns:
         (N, C, H, W), uint8.
-
-    Raises:
-        ValueError: the cache cannot be written, or ``decode`` raised it; no file is left behind.
     """
     if cache is None:
         shape, chunks = decode()

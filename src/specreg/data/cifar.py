@@ -25,9 +25,7 @@ class _Cifar(ABC):
 
     Attributes:
         title: the data set, and its version after a comma.
-        parts: its files.
         names: the file that has the classes' names.
-        classes: how many.
     """
 
     title: str

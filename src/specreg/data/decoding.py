@@ -36,9 +36,6 @@ class ImageFiles:
 
     Attributes:
         path: of their folder or archive, for messages.
-        names: of the files, in order.
-        labels: their classes.
-        classes: the classes' names.
         open: opens a file by its position.
         stamp: returns what changes when the files do, for the cache.
     """

@@ -39,13 +39,7 @@ Part = ImageFiles | Callable[[int | None, Path | None], ImageArrays]
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set that has not been read yet.
-
-    Attributes:
-        path: of its folder or file.
-        splits: its parts.
-        part: finds a part.
-    """
+    """A data set that has not been read yet: its folder or file, its parts, and what finds one of them."""
 
     path: Path
     splits: tuple[Split, ...]
@@ -57,7 +51,6 @@ class ImageSet:
         """Read a part.
 
         Args:
-            split: the part.
             image_size: crop every image to its central square and resize it to this side.
             cache: a folder for decoded images, of folders, zips, STL-10 and Hugging Face data sets; they are mapped
                 from there instead of being held in memory.
@@ -90,10 +83,6 @@ def find_images(path: str | Path) -> ImageSet:
             or (N, H, W, C), uint8, and optionally ``labels`` (N,), integers from 0. The last three have a part for
             testing if ``test`` or ``val`` in place of ``train`` in the name of a folder in them, or in their own, gives
             that of another: val/ beside train/, X-test.zip beside X-train.zip.
-
-    Raises:
-        FileNotFoundError: nothing is there; says where to get it.
-        ValueError: it is in no known format, or in several, or a folder in it cannot be read.
     """
     path = Path(path)
     if not exists(path):

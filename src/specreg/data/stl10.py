@@ -23,12 +23,7 @@ _NAMES = "class_names.txt"
 
 
 class Stl10:
-    """Images (3, 96, 96) with columns before rows, and labels from 1.
-
-    Attributes:
-        title: the data set and its version.
-        home: where it is to be had, for messages.
-    """
+    """Images (3, 96, 96) with columns before rows, and labels from 1."""
 
     title = "STL-10"
     home = "stl10_binary.tar.gz from cs.stanford.edu/~acoates/stl10"

@@ -114,10 +114,6 @@ class Inception:
         weights: a file of torch-fidelity's weights; None looks where torch-fidelity keeps them. Nothing is downloaded.
         device: where it computes.
 
-    Raises:
-        FileNotFoundError: there is no such file; says where to get it.
-        ValueError: torch-fidelity is not installed, or the file does not hold these weights.
-
     Reference:
         Heusel et al. 2017; Salimans et al. 2016; Obukhov and Krasnyanskiy 2020 (torch-fidelity).
     """

@@ -23,7 +23,6 @@ class Cell:
     Attributes:
         name: part of the runs' folders; the paper's settings are named LETTER BATCH-CHANNELS, without the space.
         settings: all of a run but its method and seed.
-        methods: what is run in this setting.
         images: the images that the user has to give, "" for those that come with the package.
         num_classes: classes of these images.
     """

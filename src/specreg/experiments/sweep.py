@@ -65,9 +65,7 @@ def changes(before: Sequence[Cell], after: Sequence[Cell]) -> dict[str, list[str
 def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
     """Lay out the run directories of a plan; complete runs are done already, failed ones wait only for ``retry``.
 
-    Raises:
-        ValueError: the folder holds a sweep of another preset or with other settings, data are missing or cannot be
-            used, or the folder cannot be written; nothing is changed.
+    Where the folder, the data or a run do not fit it is a ValueError, and nothing is changed.
     """
     _merged(out, plan)
     if lacking := [cell for cell in plan.cells if not cell.settings.data.data]:

@@ -52,14 +52,7 @@ _NEWEST = re.compile(r"best|last|latest|newest|current|final|end|init|initial|st
 
 @dataclass(frozen=True)
 class Notice:
-    """What is said of a reading.
-
-    Attributes:
-        name: the iteration that the name of what was read tells, or that name.
-        state: one of ``specreg.names.STATES``.
-        message: the state and the numbers behind it.
-        details: these numbers.
-    """
+    """What is said of a reading; its name is the iteration that the name of what was read tells, or that name."""
 
     name: str
     state: State
@@ -100,7 +93,6 @@ class Folder:
     """What appears in a folder; :meth:`read` and :meth:`notices` are what is made of it.
 
     Args:
-        path: the folder.
         files: globs of names, or of paths within the folder, of the files to read; () takes those of known endings.
     """
 

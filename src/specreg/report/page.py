@@ -18,11 +18,7 @@ from specreg.report.tables import Table
 
 
 def write_page(path: Path, cells: Sequence[Cell]) -> None:
-    """Write the page about the cells of :func:`specreg.report.open_cells`; the same records give the same page.
-
-    Raises:
-        ValueError: a record is damaged; nothing is written.
-    """
+    """Write the page about cells, the same of the same records; nothing if one of these is damaged."""
     _check(cells)
     sections: dict[str, tuple[str, Any]] = {
         "verdict": ("Verdict", verdict(cells)),
@@ -47,10 +43,10 @@ def write_page(path: Path, cells: Sequence[Cell]) -> None:
 
 
 def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
-    """Write results.json, and where a run is complete table.md and the pictures; returns the paths.
+    """Write results.json, and where a run is complete table.md and the pictures; nothing if a record is damaged.
 
-    Raises:
-        ValueError: a record is damaged; nothing is written.
+    Returns:
+        The paths.
     """
     _check(cells)
     rows = tables.results(cells)
@@ -66,11 +62,7 @@ def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
 
 
 def check_folder(folder: Path) -> list[Cell]:
-    """Return the cells that a comparison's or sweep's folder has already.
-
-    Raises:
-        ValueError: a record of a complete run is damaged; names it.
-    """
+    """Return the cells that a comparison's or sweep's folder has already, once the complete runs' records are whole."""
     cells = open_cells([folder]) if exists(folder / "sweep.json") else []
     for run in (run for cell in cells for run in cell.runs):
         if run.directory.complete:

@@ -49,9 +49,6 @@ class Run:
         look: how its method is called and drawn.
         label: a name that no other run of the report has, by :func:`open_cells`.
         group: what it shares with its repetitions under other seeds.
-
-    Raises:
-        ValueError: a file is damaged; names it.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -156,11 +153,7 @@ class Run:
         return {step: bulk(values) for step, values in self.ratios(name) if len(values) > 1}
 
     def picture(self, name: str) -> Image.Image | None:
-        """Return the run's grid of "samples", of its "data" or of what is "missing", grey or in colours, if it has it.
-
-        Raises:
-            ValueError: the file is no picture, or one that would take all memory.
-        """
+        """Return the run's grid of "samples", its "data" or what is "missing", grey or in colours; None without one."""
         path = self.directory.image(name)
         if not path.exists():
             return None
@@ -175,11 +168,7 @@ class Run:
             raise ValueError(f"{path} is damaged: it is no picture; remove it or restore it") from error
 
     def read(self) -> None:
-        """Read and check everything, for whoever writes files of it.
-
-        Raises:
-            ValueError: a file is damaged; names it.
-        """
+        """Read and check everything, for whoever writes files of it."""
         _ = self.environment, self.result, self.spectra, self.verdicts, self.events, self.curves
 
 
@@ -226,9 +215,6 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
 
     Returns:
         The cells of presets, in their order, and one for all other runs; with labels set.
-
-    Raises:
-        ValueError: a path is none of these, or a ``sweep.json`` or a run's configuration is damaged.
     """
     cells, loose = [], Cell("runs")
     for path in {os.path.realpath(path): Path(path) for path in paths}.values():

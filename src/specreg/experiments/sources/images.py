@@ -42,7 +42,7 @@ class Images:
 
     @classmethod
     def open(cls, data: DataConfig) -> Self:
-        """Read the data; raises FileNotFoundError or ValueError saying the remedy."""
+        """Read the data."""
         return cls(_open_part(data, data.data_split, data.stacked_size))
 
     @classmethod
@@ -57,11 +57,8 @@ class Images:
         """Return the test part; None without one, or if that is trained on.
 
         Stacked images are stacked anew for every draw, whatever the training's are. Where networks are conditional, a
-        part whose classes are not the training's, as images without folders have none, is None, too.
-
-        Raises:
-            ValueError: the test part cannot be read, or is not like the training images, or is None for its classes
-                and needed for ``reference_split`` "test"; says the remedy.
+        part whose classes are not the training's, as images without folders have none, is None, too, unless
+        ``reference_split`` needs it.
         """
         data, like = settings.data, self.dataset
         if data.data_split == "test" or (data.data != "digits" and "test" not in find_images(data.data).splits):
