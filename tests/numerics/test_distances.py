@@ -141,8 +141,3 @@ def test_intra_class_distance_sees_classes_that_are_exchanged():
     shifted = points + 2.0 * (labels == 1)[:, None] * torch.tensor([0.0, 1, 0])
     found = intra_class_distance(points[keep], labels[keep], shifted[keep], labels[keep])
     assert found == pytest.approx(2, rel=1e-4)
-
-
-def test_there_is_no_intra_class_distance_where_a_class_is_missing():
-    points, labels = torch.randn(8, 2), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
-    assert intra_class_distance(points, labels, points, labels * 0) is None

@@ -136,11 +136,6 @@ def test_data_without_a_known_held_out_part_say_so():
         Images(folder_of(50)).make_evaluator(settings("folder", reference_split="test"))
 
 
-def test_features_that_do_not_fit_the_images_say_so():
-    with pytest.raises(ValueError, match=r"digit-classifier features are for 8x8 images of 1 or 3 channels, got 16x16"):
-        Images(folder_of(50)).make_evaluator(settings("folder", features="digits"))
-
-
 def test_mnist_features_take_images_of_their_own_size_only():
     extractor = ClassifierFeatures("mnist")
     assert extractor.describe(noise(5, 3, 28)).features.shape == (5, 192)
@@ -202,14 +197,6 @@ def test_images_stacked_once_are_used_once():
     assert (found.num_real, found.fd) == (25, pytest.approx(0, abs=1e-6))
     part = Images(digits).make_evaluator(settings("folder", reference=12, samples=20, features="pixels"))
     assert part.evaluate(digits.draw(20, random)[0]).num_real == 12
-
-
-def test_weights_of_inception_without_its_features_are_refused():
-    given = settings(inception_weights="weights.pth")
-    digits = Images(StackedDigits())
-    for evaluate in (digits.make_evaluator, digits.check_evaluation):
-        with pytest.raises(ValueError, match="--inception-weights are for --features inception"):
-            evaluate(given)
 
 
 def test_classifier_weights_that_are_missing_or_damaged_say_so(tmp_path, monkeypatch):
