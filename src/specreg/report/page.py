@@ -18,7 +18,7 @@ from specreg.report.tables import Table
 
 
 def write_page(path: Path, cells: Sequence[Cell]) -> None:
-    """Write the page about cells, the same of the same records; nothing if one of these is damaged."""
+    """Write the page about cells: the same page from the same records, and none if a record is damaged."""
     _check(cells)
     sections: dict[str, tuple[str, Any]] = {
         "verdict": ("Verdict", verdict(cells)),
@@ -43,7 +43,7 @@ def write_page(path: Path, cells: Sequence[Cell]) -> None:
 
 
 def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
-    """Write results.json, and where a run is complete table.md and the pictures; nothing if a record is damaged.
+    """Write results.json, and where a run is complete table.md and the pictures; none if a record is damaged.
 
     Returns:
         The paths.
