@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 1 a run of a comparison or sweep failed, or the machine did (its disk is full), 2 bad input, 3
 training diverged, 4 another process of the job has ended or differs, 5 a watched training has reached a state of
---fail-on, 130 interrupted.
+--fail-on, 130 interrupted, 141 nobody reads the output any more (``| head``).
 """
 
 import contextlib
@@ -81,7 +81,21 @@ specreg COMMAND --help lists a command's options. The library needs no command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever began this; the next file must not take its place
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(null, stream.fileno())  # Python writes what is left at its end
+        return 141
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_HELP)
         return 0
@@ -101,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before or after the training, which asks for it where it can be resumed
         sys.stderr.write(_INTERRUPTED if arguments[0] in ("compare", "sweep", "train") else "specreg: interrupted\n")
         return 130
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, MemoryError) as error:
         return _fail(_explained(error), 1 if getattr(error, "errno", None) in _NO_ROOM else 2)
     except RuntimeError as error:

@@ -111,6 +111,24 @@ def weights(tmp_path: Path) -> str:
     return str(tmp_path / "w.pt")
 
 
+def test_output_that_nobody_reads_ends_the_command_without_a_word():
+    ours, theirs = os.pipe()
+    os.close(ours)  # as head does, once it has its lines
+    ended = subprocess.run(
+        [sys.executable, "-m", "specreg", "--help"], stdout=theirs, stderr=subprocess.PIPE, check=False
+    )
+    os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_whose_output_is_closed_does_what_it_should(closed):
+    command = f'"$0" -m specreg --version {closed}'
+    assert subprocess.run(["sh", "-c", command, sys.executable], check=False).returncode == 0
+    command = f'"$0" -m specreg nothing {closed}'
+    assert subprocess.run(["sh", "-c", command, sys.executable], check=False).returncode == 2
+
+
 def test_without_the_lab_the_command_line_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr("specreg.cli.find_spec", lambda name: None)
     code, _, error = run(capsys, "compare")
