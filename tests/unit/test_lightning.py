@@ -138,9 +138,11 @@ def test_the_guard_switches_on_and_compensates_right_after_the_discriminators_st
     assert callback.guard.compensator.calls == 8 * 2  # the discriminator's steps alone
 
 
-def test_the_optimizer_is_let_go_of_when_the_training_ends():
-    module, callback = HandGan(), make_callback(guard=True)
+@pytest.mark.parametrize("guard", [True, {}])
+def test_the_optimizer_is_let_go_of_when_the_training_ends(guard):
+    module, callback = HandGan(), make_callback(guard=guard)
     trainer = fit(module, callback, batches=3)
+    assert callback.guard is not None
     assert all(not optimizer._optimizer_step_post_hooks for optimizer in trainer.optimizers)
 
 

@@ -101,7 +101,7 @@ class SpectralMonitorCallback(Callback):
             "coverage": coverage, "scores": scores, "groups": groups, "only": only, "skip": skip,
         }  # fmt: skip
         self._actions = list(actions)
-        self._guard_options: dict[str, Any] | None = {} if guard is True else dict(guard) if guard else None
+        self._guard_options = dict(guard) if isinstance(guard, Mapping) else {} if guard else None
         self._handle: RemovableHandle | None = None
         self._loaded: Mapping[str, Any] | None = None
 
@@ -124,7 +124,7 @@ class SpectralMonitorCallback(Callback):
         elif self.monitor.module is not module:
             raise ValueError("the callback has watched another module: make a new one for each training")
         if self._loaded is not None:
-            self._restore(self._loaded)
+            self._restore(self.monitor, self._loaded)
             self._loaded = None
         if self.guard is not None:
             optimizer = _optimizer_of(module, self._path, trainer.optimizers)
@@ -172,11 +172,10 @@ class SpectralMonitorCallback(Callback):
         """Keep what :meth:`state_dict` returned; it is restored when the training starts."""
         self._loaded = state_dict
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        assert self.monitor is not None
+    def _restore(self, monitor: Monitor, state: Mapping[str, Any]) -> None:
         self.iteration = state["iteration"]
         if state["monitor"] is not None:
-            self.monitor.load_state_dict(state["monitor"])
+            monitor.load_state_dict(state["monitor"])
         # A guard or an action that the interrupted training did not have begins anew.
         if self.guard is not None and state["guard"] is not None:
             self.guard.load_state_dict(state["guard"])
