@@ -27,12 +27,7 @@ class _Cautious(io.BufferedReader):
 
 @contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip archive.
-
-    Raises:
-        ValueError: it is damaged or encrypted, or two of its entries have one name.
-        LimitError: its list of entries is too long.
-    """
+    """Open a zip archive; ValueError says why it is not read."""
     try:
         with _Cautious(io.FileIO(str(path))) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -46,11 +41,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def stored_entries(archive: zipfile.ZipFile, path: Path) -> dict[str, Bytes]:
-    """Return where the entries of an archive are in its file.
-
-    Raises:
-        ValueError: one is compressed or not in the file, or they share their bytes, as those of a zip bomb do.
-    """
+    """Return where the entries of an archive are in its file."""
     size = path.stat().st_size
     regions = {}
     with open(path, "rb") as file:
@@ -65,6 +56,6 @@ def stored_entries(archive: zipfile.ZipFile, path: Path) -> dict[str, Bytes]:
             if begin + entry.file_size > size:
                 raise ValueError(f"its entry {entry.filename!r:.80} is longer than the file")
             regions[entry.filename] = Bytes(begin, entry.file_size)
-    if sum(region.size for region in regions.values()) > size:
+    if sum(region.size for region in regions.values()) > size:  # they share bytes, as those of a zip bomb do
         raise ValueError("its entries claim more bytes than the file has")
     return regions

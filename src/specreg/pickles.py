@@ -231,10 +231,6 @@ class _Machine(pickle._Unpickler):
         self.stack.append(value)
 
 
-def _frame(machine: Any) -> None:
-    machine.read(8)  # a hint on how much to read at once, which is not taken
-
-
 def _bytes(form: str) -> Callable[[Any], None]:
     def load(machine: Any) -> None:
         (size,) = struct.unpack(form, machine.read(struct.calcsize(form)))
@@ -336,7 +332,7 @@ _COSTS = {
     for code in codes
 }  # fmt: skip
 _REPLACED: dict[bytes, Callable[[Any], None]] = {
-    pickle.FRAME: _frame,
+    pickle.FRAME: lambda machine: machine.read(8),  # a hint on how much to read at once, which is not taken
     pickle.BINSTRING: _bytes("<i"),  # of Python 2, longer than 255
     pickle.SHORT_BINBYTES: _bytes("<B"),
     pickle.BINBYTES: _bytes("<I"),

@@ -22,11 +22,7 @@ T = TypeVar("T")
 
 
 def launched() -> int:
-    """Return how many processes a launcher has started for this job: the environment's WORLD_SIZE, 1 without.
-
-    Raises:
-        ValueError: it is no number.
-    """
+    """Return how many processes a launcher has started for this job: the environment's WORLD_SIZE, 1 without."""
     value = os.environ.get("WORLD_SIZE", "1")
     if not value.isdecimal():
         raise ValueError(f"the environment variable WORLD_SIZE is {value!r:.60}, not a number of processes: unset it")
@@ -34,11 +30,7 @@ def launched() -> int:
 
 
 def local_device() -> torch.device:
-    """Return where this process computes: on the GPU that LOCAL_RANK names, or on the CPU where there is none.
-
-    Raises:
-        ValueError: there are fewer GPUs than processes on this machine.
-    """
+    """Return where this process computes: on the GPU that LOCAL_RANK names, or on the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     rank, num_gpus = os.environ.get("LOCAL_RANK", "0"), torch.cuda.device_count()
@@ -53,9 +45,7 @@ def local_device() -> torch.device:
 def join() -> "Processes":
     """Connect this process with the others that torchrun or accelerate launch has started, if it has.
 
-    Raises:
-        ValueError: the environment does not say where the others are.
-        LostProcessError: they could not be connected; starting the job again may help.
+    ValueError is of the environment; after a LostProcessError starting the job again may help.
     """
     if (count := launched()) < 2:
         return ALONE
@@ -215,10 +205,9 @@ class Processes:
         return int(num_flags.item()) > 0
 
     def agree(self, step: int, digests: Mapping[str, int]) -> None:
-        """Make sure that all processes are at the same step and hold the same values: checksums by name, equal names.
+        """Raise DisagreementError in every process unless all are at one step and hold the same values.
 
-        Raises:
-            DisagreementError: in every process, naming those that differ from the main one, and in what.
+        Those are checksums by name, of the same names in each.
         """
         if self.count == 1:
             return

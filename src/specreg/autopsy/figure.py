@@ -13,11 +13,7 @@ _PANELS = 16
 
 
 def draw(autopsy: Autopsy) -> Figure:
-    """Draw s_k/s_1 against k, a panel for each of the layers lowest against a random matrix, a curve per checkpoint.
-
-    Raises:
-        ValueError: no layer has a spectrum, or more than one singular value.
-    """
+    """Draw s_k/s_1 against k, a panel for each of the layers lowest against a random matrix, a curve per checkpoint."""
     newest = autopsy.layers[-1]
     parts = {name: spectrum.part for name, spectrum in newest.items() if spectrum.part is not None}
     if not parts:

@@ -66,11 +66,7 @@ _SHARD = re.compile(r".*\.data-\d+-of-\d+")  # of TensorFlow's checkpoint
 
 
 def find_file(path: Path) -> Path:
-    """Return the checkpoint that a path names: the file itself, or the only one in a folder.
-
-    Raises:
-        ValueError: there is none, or several, or the folder itself is a format that is not read.
-    """
+    """Return the checkpoint that a path names: the file itself, or the only one in a folder."""
     if not exists(path):
         raise ValueError(f"there is no checkpoint {path}: check the name")
     if not path.is_dir():
@@ -100,11 +96,7 @@ def find_file(path: Path) -> Path:
 
 
 def read_tensors(path: Path) -> Contents:
-    """Return all tensors in a file by name, and reasons why others are left out, counted; nothing in it is executed.
-
-    Raises:
-        ValueError: it is damaged, or not of a format that is read here; says how to convert it.
-    """
+    """Return all tensors in a file by name, and reasons why others are left out, counted; nothing in it is executed."""
     check_file(path)
     with reading(path), open(path, "rb") as file:
         head = file.read(262)  # tar's sign is at its end

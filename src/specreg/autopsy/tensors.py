@@ -77,15 +77,6 @@ def obstructed(obstacle: str, shape: Any = None) -> Stored:
     return Stored((1, 1) if sides is None else sides, read, obstacle)
 
 
-def obstacle_of(dtype: torch.dtype) -> str:
-    """Return what keeps values of this type from being a weight's; "" if nothing does."""
-    if dtype in _FLOATING:
-        return ""
-    if "q" in str(dtype).removeprefix("torch."):
-        return "quantized"
-    return "of complex numbers" if dtype.is_complex else "of integers"
-
-
 @dataclass(frozen=True)
 class Tensors:
     """Interprets a pickle's objects as the tensors of one file.
@@ -99,11 +90,7 @@ class Tensors:
     locate: Callable[[Any], tuple[torch.dtype, Bytes] | None]
 
     def of(self, value: Object) -> Stored | None:
-        """Return the tensor that an object stands for, None if it stands for something else.
-
-        Raises:
-            ValueError: its description contradicts itself or the file.
-        """
+        """Return the tensor that an object stands for, None if it stands for something else."""
         if not is_tensor(value):
             return None
         for _ in range(8):  # a parameter holds a tensor, which may be of another class; a hostile one holds itself
@@ -143,21 +130,18 @@ class Tensors:
         return self._strided(region, dtype, offset, size, stride)
 
     def _strided(self, content: Bytes | str, dtype: torch.dtype, offset: Any, size: Any, stride: Any) -> Stored:
-        """Return a view of a region of the file: nothing of it is believed before it has been compared with that.
+        """Return a view of a storage, of which nothing is believed before it has been compared with that.
 
-        Args:
-            content: the storage: where in the file it is, or its bytes as a text, one character for each.
-            dtype: of the values.
-            offset: of the first value from the storage's beginning, in values.
-            size, stride: as torch has them.
+        ``content`` is where the storage is in the file, or its bytes as a text, one character for each.
         """
         shape, steps = _integers(size), _integers(stride)
         if shape is None or steps is None or len(shape) != len(steps):
             raise ValueError("it describes a tensor without a proper shape")
         if type(offset) is not int or not 0 <= offset < _LARGEST:
             raise ValueError("it describes a tensor without a proper place in its storage")
-        if (obstacle := obstacle_of(dtype)) == "quantized":
-            return obstructed(obstacle, shape)
+        if "q" in str(dtype):
+            return obstructed("quantized", shape)
+        obstacle = "" if dtype in _FLOATING else "of complex numbers" if dtype.is_complex else "of integers"
         if 0 in shape:
             return Stored(shape, lambda: torch.empty(shape), obstacle)
         room = (content.size if isinstance(content, Bytes) else len(content)) // dtype.itemsize

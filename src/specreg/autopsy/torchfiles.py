@@ -33,11 +33,7 @@ Contents = tuple[dict[str, Stored], Counter[str]]
 
 
 def read_zip(path: Path, file: BinaryIO, entries: Mapping[str, Bytes]) -> Contents:
-    """Return the tensors in a zip file of torch.save by dotted name, and reasons why others are left out, counted.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """Return the tensors in a zip file of torch.save by dotted name, and reasons why others are left out, counted."""
     pickled = next((name for name in entries if name.endswith("/data.pkl")), "data.pkl")
     if pickled not in entries:
         raise ValueError("it has no data.pkl")
@@ -90,11 +86,7 @@ class _Storages:
         self._within: dict[int, tuple[torch.dtype, Bytes]] = {}  # by the identity of what describes them
 
     def locate(self, described: Any) -> tuple[torch.dtype, Bytes] | None:
-        """Return the type and the place of a storage's values by its description, None if that is another thing's.
-
-        Raises:
-            ValueError: the file does not have it, or not all of it.
-        """
+        """Return the type and the place of a storage's values by its description, None if that is another thing's."""
         if (parts := _storage(described)) is not None:
             key, dtype, (offset, count) = parts
             if (region := self._regions.get(key)) is None:

@@ -35,11 +35,7 @@ class Signal:
 
 
 def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tensor) -> Signal:
-    """Return a discriminator's signal, a batch at a time; nothing of a training changes.
-
-    Raises:
-        ValueError, TypeError: as :func:`specreg.gradient_norms`.
-    """
+    """Return a discriminator's signal, a batch at a time; nothing of a training changes."""
     check_pair(real, generated)
     # A power of two: layers that compare a batch's samples in groups, of four mostly, need whole groups.
     size = 1 << max(2, (_BATCH // max(1, generated[0].numel())).bit_length() - 1)
