@@ -10,7 +10,7 @@ from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Answer, Verdict, gravest, weighed
-from specreg.names import COVERED, SPECTRAL, Scale, State, check_type, checked_keep, integer, reading_state
+from specreg.names import COVERED, SPECTRAL, Scale, State, check_type, integer, reading_state
 from specreg.regularizers.compensators import Compensator, static_scheme
 
 logger = logging.getLogger("specreg")
@@ -89,9 +89,7 @@ class Guard:
             raise ValueError(f"the monitor does not watch the layer {shown(unwatched[0])!r}: leave it out with skip")
         self._watched = {watched[name] for name in layers}
         # It holds the layers from now on.
-        self._compensator = Compensator(
-            layers, static_scheme(checked_keep(keep)), every=every, strength=strength, scale=scale
-        )
+        self._compensator = Compensator(layers, static_scheme(keep), every=every, strength=strength, scale=scale)
         self._idle = self._compensator.state_dict()
         monitor.actions.append(self)
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from specreg.layers.find import find
 from specreg.layers.selection import Selection
-from specreg.names import Scale, checked_keep
+from specreg.names import Scale
 from specreg.regularizers.compensators import Compensator, dynamic_scheme, static_scheme
 
 
@@ -65,8 +65,7 @@ def static_compensation(
         Liu et al. 2019, *Spectral Regularization for Combating Mode Collapse in GANs*, section 3.2.
     """
     layers = find(module, only=only, skip=skip, title="static_compensation")
-    scheme = static_scheme(checked_keep(keep))
-    return Compensator(layers, scheme, every=every, start=start, strength=strength, scale=scale)
+    return Compensator(layers, static_scheme(keep), every=every, start=start, strength=strength, scale=scale)
 
 
 def dynamic_compensation(

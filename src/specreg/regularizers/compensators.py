@@ -19,7 +19,7 @@ from torch import Tensor
 from specreg.layers.find import Layer, Layers
 from specreg.layers.requirements import require_finite, require_writable, warn_of_doubts
 from specreg.layers.selection import shown
-from specreg.names import Scale, check_choice, integer, reading_state
+from specreg.names import Scale, check_choice, checked_keep, integer, reading_state
 from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values
@@ -50,6 +50,7 @@ class Scheme:
 
 def static_scheme(keep: float | int) -> Scheme:
     """Raise the first i to the largest; nothing is remembered."""
+    keep = checked_keep(keep)
     return Scheme("static", partial(_raised, keep), all_values=False, count=partial(head_size, keep))
 
 
@@ -308,9 +309,8 @@ def _require_free(layers: Layers) -> None:
 
 
 def _owned_layer(layers: Layers) -> str | None:
-    held = [layer._tensor() for other in _COMPENSATORS for layer in other.layers.values()]
-    identities = set(map(id, held))
-    return next((name for name, layer in layers.items() if id(layer._tensor()) in identities), None)
+    held = {id(layer._tensor()) for other in _COMPENSATORS for layer in other.layers.values()}
+    return next((name for name, layer in layers.items() if id(layer._tensor()) in held), None)
 
 
 def satisfied_tolerance(dtype: torch.dtype) -> float:
