@@ -244,19 +244,13 @@ class _LayerTrack:
 
     def judge(self, iteration: int, limits: Thresholds, *, shared: bool) -> None:
         _, level, bulk = self.levels[-1]
-        if self.state in ("steady", "recovered"):
-            self._watch(iteration, level, bulk, limits, limits.together if shared else limits.fast)
-        else:
+        if self.state not in ("steady", "recovered"):
             self._follow(iteration, level, limits)
-
-    def _peak(self) -> float:
-        return max(level for _, level, _ in self.levels)
-
-    def _watch(self, iteration: int, level: float, bulk: float, limits: Thresholds, enough: float) -> None:
+            return
         self.best = max(self.best, level)
         if self.best_at is None or bulk >= _NEAR * self.best:
             self.best_at = iteration
-        peak = self._peak()
+        peak, enough = self._peak(), limits.together if shared else limits.fast
         # "<", not "<=": a layer of rank one, whose bulk has always been 0, has lost nothing.
         fast, far = level < (1 - enough) * peak, peak < (1 - limits.far) * self.best
         self.agreeing = self.agreeing + 1 if fast or far else 0
@@ -267,6 +261,9 @@ class _LayerTrack:
             self.since = near[-1] if near else self.best_at
             self.state, self.low, self.flagged, self.agreeing = "collapsing", level, iteration, 0
             self._follow(iteration, level, limits)
+
+    def _peak(self) -> float:
+        return max(level for _, level, _ in self.levels)
 
     def _follow(self, iteration: int, level: float, limits: Thresholds) -> None:
         self.low = min(self.low, level)

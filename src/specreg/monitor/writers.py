@@ -175,20 +175,18 @@ class JsonlWriter:
         history = self._monitor.history
         past = {name: history.singular_values(name).numpy() for name in history.layers}
         rows = {at: row for row, at in enumerate(history.iterations) if at < iteration}
-        with open(self.path, "rb") as old:
-            shared = [
-                _is_equal(record["singular_values"], past, row)
-                for line in old
-                if (record := _parsed(line)) is not None and (row := rows.get(record["iteration"])) is not None
-            ]
-        if not shared or not all(shared):
-            raise ValueError(
-                f"{self.path} holds lines of another training: name another file, or remove it; a training that goes "
-                "on loads its monitor's state first"
-            )
+        shared = []
         with open(self.path, "rb") as old, replacing(self.path) as new:
-            kept = (line for line in old if (record := _parsed(line)) and record["iteration"] < iteration)
-            new.writelines(line.rstrip(b"\r\n") + b"\n" for line in kept)  # a crash may have torn off the last one's
+            for line in old:
+                if (record := _parsed(line)) is not None and record["iteration"] < iteration:
+                    new.write(line.rstrip(b"\r\n") + b"\n")  # a crash may have torn off the last one's
+                    if (row := rows.get(record["iteration"])) is not None:
+                        shared.append(_is_equal(record["singular_values"], past, row))
+            if not shared or not all(shared):
+                raise ValueError(
+                    f"{self.path} holds lines of another training: name another file, or remove it; a training that "
+                    "goes on loads its monitor's state first"
+                )
 
 
 class TensorBoardWriter:
