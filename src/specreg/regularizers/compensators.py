@@ -219,8 +219,8 @@ class Compensator:
             counts = self.counts()
             served = {name: layer for name, layer in self.layers.items() if is_served(layer)}
             idle = {name: layer for name, layer in served.items() if counts[name] <= 1}
-            largest = {name: s1 for name in served.keys() - idle.keys() if (s1 := self._settled(name)) is not None}
-            raised = {name: layer for name, layer in served.items() if name in largest}
+            raised = {name: layer for name, layer in served.items() if name not in idle and self._is_settled(layer)}
+            largest = {name: self._goal(layer) for name, layer in raised.items()}
             self._products = key, ProductCompensation(raised, counts, largest, idle=idle) if raised else None
         products = self._products[1]
         try:
@@ -247,7 +247,7 @@ class Compensator:
         if result is not None:
             assert largest is not None
             if self._scale_of(layer) == "hold":
-                if self._settled(layer.name) is None and bool((largest > 0).all()):
+                if not self._is_settled(layer) and bool((largest > 0).all()):
                     self._products = None  # it may be among them now
                 self._held[layer.name] = largest
             layer.write(*result)
@@ -264,20 +264,18 @@ class Compensator:
 
     def _largest(self, layer: Layer, s: Tensor) -> Tensor:
         """Return what the largest of a layer's singular values is to be."""
-        scale, s1 = self._scale_of(layer), s[..., 0]
-        if scale == "unit":
-            return torch.ones_like(s1)
-        if scale == "hold" and layer.name in self._held:
-            held = self._held[layer.name].to(s)
-            return torch.where(held > 0, held, s1)  # a layer that was zero then has no scale to go back to
-        return s1
+        goal = self._goal(layer).to(s)
+        return torch.where(goal > 0, goal, s[..., 0])
 
-    def _settled(self, name: str) -> Tensor | None:
-        """Return what s1 of a layer is to be at every later call, 0 where it stays as it is; None if not known yet."""
-        if (scale := self._scale_of(self.layers[name])) != "hold":
-            return torch.tensor(float(scale == "unit"))
-        held = self._held.get(name)
-        return held if held is not None and bool((held > 0).all()) else None
+    def _goal(self, layer: Layer) -> Tensor:
+        """Return what s1 is to be, 0 where it stays as it is, be it that what is to be held was 0 or is not known."""
+        if (scale := self._scale_of(layer)) == "hold":
+            return self._held.get(layer.name, torch.zeros(()))
+        return torch.tensor(float(scale == "unit"))
+
+    def _is_settled(self, layer: Layer) -> bool:
+        """Tell whether the goal is that of every later call."""
+        return self._scale_of(layer) != "hold" or bool((self._goal(layer) > 0).all())
 
     def _scale_of(self, layer: Layer) -> Scale:
         if self.scale == "auto":
