@@ -45,22 +45,18 @@ class Budget:
 
 
 class Window:
-    """A part of a file for the machine to read from: nothing outside of it, and no more than the budget has.
-
-    Attributes:
-        position, end: in the file, in bytes.
-    """
+    """A part of a file for the machine to read from: nothing outside of it, and no more than the budget has."""
 
     def __init__(self, file: BinaryIO, begin: int, end: int, budget: Budget) -> None:
         file.seek(begin)
         self._file, self.position, self.end, self.budget = file, begin, end, budget
 
     def read(self, size: int) -> bytes:
-        begin = self.skip(size, seek=False)
+        self.skip(size, seek=False)
         if size > _SHORT:
             self.budget.take(4 * size)  # a text may take four bytes of memory for one of the file
         content = self._file.read(size)
-        if len(content) != self.position - begin:
+        if len(content) != size:
             raise EOFError("it ends too early")
         return content
 
@@ -185,15 +181,7 @@ def text_of_bytes(value: Any) -> Any:
 
 
 def read_pickle(window: Window) -> tuple[Any, list[Object]]:
-    """Read one pickle from where the window stands, and on to the next one's first byte.
-
-    Returns:
-        Its value, and what it says of what is stored outside of it.
-
-    Raises:
-        ValueError: it is damaged.
-        LimitError: it would take more memory than the budget has.
-    """
+    """Read one pickle, on to the next one's first byte: its value, and what it says of what is stored outside of it."""
     machine = _Machine(window)
     try:
         return machine.load(), machine.outside

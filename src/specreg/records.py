@@ -148,9 +148,7 @@ class RunDirectory:
     ) -> list[dict[str, Any]]:
         """Return a series' records; a last line torn by a crash is left out.
 
-        Args:
-            fields: by key, what tells whether a value can be its; every record has to have these keys.
-            optional: a record may lack them.
+        ``fields`` has, by key, what tells whether a value can be its; no record may lack one that is not ``optional``.
         """
         path = self.path / f"{name}.jsonl"
         records = list(_lines(path))

@@ -79,12 +79,7 @@ def obstructed(obstacle: str, shape: Any = None) -> Stored:
 
 @dataclass(frozen=True)
 class Tensors:
-    """Interprets a pickle's objects as the tensors of one file.
-
-    Attributes:
-        path: the file.
-        locate: returns where a storage is, by its description: see :mod:`specreg.autopsy.torchfiles`.
-    """
+    """Interprets a pickle's objects as the tensors of one file; ``locate`` finds a storage in it by its description."""
 
     path: Path
     locate: Callable[[Any], tuple[torch.dtype, Bytes] | None]

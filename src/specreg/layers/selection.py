@@ -59,12 +59,7 @@ def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def predicates(option: str, selection: Selection, candidates: Sequence[tuple[str, nn.Module]]) -> list[Predicate]:
-    """Return what ``only`` or ``skip`` stands for, a predicate for each selector.
-
-    Raises:
-        TypeError: what is no selector.
-        ValueError: a name or glob that stands for none of the candidates, named modules.
-    """
+    """Return what ``only`` or ``skip`` stands for among named modules, a predicate for each selector."""
     if selection is None:
         return []
     is_single = isinstance(selection, (str, type)) or not isinstance(selection, Iterable)

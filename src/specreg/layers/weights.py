@@ -161,10 +161,7 @@ class Weight:
         Power iteration that starts from vectors of another matrix under-estimates s1, and the network would use a
         weight of norm above 1 for some steps.
 
-        Args:
-            weight: of the stored weight's shape.
-            u1, v1: its matrix's first singular vectors, computed anew where they do not fit the normalizer's matrix.
-            output_dim: the dimension of the weight whose side of the matrix ``u1`` is.
+        ``u1`` and ``v1`` are the first singular vectors of its matrix, whose rows are its dimension ``output_dim``.
         """
         owner: Any = self.module
         for normalizer in self.normalizers:
@@ -172,7 +169,8 @@ class Weight:
                 u, v = getattr(owner, f"{self.attribute}_u"), getattr(owner, f"{self.attribute}_v")
             else:
                 u, v = normalizer._u, normalizer._v
-            # The normalizer reads the weight as a matrix of its own: groups stacked, perhaps another dimension first.
+            # The normalizer reads the weight as a matrix of its own, which the vectors may not fit: groups stacked,
+            # perhaps another dimension first.
             dim = normalizer.dim % weight.ndim
             if u1.ndim > 1 or dim != output_dim:
                 factors = svd(weight.movedim(dim, 0).flatten(1))

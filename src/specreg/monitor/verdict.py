@@ -201,21 +201,17 @@ def message_of_groups(whole: Verdict, groups: Mapping[str, Verdict]) -> str:
     worst = next((group for group, each in groups.items() if whole.layers[0] in each.evidence), None)
     if worst is None:  # a layer that is no longer in the stream
         return whole.message
+    titles = {group: group or "the other layers" for group in groups}
     others: dict[State, list[str]] = {state: [] for state in reversed(SPECTRAL[2:])}
     for group, each in groups.items():
         if group != worst and each.state not in ("steady", "not judged"):
-            others[each.state].append(_shown_group(group))
+            others[each.state].append(titles[group])
     also = "".join(f"; also {state}: {', '.join(names)}" for state, names in others.items() if names)
     verdict = groups[worst]
-    where = f" in {_shown_group(worst)}"
-    return message(verdict.state, verdict.since, verdict.layers, verdict.evidence, where) + also
+    return message(verdict.state, verdict.since, verdict.layers, verdict.evidence, f" in {titles[worst]}") + also
 
 
 def _watched(evidence: Mapping[str, Evidence]) -> str:
     num_early = sum(not layer.judged for layer in evidence.values())
     # One singular value alone makes no ratio.
     return f"{len(evidence)} of rank > 1 watched" + (f", {num_early} of them not judged yet" if num_early else "")
-
-
-def _shown_group(group: str) -> str:
-    return group or "the other layers"

@@ -54,11 +54,7 @@ class ProductCompensation:
         self._launches: list[Callable[[], None]] = []  # of the computation and of the writing
 
     def compute(self) -> list[str]:
-        """Compute all layers' new matrices; nothing is written.
-
-        Returns:
-            The names of those that are valid, and of idle layers that are finite.
-        """
+        """Compute all layers' new matrices; return the names of valid ones, and of idle layers that are finite."""
         with torch.no_grad():
             if not self._record:
                 self._results = self._computed()
