@@ -73,7 +73,7 @@ def test_the_gradient_passes_gradcheck(shape, iterations, dtype):
 
 def test_grouped_and_transposed_gradients_pass_gradcheck():
     weight = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(Orthogonalization(2, (1, 2, 1.0)), weight)
+    assert torch.autograd.gradcheck(Orthogonalization(2, output_dim=1, groups=2), weight)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e15, 1e30])

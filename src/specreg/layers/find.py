@@ -227,7 +227,8 @@ def find(
     users: dict[tuple[Any, ...], list[tuple[str, Weight]]] = {}
     for name, use in matched:
         _check_stored(name, use)
-        users.setdefault((_stored_id(use), *use.way), []).append((name, use))
+        way = use.kind.output_dim, use.groups, use.gain
+        users.setdefault((_stored_id(use), *way), []).append((name, use))
     taken = {name for name, _ in matched}
     others: dict[int, list[Weight]] = {}
     for name, use in candidates:

@@ -28,11 +28,13 @@ from specreg.spectra.matrices import from_matrix, to_matrix
 
 
 class MatrixParametrization(nn.Module):
-    """A map of the matrix of a weight that is used in a :attr:`Weight.way`; nothing of it belongs into a checkpoint."""
+    """A map of the matrix of a weight, which is used as a ``Kind`` says; nothing of it belongs into a checkpoint."""
 
-    def __init__(self, way: tuple[int, int, float] = (0, 1, 1.0)) -> None:
+    def __init__(self, output_dim: int = 0, groups: int = 1, gain: float = 1.0) -> None:
         super().__init__()
-        self.output_dim, self.groups, self.gain = way
+        self.output_dim = output_dim
+        self.groups = groups
+        self.gain = gain
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = self.mapped(to_matrix(weight, output_dim=self.output_dim, groups=self.groups))
@@ -80,11 +82,6 @@ class Weight:
     def groups(self) -> int:
         """The number of matrices in it."""
         return self.kind.groups_of(self.module)
-
-    @property
-    def way(self) -> tuple[int, int, float]:
-        """How the module uses its tensor: the output dimension, the groups, the gain."""
-        return self.kind.output_dim, self.groups, self.gain
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         """Return a tensor of the weight's shape as (out, in·kernel), with one leading dimension if grouped."""

@@ -67,15 +67,16 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
     warn_of_doubts(layers)
     for layer in layers.values():
         for use in layer.uses:
-            parametrize.register_parametrization(use.module, use.attribute, Orthogonalization(iterations, use.way))
+            parametrization = Orthogonalization(iterations, use.kind.output_dim, use.groups, use.gain)
+            parametrize.register_parametrization(use.module, use.attribute, parametrization)
     return layers
 
 
 class Orthogonalization(SpectrumChanging):
     """The parametrization behind :func:`orthogonalize`."""
 
-    def __init__(self, iterations: int, way: tuple[int, int, float] = (0, 1, 1.0)) -> None:
-        super().__init__(way)
+    def __init__(self, iterations: int, output_dim: int = 0, groups: int = 1, gain: float = 1.0) -> None:
+        super().__init__(output_dim, groups, gain)
         self.iterations = iterations
 
     def mapped(self, matrix: Tensor) -> Tensor:

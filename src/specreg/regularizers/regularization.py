@@ -75,7 +75,9 @@ def spectral_regularization(
     warn_of_doubts(layers)
     for name, layer in layers.items():
         for use in layer.uses:
-            parametrization = SpectralRegularization(keep, gradient, use.way, name)
+            parametrization = SpectralRegularization(
+                keep, gradient, use.kind.output_dim, use.groups, name, gain=use.gain
+            )
             parametrize.register_parametrization(use.module, use.attribute, parametrization)
     return layers
 
@@ -91,10 +93,12 @@ class SpectralRegularization(SpectrumPreserving):
         self,
         keep: float | int,
         gradient: Gradient,
-        way: tuple[int, int, float] = (0, 1, 1.0),
+        output_dim: int = 0,
+        groups: int = 1,
         name: str = "",
+        gain: float = 1.0,
     ) -> None:
-        super().__init__(way)
+        super().__init__(output_dim, groups, gain)
         self.keep = keep
         self.gradient = gradient
         self.name = name
