@@ -129,6 +129,13 @@ def test_a_command_whose_output_is_closed_does_what_it_should(closed):
     assert subprocess.run(["sh", "-c", command, sys.executable], check=False).returncode == 2
 
 
+def test_an_output_of_few_characters_gets_the_others_replaced():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    call = [sys.executable, "-m", "specreg", "inspect", "--help"]
+    help_text = subprocess.run(call, capture_output=True, text=True, env=environment, check=True).stdout
+    assert "usage: specreg inspect" in help_text and help_text.isascii()
+
+
 def test_without_the_lab_the_command_line_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr("specreg.cli.find_spec", lambda name: None)
     code, _, error = run(capsys, "compare")
