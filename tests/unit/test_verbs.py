@@ -164,6 +164,21 @@ def test_a_normalized_module_computes_shapes_on_the_meta_device(verb):
     assert module.to("meta")(images().to("meta")).shape == discriminator()(images()).shape
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_default_device_is_not_that_of_the_network(verb):
+    module, x = discriminator(), images(600)
+    with torch.device("meta"):  # where nothing can be computed; torch.set_default_device("cuda") is what is meant
+        VERBS[verb](module)
+        monitor = specreg.Monitor(module, samples=lambda: (x, x))
+        assert monitor.step(1).signal.state == "teaching"
+        assert specreg.spectra(module).keys() == {"0", "2", "5"}
+        specreg.attainment(module, x[:2])
+        specreg.diversity(x[:9], x)
+        (module(x).mean() + specreg.orthogonality_penalty(module) + specreg.spectral_penalty(module)).backward()
+        specreg.remove(module)
+    assert module(x).isfinite().all()
+
+
 @pytest.mark.parametrize("normalize", [specreg.spectral_norm, specreg.spectral_regularization])
 def test_under_autocast_s1_is_computed_in_the_weights_precision(normalize):
     layer = nn.Linear(64, 32)

@@ -270,8 +270,8 @@ class Compensator:
     def _goal(self, layer: Layer) -> Tensor:
         """Return what s1 is to be, 0 where it stays as it is, be it that what is to be held was 0 or is not known."""
         if (scale := self._scale_of(layer)) == "hold":
-            return self._held.get(layer.name, torch.zeros(()))
-        return torch.tensor(float(scale == "unit"))
+            return self._held.get(layer.name, torch.zeros((), device="cpu"))
+        return torch.tensor(float(scale == "unit"), device="cpu")
 
     def _is_settled(self, layer: Layer) -> bool:
         """Tell whether the goal is that of every later call."""
