@@ -5,7 +5,7 @@ lab's own on stacked digits, whose 1,000 modes are counted at every evaluation: 
 when, and how bulks and coverage go with the modes within each training.
 
     specreg compare --out runs/fast --methods sn static dynamic orthogonal d-optimal spectral-penalty oni none \\
-        --seeds 0 1 2 3 4 --steps 4000 --d-lr 1e-3 --d-steps 5 --evaluate-every 250
+        --seeds 0 1 2 3 4 5 6 7 8 9 --steps 4000 --d-lr 1e-3 --d-steps 5 --evaluate-every 250
     python benchmarks/convolutions.py runs/fast
 """
 

@@ -45,7 +45,7 @@ def local_device() -> torch.device:
 def join() -> "Processes":
     """Connect this process with the others that torchrun or accelerate launch has started, if it has.
 
-    ValueError is of the environment; after a LostProcessError starting the job again may help.
+    A ValueError says what the environment lacks; after a LostProcessError starting the job again may help.
     """
     if (count := launched()) < 2:
         return ALONE

@@ -109,7 +109,7 @@ def test_the_classifier_score_equals_the_sum_of_the_definition():
             math.exp(np.mean([sum(x * math.log(x / y) for x, y in zip(row, q, strict=True)) for row in part]))
         )
     assert classifier_score(p, splits=3) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-4)
-    assert classifier_score(p[:9]) == classifier_score(p[:9], splits=9)  # of which there are ten
+    assert classifier_score(p[:9]) == classifier_score(p[:9], splits=9)  # ten are the default
 
 
 def test_generated_images_from_a_part_of_the_real_ones_are_precise_but_recall_little():
