@@ -168,7 +168,7 @@ def _compare(arguments: list[str]) -> int:
     saved = saved_settings(given.out, COMPARISON)
     defaults = recipe(given.settings.data) if saved is None else saved
     given = parse(Compare(settings=defaults), arguments, methods=PAPER_METHODS)
-    plan = Plan("", [Cell(COMPARISON, given.settings)], {}, methods, seeds)
+    plan = Plan("", [Cell(COMPARISON, given.settings, methods)], seeds)
     if given.dry_run:
         display.sweep_plan(plan, "", given.out)
         return 0
@@ -197,11 +197,11 @@ def _sweep(arguments: list[str]) -> int:
 
     check_choice("preset", given.preset, tuple(presets.PRESETS))
     chosen = presets.PRESETS[given.preset]
-    before = presets.choose(chosen.cells, _split(given.cells))
-    cells = [
-        dataclasses.replace(cell, settings=parse(Sweep(settings=cell.settings), arguments).settings) for cell in before
-    ]
-    plan = sweep.Plan(given.preset, cells, sweep.changes(before, cells), methods, seeds or list(chosen.seeds))
+    cells = []
+    for cell in presets.choose(chosen.cells, _split(given.cells)):
+        settings = parse(Sweep(settings=cell.settings), arguments).settings
+        cells.append(dataclasses.replace(cell.changed_to(settings), methods=methods or cell.methods))
+    plan = sweep.Plan(given.preset, cells, seeds or chosen.seeds)
     out = given.out or Path("runs") / given.preset
     if given.dry_run:
         display.sweep_plan(plan, chosen.about, out)

@@ -196,8 +196,8 @@ def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
         "time: one core of an EPYC (Zen 3) made 2 G (digits) to 14 G (32 channels, 32x32) a second, an H200 33 T (128 "
         "channels, batch 64)."
     )
-    for changed in dict.fromkeys(tuple(changed) for changed in plan.changes.values() if changed):
-        names = [name for name, texts in plan.changes.items() if tuple(texts) == changed]
+    for changed in dict.fromkeys(cell.changes for cell in plan.cells if cell.changes):
+        names = [cell.name for cell in plan.cells if cell.changes == changed]
         console.print(_plain(f"Changed from the preset in {', '.join(names)}: {'; '.join(changed)}."))
 
 

@@ -27,8 +27,7 @@ SEEDS = (0, 1, 2)
 
 
 def plan(steps: int = STEPS) -> Plan:
-    cells = tiny(steps)
-    return Plan("test", cells, {cell.name: [] for cell in cells}, ("sn", "static"), SEEDS)
+    return Plan("test", tiny(steps), SEEDS)
 
 
 def processes(node) -> list[psutil.Process]:

@@ -24,7 +24,7 @@ from specreg.experiments.config import DataConfig, ModelConfig, RunConfig, Setti
 from specreg.experiments.jobs import end, execute_all, threads_of_each
 from specreg.experiments.presets import PRESETS, Cell, choose
 from specreg.experiments.run import prepare_run, saved_config
-from specreg.experiments.sweep import COMPARISON, Plan, changes, cost, lay_out, saved_settings
+from specreg.experiments.sweep import COMPARISON, Plan, cost, lay_out, saved_settings
 from specreg.options import Sweep, parse
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
@@ -40,8 +40,8 @@ PAPER = [
 ]
 
 
-def plan_of(cells: list[Cell], **changes) -> Plan:
-    return replace(Plan("test", cells, {}, (), (0,)), **changes)
+def plan_of(cells: list[Cell], *, methods=(), seeds=(0,), preset="test") -> Plan:
+    return Plan(preset, [replace(cell, methods=methods or cell.methods) for cell in cells], seeds)
 
 
 def test_the_papers_settings_are_the_papers():
@@ -193,13 +193,13 @@ def test_a_comparison_says_what_it_costs_before_it_begins(tmp_path, monkeypatch,
 
 
 def test_overrides_change_every_cell_and_data_are_no_change():
-    before = choose(PRESETS["paper"].cells, ["C8-32"])
-    settings = before[0].settings
+    (cell,) = choose(PRESETS["paper"].cells, ["C8-32"])
+    settings = cell.settings
     given = replace(settings, data=replace(settings.data, data="a.zip"), model=replace(settings.model, g_channels=8))
-    assert changes(before, [replace(before[0], settings=given)]) == {"C8-32": ["g_channels 256 -> 8"]}
-    shipped = PRESETS["digits"].cells
-    other = replace(shipped[0], settings=replace(Settings(), data=DataConfig(data="a.zip")))
-    assert changes(shipped, [other]) == {"digits": ["data 'digits' -> 'a.zip'"]}
+    assert cell.changed_to(given) == replace(cell, settings=given, changes=("g_channels 256 -> 8",))
+    (shipped,) = PRESETS["digits"].cells
+    other = replace(Settings(), data=DataConfig(data="a.zip"))
+    assert shipped.changed_to(other).changes == ("data 'digits' -> 'a.zip'",)
 
 
 def given_to(settings, *options):
@@ -237,7 +237,7 @@ def test_every_option_of_every_method_replaces_the_presets_value():
 
 
 def test_a_comparison_is_a_sweep_of_one_cell_and_no_preset(tmp_path):
-    plan = Plan("", [replace(tiny()[0], name=COMPARISON)], {}, ("sn",), (0, 1))
+    plan = Plan("", [replace(tiny()[0], name=COMPARISON, methods=("sn",))], (0, 1))
     jobs = lay_out(tmp_path, plan)
     assert [str(job.run.path.relative_to(tmp_path)) for job in jobs] == ["runs/sn-seed0", "runs/sn-seed1"]
     assert saved_settings(tmp_path, COMPARISON) == tiny()[0].settings
@@ -290,8 +290,8 @@ def test_runs_have_deterministic_names_and_what_is_done_or_failed_is_passed_over
 def test_sweeps_of_one_preset_into_one_folder_add_up(tmp_path):
     (first,) = tiny()
     lay_out(tmp_path, plan_of([first]))
-    other = replace(first, name="other", settings=replace(first.settings, precision="bf16"))
-    lay_out(tmp_path, plan_of([other], seeds=(1,), changes={"other": ["precision 'float32' -> 'bf16'"]}))
+    other = replace(first, name="other").changed_to(replace(first.settings, precision="bf16"))
+    lay_out(tmp_path, plan_of([other], seeds=(1,)))
     lay_out(tmp_path, plan_of([first], seeds=(0, 1)))
     saved = json.loads((tmp_path / "sweep.json").read_text())
     assert {name: cell["runs"] for name, cell in saved["cells"].items()} == {

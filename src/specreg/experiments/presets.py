@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from specreg.experiments.config import DataConfig, ModelConfig, Settings
+from specreg.experiments.config import DataConfig, ModelConfig, Settings, differences
 from specreg.experiments.methods import PAPER_METHODS, DynamicOptions, MethodOptions, StaticOptions
 from specreg.experiments.sources import recipe
 from specreg.names import suggestion
@@ -23,15 +23,22 @@ class Cell:
     Attributes:
         name: part of the runs' folders; the paper's settings are named LETTER BATCH-CHANNELS, without the space.
         settings: all of a run but its method and seed.
+        changes: in what these differ from the preset's: "key old -> new".
         images: the images that the user has to give, "" for those that come with the package.
         num_classes: classes of these images.
     """
 
     name: str
     settings: Settings
-    methods: tuple[str, ...] = PAPER_METHODS
+    methods: Sequence[str] = PAPER_METHODS
     images: str = ""
     num_classes: int = 0
+    changes: tuple[str, ...] = ()
+
+    def changed_to(self, settings: Settings) -> "Cell":
+        """Return the cell with settings in the place of its own; data that only the user can name are no change."""
+        data = replace(self.settings.data, data=settings.data.data) if self.images else self.settings.data
+        return replace(self, settings=settings, changes=tuple(differences(replace(self.settings, data=data), settings)))
 
 
 @dataclass(frozen=True)

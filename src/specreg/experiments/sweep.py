@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from specreg.data.arrays import ImageArrays
-from specreg.experiments.config import RunConfig, Settings, differences, from_dict, refusal
+from specreg.experiments.config import RunConfig, Settings, from_dict, refusal
 from specreg.experiments.jobs import Job
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import check_data, checked_config, num_images, prepare_run
@@ -34,32 +34,19 @@ class Plan:
 
     Attributes:
         preset: "" for a comparison.
-        changes: by cell, in what its settings differ from the preset's: "key old -> new"; no entry is nothing.
-        methods: for every cell; empty are the cell's own.
     """
 
     preset: str
     cells: Sequence[Cell]
-    changes: dict[str, list[str]]
-    methods: Sequence[str]
     seeds: Sequence[int]
 
     def configs(self, cell: Cell) -> dict[str, RunConfig]:
         """Return a cell's runs by the names of their folders."""
-        methods = dict.fromkeys(self.methods or cell.methods)
         return {
             f"{method}-seed{seed}": RunConfig(method, seed, cell.settings)
-            for seed in dict.fromkeys(self.seeds) for method in methods
-        }  # fmt: skip
-
-
-def changes(before: Sequence[Cell], after: Sequence[Cell]) -> dict[str, list[str]]:
-    """Return by cell in what its settings differ from the preset's; data that only the user can name do not count."""
-    changed = {}
-    for old, new in zip(before, after, strict=True):
-        given = replace(old.settings.data, data=new.settings.data.data) if old.images else old.settings.data
-        changed[old.name] = differences(replace(old.settings, data=given), new.settings)
-    return changed
+            for seed in self.seeds
+            for method in cell.methods
+        }
 
 
 def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
@@ -175,7 +162,7 @@ def _merged(out: Path, plan: Plan) -> dict[str, Any]:
         raise ValueError(f"{out} holds {f'a sweep of the preset {preset!r}' if preset else 'a comparison'}: choose "
                          "another folder")  # fmt: skip
     for cell in plan.cells:
-        settings, changed, runs = cells.get(cell.name, (cell.settings, [], []))
+        settings, _, runs = cells.get(cell.name, (cell.settings, [], []))
         if settings != cell.settings:
             if why := refusal(settings, cell.settings):
                 raise ValueError(
@@ -186,7 +173,7 @@ def _merged(out: Path, plan: Plan) -> dict[str, Any]:
                 raise ValueError(f"{out} holds {', '.join(shorter)}, too, to be compared after as many steps: give "
                                  "their methods and seeds as well")  # fmt: skip
         runs = list(dict.fromkeys([*runs, *plan.configs(cell)]))
-        cells[cell.name] = (cell.settings, plan.changes.get(cell.name, changed), runs)
+        cells[cell.name] = (cell.settings, list(cell.changes), runs)
     return {
         "preset": plan.preset,
         "cells": {
