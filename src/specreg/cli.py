@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import importlib
 import io
 import json
 import logging
@@ -16,13 +17,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specreg import __version__
-from specreg.experiments.interrupts import import_whole
+from specreg.experiments.interrupts import whole_imports
 from specreg.files import prepare_directory
 from specreg.names import check_choice, integer, printable, suggestion
 
@@ -119,7 +120,8 @@ def _run(arguments: list[str]) -> int:
         if arguments[0] not in _COMMANDS:
             near = suggestion(arguments[0], _COMMANDS)
             raise ValueError(f"unknown command {arguments[0]!r}{near}: the commands are {', '.join(_COMMANDS)}")
-        import_whole(("specreg.options",))
+        with whole_imports():
+            importlib.import_module("specreg.options")
         return _COMMANDS[arguments[0]](arguments[1:])
     except KeyboardInterrupt:  # before or after the training, which asks for it where it can be resumed
         sys.stderr.write(_INTERRUPTED if arguments[0] in ("compare", "sweep", "train") else "specreg: interrupted\n")
@@ -158,12 +160,12 @@ def _compare(arguments: list[str]) -> int:
     for name, values in (("methods", methods), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} must not be empty")
-    _import("compare", *_SWEEPS)
-    from specreg import display
-    from specreg.experiments.jobs import execute_all
-    from specreg.experiments.presets import Cell
-    from specreg.experiments.sources import recipe
-    from specreg.experiments.sweep import COMPARISON, Plan, saved_settings
+    with _imports("compare"):
+        from specreg import display
+        from specreg.experiments.jobs import execute_all
+        from specreg.experiments.presets import Cell
+        from specreg.experiments.sources import recipe
+        from specreg.experiments.sweep import COMPARISON, Plan, saved_settings
 
     saved = saved_settings(given.out, COMPARISON)
     defaults = recipe(given.settings.data) if saved is None else saved
@@ -190,10 +192,10 @@ def _sweep(arguments: list[str]) -> int:
         raise ValueError("--cpus and --gpus are for --ray: give that, too, or drop them")
     if given.ray is not None and given.jobs is not None:
         raise ValueError("--jobs is for this machine alone: with --ray give --cpus or --gpus of each run, or drop it")
-    _import("sweep", *_SWEEPS)
-    from specreg import display
-    from specreg.experiments import cluster, presets, sweep
-    from specreg.experiments.jobs import execute_all
+    with _imports("sweep"):
+        from specreg import display
+        from specreg.experiments import cluster, presets, sweep
+        from specreg.experiments.jobs import execute_all
 
     check_choice("preset", given.preset, tuple(presets.PRESETS))
     chosen = presets.PRESETS[given.preset]
@@ -219,11 +221,12 @@ def _sweep(arguments: list[str]) -> int:
 
 def _carry_out(out: Path, plan: "Plan", execute: Callable[..., None], arguments: Sequence[str], *, retry: bool) -> int:
     """Make a plan's runs, leave results, tables and pictures in the folder, and say which runs failed or wait."""
-    from specreg import display
-    from specreg.experiments.run import warn_about
-    from specreg.experiments.sweep import lay_out
-    from specreg.report.page import check_folder, write_folder
-    from specreg.report.runs import open_cells
+    with whole_imports():
+        from specreg import display
+        from specreg.experiments.run import warn_about
+        from specreg.experiments.sweep import lay_out
+        from specreg.report.page import check_folder, write_folder
+        from specreg.report.runs import open_cells
 
     cells = check_folder(out)  # what the report will need is wrong now already
     _show_log(quiet=False)
@@ -251,14 +254,14 @@ def _train(arguments: list[str]) -> int:
     from specreg.options import Train, before_recipe, parse
 
     given = parse(Train(), before_recipe(arguments), methods=(Train().config.method,))
-    _import("train", *_RUNS)
-    from specreg import display
-    from specreg.experiments import run as runs
-    from specreg.experiments.interrupts import interruptible
-    from specreg.experiments.sources import open_checked, recipe
-    from specreg.processes import join
-    from specreg.records import RunDirectory
-    from specreg.training.steps import NonFiniteError
+    with _imports("train"):
+        from specreg import display
+        from specreg.experiments import run as runs
+        from specreg.experiments.interrupts import interruptible
+        from specreg.experiments.sources import open_checked, recipe
+        from specreg.processes import join
+        from specreg.records import RunDirectory
+        from specreg.training.steps import NonFiniteError
 
     processes = join()
     with contextlib.ExitStack() as held:
@@ -305,10 +308,10 @@ def _evaluate(arguments: list[str]) -> int:
     _check_checkpoint(given.checkpoint)
     if given.samples is not None:
         integer("samples", given.samples, at_least=10)
-    _import("evaluate", *_RUNS)
-    from specreg import display
-    from specreg.experiments.run import evaluate_run
-    from specreg.records import RunDirectory
+    with _imports("evaluate"):
+        from specreg import display
+        from specreg.experiments.run import evaluate_run
+        from specreg.records import RunDirectory
 
     names = ("samples", "reference", "reference_split", "features", "inception_weights")
     changed = {name: value for name in names if (value := getattr(given, name)) is not None}
@@ -329,10 +332,10 @@ def _sample(arguments: list[str]) -> int:
     integer("side", given.side, at_least=1, at_most=100)
     integer("seed", given.seed, at_least=0, at_most=LAST_SEED)
     _check_output(given.out, (".png",))
-    _import("sample", *_RUNS)
-    from specreg.experiments.run import load_sampler
-    from specreg.experiments.sampling import sample_images
-    from specreg.records import RunDirectory
+    with _imports("sample"):
+        from specreg.experiments.run import load_sampler
+        from specreg.experiments.sampling import sample_images
+        from specreg.records import RunDirectory
 
     _, source, generator = load_sampler(RunDirectory(given.run), which=given.checkpoint)
     source.save_picture(lambda count: sample_images(generator, count, seed=given.seed), given.out, side=given.side)
@@ -346,10 +349,10 @@ def _inspect(arguments: list[str]) -> int:
     given = parse(Inspect(), arguments)
     if not given.checkpoints:
         raise ValueError("no checkpoint given: specreg inspect CHECKPOINT [CHECKPOINT ...]")
-    _import("inspect", "specreg.display", "specreg.autopsy.figure")
-    from specreg import display
-    from specreg.autopsy.figure import save
-    from specreg.autopsy.spectra import inspect
+    with _imports("inspect"):
+        from specreg import display
+        from specreg.autopsy.figure import save
+        from specreg.autopsy.spectra import inspect
 
     if given.plot is not None:
         _check_output(given.plot, (".png", ".svg"), option="--plot")
@@ -383,9 +386,9 @@ def _watch(arguments: list[str]) -> int:
     integer("warmup", given.warmup, at_least=0)
     if given.json is not None:
         _check_output(given.json, (".jsonl",), overwrite=True)
-    _import("watch", "specreg.experiments.watch")
-    from specreg.evaluation.features import open_extractor
-    from specreg.experiments.watch import Checkpoints, Folder, Notice, Samples, watch
+    with _imports("watch"):
+        from specreg.evaluation.features import open_extractor
+        from specreg.experiments.watch import Checkpoints, Folder, Notice, Samples, watch
 
     folder: Folder
     if given.real is None:
@@ -432,10 +435,10 @@ def _report(arguments: list[str]) -> int:
     if not given.runs:
         raise ValueError("name at least one run directory or comparison folder: specreg report RUN")
     _check_output(given.out, (".html", ".htm"), overwrite=given.overwrite)
-    _import("report", "specreg.report.page")
-    from specreg.report.page import write_page
-    from specreg.report.runs import open_cells
-    from specreg.report.verdicts import lines as verdict_lines
+    with _imports("report"):
+        from specreg.report.page import write_page
+        from specreg.report.runs import open_cells
+        from specreg.report.verdicts import lines as verdict_lines
 
     cells = open_cells(given.runs)
     write_page(given.out, cells)
@@ -453,18 +456,17 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "watch": _watch,
     "report": _report,
 }
-# What takes seconds to import; each command takes from it what it uses.
-_RUNS = ("specreg.display", "specreg.experiments.run")
-_SWEEPS = (*_RUNS, "specreg.experiments.sweep", "specreg.report.page")
 
 
-def _import(command: str, *modules: str) -> None:
-    """Import what a command takes seconds to import, now that its options are right; Ctrl-C waits for that.
+@contextlib.contextmanager
+def _imports(command: str) -> Iterator[None]:
+    """Import in a block what a command takes seconds to import, now that its options are right; Ctrl-C waits for that.
 
     Only then is it known whether this is one of several processes, which nothing but a training can be.
     """
-    import_whole(modules)
-    from specreg.processes import launched
+    with whole_imports():
+        yield
+        from specreg.processes import launched
 
     if command != "train" and (count := launched()) > 1:
         raise ValueError(

@@ -1,10 +1,9 @@
 """Ctrl-C as a question that loops ask, so that they stop where they can be resumed."""
 
 import contextlib
-import importlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 _NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -24,14 +23,14 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def import_whole(names: Iterable[str]) -> None:
-    """Import modules with all that they import; Ctrl-C waits until then.
+@contextlib.contextmanager
+def whole_imports() -> Iterator[None]:
+    """Let Ctrl-C wait until a block of imports is done.
 
     An import that is broken off leaves half a module behind, and whatever tries it again fails for odd reasons, or goes
     on as if nothing had been asked.
     """
     with interruptible() as interrupted:
-        for name in names:
-            importlib.import_module(name)
+        yield
     if interrupted():
         raise KeyboardInterrupt
