@@ -273,9 +273,12 @@ def _run_directories(path: Path) -> list[Path]:
     return [config.parent for config in inside]
 
 
-def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Return the runs by group, in their order."""
-    return _by(runs, lambda run: run.group)
+def grouped(runs: Iterable[Run], attribute: str = "group") -> dict[str, list[Run]]:
+    """Return the runs by group, or by another attribute, in their order."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(getattr(run, attribute), []).append(run)
+    return groups
 
 
 def differing(values: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -297,14 +300,14 @@ def bulk(values: Sequence[float]) -> float:
 
 def _labelled(runs: Sequence[Run]) -> list[Run]:
     """Tell runs apart by the settings in which those of a method differ, then by folder; groups stay together."""
-    for alike in _by(runs, lambda run: run.method).values():
+    for alike in grouped(runs, "method").values():
         keys = differing([_own_settings(run) for run in alike])
         kinds = [{key: run.settings.get(key) for key in keys} for run in alike]
         for run, kind in zip(alike, kinds, strict=True):
             named = "".join(f", {key.split('.')[-1]} {value}" for key, value in kind.items())
             run.group += named if len(keys) <= _MOST_NAMED else f", settings {kinds.index(kind) + 1}"
             run.label = f"{run.group}, seed {run.seed}"
-    for alike in _by(runs, lambda run: run.label).values():
+    for alike in grouped(runs, "label").values():
         for number, run in enumerate(alike, start=1):
             if len(alike) > 1:
                 run.label += f" ({number}: {run.directory.path.resolve().name})"
@@ -321,13 +324,6 @@ def _own_settings(run: Run) -> dict[str, Any]:
         if not key.startswith("methods.") or key.startswith(own)
         or (key.startswith(borrowed) and key != "methods.static.every")
     }  # fmt: skip
-
-
-def _by(runs: Iterable[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(key(run), []).append(run)
-    return groups
 
 
 def _look(run: RunDirectory, method: str) -> Look:
