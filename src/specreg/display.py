@@ -107,7 +107,7 @@ def training(config: "RunConfig", *, is_default: bool) -> Iterator[Callable[[int
         if PACE in metrics and left:
             what = f"about {duration(left)} of training to come ({steps - step} steps, evaluations not counted)"
             console.print(_plain(f"{label}: {what}"), soft_wrap=True)
-        if _moves(console):
+        if console.is_interactive:
             bars.start()
             bars.update(task, completed=step, metrics=text)
         elif pulse.due():
@@ -128,8 +128,7 @@ def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
     On a terminal that is a table; elsewhere a line every ten seconds.
     """
     console, pulse = Console(stderr=True, highlight=False), _Pulse()
-    moves = _moves(console)
-    with Live(console=console, auto_refresh=False) if moves else contextlib.nullcontext() as live:
+    with Live(console=console, auto_refresh=False) if console.is_interactive else contextlib.nullcontext() as live:
 
         def watch() -> None:
             if live is not None:
@@ -139,11 +138,7 @@ def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
                 console.print(_plain("; ".join([_summary(jobs), *running])), soft_wrap=True)
 
         yield watch
-    console.print("" if moves else _summary(jobs), soft_wrap=True)
-
-
-def _moves(console: Console) -> bool:
-    return console.is_terminal and not console.is_dumb_terminal
+    console.print("" if console.is_interactive else _summary(jobs), soft_wrap=True)
 
 
 def _seconds_left(jobs: "Sequence[Job]") -> float | None:
