@@ -1,31 +1,6 @@
 """The run directory: which files it holds and how they are written. Standard library only.
 
-A run directory holds (docs/records.md has the fields)
-
-- ``config.json``: the full configuration; written again when the run is to go on to more steps;
-- ``method.json``: how its method is called and drawn, and its place among the methods, written with it;
-- ``environment.json``: versions, machine and the number of images, written at each start;
-- ``metrics.jsonl``: losses, one line every few steps;
-- ``evaluations.jsonl``: metrics during training;
-- ``spectra.jsonl``: every layer's singular values;
-- ``verdicts.jsonl``: what the collapse detector says of each of these snapshots;
-- ``sensitivity.jsonl``: with the metrics, how nearly each layer attains its bound, the discriminator's gradient norms
-  and the samples' diversity;
-- ``outputs.jsonl``: with the metrics, what the discriminator says of training, held-out and generated images;
-- ``events.jsonl``: what was done about a verdict, layers that had to be decomposed, a dead discriminator;
-- ``tensorboard/``: the numbers of all these series once more, and pictures of the spectra;
-- ``checkpoint.pt``: everything needed to go on; ``checkpoint-before.pt``: the one before it, for the case that it is
-  damaged, and is kept as ``checkpoint-damaged.pt``;
-- ``checkpoint-best.pt``, ``checkpoint-healthy.pt``: the one with the least Fréchet distance, and the last one that no
-  verdict of a collapse spoke against;
-- ``checkpoint-best-before.pt``: the best one before the end, where the end, measured off the schedule, is the best;
-- ``checkpoint-end-STEP.pt``: the network of an end that a run which goes on to more steps had to go back behind;
-- ``result.json``: the final evaluation, written last: a run that has it is complete;
-- ``samples.png``, ``data.png``: generated and real images; ``missing.png``: real ones that nothing generated is like;
-- ``log.txt``, ``failed.json``: what a process of a comparison or sweep wrote, and why it ended if it failed;
-- ``run.lock``: names the process that writes the run, see :meth:`RunDirectory.lock`;
-- ``timing.json``: seconds spent. Apart from this file and the environment, a resumed run's records are those of an
-  uninterrupted one.
+docs/records.md has every file and field. A run that has ``result.json``, which is written last, is complete.
 """
 
 import contextlib
