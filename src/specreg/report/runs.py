@@ -24,7 +24,9 @@ OUTPUTS = ("training", "held_out", "generated")
 DECLARED = ("protocol", "split", "features", "resizing", "library")
 _WORDS = ("method", "config", "verdict", "answers", *DECLARED)  # what is no number in a result
 _LARGEST = 1e100  # of a finite number; no loss or distance of single precision comes near, and sums stay finite
+_COLOUR = re.compile("#[0-9a-f]{6}")
 _LETTER = re.compile(r"^[A-Z](?=\d+-\d+$)")  # of the paper's settings
+_Valid = Callable[[Any], bool]  # tells whether a value can be a field's
 _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
 
 
@@ -56,8 +58,7 @@ class Run:
         config = directory.read("config")
         if config is None:
             raise ValueError(no_run(directory.path, "holds no run (no config.json)"))
-        kinds = {"method": str, "seed": int, "settings": dict}
-        if not all(isinstance(config.get(key), kinds[key]) for key in kinds):
+        if not _has(method=_is(str), seed=_is(int), settings=_is(dict))(config):
             raise ValueError(f"{directory.path / 'config.json'} is not a run's configuration")
         self.method: str = config["method"]
         self.seed: int = config["seed"]
@@ -83,36 +84,28 @@ class Run:
 
     @cached_property
     def spectra(self) -> list[dict[str, Any]]:
-        return self.directory.series("spectra", {"layers": _spectra})
+        return self.directory.series("spectra", _FIELDS["spectra"])
 
     @cached_property
     def verdicts(self) -> list[dict[str, Any]]:
-        fields: dict[str, Callable[[Any], bool]] = {
-            "iteration": _integer,
-            **_ANSWER,
-            "layers": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-            **dict.fromkeys(QUESTIONS, _is_answer),
-            "evidence": lambda value: isinstance(value, dict) and all(map(_is_evidence, value.values())),
-        }
-        return self.directory.series("verdicts", fields)
+        return self.directory.series("verdicts", _FIELDS["verdicts"])
 
     @cached_property
     def sensitivity(self) -> list[dict[str, Any]]:
         """Flat numbers in groups: "attainment" by layer, "gradient_norms" and "diversity"."""
-        groups = ("attainment", "gradient_norms", "diversity")
+        absent: dict[str, Any] = {key: {} for key in _FIELDS["sensitivity"]}
         return [
-            {key: {} for key in groups} | record
-            for record in self.directory.series("sensitivity", dict.fromkeys(groups, _numbers), optional=True)
+            absent | record for record in self.directory.series("sensitivity", _FIELDS["sensitivity"], optional=True)
         ]
 
     @cached_property
     def outputs(self) -> list[dict[str, Any]]:
         """Quantiles of the discriminator's scores of training, held-out and generated images."""
-        return self.directory.series("outputs", dict.fromkeys(OUTPUTS, _quantiles))
+        return self.directory.series("outputs", _FIELDS["outputs"])
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        return self.directory.series("events", {"event": lambda value: isinstance(value, str)})
+        return self.directory.series("events", _FIELDS["events"])
 
     @cached_property
     def curves(self) -> dict[str, dict[int, float]]:
@@ -331,13 +324,9 @@ def _look(run: RunDirectory, method: str) -> Look:
     record: dict[str, Any] | None = run.read("method")
     if record is None:
         return Look(method)
-    title, colour, order = (record.get(key) for key in ("title", "colour", "order"))
-    if (
-        isinstance(title, str) and isinstance(colour, str) and re.fullmatch("#[0-9a-f]{6}", colour)
-        and isinstance(order, int) and _integer(order)
-    ):  # fmt: skip
-        return Look(title, colour, order)
-    raise ValueError(f"{run.path / 'method.json'} is damaged: not what a run says of its method; remove it")
+    if not _has(title=_is(str), colour=_is(str), order=_integer)(record) or not _COLOUR.fullmatch(record["colour"]):
+        raise ValueError(f"{run.path / 'method.json'} is damaged: not what a run says of its method; remove it")
+    return Look(*(record[key] for key in Look._fields))
 
 
 def _number(value: Any) -> bool:
@@ -350,33 +339,39 @@ def _integer(value: Any) -> bool:
     return isinstance(value, int) and _number(value)
 
 
+def _is(kind: type) -> _Valid:
+    return lambda value: isinstance(value, kind)
+
+
+def _list(valid: _Valid, *, at_least: int = 0) -> _Valid:
+    return lambda value: isinstance(value, list) and len(value) >= at_least and all(map(valid, value))
+
+
+def _by_name(valid: _Valid, *, at_least: int = 0) -> _Valid:
+    return lambda value: isinstance(value, dict) and len(value) >= at_least and all(map(valid, value.values()))
+
+
+def _has(**fields: _Valid) -> _Valid:
+    return lambda value: isinstance(value, dict) and all(valid(value.get(key)) for key, valid in fields.items())
+
+
 # A verdict has these, and so has its answer to each question.
-_ANSWER: dict[str, Callable[[Any], bool]] = {
+_ANSWER: dict[str, _Valid] = {
     "state": STATES.__contains__,
     "since": lambda value: value is None or _integer(value),
-    "message": lambda value: isinstance(value, str),
+    "message": _is(str),
 }
-
-
-def _numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(_number(item) for item in value.values())
-
-
-def _quantiles(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 1 and all(map(_number, value))
-
-
-def _spectra(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(item, list) and item and all(map(_number, item)) for item in value.values())
-    )
-
-
-def _is_answer(value: Any) -> bool:
-    return isinstance(value, dict) and all(valid(value.get(key)) for key, valid in _ANSWER.items())
-
-
-def _is_evidence(value: Any) -> bool:
-    return isinstance(value, dict) and _number(value.get("before")) and _number(value.get("now"))
+# What the fields of each series have to be.
+_FIELDS: dict[str, dict[str, _Valid]] = {
+    "spectra": {"layers": _by_name(_list(_number, at_least=1), at_least=1)},
+    "verdicts": {
+        "iteration": _integer,
+        **_ANSWER,
+        "layers": _list(_is(str)),
+        **dict.fromkeys(QUESTIONS, _has(**_ANSWER)),
+        "evidence": _by_name(_has(before=_number, now=_number)),
+    },
+    "sensitivity": dict.fromkeys(("attainment", "gradient_norms", "diversity"), _by_name(_number)),
+    "outputs": dict.fromkeys(OUTPUTS, _list(_number, at_least=2)),
+    "events": {"event": _is(str)},
+}
