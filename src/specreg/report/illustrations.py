@@ -16,7 +16,7 @@ from PIL import Image
 from specreg.names import counted
 from specreg.report import figures
 from specreg.report.figures import Style
-from specreg.report.runs import Cell, Run, grouped
+from specreg.report.runs import Cell, Run, grouped, runs_of
 from specreg.report.tables import COLUMNS
 from specreg.report.verdicts import MOST_RUNS, state_of
 
@@ -77,7 +77,7 @@ def illustrations(cells: Sequence[Cell]) -> list[Illustration]:
 
 def shown_runs(cells: Sequence[Cell]) -> list[Run]:
     """Return the runs that are shown singly: all of one setting, or the first of each method where there are many."""
-    runs = [run for cell in cells for run in cell.runs]
+    runs = runs_of(cells)
     if len(cells) == 1 and len(runs) <= MOST_RUNS:
         return runs
     return [alike[0] for cell in cells for alike in grouped(cell.runs).values()]
@@ -176,16 +176,16 @@ def methods(cells: Sequence[Cell]) -> Illustration | None:
 
 def scores(cells: Sequence[Cell]) -> Illustration | None:
     """Metrics, the most collapsed layer, losses and what else is recorded during training, by group."""
-    keys = dict.fromkeys(key for cell in cells for run in cell.runs for key in run.curves)
+    keys = dict.fromkeys(key for run in runs_of(cells) for key in run.curves)
     several = len(cells) > 1
     main = [key for key in (_OF_SEVERAL if several else _SCORES) if key in keys]
     measures = [(_SCORES[key], figures.recorded(key)) for key in main]
-    if any(run.spectra for cell in cells for run in cell.runs):
+    if any(run.spectra for run in runs_of(cells)):
         measures.append(("s₂/s₁ of the most collapsed layer", figures.least_second_ratio))
         measures += [("bulk of the last convolution", figures.last_bulk)] * several
     others = [key for key in keys if key not in (*_SCORES, *_UNSHOWN) and not several]
     measures += [(_LOSSES.get(key) or _of_last_weights(key), figures.recorded(key)) for key in others]
-    look = _styles(cells)
+    look = figures.styles(runs_of(cells))
     parts = [
         Part([_curves(cell.runs, *measure, look) for measure in measures], look, cell.label if several else "")
         for cell in cells
@@ -203,10 +203,10 @@ def scores(cells: Sequence[Cell]) -> Illustration | None:
 def by_setting(cells: Sequence[Cell]) -> Illustration | None:
     """The final scores of several settings beside each other."""
     cells = [cell for cell in cells if any(run.result for run in cell.runs)]
-    keys = [key for key in _OF_SEVERAL if any(run.result.get(key) is not None for cell in cells for run in cell.runs)]
+    keys = [key for key in _OF_SEVERAL if any(run.result.get(key) is not None for run in runs_of(cells))]
     if len(cells) < 2 or not keys:
         return None
-    look = _styles(cells)
+    look = figures.styles(runs_of(cells))
     panels = [
         Panel(_SCORES[key], f"{_SCORES[key]} by setting, the numbers of the table of results",
               functools.partial(figures.plot_by_setting, cells=cells, key=key, look=look),
@@ -276,10 +276,6 @@ def _of_last_weights(key: str) -> str:
     """Return the heading of a score whose plain one is of the running average; of another number its key."""
     score = _SCORES.get(key.removeprefix("last_"))
     return key if score is None else f"{score}, last weights"
-
-
-def _styles(cells: Sequence[Cell]) -> dict[str, Style]:
-    return figures.styles([run for cell in cells for run in cell.runs])
 
 
 def _moments(run: Run, name: str, title: str = "") -> Panel:

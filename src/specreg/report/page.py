@@ -13,7 +13,7 @@ from specreg.names import QUESTIONS, counted
 from specreg.report import tables, verdicts
 from specreg.report.illustrations import illustrations, shown_runs
 from specreg.report.panels import picture, write_sheet
-from specreg.report.runs import Cell, differing, grouped, open_cells
+from specreg.report.runs import Cell, differing, grouped, open_cells, runs_of
 from specreg.report.tables import Table
 
 
@@ -64,16 +64,15 @@ def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
 def check_folder(folder: Path) -> list[Cell]:
     """Return the cells that a comparison's or sweep's folder has already, once the complete runs' records are whole."""
     cells = open_cells([folder]) if exists(folder / "sweep.json") else []
-    for run in (run for cell in cells for run in cell.runs):
+    for run in runs_of(cells):
         if run.directory.complete:
             run.read()
     return cells
 
 
 def _check(cells: Sequence[Cell]) -> None:
-    for cell in cells:
-        for run in cell.runs:
-            run.read()
+    for run in runs_of(cells):
+        run.read()
     for run in shown_runs(cells):
         for name in ("data", "samples", "missing"):
             run.picture(name)
@@ -81,7 +80,7 @@ def _check(cells: Sequence[Cell]) -> None:
 
 def verdict(cells: Sequence[Cell]) -> dict[str, Any] | None:
     """What the detector says: the runs that are told of one by one, or a table of many."""
-    runs = [run for cell in cells for run in cell.runs]
+    runs = runs_of(cells)
     if not runs:
         return None
     told_singly = len(cells) == 1 and len(runs) <= verdicts.MOST_RUNS
@@ -134,14 +133,14 @@ def _facts(title: str, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
 
 
 def _title(cells: Sequence[Cell]) -> str:
-    runs = [run for cell in cells for run in cell.runs]
+    runs = runs_of(cells)
     if presets := ", ".join(dict.fromkeys(cell.preset for cell in cells if cell.preset)):
         return f"Sweep: {presets}"
     return f"Spectra of {runs[0].label}" if len(runs) == 1 else f"Spectra of {len(runs)} runs"
 
 
 def _subject(cells: Sequence[Cell]) -> str:
-    runs = [run for cell in cells for run in cell.runs]
+    runs = runs_of(cells)
     data = dict.fromkeys(str(run.settings.get("data.data", "unknown data")) for run in runs)
     trained = f"Trained on {', '.join(data)}." if data else "No run has begun."
     if len(cells) > 1:

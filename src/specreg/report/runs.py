@@ -266,6 +266,11 @@ def _run_directories(path: Path) -> list[Path]:
     return [config.parent for config in inside]
 
 
+def runs_of(cells: Iterable[Cell]) -> list[Run]:
+    """Return all runs of some cells, in their order."""
+    return [run for cell in cells for run in cell.runs]
+
+
 def grouped(runs: Iterable[Run], attribute: str = "group") -> dict[str, list[Run]]:
     """Return the runs by group, or by another attribute, in their order."""
     groups: dict[str, list[Run]] = {}

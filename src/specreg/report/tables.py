@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from specreg.names import counted, printable
 from specreg.report import verdicts
-from specreg.report.runs import Cell, Run, differing, grouped, published
+from specreg.report.runs import Cell, Run, differing, grouped, published, runs_of
 
 # key, heading, decimals, and which way is better
 COLUMNS = (
@@ -64,14 +64,14 @@ def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
 
     Where runs have different protocols, whose numbers do not compare, the method is followed by the protocol's name.
     """
-    complete = [run for cell in cells for run in cell.runs if run.result]
+    complete = [run for run in runs_of(cells) if run.result]
     measures = [column for column in COLUMNS if any(run.result.get(column[0]) is not None for run in complete)]
-    watched = any(run.verdicts for cell in cells for run in cell.runs)
+    watched = any(run.verdicts for run in runs_of(cells))
     scores = [] if by_run else [score for score in _PUBLISHED if any(score in cell.published for cell in cells)]
     with_collapse = not by_run and any("collapse" in cell.published for cell in cells)
     several_protocols = not of_one_protocol(complete)
     several = len(cells) > 1 and not by_run  # a run's label names its cell
-    titles = {run.method: run.look.title for cell in cells for run in cell.runs}
+    titles = {run.method: run.look.title for run in runs_of(cells)}
     rows = []
     for cell in cells:
         singly = [(run.label, run.method, [run]) for run in cell.runs if run.result]
@@ -135,7 +135,7 @@ def missing(cells: Sequence[Cell]) -> list[list[str]]:
 
 def notes(cells: Sequence[Cell]) -> list[str]:
     """Return in sentences: how much is done, the protocols, what was changed, what was gained, the sources."""
-    complete = [run for cell in cells for run in cell.runs if run.result]
+    complete = [run for run in runs_of(cells) if run.result]
     sentences = [f"{len(complete)} of {sum(len(cell.planned) for cell in cells)} runs are complete."]
     if complete:
         data = {run.label: Path(str(run.settings.get("data.data"))).name for run in complete}

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from specreg.names import ALARMS, QUESTIONS, STATES, printable
-from specreg.report.runs import Cell, Run, grouped
+from specreg.report.runs import Cell, Run, grouped, runs_of
 
 MOST_RUNS = 24  # told of one by one
 UNWATCHED = "not watched"
@@ -75,7 +75,7 @@ def line(run: Run) -> str:
 
 def lines(cells: Sequence[Cell]) -> list[str]:
     """Return the lines of all runs, or of many runs how many are in which state."""
-    runs = [run for cell in cells for run in cell.runs]
+    runs = runs_of(cells)
     return [line(run) for run in runs] if len(runs) <= MOST_RUNS else [printable(tally(runs))]
 
 
