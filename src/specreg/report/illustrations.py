@@ -24,13 +24,15 @@ _GRID = (2.1, 2.2)  # inches of a grid of samples: small, so that its title is l
 _LAYERS = 3  # shown before the others are folded: one row on a desktop
 _SCORES = {key: heading for key, heading, _ in COLUMNS}
 _OF_SEVERAL = ("modes", "missing", "kl", "fd", "inception_score")  # scores that are shown of several settings
-_LOSSES = {
+_OTHERS = {
     "d_loss": "loss of the discriminator",
     "g_loss": "loss of the generator",
     "ratio": "diversity ratio",
     "duplicates": "duplicates",
     "overfitting": "P(training image scores above held-out)",
     "separation": "P(held-out image scores above generated)",
+    # Where the plain ones are of the generator's running average.
+    **{f"last_{key}": f"{heading}, last weights" for key, heading in _SCORES.items()},
 }
 _UNSHOWN = ("far", "floor")  # of a reading of coverage
 
@@ -184,7 +186,7 @@ def scores(cells: Sequence[Cell]) -> Illustration | None:
         measures.append(("s₂/s₁ of the most collapsed layer", figures.least_second_ratio))
         measures += [("bulk of the last convolution", figures.last_bulk)] * several
     others = [key for key in keys if key not in (*_SCORES, *_UNSHOWN) and not several]
-    measures += [(_LOSSES.get(key) or _of_last_weights(key), figures.recorded(key)) for key in others]
+    measures += [(_OTHERS.get(key, key), figures.recorded(key)) for key in others]
     look = figures.styles(runs_of(cells))
     parts = [
         Part([_curves(cell.runs, *measure, look) for measure in measures], look, cell.label if several else "")
@@ -270,12 +272,6 @@ def samples(cells: Sequence[Cell]) -> Illustration | None:
         rows = [list(itertools.chain(*rows))]
     parts = [Part(row, kind="panels samples") for row in rows if row]
     return Illustration("samples", "Samples", caption, parts) if generated else None
-
-
-def _of_last_weights(key: str) -> str:
-    """Return the heading of a score whose plain one is of the running average; of another number its key."""
-    score = _SCORES.get(key.removeprefix("last_"))
-    return key if score is None else f"{score}, last weights"
 
 
 def _moments(run: Run, name: str, title: str = "") -> Panel:
