@@ -26,7 +26,6 @@ from specreg.monitor.coverage import Reading
 from specreg.monitor.samples import diversity
 from specreg.monitor.verdict import Verdict
 from specreg.monitor.writers import TensorBoardWriter
-from specreg.names import State
 from specreg.processes import ALONE, Processes
 from specreg.records import PACE, RunDirectory
 from specreg.training.loop import draw_latent
@@ -237,7 +236,6 @@ class Recorder(Follower):
             begin = state.step + 1 if self._saved >= 0 else 0
             self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=begin)
             self._monitor.actions.append(TensorBoardWriter(self._monitor, self._board))
-        self._covered: State = "not measured" if self._monitor.verdict is None else self._monitor.verdict.coverage.state
 
     def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
         self._progress(state.step, self._pace())
@@ -351,9 +349,8 @@ class Recorder(Follower):
         self._run.append("spectra", {"step": step, "layers": layers})
         self._run.append("verdicts", {"step": step} | verdict.to_dict())
         self._progress(step, {"verdict": verdict.state})
-        if verdict.coverage.state in ("losing", "lost") and verdict.coverage.state != self._covered:
+        if not verdict.entered.isdisjoint(("losing", "lost")):
             draw_missing(self._source, self._run, self._settings.records, self._monitor.reading)
-        self._covered = verdict.coverage.state
         guard = self._state.compensator
         if isinstance(guard, Guard) and guard.switched_on == step:
             if guard.restored is not None:
