@@ -139,7 +139,7 @@ def layers(cells: Sequence[Cell]) -> Illustration | None:
         "detector watched, the background is plain yellow while it said collapsing and hatched red while it said "
         "collapsed; vertical dotted lines are events."
     )
-    if any(run.sensitivity for runs in alike.values() for run in runs):
+    if any(any(run.sensitivity.values()) for runs in alike.values() for run in runs):
         caption += (
             " Attainment is the part of its largest possible gain s₁ that a layer has on the inputs that reach it. "
             "Gradient norms are those of the discriminator's output by its input, at real, generated and interpolated "
@@ -290,7 +290,7 @@ def _final(runs: Sequence[Run], name: str, look: Mapping[str, Style], title: str
 
 def _over_training(run: Run) -> list[Panel]:
     bulks = {name: run.bulks(name) for name in run.layers}
-    attainment, norms = _turned(run, "attainment"), _turned(run, "gradient_norms")
+    attainment, norms = run.sensitivity["attainment"], run.sensitivity["gradient_norms"]
     alt = f"Bulk by layer of {run.label}; {_ends(bulks)}"
     panels = [Panel(f"{run.label}: bulk of sₖ/s₁", alt, functools.partial(figures.plot_bulks, run=run))]
     if attainment:
@@ -321,12 +321,3 @@ def _ends(curves: Mapping[str, Mapping[int, float]]) -> str:
     values = {name: float(f"{curves[name][end]:.3g}") for name, end in ends.items()}
     # Three digits, but a thousand as one: 1e+03 is nothing to be read aloud.
     return "at the end: " + ", ".join(f"{name} {value:g}{early[name]}" for name, value in values.items())
-
-
-def _turned(run: Run, field: str) -> dict[str, dict[int, float]]:
-    """Return a field of the sensitivity records as name -> step -> value."""
-    curves: dict[str, dict[int, float]] = {}
-    for record in run.sensitivity:
-        for name, value in record[field].items():
-            curves.setdefault(name, {})[record["step"]] = value
-    return curves

@@ -91,12 +91,10 @@ class Run:
         return self.directory.series("verdicts", _FIELDS["verdicts"])
 
     @cached_property
-    def sensitivity(self) -> list[dict[str, Any]]:
-        """Flat numbers in groups: "attainment" by layer, "gradient_norms" and "diversity"."""
-        absent: dict[str, Any] = {key: {} for key in _FIELDS["sensitivity"]}
-        return [
-            absent | record for record in self.directory.series("sensitivity", _FIELDS["sensitivity"], optional=True)
-        ]
+    def sensitivity(self) -> dict[str, dict[str, dict[int, float]]]:
+        """Curves in groups: "attainment" by layer, "gradient_norms" and "diversity"."""
+        records = self.directory.series("sensitivity", _FIELDS["sensitivity"], optional=True)
+        return {group: _curves(records, group) for group in _FIELDS["sensitivity"]}
 
     @cached_property
     def outputs(self) -> list[dict[str, Any]]:
@@ -110,14 +108,8 @@ class Run:
     @cached_property
     def curves(self) -> dict[str, dict[int, float]]:
         """Every number recorded during training: key -> step -> value; losses, metrics, diversity, overfitting."""
-        curves: dict[str, dict[int, float]] = {}
-        read = self.directory.series
-        diversity = [{"step": record["step"]} | record["diversity"] for record in self.sensitivity]
-        for record in (*read("evaluations"), *read("metrics"), *diversity, *self.outputs):
-            for key, value in record.items():
-                if key != "step" and _number(value):
-                    curves.setdefault(key, {})[record["step"]] = value
-        return curves
+        recorded = [*self.directory.series("evaluations"), *self.directory.series("metrics")]
+        return _curves(recorded) | self.sensitivity["diversity"] | _curves(self.outputs)
 
     @property
     def layers(self) -> list[str]:
@@ -127,9 +119,7 @@ class Run:
     @property
     def measured_layers(self) -> list[str]:
         """These and the layers without a spectrum of their own (r = 1) whose attainment is recorded."""
-        return list(
-            dict.fromkeys([*self.layers, *(name for record in self.sensitivity for name in record["attainment"])])
-        )
+        return list(dict.fromkeys([*self.layers, *self.sensitivity["attainment"]]))
 
     @property
     def last_step(self) -> int:
@@ -322,6 +312,16 @@ def _own_settings(run: Run) -> dict[str, Any]:
         if not key.startswith("methods.") or key.startswith(own)
         or (key.startswith(borrowed) and key != "methods.static.every")
     }  # fmt: skip
+
+
+def _curves(records: Iterable[Mapping[str, Any]], group: str = "") -> dict[str, dict[int, float]]:
+    """Return the numbers of records, or of a group in them, as name -> step -> value."""
+    curves: dict[str, dict[int, float]] = {}
+    for record in records:
+        for name, value in (record.get(group, {}) if group else record).items():
+            if _number(value) and (group or name != "step"):
+                curves.setdefault(name, {})[record["step"]] = value
+    return curves
 
 
 def _look(run: RunDirectory, method: str) -> Look:
