@@ -71,8 +71,9 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
 
     Where that is not so, or cannot be written, it is a ValueError, and nothing is changed.
     """
-    if checked_config(run, config) != config:
-        prepare_directory(run.path)
+    saved = checked_config(run, config)
+    prepare_directory(run.path)
+    if saved != config:
         with run.lock():
             saved = checked_config(run, config)  # another process may have been faster
             if saved is None:
@@ -80,7 +81,6 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
             elif saved != config:
                 _take_back_end(run, saved.settings)
             run.write("config", asdict(config))
-    prepare_directory(run.path)
 
 
 def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
