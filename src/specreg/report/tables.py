@@ -45,7 +45,7 @@ class Table(NamedTuple):
 
     def narrow(self) -> "Table":
         """Return a few rows as columns, and a table of many as it is."""
-        if len(self.rows) > _MOST_TRANSPOSED or self.num_texts > 1:
+        if not 0 < len(self.rows) <= _MOST_TRANSPOSED or self.num_texts > 1:
             return self
         headings, *rows = map(list, zip(self.headings, *self.rows, strict=True))
         return Table(["", *headings[1:]], rows)
@@ -77,19 +77,19 @@ def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
         singly = [(run.label, run.method, [run]) for run in cell.runs if run.result]
         for label, method, runs in singly if by_run else _lines(cell, titles, by_protocol=several_protocols):
             finished = [run for run in runs if run.result]
-            row = [cell.label] * several + [label] + [str(len(finished))] * (not by_run)
-            row += [
-                mean_and_spread([run.result.get(key) for run in finished], decimals) for key, _, decimals in measures
-            ]
-            row += [_collapses(runs), verdicts.counts(runs) or "-"] if watched else []
-            told = [cell.published.get(score, {}).get(method, ()) for score in scores]
-            row += [" ± ".join(f"{value:.2f}" for value in values) or "-" for values in told]
-            row += [str(cell.published.get("collapse", "-") if method == "sn" else "-")] * with_collapse
+            row = {"setting": cell.label} if several else {}
+            row |= {"run": label} if by_run else {"method": label, "seeds": str(len(finished))}
+            for key, heading, decimals in measures:
+                row[heading] = mean_and_spread([run.result.get(key) for run in finished], decimals)
+            if watched:
+                row |= {"collapsed": _collapses(runs), "verdict": verdicts.counts(runs) or "-"}
+            for score in scores:
+                told = cell.published.get(score, {}).get(method, ())
+                row[f"published {score}"] = " ± ".join(f"{value:.2f}" for value in told) or "-"
+            if with_collapse:
+                row["published collapse"] = str(cell.published.get("collapse", "-") if method == "sn" else "-")
             rows.append(row)
-    headings = ["setting"] * several + (["run"] if by_run else ["method", "seeds"])
-    headings += [heading for _, heading, _ in measures] + ["collapsed", "verdict"] * watched
-    headings += [f"published {score}" for score in scores] + ["published collapse"] * with_collapse
-    return Table(headings, rows, 1 + several)
+    return Table(list(rows[0]) if rows else [], [list(row.values()) for row in rows], 1 + several)
 
 
 def _lines(cell: Cell, titles: Mapping[str, str], *, by_protocol: bool) -> list[tuple[str, str, list[Run]]]:
