@@ -25,7 +25,7 @@ from specreg.monitor.attainment import attainment, gradient_norms
 from specreg.monitor.coverage import Reading
 from specreg.monitor.samples import diversity
 from specreg.monitor.verdict import Verdict
-from specreg.monitor.writers import TensorBoardWriter
+from specreg.monitor.writers import TensorBoardWriter, rounded
 from specreg.processes import ALONE, Processes
 from specreg.records import PACE, RunDirectory
 from specreg.training.loop import draw_latent
@@ -37,7 +37,6 @@ Progress = Callable[[int, dict[str, Any]], None]
 logger = logging.getLogger(__name__)
 
 _PROBE_SEED, _PROBE_SIZE = 5_000_011, 64
-_DIGITS = 6
 _MEASURED = 10  # steps
 _MISSING_SIDE = 5  # images in a row, and rows, of a picture of what is missing
 
@@ -68,7 +67,7 @@ class Probe:
             norms = gradient_norms(lambda x: call(discriminator, x, labels), real, fake, generator=random)
         measured: dict[str, Any] = {
             "attainment": {name: round(layer.attained, 5) for name, layer in attained.items()},
-            "gradient_norms": {name: _short(value) for name, value in norms.items()},
+            "gradient_norms": {name: rounded(value) for name, value in norms.items()},
         }
         if bool((self._samples != self._samples[:1]).any()):  # a single image has no diversity to compare with
             measured["diversity"] = asdict(diversity(decode(fake).float().cpu(), self._samples.float()))
@@ -91,11 +90,6 @@ def reading_of(state: TrainingState) -> Reading | None:
     guard, sampled = state.compensator, state.monitor.sampled or 0
     gone_back = isinstance(guard, Guard) and guard.restored is not None and (guard.switched_on or 0) >= sampled
     return None if gone_back else state.monitor.reading
-
-
-def _short(value: float) -> float:
-    """Return a number with so many digits as a record has: only 0 becomes 0."""
-    return float(f"{value:.{_DIGITS}g}")
 
 
 def check_records(run: RunDirectory) -> None:
@@ -340,11 +334,8 @@ class Recorder(Follower):
 
     def _watched(self, verdict: Verdict) -> None:
         """Write a snapshot down; the monitor calls this after the guard."""
-        layers = {
-            name: [_short(value) for value in s.flatten().tolist()]
-            for name, s in self._monitor.latest.items()
-            if s.shape[-1] > 1
-        }
+        latest = self._monitor.latest
+        layers = {name: rounded(s.flatten().tolist()) for name, s in latest.items() if s.shape[-1] > 1}
         step = self._state.step
         self._run.append("spectra", {"step": step, "layers": layers})
         self._run.append("verdicts", {"step": step} | verdict.to_dict())

@@ -159,7 +159,7 @@ class JsonlWriter:
     def __call__(self, verdict: Verdict) -> None:
         if self._newest is None and self.path.exists() and self.path.stat().st_size:
             self._resume(verdict.iteration)
-        values = {name: _rounded(s.tolist()) for name, s in self._monitor.latest.items()}
+        values = {name: rounded(s.tolist()) for name, s in self._monitor.latest.items()}
         line = {"iteration": verdict.iteration, "singular_values": values, "verdict": verdict.to_dict()}
         if (reading := self._monitor.reading) is not None and self._monitor.sampled == verdict.iteration:
             line["reading"] = reading.numbers
@@ -287,8 +287,9 @@ def _imported(module: str, package: str) -> Any:
         raise ValueError(f"this writer needs the package {package}: pip install {package}") from error
 
 
-def _rounded(values: Any) -> Any:
-    return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.6g}")
+def rounded(values: Any) -> Any:
+    """Return a number, or lists of numbers, with so many digits as a record has: only 0 becomes 0."""
+    return [rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.6g}")
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
