@@ -218,6 +218,12 @@ class _Machine(pickle._Unpickler):
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
+    def get_extension(self, code: int) -> None:
+        self.push(Global("copyreg", f"extension {code}"))
+
+    def _instantiate(self, maker: Any, arguments: list[Any]) -> None:
+        self.push(Object(maker, tuple(arguments)))
+
 
 def _bytes(form: str) -> Callable[[Any], None]:
     def load(machine: Any) -> None:
@@ -225,10 +231,6 @@ def _bytes(form: str) -> Callable[[Any], None]:
         machine.push(Bytes(machine.window.skip(size), size))
 
     return load
-
-
-def _extension(size: int) -> Callable[[Any], None]:
-    return lambda machine: machine.push(Global("copyreg", f"extension {machine.read(size).hex()}"))
 
 
 def _put(machine: Any) -> None:
@@ -246,17 +248,6 @@ def _call(machine: Any) -> None:
 def _new_with_names(machine: Any) -> None:
     names, arguments = machine.stack.pop(), machine.stack.pop()
     machine.stack[-1] = Object(machine.stack[-1], (arguments, names))
-
-
-def _instance(machine: Any) -> None:
-    maker = Global(machine.readline()[:-1].decode(), machine.readline()[:-1].decode())
-    arguments = tuple(machine.pop_mark())
-    machine.push(Object(maker, arguments))
-
-
-def _object(machine: Any) -> None:
-    maker, *arguments = machine.pop_mark()
-    machine.push(Object(maker, tuple(arguments)))
 
 
 def _build(machine: Any) -> None:
@@ -326,15 +317,10 @@ _REPLACED: dict[bytes, Callable[[Any], None]] = {
     pickle.BINBYTES: _bytes("<I"),
     pickle.BINBYTES8: _bytes("<Q"),
     pickle.BYTEARRAY8: _bytes("<Q"),
-    pickle.EXT1: _extension(1),
-    pickle.EXT2: _extension(2),
-    pickle.EXT4: _extension(4),
     pickle.PUT: _put,
     pickle.REDUCE: _call,
     pickle.NEWOBJ: _call,
     pickle.NEWOBJ_EX: _new_with_names,
-    pickle.INST: _instance,
-    pickle.OBJ: _object,
     pickle.BUILD: _build,
     pickle.APPEND: lambda machine: _add(machine, [machine.stack.pop()]),
     pickle.APPENDS: lambda machine: _add(machine, machine.pop_mark()),
