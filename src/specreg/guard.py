@@ -9,7 +9,7 @@ from specreg.layers.find import find
 from specreg.layers.selection import Selection, shown
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
-from specreg.monitor.verdict import Answer, Verdict, gravest, weighed
+from specreg.monitor.verdict import Answer, Verdict, gravest
 from specreg.names import COVERED, SPECTRAL, Scale, State, check_type, integer, reading_state
 from specreg.regularizers.compensators import Compensator, static_scheme
 
@@ -111,7 +111,7 @@ class Guard:
         answers = (Answer(state, since, verdict.message), verdict.coverage)
         asking = [answer for answer in answers if answer.state in self.states]
         if self.pin is not None:  # nothing is healthy that an answer alarms of, be it one that the guard does not ask
-            worst = asking[0] if asking else weighed(answers[0], verdict.coverage, verdict.signal)[0]
+            worst = asking[0] if asking else replace(verdict, spectra=answers[0]).answers[0]
             self.pin(replace(verdict, state=worst.state, since=worst.since, layers=layers))
         is_forgotten = self.switched_on is not None and self.switched_on < verdict.iteration and not self.acted
         if is_forgotten and not self._warned:

@@ -95,13 +95,24 @@ class Verdict:
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """The answers that say something, the gravest first; spectra that fall beside healthy coverage only warn."""
-        return weighed(self.spectra, self.coverage, self.signal)
+        """The answers that say something, the gravest first, the spectra's in the light of the coverage's.
+
+        Their fall alone, no mode being lost, is a warning; that they are steady does not hide that coverage is not
+        judged.
+        """
+        spectra, coverage = self.spectra, self.coverage
+        if spectra.state in ("collapsing", "collapsed") and coverage.state in ("healthy", "recovered"):
+            spectra = replace(spectra, state="warning")
+        elif spectra.state == "steady" and coverage.state == "not judged":
+            spectra = replace(spectra, state="not judged", since=coverage.since)
+        told = (each for each in (spectra, coverage, self.signal) if each.state not in ("not measured", "teaching"))
+        return tuple(sorted(told, key=lambda answer: STATES.index(answer.state), reverse=True))
 
     @property
     def states(self) -> frozenset[State]:
         """The state, and every answer's that is an alarm: a graver one does not hide it from who waits for it."""
-        return states_of(self.answers)
+        answers = self.answers
+        return frozenset((answers[0].state, *(answer.state for answer in answers if answer.state in ALARMS)))
 
     @property
     def alarming(self) -> bool:
@@ -132,37 +143,17 @@ class Verdict:
 
 def combined(verdict: Verdict, coverage: Answer, signal: Answer, before: Collection[State]) -> Verdict:
     """Return a verdict on the spectra with the two other answers, after one whose answers said ``before``."""
-    answers = weighed(verdict.spectra, coverage, signal)
-    state, entered = answers[0].state, states_of(answers).difference(before)
-    text = "; ".join(answer.message for answer in answers)
+    whole = replace(verdict, coverage=coverage, signal=signal)
+    answers, entered = whole.answers, whole.states.difference(before)
+    state, text = answers[0].state, "; ".join(answer.message for answer in answers)
     return replace(
-        verdict,
+        whole,
         state=state,
         since=answers[0].since,
         changed=state != max(before, key=STATES.index) or not entered.isdisjoint(ALARMS),
         message=f"warning, {text}" if state == "warning" else text,
-        coverage=coverage,
-        signal=signal,
         entered=entered,
     )
-
-
-def states_of(answers: Sequence[Answer]) -> frozenset[State]:
-    """Return the first answer's state, and every other's that is an alarm."""
-    return frozenset((answers[0].state, *(answer.state for answer in answers if answer.state in ALARMS)))
-
-
-def weighed(spectra: Answer, coverage: Answer, signal: Answer) -> tuple[Answer, ...]:
-    """Return the answers that say something, the gravest first, the spectra's in the light of the coverage's.
-
-    Their fall alone, no mode being lost, is a warning; that they are steady does not hide that coverage is not judged.
-    """
-    if spectra.state in ("collapsing", "collapsed") and coverage.state in ("healthy", "recovered"):
-        spectra = replace(spectra, state="warning")
-    elif spectra.state == "steady" and coverage.state == "not judged":
-        spectra = replace(spectra, state="not judged", since=coverage.since)
-    told = (answer for answer in (spectra, coverage, signal) if answer.state not in ("not measured", "teaching"))
-    return tuple(sorted(told, key=lambda answer: STATES.index(answer.state), reverse=True))
 
 
 def gravest(evidence: Mapping[str, Evidence]) -> tuple[State, int | None, tuple[str, ...]]:
