@@ -30,11 +30,9 @@ from specreg.spectra.matrices import from_matrix, to_matrix
 class MatrixParametrization(nn.Module):
     """A map of the matrix of a weight, which is used as a ``Kind`` says; nothing of it belongs into a checkpoint."""
 
-    def __init__(self, output_dim: int = 0, groups: int = 1, gain: float = 1.0) -> None:
-        super().__init__()
-        self.output_dim = output_dim
-        self.groups = groups
-        self.gain = gain
+    output_dim = 0
+    groups = 1
+    gain = 1.0
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix = self.mapped(to_matrix(weight, output_dim=self.output_dim, groups=self.groups))
@@ -146,6 +144,12 @@ class Weight:
         finally:
             for part in training:
                 part.training = True
+
+    def use_mapped(self, parametrization: MatrixParametrization) -> None:
+        """Let the network use what a parametrization makes of the weight's matrix."""
+        parametrization.output_dim = self.kind.output_dim
+        parametrization.groups, parametrization.gain = self.groups, self.gain
+        parametrize.register_parametrization(self.module, self.attribute, parametrization)
 
     def write(self, weight: Tensor, u1: Tensor, v1: Tensor) -> None:
         """Store a weight in place, its dtype and memory format kept, and refresh what was derived from the old one."""

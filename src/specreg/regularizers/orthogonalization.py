@@ -2,7 +2,6 @@ r"""Orthogonalization by Newton's iteration (ONI) as a differentiable parametriz
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_doubts
@@ -67,16 +66,15 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
     warn_of_doubts(layers)
     for layer in layers.values():
         for use in layer.uses:
-            parametrization = Orthogonalization(iterations, use.kind.output_dim, use.groups, use.gain)
-            parametrize.register_parametrization(use.module, use.attribute, parametrization)
+            use.use_mapped(Orthogonalization(iterations))
     return layers
 
 
 class Orthogonalization(SpectrumChanging):
     """The parametrization behind :func:`orthogonalize`."""
 
-    def __init__(self, iterations: int, output_dim: int = 0, groups: int = 1, gain: float = 1.0) -> None:
-        super().__init__(output_dim, groups, gain)
+    def __init__(self, iterations: int) -> None:
+        super().__init__()
         self.iterations = iterations
 
     def mapped(self, matrix: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils import parametrize
 
 from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_doubts
@@ -75,10 +74,7 @@ def spectral_regularization(
     warn_of_doubts(layers)
     for name, layer in layers.items():
         for use in layer.uses:
-            parametrization = SpectralRegularization(
-                keep, gradient, use.kind.output_dim, use.groups, name, gain=use.gain
-            )
-            parametrize.register_parametrization(use.module, use.attribute, parametrization)
+            use.use_mapped(SpectralRegularization(keep, gradient, name))
     return layers
 
 
@@ -89,16 +85,8 @@ class SpectralRegularization(SpectrumPreserving):
     is told by the weight's content: version counters do not see writes through ``.data``.
     """
 
-    def __init__(
-        self,
-        keep: float | int,
-        gradient: Gradient,
-        output_dim: int = 0,
-        groups: int = 1,
-        name: str = "",
-        gain: float = 1.0,
-    ) -> None:
-        super().__init__(output_dim, groups, gain)
+    def __init__(self, keep: float | int, gradient: Gradient, name: str = "") -> None:
+        super().__init__()
         self.keep = keep
         self.gradient = gradient
         self.name = name
