@@ -16,15 +16,11 @@ _SINGLE, _SEVERAL = "dataset_info.json", "dataset_dict.json"
 _PARTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": TEST_NAMES, "unlabeled": ("unlabeled",)}
 
 
-def is_saved(path: Path) -> bool:
-    """Tell whether a folder was written by ``save_to_disk``."""
-    return (path / _SEVERAL).is_file() or ((path / _SINGLE).is_file() and (path / "state.json").is_file())
-
-
-def saved_parts(path: Path) -> dict[Split, Path]:
-    """Return the folders of a saved data set's parts; a data set without parts is for training."""
+def saved_parts(path: Path) -> dict[Split, Path] | None:
+    """Return the folders of a saved data set's parts, one without parts is for training; None of another folder."""
     if not (path / _SEVERAL).is_file():
-        return {"train": path}
+        is_saved = (path / _SINGLE).is_file() and (path / "state.json").is_file()
+        return {"train": path} if is_saved else None
     try:
         saved = read_json(path / _SEVERAL)["splits"]
         names = {split: next((name for name in _PARTS[split] if name in saved), None) for split in _PARTS}

@@ -13,7 +13,7 @@ from specreg.data.arrays import ImageArrays
 from specreg.data.decoding import ImageFiles
 from specreg.data.files import Archive, Files, is_archive
 from specreg.data.folders import ImageTree, counterpart
-from specreg.data.huggingface import is_saved, load_saved, saved_parts
+from specreg.data.huggingface import load_saved, saved_parts
 from specreg.data.npz import load_npz
 from specreg.files import check_file, exists
 from specreg.names import Split, integer
@@ -90,8 +90,7 @@ def find_images(path: str | Path) -> ImageSet:
     if not path.is_dir():
         check_file(path)
         return _in_file(path)
-    if is_saved(path):
-        parts = saved_parts(path)
+    if (parts := saved_parts(path)) is not None:
         return ImageSet(path, tuple(parts), lambda split: load_saved(parts[split]))
     return _in_folders(path) or own_images(path)
 
