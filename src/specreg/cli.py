@@ -46,6 +46,7 @@ _REMEDIES = {
     errno.EROFS: "choose another folder",
 }
 _FOR_IMAGES = ("image_size", "tile", "features", "pool", "warmup")  # options of watch
+_RESUMED = ("compare", "sweep", "train")  # what goes on when it is given again
 _INTERRUPTED = "specreg: interrupted; the same command again goes on\n"
 # A full disk, a used-up quota, a limit on the size of files.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -84,15 +85,56 @@ specreg COMMAND --help lists a command's options. The library needs no command:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _settle_streams()
+    output: Any = _Output(sys.stdout)
     try:
-        code = _run(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(null, stream.fileno())  # Python writes what is left at its end
-        return 141
-    return code
+        with contextlib.redirect_stdout(output):
+            try:
+                return _run(list(sys.argv[1:] if arguments is None else arguments))
+            finally:  # of help, too, which ends in SystemExit
+                output.flush()
+    except (_OutputError, BrokenPipeError) as error:
+        if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
+            _silence(sys.stdout, sys.stderr)
+            return 141
+        _silence(sys.stdout)
+        return _fail(f"standard output cannot be written ({error}): make room, or send it elsewhere", 1)
+
+
+class _OutputError(Exception):
+    """Standard output cannot be written: no OSError, for which rich ends the process, and others name a disk."""
+
+
+class _Output:
+    """Standard output that says so where it cannot be written."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> Any:
+        with _writing():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _writing():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _OutputError(error.strerror) from error
+
+
+def _silence(*streams: Any) -> None:
+    """Let nothing more come of streams that cannot be written: Python writes what is left at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(null, stream.fileno())
 
 
 def _settle_streams() -> None:
@@ -124,12 +166,13 @@ def _run(arguments: list[str]) -> int:
             importlib.import_module("specreg.options")
         return _COMMANDS[arguments[0]](arguments[1:])
     except KeyboardInterrupt:  # before or after the training, which asks for it where it can be resumed
-        sys.stderr.write(_INTERRUPTED if arguments[0] in ("compare", "sweep", "train") else "specreg: interrupted\n")
+        sys.stderr.write(_INTERRUPTED if arguments[0] in _RESUMED else "specreg: interrupted\n")
         return 130
     except BrokenPipeError:
         raise
     except (OSError, ValueError, MemoryError) as error:
-        return _fail(_explained(error), 1 if getattr(error, "errno", None) in _NO_ROOM else 2)
+        goes_on = arguments[0] in _RESUMED
+        return _fail(_explained(error, goes_on=goes_on), 1 if getattr(error, "errno", None) in _NO_ROOM else 2)
     except RuntimeError as error:
         return _of_training(error)
 
@@ -561,7 +604,7 @@ def _check_output(
     prepare_directory(path.absolute().parent)
 
 
-def _explained(error: Exception) -> str:
+def _explained(error: Exception, *, goes_on: bool = False) -> str:
     """Return an operating system's error with the file and what to do; our own say so themselves."""
     if isinstance(error, MemoryError):
         return "there is not enough memory: make images, batches or networks smaller"
@@ -570,7 +613,7 @@ def _explained(error: Exception) -> str:
     name = "" if error.filename is None else f"{error.filename}: "
     remedy = _REMEDIES.get(error.errno, "check the disk")
     if error.errno in _NO_ROOM:
-        remedy = "make room; the same command then goes on from the last checkpoint"
+        remedy = "make room; the same command then goes on from the last checkpoint" if goes_on else "make room"
     return f"{name}{error.strerror or error}: {remedy}"
 
 

@@ -1,6 +1,7 @@
 """What the command line promises: help, version, and what inspect prints; bad input is in test_bad_input.py."""
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -111,14 +112,36 @@ def weights(tmp_path: Path) -> str:
     return str(tmp_path / "w.pt")
 
 
-def test_output_that_nobody_reads_ends_the_command_without_a_word():
+PRINTED = pytest.mark.parametrize("arguments", [["--help"], ["watch", "--help"], ["inspect", "w.pt"]])
+
+
+def printed_to(stream: int, tmp_path: Path, arguments: list[str], **environment: str) -> tuple[int, bytes]:
+    weights(tmp_path)
+    call = [sys.executable, "-m", "specreg", *arguments]
+    ended = subprocess.run(
+        call, stdout=stream, stderr=subprocess.PIPE, cwd=tmp_path, env=os.environ | environment, check=False
+    )
+    os.close(stream)
+    return ended.returncode, ended.stderr
+
+
+@PRINTED
+def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments, tmp_path):
     ours, theirs = os.pipe()
     os.close(ours)  # as head does, once it has its lines
-    ended = subprocess.run(
-        [sys.executable, "-m", "specreg", "--help"], stdout=theirs, stderr=subprocess.PIPE, check=False
+    assert printed_to(theirs, tmp_path, arguments) == (141, b"")
+
+
+@PRINTED
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # when it is written, and at the end
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_full_output_is_named_and_no_checkpoint(arguments, unbuffered, tmp_path):
+    full = os.open("/dev/full", os.O_WRONLY)
+    code, said = printed_to(full, tmp_path, arguments, PYTHONUNBUFFERED=unbuffered)
+    assert code == 1
+    assert said.decode() == (
+        "specreg: error: standard output cannot be written (No space left on device): make room, or send it elsewhere\n"
     )
-    os.close(theirs)
-    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
@@ -153,6 +176,20 @@ def test_torch_out_of_memory_is_one_line(error, capsys, monkeypatch):
     code, _, said = run(capsys, "train")
     assert code == 2
     assert said == "specreg: error: there is not enough memory: make images, batches or networks smaller\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [("report", "make room"), ("train", "make room; the same command then goes on from the last checkpoint")],
+)
+def test_a_full_disk_promises_a_checkpoint_to_trainings_alone(command, remedy, capsys, monkeypatch):
+    def fail(arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(_COMMANDS, command, fail)
+    code, _, said = run(capsys, command)
+    assert code == 1
+    assert said == f"specreg: error: No space left on device: {remedy}\n"
 
 
 def test_inspect_prints_a_table_of_80_columns_and_no_control_characters(tmp_path, capsys, monkeypatch):
