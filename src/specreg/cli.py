@@ -1,6 +1,6 @@
 """The command line: commands and exit codes. What they take is in ``specreg.options``, what they do below.
 
-Exit codes: 0 done, 1 a run of a comparison or sweep failed, or the machine did (its disk is full), 2 bad input, 3
+Exit codes: 0 done, 1 a run of a comparison or sweep failed, or the disk or standard output is full, 2 bad input, 3
 training diverged, 4 another process of the job has ended or differs, 5 a watched training has reached a state of
 --fail-on, 130 interrupted, 141 nobody reads the output any more (``| head``).
 """

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import specreg
-from specreg import options
+from specreg import cli, options
 from specreg.cli import _COMMANDS, _with_address, main
 
 ROOT = Path(__file__).parents[2]
@@ -228,6 +228,13 @@ def test_inspect_prints_json_and_draws(tmp_path, capsys):
     assert layer["name"] == "last"
     assert layer["singular_values"] == pytest.approx([1.0] * 4)
     assert (tmp_path / "p.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_every_exit_code_is_documented_for_users():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    documented = page.partition("\n## Exit codes\n")[2].partition("\n## ")[0]
+    codes = re.findall(r"\d+", str(cli.__doc__).partition("Exit codes:")[2])
+    assert codes == ["0", "1", "2", "3", "4", "5", "130", "141"] == re.findall(r"\d+", documented)
 
 
 def documented_commands() -> list[str]:
