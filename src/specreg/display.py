@@ -17,10 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from specreg.autopsy.formats import listed
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers.selection import shown as layer_name
-from specreg.names import ALARMS, counted, printable
+from specreg.names import ALARMS, counted, listed, printable
 from specreg.records import PACE, RunDirectory
 from specreg.report.tables import notes, table
 

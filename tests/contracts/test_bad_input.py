@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import spoilt
 from runs import make_run
@@ -24,6 +25,7 @@ from spoilt import (
     SHALLOW,
     Builder,
     below_a_file,
+    encoded,
     file,
     folder_of,
     pipe,
@@ -467,6 +469,22 @@ def test_what_may_not_be_read_or_written_is_named(command, trained, tmp_path, ca
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "cannot" in error
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_images_that_cannot_be_read_are_counted_and_named_at_once(kind, mode, tmp_path):
+    from pictures import load_images
+
+    whole = encoded(Image.new(mode, (64, 64)))
+    contents = {f"{number:02}__png": torn(whole) if number % 2 else whole for number in range(20)}
+    path = {"folder": folder_of("images", **contents), "zip": images(**contents)}[kind](tmp_path)
+    with pytest.raises(
+        ValueError, match=r"01\.png is not a readable image \(OSError\): remove or replace it; "
+    ) as caught:
+        load_images(path)
+    rest = "10 of 20 images cannot be read: 01.png, 03.png, 05.png, 07.png, 09.png, 11.png, 13.png, 15.png and 2 more"
+    assert str(caught.value).partition("; ")[2] == rest
 
 
 def test_a_file_that_vanishes_between_listing_and_reading_is_named(tmp_path, monkeypatch):

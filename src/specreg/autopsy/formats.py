@@ -19,7 +19,7 @@ from specreg.autopsy import torchfiles
 from specreg.autopsy.tensors import Stored, obstructed
 from specreg.autopsy.torchfiles import Contents
 from specreg.files import check_file, exists, read_json, reading
-from specreg.names import printable
+from specreg.names import listed, printable
 from specreg.pickles import LimitError
 
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
@@ -226,12 +226,6 @@ def _array(path: Path, entry: str) -> Tensor:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort blocks.2 before blocks.10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split("([0-9]{1,18})", name)]
-
-
-def listed(names: list[str]) -> str:
-    """Return the first eight names, of which none is empty, and how many more there are."""
-    shown = ", ".join(printable(name) or "''" for name in names[:8])
-    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from specreg.data.arrays import ImageArrays
 from specreg.data.cache import Pixels, hold
 from specreg.data.pixels import planes, square
+from specreg.names import listed
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -92,6 +93,26 @@ class ImageFiles:
             yield planes(np.stack(chunk))
 
     def _image(self, index: int) -> Image.Image:
+        """Return an image; where it cannot be read those behind it are tried, so that all are named at once."""
+        try:
+            return self._read(index)
+        except ValueError as error:
+            behind = range(index + 1, len(self.names))
+            broken = [self.names[index], *(self.names[other] for other in behind if not self._is_readable(other))]
+            if len(broken) == 1:
+                raise
+            raise ValueError(
+                f"{error}; {len(broken)} of {len(self.names)} images cannot be read: {listed(broken)}"
+            ) from error
+
+    def _is_readable(self, index: int) -> bool:
+        try:
+            self._read(index)
+        except ValueError:
+            return False
+        return True
+
+    def _read(self, index: int) -> Image.Image:
         return read_image(lambda: self.open(index), f"{self.path}: {self.names[index]}", ": remove or replace it")
 
     def _wrong_size(self, index: int, image: Image.Image) -> ValueError:

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from specreg.autopsy.formats import BESIDE, ENDINGS, INDEX, SHARD, listed
+from specreg.autopsy.formats import BESIDE, ENDINGS, INDEX, SHARD
 from specreg.autopsy.order import is_dated, labels, model_name, times, without_values
 from specreg.autopsy.spectra import LayerSpectrum, inspect, judge
 from specreg.data.arrays import ImageArrays
@@ -35,7 +35,7 @@ from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
 from specreg.monitor.coverage import Coverage
 from specreg.monitor.modes import ModeJudge, ModeThresholds
-from specreg.names import STATES, State, default_groups, printable
+from specreg.names import STATES, State, default_groups, listed, printable
 
 logger = logging.getLogger(__name__)
 
