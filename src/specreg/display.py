@@ -317,7 +317,11 @@ def _series_note(found: Autopsy, width: int) -> str:
     some = "" if len(picked) == len(found.paths) else f" {len(picked)} of them are shown: a wider terminal has more."
     bulk, shown = f"Bulk of s_k/s_1 in {len(found.paths)} checkpoints", listed(list(map(str, found.paths)))
     if found.order:
-        return f"{bulk}, in the order of {found.order}: {shown}.{some}"
+        first, last = found.iterations[0], found.iterations[-1]
+        return (
+            f"{bulk}, in the order of {found.order}: {shown}.{some} What lies between {first} and {last} is judged, "
+            "without a warm-up: steady says nothing of before and after, nor of modes."
+        )
     return (
         f"{bulk}, numbered as given, {shown}: their names do not tell in which order they were written, so there is no "
         f"verdict. Name them by their steps, for instance step-1000.pt.{some}"

@@ -206,7 +206,8 @@ def test_inspect_prints_a_table_of_80_columns_and_no_control_characters(tmp_path
     assert "\x1b" not in out
     code, out, _ = run(capsys, "inspect", *(shutil.copy(path, f"{tmp_path}/step-{step}.pt") for step in (2, 10, 1)))
     assert code == 0
-    assert "in the order of the steps in the files' names" in " ".join(out.split())
+    assert "in the order of the steps in the files' names" in (note := " ".join(out.split()))
+    assert "between 1 and 10 is judged, without a warm-up: steady says nothing of before and after" in note
     assert next(line for line in out.splitlines() if line.startswith("last")).split()[2:] == ["1.00"] * 3 + ["steady"]
 
 
