@@ -224,10 +224,18 @@ def metrics(values: Mapping[str, Any]) -> None:
 
 
 def whereabouts(run: Path) -> None:
-    """Say where a finished run's files are, and what comes next."""
+    """Say where a finished run's files are, what comes next, and whether its comparison's or sweep's are older."""
+    from specreg.experiments.sweep import COMPARISON
+
     console = Console(file=sys.stdout, highlight=False)
     console.print(_plain(f"checkpoints, records and samples.png: {run}"), soft_wrap=True)
     console.print(_plain(f"one page about it: specreg report {_as_argument(run)}"), soft_wrap=True)
+    folder = run.absolute().parents[1]
+    told, result = folder / "results.json", run / "result.json"
+    if (folder / "sweep.json").exists() and told.exists() and told.stat().st_mtime < result.stat().st_mtime:
+        command = "compare" if run.absolute().parent.name == COMPARISON else "sweep"
+        text = f"results.json and table.md in {folder} are older than this run: give the command that made them again"
+        console.print(_plain(f"{text} (specreg {command} --out {_as_argument(folder)} ...)"), soft_wrap=True)
 
 
 @contextlib.contextmanager

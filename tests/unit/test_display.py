@@ -1,12 +1,14 @@
 """What the terminal shows while runs are made: an estimate once, a bar or a table, lines where nothing moves."""
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from runs import make_run
 from specreg import display
 from specreg.experiments.config import RunConfig, Settings
 from specreg.experiments.jobs import Job
@@ -40,6 +42,24 @@ def terminal(monkeypatch, *, width: int) -> io.StringIO:
 def test_the_command_that_comes_next_can_be_given_to_a_shell(name, shown, capsys):
     display.whereabouts(Path(name))
     assert capsys.readouterr().out.endswith(f"one page about it: specreg report {shown}\n")
+
+
+@pytest.mark.parametrize(("cell", "command"), [("runs", "compare"), ("A", "sweep")])
+def test_a_run_that_is_newer_than_its_comparison_says_what_makes_the_table_again(cell, command, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    run = make_run(folder / cell / "sn-seed0")
+    display.whereabouts(run)  # a run beside others, of no comparison
+    for name in ("sweep.json", "results.json"):
+        (folder / name).write_text("{}")
+    now = (run / "result.json").stat().st_mtime
+    os.utime(folder / "results.json", (now + 1, now + 1))
+    display.whereabouts(run)
+    assert "older" not in capsys.readouterr().out
+    os.utime(folder / "results.json", (now - 1, now - 1))
+    display.whereabouts(run)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"results.json and table.md in {folder} are older than this run: ")
+    assert last.endswith(f" (specreg {command} --out {folder} ...)")
 
 
 def test_a_number_has_the_prefix_of_what_it_is_rounded_to():
