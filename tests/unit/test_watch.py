@@ -407,8 +407,18 @@ def test_an_older_checkpoint_is_left_out(run, caplog):
         save(run, {f"{name}.pt": SOUND})
         list(folder.look(last=False))
     assert [message.partition(" ")[2] for message in caplog.messages] == [
-        "is older than what was read before: left out"
+        "is not newer than what was read before: left out; of several models name one by --files"
     ]
+
+
+def test_of_checkpoints_of_one_time_those_that_are_left_out_are_not_called_older(run, caplog):
+    save(run, {f"network-snapshot-{step:07}-{ema}.pt": SOUND for step in (2097, 4194) for ema in ("0.050", "0.100")})
+    assert [state for _, state in judged(run)] == ["not judged", "steady"]
+    left_out = [message.split()[0].rpartition("/")[2] for message in caplog.messages if "is not newer than" in message]
+    assert left_out == ["network-snapshot-0002097-0.100.pt", "network-snapshot-0004194-0.100.pt"]
+    caplog.clear()
+    assert len(list(Checkpoints(run, files=("*-0.100.pt",)).look(last=True))) == 2
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(

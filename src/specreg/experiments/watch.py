@@ -373,7 +373,8 @@ class Checkpoints(Folder):
         clock, iterations, series = self._series.setdefault(model, (_Clock(), [], []))
         times = self._times(item)
         if len(times) == len(clock.last) > 0 and times <= clock.last:
-            logger.warning("%s is older than what was read before: left out", printable(str(item)))
+            text = "%s is not newer than what was read before: left out; of several models name one by --files"
+            logger.warning(text, printable(str(item)))
             return
         # Of two checkpoints none may have the other's iteration, as samples may.
         number = clock.now = max(clock.tick(times), iterations[-1] + 1 if iterations else 0)
