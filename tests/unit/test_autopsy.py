@@ -555,6 +555,15 @@ def test_the_networks_in_a_file_are_judged_one_by_one(tmp_path, capsys, monkeypa
         assert max(map(len, lines)) <= 80
 
 
+def test_the_networks_of_an_average_beside_the_model_are_judged_one_by_one(tmp_path):
+    nets = {f"{net}.{i}.weight": torch.randn(4, 4) for net in ("D", "G") for i in range(2)}
+    copies = {"state_dict": nets, "ema_state_dict": {name: weight.clone() for name, weight in nets.items()}}
+    expected = {f"{copy}.{net}": tuple(f"{copy}.{net}.{i}" for i in range(2)) for copy in copies for net in ("D", "G")}
+    assert inspect([saved(tmp_path, copies)]).groups == expected
+    single = {copy: {name.removeprefix("D."): net for name, net in nets.items() if "D." in name} for copy in copies}
+    assert list(inspect([saved(tmp_path, single)]).groups) == list(copies)
+
+
 def test_checkpoints_of_different_models_are_told_apart(tmp_path):
     for name, state in {
         "a": {"x": (3, 4), "y": (3, 4)},

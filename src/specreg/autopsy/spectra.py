@@ -74,7 +74,7 @@ class Autopsy:
         iterations: of each; 1, 2, 3... if their names have none.
         order: what the order was taken from, "" where it is unknown; of a single checkpoint too.
         layers: for each checkpoint the layers that all have, by name.
-        groups: the networks in them, by :func:`specreg.names.default_groups`.
+        groups: the networks in them, by :func:`networks`.
         verdicts: the detector's on each group that has a layer with a bulk, over several checkpoints of a known order.
         notes: on what was left out, a line each.
     """
@@ -157,9 +157,23 @@ def inspect(
             progress(index * len(names) + len(spectra), total, name)
             spectra[name] = _spectrum(weights[name])
         layers.append(spectra)
-    groups = default_groups(names)
+    groups = networks(names)
     verdicts = judge(order.numbers, layers, groups) if len(paths) > 1 and order.by else {}
     return Autopsy(order.paths, order.numbers, order.by, tuple(layers), groups, verdicts, notes)
+
+
+def networks(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the groups of :func:`specreg.names.default_groups`, of several copies of a model those of each.
+
+    Example:
+        >>> list(networks([f"{copy}state_dict.{net}.{i}" for copy in ("", "ema_") for net in "DG" for i in "01"]))
+        ['state_dict.D', 'state_dict.G', 'ema_state_dict.D', 'ema_state_dict.G']
+    """
+    groups = default_groups(names)
+    if not all(group.endswith("state_dict") for group in groups):
+        return groups
+    inner = {group: default_groups(layers) for group, layers in groups.items()}
+    return {name or group: layers for group, nets in inner.items() for name, layers in nets.items()}
 
 
 def _spectrum(weight: Weight) -> LayerSpectrum:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from specreg.autopsy.formats import BESIDE, ENDINGS, INDEX, SHARD
 from specreg.autopsy.order import is_dated, labels, model_name, times, without_values
-from specreg.autopsy.spectra import LayerSpectrum, inspect, judge
+from specreg.autopsy.spectra import LayerSpectrum, inspect, judge, networks
 from specreg.data.arrays import ImageArrays
 from specreg.data.cache import file_stamp
 from specreg.data.decoding import SUFFIXES, read_image
@@ -35,7 +35,7 @@ from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
 from specreg.monitor.coverage import Coverage
 from specreg.monitor.modes import ModeJudge, ModeThresholds
-from specreg.names import STATES, State, default_groups, listed, printable
+from specreg.names import STATES, State, listed, printable
 
 logger = logging.getLogger(__name__)
 
@@ -390,7 +390,7 @@ class Checkpoints(Folder):
             return
         iterations.append(number)
         series.append(content)
-        judged = judge(iterations, series, default_groups(names)) if series[1:] else {}
+        judged = judge(iterations, series, networks(names)) if series[1:] else {}
         if not judged:
             yield Notice(name, "not judged", "spectra not judged yet", details | {"state": "not judged"})
             return
