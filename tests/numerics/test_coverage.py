@@ -188,6 +188,40 @@ def test_images_of_bytes_and_of_numbers_read_the_same():
     assert scaled.missing == pytest.approx(reading.missing, abs=0.01)
 
 
+def table(deviation: float, count: int, *, num_modes: int = 10, seed: int = 0) -> torch.Tensor:
+    """Ten modes in eight columns of deviation 1, and a ninth column without any."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 6 * torch.randn(10, 8, generator=torch.Generator().manual_seed(1))
+    points = centres[torch.randint(num_modes, (count,), generator=generator)]
+    points = (points + torch.randn(count, 8, generator=generator)) / 6
+    return torch.cat([points, deviation * torch.randn(count, 1, generator=generator)], 1)
+
+
+@pytest.mark.parametrize(("deviation", "warns"), [(1.0, False), (3.0, False), (100.0, True), (1e6, True)])
+def test_a_column_that_hides_all_others_is_said_once(caplog, deviation, warns):
+    coverage = Coverage(table(deviation, 2000))
+    reading = coverage.measure(table(deviation, 1000, num_modes=5, seed=1))
+    assert (reading.lost < 0.1) == warns
+    assert [message.partition(":")[2] for message in caplog.messages] == [
+        " one of 9 columns has nearly all of the samples' variance, and distances see it alone: if the others matter, "
+        "standardize all columns"
+    ] * warns
+
+
+@pytest.mark.parametrize(
+    ("real", "features"),
+    [
+        (table(100.0, 200)[:, 8:], None),  # one column is all there is
+        (table(100.0, 200)[:, None], None),  # (N, 1, 9), which is no table
+        (table(100.0, 200), lambda points: points),  # what an encoder makes is its own affair
+        (0.01 * torch.randn(200, 9000) + 9 * torch.sin(torch.arange(9000) * torch.rand(200, 1)), None),  # waveforms
+    ],
+)
+def test_of_what_is_no_table_nothing_is_said_of_columns(caplog, real, features):
+    Coverage(real, features=features)
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize(
     ("real", "generated", "warns"),
     [

@@ -55,6 +55,7 @@ _CLAIM = 4  # standard errors of a reading
 _Z95 = 1.96
 _SCARCE = 0.2  # a bin filled to less than that share is called empty
 _BATCH = 2**24  # numbers at once
+_ALONE = 0.99  # of the variance in one column, beside which a loss of half in eight others reads as a fifth
 _MOST = 0.5  # missing share beyond which the samples' range is looked at
 _STATE = ("mean", "size", "centres", "spread", "radius", "binned", "held_out", "groupings", "examples")
 
@@ -148,9 +149,16 @@ class Coverage:
         width = next(self._describe("real", real, order[:1])).shape[1]
         num_binned = min(len(real) // 2, max(LEAST_REAL // 2, min(_MOST_BINNED, _BATCH // width)))
         points = torch.cat(list(self._describe("real", real, order[:num_binned])))
-        self._mean, self._size = points.mean(0), points.var(0, correction=0).sum().sqrt()
+        variances = points.var(0, correction=0)
+        self._mean, self._size = points.mean(0), variances.sum().sqrt()
         if not self._size > 0:
             raise ValueError("the real samples are all alike")
+        is_table = features is plain_features and real.shape[1:] == (width,) and width > 1
+        if is_table and variances.max() > _ALONE * variances.sum():
+            logger.warning(
+                "coverage: one of %d columns has nearly all of the samples' variance, and distances see it alone: if "
+                "the others matter, standardize all columns", width,
+            )  # fmt: skip
         points = self._normalize(points)
         centres = _kmeans(points, points.new_ones(num_binned), num_binned // _PER_BIN, generator)
         self._centres = centres[torch.unique(_nearest(points, centres)[0])]
