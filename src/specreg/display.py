@@ -230,7 +230,7 @@ def whereabouts(run: Path) -> None:
     console = Console(file=sys.stdout, highlight=False)
     console.print(_plain(f"checkpoints, records and samples.png: {run}"), soft_wrap=True)
     console.print(_plain(f"one page about it: specreg report {_as_argument(run)}"), soft_wrap=True)
-    folder = run.absolute().parents[1]
+    folder = run.absolute().parent.parent
     told, result = folder / "results.json", run / "result.json"
     if (folder / "sweep.json").exists() and told.exists() and told.stat().st_mtime < result.stat().st_mtime:
         command = "compare" if run.absolute().parent.name == COMPARISON else "sweep"

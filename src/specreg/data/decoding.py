@@ -25,6 +25,7 @@ _GREY_MODES = frozenset({"1", "L", "LA", "La"})
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _THIRTY_TWO_BITS = frozenset({"I", "F"})
 _CHUNK = 256
+_TRIED = 10_000  # images, in the search for others that are broken
 
 
 class _ColouredError(Exception):
@@ -93,17 +94,16 @@ class ImageFiles:
             yield planes(np.stack(chunk))
 
     def _image(self, index: int) -> Image.Image:
-        """Return an image; where it cannot be read those behind it are tried, so that all are named at once."""
+        """Return an image; where it cannot be read, those behind it are tried, so that many are named at once."""
         try:
             return self._read(index)
         except ValueError as error:
-            behind = range(index + 1, len(self.names))
-            broken = [self.names[index], *(self.names[other] for other in behind if not self._is_readable(other))]
+            tried = range(index, min(index + _TRIED, len(self.names)))
+            broken = [self.names[index], *(self.names[other] for other in tried[1:] if not self._is_readable(other))]
             if len(broken) == 1:
                 raise
-            raise ValueError(
-                f"{error}; {len(broken)} of {len(self.names)} images cannot be read: {listed(broken)}"
-            ) from error
+            text = f"{len(broken)} of the {len(tried)} images from there on cannot be read: {listed(broken)}"
+            raise ValueError(f"{error}; {text}") from error
 
     def _is_readable(self, index: int) -> bool:
         try:
