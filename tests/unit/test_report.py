@@ -9,6 +9,7 @@ import random
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
@@ -309,8 +310,40 @@ def test_a_guard_has_the_options_of_static_sr_but_for_its_cadence(tmp_path):
 
 
 def test_runs_that_are_told_apart_by_nothing_are_numbered(tmp_path):
-    (cell,) = open_cells([make_run(tmp_path / "a"), make_run(tmp_path / "b"), tmp_path / "a"])
+    (cell,) = open_cells([repeated(tmp_path / "a"), repeated(tmp_path / "b", fd=13.0), tmp_path / "a"])
     assert [run.label for run in cell.runs] == ["SN, seed 0 (1: a)", "SN, seed 0 (2: b)"]
+    here, there = repeated(tmp_path / "here" / "r"), repeated(tmp_path / "there" / "r", fd=13.0)
+    (cell,) = open_cells([here, there])
+    assert [run.label for run in cell.runs] == [f"SN, seed 0 (1: {here})", f"SN, seed 0 (2: {there})"]
+
+
+def repeated(path: Path, fd: float = 12.0, **settings: Any) -> Path:
+    run = RunDirectory(make_run(path, **settings))
+    run.write("result", {**(run.read("result") or {}), "fd": fd})
+    return path
+
+
+def test_the_same_training_in_two_folders_counts_once(tmp_path):
+    for folder, keep in (("first", 0.5), ("second", 0.25)):  # SN is in both, made by the same seeds
+        for seed in (0, 1):
+            make_run(tmp_path / folder / "runs" / f"sn-seed{seed}", "sn", seed, keep=keep)
+            make_run(tmp_path / folder / "runs" / f"static-seed{seed}", "static", seed, keep=keep)
+    write_json(tmp_path / "second" / "runs" / "sn-seed1" / "timing.json", {"seconds": 20.0})
+    make_run(tmp_path / "second" / "runs" / "sn-seed2", "sn", 2, keep=0.25)
+    cells = open_cells([tmp_path / "first", tmp_path / "second"])
+    assert [row[:3] for row in table(cells).rows] == [
+        ["SN", "3", "501 ± 1"], ["static SR, keep 0.5", "2", "500 ± 1"], ["static SR, keep 0.25", "2", "500 ± 1"],
+    ]  # fmt: skip
+    text = page_of(tmp_path, tmp_path / "first", tmp_path / "second").text
+    assert "7 of 7 runs are complete." in text
+    left_out = ", ".join(str(tmp_path / "second" / "runs" / f"sn-seed{seed}") for seed in (0, 1))
+    assert f"Left out, the same trainings once more: {left_out}." in text
+
+
+def test_an_unfinished_run_is_no_copy(tmp_path):
+    (cell,) = open_cells([make_run(tmp_path / name, complete=False) for name in ("a", "b")])
+    assert len(cell.runs) == 2
+    assert not cell.copies
 
 
 def test_a_run_that_has_only_begun(tmp_path):

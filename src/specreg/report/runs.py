@@ -167,6 +167,7 @@ class Cell:
         folder: of the sweep.
         label: a name that no other cell of the report has.
         runs: those that have begun, in the order of the methods, with labels.
+        copies: runs that were left out because another one is the same training, told by its scores.
     """
 
     name: str
@@ -177,6 +178,7 @@ class Cell:
     folder: Path = Path()
     label: str = ""
     runs: list[Run] = field(default_factory=list)
+    copies: list[Run] = field(default_factory=list)
 
     @property
     def published(self) -> dict[str, Any]:
@@ -213,6 +215,10 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
         raise ValueError("no run is planned in these folders: name one with runs")
     for cell in cells:
         begun = [Run(run) for run in cell.planned if exists(run.path / "config.json")]
+        cell.copies = _copies(begun)
+        copied = [run.directory for run in cell.copies]
+        cell.planned = [run for run in cell.planned if run not in copied]
+        begun = [run for run in begun if run not in cell.copies]
         cell.runs = _labelled(sorted(begun, key=lambda run: (run.look.order, run.seed)))
     loose.settings = loose.runs[0].settings if loose.runs else {}
     for form in ("{cell}", "{cell} ({folder})", "{cell} ({path})"):  # the first that tells it from the others
@@ -256,6 +262,21 @@ def _run_directories(path: Path) -> list[Path]:
     return [config.parent for config in inside]
 
 
+def _copies(runs: Sequence[Run]) -> list[Run]:
+    """Return the complete runs that are one before them: one seed and all scores alike, as a comparison's SN is in two.
+
+    Counted twice they would make the spread of a mean too small.
+    """
+    first: dict[str, Run] = {}
+    return [run for run in runs if run.result and first.setdefault(_scored(run), run) is not run]
+
+
+def _scored(run: Run) -> str:
+    """Return what a run was and came to, its folder and time left out."""
+    scores = {key: value for key, value in run.result.items() if key not in ("config", "seconds")}
+    return json.dumps([run.method, run.seed, _own_settings(run), scores])
+
+
 def runs_of(cells: Iterable[Cell]) -> list[Run]:
     """Return all runs of some cells, in their order."""
     return [run for cell in cells for run in cell.runs]
@@ -296,9 +317,10 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
             run.group += named if len(keys) <= _MOST_NAMED else f", settings {kinds.index(kind) + 1}"
             run.label = f"{run.group}, seed {run.seed}"
     for alike in grouped(runs, "label").values():
-        for number, run in enumerate(alike, start=1):
+        names = [run.directory.path.resolve().name for run in alike]
+        for number, (run, name) in enumerate(zip(alike, names, strict=True), start=1):
             if len(alike) > 1:
-                run.label += f" ({number}: {run.directory.path.resolve().name})"
+                run.label += f" ({number}: {name if len(set(names)) == len(names) else run.directory.path})"
     return [run for alike in grouped(runs).values() for run in alike]
 
 

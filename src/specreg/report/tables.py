@@ -142,6 +142,8 @@ def notes(cells: Sequence[Cell]) -> list[str]:
         protocols = dict.fromkeys(f"{data[run.label]}: {protocol(run.result)}" for run in complete)
         sentences[0] += " Mean ± standard deviation over seeds, last checkpoint of every run."
         sentences.append(f"{'; '.join(protocols)}. An arrow says which way is better.")
+    if copies := [str(run.directory.path) for cell in cells for run in cell.copies]:
+        sentences.append(f"Left out, the same trainings once more: {', '.join(copies)}.")
     if floors := [run.result["floor"] for run in complete if run.result.get("floor") is not None]:
         reach = " to ".join(dict.fromkeys(f"{floor:.3f}" for floor in (min(floors), max(floors))))
         sentences.append("Missing: a lower bound on the share of the data's mass that is not generated, at the last "
