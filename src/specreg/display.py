@@ -20,7 +20,7 @@ from rich.text import Text
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
 from specreg.layers.selection import shown as layer_name
 from specreg.names import ALARMS, counted, listed, printable
-from specreg.records import PACE, RunDirectory
+from specreg.records import PACE
 from specreg.report.tables import notes, table
 
 if TYPE_CHECKING:  # a comparison brings the whole lab, which an autopsy does not need
@@ -160,7 +160,8 @@ def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
     """Print a sweep's cells with their methods and cost, what the preset is, and how the cost is counted."""
     from specreg.experiments import sweep
 
-    costs = [sweep.cost(cell) for cell in plan.cells]  # before anything is printed: a cell may be refused
+    # Before anything is printed: a cell, or the whole plan in this folder, may be refused.
+    costs, done = [sweep.cost(cell) for cell in plan.cells], sweep.num_done(out, plan)
     num_runs, total = 0, 0
     console = Console(highlight=False)
     if plan.preset:
@@ -171,7 +172,7 @@ def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
     shown.add_column("methods")
     for heading in ("D\nparam.", "G\nparam.", "images\na run", "mult.-adds\na run", "runs\ndone"):
         shown.add_column(heading, justify="right", no_wrap=True)
-    for cell, cost in zip(plan.cells, costs, strict=True):
+    for cell, cost, num_done in zip(plan.cells, costs, done, strict=True):
         runs = plan.configs(cell)
         num_runs += len(runs)
         total += len(runs) * cost.multiply_adds
@@ -179,7 +180,7 @@ def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
             Text(cell.name),
             " ".join(dict.fromkeys(config.method for config in runs.values())),
             *map(_large, (cost.d_parameters, cost.g_parameters, cost.real_images, cost.multiply_adds)),
-            f"{sum(RunDirectory(out / cell.name / name).complete for name in runs)}/{len(runs)}",
+            f"{num_done}/{len(runs)}",
         )
     console.print(shown)
     console.print(

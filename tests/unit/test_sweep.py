@@ -192,6 +192,19 @@ def test_a_comparison_says_what_it_costs_before_it_begins(tmp_path, monkeypatch,
     assert re.search(r"^runs sn static .* 0/6$", printed, flags=re.M)
 
 
+def test_a_dry_run_in_a_folder_counts_steps_and_refuses_what_does_not_fit(tmp_path, capsys):
+    settings = Settings()
+    lay_out(tmp_path, Plan("", [Cell(COMPARISON, settings)], {}, ("sn", "static"), (0,)))
+    RunDirectory(tmp_path / COMPARISON / "sn-seed0").write("result", {"fd": 1.0})
+    command, more = ["compare", "--dry-run", "--out", str(tmp_path)], str(settings.training.steps + 1)
+    for given, done in (([], "1/2"), (["--steps", more], "0/2")):
+        assert main([*command, "--methods", "sn", "static", "--seeds", "0", *given]) == 0
+        assert re.search(rf"^runs sn static .* {done}$", capsys.readouterr().out, flags=re.M)
+    for given, said in ((["--steps", more], "holds static-seed0, too"), (["--batch-size", "8"], "other settings")):
+        assert main([*command, "--methods", "sn", "--seeds", "0", *given]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_overrides_change_every_cell_and_data_are_no_change():
     (cell,) = choose(PRESETS["paper"].cells, ["C8-32"])
     settings = cell.settings

@@ -17,7 +17,7 @@ from specreg.data.arrays import ImageArrays
 from specreg.experiments.config import RunConfig, Settings, from_dict, refusal
 from specreg.experiments.jobs import Job
 from specreg.experiments.presets import Cell
-from specreg.experiments.run import check_data, checked_config, num_images, prepare_run
+from specreg.experiments.run import check_data, checked_config, num_images, prepare_run, saved_config
 from specreg.experiments.sources import Source, kind_of, open_checked, open_source
 from specreg.experiments.sources.images import Images
 from specreg.files import exists, prepare_directory, read_json, write_json
@@ -79,6 +79,23 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
             error = f"{printable(str(failure.get('error')))} (--retry tries it again)"
             jobs[-1].state, jobs[-1].error = "failed", error
     return jobs
+
+
+def num_done(out: Path, plan: Plan) -> list[int]:
+    """Return of each cell how many of its runs have made all the steps that are planned.
+
+    ValueError, as of :func:`lay_out`, where the folder or a run does not fit the plan; cells whose data are not named
+    yet are only counted.
+    """
+    _merged(out, replace(plan, cells=[cell for cell in plan.cells if cell.settings.data.data]))
+    counts = []
+    for cell in plan.cells:
+        runs = [(RunDirectory(out / cell.name / name), config) for name, config in plan.configs(cell).items()]
+        saved = [checked_config(run, config) if cell.settings.data.data else saved_config(run) for run, config in runs]
+        steps = [0 if config is None else config.settings.training.steps for config in saved]
+        wanted = cell.settings.training.steps
+        counts.append(sum(run.complete and made >= wanted for (run, _), made in zip(runs, steps, strict=True)))
+    return counts
 
 
 def saved_settings(out: Path, cell: str) -> Settings | None:
