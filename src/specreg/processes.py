@@ -107,6 +107,11 @@ def talking() -> Iterator[None]:
         raise LostProcessError(f"another process of this job has ended ({reason or type(error).__name__})") from error
 
 
+def is_main() -> bool:
+    """Tell whether this is process 0 of all that torch has connected, or the only one: the one that writes."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def from_main(function: Callable[[], T]) -> T:
     """Return what a function returns in process 0 of all that torch has connected, which alone calls it.
 

@@ -412,6 +412,24 @@ class TestActions:
         assert len(run(None)) == 1
         assert all(run(at) == run(None) for at in (10, 35, 50))
 
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_of_several_processes_one_writes_a_pins_files_and_all_go_back(self, tmp_path, monkeypatch, rank):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        module = nn.Linear(2, 2)
+        pin = Pin({"d": module}, every=1, copies=1, folder=tmp_path)
+        of_another = tmp_path / "healthy-1.pt"
+        detector, before = specreg.Detector(), module.weight.detach().clone()
+        pin(detector.update(1, {"a": [1.0, 0.9]}))
+        assert of_another.exists() == (rank == 0)
+        of_another.touch()
+        module.weight.data.zero_()
+        assert pin.restore() == 1
+        assert torch.equal(module.weight, before)
+        pin(detector.update(2, {"a": [1.0, 0.9]}))
+        assert pin.iterations == [2]
+        assert of_another.exists() == (rank == 1)  # none removes what another has written
+
     def test_copies_of_a_past_that_did_not_happen_leave_no_files(self, tmp_path, caplog):
         pin = Pin({"d": nn.Linear(2, 2)}, every=1, copies=2, folder=tmp_path)
         detector = specreg.Detector()

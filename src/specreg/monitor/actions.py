@@ -12,6 +12,7 @@ import torch
 from specreg.files import replacing
 from specreg.monitor.verdict import Verdict
 from specreg.names import STATES, State, check_choice, check_type, integer, reading_state
+from specreg.processes import is_main
 
 logger = logging.getLogger("specreg")
 
@@ -78,7 +79,7 @@ class Pin:
         every: iterations between copies.
         copies: their number, in the CPU's memory.
         folder: also write each there, as healthy-ITERATION.pt with all objects' states by name, and remove the files
-            of dropped copies.
+            of dropped copies. Of several processes, which all have to pin, process 0 alone does.
 
     Example:
         >>> from torch import nn
@@ -112,7 +113,7 @@ class Pin:
             return
         state = {name: _copied(item.state_dict()) for name, item in self._objects.items()}
         self._kept[verdict.iteration] = state
-        if self.folder is not None:
+        if self.folder is not None and is_main():
             with replacing(self._file(verdict.iteration)) as file:
                 torch.save(state, file)
         while len(self._kept) > self.copies:
@@ -151,7 +152,7 @@ class Pin:
 
     def _drop(self, iteration: int) -> None:
         del self._kept[iteration]
-        if self.folder is not None:
+        if self.folder is not None and is_main():
             self._file(iteration).unlink(missing_ok=True)
 
     def _file(self, iteration: int) -> Path:
