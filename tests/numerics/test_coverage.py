@@ -349,7 +349,7 @@ REAL = Mixture(24).draw(200, 1)
         ),
         (lambda: Coverage(REAL, features=lambda x: [x]), TypeError, "got list for 1 samples"),
         (lambda: Coverage(REAL).measure(REAL[:19]), ValueError, "at least 20 generated samples"),
-        (lambda: Coverage(REAL).measure(REAL[:, 1:]), ValueError, "real numbers of shape .23,., real ones"),
+        (lambda: Coverage(REAL).measure(REAL[:, 1:]), ValueError, "shape .23,., real ones that .* each reading"),
         (lambda: Coverage(REAL).measure(REAL.long()), ValueError, "whole numbers .* give both in one shape and scale"),
         (lambda: Coverage(REAL).measure(REAL / 0), ValueError, "the generated samples, or their features, hold NaN"),
     ],

@@ -201,7 +201,8 @@ class Coverage:
             ValueError: another shape or kind of numbers than the real samples', too few, or not finite.
         """
         if (kind := _kind("generated", generated, LEAST_GENERATED)) != self._kind:
-            raise ValueError(f"generated samples are {kind}, real ones {self._kind}: give both in one shape and scale")
+            raise ValueError(f"generated samples are {kind}, real ones that the meter was made of {self._kind}: give "
+                             "both in one shape and scale, at each reading")  # fmt: skip
         generator = torch.Generator().manual_seed(self._seed)
         order = torch.randperm(len(generated), generator=generator, device="cpu")
         bins, ratios = self._place("generated", generated, order)
