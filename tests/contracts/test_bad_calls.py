@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,14 @@ class Wrapper(nn.Module):
         del self.module._parameters["weight"]
 
 
+def on_meta(verb: Callable[[nn.Module], Any]) -> Any:
+    """Return what a verb makes of a network that is moved away afterwards, as one that is offloaded is."""
+    module = network()
+    made = verb(module)
+    module.to("meta")
+    return made
+
+
 def guard() -> specreg.Guard:
     return specreg.Guard(specreg.Monitor(network()))
 
@@ -70,6 +79,8 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "spectra of an empty layer": (lambda: specreg.spectra(empty()), "layer '0' has an empty weight, 0 x 4"),
     "static of an empty layer": (lambda: specreg.static_compensation(empty()), "layer '0' has an empty weight, 0 x 4"),
     "spectra on meta": (lambda: specreg.spectra(N().to("meta")), "layer '0' is on the meta device: give it memory"),
+    "static moved to meta": (lambda: on_meta(specreg.static_compensation).step(), "moved to the meta device"),
+    "Monitor moved to meta": (lambda: on_meta(specreg.Monitor).step(1), "moved to the meta device"),
     "SN on meta": (lambda: specreg.spectral_norm(N().to("meta")), "layer '0' is on the meta device"),
     "spectra of a pruned layer": (lambda: specreg.spectra(pruned()), "1 x Linear whose weight a hook derives"),
     "Monitor of wrappers": (

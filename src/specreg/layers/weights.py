@@ -119,6 +119,10 @@ class Weight:
                 raise ValueError(
                     "a weight was sharded between processes after its layer was found: specreg cannot read it any more"
                 )
+            if storage[-1].is_meta:
+                raise ValueError(
+                    "a weight was moved to the meta device after its layer was found: give it memory and values first"
+                )
             weight = storage[0].detach()
             if len(storage) == 2:
                 weight = torch._weight_norm(storage[1], storage[0], self._weight_norm_dim)
