@@ -194,7 +194,7 @@ def test_a_comparison_says_what_it_costs_before_it_begins(tmp_path, monkeypatch,
 
 def test_a_dry_run_in_a_folder_counts_steps_and_refuses_what_does_not_fit(tmp_path, capsys):
     settings = Settings()
-    lay_out(tmp_path, Plan("", [Cell(COMPARISON, settings)], {}, ("sn", "static"), (0,)))
+    lay_out(tmp_path, Plan("", [Cell(COMPARISON, settings, ("sn", "static"))], (0,)))
     RunDirectory(tmp_path / COMPARISON / "sn-seed0").write("result", {"fd": 1.0})
     command, more = ["compare", "--dry-run", "--out", str(tmp_path)], str(settings.training.steps + 1)
     for given, done in (([], "1/2"), (["--steps", more], "0/2")):
