@@ -106,13 +106,13 @@ class Guard:
     def __call__(self, verdict: Verdict) -> None:
         """Take a verdict: switch compensation on if it asks for it. The monitor calls this."""
         own = {name: evidence for name, evidence in verdict.evidence.items() if name in self._watched}
-        state, since, layers = gravest(own)
+        state, since, _ = gravest(own)
         # Spectra that fall are reason enough, coverage healthy or not: compensation is cheap, and was measured so.
         answers = (Answer(state, since, verdict.message), verdict.coverage)
         asking = [answer for answer in answers if answer.state in self.states]
         if self.pin is not None:  # nothing is healthy that an answer alarms of, be it one that the guard does not ask
             worst = asking[0] if asking else replace(verdict, spectra=answers[0]).answers[0]
-            self.pin(replace(verdict, state=worst.state, since=worst.since, layers=layers))
+            self.pin(replace(verdict, state=worst.state))
         is_forgotten = self.switched_on is not None and self.switched_on < verdict.iteration and not self.acted
         if is_forgotten and not self._warned:
             self._warned = True

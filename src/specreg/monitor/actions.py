@@ -148,7 +148,7 @@ class Pin:
             kept = {integer("iteration", iteration): dict(copies) for iteration, copies in state["kept"].items()}
         if any(set(copies) != set(self._objects) for copies in kept.values()):
             raise ValueError(f"not a state of a pin of {', '.join(self._objects)}")
-        self._kept = dict(sorted(kept.items()))
+        self._kept = kept
 
     def _drop(self, iteration: int) -> None:
         del self._kept[iteration]

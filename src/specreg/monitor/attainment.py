@@ -192,7 +192,7 @@ def _measure(layer: Layer, child: Any, x: Tensor, output: Tensor, operator: bool
         weight, _grid(child, x, linear), stride=child.stride, dilation=child.dilation, groups=layer.groups
     ).item()
     whole = _energy(x).reshape(samples, -1).sum(1) * norm**2
-    return Attainment(attained, s1.max().item(), _root_ratio(out_energy, whole, alive & (whole > 0)), norm)
+    return Attainment(attained, s1.max().item(), _root_ratio(out_energy, whole, alive), norm)
 
 
 def _patches(child: Any, x: Tensor, linear: Tensor) -> Tensor:

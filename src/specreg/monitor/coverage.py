@@ -384,7 +384,7 @@ def _interval(p: float, n: int, q: float, m: int) -> tuple[float, float]:
     (p_low, p_high), (q_low, q_high) = _wilson(p, n), _wilson(q, m)
     low = p - q - math.hypot(p - p_low, q_high - q)
     high = p - q + math.hypot(p_high - p, q - q_low)
-    return min(1.0, max(0.0, low)), min(1.0, max(0.0, high))
+    return max(0.0, low), max(0.0, high)
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

@@ -295,7 +295,7 @@ class _LayerTrack:
         if self.state == "steady":
             highest = max((level for _, level, _ in self.levels), default=now)
             return Evidence("steady", None, highest, now, 0.0, self.is_judged(iteration, limits))
-        noise = statistics.fmean(self.steps) if self.steps else 0.0
+        noise = statistics.fmean(self.steps)
         fall = abs(self.before - (self.low if self.state == "recovered" else now))
         confidence = fall**2 / (fall**2 + noise**2) if fall else 0.0
         return Evidence(self.state, self.since, self.before, now, confidence)

@@ -90,7 +90,7 @@ class ModeJudge:
             self._reached, self._reached_at, self._waiting = produced, iteration, 0
         fall = self._best - produced
         # A loss has to be more than the readings' noise.
-        part = fall / self._best if self._best > 0 and fall > error else 0.0
+        part = fall / self._best if fall > error else 0.0
         if self._state in ("losing", "lost"):
             self._low = min(self._low, produced)
             if produced >= self._low + limits.regained * (self._best - self._low) and fall <= limits.lost * self._best:

@@ -160,7 +160,7 @@ def gravest(evidence: Mapping[str, Evidence]) -> tuple[State, int | None, tuple[
     """Return the gravest state of some layers, since when, and the layers that are in it, the most fallen first."""
     state: State = max((layer.state for layer in evidence.values()), key=STATES.index, default="steady")
     affected = {name: layer for name, layer in evidence.items() if layer.state == state != "steady"}
-    ordered = sorted(affected, key=lambda name: affected[name].now / max(affected[name].before, 1e-12))
+    ordered = sorted(affected, key=lambda name: affected[name].now / affected[name].before)
     since = min((layer.since for layer in affected.values() if layer.since is not None), default=None)
     return state, since, tuple(ordered)
 

@@ -237,9 +237,7 @@ class Compensator:
         def target(s: Tensor) -> Tensor | None:
             nonlocal memory, largest
             (wanted, memory), largest = self._wanted(layer.name, s), self._largest(layer, s)
-            if wanted is not None and self.strength < 1:
-                wanted = torch.lerp(s, wanted, self.strength)
-            return None if wanted is None else scaled(wanted, largest)
+            return None if wanted is None else scaled(torch.lerp(s, wanted, self.strength), largest)
 
         result = compensate(layer.matrix(), target, all_values=self.scheme.all_values)
         if memory is not None:
@@ -259,7 +257,7 @@ class Compensator:
             return True
         tolerance, largest = satisfied_tolerance(layer.dtype), self._largest(layer, s)
         is_scaled = ((s[..., 0] - largest).abs() <= tolerance * largest).logical_or(s[..., 0] == 0)
-        is_raised = (ratios(s) >= ratios(wanted) - tolerance).logical_or(s[..., :1] == 0)
+        is_raised = ratios(s) >= ratios(wanted) - tolerance
         return bool(is_scaled.all()) and bool(is_raised.all())
 
     def _largest(self, layer: Layer, s: Tensor) -> Tensor:

@@ -153,8 +153,7 @@ def _own_class(module: nn.Module) -> None:
 def _forget_state_dict_hooks(module: nn.Module, hook: LegacySpectralNorm | LegacyWeightNorm) -> None:
     for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
         for key, registered in list(hooks.items()):
-            owner = getattr(registered, "hook", registered)  # torch wraps hooks that take no module
-            if getattr(owner, "fn", None) is hook:
+            if getattr(registered, "fn", None) is hook:
                 del hooks[key]
 
 

@@ -130,7 +130,7 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
     layers = find(module, only=only, skip=skip, title="spectral_penalty")
 
     def excess(matrix: Tensor) -> Tensor:
-        square = torch.linalg.eigvalsh(_gram(matrix))[..., -1].clamp_min(0)  # rounding may leave a zero matrix below 0
+        square = torch.linalg.eigvalsh(_gram(matrix))[..., -1]
         if exponent % 2:  # a root, whose slope at 0 is infinite
             power = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt() ** exponent
         else:

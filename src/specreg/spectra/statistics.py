@@ -100,5 +100,5 @@ def random_bulk(rows: int, columns: int) -> float:
     density = angle.sin().square() / x.clamp_min(1e-12)
     above = torch.cumulative_trapezoid(density, angle)
     position = (torch.arange(*bulk_range(rank), dtype=torch.float64) + 0.5) / rank
-    quantiles = x[1:][torch.searchsorted(above / above[-1], position).clamp_max(len(above) - 1)]
+    quantiles = x[1:][torch.searchsorted(above / above[-1], position)]
     return float((quantiles / high).sqrt().mean())
