@@ -89,6 +89,7 @@ def test_what_was_just_compensated_satisfies_in_every_precision(dtype, rank):
 def test_the_products_rounding_raises_no_singular_value_more():
     assert 0.28 * 25 > 7
     assert head_size(0.28, 25) == 7
+    assert head_size(1e-12, 25) == 1
 
 
 def test_a_scale_that_is_held_is_asked_for_too():
@@ -118,6 +119,9 @@ def test_the_dynamic_scheme_resumes_before_and_after_its_record_begins():
                 compensator = specreg.dynamic_compensation(module, every=1, start=2)
                 compensator.load_state_dict(state)
         runs.append(matrices(module))
+    del state["record"]["1"]
+    with pytest.raises(ValueError, match="the state holds records"):
+        compensator.load_state_dict(state)
     assert all(np.array_equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
@@ -130,6 +134,17 @@ def test_a_layer_that_was_zero_when_its_record_began_is_not_made_zero():
     before = layer.weight.detach().clone()
     compensator.step()
     torch.testing.assert_close(layer.weight.detach(), before)
+    assert compensator.satisfied()
+
+
+@pytest.mark.parametrize("verb", [specreg.static_compensation, specreg.dynamic_compensation])
+def test_a_layer_of_one_singular_value_is_left_as_it_is(verb):
+    layer = nn.Linear(8, 1)
+    before = layer.weight.detach().clone()
+    compensator = verb(layer, every=1, start=0, scale="unit")
+    for _ in range(3):
+        compensator.step()
+    assert torch.equal(layer.weight, before)
     assert compensator.satisfied()
 
 
@@ -214,14 +229,17 @@ def test_a_large_v_of_a_small_weight_stays_finite_in_half_precision(normalize):
 
 
 def test_without_a_record_after_its_start_one_is_taken_first():
-    layer = nn.Linear(4, 4)
+    layer = nn.Linear(40, 30)
+    before = layer.weight.detach().clone()
     early = specreg.dynamic_compensation(layer, start=2000, every=1)
     early.step()
+    assert early.acted == 0
     early.remove()
     late = specreg.dynamic_compensation(layer, start=0, every=1)
     late.load_state_dict(early.state_dict() | {"calls": 1500})
     late.step()
-    assert set(late.state_dict()["record"]) == {""}
+    assert (set(late.state_dict()["record"]), late.state_dict()["held"]) == ({""}, {})
+    assert torch.equal(layer.weight, before)
 
 
 def test_a_grouped_layer_under_one_norm_is_not_called_bare():

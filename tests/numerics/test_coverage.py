@@ -57,6 +57,7 @@ def test_of_separate_values_the_reading_is_the_difference_of_the_shares():
     assert set(real[reading.examples].tolist()) == {0, 1, 2, 3}
     assert str(reading).endswith("beyond what far samples explain; 4 of 10 bins are empty")
     assert meter.measure(real).missing <= meter.measure(real).floor
+    assert meter.measure(real * (1 + 1e-7)).far == 0  # rounding is not far, however narrow the bins are
 
 
 def test_interval_is_newcombes():
@@ -64,6 +65,12 @@ def test_interval_is_newcombes():
     assert module._interval(56 / 70, 70, 48 / 80, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
     assert module._interval(9 / 10, 10, 3 / 10, 10) == pytest.approx((0.1705, 0.8090), abs=5e-5)
     assert module._interval(1.0, 10, 0.0, 20) == pytest.approx((0.6791, 1.0), abs=5e-5)
+    assert module._interval(0.5, 10, 0.5, 10)[0] == module._interval(0.0, 100, 1.0, 100)[1] == 0
+
+
+def test_the_floor_is_that_of_a_tenth_of_the_samples_at_least():
+    assert module._floor(0.5, 500, 0.5, 200) == pytest.approx(4 * (0.25 * (1 / 500 + 1 / 200)) ** 0.5)
+    assert module._floor(0.01, 500, 0.01, 200) == pytest.approx(4 * (0.09 * (1 / 500 + 1 / 200)) ** 0.5)
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.8], ids=["balanced", "unbalanced"])
@@ -77,13 +84,14 @@ def test_what_is_removed_is_measured_from_below(dimension, factor):
         assert reading.interval[0] <= truth
         assert reading.missing > 0.9 * truth - 0.01
         assert (reading.missing > reading.floor) == (without > 0)
+        assert reading.lost >= reading.missing - reading.far - 1e-12
         assert reading.far < 0.1  # more than 0 where rare modes alone are left: their bins take their width from all
 
 
 def test_a_perfect_generator_is_never_accused(plane):
     mixture, meter = plane
     readings = [meter.measure(mixture.draw(1000, seed)) for seed in range(100, 300)]
-    assert not any(reading.missing > reading.floor for reading in readings)
+    assert not any(reading.missing > reading.floor or len(reading.empty) for reading in readings)
     assert all(str(reading).startswith("nothing is missing beyond chance") for reading in readings)
     assert sum(reading.missing for reading in readings) / 200 < 0.005
     # 2.5% where errors are independent; these readings share their real samples.
@@ -101,6 +109,15 @@ def test_few_samples_accuse_nobody_and_still_see_a_collapse(num_real):
         collapsed = meter.measure(mixture.draw(64, seed, without=18))
         assert collapsed.floor < collapsed.missing or num_real == 100  # 5 bins for 20 modes
         assert collapsed.interval[0] <= 0.9
+
+
+def test_bins_that_few_samples_miss_by_chance_are_not_called_empty():
+    mixture = Mixture(24)
+    real = mixture.draw(3000, 1)
+    examples = Coverage(real).measure(mixture.draw(100, 2, without=10)).examples
+    modes = torch.cdist(real[examples], mixture.centres).argmin(1)
+    assert len(modes) > 20
+    assert float((modes < 10).double().mean()) > 0.9
 
 
 def test_a_slow_loss_is_followed_and_a_sudden_one_seen_at_once(plane):
@@ -139,6 +156,9 @@ def test_noise_is_not_said_to_lose_modes(dimension):
     reading = meter.measure(both)
     assert reading.lost > reading.floor
     assert reading.lost < 0.5
+    poor = mixture.draw(2000, 3, without=10)
+    reading = meter.measure(poor + 0.3 * torch.randn(poor.shape, generator=generator))
+    assert reading.lost > 0.25 > reading.missing - reading.far  # half is missing, whatever is poor
 
 
 def test_a_generator_that_repeats_a_hundred_samples_misses_bins(plane):
@@ -307,8 +327,10 @@ def test_batches_do_not_change_the_reading(monkeypatch, plane):
     mixture, meter = plane
     points = mixture.draw(1000, 3, without=3)
     expected = meter.measure(points)
-    monkeypatch.setattr(module, "_BATCH", 20)  # ten points of the plane
-    assert meter.measure(points).missing == pytest.approx(expected.missing, abs=0.005)
+    for numbers in (20, 1):  # ten points of the plane, and less than one
+        monkeypatch.setattr(module, "_BATCH", numbers)
+        assert meter.measure(points).missing == pytest.approx(expected.missing, abs=0.005)
+    assert Coverage(points).num_bins == 5  # half of the least number of samples is binned whatever they are
 
 
 def test_the_state_restores_the_reading_exactly(tmp_path, plane):
@@ -347,6 +369,7 @@ REAL = Mixture(24).draw(200, 1)
             TypeError,
             r"real numbers \(N, d\), got .* \(\) for 1",
         ),
+        (lambda: Coverage(REAL, features=lambda x: torch.complex(x, x)), TypeError, "got torch.complex64"),
         (lambda: Coverage(REAL, features=lambda x: [x]), TypeError, "got list for 1 samples"),
         (lambda: Coverage(REAL).measure(REAL[:19]), ValueError, "at least 20 generated samples"),
         (lambda: Coverage(REAL).measure(REAL[:, 1:]), ValueError, "shape .23,., real ones that .* each reading"),

@@ -107,6 +107,9 @@ def test_value_equals_the_reference(kind, keep):
 def test_regularized_keeps_a_zero_matrix():
     zero = torch.zeros(3, 5, dtype=torch.float64)
     assert torch.equal(regularized(zero, svd(zero), 2), zero)
+    upstream = torch.randn(3, 5, dtype=torch.float64)
+    for gradient in (paper_gradient, partial(exact_gradient, eps=2.2e-16)):
+        assert torch.equal(gradient(upstream, zero, svd(zero), 2), upstream)
 
 
 def test_hard_spectra_stay_finite_in_float32():

@@ -202,6 +202,12 @@ def test_a_shared_weight_counts_once_and_layers_can_be_chosen():
             penalty(nn.ReLU())
 
 
+def test_a_bias_that_two_modules_share_counts_once():
+    module = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    module["b"].weight, module["b"].bias = module["a"].weight, module["a"].bias
+    assert specreg.spectral_penalty(module).item() == specreg.spectral_penalty(module["a"]).item()
+
+
 @pytest.mark.parametrize("normalize", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
 def test_a_penalty_between_two_forward_passes_has_its_gradient(normalize):
     torch.manual_seed(0)

@@ -41,6 +41,11 @@ def test_many_values_beside_the_largest_do_not_hide_it():
         assert float(result.s1[0]) == pytest.approx(1, abs=1e-6)
 
 
+def test_a_first_entry_of_zero_hides_no_vector():
+    result = raised(torch.diag(torch.tensor([0.01, 1.0, 1.0], dtype=torch.float64))[None], torch.tensor([2]))
+    assert float(result.first[0, 1:].norm()) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     "s",
     [

@@ -53,7 +53,7 @@ def test_the_bulk_is_the_upper_half_without_the_first(rank, expected):
     assert bulk_range(rank) == expected
 
 
-@pytest.mark.parametrize("shape", [(64, 576), (576, 64), (128, 128), (32, 27), (128, 1152), (16, 144)])
+@pytest.mark.parametrize("shape", [(64, 576), (576, 64), (128, 128), (32, 27), (128, 1152), (16, 144), (1, 64)])
 def test_the_random_bulk_is_that_of_random_matrices(shape):
     found = bulk(torch.linalg.svdvals(torch.randn(40, *shape, dtype=torch.float64))).mean().item()
     assert random_bulk(*shape) == pytest.approx(found, abs=0.05)
@@ -62,6 +62,7 @@ def test_the_random_bulk_is_that_of_random_matrices(shape):
 CONVOLUTIONS = [
     (nn.Conv1d, {}),
     (nn.Conv1d, {"stride": 2, "groups": 3}),
+    (nn.Conv1d, {"dilation": 4}),  # around the whole grid
     (nn.Conv2d, {}),
     (nn.Conv2d, {"stride": 2}),
     (nn.Conv2d, {"stride": (1, 2), "dilation": (2, 1)}),

@@ -46,6 +46,11 @@ def test_an_isometry_attains_its_bound(name):
     assert found.largest == pytest.approx(3, rel=1e-5)
 
 
+def test_rounding_lifts_nothing_above_its_bound():
+    layer = nn.Linear(1, 1, bias=False)
+    assert max(specreg.attainment(layer, torch.randn(1, 1))[""].attained for _ in range(20)) == 1
+
+
 def test_a_transposed_convolution_asked_for_another_size():
     layer = isometric(nn.ConvTranspose2d(2, 20, 3, stride=2))
 
@@ -80,6 +85,9 @@ def test_the_operator_norm_stands_beside_the_matrix_norm():
     assert specreg.attainment(nn.Linear(3, 3), torch.randn(2, 3), operator=True)[""].operator_norm is None
     strided = specreg.attainment(nn.Conv2d(3, 6, 4, stride=2, padding=1), torch.randn(4, 3, 9, 9), operator=True)[""]
     assert 0 < strided.operator_attained <= 1
+    circular = nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
+    circular.weight.data.copy_(torch.tensor([1.0, 0, -1]))  # |2 sin w|: 1 of the 4 frequencies is at its maximum
+    assert specreg.attainment(circular, torch.randn(2, 1, 4), operator=True)[""].operator_norm == pytest.approx(2)
 
 
 def test_a_layer_with_a_forward_of_its_own_is_left_out(caplog):

@@ -69,6 +69,10 @@ DRIFT = [0.9 - 0.4 * i / 300 for i in range(301)]
 STREAMS = {  # of the bulks of one layer
     "slow drift to half": ([0.9 - 0.45 * i / 500 for i in range(501)], []),
     "a dip at the end of a slow drift": (DRIFT + [0.8 * DRIFT[-1]] * 5 + [DRIFT[-1]] * 20, []),
+    "a fall at the end of a slow drift, of which half is not lost": (DRIFT + [0.31] * 40, ["collapsing"]),
+    "a fall that comes back in part": ([0.9] * 30 + [0.55] * 5 + [0.7] * 10, ["collapsing"]),
+    "a fall to another level, where it stays": ([0.9] * 30 + [0.55] * 5 + [0.7] * 40, ["collapsing", "steady"]),
+    "a quick recovery to less than half": ([0.9] * 30 + [0.1] * 5 + [0.43] * 40, ["collapsed", "recovered"]),
     "a slow fall that takes nearly all": ([0.9 - 0.85 * i / 300 for i in range(301)], ["collapsed"]),
     "one wild snapshot": ([0.9] * 30 + [0.1] + [0.9] * 30, []),
     "a small rise, which is no recovery": ([0.9] * 30 + [0.2] * 20 + [0.35] * 40, ["collapsed"]),
@@ -76,6 +80,10 @@ STREAMS = {  # of the bulks of one layer
     "to one direction": ([0.9] * 30 + [0.0] * 30, ["collapsed"]),
     "a fall after three snapshots": ([0.9] * 3 + [0.3] * 40, ["collapsed"]),
 }
+
+
+def test_a_fast_fall_begins_where_it_began_and_not_where_a_drift_did():
+    assert run(DRIFT + [0.31] * 10)[-1].since == 30_000
 
 
 @pytest.mark.parametrize(("levels", "said"), STREAMS.values(), ids=STREAMS)
@@ -90,11 +98,26 @@ def test_a_dip_that_comes_back_is_taken_back():
     assert verdicts[-1].layers == ()
 
 
+def test_snapshots_have_to_agree_for_as_long_as_patience_asks():
+    levels = [0.9] * 10 + [0.3, 0.9, 0.55, 0.55, 0.86, 0.3, 0.7, 0.3, 0.7, 0.7]
+    verdicts = run(levels, detector=Detector(Thresholds(warmup=0, smoothing=1, patience=2)))
+    assert [(at, verdict.state) for at, verdict in enumerate(verdicts) if verdict.changed] == [
+        (13, "collapsing"), (15, "collapsed"), (19, "recovered"),
+    ]  # fmt: skip
+
+
+def test_what_is_back_where_it_was_for_long_has_lost_nothing():
+    levels, patient = [0.9] * 10 + [0.3] * 55 + [0.9] * 54, Thresholds(warmup=0, patience=55)
+    last = run(levels, detector=Detector(patient))[-1]
+    assert (last.state, last.confidence) == ("collapsed", 0)
+
+
 def test_recovery_and_a_second_collapse():
     verdicts = run([0.9] * 30 + [0.2] * 20 + [0.7] * 40 + [0.1] * 20)
     assert states(verdicts) == ["collapsed", "recovered", "collapsed"]
     recovered = next(verdict for verdict in verdicts if verdict.state == "recovered")
     assert recovered.since == recovered.iteration
+    assert recovered.confidence > 0.98  # of the fall to 0.2, not of what is left of it
     assert "recovered" in recovered.message
     assert verdicts[-1].since > 8000
 
@@ -166,6 +189,10 @@ def test_at_least_half_is_counted(num_fallen, num_layers):
     assert states(feed(levels(num_fallen - 1))) == []
 
 
+def test_two_layers_are_no_majority():
+    assert states(feed({name: falling(48, 30, 0.28) for name in "ab"})) == []
+
+
 NETWORKS = {"D": ["D.a", "D.b", "D.c", "D.d"], "G": ["G.a", "G.b", "G.c", "G.d"], "": ["e"]}
 
 
@@ -219,6 +246,8 @@ def test_a_fall_that_began_in_the_warm_up_starts_where_it_ends():
     verdicts = run([0.9 - 0.05 * i for i in range(17)], detector=Detector(Thresholds(warmup=500)))
     first = next(verdict for verdict in verdicts if verdict.alarming)
     assert first.since == 500
+    steep = run([0.9, 0.85, 0.8, 0.8, 0.7, 0.3, 0.2, 0.2], detector=Detector(Thresholds(warmup=500)))
+    assert (steep[-1].state, steep[-1].since) == ("collapsed", 500)  # nothing that was judged is near its old level
 
 
 def test_the_gravest_layer_gives_the_verdict_and_the_most_fallen_is_named_first():
@@ -240,13 +269,14 @@ def test_noise_lowers_the_confidence():
 def test_groups_tensors_zeros_and_single_values_are_taken():
     detector = Detector(Thresholds(warmup=0))
     layers = {
-        "grouped": torch.tensor([spectrum(0.5), spectrum(0.7)]),
+        "grouped": torch.tensor([spectrum(0.5), spectrum(0.7), [0.0] * 8]),
         "zero": [0.0, 0.0],
         "one": [3.0],
         "pair": torch.tensor([2.0, 1.0]),
+        "rounded": [2.0, 1.0, 1.0 + 1e-6, -1e-6],
     }
     evidence = detector.update(0, layers).evidence
-    assert set(evidence) == {"grouped", "pair"}
+    assert set(evidence) == {"grouped", "pair", "rounded"}
     assert evidence["grouped"].now == pytest.approx(0.6)
     assert evidence["pair"].now == pytest.approx(0.5)
 
@@ -272,6 +302,7 @@ BOTH = {"conv": [1.0, 0.5], "other": [1.0, 0.5]}
         ((300.0, BOTH), "iteration must be an integer, got 300.0"),
         ((True, BOTH), "iteration must be an integer, got True"),
         ((300, {}), "no layers"),
+        ((300, {"conv": []}), "layer 'conv' has no singular values"),
         ((300, {"conv": [1.0, float("nan")]}), "layer 'conv'.*NaN or inf"),
         ((300, {"conv": [0.1, 0.5, 1.0]}), "layer 'conv'.*must descend"),
         ((300, {"conv": [1.0, 0.5, -0.5]}), "layer 'conv'.*must descend"),
@@ -378,6 +409,15 @@ def test_layers_that_have_become_zero_are_watched_no_longer():
     verdict = detector.update(1100, {"a": [0.0, 0.0, 0.0], "b": [0.0, 0.0, 0.0]})
     assert verdict.message == "not judged: no layer has a rank above 1 and values above 0"
     assert "begins when the spectra move" in detector.update(1200, {"a": [1.0, 0.9], "b": [0.0, 0.0]}).message
+
+
+def test_a_layer_that_leaves_the_stream_keeps_its_state():
+    detector = Detector(Thresholds(warmup=0))
+    run([0.9] * 10 + [0.3] * 6, detector=detector, a=0.9, b=0.9)
+    rest = {"a": spectrum(0.9), "b": spectrum(0.9)}
+    verdict = detector.update(2000, rest)
+    assert (verdict.state, verdict.changed, verdict.groups[""].state) == ("collapsed", False, "collapsed")
+    assert detector.update(2100, rest, {"x": ["a"], "y": ["b"]}).message == verdict.message
 
 
 def test_an_alarm_that_goes_with_a_layer_that_has_become_zero_is_a_change():

@@ -66,6 +66,8 @@ def test_a_small_part_that_is_lost_is_losing_and_stays_so():
 def test_what_was_learnt_once_is_not_called_never_learnt_after_a_recovery():
     answers = judged([0.3] * 10 + [0.9] * 10 + [0.5] * 10, judge=ModeJudge())
     assert states(answers) == ["not judged", "healthy", "lost", "recovered"]
+    near = judged([0.38] * 4 + [0.34] * 3 + [0.38] * 10, judge=ModeJudge())  # 0.65 has to be produced once
+    assert states(near) == ["not judged", "healthy"]
 
 
 def test_what_comes_back_is_recovered_and_may_be_lost_again():
@@ -75,8 +77,12 @@ def test_what_comes_back_is_recovered_and_may_be_lost_again():
     assert recovered.since == 21 * EVERY
     assert answers[-1].since == 29 * EVERY
     assert "coverage recovered at iteration 10500: at least 10% of the data missing" in recovered.message
-    # Less than 0.6 of the loss.
+    # Less than 0.6 of the loss, and more, but of a loss so large that the rest is one.
     assert states(judged([0.05] * 10 + [0.6] * 10 + [0.35] * 10))[-1] == "lost"
+    assert states(judged([0.05] * 10 + [0.95] * 10 + [0.4] * 10))[-1] == "lost"
+    # Of all that was lost, and of this loss alone.
+    assert states(judged([0.05] * 10 + [0.3] * 5 + [0.95] * 5 + [0.25] * 10))[-1] == "recovered"
+    assert states(judged([0.05] * 10 + [0.95] * 5 + [0.05] * 10 + [0.4] * 10 + [0.28] * 10))[-1] == "lost"
 
 
 def test_what_was_missing_from_the_beginning_was_never_learnt():
@@ -84,6 +90,8 @@ def test_what_was_missing_from_the_beginning_was_never_learnt():
     assert states(answers) == ["not judged", "never learnt", "healthy"]
     assert {answer.since for answer in answers} == {None}
     assert [answer.state for answer in answers].index("never learnt") == 5  # a warm-up, progress, patience
+    # Of next to nothing no loss is said.
+    assert states(judged([0.88] * 5 + [0.97] * 10)) == ["not judged", "never learnt"]
 
 
 def test_more_frequent_readings_are_judged_after_as_many_iterations():
@@ -95,6 +103,7 @@ def test_more_frequent_readings_are_judged_after_as_many_iterations():
 def test_slow_progress_is_progress():
     answers = judged([max(0.1, 0.9 - 0.02 * i) for i in range(60)])
     assert states(answers) == ["not judged", "healthy"]
+    assert states(judged([0.9 - 0.002 * i for i in range(20)])) == ["not judged", "never learnt"]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -347,6 +347,9 @@ class TestActions:
         assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
         assert "collapsing since iteration" in caplog.records[0].getMessage()
         assert stop.requested
+        with caplog.at_level(logging.INFO, logger="specreg"):
+            log(replace(verdict_of("recovered"), changed=True))
+        assert caplog.records[-1].levelname == "INFO"
 
     def test_an_unknown_state_is_refused(self):
         with pytest.raises(ValueError, match=r"a state must be one of .*, got 'broken'"):
@@ -386,6 +389,14 @@ class TestActions:
         changes = train(module, monitor, begin=3001, end=3600, falls=())
         assert changes[0].state == "collapsed"
         assert roll_back.restored == [(changes[0].iteration, 3000)]
+
+    def test_a_fall_that_goes_on_is_rolled_back_once(self):
+        pin = Pin({"d": nn.Linear(2, 2)})
+        pin(verdict_of("steady"))
+        roll_back = RollBack(pin, times=9)
+        for state in ("collapsing", "collapsed"):
+            roll_back(replace(verdict_of(state), entered=frozenset({state})))
+        assert len(roll_back.restored) == 1
 
     def test_a_resumed_training_does_not_roll_back_more_often(self):
         detector = specreg.Detector()
@@ -488,16 +499,23 @@ class TestActions:
 
     def test_the_pin_keeps_copies_not_references(self):
         module = nn.Linear(2, 2)
-        pin = Pin({"d": module})
+        optimizer = torch.optim.Adam(module.parameters())
+
+        def train():
+            module(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+
+        train()
+        pin = Pin({"d": module, "o": optimizer})
         monitor = specreg.Monitor(module, actions=[pin])
         monitor.step(1)
+        average = optimizer.state[module.weight]["exp_avg"].clone()
         before = module.weight.detach().clone()
-        module.weight.data.zero_()
-        assert pin.restore() == 1
-        assert torch.equal(module.weight, before)
-        module.weight.data.zero_()
-        pin.restore()
-        assert torch.equal(module.weight, before)
+        for _ in range(2):
+            train()
+            assert pin.restore() == 1
+            assert torch.equal(module.weight, before)
+            assert torch.equal(optimizer.state[module.weight]["exp_avg"], average)
 
     @pytest.mark.parametrize(
         "state", [{}, None, {"kept": 3}, {"kept": {1: {"g": {}}}}, {"kept": {"1": {"d": {}}}}, {"kept": {}, "more": 1}]
@@ -1078,6 +1096,13 @@ class TestSamples:
         roll_back(replace(verdict_of("collapsed"), changed=True, entered=frozenset({"collapsed"})))
         assert roll_back.restored == []
         assert caplog.messages == ["iteration 9: not rolled back, nothing healthy was pinned yet"]
+        fallen = replace(verdict_of("collapsed"), evidence={"0": Evidence("collapsed", 5, 0.9, 0.2, 0.9)})
+        pin, module = Pin({"layer": nn.Linear(2, 2)}, every=1), network()
+        guard = specreg.Guard(specreg.Monitor(module), pin=pin)
+        for _ in range(2):  # again, as after a snapshot between two steps
+            guard(combined(fallen, Answer("healthy", None, "c"), UNASKED, ("healthy",)))
+        assert (guard.switched_on, guard.restored, pin.iterations) == (9, None, [])
+        assert not any("its step() is not called" in message for message in caplog.messages)
 
     @pytest.mark.parametrize(
         ("states", "coverage", "signal"),

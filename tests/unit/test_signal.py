@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import specreg
+from specreg.monitor import signal as module
 from specreg.monitor.signal import Signal, SignalJudge, signal
 
 TEACHING = Signal(gradient=1.0, spread=0.5)
@@ -43,7 +44,7 @@ def test_scores_of_any_shape_and_lists_of_them(shaped):
     assert reading.spread == pytest.approx(plain.spread)
 
 
-def test_large_samples_are_probed_a_batch_at_a_time():
+def test_large_samples_are_probed_a_batch_at_a_time(monkeypatch):
     counts, layer = [], nn.Linear(256 * 256, 1)
 
     def scores(x):
@@ -56,6 +57,10 @@ def test_large_samples_are_probed_a_batch_at_a_time():
     assert reading.gradient == pytest.approx(specreg.gradient_norms(scores, real, generated)["generated"])
     everything = scores(torch.cat([real, generated])).detach()
     assert reading.spread == pytest.approx(float(everything.std() / everything.abs().max()), rel=1e-4)
+    counts.clear()
+    monkeypatch.setattr(module, "_BATCH", 1)
+    signal(scores, real[:8], generated[:8])
+    assert counts == [4, 4] * 3  # never less than a group
 
 
 class Wrapped(nn.DataParallel):
@@ -107,7 +112,7 @@ def test_a_gradient_that_dies_is_said_with_its_beginning():
     assert {answer.since for answer in answers[4:]} == {1500}
 
 
-@pytest.mark.parametrize("bad", [Signal(float("nan"), 0.5), Signal(1.0, float("nan")), Signal(0.0, 0.5)])
+@pytest.mark.parametrize("bad", [Signal(float("nan"), 0.5), Signal(float("inf"), float("nan")), Signal(0.0, 0.5)])
 def test_one_reading_alone_kills_nothing_and_nothing_dies_forever(bad):
     states = [answer.state for answer in judged(TEACHING, bad, TEACHING, bad, bad, TEACHING)]
     assert states == ["teaching"] * 4 + ["dead", "teaching"]

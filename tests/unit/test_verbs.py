@@ -584,8 +584,10 @@ def test_eval_moves_no_vector_of_power_iteration():
     module.eval()
     before = buffers(module)
     assert len(before) == 6
-    module(images())
+    scores = module(images())
     assert_same(before, buffers(module))
+    module.train()(images())
+    scores.sum().backward()  # of the vectors that its own forward pass had
 
 
 @pytest.mark.parametrize("verb", [*PARAMETRIZED.values(), specreg.orthogonalize])
@@ -693,12 +695,23 @@ def test_remove_leaves_plain_weights_and_the_same_function(wrap, mode):
     assert all(parameter.requires_grad == (mode != "frozen") for parameter in module.parameters())
     assert all(layer.training == (mode == "train") for layer in module.modules())
     assert not any(layer._forward_pre_hooks for layer in module.modules())
+    hooks = [hook for layer in module.modules() for hook in layer._state_dict_hooks.values()]
+    hooks += [hook for layer in module.modules() for hook in layer._load_state_dict_pre_hooks.values()]
+    assert not any(hasattr(hook, "fn") for hook in hooks)  # as legacy spectral_norm's have
     torch.testing.assert_close(module(x), expected)
     module.load_state_dict(module.state_dict())
     assert specreg.remove(module) == []
 
 
-@pytest.mark.parametrize("wrap", [specreg.spectral_norm, specreg.spectral_regularization, specreg.orthogonalize])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        specreg.spectral_norm,
+        specreg.spectral_regularization,
+        specreg.orthogonalize,
+        lambda m: [torch.nn.utils.spectral_norm(m[i]) for i in (0, 2, 5)],
+    ],
+)
 def test_remove_leaves_no_gradient_of_another_function(wrap):
     module = discriminator()
     wrap(module)
