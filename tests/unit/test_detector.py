@@ -164,7 +164,7 @@ def test_a_layer_that_joins_the_stream_has_a_warm_up_of_its_own():
         ([0.9, 0.8, 0.7], "not judged", "not judged before iteration 500: the warm-up began at 0"),
         ([0.9] * 51, "not judged", "not judged: the spectra have not moved since iteration 0"),
         ([0.9] * 50 + [0.8], "not judged", "not judged before iteration 5400: the warm-up began at 4900"),
-        (moving(51), "steady", "steady: no layer's spectrum is falling"),
+        (moving(51), "steady", "steady: no layer's spectrum falls fast or far"),
     ],
 )
 def test_what_is_not_judged_is_said_with_its_reason(levels, state, words):
@@ -175,7 +175,7 @@ def test_what_is_not_judged_is_said_with_its_reason(levels, state, words):
     assert verdict.message == f"{words} (1 of rank > 1 watched)"
     half = feed({"a": moving(60), "b": [0.9] * 60})[-1]
     assert half.judged
-    assert half.message == "steady: no layer's spectrum is falling (2 of rank > 1 watched, 1 of them not judged yet)"
+    assert half.message == "steady: no layer's spectrum falls fast or far (2 of rank > 1 watched, 1 of them not judged yet)"
     nothing = Detector().update(0, {"a": [1.0]})
     assert (nothing.judged, nothing.message) == (False, "not judged: no layer has a rank above 1 and values above 0")
 
@@ -210,7 +210,7 @@ def test_networks_side_by_side_are_judged_as_if_each_were_alone():
     assert [verdict.state for verdict in last.groups.values()] == ["collapsing", "steady", "steady"]
     assert (last.layers, last.since) == (last.groups["D"].layers, last.groups["D"].since)
     assert last.message == alone[-1].message.replace("collapsing since", "collapsing in D since")
-    assert beside[20].message == "steady: no layer's spectrum is falling (9 of rank > 1 watched, 3 groups)"
+    assert beside[20].message == "steady: no layer's spectrum falls fast or far (9 of rank > 1 watched, 3 groups)"
     # All layers of one network are less than half of all layers.
     assert states(feed(networks(d=0.28))) == []
 

@@ -170,7 +170,7 @@ def message(
 ) -> str:
     """Return a state's message; ``where`` names the group of the layers."""
     if state == "steady":
-        return f"steady: no layer's spectrum is falling ({_watched(evidence)})"
+        return f"steady: no layer's spectrum falls fast or far ({_watched(evidence)})"
     worst = evidence[names[0]]
     rest = f" and {len(names) - 1} more of {len(evidence)} layers" if len(names) > 1 else f" (1 of {len(evidence)})"
     if state == "recovered":
@@ -188,7 +188,7 @@ def message_of_groups(whole: Verdict, groups: Mapping[str, Verdict]) -> str:
     if len(groups) < 2 or not whole.judged:
         return whole.message
     if whole.state == "steady":
-        return f"steady: no layer's spectrum is falling ({_watched(whole.evidence)}, {len(groups)} groups)"
+        return f"steady: no layer's spectrum falls fast or far ({_watched(whole.evidence)}, {len(groups)} groups)"
     worst = next((group for group, each in groups.items() if whole.layers[0] in each.evidence), None)
     if worst is None:  # a layer that is no longer in the stream
         return whole.message
