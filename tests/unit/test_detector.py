@@ -175,7 +175,8 @@ def test_what_is_not_judged_is_said_with_its_reason(levels, state, words):
     assert verdict.message == f"{words} (1 of rank > 1 watched)"
     half = feed({"a": moving(60), "b": [0.9] * 60})[-1]
     assert half.judged
-    assert half.message == "steady: no layer's spectrum falls fast or far (2 of rank > 1 watched, 1 of them not judged yet)"
+    watched = "2 of rank > 1 watched, 1 of them not judged yet"
+    assert half.message == f"steady: no layer's spectrum falls fast or far ({watched})"
     nothing = Detector().update(0, {"a": [1.0]})
     assert (nothing.judged, nothing.message) == (False, "not judged: no layer has a rank above 1 and values above 0")
 
