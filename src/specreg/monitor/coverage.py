@@ -55,7 +55,7 @@ _CLAIM = 4  # standard errors of a reading
 _Z95 = 1.96
 _SCARCE = 0.2  # a bin filled to less than that share is called empty
 _BATCH = 2**24  # numbers at once
-_ALONE = 0.99  # of the variance in one column, beside which a loss of half in eight others reads as a fifth
+_ALONE = 0.99  # of the variance in one column, beside which a loss of half in eight others reads as a tenth
 _MOST = 0.5  # missing share beyond which the samples' range is looked at
 _STATE = ("mean", "size", "centres", "spread", "radius", "binned", "held_out", "groupings", "examples")
 

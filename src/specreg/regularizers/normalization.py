@@ -153,7 +153,7 @@ def _own_class(module: nn.Module) -> None:
 def _forget_state_dict_hooks(module: nn.Module, hook: LegacySpectralNorm | LegacyWeightNorm) -> None:
     for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
         for key, registered in list(hooks.items()):
-            if getattr(registered, "fn", None) is hook:
+            if getattr(registered, "fn", None) is hook:  # torch's wrapper of a hook has what the hook has
                 del hooks[key]
 
 
