@@ -1,7 +1,7 @@
 """Choose the collapse detector's constants on some traces, and report false alarms and delays on others.
 
 python benchmarks/detector.py [--choose] [--out FILE.json]
-python benchmarks/detector.py --record RUN_DIRECTORY NAME    # keep a training's spectra as test data
+python benchmarks/detector.py --record RUN_DIRECTORY NAME    # keep a training's bulks as test data
 
 Without --choose the detector's present constants are tried on traces that were not used for the choice: synthetic ones
 of other seeds, and the recorded trainings that are not in ``CHOSEN_ON``. --choose tries a grid of constants on the
@@ -19,11 +19,12 @@ import torch
 import specreg
 from measure import arguments, environment, print_table, write
 from specreg.records import RunDirectory
+from specreg.spectra.statistics import bulk
 from traces import RECORDED, SETTINGS, Trace, recorded, synthetic
 
 CHOICE_SEEDS, TEST_SEEDS = range(10), range(2000, 2030)
 # Recorded trainings that the choice may see.
-CHOSEN_ON = ("fast-sn-0", "fast-static-0")
+CHOSEN_ON = ("fast-sn-0", "fast-static-0", "c8-wide-sn-0")
 GRID = {
     "window": (1000,),
     "fast": (0.3, 0.325, 0.35),
@@ -159,10 +160,11 @@ def main() -> None:
 
 
 def record(run: RunDirectory, name: str) -> None:
-    """Keep a run's spectra as test data."""
+    """Keep a run's bulks, each beside an s_1 of 1, as test data."""
     history = specreg.History()
     for line in run.series("spectra"):
-        history.add(line["step"], {layer: torch.tensor(values) for layer, values in line["layers"].items()})
+        spectra = {layer: torch.tensor(values) for layer, values in line["layers"].items() if len(values) > 1}
+        history.add(line["step"], {layer: torch.stack([torch.tensor(1.0), bulk(s)]) for layer, s in spectra.items()})
     history.save(RECORDED / f"{name}.npz")
 
 

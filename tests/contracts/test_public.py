@@ -62,8 +62,8 @@ def test_signatures_are_the_published_ones(name):
 
 def test_the_constants_of_the_verdicts_are_the_published_ones():
     assert asdict(specreg.Thresholds()) == {
-        "warmup": 500, "window": 1000, "fast": 0.35, "together": 0.2, "far": 0.5, "collapsed": 0.5, "regained": 0.4,
-        "patience": 1, "smoothing": 3,
+        "warmup": 500, "window": 1000, "fast": 0.35, "together": 0.2, "long_window": 3000, "sustained": 0.4, "far": 0.5,
+        "collapsed": 0.5, "regained": 0.4, "patience": 1, "smoothing": 3,
     }  # fmt: skip
     assert asdict(ModeThresholds()) == {
         "warmup": 500, "far": 0.5, "smoothing": 3, "losing": 0.25, "lost": 0.4, "regained": 0.6, "learnt": 0.65,

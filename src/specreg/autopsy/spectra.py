@@ -231,7 +231,9 @@ def judge(
         judged = [name for name in names if all(layers[name].verdict not in _UNJUDGED for layers in series)]
         if not judged:
             continue
-        detector = Detector(Thresholds(warmup=0, patience=1, smoothing=1, window=2 * widest))
+        # One window alone: the numbers in names may count epochs, or thousands of images.
+        limits = Thresholds(warmup=0, patience=1, smoothing=1, window=2 * widest, long_window=2 * widest)
+        detector = Detector(limits)
         for iteration, layers in zip(iterations, series, strict=True):
             verdicts[group] = detector.update(iteration, {name: layers[name].singular_values for name in judged})
     return verdicts

@@ -36,6 +36,8 @@ class Thresholds:
         window: iterations within which a fall counts as fast.
         fast: part of the highest bulk within the window whose loss means "collapsing".
         together: the same, where at least half of a group's layers (of three or more) have lost that much.
+        long_window: iterations within which a slower fall counts; no longer than ``window``, none does.
+        sustained: part of the highest bulk within the long window whose loss means "collapsing".
         far: part of the highest bulk since the warm-up whose loss, however slow, means "collapsing" if it lasts a
             whole window, which a dip at the end of a long drift does not.
         collapsed: part of the bulk before the fall whose loss means "collapsed".
@@ -59,6 +61,8 @@ class Thresholds:
     window: int = 1000
     fast: float = 0.35
     together: float = 0.2
+    long_window: int = 3000
+    sustained: float = 0.4
     far: float = 0.5
     collapsed: float = 0.5
     regained: float = 0.4
@@ -207,7 +211,7 @@ class _LayerTrack:
     origin: float  # its bulk
     moved: bool = False
     begin: int = 0  # the last iteration before it moved, or else the newest
-    levels: deque[tuple[int, float, float]] = field(default_factory=deque)  # iteration, level, bulk in the window
+    levels: deque[tuple[int, float, float]] = field(default_factory=deque)  # iteration, level, bulk in the windows
     steps: deque[float] = field(default_factory=lambda: deque(maxlen=_NUM_STEPS))  # of the bulk, absolute
     state: State = "steady"
     since: int | None = None
@@ -237,9 +241,9 @@ class _LayerTrack:
         """Take the level into the window and return which part of the window's highest is lost."""
         level = statistics.median(self.recent)
         self.levels.append((iteration, level, self.recent[-1]))
-        while self.levels[0][0] < iteration - limits.window:
+        while self.levels[0][0] < iteration - max(limits.window, limits.long_window):
             self.levels.popleft()
-        peak = self._peak()
+        peak = self._peak(iteration - limits.window)
         return 1 - level / peak if peak else 0.0
 
     def judge(self, iteration: int, limits: Thresholds, *, shared: bool) -> None:
@@ -250,20 +254,22 @@ class _LayerTrack:
         self.best = max(self.best, level)
         if self.best_at is None or bulk >= _NEAR * self.best:
             self.best_at = iteration
-        peak, enough = self._peak(), limits.together if shared else limits.fast
+        peak, highest = (self._peak(iteration - window) for window in (limits.window, limits.long_window))
+        enough = limits.together if shared else limits.fast
         # "<", not "<=": a layer of rank one, whose bulk has always been 0, has lost nothing.
-        fast, far = level < (1 - enough) * peak, peak < (1 - limits.far) * self.best
-        self.agreeing = self.agreeing + 1 if fast or far else 0
+        fast, sustained = level < (1 - enough) * peak, level < (1 - limits.sustained) * highest
+        far = peak < (1 - limits.far) * self.best
+        self.agreeing = self.agreeing + 1 if fast or sustained or far else 0
         if self.agreeing >= limits.patience:
-            self.before = peak if fast else self.best
-            # A fast fall begins where the level was last near the window's peak.
+            self.before = peak if fast else highest if sustained else self.best
+            # A fast or sustained fall begins where the level was last near its window's peak.
             near = [at for at, _, value in self.levels if value >= _NEAR * self.before]
             self.since = near[-1] if near else self.best_at
             self.state, self.low, self.flagged, self.agreeing = "collapsing", level, iteration, 0
             self._follow(iteration, level, limits)
 
-    def _peak(self) -> float:
-        return max(level for _, level, _ in self.levels)
+    def _peak(self, begin: int) -> float:
+        return max(level for at, level, _ in self.levels if at >= begin)
 
     def _follow(self, iteration: int, level: float, limits: Thresholds) -> None:
         self.low = min(self.low, level)
@@ -307,7 +313,8 @@ class _LayerTrack:
     @classmethod
     def from_state(cls, name: str, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
         with reading_state(f"layer {name!r}'s", state, [each.name for each in fields(cls)]):
-            if state["state"] not in STATES or not state["recent"]:
+            needed = ("recent",) if state["state"] == "steady" else ("recent", "steps", "before")
+            if state["state"] not in STATES or not all(state[key] for key in needed):
                 raise ValueError("another word, or no values")
             numbers: dict[str, Any] = {key: float(state[key]) for key in ("origin", "before", "low", "best")}
             counts = {key: integer(key, state[key]) for key in ("first", "begin", "agreeing", "flagged")}

@@ -15,7 +15,7 @@ class Evidence:
         state: of this layer.
         since: the last iteration at which the bulk was at its old level, or, recovered, that of the recovery; None for
             a steady layer.
-        before: the bulk that it had then (steady: the highest within the window).
+        before: the bulk that it had then (steady: the highest within the windows).
         now: the bulk, the median of the last snapshots (``Thresholds.smoothing``, three by default).
         confidence: that the fall is more than the layer's own noise, z²/(1 + z²) with z the fall over the noise of one
             snapshot (Cantelli's inequality, which holds for every distribution); 0 for a steady layer.
