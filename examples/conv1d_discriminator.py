@@ -1,7 +1,7 @@
 """Three lines in a training loop: a small waveform GAN with a Conv1d discriminator.
 
 The generator has to learn sine waves of any frequency and phase. Nothing here comes from specreg but the lines
-marked with (1), (2) and (3).
+marked with (1), (2) and (3), and the spectra that are printed.
 
     python examples/conv1d_discriminator.py --steps 200
 """

@@ -72,7 +72,7 @@ def main() -> None:
         real, z = ring(64).to(accelerator.device), torch.randn(2, 64, 16).to(accelerator.device)
         with torch.no_grad():
             fake = generator(z[0])
-        # One forward of both: with several processes a second one would overwrite the first one's buffers.
+        # One forward of both: with several processes each forward sends the buffers.
         scores = discriminator(torch.cat([real, fake]))
         d_loss = torch.relu(1 - scores[:64]).mean() + torch.relu(1 + scores[64:]).mean()
         d_optimizer.zero_grad()

@@ -1,8 +1,8 @@
 """A monitor and a guard in a plain training loop: a GAN on a ring of eight Gaussians.
 
 The monitor looks at the discriminator's singular values every 50 iterations and says whether they collapse; the guard
-would then compensate. Nothing here comes from specreg but the lines marked with (1) to (5); without (2) and (4) the
-monitor only watches.
+would then compensate. Nothing here comes from specreg but spectral normalization and the lines marked with (1) to (5);
+without (2) and (4) the monitor only watches.
 
     python examples/monitor_plain_loop.py --steps 1000
 """

@@ -1,4 +1,4 @@
-"""Runs as processes: each job is ``specreg train --out RUN``, of which as many run at a time as there are cores.
+"""Runs as processes: each job is ``specreg train --out RUN``, as many at a time as there are cores, or one on a GPU.
 
 Whatever a comparison or a sweep does can so be repeated by hand. This process only watches the runs' records.
 """

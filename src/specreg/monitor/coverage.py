@@ -19,7 +19,7 @@ two shares.
    differences is furthest, less a standard error, above what chance gives. Fine groups find small modes, coarse ones
    and low levels a shift of many.
 4. **The reading.** Held-out real samples and the generated half that did not choose are counted in A; the mean over
-   both halves is the reading.
+   both halves, or 0 if it is below, is the reading.
 
 *Lost* is the larger of two bounds that far samples cannot explain: *missing* less *far*, which stays even if every far
 sample was a spoilt one of what is missing, and the reading in 32 groups at most with every sample in its nearest bin,

@@ -37,4 +37,5 @@ class TrainingConfig:
     ema_decay: float = 0.0
     """Decay of the generator's running average, from which samples are then drawn; 0 is without."""
     graphs: bool = True
-    """On a GPU, replay each step's kernels as one CUDA graph, unless gradients or weights are penalized."""
+    """On a GPU, replay each step's kernels as one CUDA graph; not with penalties of weights, wasserstein-gp, oni, or
+    several processes."""
