@@ -36,8 +36,9 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
         The layers under spectral normalization: a mapping from name to layer that prints as a table.
 
     Raises:
-        ValueError: no layer matched, a name matches nothing, a weight holds NaN or inf, or the module is wrapped in
-            DistributedDataParallel.
+        TypeError: ``module`` is no module.
+        ValueError: no layer matched, a name matches nothing, a weight holds NaN or inf or cannot be written, a layer is
+            under the legacy ``weight_norm``, or the module is wrapped in DistributedDataParallel.
 
     Example:
         >>> import specreg
@@ -77,8 +78,8 @@ def remove(module: nn.Module) -> list[str]:
         The qualified names of the tensors that are plain again.
 
     Raises:
-        ValueError: the weights are sharded by ``fully_shard``, or weight normalization is inside
-            DistributedDataParallel; nothing is changed.
+        ValueError: the weights are sharded by ``fully_shard``, or a parametrization or legacy weight normalization is
+            inside DistributedDataParallel; nothing is changed.
 
     Example:
         >>> import specreg
@@ -92,10 +93,13 @@ def remove(module: nn.Module) -> list[str]:
     hooked: dict[tuple[Tensor, ...], Any] = {}  # what hooks kept -> the plain weight
     undone = []
     wrappers = [child for child in module.modules() if isinstance(child, nn.parallel.DistributedDataParallel)]
-    if any(_is_split(child) for wrapper in wrappers for child in wrapper.modules()):
+    inside = [child for wrapper in wrappers for child in wrapper.modules()]
+    hooks = [hook for child in inside for hook in child._forward_pre_hooks.values()]
+    if any(map(parametrize.is_parametrized, inside)) or any(isinstance(hook, LegacyWeightNorm) for hook in hooks):
+        # Of weight normalization's weights it knows nothing, the others lose the hooks that it has put on them.
         raise ValueError(
-            "the module is wrapped in DistributedDataParallel, which would not average the gradients of weights that "
-            "take the place of weight-normalized ones: wrap it afterwards"
+            "the module is wrapped in DistributedDataParallel, which would not average the gradients of the plain "
+            "weights: wrap it afterwards"
         )
     for name, child in list(plainly_named_modules(unwrap(module))):
         lists: Any = child.parametrizations if parametrize.is_parametrized(child) else {}
@@ -136,13 +140,6 @@ def remove(module: nn.Module) -> list[str]:
     return undone
 
 
-def _is_split(module: nn.Module) -> bool:
-    """Tell whether a weight of the module is made from several parameters, as under weight normalization."""
-    lists: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
-    hooks = module._forward_pre_hooks.values()
-    return any(not made.is_tensor for made in lists.values()) or any(isinstance(h, LegacyWeightNorm) for h in hooks)
-
-
 def _own_class(module: nn.Module) -> None:
     """Give a parametrized module a class of its own: torch takes the property off one that deep copies share."""
     shared = type(module)
@@ -165,7 +162,7 @@ class _SpectralNormOfAnyWeight(_SpectralNorm):
     autocast on a GPU torch estimates s1 by products in half precision; here they are made in the weight's own.
     """
 
-    def __init__(self, weight: Tensor, *, dim: int, gain: float = 1.0) -> None:
+    def __init__(self, weight: Tensor, *, dim: int, gain: float) -> None:
         super().__init__(weight, dim=dim)
         self.gain = gain  # what the module multiplies the result by
 
