@@ -91,7 +91,7 @@ def reading_state(owner: str, state: Mapping[str, Any], keys: Iterable[str]) -> 
         raise ValueError(f"not {owner} state: it has the keys {sorted(map(str, state))}")
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"not {owner} state ({error})") from error
 
 

@@ -195,6 +195,11 @@ def test_kinds_of_samples_that_say_the_same_read_the_same():
     assert line.missing == Coverage(real[:, :1]).measure(generated[:, :1]).missing
 
 
+def test_complex_vectors_are_compared_as_they_are():
+    vectors = torch.randn(3, 600, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain_features(vectors), torch.cat([vectors.real, vectors.imag], 1))
+
+
 def test_images_of_bytes_and_of_numbers_read_the_same():
     generator = torch.Generator().manual_seed(0)
     shapes = torch.randint(256, (8, 3, 40, 48), generator=generator)
@@ -368,6 +373,11 @@ REAL = Mixture(24).draw(200, 1)
             lambda: Coverage(REAL, features=lambda x: x.mean()),
             TypeError,
             r"real numbers \(N, d\), got .* \(\) for 1",
+        ),
+        (
+            lambda: Coverage(REAL, features=lambda x: x.mean(1)),
+            TypeError,
+            r"real numbers \(N, d\), got .* \(1,\) for 1",
         ),
         (lambda: Coverage(REAL, features=lambda x: torch.complex(x, x)), TypeError, "got torch.complex64"),
         (lambda: Coverage(REAL, features=lambda x: [x]), TypeError, "got list for 1 samples"),

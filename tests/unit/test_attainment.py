@@ -31,6 +31,13 @@ ISOMETRIES = {
 }
 
 
+def test_a_weight_with_nan_is_named():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    network[1].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="layer '1': the weight holds NaN or inf"):
+        specreg.attainment(network, torch.ones(3, 2))
+
+
 def isometric(layer):
     shape = to_matrix(layer.weight, **layout(layer)).shape
     q, _ = torch.linalg.qr(torch.randn(*shape))

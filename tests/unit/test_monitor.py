@@ -323,6 +323,10 @@ class TestHistory:
         assert history.iterations[-1] == 999
         assert history.singular_values("a")[:, 0].tolist() == history.iterations
 
+    def test_what_is_loaded_is_thinned_out_to_the_limit(self, tmp_path):
+        self.history().save(tmp_path / "spectra.npz")
+        assert specreg.History.load(tmp_path / "spectra.npz", limit=3).iterations == [100, 500, 900]
+
     def test_snapshots_have_to_fit(self):
         history = self.history()
         with pytest.raises(ValueError, match="iterations must grow"):

@@ -18,6 +18,7 @@ from specreg.layers.evaluation import evaluating
 from specreg.layers.find import Layer, find
 from specreg.layers.forwards import is_customized
 from specreg.layers.kinds import CONVOLUTIONS, TRANSPOSED
+from specreg.layers.requirements import require_finite
 from specreg.layers.selection import Selection, shown
 from specreg.spectra.gram import singular_values
 from specreg.spectra.operator import convolution_norm
@@ -60,11 +61,12 @@ def attainment(
 
     Returns:
         Layer name -> :class:`Attainment`. Layers that had zero inputs are left out; so are, named in a warning, those
-        whose module did not run (its weight is used elsewhere, as by ``F.conv2d``) and those with a forward of their
-        own (an equalized learning rate, say), which is another map.
+        that are no convolution or linear layer (attention, recurrent), those whose module did not run (its weight is
+        used elsewhere, as by ``F.conv2d``) and those with a forward of their own (an equalized learning rate, say),
+        which is another map.
 
     Raises:
-        ValueError: no layer matched.
+        ValueError: no layer matched, or a weight holds NaN or inf; names the layer.
 
     Example:
         >>> layer = nn.Linear(2, 2, bias=False)
@@ -76,6 +78,7 @@ def attainment(
         Liu et al. 2019, section 3; Sedghi et al. 2019 for the operator norm.
     """
     layers = find(module, only=only, skip=skip, title="attainment")
+    require_finite(layers)
     calls: dict[str, list[Attainment]] = {}
     # Layers whose module does not run as torch's: another map, or one whose weight is taken from it and used elsewhere.
     unseen = dict.fromkeys(layers, "did not run by itself")

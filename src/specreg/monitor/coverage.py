@@ -119,8 +119,8 @@ class Coverage:
         seed: of the bins and of the halves.
 
     Raises:
-        TypeError: samples or features are no tensors.
-        ValueError: too few samples, all of them alike, or values that are not finite.
+        TypeError: samples are no tensor, ``features`` is no function, or returns something else than (N, d).
+        ValueError: too few samples, all of them alike, values that are not finite, or a bad seed.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -198,6 +198,7 @@ class Coverage:
             The lower bound, its error, what chance gives, and the bins that are empty.
 
         Raises:
+            TypeError: no tensor, or features that are none.
             ValueError: another shape or kind of numbers than the real samples', too few, or not finite.
         """
         if (kind := _kind("generated", generated, LEAST_GENERATED)) != self._kind:
@@ -291,7 +292,8 @@ class Coverage:
             # Not around the yield: whoever asks for features keeps modes and gradients.
             with evaluating(self._features) as features, torch.no_grad():
                 points = features(samples[part.to(samples.device)])
-            if not isinstance(points, Tensor) or points.shape[:1] != part.shape or points.is_complex():
+            is_tensor = isinstance(points, Tensor) and points.ndim > 1
+            if not is_tensor or points.shape[:1] != part.shape or points.is_complex():
                 shown = f"{points.dtype} {tuple(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
                 raise TypeError(f"features must return real numbers (N, d), got {shown} for {len(part)} samples")
             points = points.flatten(1).cpu().double()

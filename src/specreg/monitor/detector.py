@@ -81,6 +81,9 @@ class Detector:
     Args:
         thresholds: its constants.
 
+    Raises:
+        TypeError: they are something else.
+
     Example:
         >>> detector = Detector(Thresholds(warmup=0))
         >>> for iteration in range(0, 5000, 100):
@@ -257,7 +260,8 @@ class _LayerTrack:
         peak, highest = (self._peak(iteration - window) for window in (limits.window, limits.long_window))
         enough = limits.together if shared else limits.fast
         # "<", not "<=": a layer of rank one, whose bulk has always been 0, has lost nothing.
-        fast, sustained = level < (1 - enough) * peak, level < (1 - limits.sustained) * highest
+        fast, is_longer = level < (1 - enough) * peak, limits.long_window > limits.window
+        sustained = is_longer and level < (1 - limits.sustained) * highest
         far = peak < (1 - limits.far) * self.best
         self.agreeing = self.agreeing + 1 if fast or sustained or far else 0
         if self.agreeing >= limits.patience:

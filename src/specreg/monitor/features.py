@@ -21,7 +21,8 @@ def plain_features(samples: Tensor) -> Tensor:
     """
     if samples.is_complex():
         parts = torch.view_as_real(samples).movedim(-1, 1)  # (N, 2, *)
-        samples = parts.flatten(1, 2) if samples.ndim > 2 else parts
+        is_wave = samples.ndim == 2 and parts[0].numel() > _VECTOR
+        samples = parts if samples.ndim == 1 or is_wave else parts.flatten(1, 2)
     num_values = samples[0].numel()
     if num_values <= _AS_THEY_ARE or (samples.ndim == 2 and num_values <= _VECTOR):
         return samples.flatten(1) if samples.ndim > 1 else samples[:, None]

@@ -14,7 +14,7 @@ from specreg.files import check_file, replacing
 from specreg.names import check_type, integer, reading_state
 from specreg.spectra.statistics import Statistics, statistics
 
-# Largest size of a file's arrays, unpacked: a discriminator of 128 channels has 3 MB, zeros unpack a thousandfold.
+# Largest size of a file's arrays, unpacked: a discriminator of 128 channels has 4 MB, zeros unpack a thousandfold.
 _MAX_BYTES = 1 << 30
 
 
@@ -23,7 +23,7 @@ class History:
 
     Args:
         limit: largest number of snapshots; beyond it every second is dropped, the newest kept, so that a training of
-            any length fits: a CIFAR-10 discriminator of 128 channels takes 3 MB by default.
+            any length fits: a CIFAR-10 discriminator of 128 channels takes 4 MB by default.
 
     Attributes:
         iterations: of the snapshots, growing.
@@ -71,7 +71,10 @@ class History:
         self.iterations.append(iteration)
         for name, s in singular_values.items():
             self._values.setdefault(name, []).append(s.detach().to("cpu", torch.float32, copy=True))
-        if len(self) > self.limit:
+        self._thin_out()
+
+    def _thin_out(self) -> None:
+        while len(self) > self.limit:
             kept = slice((len(self) - 1) % 2, None, 2)
             self.iterations = self.iterations[kept]
             self._values = {name: values[kept] for name, values in self._values.items()}
@@ -99,7 +102,7 @@ class History:
         return statistics(self.singular_values(layer))
 
     def save(self, path: str | Path) -> None:
-        """Write everything to a compressed npz file: atomically."""
+        """Write everything to a compressed npz file, atomically; FileNotFoundError where its folder is not there."""
         arrays: dict[str, Any] = {f"layer:{name}": self.singular_values(name).numpy() for name in self._values}
         with replacing(Path(path)) as file:
             np.savez_compressed(file, iterations=np.asarray(self.iterations, dtype=np.int64), **arrays)
@@ -109,6 +112,7 @@ class History:
         """Read what :meth:`save` wrote; nothing in the file is executed.
 
         Raises:
+            FileNotFoundError: there is none.
             ValueError: the file is damaged or holds something else.
         """
         history = cls(limit)
@@ -151,3 +155,4 @@ class History:
                 raise ValueError(f"not a history's state: layer {name!r} has no {len(iterations)} spectra")
         self.iterations = iterations
         self._values = {name: list(past.to("cpu", torch.float32, copy=True).unbind(0)) for name, past in values.items()}
+        self._thin_out()

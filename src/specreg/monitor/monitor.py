@@ -53,7 +53,7 @@ class Monitor:
             still teaches. Of several processes, which all have to watch, only process 0 calls it, and the others wait:
             it must not communicate (call a wrapped generator's ``.module``).
         samples_every: iterations between such readings; each is made at the next snapshot, so that by default they
-            fall on 300, 500, 800, 1,000 and so on.
+            fall on the first, 300, 500, 800, 1,000 and so on.
         coverage: the meter; by default made of the first real samples.
         scores: maps samples to the discriminator's scores; by default the module, if it can be called with them.
         groups: name -> the layers of one network, as names or globs, a name standing for everything below it, as in
@@ -64,8 +64,8 @@ class Monitor:
     Attributes:
         layers: the names of the watched layers.
         groups: name -> its layers; "" is everything, or what is in no other default group.
-        left_out: the names of weight matrices that no layer is known for, and of frozen layers beside trained ones; a
-            warning names them.
+        left_out: weight matrices that no layer is known for, and frozen layers beside trained ones, by name; without
+            ``only`` a warning names them.
         history: the snapshots, compact.
         latest: the newest snapshot, layer name -> singular values in double precision.
         verdict: the newest verdict, None before the first snapshot.
@@ -75,6 +75,7 @@ class Monitor:
         actions: a list.
 
     Raises:
+        TypeError: the detector, an action, ``samples``, ``scores`` or ``coverage`` is something else.
         ValueError: a bad option, ``coverage`` or ``scores`` without samples, no layer matched, or a layer is not in
             exactly one group.
 
@@ -155,7 +156,9 @@ class Monitor:
             The newest verdict; its ``changed`` is True at the call alone whose snapshot changed the state.
 
         Raises:
-            ValueError: the iteration is no integer or lower than before, or a weight holds NaN or inf; names the layer.
+            TypeError: ``samples`` returned no two tensors.
+            ValueError: the iteration is no integer or lower than before, a weight holds NaN or inf (names the layer),
+                or samples that :meth:`specreg.Coverage.measure` refuses. Other processes raise what the first did.
         """
         iteration = self._counted(iteration)
         last = self.history.iterations[-1] if self.history.iterations else None

@@ -35,11 +35,10 @@ def spectra(
         normalized: return the spectral distribution :math:`s_k / s_1` instead.
         weight: "used" takes the weight that the network uses: :math:`W / s_1` with power iteration's :math:`s_1` under
             spectral normalization, :math:`W_{SR}` under spectral regularization.
-        only, skip: the layers to take, see :mod:`specreg.layers.find`; convolutions, linear layers and embeddings by
-            default.
+        only, skip: the layers to take, see :mod:`specreg.layers.find`; all kinds by default.
 
     Returns:
-        Layer name -> singular values, descending, shape (r,), or (groups, r) for a grouped convolution; a weight
+        Layer name -> singular values, descending, shape (r,), or (groups, r) where a weight is several matrices; one
         shared by several layers has the first layer's name. Real, float64 where the device has it.
 
     Raises:

@@ -64,9 +64,10 @@ class Verdict:
             the end of the warm-up is no such change.
         message: all of this in one line.
         evidence: the numbers, layer by layer.
-        spectra: do they fall? "steady", "recovered", "collapsing" or "collapsed".
-        coverage: does the generator produce all of the data? "healthy", "recovered", "losing", "lost", "never learnt".
-        signal: does the discriminator still teach? "teaching" or "dead".
+        spectra: do they fall? "not judged", "steady", "recovered", "collapsing" or "collapsed".
+        coverage: does the generator produce all of the data? "not measured", "not judged", "healthy", "recovered",
+            "losing", "lost" or "never learnt".
+        signal: does the discriminator still teach? "not measured", "teaching" or "dead".
         groups: name -> the verdict on this group of layers alone; "" where everything is one group.
         entered: what of ``states`` the verdict before did not have.
 
@@ -121,7 +122,7 @@ class Verdict:
 
     @property
     def judged(self) -> bool:
-        """Whether anything could be said: the warm-up is over, or coverage or signal were measured."""
+        """Whether anything could be said: a warm-up is over, coverage was judged, or the discriminator is dead."""
         return self.state != "not judged"
 
     def to_dict(self) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Compensator:
         _COMPENSATORS.add(self)
 
     def step(self) -> bool:
-        """Count the call and, when it is due, compensate every layer in place.
+        """Count the call and, when it is due, compensate every layer in place; nothing of both once it was removed.
 
         Returns:
             Whether this call acted.
@@ -117,7 +117,9 @@ class Compensator:
             ValueError: a weight holds NaN or inf, or can no longer be written (named by its layer); no layer was
                 changed and the call was not counted.
         """
-        acts = self.calls >= self.start and (self.calls - self.start) % self.every == 0 and len(self.layers) > 0
+        if not self.layers:
+            return False
+        acts = self.calls >= self.start and (self.calls - self.start) % self.every == 0
         if acts:
             require_writable(self.layers)  # something may have been put on a layer since
             products, done = self._by_products()
