@@ -1,8 +1,9 @@
 """The command line: commands and exit codes. What they take is in ``specreg.options``, what they do below.
 
-Exit codes: 0 done, 1 a run of a comparison or sweep failed, or the disk or standard output is full, 2 bad input, 3
-training diverged, 4 another process of the job has ended or differs, 5 a watched training has reached a state of
---fail-on, 130 interrupted, 141 nobody reads the output any more (``| head``).
+Exit codes: 0 done, 1 a run of a comparison or sweep failed, or the disk or standard output is full, 2 bad input, too
+little memory, or the job's main process failed, 3 training diverged, 4 another process of the job has ended or differs,
+5 a watched training has reached a state of --fail-on, 130 interrupted or --minutes are over, 141 nobody reads the
+output any more (``| head``).
 """
 
 import contextlib
@@ -47,7 +48,7 @@ _REMEDIES = {
 }
 _FOR_IMAGES = ("image_size", "tile", "features", "pool", "warmup")  # options of watch
 _RESUMED = ("compare", "sweep", "train")  # what goes on when it is given again
-_INTERRUPTED = "specreg: interrupted; the same command again goes on\n"
+_INTERRUPTED = "specreg: stopped; the same command again goes on\n"
 # A full disk, a used-up quota, a limit on the size of files.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -210,7 +211,7 @@ def _compare(arguments: list[str]) -> int:
         from specreg.experiments.sources import recipe
         from specreg.experiments.sweep import COMPARISON, Plan, saved_settings
 
-    saved = saved_settings(given.out, COMPARISON)
+    saved = saved_settings(given.out)
     defaults = recipe(given.settings.data) if saved is None else saved
     given = parse(Compare(settings=defaults), arguments, methods=PAPER_METHODS)
     plan = Plan("", [Cell(COMPARISON, given.settings, methods)], seeds)
@@ -414,7 +415,7 @@ def _inspect(arguments: list[str]) -> int:
 
 def _watch(arguments: list[str]) -> int:
     from specreg.experiments.config import DataConfig
-    from specreg.names import LEAST_GENERATED, STATES
+    from specreg.names import COVERED, LEAST_GENERATED, SPECTRAL
     from specreg.options import Watch, parse
 
     given = parse(Watch(), arguments)
@@ -422,7 +423,7 @@ def _watch(arguments: list[str]) -> int:
         raise ValueError("no folder given: specreg watch FOLDER --real DATA")
     fail_on = _split(given.fail_on)
     for state in fail_on:
-        check_choice("fail-on", state, STATES)
+        check_choice("fail-on", state, SPECTRAL if given.real is None else COVERED)
     if not 0 < given.every <= 86_400:
         raise ValueError(f"every must be a number of seconds in (0, 86400], got {given.every!r}")
     integer("pool", given.pool, at_least=LEAST_GENERATED)

@@ -188,7 +188,7 @@ def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
         "images: real ones that the discriminator sees. Multiply-adds: counted on the networks' convolutions and "
         "matrix products, a backward pass as two forward ones; without normalization, compensation, gradient penalties "
         "and evaluations. Divided by the multiply-adds a second that a machine sustains in training, they give its "
-        "time: one core of an EPYC (Zen 3) made 2 G (digits) to 14 G (32 channels, 32x32) a second, an H200 33 T (128 "
+        "time: one core of an EPYC (Zen 3) made 2 G (digits) to 14 G (32 channels, 32x32) a second, an H200 37 T (128 "
         "channels, batch 64)."
     )
     for changed in dict.fromkeys(cell.changes for cell in plan.cells if cell.changes):

@@ -85,8 +85,8 @@ class Train:
 
     Begin with --data, --method, --steps, --seed and --out; the rest has defaults that fit the data.
 
-    The same command again goes on from the last checkpoint; a complete run stays as it is, or, with more --steps,
-    goes on to these.
+    The same command again goes on from the last checkpoint; a complete run stays as it is, or, with more --steps and
+    learning rates that do not decay, goes on to these.
 
     With several processes: torchrun --nproc-per-node N -m specreg train ...
     """
@@ -182,7 +182,7 @@ class Watch:
     tile: str | None = None
     """Size of a generated image, 64 or HEIGHTxWIDTH; by default that of the real ones."""
     features: FeatureName | None = None
-    """Compare images by these features; by default by their pixels."""
+    """Compare images by these features; by default by their values, at 32x32 at most."""
     pool: int = LEAST_GENERATED
     """Samples of a reading, at least: what has fewer is read with what comes next."""
     warmup: int = 1
@@ -192,7 +192,7 @@ class Watch:
     once: bool = False
     """Read what is there, and end."""
     fail_on: tuple[str, ...] = ()
-    """States that end it with exit code 5: losing, lost, collapsing, collapsed, ..."""
+    """States that end it with exit code 5: losing, lost, never learnt; of checkpoints collapsing, collapsed."""
     json: Path | None = None
     """Append each reading to this .jsonl file, too, unless it is there already."""
 
@@ -221,7 +221,7 @@ class _Screen(io.StringIO):
 def parse(defaults: T, arguments: Sequence[str], *, methods: Collection[str] = ()) -> T:
     """Parse with tyro what a command takes; what is wrong becomes one line (ValueError), help goes through.
 
-    Help leaves the options of methods out that are neither named in the arguments nor among ``methods``.
+    Help leaves the options of methods out that are not named in the arguments or, where none is, not in ``methods``.
     """
     command = type(defaults).__name__.lower()
     lists = {name for name, value in vars(defaults).items() if isinstance(value, tuple)}

@@ -1,4 +1,4 @@
-"""The run directory: which files it holds and how they are written. Standard library only.
+"""The run directory: which files it holds and how they are written. Standard library, and filelock for the lock.
 
 docs/records.md has every file and field. A run that has ``result.json``, which is written last, is complete.
 """
@@ -81,7 +81,7 @@ class RunDirectory:
     @contextlib.contextmanager
     def _held(self, seconds: float) -> Iterator[str | None]:
         """Hold the lock if it can be had within a time (others may ask for its holder, too), or yield who holds it."""
-        import filelock  # only who writes a run needs it
+        import filelock  # only the lock needs it
 
         if self._lock_file.exists():
             check_file(self._lock_file)

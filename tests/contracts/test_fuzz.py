@@ -282,7 +282,7 @@ READERS = {
         {"config.json": st.one_of(VALUES, reshaped([asdict(RunConfig())])).map(json.dumps).map(str.encode)},
         lambda folder: from_dict(RunConfig, json.loads((folder / "config.json").read_text())),
     ),
-    "comparison": Reader({"sweep.json": texts(COMPARISON)}, lambda folder: saved_settings(folder, "runs")),
+    "comparison": Reader({"sweep.json": texts(COMPARISON)}, saved_settings),
     "sweep": Reader({"sweep.json": texts(SWEEP)}, lambda folder: open_cells([folder])),
     "series": Reader(series(), read_records),
     "report": Reader(results() | series(), read_report, whole=True),

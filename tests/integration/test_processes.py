@@ -77,7 +77,7 @@ def test_two_forward_passes_of_a_compiled_network(tmp_path):
 @pytest.mark.slow
 def test_a_wrapped_module_is_read_but_not_parametrized(together):
     result, other = loops.left(together, "wrappers")
-    assert len(result["late"]) == 4
+    assert len(result["late"]) == 5
     assert all("wrapped in DistributedDataParallel" in said for said in result["late"])
     assert len(result["sharded"]) == 5
     assert all("sharded between processes" in said for said in result["sharded"])
@@ -281,7 +281,7 @@ def test_a_stop_that_reaches_one_process_stops_all_at_one_step(tmp_path):
     other.send_signal(signal.SIGTERM)
     (code, said), (other_code, other_said) = main_process.finish(), other.finish()
     assert (code, other_code) == (130, 130)
-    assert (said + other_said).count("specreg: interrupted; the same command again goes on") == 1
+    assert (said + other_said).count("specreg: stopped; the same command again goes on") == 1
     assert "specreg: error" not in said + other_said
     step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
     assert step == RunDirectory(out).series("metrics")[-1]["step"]

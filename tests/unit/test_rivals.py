@@ -153,9 +153,9 @@ def test_the_penaltys_weight_can_be_chosen():
 
 def test_a_record_that_comes_too_late_is_warned_about(caplog):
     options = MethodOptions(dynamic=DynamicOptions(start=2000))
-    warn_about(RunConfig("dynamic", 0, Settings(methods=options, training=TrainingConfig(steps=667))))
+    warn_about(RunConfig("dynamic", 0, Settings(methods=options, training=TrainingConfig(steps=669))))
     assert caplog.text == ""
-    warn_about(RunConfig("dynamic", 0, Settings(methods=options, training=TrainingConfig(steps=666))))
+    warn_about(RunConfig("dynamic", 0, Settings(methods=options, training=TrainingConfig(steps=668))))
     assert "it equals sn; lower --dynamic.start" in caplog.text
 
 

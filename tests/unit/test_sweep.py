@@ -253,8 +253,8 @@ def test_a_comparison_is_a_sweep_of_one_cell_and_no_preset(tmp_path):
     plan = Plan("", [replace(tiny()[0], name=COMPARISON, methods=("sn",))], (0, 1))
     jobs = lay_out(tmp_path, plan)
     assert [str(job.run.path.relative_to(tmp_path)) for job in jobs] == ["runs/sn-seed0", "runs/sn-seed1"]
-    assert saved_settings(tmp_path, COMPARISON) == tiny()[0].settings
-    assert saved_settings(tmp_path / "elsewhere", COMPARISON) is None
+    assert saved_settings(tmp_path) == tiny()[0].settings
+    assert saved_settings(tmp_path / "elsewhere") is None
     with pytest.raises(ValueError, match="holds a comparison: choose another folder"):
         lay_out(tmp_path, plan_of(tiny()))
 

@@ -61,9 +61,9 @@ class Order:
 def ordered(paths: Sequence[Path]) -> Order:
     """Return checkpoints in the order that their names tell.
 
-    That is of a number called a step or an iteration, else of one called an epoch, else of the only number that is not
-    the same in all names; in the files' names, else in their folders'. Digits behind a decimal point, versions, and the
-    values of metrics are no numbers of time.
+    That is of epochs and the steps in them where names have both, else of a number called a step or an iteration, else
+    of one called an epoch, else of the only number that is not the same in all names; in the files' names, else in
+    their folders'. Digits behind a decimal point, versions, and the values of metrics are no numbers of time.
     """
     files, folders = [_stem(path) for path in paths], [path.absolute().parent.name for path in paths]
     for names, where in ((files, "the files' names"), (folders, "their folders' names")):

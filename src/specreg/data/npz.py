@@ -46,7 +46,7 @@ def load_npz(path: Path, image_size: int | None) -> ImageArrays:
 
 
 def _array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
-    """Read an array, unless its header claims more bytes than its entry or ``limit``: numpy allocates them first."""
+    """Read an array, unless its header claims other bytes than its entry or ``limit``: numpy allocates them first."""
     entry = archive.getinfo(f"{name}.npy")
     size = min(entry.file_size, limit)
     with archive.open(entry) as file:
@@ -59,7 +59,7 @@ def _array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
             raise ValueError(f"{name!r} is of npy's version {version}")
         claimed = file.tell() + math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and claimed != size:
-        raise ValueError(f"{name!r} claims {claimed} bytes, but there are at most {size}")
+        raise ValueError(f"{name!r} claims {claimed} bytes, but there are {size}")
     check_memory(claimed, repr(name))
     with archive.open(entry) as file:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))

@@ -68,8 +68,8 @@ class ImageSet:
 
     def _part(self, split: Split) -> Part:
         if split not in self.splits:
-            present = " or ".join(map(repr, self.splits))
-            raise ValueError(f"{self.path} has no part {split!r}: choose {present}, or fetch what is missing")
+            present = f"choose {' or '.join(map(repr, self.splits))}, or " if self.splits else ""
+            raise ValueError(f"{self.path} has no part {split!r}: {present}fetch what is missing")
         return self.part(split)
 
 

@@ -6,7 +6,8 @@ An extractor has
 - ``title``: the features in words, for the record;
 - ``resizing``: of images before the network, in words, for the record;
 - ``library``: the network's library and version, None if it is this package;
-- ``describe``, which takes images (N, C, H, W), uint8, and raises ValueError naming the shape that they should have.
+- ``describe``, which takes images (N, C, H, W), uint8; a classifier's raises ValueError naming the shape that they
+  should have.
 """
 
 import hashlib

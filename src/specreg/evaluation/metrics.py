@@ -147,7 +147,7 @@ def reverse_kl_floor(num_modes: int, count: int) -> float:
     r"""Return the expected :func:`reverse_kl` of ``count`` images from a perfect sampler.
 
     Each mode's count is binomial with ``count`` trials and probability 1/K; the sum is exact, not the usual
-    approximation (K - 1) / (2·count), which is 7% off at five images a mode.
+    approximation (K - 1) / (2·count), which is 4.5% off at five images a mode.
     """
     hits = torch.arange(1, count + 1, dtype=torch.float64)
     binomial = torch.distributions.Binomial(count, torch.tensor(1 / num_modes, dtype=torch.float64))

@@ -28,7 +28,7 @@ def execute_on_ray(
 ) -> None:
     """Run all jobs that wait on a Ray cluster, as many at a time as it has room for.
 
-    A run whose machine is lost goes on elsewhere from its checkpoint, up to three times. While a process of the lost
+    A run whose machine is lost goes on elsewhere from its checkpoint, up to twice. While a process of the lost
     task still lives (a machine may only be cut off), it holds the run's lock, and the new task waits for it. A failed
     run is recorded and the others go on; Ctrl-C, SIGTERM and the end of the time stop as in :func:`execute_all`.
 
@@ -45,7 +45,7 @@ def execute_on_ray(
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ray.exceptions.RayError) as error:
-            raise ValueError(f"there is no Ray cluster at {address} ({error})") from error
+            raise ValueError(f"there is no Ray cluster at {address or 'RAY_ADDRESS'} ({error})") from error
     try:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run_to_its_end)
         with stopping(minutes) as stop:

@@ -45,7 +45,8 @@ class DataConfig:
     stacked_size: int | None = None
     """Stack so many images once and for all (128000 is published) instead of new ones for every batch."""
     cache: str | None = None
-    """Folder for decoded images, which are mapped from there instead of being held in memory."""
+    """Folder for decoded images of folders, zips, STL-10 and Hugging Face sets, which are mapped from there instead of
+    being held in memory."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class RecordConfig:
     reference_split: Literal["train", "test"] = "train"
     """Part of the data that generated images are compared with: what was trained on, or the held-out part."""
     features: Features = "auto"
-    """Features that images are compared in; auto: what the data suggest, digits (8x8, stacked), mnist (28x28, stacked,
+    """Features that images are compared in; auto: what the data suggest, digits (--data digits), mnist (28x28, stacked,
     if it recognizes the images) or pixels."""
     inception_weights: str | None = None
     """File of torch-fidelity's Inception weights; by default where torch-fidelity keeps them. Never downloaded."""
@@ -92,6 +93,8 @@ class RecordConfig:
     @property
     def coverage_every(self) -> int:
         """The iterations between readings of coverage: at each evaluation, and in equal parts between them.
+
+        Each is made at the next snapshot of the spectra.
 
         Where evaluations are more than 250 iterations apart a part is their common divisor with 250, or if that is
         below 50 the largest divisor of theirs up to 250. Where that is below 50, too, as of a prime number, it is 250.
@@ -122,7 +125,8 @@ class Settings:
     compile: bool = False
     """Compile both networks (torch.compile); pays off in long runs."""
     stop_on_collapse: bool = False
-    """End the training when spectra have collapsed or modes are lost; the run is evaluated as it is then."""
+    """End the training when modes are lost, or spectra have collapsed and coverage is not healthy; the run is evaluated
+    as it is then."""
 
     @property
     def ends_on_schedule(self) -> bool:

@@ -129,7 +129,7 @@ def begin(run: RunDirectory, threads: int, folder: Path | None = None) -> "subpr
             stderr=subprocess.STDOUT,
             cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-            start_new_session=True,  # Ctrl-C in the terminal reaches this process alone, which passes it on once
+            start_new_session=True,  # Ctrl-C in the terminal reaches this process alone, which passes it on
         )
 
 

@@ -2,7 +2,7 @@
 
 A record says how a method is called and drawn, what it puts on the discriminator, and which options it has. The
 configuration, the command line and its help, the training and, through a run's ``method.json``, the report know a
-method from here alone: to add one, add its record.
+method from here alone: to add one, add its record. (That the guard takes static's options they know themselves.)
 """
 
 import dataclasses
@@ -164,12 +164,12 @@ def _newton(discriminator: "nn.Module", options: NewtonOptions) -> None:
 
 
 def _late_record(options: DynamicOptions, training: TrainingConfig) -> list[str]:
-    length = training.steps * training.d_steps
-    if options.start < length:
+    length, first = training.steps * training.d_steps, options.start + options.every + 1
+    if first <= length:
         return []
     return [
-        f"dynamic: the record would be there after {options.start} discriminator steps, the run has {length}: it "
-        "equals sn; lower --dynamic.start"
+        f"dynamic: it would first compensate at discriminator step {first}, the run has {length}: it equals sn; lower "
+        "--dynamic.start"
     ]
 
 

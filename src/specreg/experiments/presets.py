@@ -134,7 +134,7 @@ def paper_cpu() -> list[Cell]:
     --dry-run):
     - the generator has 32 channels, 256 there
     - 20,000 iterations at a constant learning rate; 50,000 with linear decay there
-    - the dynamic record begins at the library's default
+    - the dynamic record begins at the library's default, and s_1 of the stored weights becomes 1, not left as it is
     - scores are of a running average of the generator (decay 0.999), and of its last weights beside it
     """
     cells = []
@@ -226,7 +226,8 @@ def digits() -> list[Cell]:
     """Stacked digits, the settings of specreg compare.
 
     Deviations from the paper: the data, 8x8 networks of 8 and 32 channels, 3,000 steps of batch 16 without decay,
-    3 discriminator steps, generator's learning rate 1e-3, the dynamic record from discriminator step 2000 on.
+    3 discriminator steps, generator's learning rate 1e-3, the dynamic record from discriminator step 2000 on, and s_1
+    of the stored weights 1.
     """
     return [Cell("digits", recipe(DataConfig("digits")))]
 

@@ -26,7 +26,7 @@ from specreg.monitor.coverage import Reading
 from specreg.monitor.samples import diversity
 from specreg.monitor.verdict import Verdict
 from specreg.monitor.writers import TensorBoardWriter, rounded
-from specreg.processes import ALONE, Processes
+from specreg.processes import Processes
 from specreg.records import PACE, RunDirectory
 from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
@@ -155,7 +155,7 @@ class Follower:
 
     @property
     def stopped(self) -> bool:
-        """Whether spectra have collapsed or modes are lost, and the configuration says to stop; after a resume, too."""
+        """Whether there is a state that the configuration says to stop at; after a resume, too."""
         verdict = self._monitor.verdict
         stops = verdict is not None and not verdict.states.isdisjoint(("collapsed", "lost"))
         return self._settings.stop_on_collapse and stops
@@ -206,7 +206,7 @@ class Recorder(Follower):
         source: Source,
         outputs: OutputProbe | None,
         progress: Progress,
-        processes: Processes = ALONE,
+        processes: Processes,
     ) -> None:
         super().__init__(settings, state, processes)
         self._run, self._evaluator, self._progress = run, evaluator, progress

@@ -277,7 +277,7 @@ def build_state(config: RunConfig, source: Source, processes: Processes = ALONE)
 
 
 def _make_monitor(state: TrainingState, source: Source, settings: Settings, device: torch.device) -> Monitor:
-    """Watch the spectra, and at each evaluation what is missing of the data."""
+    """Watch the spectra, and every ``coverage_every`` iterations what is missing of the data."""
     real = scaled(real_samples(source, settings.records)).to(device)
     classes = torch.arange(len(real), device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
 

@@ -98,10 +98,10 @@ def num_done(out: Path, plan: Plan) -> list[int]:
     return counts
 
 
-def saved_settings(out: Path, cell: str) -> Settings | None:
-    """Return the settings that a folder of runs has for a cell, None where it has none."""
+def saved_settings(out: Path) -> Settings | None:
+    """Return the settings that a comparison's folder has, None where it has none."""
     _, cells = _saved(out)
-    return cells[cell][0] if cell in cells else None
+    return cells[COMPARISON][0] if COMPARISON in cells else None
 
 
 @dataclass(frozen=True)

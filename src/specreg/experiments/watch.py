@@ -100,7 +100,7 @@ class Folder:
 
     def __init__(self, path: Path, *, files: Sequence[str] = ()) -> None:
         if not path.is_dir():
-            raise ValueError(f"there is no folder {path}: name the one that the training writes its samples into")
+            raise ValueError(f"there is no folder {path}: name the one that the training saves into")
         self.path, self._files = path, files
         self._done: dict[Path, int] = {}  # what was read -> its number of files; 0 of what was refused
         self._stamps: dict[Path, list[list[int]]] = {}  # of what was looked at
@@ -198,7 +198,7 @@ class Folder:
         return self._told(item)[0]
 
     def _kind(self, item: Path) -> str:
-        """Return what readings of one series share: their path without numbers and without folders that tell a time."""
+        """Return what readings of one series share: their path without numbers and folders that tell a time."""
         told, is_numbered = self._told(item)
         *folders, name = item.relative_to(self.path).parts or (item.name,)
         kept = [without_values(folder) for folder in folders if not _is_moment(folder, told)]
@@ -340,7 +340,8 @@ class Samples(Folder):
 class Checkpoints(Folder):
     """Checkpoints of any model: their spectra, each compared with those before it.
 
-    Files whose names differ in numbers alone are of one model, unless folders without numbers tell them apart.
+    Files whose names differ in numbers alone are of one model, unless a folder that tells no time, a setting's number
+    (seed1) or that of one of several models tells them apart.
     """
 
     endings = frozenset((*ENDINGS, ".json"))  # of the index of a checkpoint in several files

@@ -199,7 +199,7 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
     """Open run directories, folders of runs, comparisons and sweeps.
 
     Returns:
-        The cells of presets, in their order, and one for all other runs; with labels set.
+        One cell for all runs of no preset, then those of presets by name; with labels set.
     """
     cells, loose = [], Cell("runs")
     for path in {os.path.realpath(path): Path(path) for path in paths}.values():
@@ -229,7 +229,7 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
     for cell in cells if len(cells) > 1 else ():
         for run in cell.runs:
             run.label = f"{cell.label}: {run.label}"
-    # Of the paper's settings by their letter, otherwise as they are.
+    # Those of the paper by their letter, other presets' as they are.
     return sorted(cells, key=lambda cell: (cell.preset, _LETTER.findall(cell.name)))
 
 

@@ -13,9 +13,9 @@ class TrainingConfig:
     steps: int = 3000
     """Generator updates."""
     batch_size: int = 16
-    """Real (and generated) images in a discriminator step, those of all processes together."""
+    """Real (and generated) images in a discriminator step's micro-batch, those of all processes together."""
     generator_batch: int = 2
-    """Generated images in a generator step, as a multiple of the batch size (2 in the authors' code)."""
+    """Generated images in a generator step's micro-batch, as a multiple of the batch size (2 in the authors' code)."""
     accumulate: int = 1
     """Micro-batches whose gradients are averaged before each update."""
     d_steps: int = 3

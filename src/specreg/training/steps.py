@@ -25,7 +25,7 @@ _NOT_MADE = "the update was not made"
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss, gradient or weight is NaN or infinite; the update was not made."""
+    """A loss or gradient is NaN or infinite, and the update was not made; or a weight is, after it."""
 
 
 def discriminator_step(

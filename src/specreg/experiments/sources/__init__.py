@@ -21,7 +21,7 @@ def kind_of(data: DataConfig) -> type[Source]:
 
 
 def recipe(data: DataConfig) -> Settings:
-    """Return settings under which spectral normalization trains properly on some data: a run's defaults."""
+    """Return the settings that a run on some data has unless it is told otherwise."""
     return replace(kind_of(data).recipe(data), data=data)
 
 
