@@ -45,7 +45,8 @@ class Guard:
         restored: the iteration that was gone back to, or None.
 
     Raises:
-        TypeError, ValueError: a bad option, no layer matched, or a compensator or another guard holds a layer.
+        TypeError, ValueError: a bad option, no layer matched, a layer cannot be written or is not watched, or a
+            compensator or another guard holds it.
 
     Example:
         >>> import specreg

@@ -288,9 +288,9 @@ def _charging(cost: int, load: Callable[[Any], None]) -> Callable[[Any], None]:
     return charged
 
 
-# All instructions that there are. Bytes of memory for a value, its place in a stack and in what it is put into later;
-# about what was measured. What is not replaced below is the standard library's: it makes plain values, moves what is on
-# the stack, or ends in the methods of _Machine.
+# All instructions but those of buffers beside a file. Bytes of memory for a value, its place in a stack and in what it
+# is put into later; about what was measured. What is not replaced below is the standard library's: it makes plain
+# values, moves what is on the stack, or ends in the methods of _Machine.
 _COSTS = {
     code: cost
     for cost, codes in {

@@ -1,7 +1,7 @@
 """ResNet generator and discriminator of SN-GAN for every resolution, without regularization.
 
 Structure, initialization and channel counts follow Miyato et al. 2018 (appendix B, tables 3 to 6) and the authors' code
-of Liu et al. 2019; for 8x8 and 16x16 images, which neither has, the 32x32 network is shortened.
+of Liu et al. 2019; for 8x8 and 16x16 images, which neither has, the 32x32 generator is shortened.
 """
 
 import itertools

@@ -49,7 +49,9 @@ def static_compensation(
         A compensator: call its ``step()`` after each step of the discriminator's optimizer.
 
     Raises:
-        ValueError: a bad option, no layer matched, or a layer under a parametrization that specreg does not know.
+        TypeError: ``module`` is no module.
+        ValueError: a bad option, no layer matched, or a layer that cannot be written (under a parametrization that
+            specreg does not know or ``orthogonalize``, pruned, two matrices at once) or that another one holds.
 
     Example:
         >>> import specreg
@@ -91,7 +93,9 @@ def dynamic_compensation(
         records :math:`\gamma`, which its ``state_dict()`` holds for the checkpoint.
 
     Raises:
-        ValueError: a bad option, no layer matched, or a layer under a parametrization that specreg does not know.
+        TypeError: ``module`` is no module.
+        ValueError: a bad option, no layer matched, or a layer that cannot be written (under a parametrization that
+            specreg does not know or ``orthogonalize``, pruned, two matrices at once) or that another one holds.
 
     Example:
         >>> import specreg, torch

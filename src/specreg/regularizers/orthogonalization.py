@@ -39,7 +39,9 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
         The layers: a mapping from name to layer that prints as a table.
 
     Raises:
-        ValueError: a bad option, no layer matched, a layer already normalized, or a weight with NaN or inf.
+        TypeError: ``module`` is no module.
+        ValueError: a bad option, no layer matched, a layer already normalized or that cannot be written, a weight with
+            NaN or inf, or the module is wrapped in DistributedDataParallel.
 
     Example:
         >>> import specreg

@@ -58,11 +58,11 @@ def orthogonality_penalty(module: nn.Module, *, only: Selection = None, skip: Se
 def d_optimal_penalty(module: nn.Module, *, only: Selection = None, skip: Selection = None) -> Tensor:
     r"""Return :math:`-\sum_k \log s_k = -\tfrac{1}{2} \log\det(W W^H)` over every matching layer, to be minimized.
 
-    W and its product are as in :func:`orthogonality_penalty`, the product made in double precision. Bounded below under
-    spectral normalization only, where it is 0 if all singular values are equal (of a grouped convolution it may then be
-    larger: torch normalizes its stacked groups by one common norm); a plain weight is pushed to grow without end. The
-    bound is as good as power iteration's s1: steps so large that the largest singular value falls faster than power
-    iteration notices diverge.
+    W and its product are as in :func:`orthogonality_penalty`, the product made in double precision. Bounded below where
+    :math:`s_1` is: under spectral normalization, where it is 0 if all singular values are equal (of a grouped
+    convolution it may then be larger: torch normalizes its stacked groups by one common norm); a plain weight is pushed
+    to grow without end. The bound is as good as power iteration's s1: steps so large that the largest singular value
+    falls faster than power iteration notices diverge.
 
     A singular value counts as :math:`\sqrt{s_k^2 + \epsilon^2}` with :math:`\epsilon = 10^{-3}`, whatever its size: the
     penalty of a singular value 0 is finite, :math:`-\log\epsilon = 6.9`, and its gradient at most

@@ -46,7 +46,9 @@ def spectral_regularization(
         The layers: a mapping from name to layer that prints as a table.
 
     Raises:
-        ValueError: a bad option, no layer matched, a layer already normalized, or a weight with NaN or inf.
+        TypeError: ``module`` is no module.
+        ValueError: a bad option, no layer matched, a layer already normalized or that cannot be written, a weight with
+            NaN or inf, or the module is wrapped in DistributedDataParallel.
 
     Example:
         >>> import specreg

@@ -17,7 +17,7 @@ GRAM_ROUNDING = 4.0
 VALUES_TOLERANCE = 1e-5
 # Singular vectors of the longer side are taken from a Gram matrix up to this condition number.
 MAX_CONDITION = 1e4
-# On a CPU the thin decomposition of matrices up to this rank costs no more than the small steps around a Gram matrix.
+# On a CPU the thin decomposition of matrices up to this rank costs about as much as the steps around a Gram matrix.
 SMALL_RANK = 27
 _SINGLE = (torch.float32, torch.complex64)
 

@@ -12,7 +12,7 @@ static     :math:`s_1` for k <= i, :math:`s_k` beyond     i, from :func:`head_si
 dynamic    :math:`\gamma_k s_1`                           :math:`\gamma_k`: highest ratio so far
 =========  =============================================  =====================================
 
-All functions take singular values of shape (\*, r), descending. ``specreg.spectra.fast`` computes the same without a
+Singular values have the shape (\*, r) and descend. ``specreg.spectra.fast`` computes the same without a
 singular value decomposition; this one is what it falls back on, and what it is tested against.
 """
 
