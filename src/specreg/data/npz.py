@@ -59,7 +59,7 @@ def _array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
             raise ValueError(f"{name!r} is of npy's version {version}")
         claimed = file.tell() + math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and claimed != size:
-        raise ValueError(f"{name!r} claims {claimed} bytes, but there are {size}")
+        raise ValueError(f"{name!r} claims {claimed} bytes, and can have {size}")
     check_memory(claimed, repr(name))
     with archive.open(entry) as file:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
