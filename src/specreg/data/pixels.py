@@ -23,7 +23,7 @@ def check_memory(size: int, title: str) -> None:
     if size > memory:
         raise ValueError(
             f"{title} would take {size / 2**30:.0f} GiB of memory, this machine has {memory / 2**30:.0f}: "
-            f"give a smaller --image-size, a --cache, or fewer images"
+            "give fewer images, or a folder of them with a smaller --image-size or with --cache"
         )
 
 
@@ -33,7 +33,9 @@ def room(shape: tuple[int, ...]) -> np.ndarray:
     try:
         return np.empty(shape, dtype=np.uint8)
     except MemoryError as error:
-        raise ValueError(f"no memory is left for images of shape {shape}: give a --cache or fewer images") from error
+        raise ValueError(
+            f"no memory is left for images of shape {shape}: give fewer, or a folder of them with --cache"
+        ) from error
 
 
 def planes(images: np.ndarray) -> np.ndarray:
