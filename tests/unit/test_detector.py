@@ -91,9 +91,8 @@ def test_a_slower_fall_begins_within_the_long_window_and_a_long_window_that_is_s
     assert (first.state, first.iteration, first.since) == ("collapsing", 5700, 4200)
     assert first.evidence["a"].before == pytest.approx(0.901)
     assert states(feed({"a": levels[:65]}, detector=Detector(Thresholds(long_window=1000)))) == []
-    assert (
-        states(run([0.9] * 30 + [0.5] * 9, detector=Detector(Thresholds(warmup=0, fast=0.45, long_window=1000)))) == []
-    )
+    lenient = Thresholds(warmup=0, fast=0.45, long_window=1000)
+    assert states(run([0.9] * 30 + [0.5] * 9, detector=Detector(lenient))) == []
 
 
 def test_a_fast_fall_begins_where_it_began_and_not_where_a_drift_did():

@@ -108,7 +108,7 @@ class Compensator:
         _COMPENSATORS.add(self)
 
     def step(self) -> bool:
-        """Count the call and, when it is due, compensate every layer in place; nothing of both once it was removed.
+        """Count the call and, when it is due, compensate every layer in place; neither once it was removed.
 
         Returns:
             Whether this call acted.
