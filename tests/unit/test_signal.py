@@ -127,6 +127,8 @@ def test_what_returns_more_than_scores_is_refused():
     real, generated = samples()
     with pytest.raises(TypeError, match="returns more than scores"):
         signal(lambda x: {"scores": x}, real, generated)
+    with pytest.raises(TypeError, match="maps of 1 and of 64 channels"):
+        signal(lambda x: [x.sum() * torch.ones(len(x), size, 4, 4) for size in (32, 64, 1)], real, generated)
     with pytest.raises(ValueError, match="real and generated samples differ in shape"):
         signal(network(), real, generated[:8])
 
