@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+RUN_LOCK = "run.lock"  # lies in every folder of runs, and of comparisons of them
 _PARTIAL = ".partial"  # ends the name of a file that is being written, and has no name of its own yet
 # Nothing written here comes near: what is larger or nested deeper would fill the memory or the interpreter's stack.
 _LARGEST, _DEEPEST = 1 << 26, 50  # bytes of a JSON file or of a line; objects and lists within each other

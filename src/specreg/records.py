@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from specreg.files import check_file, exists, read_json, read_json_lines, remove_partial, write_json, write_text
+from specreg.files import (
+    RUN_LOCK,
+    check_file,
+    exists,
+    read_json,
+    read_json_lines,
+    remove_partial,
+    write_json,
+    write_text,
+)
 from specreg.names import LARGEST_INTEGER
 
 SERIES = ("metrics", "evaluations", "spectra", "verdicts", "sensitivity", "outputs", "events")
@@ -76,7 +85,7 @@ class RunDirectory:
 
     @property
     def _lock_file(self) -> Path:
-        return self.path / "run.lock"
+        return self.path / RUN_LOCK
 
     @contextlib.contextmanager
     def _held(self, seconds: float) -> Iterator[str | None]:

@@ -296,6 +296,12 @@ def test_waveforms_are_compared_by_their_spectra_whatever_the_phase():
     assert plain_features(torch.zeros(3, 9000)).shape == (3, 256)
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 4000), (2, 2, 4000), (2, 3, 48, 64), (2, 1, 64, 64)])
+def test_channels_may_be_first_or_last(shape):
+    samples = torch.randn(shape)
+    assert torch.equal(plain_features(samples.movedim(1, -1)), plain_features(samples))
+
+
 def test_a_networks_features_are_used_and_the_network_and_random_numbers_are_left_alone():
     network = nn.Sequential(nn.Linear(24, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
     mixture = Mixture(24)

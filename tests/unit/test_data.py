@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -101,6 +102,30 @@ def test_a_picture_on_its_side_has_the_size_that_is_seen(tmp_path):
 def test_damaged_exif_does_not_spoil_a_picture(tmp_path):
     picture(7).save(tmp_path / "a.png", exif=b"Exif\0\0 no tags at all")
     assert load_images(tmp_path).images[0, :, 0, 0].tolist() == [7, 0, 248]
+
+
+def test_what_is_named_like_an_image_is_never_run_as_a_program(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match=r"a\.png is not a readable image \(UnidentifiedImageError\)"):
+        load_images(tmp_path)
+
+
+def test_a_photo_of_a_format_that_is_not_read_is_named(tmp_path):
+    picture(7).save(tmp_path / "a.png")
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(ValueError, match=r"b\.heic is not a readable image"):
+        load_images(tmp_path)
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    picture(7).save(tmp_path / "a.png")
+    monkeypatch.setattr("specreg.data.decoding._decoded", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        load_images(tmp_path)
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), dtype=np.uint8))
+    monkeypatch.setattr("specreg.data.pixels.os.sysconf", lambda name: 1)
+    with pytest.raises(ValueError, match=r"a\.npz: 'images' would take 0 GiB of memory, this machine has 0: give"):
+        find_images(tmp_path / "a.npz").open()
 
 
 @pytest.mark.parametrize(("ending", "kind"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2"), ("pgm", "<u2")])
@@ -593,6 +618,17 @@ def test_a_part_for_testing_beside_the_one_for_training(tmp_path, train, test, f
     assert held_out.labels.tolist() == [1]  # a dog, as in training
     assert held_out.classes == ("cat", "dog")
     assert find_images(path.with_name(path.name.replace(train, test))).splits == ("train",)
+
+
+def test_a_folder_beside_without_images_is_no_test_part(tmp_path):
+    root = write(tmp_path, {"train/cat/0.png": 0, "train/dog/0.png": 1, "eval/scores.csv": b"0.5"})
+    assert find_images(root / "train").splits == ("train",)
+
+
+def test_pictures_of_runs_are_no_data(tmp_path):
+    runs = {"runs/a/samples.png": 5, "runs/a/run.lock": b"", "runs/page.png": 6, "runs/run.lock": b""}
+    root = write(tmp_path, {"cat/0.png": 0, "dog/0.png": 1, **runs})
+    assert find_images(root).open().classes == ("cat", "dog")
 
 
 def test_a_test_part_with_a_new_class_is_refused_and_a_flat_one_has_none(tmp_path):

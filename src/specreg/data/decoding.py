@@ -1,4 +1,4 @@
-"""Image files in any format that Pillow reads, decoded when they are asked for."""
+"""Image files of the usual formats, read by Pillow, decoded when they are asked for."""
 
 import contextlib
 import io
@@ -17,9 +17,12 @@ from specreg.data.cache import Pixels, hold
 from specreg.data.pixels import planes, square
 from specreg.names import listed
 
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+SUFFIXES = frozenset({
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif",
+    ".heic", ".heif",
+})  # fmt: skip
+# Of Pillow's: its reader of EPS runs the file as a program of Ghostscript's.
+_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 LARGEST_FILE = 1 << 28  # bytes of an image; in a zip file a few may unpack to any number
 _GREY_MODES = frozenset({"1", "L", "LA", "La"})
 _SIXTEEN_BITS = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
@@ -124,11 +127,19 @@ class ImageFiles:
         )
 
 
+def open_picture(file: IO[bytes] | Path) -> Image.Image:
+    """Open an image file, whose pixels Pillow decodes later; what it raises for damaged ones is of any kind."""
+    Image.init()
+    return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
+
+
 def read_image(opened: Callable[[], IO[bytes]], title: str, remedy: str = "") -> Image.Image:
     """Return an image as :func:`_decoded` does; ValueError names it if it is damaged or its pixels have 32 bits."""
     try:
         with opened() as file:
             image = _decoded(file.read(LARGEST_FILE + 1))
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged image or archive makes its reader fail anywhere
         raise ValueError(f"{title} is not a readable image ({type(error).__name__}){remedy}") from error
     if image.mode in _THIRTY_TWO_BITS:
@@ -153,7 +164,7 @@ def _decoded(content: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", category=UserWarning)  # about odd files, and transparency in palettes
-        image: Image.Image = Image.open(io.BytesIO(content))
+        image = open_picture(io.BytesIO(content))
         image.load()
         with contextlib.suppress(Exception):  # damaged EXIF fails anywhere, and has no orientation
             ImageOps.exif_transpose(image, in_place=True)

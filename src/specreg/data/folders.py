@@ -20,7 +20,7 @@ from specreg.data.decoding import LARGEST_FILE, SUFFIXES, ImageFiles
 from specreg.data.files import is_visible
 from specreg.data.pixels import MOST_CLASSES, numbered
 from specreg.data.published import TEST_NAMES
-from specreg.files import reading
+from specreg.files import RUN_LOCK, reading
 from specreg.names import Split, integer
 
 _LABELS = "dataset.json"  # as StyleGAN's dataset_tool.py writes it
@@ -77,6 +77,9 @@ class ImageTree:
         self._labels_files = [name for name in files if posixpath.basename(name) == _LABELS]
         self._ways = _by_part(path, set(map(posixpath.dirname, self._images)))
         self.splits = tuple(self._ways)
+
+    def __len__(self) -> int:
+        return len(self._images)
 
     def part(self, split: Split, training: "ImageTree | None" = None) -> ImageFiles:
         """Return the undecoded images of a part; the classes are those that ``training``, or this tree, trains on."""
@@ -219,7 +222,8 @@ def _may_be_images(link: str) -> bool:
 def _files_in_folder(root: Path) -> list[str]:
     """Return the paths, below a folder, of the files that are read.
 
-    Links are followed, but not to a folder that holds ``root`` or has been passed nearer to it, where circles end.
+    Links are followed, but not to a folder that holds ``root`` or has been passed nearer to it, where circles end. The
+    pictures of runs, which may be written into a folder of images, are none of these.
     """
     files: list[str] = []
     level, passed = [""], set(map(str, root.resolve().parents))
@@ -230,7 +234,7 @@ def _files_in_folder(root: Path) -> list[str]:
             if _is_read(name) and os.path.isfile(entry):
                 files.append(name)
             elif os.path.isdir(entry):
-                if os.path.realpath(entry) not in passed:
+                if os.path.realpath(entry) not in passed and not os.path.exists(os.path.join(entry, RUN_LOCK)):
                     below.append(f"{name}/")
             elif entry.is_symlink() and _may_be_images(name) and not os.path.lexists(os.path.realpath(entry)):
                 raise ValueError(f"{entry.path} is a link to nothing: restore {os.readlink(entry)}, or remove the link")

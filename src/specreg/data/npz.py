@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from specreg.data.arrays import ImageArrays
-from specreg.data.pixels import MOST_CLASSES, check_memory, numbered, planes, source_of
+from specreg.data.pixels import MOST_CLASSES, NoMemoryError, check_memory, numbered, planes, source_of
 
 _DEFLATED = 1032  # the largest factor by which zip compresses anything
 
@@ -26,6 +26,8 @@ def load_npz(path: Path, image_size: int | None) -> ImageArrays:
             limit = _DEFLATED * path.stat().st_size
             images = _array(archive, title, limit)
             labels = _array(archive, "labels", limit) if "labels" in names else np.zeros(len(images), dtype=np.int64)
+    except (NoMemoryError, MemoryError):
+        raise
     except Exception as error:  # a damaged or encrypted file makes its readers fail anywhere
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is not a readable npz file ({reason}): make it again") from error
@@ -60,6 +62,6 @@ def _array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
         claimed = file.tell() + math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and claimed != size:
         raise ValueError(f"{name!r} claims {claimed} bytes, and can have {size}")
-    check_memory(claimed, repr(name))
+    check_memory(claimed, f"{archive.filename}: {name!r}")
     with archive.open(entry) as file:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))

@@ -144,12 +144,13 @@ def own_images(path: Path) -> ImageSet:
         if path.suffix.lower() != ".zip":
             raise ValueError(f"{path} is neither a folder, a .zip nor a .npz file")
     tree = ImageTree(path)
-    if beside is None or "test" in tree.splits:
+    held_out = None if beside is None or "test" in tree.splits else ImageTree(beside)
+    if not held_out:  # none, or without images
         return ImageSet(path, tree.splits, tree.part)
     return ImageSet(
         path,
         ("train", "test"),
-        lambda split: tree.part("train") if split == "train" else ImageTree(beside).part("train", tree),
+        lambda split: tree.part("train") if split == "train" else held_out.part("train", tree),
     )
 
 

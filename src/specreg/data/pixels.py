@@ -15,25 +15,29 @@ _TOLERANCE = 16  # of 255: how much JPEG changes a line of one colour
 MOST_CLASSES = 100_000  # where labels are numbers: every class up to the largest gets a name
 
 
+class NoMemoryError(ValueError):
+    """This machine has too little memory for images."""
+
+
 def check_memory(size: int, title: str) -> None:
-    """Raise ValueError if the machine has less than ``size`` bytes, which may show only when memory is filled."""
+    """Raise NoMemoryError if the machine has less than ``size`` bytes, which may show only when memory is filled."""
     if not hasattr(os, "sysconf"):
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
-        raise ValueError(
+        raise NoMemoryError(
             f"{title} would take {size / 2**30:.0f} GiB of memory, this machine has {memory / 2**30:.0f}: "
             "give fewer images, or a folder of them with a smaller --image-size or with --cache"
         )
 
 
 def room(shape: tuple[int, ...]) -> np.ndarray:
-    """Return an empty array of this shape, uint8; ValueError if there is too little memory."""
+    """Return an empty array of this shape, uint8; NoMemoryError if there is too little memory."""
     check_memory(math.prod(shape), f"images of shape {shape}")
     try:
         return np.empty(shape, dtype=np.uint8)
     except MemoryError as error:
-        raise ValueError(
+        raise NoMemoryError(
             f"no memory is left for images of shape {shape}: give fewer, or a folder of them with --cache"
         ) from error
 

@@ -8,7 +8,7 @@ import numpy as np
 from specreg.data.files import Files
 
 # What parts for testing are called, the first that is there.
-TEST_NAMES = ("test", "testing", "validation", "valid", "val", "eval", "evaluation", "dev")
+TEST_NAMES = ("test", "testing", "validation", "valid", "val", "eval", "evaluation", "dev", "test1", "holdout")
 
 
 def require(files: Files, names: Iterable[str], home: str) -> None:

@@ -26,7 +26,7 @@ from specreg.autopsy.order import is_dated, labels, model_name, times, without_v
 from specreg.autopsy.spectra import LayerSpectrum, inspect, judge, networks
 from specreg.data.arrays import ImageArrays
 from specreg.data.cache import file_stamp
-from specreg.data.decoding import SUFFIXES, read_image
+from specreg.data.decoding import SUFFIXES, open_picture, read_image
 from specreg.data.files import is_visible
 from specreg.data.mixtures import MIXTURES
 from specreg.data.npz import load_npz
@@ -187,7 +187,7 @@ class Folder:
         return {item: sorted(files) for item, files in items.items()}
 
     def _takes(self, file: Path) -> bool:
-        name = str(file)
+        name = file.as_posix()
         if self._files:
             named = any(fnmatch.fnmatchcase(part, pattern) for part in (name, file.name) for pattern in self._files)
             return named and is_visible(name)
@@ -437,7 +437,7 @@ def _size(file: Path) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file) as image:
+            with open_picture(file) as image:
                 return image.height, image.width
     except Exception:  # a damaged image makes its reader fail anywhere; reading it says why
         return None

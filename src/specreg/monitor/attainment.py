@@ -264,8 +264,8 @@ def _total(scores: Any, num_samples: int) -> Tensor:
     channels = {out.shape[1] for out in outputs if out.ndim > 2}
     if 1 in channels and len(channels) > 1:
         raise TypeError(
-            f"the discriminator returns maps of 1 and of {max(channels)} channels, its features beside its scores: give "
-            f"a function that returns its scores alone, as lambda x: discriminator(x)[-1]"
+            f"the discriminator returns maps of 1 and of {max(channels)} channels, features beside scores: give a "
+            f"function that returns its scores alone, as lambda x: discriminator(x)[-1]"
         )
     total: Tensor = sum((output.sum() for output in outputs[1:]), start=outputs[0].sum())
     return total
