@@ -38,7 +38,7 @@ class Compare:
     dry_run: bool = False
     """Say what the runs cost; nothing is written."""
     jobs: int | None = None
-    """Runs at the same time, among which the cores are divided: as many as there are cores, 1 with a GPU."""
+    """Runs at the same time, among which the cores are divided: as many as there are cores or runs, 1 with a GPU."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
 

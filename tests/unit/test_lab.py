@@ -39,9 +39,10 @@ from specreg.models.resnet import STAGES, Discriminator, Generator
 from specreg.monitor.modes import ModeJudge
 from specreg.monitor.verdict import Answer
 from specreg.records import RunDirectory
+from specreg.training.average import update_average
 from specreg.training.loop import TrainingConfig, decay_factor, train
 from specreg.training.precision import compute_in_bf16
-from specreg.training.state import SCHEMA, load_checkpoint, load_newest, save_checkpoint, update_ema
+from specreg.training.state import SCHEMA, load_checkpoint, load_newest, save_checkpoint
 from specreg.training.steps import NonFiniteError, discriminator_step
 from spoilt import zipped
 from trainings import SMALL
@@ -126,9 +127,31 @@ def test_ema_moves_parameters_and_copies_buffers():
     network, average = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     network.weight.data.fill_(3.0)
     network.running_mean.fill_(5.0)
-    update_ema(average, network, 0.9)
+    update_average(average, network, 0.9)
     torch.testing.assert_close(average.weight.data, torch.full((2,), 1.2))
     torch.testing.assert_close(average.running_mean, torch.full((2,), 5.0))
+
+
+def test_the_running_average_has_the_statistics_of_its_own_features():
+    state = build_state(RunConfig("sn", 0, replace(SMALL, training=replace(SMALL.training, ema_decay=0.9))),
+                        Images(StackedDigits()))  # fmt: skip
+    with torch.no_grad():
+        for parameter in state.generator.parameters():  # the last weights' features are others
+            parameter.mul_(2)
+    update_average(state.ema, state.generator, 0.5)
+    before = [parameter.clone() for parameter in state.ema.parameters()]
+    features, norm = [], state.ema.norm
+    handle = norm.register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
+    assert state.sampler is state.ema
+    mean = torch.stack([batch.mean((0, 2, 3)) for batch in features]).mean(0)
+    variance = torch.stack([batch.var((0, 2, 3)) for batch in features]).mean(0)
+    handle.remove()
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, variance)
+    assert sum(map(len, features)) == 1000
+    assert norm.momentum == state.generator.norm.momentum
+    assert not any(module.training for module in state.ema.modules())
+    assert all(map(torch.equal, before, state.ema.parameters()))
 
 
 def test_configuration_goes_through_json():

@@ -272,14 +272,14 @@ def test_ray_is_asked_for_where_it_is_missing(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("allowed", "parallel", "threads"), [(8, 2, 4), (8, 3, 2), (1, 2, 1), (3, 1, 3), (8, 20, 1)])
 def test_jobs_share_the_cores_and_have_no_more_threads_than_are_allowed(monkeypatch, allowed, parallel, threads):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("specreg.experiments.jobs._cores", lambda: 8)
     monkeypatch.setattr(processes.torch, "get_num_threads", lambda: allowed)
     assert threads_of_each(parallel) == threads
 
 
 def test_an_accelerator_that_nothing_trains_on_leaves_as_many_runs_at_a_time_as_cores(tmp_path, monkeypatch):
     fake_runs(monkeypatch, "open(__import__('sys').argv[1] + '/result.json', 'w').write('{}')")
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5}, raising=False)
     monkeypatch.setattr(processes.torch.accelerator, "is_available", lambda: True)  # as of a Mac
     monkeypatch.setattr(processes.torch.cuda, "is_available", lambda: False)
     jobs, running = lay_out(tmp_path, plan_of(tiny())), []

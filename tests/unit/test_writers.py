@@ -261,6 +261,16 @@ def test_tensorboard_reads_the_numbers_the_message_and_the_pictures_back(monitor
     assert (events.Images("spectrum/0")[1].width, events.Images("spectrum/0")[1].height) == (256, 256)
 
 
+def test_tensorboard_of_a_resumed_training_has_its_images_where_it_would_have_had_them(monitor, tmp_path):
+    for folder, iterations in (("first", range(0, 20, 10)), ("second", range(20, 100, 10))):
+        writer = TensorBoardWriter(monitor, tmp_path / folder, images_every=4)
+        monitor.actions[:] = [writer]
+        for iteration in iterations:
+            monitor.step(iteration)
+        writer.close()
+    assert [image.step for image in read_events(tmp_path / "second").Images("spectrum/0")] == [30, 70]
+
+
 @pytest.mark.parametrize("steps", [[0], [0, 100]], ids=["the first", "a later"])
 def test_samples_that_are_read_after_a_snapshot_leave_nothing_twice(module, tmp_path, steps):
     few = torch.linspace(-1, 1, 400).reshape(100, 4)

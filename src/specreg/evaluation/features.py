@@ -55,7 +55,8 @@ class Pixels:
     library = None
 
     def describe(self, images: Tensor) -> Description:
-        return Description(F.adaptive_avg_pool2d(images.float() / 255, _PIXELS).flatten(1))
+        parts = images.split(500)  # all at once, as floats, they would fill the memory
+        return Description(torch.cat([F.adaptive_avg_pool2d(part.float() / 255, _PIXELS).flatten(1) for part in parts]))
 
 
 class ClassifierFeatures:

@@ -10,10 +10,15 @@ _NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT, SIGTERM and the end of the terminal (SIGHUP) into a flag that is asked for."""
+    """Turn SIGINT, SIGTERM and the end of the terminal (SIGHUP) into a flag that is asked for.
+
+    What ``nohup`` makes a process ignore stays ignored, but not SIGINT, which a shell ignores for whatever it starts in
+    the background, and which asks the processes of a comparison to stop.
+    """
     received: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()  # to which alone signals come
     before = {number: signal.getsignal(number) for number in _NUMBERS if is_main}
+    before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN or n == signal.SIGINT}
     for number in before:
         signal.signal(number, lambda signum, _: received.append(signum))
     try:

@@ -55,11 +55,11 @@ def execute_all(
     asks every process to save a checkpoint and end, and leaves the rest waiting; so does an error here.
 
     Args:
-        parallel: None is one where there is a GPU, as many as there are cores elsewhere.
+        parallel: None is one where there is a GPU, as many as there are cores elsewhere, or jobs if these are fewer.
         watch: called about twice a second.
         minutes: do as Ctrl-C does after so many minutes; None is never.
     """
-    parallel = parallel or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    parallel = parallel or (1 if torch.cuda.is_available() else max(1, min(_cores(), len(jobs))))
     threads = threads_of_each(parallel)
     with stopping(minutes) as stop, _ended_with(jobs):
         while True:
@@ -102,7 +102,12 @@ def _ended_with(jobs: Sequence[Job]) -> Iterator[None]:
 
 def threads_of_each(parallel: int) -> int:
     """Return each job's part of the cores; no more than this process may have (OMP_NUM_THREADS)."""
-    return max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // parallel))
+    return max(1, min(torch.get_num_threads(), _cores() // parallel))
+
+
+def _cores() -> int:
+    """Return how many cores this process may use; a cluster gives a job some of a machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

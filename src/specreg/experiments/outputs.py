@@ -9,8 +9,8 @@ from specreg.data.arrays import Dataset, encode
 from specreg.experiments.config import Settings
 from specreg.layers.evaluation import evaluating
 from specreg.losses import call
-from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState
+from specreg.training.steps import draw_latent
 
 _SEED, _MOST, _BATCH = 6_000_011, 2000, 500
 _QUANTILES = 33

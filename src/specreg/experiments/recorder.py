@@ -28,9 +28,8 @@ from specreg.monitor.verdict import Verdict
 from specreg.monitor.writers import TensorBoardWriter, rounded
 from specreg.processes import Processes
 from specreg.records import PACE, RunDirectory
-from specreg.training.loop import draw_latent
 from specreg.training.state import TrainingState, save_checkpoint
-from specreg.training.steps import NonFiniteError, first_bad
+from specreg.training.steps import NonFiniteError, draw_latent, first_bad
 
 Progress = Callable[[int, dict[str, Any]], None]
 

@@ -96,6 +96,8 @@ def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
             f"{run.path} holds a run with another configuration ({why}): "
             f"repeat the old one to go on with it, or choose another folder"
         )
+    if run.complete and not run.checkpoints:
+        raise ValueError(f"{run.path} has no checkpoint to go on from: restore one, or train anew in another folder")
     _step_before_end(run, saved.settings)
     return saved
 
@@ -122,7 +124,8 @@ def _take_back_end(run: RunDirectory, settings: Settings) -> None:
     begin, end = _step_before_end(run, settings), run.kept_checkpoint(f"end-{settings.training.steps}")
     if begin is not None:
         give_name(run.checkpoint, end)
-    (run.path / "result.json").unlink(missing_ok=True)
+    for outcome in (run.path / "result.json", run.image("samples")):
+        outcome.unlink(missing_ok=True)
     if begin is None:
         return
     for kept in map(run.kept_checkpoint, ("best", "healthy")):

@@ -9,7 +9,7 @@ from specreg.experiments.sources import Source
 from specreg.experiments.sources.images import draw_finite
 from specreg.layers.evaluation import evaluating
 from specreg.losses import call
-from specreg.training.loop import draw_latent
+from specreg.training.steps import draw_latent
 
 SAMPLE_SEED = 4_000_037
 _COVERAGE_STREAM = 6_000_011

@@ -211,7 +211,6 @@ class TensorBoardWriter:
     def __init__(self, monitor: Monitor, target: "SummaryWriter | str | Path", *, images_every: int = 10) -> None:
         self.images_every = integer("images_every", images_every, at_least=0)
         self._monitor = monitor
-        self._num_snapshots = 0
         self._newest: tuple[int, dict[str, float]] | None = None  # the last iteration, and what was written of it
         self._writer: SummaryWriter | None = None
         self._folder: str | None = None
@@ -243,8 +242,9 @@ class TensorBoardWriter:
         self._newest = iteration, numbers
         if verdict.changed:
             writer.add_text("spectral_state", verdict.message, iteration)
-        self._num_snapshots += not is_again
-        if self.images_every and self._num_snapshots % self.images_every == 0 and not is_again:
+        # By the iteration: a resumed training has its images where it would have had them.
+        number = iteration // self._monitor.every + 1
+        if self.images_every and number % self.images_every == 0 and not is_again:
             for name in self._monitor.history.layers:
                 s = self._monitor.history.singular_values(name)
                 if s.shape[-1] > 1:

@@ -71,6 +71,9 @@ class Illustration(NamedTuple):
     parts: list[Part]
 
 
+NAMES = ("missing", "spectra", "layers", "methods", "scores", "settings-compared", "outputs", "samples")
+
+
 def illustrations(cells: Sequence[Cell]) -> list[Illustration]:
     """Return everything that the records allow to show."""
     makers = (missing, spectra, layers, methods, scores, by_setting, outputs, samples)

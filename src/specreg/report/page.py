@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from specreg.files import exists, write_json, write_text
 from specreg.names import QUESTIONS, counted
 from specreg.report import tables, verdicts
-from specreg.report.illustrations import illustrations, shown_runs
+from specreg.report.illustrations import NAMES, illustrations, shown_runs
 from specreg.report.panels import picture, write_sheet
 from specreg.report.runs import Cell, differing, grouped, open_cells, runs_of
 from specreg.report.tables import Table
@@ -45,28 +45,31 @@ def write_page(path: Path, cells: Sequence[Cell]) -> None:
 def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
     """Write results.json, and where a run is complete table.md and the pictures; none if a record is damaged.
 
+    What an earlier state of the runs has left, and these have no more, is deleted.
+
     Returns:
         The paths.
     """
     _check(cells)
     rows = tables.results(cells)
-    write_json(folder / "results.json", rows)
-    if not rows:
-        return [folder / "results.json"]
-    write_text(folder / "table.md", tables.markdown(cells))
-    paths = [folder / "results.json", folder / "table.md"]
-    for illustration in illustrations(cells):
-        paths.append(folder / f"{illustration.name}.png")
-        write_sheet(paths[-1], illustration)
-    return paths
+    written = [folder / "results.json"]
+    write_json(written[0], rows)
+    if rows:
+        written.append(folder / "table.md")
+        write_text(written[-1], tables.markdown(cells))
+    for illustration in illustrations(cells) if rows else ():
+        written.append(folder / f"{illustration.name}.png")
+        write_sheet(written[-1], illustration)
+    for path in {folder / name for name in ("table.md", *(f"{name}.png" for name in NAMES))}.difference(written):
+        path.unlink(missing_ok=True)
+    return written
 
 
 def check_folder(folder: Path) -> list[Cell]:
-    """Return the cells that a comparison's or sweep's folder has already, once the complete runs' records are whole."""
+    """Return the cells that a comparison's or sweep's folder has already; ValueError if a record is damaged."""
     cells = open_cells([folder]) if exists(folder / "sweep.json") else []
     for run in runs_of(cells):
-        if run.directory.complete:
-            run.read()
+        run.read()
     return cells
 
 

@@ -247,10 +247,12 @@ def _collapses(runs: Sequence[Run]) -> str:
 
 
 def _gain(cells: Sequence[Cell], method: str, title: str) -> str:
-    """Return how a method's Fréchet distance differs from SN's, over the cells that have both alike."""
+    """Return how a method's Fréchet distance differs from SN's, over the cells and seeds that have both alike."""
     pairs = []
     for cell in cells:
         theirs, ours = ([run for run in cell.runs if run.result and run.method == name] for name in ("sn", method))
+        both = {run.seed for run in theirs} & {run.seed for run in ours}
+        theirs, ours = ([run for run in runs if run.seed in both] for runs in (theirs, ours))
         if _are_comparable(theirs, ours):
             pairs.append((finite_values(theirs, "fd"), finite_values(ours, "fd")))
     changes = [statistics.fmean(ours) / base - 1 for theirs, ours in pairs

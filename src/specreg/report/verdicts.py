@@ -108,7 +108,7 @@ def history(run: Run) -> list[tuple[int, str, str]]:
     begins = {begin for begin, _, _ in segments(run)}
     entries = [(told["step"], told["state"], told["message"]) for told in run.verdicts if told["step"] in begins]
     entries += [(event["step"], event["event"], str(event.get("message", ""))) for event in run.events]
-    shortened = [(step, word, message.removeprefix(word).lstrip(": ")) for step, word, message in entries]
+    shortened = [(step, word, message.removeprefix(word).lstrip(":, ")) for step, word, message in entries]
     return sorted(shortened, key=lambda entry: entry[0])
 
 

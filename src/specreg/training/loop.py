@@ -11,10 +11,11 @@ from torch import Tensor
 from specreg.data.arrays import encode
 from specreg.losses import LOSSES
 from specreg.processes import ALONE, Processes
+from specreg.training.average import update_average
 from specreg.training.config import TrainingConfig
 from specreg.training.replay import Replay, replayable
-from specreg.training.state import TrainingState, update_ema
-from specreg.training.steps import Batch, NonFiniteError, discriminator_step, generator_step
+from specreg.training.state import TrainingState
+from specreg.training.steps import Batch, NonFiniteError, discriminator_step, draw_latent, generator_step
 
 T = TypeVar("T")
 # What a callback is told after each step: the state, and the losses of that step by name.
@@ -92,7 +93,7 @@ def train(
         except NonFiniteError as error:
             raise NonFiniteError(f"step {state.step + 1}: {error}") from error
         if state.ema is not None:
-            update_ema(state.ema, state.generator, config.ema_decay)
+            update_average(state.ema, state.generator, config.ema_decay)
         state.step += 1
         for callback in callbacks:
             callback(state, {"d_loss": d_loss, "g_loss": g_loss})
@@ -143,12 +144,3 @@ def place_real(batch: tuple[Tensor, Tensor], generator: Any, device: torch.devic
     memory_format = torch.channels_last if images.ndim == 4 else torch.preserve_format
     images = images.to(device, memory_format=memory_format)
     return images, labels.to(device) if generator.num_classes else None
-
-
-def draw_latent(generator: Any, size: int, random: torch.Generator, processes: Processes = ALONE) -> Batch:
-    """Draw z ~ N(0, I), (size, latent), and labels if the generator is conditional; of that, this process's share."""
-    device = next(generator.parameters()).device
-    z = processes.share(torch.randn(size, generator.latent, generator=random).to(device))
-    if not generator.num_classes:
-        return z, None
-    return z, processes.share(torch.randint(generator.num_classes, (size,), generator=random).to(device))

@@ -21,6 +21,7 @@ from specreg.monitor.monitor import Monitor
 from specreg.names import printable
 from specreg.pickles import LimitError
 from specreg.regularizers.compensators import Compensator
+from specreg.training.average import estimate_statistics
 from specreg.training.steps import Run, named_tensors
 
 SCHEMA = 8
@@ -63,11 +64,17 @@ class TrainingState:
     ema: nn.Module | None = None
     step: int = 0
     replays: dict[str, Run] = field(default_factory=dict, repr=False)
+    _estimated: int = -1  # the step at which the running average got its statistics
 
     @property
     def sampler(self) -> nn.Module:
         """The network that samples are drawn from: the running average where there is one."""
-        return self.generator if self.ema is None else self.ema
+        if self.ema is None:
+            return self.generator
+        if self._estimated != self.step:
+            estimate_statistics(self.ema)
+            self._estimated = self.step
+        return self.ema
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain tensors, numbers and strings only, so that ``weights_only=True`` can load them."""
@@ -100,7 +107,7 @@ class TrainingState:
         # Another machine may have more GPUs, or fewer.
         for device, random in zip(range(torch.cuda.device_count()), state["global_random"]["cuda"], strict=False):
             torch.cuda.set_rng_state(random, device)
-        self.step = state["step"]
+        self.step, self._estimated = state["step"], -1
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the floating-point tensors of the networks and their optimizers, as a message names them."""
@@ -117,19 +124,6 @@ class TrainingState:
                         yield f"the {which}'s optimizer's {kind} of {names.get(parameter, '?')}", moment
         if self.ema is not None:
             yield from named_tensors(self.ema, "running average")
-
-
-def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move parameters towards the network's, average <- decay·average + (1 - decay)·network; copy buffers.
-
-    Buffers are copied because an average of unit vectors (spectral normalization's u and v) is shorter than
-    1, which under-estimates s1 and makes the averaged network's output explode.
-    """
-    with torch.no_grad():
-        for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
-            mean.lerp_(parameter, 1 - decay)
-        for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
-            copied.copy_(buffer)
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:

@@ -7,6 +7,7 @@ DistributedDataParallel: its hooks know neither the second derivatives of gradie
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,15 @@ _NOT_MADE = "the update was not made"
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite, and the update was not made; or a weight is, after it."""
+
+
+def draw_latent(generator: Any, size: int, random: torch.Generator, processes: Processes = ALONE) -> Batch:
+    """Draw z ~ N(0, I), (size, latent), and labels if the generator is conditional; of that, this process's share."""
+    device = next(generator.parameters()).device
+    z = processes.share(torch.randn(size, generator.latent, generator=random).to(device))
+    if not generator.num_classes:
+        return z, None
+    return z, processes.share(torch.randint(generator.num_classes, (size,), generator=random).to(device))
 
 
 def discriminator_step(
