@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
@@ -21,6 +23,7 @@ from specreg.cli import main
 from specreg.display import _progress, metrics
 from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, RunConfig, Settings
+from specreg.experiments.interrupts import interruptible
 from specreg.experiments.jobs import end, execute_all, threads_of_each
 from specreg.experiments.presets import PRESETS, Cell, choose
 from specreg.experiments.run import prepare_run, saved_config
@@ -97,6 +100,7 @@ def test_steps_of_a_sweep_grow_with_all_of_its_runs(tmp_path):
     (cell,), (longer,) = tiny(), tiny(steps=9)
     for job in lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0])):
         job.run.write("result", {})
+        job.run.checkpoint.touch()
     before = (tmp_path / "sweep.json").read_text()
     with pytest.raises(ValueError, match="holds static-seed0, too, to be compared after as many steps"):
         lay_out(tmp_path, plan_of([longer], methods=("sn",), seeds=[0]))
@@ -107,10 +111,20 @@ def test_steps_of_a_sweep_grow_with_all_of_its_runs(tmp_path):
         lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0]))
 
 
+def test_a_complete_run_whose_checkpoints_are_gone_is_not_made_anew_in_silence(tmp_path):
+    (cell,), (longer,) = tiny(), tiny(steps=9)
+    (job,) = lay_out(tmp_path, plan_of([cell], methods=("sn",), seeds=[0]))
+    job.run.write("result", {})
+    with pytest.raises(ValueError, match="sn-seed0 has no checkpoint to go on from: restore one, or train anew"):
+        lay_out(tmp_path, plan_of([longer], methods=("sn",), seeds=[0]))
+    assert job.run.complete
+
+
 def test_a_run_that_does_not_fit_is_found_before_the_others_are_changed(tmp_path):
     (cell,), (longer,), (longest,) = tiny(), tiny(steps=9), tiny(steps=12)
     for job in lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0])):
         job.run.write("result", {})
+        job.run.checkpoint.touch()
     prepare_run(RunConfig("static", 0, longest.settings), RunDirectory(tmp_path / cell.name / "static-seed0"))
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(ValueError, match="steps 12 -> 9: steps can only grow"):
@@ -195,7 +209,9 @@ def test_a_comparison_says_what_it_costs_before_it_begins(tmp_path, monkeypatch,
 def test_a_dry_run_in_a_folder_counts_steps_and_refuses_what_does_not_fit(tmp_path, capsys):
     settings = Settings()
     lay_out(tmp_path, Plan("", [Cell(COMPARISON, settings, ("sn", "static"))], (0,)))
-    RunDirectory(tmp_path / COMPARISON / "sn-seed0").write("result", {"fd": 1.0})
+    run = RunDirectory(tmp_path / COMPARISON / "sn-seed0")
+    run.write("result", {"fd": 1.0})
+    run.checkpoint.touch()
     command, more = ["compare", "--dry-run", "--out", str(tmp_path)], str(settings.training.steps + 1)
     for given, done in (([], "1/2"), (["--steps", more], "0/2")):
         assert main([*command, "--methods", "sn", "static", "--seeds", "0", *given]) == 0
@@ -275,6 +291,29 @@ def test_jobs_share_the_cores_and_have_no_more_threads_than_are_allowed(monkeypa
     monkeypatch.setattr("specreg.experiments.jobs._cores", lambda: 8)
     monkeypatch.setattr(processes.torch, "get_num_threads", lambda: allowed)
     assert threads_of_each(parallel) == threads
+
+
+def test_fewer_runs_than_cores_share_them_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("specreg.experiments.jobs._cores", lambda: 8)
+    monkeypatch.setattr("specreg.experiments.jobs.torch.get_num_threads", lambda: 8)
+    begun = []
+    monkeypatch.setattr("specreg.experiments.jobs.begin", lambda run, threads: begun.append(threads) or Mock())
+    monkeypatch.setattr("specreg.experiments.jobs.end", lambda run, code: ("done", ""))
+    jobs = lay_out(tmp_path, plan_of(tiny()))
+    execute_all(jobs, None)
+    assert begun == [8 // len(jobs)] * len(jobs)
+
+
+@pytest.mark.parametrize(("number", "is_taken"), [(signal.SIGHUP, False), (signal.SIGINT, True)])
+def test_what_nohup_ignores_stays_ignored(number, is_taken):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with interruptible() as interrupted:
+            signal.raise_signal(number)
+            assert interrupted() is is_taken
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_an_accelerator_that_nothing_trains_on_leaves_as_many_runs_at_a_time_as_cores(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ class Pixels:
     library = None
 
     def describe(self, images: Tensor) -> Description:
-        parts = images.split(500)  # all at once, as floats, they would fill the memory
+        parts = torch.split(images, 500)  # all at once, as floats, they would fill the memory
         return Description(torch.cat([F.adaptive_avg_pool2d(part.float() / 255, _PIXELS).flatten(1) for part in parts]))
 
 
