@@ -163,8 +163,10 @@ def test_plain_weights_with_a_loss_that_bounds_nothing_are_warned_about(caplog):
     warn_about(RunConfig("none"))
     assert "nothing bounds the discriminator's slope with --loss hinge" in caplog.text
     caplog.clear()
-    warn_about(RunConfig("none", 0, Settings(training=TrainingConfig(loss="relativistic-r1r2"))))
+    warn_about(RunConfig("none", 0, Settings(training=TrainingConfig(loss="relativistic-r1r2", gamma=10))))
     assert caplog.text == ""
+    warn_about(RunConfig("sn", 0, Settings(training=TrainingConfig(gamma=10))))
+    assert "gamma changes nothing here: the loss hinge has neither R1 nor R2" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from specreg.experiments.sampling import generated_samples, real_samples, sample
 from specreg.experiments.sources import SampleEvaluator, Source, open_source
 from specreg.experiments.sources.images import Images
 from specreg.files import give_name, prepare_directory, same_content
-from specreg.losses import call
+from specreg.losses import LOSSES, call
 from specreg.models.normalization import share_batches
 from specreg.monitor.coverage import LEAST_REAL, Coverage
 from specreg.monitor.detector import Detector
@@ -30,6 +30,7 @@ from specreg.monitor.monitor import Monitor
 from specreg.names import QUESTIONS
 from specreg.processes import ALONE, Processes, local_device
 from specreg.records import RunDirectory, no_run
+from specreg.training.config import TrainingConfig
 from specreg.training.loop import train
 from specreg.training.precision import compute_in_bf16
 from specreg.training.state import TrainingState, load_newest
@@ -304,9 +305,11 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
 
 def warn_about(config: RunConfig) -> None:
     """Log what is allowed but hardly meant."""
-    method = METHODS[config.method]
-    for warning in method.warnings(method.chosen(config.settings.methods), config.settings.training):
+    method, training = METHODS[config.method], config.settings.training
+    for warning in method.warnings(method.chosen(config.settings.methods), training):
         logger.warning("%s", warning)
+    if training.gamma != TrainingConfig.gamma and not (LOSSES[training.loss].r1 or LOSSES[training.loss].r2):
+        logger.warning("gamma changes nothing here: the loss %s has neither R1 nor R2", training.loss)
 
 
 def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, Source, nn.Module]:
