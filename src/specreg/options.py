@@ -36,7 +36,7 @@ class Compare:
     seeds: tuple[str, ...] = ("0",)
     """Each method is run with each seed."""
     dry_run: bool = False
-    """Say what the runs cost; nothing is written."""
+    """Say what the runs cost: the data are opened, nothing is trained and nothing written but a --cache."""
     jobs: int | None = None
     """Runs at the same time, among which the cores are divided: as many as there are cores or runs, 1 with a GPU."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
