@@ -97,22 +97,15 @@ class Bytes:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Object:
-    """What was not made: the call that would have made it, and what it would have been given afterwards.
+    """What was not made: the call that would have made it, and what it would have been given afterwards."""
 
-    Attributes:
-        maker: what would have been called, mostly a :class:`Global`; DICT and PERSISTENT for a plain dictionary and
-            for what is stored outside of the pickle.
-        arguments: a tuple, or whatever is in its place.
-        state: of the instance, None without one.
-        pairs: its items, keys and values in turn: no key is hashed.
-        values: its elements.
-    """
-
+    # What would have been called, mostly a Global; DICT and PERSISTENT for a plain dictionary and for what is stored
+    # outside of the pickle.
     maker: Any
-    arguments: Any = ()
-    state: Any = None
-    pairs: list[Any] | None = None
-    values: list[Any] | None = None
+    arguments: Any = ()  # a tuple, or whatever is in its place
+    state: Any = None  # of the instance
+    pairs: list[Any] | None = None  # its items, keys and values in turn: no key is hashed
+    values: list[Any] | None = None  # its elements
 
     @property
     def argument(self) -> Any:
@@ -141,21 +134,13 @@ _ARRAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """What a pickle says of one of numpy's arrays; nothing of it has been checked.
+    """What a pickle says of one of numpy's arrays; nothing of it has been checked."""
 
-    Attributes:
-        shape: a tuple, or whatever is in its place.
-        kind: its type's code, such as "f4".
-        order: of its bytes, such as "<".
-        fortran: whether its first index runs fastest.
-        content: its bytes: where they are in the file, or a text with one character for each.
-    """
-
-    shape: Any
-    kind: Any
-    order: Any
-    fortran: bool
-    content: Any
+    shape: Any  # a tuple, or whatever is in its place
+    kind: Any  # its type's code, such as "f4"
+    order: Any  # of its bytes, such as "<"
+    fortran: bool  # whether its first index runs fastest
+    content: Any  # its bytes: where they are in the file, or a text with one character for each
 
 
 def numpy_array(value: Any) -> Array | None:

@@ -166,17 +166,12 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of its job.
+    """This process among those of its job."""
 
-    Attributes:
-        rank: its number, from 0; 0 is the main one, which alone writes.
-        count: how many there are.
-        control: a group that sends flags and checksums between CPUs and waits for as long as the main process may
-            evaluate, where the gradients' would give up; by default the one of all processes.
-    """
-
-    rank: int = 0
-    count: int = 1
+    rank: int = 0  # its number; 0 is the main one, which alone writes
+    count: int = 1  # how many there are
+    # A group that sends flags and checksums between CPUs and waits for as long as the main process may evaluate, where
+    # the gradients' would give up; by default the one of all processes.
     control: dist.ProcessGroup | None = None
 
     @property

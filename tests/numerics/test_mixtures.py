@@ -36,7 +36,7 @@ def test_a_point_is_of_high_quality_within_three_deviations_by_distance_or_by_co
 )
 def test_a_perfect_sampler_reaches_the_ceiling_all_modes_and_the_floor(name, ceiling):
     mixture, count = MIXTURES[name], 2500
-    modes = mixture.num_classes
+    modes = len(mixture.centres)
     random = torch.Generator().manual_seed(2)
     judge = evaluator(name)
     found = [judge.evaluate(mixture.draw(count, random)[0]) for _ in range(40)]

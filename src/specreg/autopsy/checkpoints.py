@@ -34,21 +34,13 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoin
 
 @dataclass(frozen=True)
 class Weight:
-    """One layer's stored weight in a checkpoint.
+    """One layer's stored weight in a checkpoint."""
 
-    Attributes:
-        name: of the module, or of the parameter if that is not called ``weight``; of a bank's kernels with a number.
-        shape: as it is read, without a leading 1 of modulated convolutions.
-        output_dim: the dimension of the outputs, 0 or 1.
-        read: reads it from the file, in single or double precision.
-        judged: whether a collapse would show in its spectrum: see :func:`specreg.autopsy.kinds.is_judged`.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    output_dim: int
-    read: Callable[[], Tensor] = field(repr=False)
-    judged: bool = True
+    name: str  # of the module, or of the parameter if that is not called weight; of a bank's kernels with a number
+    shape: tuple[int, ...]  # as it is read, without a leading 1 of modulated convolutions
+    output_dim: int  # the dimension of the outputs, 0 or 1
+    read: Callable[[], Tensor] = field(repr=False)  # reads it from the file, in single or double precision
+    judged: bool = True  # whether a collapse would show in its spectrum: see autopsy.kinds.is_judged
 
 
 @dataclass(frozen=True)

@@ -45,17 +45,11 @@ _THOUSANDS = {"": 1, "k": 1000, "m": 1_000_000}
 
 @dataclass(frozen=True)
 class Order:
-    """Checkpoints in the order of their training.
+    """Checkpoints in the order of their training."""
 
-    Attributes:
-        paths: in this order, as given where it is unknown.
-        numbers: of each, growing; 1, 2, 3... where the names have none that is one of time alone.
-        by: what the order was taken from, "" where it is unknown.
-    """
-
-    paths: tuple[Path, ...]
-    numbers: tuple[int, ...]
-    by: str
+    paths: tuple[Path, ...]  # in this order, as given where it is unknown
+    numbers: tuple[int, ...]  # of each, growing; 1, 2, 3... where the names have none that is one of time alone
+    by: str  # what the order was taken from, "" where it is unknown
 
 
 def ordered(paths: Sequence[Path]) -> Order:

@@ -51,19 +51,12 @@ _FLOATING = {torch.float64, torch.float32, torch.float16, torch.bfloat16} | {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file.
+    """A tensor in a file."""
 
-    Attributes:
-        shape: (1, 1) where the file does not say it.
-        read: reads it; ValueError where that cannot be done.
-        obstacle: one of OBSTACLES, or "" if it may be a weight.
-        scalable: whether its values are of eight bits, which mostly go with a scale.
-    """
-
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor] = field(repr=False)
-    obstacle: str = ""
-    scalable: bool = False
+    shape: tuple[int, ...]  # (1, 1) where the file does not say it
+    read: Callable[[], Tensor] = field(repr=False)  # ValueError where that cannot be done
+    obstacle: str = ""  # one of OBSTACLES, or "" if it may be a weight
+    scalable: bool = False  # whether its values are of eight bits, which mostly go with a scale
 
 
 def obstructed(obstacle: str, shape: Any = None) -> Stored:

@@ -22,19 +22,12 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """Images with labels.
+    """Images with labels."""
 
-    Attributes:
-        name: the user's name of the data set.
-        images: (N, C, H, W), uint8, square.
-        labels: (N,), int64; zeros where there are no classes.
-        classes: the classes' names.
-    """
-
-    name: str
-    images: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
+    name: str  # the user's name of the data set
+    images: Tensor  # (N, C, H, W), uint8, square
+    labels: Tensor  # (N,), int64; zeros where there are no classes
+    classes: tuple[str, ...]  # their names
 
     @property
     def resolution(self) -> int:

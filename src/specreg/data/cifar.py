@@ -21,16 +21,11 @@ _PIXELS = _CHANNELS * _SIDE * _SIDE
 
 @dataclass(frozen=True)
 class _Cifar(ABC):
-    """What the two versions have in common.
+    """What the two versions have in common."""
 
-    Attributes:
-        title: the data set, and its version after a comma.
-        names: the file that has the classes' names.
-    """
-
-    title: str
+    title: str  # the data set, and its version after a comma
     parts: Mapping[Split, tuple[str, ...]]
-    names: str
+    names: str  # the file that has the classes' names
     classes: int
 
     @property
@@ -67,13 +62,9 @@ class _Cifar(ABC):
 
 @dataclass(frozen=True)
 class Binary(_Cifar):
-    """Records of label bytes, the last of which is the class, and 3072 pixels; names of classes are lines of text.
+    """Records of label bytes, the last of which is the class, and 3072 pixels; names of classes are lines of text."""
 
-    Attributes:
-        label_bytes: how many precede an image (CIFAR-100: the coarse class, then the fine one).
-    """
-
-    label_bytes: int
+    label_bytes: int  # how many precede an image (CIFAR-100: the coarse class, then the fine one)
 
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         record = self.label_bytes + _PIXELS
@@ -87,15 +78,10 @@ class Binary(_Cifar):
 
 @dataclass(frozen=True)
 class Python(_Cifar):
-    """Pickled dictionaries with an array ``data`` (N, 3072) and a list of labels; see :mod:`specreg.data.pickled`.
+    """Pickled dictionaries with an array ``data`` (N, 3072) and a list of labels; see :mod:`specreg.data.pickled`."""
 
-    Attributes:
-        labels: the labels' key.
-        label_names: the key of the classes' names.
-    """
-
-    labels: str
-    label_names: str
+    labels: str  # the labels' key
+    label_names: str  # the key of the classes' names
 
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         data, labels = self._read(path, name, content, {"data": np.ndarray, self.labels: list})

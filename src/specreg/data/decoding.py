@@ -37,20 +37,14 @@ class _ColouredError(Exception):
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files that have not been decoded.
+    """Image files that have not been decoded."""
 
-    Attributes:
-        path: of their folder or archive, for messages.
-        open: opens a file by its position.
-        stamp: returns what changes when the files do, for the cache.
-    """
-
-    path: Path
+    path: Path  # of their folder or archive, for messages
     names: Sequence[str]
     labels: Sequence[int]
     classes: tuple[str, ...]
-    open: Callable[[int], IO[bytes]]
-    stamp: Callable[[], Any]
+    open: Callable[[int], IO[bytes]]  # opens a file by its position
+    stamp: Callable[[], Any]  # returns what changes when the files do, for the cache
 
     def __post_init__(self) -> None:
         if not self.names:

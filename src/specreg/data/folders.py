@@ -33,17 +33,11 @@ _Ways = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class _Classes:
-    """Which folders are classes.
+    """Which folders are classes."""
 
-    Attributes:
-        names: of the classes, sorted; a single "" if there are none.
-        depth: where on the way to an image its class is named; -1 is the last folder.
-        inner: names of folders within classes.
-    """
-
-    names: tuple[str, ...] = ("",)
-    depth: int = -1
-    inner: frozenset[str] = frozenset()
+    names: tuple[str, ...] = ("",)  # of the classes, sorted; a single "" if there are none
+    depth: int = -1  # where on the way to an image its class is named; -1 is the last folder
+    inner: frozenset[str] = frozenset()  # names of folders within classes
 
     def of(self, way: Sequence[str]) -> str:
         """Return the class of the images at the end of a way, "" if they have none."""
@@ -52,11 +46,7 @@ class _Classes:
 
 
 class ImageTree:
-    """The image files of a folder or zip file, listed once.
-
-    Attributes:
-        splits: the parts that it has.
-    """
+    """The image files of a folder or zip file, listed once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,7 +66,7 @@ class ImageTree:
         self._images = [name for name in files if posixpath.basename(name) != _LABELS]
         self._labels_files = [name for name in files if posixpath.basename(name) == _LABELS]
         self._ways = _by_part(path, set(map(posixpath.dirname, self._images)))
-        self.splits = tuple(self._ways)
+        self.splits = tuple(self._ways)  # the parts that it has
 
     def __len__(self) -> int:
         return len(self._images)

@@ -9,28 +9,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    r"""Equally likely isotropic Gaussians, :math:`\frac1K \sum_k N(c_k, \sigma^2 I)`; endless points.
+    r"""Equally likely isotropic Gaussians, :math:`\frac1K \sum_k N(c_k, \sigma^2 I)`; endless points."""
 
-    Attributes:
-        name: "ring" or "grid".
-        publication: of the protocol for centres, standard deviation and evaluation.
-        centres: :math:`c_k`, (K, 2).
-        deviation: :math:`\sigma` in each coordinate.
-    """
-
-    name: str
-    publication: str
-    centres: Tensor
-    deviation: float
-
-    @property
-    def num_classes(self) -> int:
-        """K: the label of a point is its mode."""
-        return len(self.centres)
+    name: str  # "ring" or "grid"
+    publication: str  # of the protocol for centres, standard deviation and evaluation
+    centres: Tensor  # c_k, (K, 2)
+    deviation: float  # sigma, in each coordinate
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw points (count, 2), float32, and their modes (count,), int64."""
-        modes = torch.randint(self.num_classes, (count,), generator=generator)
+        modes = torch.randint(len(self.centres), (count,), generator=generator)
         noise = torch.randn(count, 2, generator=generator)
         return self.centres[modes] + self.deviation * noise, modes
 

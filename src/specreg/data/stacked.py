@@ -22,9 +22,6 @@ class StackedImages:
         size: number of stacked images, chosen once, the same for every run (128,000 in the published sets). None
             stacks new images at every draw.
 
-    Attributes:
-        stacks: indices of the grey images that are stacked, (size, 3), int64; None without ``size``.
-
     Reference:
         Metz et al. 2017, section 3.3.1 (stacked for every batch); Srivastava et al. 2017 and Lin et al. 2018
         (128,000 stacked beforehand).
@@ -38,7 +35,7 @@ class StackedImages:
         self.images = images
         self.labels = labels
         self.resolution = images.shape[-1]
-        self.stacks: Tensor | None = None
+        self.stacks: Tensor | None = None  # with a size: indices of the grey images stacked, (size, 3), int64
         if size is not None:
             generator = torch.Generator().manual_seed(_STACKING_SEED)
             self.stacks = torch.randint(len(images), (size, 3), generator=generator)

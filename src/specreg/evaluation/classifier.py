@@ -22,15 +22,11 @@ CIFAR_TEST_CORRECT = 9002  # of CIFAR-10's 10,000 test images, 90.0%, as JPEG of
 
 
 class Classifier(nn.Module):
-    """A body that ends in features (N, d) and a linear head of ten logits.
-
-    Attributes:
-        shape: (channels, side) of the images.
-    """
+    """A body that ends in features (N, d) and a linear head of ten logits."""
 
     def __init__(self, shape: tuple[int, int], body: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape = shape  # (channels, side) of the images
         self.body = body
         self.head = head
 

@@ -33,17 +33,11 @@ _TITLES = {"digits": "digit", "mnist": "MNIST", "cifar": "CIFAR-10"}
 
 @dataclass(frozen=True)
 class Description:
-    """An extractor's output for N images.
+    """An extractor's output for N images."""
 
-    Attributes:
-        features: (N, d).
-        probabilities: of the extractor's classes, (N, K); None for pixels.
-        modes: (N,), int64, 100·red + 10·green + blue; None unless the images are stacked digits.
-    """
-
-    features: Tensor
-    probabilities: Tensor | None = None
-    modes: Tensor | None = None
+    features: Tensor  # (N, d)
+    probabilities: Tensor | None = None  # of the extractor's classes, (N, K); None for pixels
+    modes: Tensor | None = None  # (N,), int64, 100·red + 10·green + blue; None unless the images are stacked digits
 
 
 class Pixels:

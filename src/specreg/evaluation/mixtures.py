@@ -22,28 +22,17 @@ RULES: dict[str, tuple[_Region, bool]] = {"pacgan": ("radial", False), "self-con
 
 @dataclass(frozen=True)
 class MixtureEvaluation:
-    """The metrics of generated points, with their protocol.
-
-    Attributes:
-        protocol: publication, mixture and number of generated points, as in "pacgan_ring_2500".
-        features: always "coordinates": distances are those of the points themselves.
-        num_real, num_fake: numbers of points.
-        modes: number of modes with at least one high-quality point.
-        high_quality: the share of high-quality points.
-        kl: reverse KL from the uniform distribution over modes, in nats; None where no point counts.
-        kl_floor: its expectation for a perfect sampler of as many counted points; None likewise.
-        fd: Fréchet distance of the points, in the squared unit of the plane.
-    """
+    """The metrics of generated points, with their protocol: docs/results/mixtures.md."""
 
     protocol: str
-    features: str
+    features: str  # always "coordinates": distances are those of the points themselves
     num_real: int
     num_fake: int
     modes: int
     high_quality: float
-    kl: float | None
-    kl_floor: float | None
-    fd: float
+    kl: float | None  # None where no point counts
+    kl_floor: float | None  # of as many points as count; None likewise
+    fd: float  # in the squared unit of the plane
 
 
 class MixtureEvaluator:

@@ -27,33 +27,15 @@ NEIGHBOURHOOD_IMAGES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The metrics of a generator, with their protocol.
-
-    Attributes:
-        protocol: its name, e.g. ``fd_digits_5k_train10k``: Fréchet distance in the digits' features of 5,000 generated
-            images to 10,000 of the training part. ``fid_...`` with Inception's features, and only then.
-        split: the part of the data that the real images are from.
-        num_real, num_fake: numbers of images.
-        features, resizing: see :mod:`specreg.evaluation.features`.
-        library: the libraries of distances and of Inception's features, with versions.
-        modes: of 1000, stacked digits and Stacked MNIST only; a perfect sampler of 5,000 images has 993 on average.
-        kl: reverse KL in nats, where modes are counted.
-        kl_floor: the KL that a perfect sampler of as many images has on average.
-        fd: Fréchet distance in the features; FID if they are Inception's.
-        intra_fd: its mean within classes, where the classes of real and generated images are known.
-        kid: kernel distance in the features; mean of 100 subsets of 1,000.
-        inception_score, inception_score_std: over 10 splits, with Inception's features only.
-        classifier_score, classifier_score_std: the same of another classifier's probabilities.
-        precision, recall, density, coverage: with 5 neighbours, in the features, of at most 10,000 images each.
-    """
+    """The metrics of a generator, with their protocol: docs/evaluation.md."""
 
     protocol: str
-    split: Split
+    split: Split  # of the real images
     num_real: int
     num_fake: int
     features: str
     resizing: str
-    library: str
+    library: str  # of distances, and of Inception's features, with versions
     modes: int | None = None
     kl: float | None = None
     kl_floor: float | None = None

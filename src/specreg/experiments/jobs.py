@@ -25,19 +25,13 @@ POLL_SECONDS = 0.5
 
 @dataclass
 class Job:
-    """One run of a comparison or sweep and the process that makes it.
-
-    Attributes:
-        state: "waiting", "running", "done", "failed" or "stopped".
-        error: why it failed: the last line that its process wrote, or the signal that killed it.
-        lost: how often the machine under it was lost (on a cluster).
-    """
+    """One run of a comparison or sweep and the process that makes it."""
 
     config: RunConfig
     run: RunDirectory
-    state: str = "waiting"
-    error: str = ""
-    lost: int = 0
+    state: str = "waiting"  # or "running", "done", "failed" or "stopped"
+    error: str = ""  # why it failed: the last line that its process wrote, or the signal that killed it
+    lost: int = 0  # how often the machine under it was lost (on a cluster)
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     @property

@@ -95,30 +95,20 @@ class NewtonOptions:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to control a discriminator's spectra.
+    """A way to control a discriminator's spectra."""
 
-    Attributes:
-        name: on the command line and in configurations.
-        title: in tables and figures.
-        colour: of its lines in figures, ``#rrggbb``; distinct from the others for colour-blind readers, too.
-        about: what it is, for ``--help``.
-        options: the type of its options; None if it has none.
-        normalize: puts something on the discriminator, given the options, before the optimizer is made for what that
-            leaves to train.
-        attach: gives a training state its compensator, guard or penalty, given the method's options and those of all
-            methods.
-        warnings: says what is allowed but hardly meant, given the options and the training's.
-    """
-
-    name: str
-    title: str
-    colour: str
-    about: str
-    options: type | None = None
+    name: str  # on the command line and in configurations
+    title: str  # in tables and figures
+    colour: str  # of its lines in figures, #rrggbb; distinct from the others for colour-blind readers, too
+    about: str  # what it is, for --help
+    options: type | None = None  # the type of its options
+    # Puts something on the discriminator, given the options, before the optimizer is made for what it leaves to train.
     normalize: "Callable[[nn.Module, Any], object]" = lambda discriminator, options: specreg.spectral_norm(
         discriminator
     )
+    # Gives a training state its compensator, guard or penalty, given the method's options and those of all methods.
     attach: "Callable[[TrainingState, Any, Any], None]" = lambda state, options, methods: None
+    # Says what is allowed but hardly meant, given the options and the training's.
     warnings: Callable[[Any, TrainingConfig], list[str]] = lambda options, training: []
 
     @property

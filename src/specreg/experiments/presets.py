@@ -18,22 +18,14 @@ from specreg.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of a sweep.
+    """One setting of a sweep."""
 
-    Attributes:
-        name: part of the runs' folders; the paper's settings are named LETTER BATCH-CHANNELS, without the space.
-        settings: all of a run but its method and seed.
-        changes: in what these differ from the preset's: "key old -> new".
-        images: the images that the user has to give, "" for those that come with the package.
-        num_classes: classes of these images.
-    """
-
-    name: str
-    settings: Settings
+    name: str  # part of the runs' folders; the paper's settings are named LETTER BATCH-CHANNELS, without the space
+    settings: Settings  # all of a run but its method and seed
     methods: Sequence[str] = PAPER_METHODS
-    images: str = ""
-    num_classes: int = 0
-    changes: tuple[str, ...] = ()
+    images: str = ""  # that the user has to give; "" for those that come with the package
+    num_classes: int = 0  # of these images
+    changes: tuple[str, ...] = ()  # in what the settings differ from the preset's: "key old -> new"
 
     def changed_to(self, settings: Settings) -> "Cell":
         """Return the cell with settings in the place of its own; data that only the user can name are no change."""
@@ -43,16 +35,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Preset:
-    """A list of cells.
-
-    Attributes:
-        seeds: run unless told otherwise.
-        about: what it is and how it deviates, for the terminal.
-    """
+    """A list of cells."""
 
     cells: list[Cell]
-    seeds: tuple[int, ...]
-    about: str
+    seeds: tuple[int, ...]  # that are run unless told otherwise
+    about: str  # what it is and how it deviates, for the terminal
 
 
 PRESETS: dict[str, Preset] = {}

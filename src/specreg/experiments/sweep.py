@@ -30,13 +30,9 @@ COMPARISON = "runs"  # the cell of a comparison, and so the folder of its runs
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is to run.
+    """What a sweep is to run."""
 
-    Attributes:
-        preset: "" for a comparison.
-    """
-
-    preset: str
+    preset: str  # "" for a comparison
     cells: Sequence[Cell]
     seeds: Sequence[int]
 
@@ -106,17 +102,12 @@ def saved_settings(out: Path) -> Settings | None:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run costs.
-
-    Attributes:
-        real_images: that the discriminator sees in the whole training.
-        multiply_adds: of the whole training's convolutions and matrix products.
-    """
+    """What one run costs."""
 
     d_parameters: int
     g_parameters: int
-    real_images: int
-    multiply_adds: int
+    real_images: int  # that the discriminator sees in the whole training
+    multiply_adds: int  # of the whole training's convolutions and matrix products
 
 
 def cost(cell: Cell) -> Cost:

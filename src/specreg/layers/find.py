@@ -106,17 +106,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a search passed over, by name.
+    """What a search passed over, by name."""
 
-    Attributes:
-        not_covered: weight matrices of modules that no class says anything of (see :func:`specreg.register`).
-        frozen: layers without gradients beside others that have them, as of a pretrained feature network.
-        normalizing: layers whose class normalizes the weight itself.
-    """
-
-    not_covered: tuple[str, ...] = ()
-    frozen: tuple[str, ...] = ()
-    normalizing: tuple[str, ...] = ()
+    not_covered: tuple[str, ...] = ()  # weight matrices of modules that no class says anything of (specreg.register)
+    frozen: tuple[str, ...] = ()  # layers without gradients beside others that have them: a pretrained feature network
+    normalizing: tuple[str, ...] = ()  # layers whose class normalizes the weight itself
 
     def lines(self) -> list[str]:
         titles = ("of no known layer (specreg.register takes its class)", "frozen", "normalized by their class")

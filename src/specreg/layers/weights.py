@@ -59,17 +59,11 @@ class SpectrumChanging(MatrixParametrization):
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A weight as one module uses it.
-
-    Attributes:
-        module: that uses it.
-        attribute: the tensor's name in the module.
-        kind: how the module's class uses it.
-    """
+    """A weight as one module uses it."""
 
     module: nn.Module
-    attribute: str
-    kind: Kind
+    attribute: str  # the tensor's name in the module
+    kind: Kind  # how the module's class uses it
 
     @property
     def gain(self) -> float:

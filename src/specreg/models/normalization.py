@@ -14,12 +14,9 @@ class BatchNorm(nn.BatchNorm2d):
     With one process this is torch's. With several, the means over processes of each share's :math:`\mu_p` and
     :math:`\sigma_p^2 + \mu_p^2`, in double precision, give :math:`\mu` and :math:`\sigma^2` of the whole. (torch's
     SyncBatchNorm does the same on GPUs only.)
-
-    Attributes:
-        processes: number of processes that share the batch; see :func:`share_batches`.
     """
 
-    processes = 1
+    processes = 1  # that share the batch; see share_batches
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the normalized features; labels are ignored, class-conditional norms need them."""

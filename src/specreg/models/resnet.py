@@ -17,17 +17,11 @@ from specreg.models.normalization import BatchNorm
 
 @dataclass(frozen=True)
 class Stages:
-    """The blocks of a resolution's networks.
+    """The blocks of a resolution's networks."""
 
-    Attributes:
-        bottom: side of the generator's first feature map; each of its blocks doubles it.
-        generator: channel multiplier at the start and after each block.
-        discriminator: channel multiplier and "halves the side" of each block.
-    """
-
-    bottom: int
-    generator: tuple[int, ...]
-    discriminator: tuple[tuple[int, bool], ...]
+    bottom: int  # side of the generator's first feature map; each of its blocks doubles it
+    generator: tuple[int, ...]  # channel multiplier at the start and after each block
+    discriminator: tuple[tuple[int, bool], ...]  # channel multiplier and "halves the side" of each block
 
 
 _PLAIN = ((1, True), (1, True), (1, False), (1, False))

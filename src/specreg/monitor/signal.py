@@ -23,15 +23,10 @@ _BATCH = 2**20  # numbers of samples at once
 
 @dataclass(frozen=True)
 class Signal:
-    r"""What a discriminator says of a batch of real and a batch of generated samples.
+    """What a discriminator says of a batch of real and a batch of generated samples."""
 
-    Attributes:
-        gradient: the mean of :math:`\|\nabla_x D(x)\|` at generated samples.
-        spread: the standard deviation of the scores of all samples, relative to their largest magnitude.
-    """
-
-    gradient: float
-    spread: float
+    gradient: float  # the mean norm of D's gradient at generated samples
+    spread: float  # the standard deviation of the scores of all samples, relative to their largest magnitude
 
 
 def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tensor) -> Signal:

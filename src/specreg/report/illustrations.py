@@ -38,18 +38,13 @@ _UNSHOWN = ("far", "floor")  # of a reading of coverage
 
 
 class Panel(NamedTuple):
-    """A small picture: what draws it onto axes, or a grid of images; without words from records, which are its title.
-
-    Attributes:
-        alt: what it shows, for those who do not see it.
-        size: in inches, where it is not a panel's usual one.
-    """
+    """A small picture, drawn onto axes, or a grid of images; without words from records, which are its title."""
 
     title: str
-    alt: str
+    alt: str  # what it shows, for those who do not see it
     content: Callable[[Axes], None] | Image.Image
     legend: Mapping[str, Style] = {}
-    size: tuple[float, float] | None = None
+    size: tuple[float, float] | None = None  # in inches, where it is not a panel's usual one
 
 
 class Part(NamedTuple):

@@ -31,27 +31,15 @@ _MOST_NAMED = 2  # settings that a label names; beyond that it numbers them
 
 
 class Look(NamedTuple):
-    """How a method is called and drawn, by the run's own ``method.json``: a report knows no list of methods.
+    """How a method is called and drawn, by the run's own ``method.json``: a report knows no list of methods."""
 
-    Attributes:
-        title: in tables and figures.
-        colour: of its lines, ``#rrggbb``; "" for any.
-        order: its place among the methods; the last where nothing is known of it.
-    """
-
-    title: str
-    colour: str = ""
-    order: int = 10**6
+    title: str  # in tables and figures
+    colour: str = ""  # of its lines, #rrggbb; "" for any
+    order: int = 10**6  # its place among the methods; the last where nothing is known of it
 
 
 class Run:
-    """One run directory; every file is read and checked when it is first asked for.
-
-    Attributes:
-        look: how its method is called and drawn.
-        label: a name that no other run of the report has, by :func:`open_cells`.
-        group: what it shares with its repetitions under other seeds.
-    """
+    """One run directory; every file is read and checked when it is first asked for."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
@@ -64,8 +52,8 @@ class Run:
         self.seed: int = config["seed"]
         self.settings = flat(config["settings"])
         self.look = _look(directory, self.method)
-        self.group: str = self.look.title
-        self.label: str = f"{self.group}, seed {self.seed}"
+        self.group: str = self.look.title  # what it shares with its repetitions under other seeds
+        self.label: str = f"{self.group}, seed {self.seed}"  # that no other run of the report has, by open_cells
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -157,27 +145,17 @@ class Run:
 
 @dataclass
 class Cell:
-    """One setting and its runs: a cell of a preset's sweep, or comparisons and run directories taken together.
-
-    Attributes:
-        preset: that the sweep is of, "" outside one.
-        changes: in what its settings differ from the preset's.
-        settings: what its runs have in common.
-        planned: the directories of its runs.
-        folder: of the sweep.
-        label: a name that no other cell of the report has.
-        runs: those that have begun, in the order of the methods, with labels.
-        copies: runs that were left out because another one is the same training, told by its scores.
-    """
+    """One setting and its runs: a cell of a preset's sweep, or comparisons and run directories taken together."""
 
     name: str
-    preset: str = ""
-    changes: list[str] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    planned: list[RunDirectory] = field(default_factory=list)
-    folder: Path = Path()
-    label: str = ""
-    runs: list[Run] = field(default_factory=list)
+    preset: str = ""  # that the sweep is of, "" outside one
+    changes: list[str] = field(default_factory=list)  # in what its settings differ from the preset's
+    settings: dict[str, Any] = field(default_factory=dict)  # what its runs have in common
+    planned: list[RunDirectory] = field(default_factory=list)  # the directories of its runs
+    folder: Path = Path()  # of the sweep
+    label: str = ""  # a name that no other cell of the report has
+    runs: list[Run] = field(default_factory=list)  # those that have begun, in the order of the methods, with labels
+    # Left out because another one is the same training, told by its scores.
     copies: list[Run] = field(default_factory=list)
 
     @property

@@ -33,15 +33,11 @@ _MOST_TRANSPOSED = 4  # rows
 
 
 class Table(NamedTuple):
-    """A table of texts.
-
-    Attributes:
-        num_texts: leading columns that are words; the others are numbers.
-    """
+    """A table of texts."""
 
     headings: list[str]
     rows: list[list[str]]
-    num_texts: int = 1
+    num_texts: int = 1  # leading columns that are words; the others are numbers
 
     def narrow(self) -> "Table":
         """Return a few rows as columns, and a table of many as it is."""

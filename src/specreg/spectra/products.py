@@ -37,19 +37,12 @@ _CONVERGED = 1e-9
 
 
 class Raised(NamedTuple):
-    """What raises heads, for a batch of b Gram matrices of r x r.
+    """What raises heads, for a batch of b Gram matrices of r x r."""
 
-    Attributes:
-        operators: what W is multiplied by on its smaller side, (b, r, r).
-        s1: its largest singular value, (b,).
-        first: an eigenvector of that, (b, r).
-        converged: whether all of this holds, (b,), bool.
-    """
-
-    operators: Tensor
-    s1: Tensor
-    first: Tensor
-    converged: Tensor
+    operators: Tensor  # what W is multiplied by on its smaller side, (b, r, r)
+    s1: Tensor  # its largest singular value, (b,)
+    first: Tensor  # an eigenvector of that, (b, r)
+    converged: Tensor  # whether all of this holds, (b,), bool
 
 
 def raised(products: Tensor, counts: Tensor) -> Raised:

@@ -38,16 +38,11 @@ class SVD(NamedTuple):
 
 
 class Compensated(NamedTuple):
-    r"""A matrix with new singular values.
+    """A matrix with new singular values, and its first singular vectors."""
 
-    Attributes:
-        matrix: shape (\*, m, n).
-        u1, v1: its first singular vectors, (\*, m) and (\*, n).
-    """
-
-    matrix: Tensor
-    u1: Tensor
-    v1: Tensor
+    matrix: Tensor  # (*, m, n)
+    u1: Tensor  # (*, m)
+    v1: Tensor  # (*, n)
 
 
 def ratios(s: Tensor) -> Tensor:

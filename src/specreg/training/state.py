@@ -34,35 +34,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainingState:
-    """The networks, what trains them, and the position of every stream of randomness.
-
-    Attributes:
-        step: generator updates made.
-        source: of real samples.
-        draws: what these are drawn by. Its state is the whole position: with replacement, where the authors shuffle
-            epochs, nothing else has to be stored.
-        random: source of latent vectors and labels.
-        ema: the generator's running average, or None.
-        compensator: or a guard that switches one on, or None for plain spectral normalization.
-        monitor: watches the discriminator; made of the state, and set then.
-        pin: keeps healthy copies for the guard to go back to, or None.
-        penalty: of the discriminator's weights, added to its loss, or None.
-        replays: recorded steps of "d" and "g" on a GPU; no part of what is saved.
-    """
+    """The networks, what trains them, and the position of every stream of randomness."""
 
     generator: nn.Module
     discriminator: nn.Module
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
-    source: Dataset
+    source: Dataset  # of real samples
+    # What these are drawn by. Its state is the whole position: with replacement, where the authors shuffle epochs,
+    # nothing else has to be stored.
     draws: torch.Generator
-    random: torch.Generator
-    compensator: Compensator | Guard | None = None
-    monitor: Monitor = field(init=False)
-    pin: Pin | None = None
-    penalty: Callable[[], Tensor] | None = None
-    ema: nn.Module | None = None
-    step: int = 0
+    random: torch.Generator  # source of latent vectors and labels
+    compensator: Compensator | Guard | None = None  # None: plain spectral normalization; a guard switches one on
+    monitor: Monitor = field(init=False)  # watches the discriminator; made of the state, and set then
+    pin: Pin | None = None  # keeps healthy copies for the guard to go back to
+    penalty: Callable[[], Tensor] | None = None  # of the discriminator's weights, added to its loss
+    ema: nn.Module | None = None  # the generator's running average
+    step: int = 0  # generator updates made
+    # Recorded steps of "d" and "g" on a GPU; no part of what is saved.
     replays: dict[str, Run] = field(default_factory=dict, repr=False)
     _estimated: int = -1  # the step at which the running average got its statistics
 
