@@ -122,10 +122,7 @@ def training(config: "RunConfig", *, is_default: bool) -> Iterator[Callable[[int
 
 @contextlib.contextmanager
 def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
-    """Show how far the runs are; yields what is to be called now and then.
-
-    On a terminal that is a table; elsewhere a line every ten seconds.
-    """
+    """Show how far the runs are, on a terminal as a table; yields what is to be called now and then."""
     console, pulse = Console(stderr=True, highlight=False), _Pulse()
     with Live(console=console, auto_refresh=False) if console.is_interactive else contextlib.nullcontext() as live:
 

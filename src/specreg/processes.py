@@ -251,7 +251,6 @@ class Processes:
                     self.any(failed)
 
     def leave(self) -> None:
-        """Close the connections to the other processes."""
         if self.count > 1:
             dist.destroy_process_group()
 

@@ -1,7 +1,4 @@
-"""Data sets that batches are drawn from, and the conversion of samples to networks' inputs and back.
-
-uint8 images are dequantized into [-1, 1); points of the plane stay as they are.
-"""
+"""Data sets that batches are drawn from, and the conversion of samples to networks' inputs and back."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -22,17 +22,10 @@ Pixels = tuple[tuple[int, int, int, int], Iterator[np.ndarray]]
 
 
 def hold(decode: Callable[[], Pixels], *, cache: Path | None, name: str, stamp: Mapping[str, Any]) -> Tensor:
-    """Return decoded images, from the cache if they are there.
+    """Return decoded images (N, C, H, W), uint8: in memory, or mapped from the folder ``cache`` (docs/data.md).
 
-    Args:
-        decode: decodes the images; not called if the cache has them.
-        cache: a folder for ``<name>-<key>.npy``, which is mapped and not read into memory, and a small .json
-            beside it; None holds the images in memory.
-        name: how the file's name begins.
-        stamp: what the images depend on: paths, sizes, times of change, image size. The key is its SHA-256.
-
-    Returns:
-        (N, C, H, W), uint8.
+    They are decoded only if the cache lacks them. The file's name is ``name`` and a key made of ``stamp``, what the
+    images depend on.
     """
     if cache is None:
         shape, chunks = decode()

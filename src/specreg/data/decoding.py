@@ -144,14 +144,9 @@ def read_image(opened: Callable[[], IO[bytes]], title: str, remedy: str = "") ->
 
 
 def _decoded(content: bytes) -> Image.Image:
-    """Decode an image of at most 89 million pixels, Pillow's limit against bombs, and 256 MiB of file.
+    """Decode an image of at most 89 million pixels, Pillow's limit against bombs, as docs/data.md says (sizes).
 
-    Returns:
-        The image, upright, an animation's first: of mode L if it is grey, of I or F if its pixels have 32 bits, of RGB
-        otherwise. What is transparent has the colour that is stored there.
-
-    Raises:
-        Exception: of any kind that Pillow has for damaged files, or Image.DecompressionBombWarning.
+    Its mode is L if it is grey, I or F if its pixels have 32 bits, else RGB. What it raises is of any kind.
     """
     if len(content) > LARGEST_FILE:
         raise ValueError(f"more than {LARGEST_FILE} bytes")

@@ -60,7 +60,6 @@ class Files:
             self.names = frozenset(file.name for file in path.iterdir() if file.is_file())
 
     def size(self, name: str) -> int:
-        """Return a file's size in bytes."""
         return (self.path / name).stat().st_size
 
     @contextlib.contextmanager

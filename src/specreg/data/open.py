@@ -48,13 +48,7 @@ class ImageSet:
     def open(
         self, split: Split = "train", *, image_size: int | None = None, cache: str | Path | None = None
     ) -> ImageArrays:
-        """Read a part.
-
-        Args:
-            image_size: crop every image to its central square and resize it to this side.
-            cache: a folder for decoded images, of folders, zips, STL-10 and Hugging Face data sets; they are mapped
-                from there instead of being held in memory.
-        """
+        """Read a part; docs/data.md says what image sizes and the cache do."""
         if image_size is not None:
             integer("image_size", image_size, at_least=1, at_most=_LARGEST_SIDE)
         part = self._part(split)
@@ -74,16 +68,7 @@ class ImageSet:
 
 
 def find_images(path: str | Path) -> ImageSet:
-    """Find the data set at a path, by its content.
-
-    Args:
-        path: CIFAR-10, CIFAR-100, STL-10 or MNIST as published, as a folder or a tar archive, or a folder with one
-            of them as torchvision lays it out; a folder written by Hugging Face's ``save_to_disk``; a folder or
-            zip file with images in one folder for each class, at any depth; or an npz file with ``images`` (N, H, W)
-            or (N, H, W, C), uint8, and optionally ``labels`` (N,), integers from 0. The last three have a part for
-            testing if ``test`` or ``val`` in place of ``train`` in the name of a folder in them, or in their own, gives
-            that of another: val/ beside train/, X-test.zip beside X-train.zip.
-    """
+    """Find the data set at a path, by its content: docs/data.md has the formats, and where their parts are."""
     path = Path(path)
     if not exists(path):
         raise FileNotFoundError(f"no data at {path}: {_advice(path)}")

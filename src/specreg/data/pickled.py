@@ -14,16 +14,9 @@ _MOST_SIDES = 4  # of an array
 
 
 def read_pickled(content: bytes, keys: Collection[str]) -> dict[str, Any]:
-    """Read a pickled dictionary as CIFAR's python batches are.
+    """Return the names in a pickled dictionary, of which docs/data.md has the limits; those of ``keys`` with values.
 
-    Args:
-        content: the file, as Python 2 wrote it, or in protocol 3 to 5; what it holds besides the pixels, CIFAR-100's
-            50,000 names of files for instance, may take 64 MiB.
-        keys: what is asked for.
-
-    Returns:
-        Its names; of ``keys`` with their values: uint8 arrays, lists in which bytes have become strings, or
-        descriptions of what is neither.
+    These are uint8 arrays, lists in which bytes have become strings, or descriptions of what is neither.
     """
     budget = Budget(0)
     root, _ = read_pickle(Window(io.BytesIO(content), 0, len(content), budget))

@@ -71,16 +71,10 @@ def resized(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def cut_grid(picture: np.ndarray, tile: tuple[int, int]) -> np.ndarray | None:
-    """Cut a grid of images into these.
+    """Cut a grid (H, W, C), uint8, into images of a height and a width: (N, height, width, C), row by row.
 
-    Args:
-        picture: (H, W, C), uint8.
-        tile: height and width of an image.
-
-    Returns:
-        The images (N, height, width, C), row by row; a single one is no grid, but an image. Between images and around
-        them there may be lines of one colour, two pixels wide as torchvision draws them, or one; places at the end of
-        the last row that have this colour are empty, unless all have it. None if the picture is no grid of such images.
+    Grids are those of docs/monitor.md; None if it is none of them. Where all images have the lines' colour, none is an
+    empty place.
     """
     height, width = tile
     for padding in _PADDINGS:

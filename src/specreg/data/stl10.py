@@ -29,7 +29,6 @@ class Stl10:
     home = "stl10_binary.tar.gz from cs.stanford.edu/~acoates/stl10"
 
     def splits(self, names: frozenset[str]) -> tuple[Split, ...]:
-        """Return the parts that are there, known by the names of files; none if it is another format."""
         return tuple(split for split, name in _PIXELS.items() if name in names)
 
     def load(self, files: Files, split: Split, image_size: int | None, cache: Path | None) -> ImageArrays:

@@ -92,12 +92,10 @@ class RecordConfig:
 
     @property
     def coverage_every(self) -> int:
-        """The iterations between readings of coverage: at each evaluation, and in equal parts between them.
+        """The iterations between readings of coverage: at each evaluation, and in equal parts between them if need be.
 
-        Each is made at the next snapshot of the spectra.
-
-        Where evaluations are more than 250 iterations apart a part is their common divisor with 250, or if that is
-        below 50 the largest divisor of theirs up to 250. Where that is below 50, too, as of a prime number, it is 250.
+        Each is made at the next snapshot of the spectra. Parts have 50 to 250 iterations and divide 250 if they can;
+        where none fit, as of a prime number, readings are 250 apart.
         """
         if self.evaluate_every <= _MOST_BETWEEN:
             return self.evaluate_every or _MOST_BETWEEN

@@ -1,7 +1,4 @@
-"""Runs as processes: each job is ``specreg train --out RUN``, as many at a time as there are cores, or one on a GPU.
-
-Whatever a comparison or a sweep does can so be repeated by hand. This process only watches the runs' records.
-"""
+"""Runs as processes: each job is ``specreg train --out RUN``, as many at a time as there are cores, or one on a GPU."""
 
 import contextlib
 import os
@@ -113,12 +110,7 @@ def stopping(minutes: float | None) -> Iterator[Callable[[], bool]]:
 
 
 def begin(run: RunDirectory, threads: int, folder: Path | None = None) -> "subprocess.Popen[bytes]":
-    """Start a run's process, which goes on from the run's checkpoint; its output goes to ``log.txt``.
-
-    Args:
-        threads: of its computation on the CPU.
-        folder: where it runs, which paths of data are relative to; by default here.
-    """
+    """Start a run's process, in a folder that paths of data are relative to; its output goes to ``log.txt``."""
     (run.path / "failed.json").unlink(missing_ok=True)
     with open(run.path / "log.txt", "ab") as log:
         return subprocess.Popen(

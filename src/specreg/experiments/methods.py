@@ -122,12 +122,10 @@ class Method:
 
 
 def _compensate(verb: str, state: "TrainingState", options: CompensationOptions, methods: Any) -> None:
-    """Attach a compensation, whose options are the verb's."""
     state.compensator = getattr(specreg, verb)(state.discriminator, **vars(options))
 
 
 def _penalize(verb: str, state: "TrainingState", options: PenaltyOptions, methods: Any) -> None:
-    """Attach a penalty, times its weight."""
     state.penalty = lambda: options.weight * getattr(specreg, verb)(state.discriminator)
 
 

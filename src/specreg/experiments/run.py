@@ -160,17 +160,10 @@ def execute(
     progress: Progress = lambda step, metrics: None,
     processes: Processes = ALONE,
 ) -> bool:
-    """Train and evaluate one run, from its checkpoint if it has one.
+    """Train and evaluate one run, from its checkpoint if it has one; return whether it is complete.
 
-    Args:
-        run: where everything is written by the main process, after its :func:`prepare_run`.
-        source: the training data, from :func:`open_checked`.
-        stop: asked after every step; True leaves a resumable run.
-        progress: told every step, and what was recorded at it, in the main process.
-        processes: that train together, from :func:`specreg.processes.join`.
-
-    Returns:
-        Whether the run is complete.
+    The main process writes everything, after its :func:`prepare_run`. ``stop`` is asked after every step, and True
+    leaves a resumable run; ``progress`` is told every step, and what was recorded at it, in the main process.
 
     Raises:
         ValueError: the checkpoint is damaged; nothing was written.

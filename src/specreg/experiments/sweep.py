@@ -1,8 +1,6 @@
 """Sweeps: a grid of methods, cells and seeds as runs with deterministic names, CELL/METHOD-seedN.
 
-A sweep's folder holds the runs and ``sweep.json``: the preset, and for each cell its settings, in what they differ
-from the preset's, and the names of its runs. Sweeps of one preset into one folder add up. A comparison is a sweep of
-one cell, :data:`COMPARISON`, and of no preset.
+Sweeps of one preset into one folder add up; docs/architecture.md has the folder.
 """
 
 from collections.abc import Sequence

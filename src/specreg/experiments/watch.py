@@ -148,7 +148,6 @@ class Folder:
         raise NotImplementedError
 
     def notices(self, item: Path, content: Any) -> Iterator[Notice]:
-        """Judge what was read."""
         raise NotImplementedError
 
     def missing(self) -> str:

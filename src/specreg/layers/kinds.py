@@ -36,7 +36,6 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """The class's name."""
         return self.module if isinstance(self.module, str) else self.module.__name__
 
     def groups_of(self, module: nn.Module) -> int:

@@ -72,7 +72,6 @@ class Weight:
 
     @property
     def groups(self) -> int:
-        """The number of matrices in it."""
         return self.kind.groups_of(self.module)
 
     def to_matrix(self, weight: Tensor) -> Tensor:
@@ -80,7 +79,6 @@ class Weight:
         return to_matrix(weight, output_dim=self.kind.output_dim, groups=self.groups)
 
     def from_matrix(self, matrix: Tensor, shape: torch.Size) -> Tensor:
-        """Undo :meth:`to_matrix`."""
         return from_matrix(matrix, shape, output_dim=self.kind.output_dim, groups=self.groups)
 
     @property
@@ -199,7 +197,6 @@ class Weight:
 
     @property
     def parametrizations(self) -> list[nn.Module]:
-        """The weight's parametrizations, in their order."""
         parametrizations = self._parametrization_list
         return [] if parametrizations is None else list(parametrizations._modules.values())
 

@@ -127,7 +127,6 @@ class ModeJudge:
         return Answer(self._state, self._since, words[self._state])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state as plain values, for the checkpoint."""
         values = {name.removeprefix("_"): value for name, value in vars(self).items() if name != "thresholds"}
         return values | {"recent": [list(reading) for reading in self._recent]}
 

@@ -361,7 +361,6 @@ def _networks(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, .
 
 
 def _grouped(groups: Mapping[str, str | Iterable[str]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the layers of the user's groups."""
     if not isinstance(groups, Mapping) or not all(isinstance(group, str) and group for group in groups):
         raise ValueError(f'groups must map names to layers, as {{"D": "netD", "G": "netG"}}, got {groups!r:.60}')
     members: dict[str, tuple[str, ...]] = {}

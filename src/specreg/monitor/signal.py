@@ -61,7 +61,6 @@ class SignalJudge:
         self._silent: list[int] = []  # the iterations of the readings that agree so far
 
     def update(self, iteration: int, reading: Signal) -> Answer:
-        """Take one reading and judge."""
         self._largest = max(self._largest, reading.gradient if math.isfinite(reading.gradient) else 0.0)
         silent = not reading.gradient > _FAINT * self._largest or not reading.spread > _CONSTANT
         self._silent = [*self._silent, iteration] if silent else []
@@ -71,7 +70,6 @@ class SignalJudge:
         return Answer("teaching", None, f"the discriminator teaches: gradient {reading.gradient:.2g}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state as plain values, for the checkpoint."""
         return {"largest": self._largest, "silent": list(self._silent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -68,7 +68,6 @@ class ProductCompensation:
         return [name for name, holds in zip([*self.layers, *self.idle], done, strict=True) if holds]
 
     def write(self, names: Collection[str]) -> None:
-        """Store the new matrices of some layers."""
         with torch.no_grad():
             if not self._record or not self.layers.keys() <= set(names):
                 self._written(names)

@@ -45,10 +45,7 @@ def write_page(path: Path, cells: Sequence[Cell]) -> None:
 def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
     """Write results.json, and where a run is complete table.md and the pictures; none if a record is damaged.
 
-    What an earlier state of the runs has left, and these have no more, is deleted.
-
-    Returns:
-        The paths.
+    Returns the paths. What an earlier state of the runs has left, and these have no more, is deleted.
     """
     _check(cells)
     rows = tables.results(cells)

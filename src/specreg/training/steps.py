@@ -60,14 +60,7 @@ def discriminator_step(
         random: source of the gradient penalty's interpolation.
         gamma: R1 and R2, where the loss has them, are weighted by gamma / 2.
         penalty: of the discriminator's weights, added to its loss.
-        processes: that have the other shares of the micro-batches.
         run: calls what computes the gradients, see :class:`specreg.training.replay.Replay`.
-
-    Returns:
-        The mean loss, a scalar.
-
-    Raises:
-        NonFiniteError: before the update.
     """
 
     def gradients(real: Sequence[Batch], latent: Sequence[Batch]) -> Losses:
@@ -110,10 +103,9 @@ def generator_step(
     processes: Processes = ALONE,
     run: Run = operator.call,
 ) -> Tensor:
-    """Update the generator once; arguments, return and errors as :func:`discriminator_step`.
+    """Update the generator once, see :func:`discriminator_step`.
 
-    Args:
-        real: as many micro-batches of real images as of z, and as large, if the loss is relativistic; else none.
+    If the loss is relativistic ``real`` are as many micro-batches of real images as of z, and as large; else none.
     """
     frozen = list(discriminator.parameters())
 
@@ -187,10 +179,7 @@ def _update(
 ) -> Tensor:
     """Apply the gradients' mean over the processes, if it and that of the loss are finite; clear them, return the loss.
 
-    What is looked at is the same in every process, and so is what follows.
-
-    Args:
-        flow: what the loss is made of, by name, which is looked at only if the loss is not finite.
+    What is looked at is the same in every process, and so is what follows; ``flow`` only if the loss is not finite.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

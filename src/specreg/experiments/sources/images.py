@@ -42,7 +42,6 @@ class Images:
 
     @classmethod
     def open(cls, data: DataConfig) -> Self:
-        """Read the data."""
         return cls(_open_part(data, data.data_split, data.stacked_size))
 
     @classmethod
@@ -128,11 +127,7 @@ class Images:
         self._extractor(settings).describe(image)
 
     def make_evaluator(self, settings: Settings, held_out: "Images | None" = None) -> Evaluator:
-        """Return the evaluator against real samples, the same for every run with these settings.
-
-        Args:
-            held_out: from :meth:`held_out`; needed for ``reference_split`` "test".
-        """
+        """Return the evaluator against real samples, the same for every run with these settings."""
         records = settings.records
         real, labels = draw_reference(self._reference(settings, held_out), records.reference)
         return Evaluator(
