@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.models.normalization import BatchNorm
+from specreg.models.sides import of_side
 
 # Sides of the feature maps, from the generator's first to the image; the discriminator's are the reverse.
 SIDES = {28: (2, 4, 7, 14, 28), 32: (2, 4, 8, 16, 32)}
@@ -33,7 +34,7 @@ class Generator(nn.Module):
     def __init__(self, resolution: int, channels: int, *, latent: int = 100, image_channels: int = 3) -> None:
         super().__init__()
         self.latent = latent
-        self.sides = sides_for(resolution)
+        self.sides = of_side(SIDES, resolution, network="DCGAN")
         widths = [channels * multiplier for multiplier in _MULTIPLIERS]
         # A bias before batch normalization would be subtracted again.
         self.start = nn.Linear(latent, widths[0] * self.sides[0] ** 2, bias=False)
@@ -69,7 +70,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, resolution: int, channels: int, *, image_channels: int = 3) -> None:
         super().__init__()
-        side = sides_for(resolution)[0]
+        side = of_side(SIDES, resolution, network="DCGAN")[0]
         widths = [image_channels, *(channels * multiplier for multiplier in reversed(_MULTIPLIERS))]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(inputs, outputs, _KERNEL, stride=2, padding=2) for inputs, outputs in itertools.pairwise(widths)
@@ -84,13 +85,6 @@ class Discriminator(nn.Module):
             hidden = F.leaky_relu(convolution(hidden), 0.2)
         scores: Tensor = self.score(hidden.flatten(1))[:, 0]
         return scores
-
-
-def sides_for(resolution: int) -> tuple[int, ...]:
-    """Return the sides of a resolution's feature maps; ValueError names the resolutions that have networks."""
-    if resolution not in SIDES:
-        raise ValueError(f"no DCGAN for {resolution}x{resolution} images: the sides are {', '.join(map(str, SIDES))}")
-    return SIDES[resolution]
 
 
 def _initialize(network: nn.Module) -> None:

@@ -40,13 +40,10 @@ class BatchNorm(nn.BatchNorm2d):
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Update the running statistics, by the variance's unbiased estimate, as torch does."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-        self.running_var.lerp_((variance * count / max(1, count - 1)).to(self.running_var), self.momentum)
+        own: Any = self  # torch declares its statistics as perhaps None
+        own.num_batches_tracked.add_(1)
+        own.running_mean.lerp_(mean.to(own.running_mean), own.momentum)
+        own.running_var.lerp_((variance * count / max(1, count - 1)).to(own.running_var), own.momentum)
 
 
 def share_batches(network: nn.Module, processes: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.models.normalization import BatchNorm
+from specreg.models.sides import of_side
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Generator(nn.Module):
         self, resolution: int, channels: int, *, latent: int = 128, image_channels: int = 3, num_classes: int = 0
     ) -> None:
         super().__init__()
-        stages = stages_for(resolution)
+        stages = of_side(STAGES, resolution, network="network")
         widths = [channels * multiplier for multiplier in stages.generator]
         self.latent = latent
         self.num_classes = num_classes
@@ -82,7 +83,7 @@ class Discriminator(nn.Module):
         super().__init__()
         blocks: list[_DiscriminatorBlock] = []
         inputs = image_channels
-        for multiplier, halves in stages_for(resolution).discriminator:
+        for multiplier, halves in of_side(STAGES, resolution, network="network").discriminator:
             outputs = channels * multiplier
             blocks.append(_DiscriminatorBlock(inputs, outputs, halves=halves, first=not blocks))
             inputs = outputs
@@ -101,15 +102,6 @@ class Discriminator(nn.Module):
         if self.embedding is not None:
             score = score + (self.embedding(labels) * features).sum(1)
         return score
-
-
-def stages_for(resolution: int) -> Stages:
-    """Return the stages of a resolution; ValueError names the resolutions that have networks."""
-    if resolution not in STAGES:
-        raise ValueError(
-            f"no network for {resolution}x{resolution} images: the sides are {', '.join(map(str, STAGES))}"
-        )
-    return STAGES[resolution]
 
 
 class _GeneratorBlock(nn.Module):
