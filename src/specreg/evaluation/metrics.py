@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-NEIGHBOURS = 5
-SPLITS = 10
 # sync_on_compute: a single process evaluates, and torchmetrics would wait for the features of all.
 _SYNC = False
 
@@ -75,7 +73,7 @@ def intra_class_distance(real: Tensor, real_labels: Tensor, fake: Tensor, fake_l
     return sum(frechet_distance(*pair) for pair in pairs) / len(pairs)
 
 
-def classifier_score(probabilities: Tensor, *, splits: int = SPLITS) -> tuple[float, float]:
+def classifier_score(probabilities: Tensor, *, splits: int = 10) -> tuple[float, float]:
     r"""Return mean and standard deviation over splits of :math:`\exp \mathbb E_x KL(p(y|x) \,\|\, p(y))`.
 
     p(y) is the mean of p(y|x) over the split. From 1 (all images look alike to the classifier) to the number of
@@ -98,7 +96,7 @@ def classifier_score(probabilities: Tensor, *, splits: int = SPLITS) -> tuple[fl
     return stacked.mean().item(), stacked.std(correction=0).item()
 
 
-def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> dict[str, float]:
+def neighbourhoods(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> dict[str, float]:
     r"""Return precision, recall, density and coverage from k-nearest-neighbour balls, each at best about 1.
 
     With :math:`B_k(x)` the ball around x that reaches its k-th nearest neighbour in its own set (x itself

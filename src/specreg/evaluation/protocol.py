@@ -7,16 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specreg.evaluation import metrics
 from specreg.evaluation.features import Description, Extractor
-from specreg.evaluation.metrics import (
-    classifier_score,
-    frechet_distance,
-    intra_class_distance,
-    kernel_distance,
-    neighbourhoods,
-    reverse_kl,
-    reverse_kl_floor,
-)
 from specreg.names import FeatureName, Split
 
 NUM_STACKED_MODES = 1000
@@ -73,17 +65,17 @@ class Evaluator:
         extractor, real = self._extractor, self._real
         fake = extractor.describe(images)
         num_fake = len(fake.features)
-        metrics: dict[str, Any] = _mode_metrics(fake)
+        measured: dict[str, Any] = _mode_metrics(fake)
         if fake.modes is not None:
-            metrics["kl_floor"] = reverse_kl_floor(NUM_STACKED_MODES, num_fake)
+            measured["kl_floor"] = metrics.reverse_kl_floor(NUM_STACKED_MODES, num_fake)
         if fake.probabilities is not None:
             score = "inception_score" if extractor.key == "inception" else "classifier_score"
-            mean, std = classifier_score(fake.probabilities)
-            metrics |= {score: mean, f"{score}_std": std}
+            mean, std = metrics.classifier_score(fake.probabilities)
+            measured |= {score: mean, f"{score}_std": std}
         if labels is not None and self._labels is not None:
-            metrics["intra_fd"] = intra_class_distance(real, self._labels, fake.features, labels)
+            measured["intra_fd"] = metrics.intra_class_distance(real, self._labels, fake.features, labels)
         most = min(num_fake, NEIGHBOURHOOD_IMAGES)
-        metrics |= neighbourhoods(real[:most], fake.features[:most])
+        measured |= metrics.neighbourhoods(real[:most], fake.features[:most])
         return Evaluation(
             protocol=protocol_name(extractor.key, num_fake, self._split, len(real)),
             split=self._split,
@@ -92,21 +84,21 @@ class Evaluator:
             features=extractor.title,
             resizing=extractor.resizing,
             library=", ".join(filter(None, (f"torchmetrics {version('torchmetrics')}", extractor.library))),
-            fd=frechet_distance(real, fake.features),
-            kid=kernel_distance(real, fake.features),
-            **metrics,
+            fd=metrics.frechet_distance(real, fake.features),
+            kid=metrics.kernel_distance(real, fake.features),
+            **measured,
         )
 
     def glance(self, images: Tensor) -> dict[str, float | int]:
         """Return the cheap metrics, for the display during training: modes and kl (where known), and fd."""
         fake = self._extractor.describe(images)
-        return _mode_metrics(fake) | {"fd": frechet_distance(self._real, fake.features)}
+        return _mode_metrics(fake) | {"fd": metrics.frechet_distance(self._real, fake.features)}
 
 
 def _mode_metrics(fake: Description) -> dict[str, float | int]:
     if fake.modes is None:
         return {}
-    return {"modes": len(torch.unique(fake.modes)), "kl": reverse_kl(fake.modes, NUM_STACKED_MODES)}
+    return {"modes": len(torch.unique(fake.modes)), "kl": metrics.reverse_kl(fake.modes, NUM_STACKED_MODES)}
 
 
 def protocol_name(features: FeatureName, num_fake: int, split: Split, num_real: int) -> str:

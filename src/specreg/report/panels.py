@@ -95,9 +95,7 @@ def _entries(legend: Mapping[str, Style]) -> tuple[list[Line2D], list[str]]:
 
 
 def _photograph(grid: Image.Image) -> Picture:
-    shrink = -(-max(grid.size) // _GRID)
-    if shrink > 1:
-        grid = grid.resize((grid.width // shrink, grid.height // shrink), Image.Resampling.BOX)
+    grid = grid.reduce(-(-max(grid.size) // _GRID))
     exact = _encoded(grid)
     return exact if len(exact.source) <= _LARGEST * 4 // 3 else _encoded(grid, "jpeg")
 

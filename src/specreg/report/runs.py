@@ -38,6 +38,10 @@ class Look(NamedTuple):
     order: int = 10**6  # its place among the methods; the last where nothing is known of it
 
 
+def _series(name: str) -> cached_property[list[dict[str, Any]]]:
+    return cached_property(lambda run: run.directory.series(name, _FIELDS[name]))
+
+
 class Run:
     """One run directory; every file is read and checked when it is first asked for."""
 
@@ -70,28 +74,16 @@ class Run:
         seconds = (self.directory.read("timing") or {}).get("seconds")
         return result | {"seconds": seconds if _number(seconds) else None} if result else {}
 
-    @cached_property
-    def spectra(self) -> list[dict[str, Any]]:
-        return self.directory.series("spectra", _FIELDS["spectra"])
-
-    @cached_property
-    def verdicts(self) -> list[dict[str, Any]]:
-        return self.directory.series("verdicts", _FIELDS["verdicts"])
+    spectra = _series("spectra")
+    verdicts = _series("verdicts")
+    outputs = _series("outputs")  # quantiles of the discriminator's scores of training, held-out and generated images
+    events = _series("events")
 
     @cached_property
     def sensitivity(self) -> dict[str, dict[str, dict[int, float]]]:
         """Curves in groups: "attainment" by layer, "gradient_norms" and "diversity"."""
         records = self.directory.series("sensitivity", _FIELDS["sensitivity"], optional=True)
         return {group: _curves(records, group) for group in _FIELDS["sensitivity"]}
-
-    @cached_property
-    def outputs(self) -> list[dict[str, Any]]:
-        """Quantiles of the discriminator's scores of training, held-out and generated images."""
-        return self.directory.series("outputs", _FIELDS["outputs"])
-
-    @cached_property
-    def events(self) -> list[dict[str, Any]]:
-        return self.directory.series("events", _FIELDS["events"])
 
     @cached_property
     def curves(self) -> dict[str, dict[int, float]]:
