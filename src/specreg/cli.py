@@ -452,10 +452,10 @@ def _watch(arguments: list[str]) -> int:
             files=given.files,
         )
 
-    told: list[str] = []
+    told: set[str] = set()
     if given.json is not None and given.json.exists():
         text = given.json.read_text(encoding="utf-8", errors="replace")
-        told = text.splitlines()
+        told = set(text.splitlines())
         if text and not text.endswith("\n"):  # torn by a crash: what follows begins a line of its own
             with given.json.open("a", encoding="utf-8") as file:
                 file.write("\n")

@@ -62,7 +62,7 @@ _ZIPPED = {  # the name of an entry in a zip file: the same
     "extern_modules": ("an archive of torch.package", _PACKAGED),
     "model.weights.h5": ("a model of Keras", f"load it there {_TURNED}"),
 }
-_SHARD = re.compile(r".*\.data-\d+-of-\d+")  # of TensorFlow's checkpoint
+_TF_SHARD = re.compile(r".*\.data-\d+-of-\d+")  # of TensorFlow's checkpoint
 
 
 def find_file(path: Path) -> Path:
@@ -109,7 +109,7 @@ def read_tensors(path: Path) -> Contents:
     for sign, (what, remedy) in _OTHERS.items():
         if head.startswith(sign) if isinstance(sign, bytes) else path.suffix == sign:
             raise _OtherError(path, what, remedy)
-    if _SHARD.fullmatch(path.name):
+    if _TF_SHARD.fullmatch(path.name):
         raise _OtherError(path, *_OTHERS[".index"])
     try:
         if head.startswith(b"PK"):
@@ -157,8 +157,8 @@ def _safetensors(path: Path) -> Contents:
         for name in sorted(file.keys(), key=_natural):
             entry = file.get_slice(name)
             shape, kind = tuple(entry.get_shape()), entry.get_dtype()
-            obstacle = "of complex numbers" if kind[0] == "C" else "of integers" if kind[0] in "IUB" else "quantized"
-            obstacle = "" if kind in _FLOATING else obstacle
+            others = {"C": "of complex numbers", **dict.fromkeys("IUB", "of integers")}
+            obstacle = "" if kind in _FLOATING else others.get(kind[0], "quantized")
             tensors[name] = Stored(shape, partial(file.get_tensor, name), obstacle, kind.startswith("F8"))
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error

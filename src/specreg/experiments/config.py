@@ -160,9 +160,24 @@ class RunConfig:
 T = TypeVar("T", RunConfig, Settings)
 
 
-def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Rebuild a configuration from the values of ``dataclasses.asdict``; ValueError names what is wrong."""
-    return typing.cast(T, _build(kind, values, ""))
+def from_dict(kind: type[T], values: Any, prefix: str = "") -> T:
+    """Rebuild a configuration from the values of ``dataclasses.asdict``; ValueError names what is wrong.
+
+    ``prefix`` stands before the names of keys, where it is a part of another one.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{prefix.rstrip('.') or 'a configuration'} must be an object with keys, got {values!r:.60}")
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(map(str, values)) - set(hints)):
+        raise ValueError(
+            f"unknown key {prefix + unknown[0]!r}; the keys are {', '.join(prefix + key for key in hints)}"
+        )
+    return kind(
+        **{
+            key: from_dict(hints[key], value, f"{prefix}{key}.") if dataclasses.is_dataclass(hints[key]) else value
+            for key, value in values.items()
+        }
+    )
 
 
 def differences(before: T, after: T) -> list[str]:
@@ -189,22 +204,6 @@ def refusal(before: T, after: T) -> str:
 
 def _training(config: RunConfig | Settings) -> TrainingConfig:
     return (config.settings if isinstance(config, RunConfig) else config).training
-
-
-def _build(kind: type, values: Any, prefix: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix.rstrip('.') or 'a configuration'} must be an object with keys, got {values!r:.60}")
-    hints = _types(kind)
-    if unknown := sorted(set(map(str, values)) - set(hints)):
-        raise ValueError(
-            f"unknown key {prefix + unknown[0]!r}; the keys are {', '.join(prefix + key for key in hints)}"
-        )
-    return kind(
-        **{
-            key: _build(hints[key], value, f"{prefix}{key}.") if dataclasses.is_dataclass(hints[key]) else value
-            for key, value in values.items()
-        }
-    )
 
 
 _types = functools.cache(typing.get_type_hints)

@@ -173,17 +173,6 @@ def _is_dead(record: Mapping[str, Any]) -> bool:
     return isinstance(norms, Mapping) and len(norms) > 0 and not any(norms.values())
 
 
-class _Fallbacks(logging.Handler):
-    """Makes an event of what the library warns of: a decomposition that did not converge."""
-
-    def __init__(self, event: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._event = event
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._event(record.getMessage())
-
-
 def _add_numbers(board: Any, series: str, record: Mapping[str, Any]) -> None:
     """Add a record's numbers: SERIES/KEY, and KEY/NAME where a key holds several by name; lists are left out."""
     for key, value in record.items():
@@ -219,7 +208,9 @@ class Recorder(Follower):
         self._best = self._kept()
         self._dead = any(_is_dead(record) for record in run.series("sensitivity")[-1:])
         self._monitor.actions.append(self._watched)
-        self._fallbacks = _Fallbacks(lambda message: self._event("fallback", message))
+        # Makes an event of what the library warns of: a decomposition that did not converge.
+        self._fallbacks = logging.Handler(logging.WARNING)
+        self._fallbacks.emit = lambda record: self._event("fallback", record.getMessage())  # type: ignore[method-assign]
         logging.getLogger("specreg.spectra").addHandler(self._fallbacks)
         self._board = None
         if self._every.tensorboard:

@@ -239,7 +239,11 @@ class Monitor:
     def _measure(self, samples: Samples) -> tuple[Reading, Signal | None, dict[str, Tensor] | None]:
         """Return what is missing, the discriminator's signal, and the state of the meter if it was made for this."""
         with frozen_random_numbers():
-            generated, real = _two(samples())
+            pair: Any = samples()  # of a user's function
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                got = len(pair) if isinstance(pair, tuple | list) else type(pair).__name__
+                raise TypeError(f"samples must return two tensors, generated and real samples, got {got}")
+            generated, real = pair
             made = None
             if self.coverage is None:
                 self.coverage = Coverage(real)
@@ -330,14 +334,6 @@ def _of_spectra_alone(verdict: Verdict) -> Verdict:
     if verdict.state != "steady":
         return verdict
     return replace(verdict, message=f"{verdict.message}; modes not measured: give samples=")
-
-
-def _two(pair: Any) -> tuple[Tensor, Tensor]:
-    """Return what a user's function returned if it is generated and real samples."""
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        got = len(pair) if isinstance(pair, tuple | list) else type(pair).__name__
-        raise TypeError(f"samples must return two tensors, generated and real samples, got {got}")
-    return pair[0], pair[1]
 
 
 def _warn_of_few(num_generated: int, num_real: int | None) -> None:

@@ -64,7 +64,7 @@ def replayable(networks: Sequence[nn.Module]) -> bool:
         for chain in module.parametrizations.values()  # type: ignore[operator]
         for normalizer in chain
     ]
-    return all(isinstance(one, _SpectralNorm) for one in normalizers) and all(
+    return all(isinstance(normalizer, _SpectralNorm) for normalizer in normalizers) and all(
         parameter.is_cuda for network in networks for parameter in network.parameters()
     )
 
