@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import specreg
-
-ROOT = Path(specreg.__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     path for folder in ("src", "scripts", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")
 )

@@ -189,11 +189,12 @@ def test_half_precision_with_compensation_stays_finite(method, steps, tmp_path):
     out = tmp_path / "run"
     options = ["--steps", str(steps), "--d-steps", "2", "--d-channels", "4", "--g-channels", "4", "--latent", "8"]
     options += ["--batch-size", "4", "--samples", "64", "--reference", "64", "--no-tensorboard"]
-    options += ["--evaluate-every", "0", "--precision", "bf16", "--method", method]
+    options += ["--evaluate-every", "0", "--log-every", "1", "--precision", "bf16", "--method", method]
     options += ["--dynamic.start", "20"] if method == "dynamic" else []
     # In a process of its own: one process has one precision.
     assert train_run(out, *options)[0] == 0
     losses = [json.loads(line)["d_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == steps
     assert all(abs(loss) < 10 for loss in losses)
     assert json.loads((out / "result.json").read_text())["compensations"] >= 2 * steps // 5 - 5
 

@@ -41,7 +41,9 @@ def test_a_single_image_can_be_learned(tmp_path):
     np.savez(tmp_path / "one.npz", images=image)
     command = ["train", "--quiet", "--out", str(tmp_path / "run"), "--data", str(tmp_path / "one.npz"), *OPTIONS]
     assert main([*command, "--image-size", "32", "--steps", "2", "--evaluate-every", "1"]) == 0
-    for record in RunDirectory(tmp_path / "run").series("sensitivity"):
+    records = RunDirectory(tmp_path / "run").series("sensitivity")
+    assert [record["step"] for record in records] == [1, 2]
+    for record in records:
         assert set(record) == {"step", "attainment", "gradient_norms"}
 
 

@@ -411,7 +411,7 @@ FORWARDS = {
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 def test_a_forward_that_uses_another_weight_is_told_of(verb, kind, message, caplog):
     if verb is specreg.spectral_norm and kind is OwnNormalized:
-        pytest.skip("is left out")
+        message = None  # it is left out
     module = nn.Sequential(kind(3, 4, 3), nn.Conv2d(4, 4, 3))
     before, random = copy.deepcopy(module.state_dict()), torch.get_rng_state()
     with caplog.at_level(logging.WARNING):
