@@ -43,12 +43,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(autouse=True)
-def random_numbers_as_before():
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 @pytest.mark.parametrize("page", ["index.md", "extending.md", "monitor.md", "coverage.md"])
 def test_pages_with_code_run(page, capsys):
     follow(page)

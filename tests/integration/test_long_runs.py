@@ -3,10 +3,12 @@
 import gc
 import json
 import os
+import pty
 import random
 import shutil
 import signal
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +24,6 @@ from specreg.experiments.sources.images import Images
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
 from trainings import OPTIONS, Fork, assert_same_run, environment, train
-
-pty = pytest.importorskip("pty")  # not on Windows
-termios = pytest.importorskip("termios")  # not on Windows
 
 RECORDS = RecordConfig(log_every=5, spectra_every=10, evaluate_every=100, checkpoint_every=50, samples=64, reference=64)
 SHOWS_CURSOR, HIDES_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
@@ -71,14 +70,12 @@ def check_flat(rows: list[list[int]]) -> list[list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
 def test_nothing_grows_over_300_steps(tmp_path):
     """Objects and files: what the system counts as memory moves by megabytes from one reading to the next."""
     check_flat(train_watched(tmp_path / "run", 300, 25))
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
 def test_memory_is_flat_over_5000_steps(tmp_path, record_property):
     rows = train_watched(tmp_path / "run", 5000, 100)
     grown = 1000 * slope([(step, memory) for step, memory, *_ in check_flat(rows)])

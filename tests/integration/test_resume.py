@@ -225,11 +225,3 @@ def test_other_data_is_refused_before_anything_of_a_complete_run_is_changed(tmp_
     assert main(again) == 2
     assert "was trained on 140 images, and its data have 141 now: restore" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
-
-
-@pytest.mark.slow
-def test_a_complete_run_is_not_made_again(finished):
-    out = finished("static")
-    before = (out / "checkpoint.pt").stat().st_mtime_ns
-    assert main(["train", "--quiet", "--out", str(out)]) == 0
-    assert (out / "checkpoint.pt").stat().st_mtime_ns == before

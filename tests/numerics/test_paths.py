@@ -80,7 +80,6 @@ def test_lift_keeps_its_promise(shape, spectrum, change):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
 def test_lift_of_other_dtypes_equals_that_of_the_same_values_in_double(shape, dtype):
-    torch.manual_seed(0)
     matrix = torch.randn(shape, dtype=torch.complex64 if dtype.is_complex else torch.float32).to(dtype)
     expected = compensate(matrix.to(torch.complex128 if dtype.is_complex else torch.float64), MAPS["half"]).matrix
     actual, u1, v1 = (part.to(expected.dtype) for part in compensate(matrix, MAPS["half"]))
@@ -91,9 +90,20 @@ def test_lift_of_other_dtypes_equals_that_of_the_same_values_in_double(shape, dt
     )
 
 
-@pytest.mark.parametrize("change", MAPS)
-@pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+HOPELESS = {  # in float32: an estimate that promises nothing, so that another rung is taken
+    ("condition-1e4", "all"), ("condition-1e4", "dynamic"),
+    ("repeated", "half"), ("repeated", "truncated"), ("repeated", "unit"),
+}  # fmt: skip
+JUDGED = [
+    pytest.param(dtype, spectrum, change, id=f"{dtype}-{spectrum}-{change}")
+    for dtype in (torch.float32, torch.float64)
+    for spectrum in SPECTRA
+    for change in MAPS
+    if well_posed(spectrum, change) and (dtype == torch.float64 or (spectrum, change) not in HOPELESS)
+]
+
+
+@pytest.mark.parametrize(("dtype", "spectrum", "change"), JUDGED)
 def test_estimated_error_bounds_the_error_of_each_rung(monkeypatch, dtype, spectrum, change):
     monkeypatch.setattr(fast, "precisions", lambda matrix: (dtype,))
     estimates = []
@@ -107,8 +117,7 @@ def test_estimated_error_bounds_the_error_of_each_rung(monkeypatch, dtype, spect
     for seed in range(3):
         matrix = make((128, 1152), spectrum, seed)
         lifted = compensate(matrix, MAPS[change])
-        if not estimates[-1] < 0.1 or not well_posed(spectrum, change):
-            continue  # no promise was made: another rung is taken
+        assert estimates[-1] < 0.2
         error = relative_error(lifted.matrix, expected_matrix(MAPS[change], (128, 1152), spectrum, seed))
         assert error < 3 * estimates[-1] + 5e-7  # and the rounding of the application itself
 
@@ -209,7 +218,6 @@ def test_svd_of_an_ill_conditioned_matrix_is_thin():
 @pytest.mark.parametrize("steps", [200, pytest.param(1000, marks=pytest.mark.soak)])
 def test_compensations_of_a_weight_in_training_do_not_drift(steps):
     """Each is held against the authors' map of the same weight; gradients of a hinge loss move it, by Adam."""
-    torch.manual_seed(0)
     layer = torch.nn.Conv2d(12, 64, 3)
     network = torch.nn.Sequential(layer, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64 * 9, 1))
     specreg.spectral_norm(network)
@@ -229,64 +237,6 @@ def test_compensations_of_a_weight_in_training_do_not_drift(steps):
         worst = max(worst, relative_error(stored.flatten(1), expected))
     assert worst < PROMISED
     assert compensator.satisfied()
-
-
-MOVES = {
-    "not at all": lambda w: w,
-    "a little": lambda w: w + 2e-4 * torch.randn_like(w),
-    "much": lambda w: w + 2e-2 * torch.randn_like(w),
-    "to another weight": lambda w: torch.randn_like(w) / 30,
-    "a spike outside the head": lambda w: w + 1.5 * torch.outer(*_outer_vectors(w)),
-    "a spike as high as the head": lambda w: w + 0.9 * torch.outer(*_outer_vectors(w)),
-    "scaled": lambda w: 3 * w,
-    "to zero": torch.zeros_like,
-    "to one direction": lambda w: torch.outer(w[:, 0], w[0]),
-}
-
-
-def _outer_vectors(weight):
-    """Return the singular vectors of the smallest singular value."""
-    u, _, vh = torch.linalg.svd(weight, full_matrices=False)
-    return u[:, -1], vh[-1]
-
-
-@pytest.mark.parametrize("move", MOVES)
-@pytest.mark.parametrize(("shape", "unit"), [((128, 300), True), ((300, 128), False), ((64, 64), False)])
-def test_a_second_compensation_is_right_wherever_the_weight_went(move, shape, unit):
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(shape[1], shape[0])
-    compensator = specreg.static_compensation(layer, every=1, scale="unit" if unit else "keep")
-    compensator.step()
-    with torch.no_grad():
-        layer.weight.copy_(MOVES[move](layer.weight))
-    before = to_numpy(layer.weight)
-    compensator.step()
-    assert compensator.satisfied()
-    if before.any() and move != "to one direction":  # there are zeros in the head then, raised in any direction
-        expected = reference.static(before, 0.5, unit=unit)
-        assert relative_error(layer.weight, expected) < PROMISED
-
-
-def test_a_resumed_compensator_goes_on_bit_for_bit():
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(300, 128)
-    compensator = specreg.static_compensation(layer, every=1)
-    moves = [1e-3 * torch.randn_like(layer.weight) for _ in range(3)]
-
-    def go_on(module, one, change):
-        with torch.no_grad():
-            module.weight += change
-        one.step()
-
-    go_on(layer, compensator, moves[0])
-    go_on(layer, compensator, moves[1])
-    twin = torch.nn.Linear(300, 128)
-    twin.load_state_dict(layer.state_dict())
-    resumed = specreg.static_compensation(twin, every=1)
-    resumed.load_state_dict(compensator.state_dict())
-    go_on(layer, compensator, moves[2])
-    go_on(twin, resumed, moves[2])
-    assert torch.equal(twin.weight, layer.weight)
 
 
 @pytest.mark.parametrize("exponent", [-15, -18, -22, -25, -30])

@@ -210,7 +210,6 @@ def test_a_bias_that_two_modules_share_counts_once():
 
 @pytest.mark.parametrize("normalize", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
 def test_a_penalty_between_two_forward_passes_has_its_gradient(normalize):
-    torch.manual_seed(0)
     module = nn.Sequential(normalize(nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 1))
     x = torch.randn(4, 6)
     first = module(x).sum()
