@@ -15,6 +15,7 @@ from torch.nn.utils import weight_norm
 
 import specreg
 from kinds import OwnNormalized
+from specreg.layers import kinds
 
 PAGE = Path(__file__).parents[2] / "docs" / "adopt.md"
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.+?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
@@ -213,6 +214,36 @@ def test_a_class_of_ones_own_is_a_layer(capsys):
     weight = names["discriminator"][0].kernel.detach().T.double() * 0.5
     spectra = specreg.spectra(names["discriminator"])["0.kernel"]
     torch.testing.assert_close(spectra, torch.linalg.svdvals(weight), rtol=1e-5, atol=1e-6)
+
+
+class SpectralNorm2d(nn.Module):
+    """A wrapper as in older code, which divides a weight of its own by power iteration."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.w_bar = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.register_buffer("u", F.normalize(torch.randn(outputs), dim=0))
+
+    def forward(self, x):
+        weight = self.w_bar.flatten(1)
+        v = F.normalize(self.u @ weight, dim=0)
+        return F.conv2d(x, self.w_bar / (self.u @ weight @ v))
+
+
+def test_a_wrapper_is_a_layer_by_the_name_of_its_class(monkeypatch):
+    monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
+    module = nn.Sequential(SpectralNorm2d(3, 6), nn.Flatten(), nn.Linear(6, 1))
+    assert list(specreg.spectra(module)) == ["2"]
+    specreg.register("SpectralNorm2d", weight="w_bar")
+    found = specreg.spectra(module)
+    assert list(found) == ["0.w_bar", "2"]
+    expected = torch.linalg.svdvals(module[0].w_bar.detach().double().flatten(1))
+    torch.testing.assert_close(found["0.w_bar"], expected, rtol=1e-5, atol=1e-6)
+    compensator = specreg.static_compensation(module, every=1, keep=1.0)
+    compensator.step()
+    assert compensator.satisfied()
+    assert specreg.spectra(module, normalized=True)["0.w_bar"].min() > 1 - 1e-5
+    assert specreg.Monitor(module).layers == ("0.w_bar", "2")
 
 
 def test_accumulated_gradients_are_one_step():

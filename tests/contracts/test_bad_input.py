@@ -87,6 +87,10 @@ def a_folder(name: str) -> Spoil:
     return lambda run: ((run / name).unlink(missing_ok=True), (run / name).mkdir())
 
 
+def linked(name: str, target: str) -> Spoil:
+    return lambda run: ((run / name).unlink(missing_ok=True), (run / name).symlink_to(target))
+
+
 def changed(name: str, **values: object) -> Spoil:
     """Change keys of a JSON file; a dotted one, with two underscores for the dot, inside."""
 
@@ -191,7 +195,7 @@ SOME_JSON = {name: BAD_JSON[name] for name in ("half", "a list", "deep")}  # whe
 
 COMPARE = {
     "unknown flag": (["--stepz", "5"], "Unrecognized options: --stepz, 5 (did you mean --steps?)"),
-    "value of a wrong type": (["--steps", "many"], "--steps"),
+    "value of a wrong type": (["--steps", "many"], "Error parsing --steps: invalid literal"),
     "unknown method": (["--methods", "magic"], "methods must be one of sn, static, dynamic"),
     "a method with a slip": (["--methods", "sttic"], "got 'sttic' (did you mean static?)"),
     "no methods": (["--methods", ","], "methods must not be empty"),
@@ -211,7 +215,7 @@ COMPARE = {
 }  # fmt: skip
 
 SWEEP = {
-    "no preset": ([], "preset"),
+    "no preset": ([], "preset must be one of paper, "),
     "unknown preset": (["--preset", "papers"], "got 'papers' (did you mean paper?)"),
     "unknown cell": (["--preset", "paper", "--cells", "A16128"], "no cell is named 'A16128' (did you mean A16-128?)"),
     "no time": (["--preset", "digits", "--minutes", "nan"], "minutes must be a positive number, got nan"),
@@ -234,7 +238,7 @@ TRAIN = {
     "rate that is no number": (["--d-lr", "nan"], "d_lr must be a finite number, got nan"),
     "detector's nan": (["--detector.fast", "nan"], "fast must"),
     "negative seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
-    "unknown loss": (["--loss", "mse"], "--loss"),
+    "unknown loss": (["--loss", "mse"], "invalid choice 'mse' for argument '--loss'"),
     "weights that are not there": (["--features", "inception", "--inception-weights", "none.pth"], "Inception "),
     "resized digits": (["--image-size", "32"], "digits are 8x8"),
     "cached digits": (["--cache", "cache"], "drop --stacked and --cache"),
@@ -298,7 +302,7 @@ EVALUATE = {
     "a run of no UTF-8": ([unprintable("")], "does not exist"),
     "no checkpoint": ([Run(gone("checkpoint.pt"))], "has no checkpoint yet"),
     "no best checkpoint": ([Run(gone("checkpoint-best.pt")), "--checkpoint", "best"], "has no best checkpoint"),
-    "unknown checkpoint": ([Run(), "--checkpoint", "worst"], "--checkpoint"),
+    "unknown checkpoint": ([Run(), "--checkpoint", "worst"], "--checkpoint must be one of last, best, "),
     "too few samples": ([Run(), "--samples", "2"], "samples must be an integer of at least 10"),
     "absurd samples": ([Run(), "--samples", NINES], "samples must be an integer of at most"),
     "weights without their features": ([Run(), "--inception-weights", "w.pth"], "--inception-weights are for"),
@@ -340,13 +344,13 @@ WATCH = {
     "a file": ([file("a.png", png()), "--real", "digits"], "there is no folder"),
     "no folder named": ([], "no folder given"),
     "no checkpoints": ([folder_of("run"), "--once"], "holds nothing to read: looked for checkpoints"),
-    "a checkpoint of text": ([folder_of("run", a__pt=b"text"), "--once"], "a.pt"),
+    "a checkpoint of text": ([folder_of("run", a__pt=b"text"), "--once"], "a.pt is neither a safetensors file nor one of torch.save"),
     "no images": ([folder_of("run"), "--real", noise, "--once"], "holds nothing to read: looked for images of 8x8"),
     "missing data": ([folder_of("run"), "--real", "nowhere.zip"], "no data at nowhere.zip"),
     "points": ([folder_of("run"), "--real", "ring"], "ring has points and no images"),
     "too few real images": ([folder_of("run"), "--real", images(a__png=png(8))], "coverage needs at least 100 real samples"),
     "features of another size": ([folder_of("run"), "--real", "digits", "--features", "mnist"], "features are for 28x28 images"),
-    "unknown features": ([folder_of("run"), "--real", "digits", "--features", "vgg"], "--features"),
+    "unknown features": ([folder_of("run"), "--real", "digits", "--features", "vgg"], "invalid choice 'vgg' for argument '--features'"),
     "no grid": ([folder_of("run", fakes0__png=png(43)), "--real", noise, "--once"],
                 "is 43x43, no grid of 8x8 images: give their size with --tile HEIGHTxWIDTH"),
     "half a grid": ([folder_of("run", fakes0__png=torn(png(64))), "--real", noise, "--once"], "fakes0.png is not a readable"),
@@ -374,6 +378,9 @@ REPORT = {
     "a run without its folder": ([lambda folder: str(Path(compared()(folder)) / "sn-seed0")], "compared/runs/sn-seed0?"),
     "page of a wrong kind": ([made(), "--out", "page.pdf"], "has to be a .html or .htm file"),
     "page that exists": ([made(), "--out", file("page.html", b"")], "page.html exists: choose another name"),
+    "page in /proc": ([made(), "--out", "/proc/page.html"], "cannot write to /proc"),
+    "page below a file": ([made(), "--out", below_a_file("new.html")], "new.html has to be a .html or .htm file in a folder that exists"),
+    "configuration that cannot be read": ([made(linked("config.json", "/proc/self/mem"))], "config.json cannot be read"),
     "page with too long a name": ([made(), "--out", too_long(".html")], "give a shorter name"),
     "configuration of words": ([made(changed("config.json", seed="one"))], "is not a run's configuration"),
     "configuration from a pipe": ([made(piped("config.json"))], "config.json is a pipe"),

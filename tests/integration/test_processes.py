@@ -103,7 +103,7 @@ def test_two_processes_of_the_lab_train_as_one(together, name):
     assert_same_value(one, other)
     losses, gradients, alone = loops.lab_training(loops.LAB[name], ALONE)
     # The first step differs by the rounding of sums in another order; later ones amplify it without bound.
-    assert one["losses"][0][0] == pytest.approx(losses[0][0], rel=2e-6)
+    assert one["losses"][0][0] == pytest.approx(losses[0][0], rel=1e-4)
     largest = max(gradient.abs().max() for gradient in gradients)
     for gradient, expected in zip(one["gradients"], gradients, strict=True):
         assert (gradient - expected).abs().max() <= 1e-4 * largest
@@ -118,7 +118,8 @@ def test_two_processes_of_the_lab_train_as_one(together, name):
 
 @pytest.mark.slow
 def test_processes_that_differ_are_named(together):
-    for message in loops.left(together, "disagreement"):
+    one, other = loops.left(together, "disagreement")
+    for message in (one, other):
         assert message.startswith("step 7: process 1 of 2 differs from process 0 in discriminator; nothing was saved.")
 
 
@@ -165,12 +166,12 @@ def test_a_job_that_does_not_say_where_its_processes_are_is_refused(tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["compare", "sweep", "evaluate", "sample", "report", "inspect"])
+@pytest.mark.parametrize("command", ["compare", "sweep", "evaluate", "sample", "report", "inspect", "watch"])
 def test_other_commands_are_refused_in_several_processes(command, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, prefix in (("0", ""), ("1", "process 1: ")):
         monkeypatch.setenv("RANK", rank)
-        assert main([command, *(["x"] if command in ("inspect", "report") else [])]) == 2
+        assert main([command, *(["x"] if command in ("inspect", "report", "watch") else [])]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"{prefix}specreg: error: {command} is for one process, this is one of 2: ")
         assert error.count("\n") == 1

@@ -92,6 +92,20 @@ def test_what_is_there_is_judged_once_and_left_as_it_is(classes, fail_on, code, 
     assert tree(run) == before
 
 
+def test_tiles_that_are_no_squares_are_cut_to_the_size_that_is_asked_for(run, tmp_path):
+    random = torch.Generator().manual_seed(0)
+    for step in range(3):
+        images = torch.randint(256, (400, 16, 8), generator=random).to(torch.uint8)
+        images[:, 4:12] = digits(400, seed=step)  # the central square; the rest is noise
+        grid(images, 20).save(run / f"fakes{step}.png")
+    size = ["--tile", "16x8", "--image-size", "4"]
+    readings = tmp_path / "readings.jsonl"
+    assert main(["watch", str(run), "--real", save_real(tmp_path), "--once", "--json", str(readings), *size]) == 0
+    records = [json.loads(line) for line in readings.read_text().splitlines()]
+    assert [(record["iteration"], record["samples"]) for record in records] == [(0, 400), (1, 400), (2, 400)]
+    assert max(record["missing"] for record in records) < 0.1
+
+
 def test_ctrl_c_ends_it_and_built_in_data_and_features_are_taken(run, monkeypatch, capsys):
     monkeypatch.setattr("specreg.experiments.watch._NUM_REAL", 2000)
     beside(monkeypatch, lambda: np.savez(run / "samples_5.npz", digits(900).reshape(-1, 3, 8, 8).movedim(1, 3).numpy()))

@@ -69,6 +69,17 @@ def test_the_record_is_the_highest_ratio_of_all_acting_calls(strength, scale):
     assert strength < 1 or compensator.satisfied()
 
 
+def test_the_static_scheme_acts_at_its_start_and_at_its_cadence():
+    compensator = specreg.static_compensation(network(), start=3, every=2)
+    assert [compensator.step() for _ in range(7)] == [False, False, False, True, False, True, False]
+    assert compensator.acted == 2
+
+
+def test_the_dynamic_scheme_raises_no_number_of_singular_values():
+    with pytest.raises(ValueError, match="the dynamic scheme raises no number of singular values"):
+        specreg.dynamic_compensation(network()).counts()
+
+
 @pytest.mark.parametrize(("dtype", "rank"), [(torch.float64, 256), (torch.float32, 16), (torch.bfloat16, 16)])
 def test_what_was_just_compensated_satisfies_in_every_precision(dtype, rank):
     """The rows fall over six powers of ten; in double precision 40 eps are seen."""
@@ -164,10 +175,20 @@ def test_a_layer_that_is_zero_at_first_is_not_held_there():
     assert float(after["grouped"][0, 0]) == pytest.approx(float(before["grouped"][0, 0]), rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", ["hold", "keep", "unit"])
+def test_a_layer_that_becomes_zero_stays_so(scale):
+    layer = nn.Linear(12, 8)
+    compensator = specreg.static_compensation(layer, every=1, scale=scale)
+    compensator.step()
+    nn.init.zeros_(layer.weight)
+    compensator.step()
+    assert not layer.weight.any()
+    assert compensator.satisfied()
+
+
 @pytest.mark.parametrize("normalize", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
 def test_auto_does_not_change_what_a_grouped_convolution_under_torchs_norm_computes(normalize):
     """Torch divides all groups by one norm: their scales are a part of the function."""
-    torch.manual_seed(0)
     layer = nn.Conv1d(8, 8, 3, groups=4)
     with torch.no_grad():
         layer.weight[:2] *= 5
@@ -203,7 +224,6 @@ def test_a_spoilt_state_changes_nothing(spoilt):
 
 @pytest.mark.parametrize("normalize", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
 def test_compensation_leaves_the_norms_of_v_under_weight_normalization(normalize):
-    torch.manual_seed(0)
     layer = normalize(nn.Conv1d(4, 8, 5))
     v = layer.weight_v if hasattr(layer, "weight_v") else layer.parametrizations.weight.original1
     with torch.no_grad():
@@ -217,7 +237,6 @@ def test_compensation_leaves_the_norms_of_v_under_weight_normalization(normalize
 
 @pytest.mark.parametrize("normalize", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
 def test_a_large_v_of_a_small_weight_stays_finite_in_half_precision(normalize):
-    torch.manual_seed(0)
     layer = normalize(nn.Linear(40, 40, bias=False).half())
     g, v = layer.parameters()
     with torch.no_grad():

@@ -361,6 +361,34 @@ def test_an_input_that_is_given_by_name():
     assert specreg.attainment(module, x)["layer"] == specreg.attainment(module.layer, x)[""]
 
 
+class Conditional(nn.Module):
+    """A projection discriminator, which begins in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.score, self.embed = nn.Linear(5, 9), nn.Linear(9, 1), nn.Embedding(3, 9)
+
+    def forward(self, x, labels):
+        features = F.relu_(self.features(x.mul_(2)))
+        return self.score(features) + (self.embed(labels) * features).sum(1, keepdim=True)
+
+
+def test_a_discriminator_takes_labels_beside_its_samples():
+    module, x, labels = Conditional(), torch.randn(4, 5), torch.tensor([0, 2, 1, 2])
+    before = x.clone(), labels.clone()
+    found = specreg.attainment(module, x, labels)
+    assert torch.equal(x, before[0])
+    assert torch.equal(labels, before[1])
+    assert list(found) == ["features", "score"]
+    inputs = {"features": 2 * x, "score": F.relu(module.features(2 * x))}
+    for name, value in found.items():
+        weight = module.get_submodule(name).weight.detach()
+        largest = torch.linalg.matrix_norm(weight, 2)
+        attained = (inputs[name] @ weight.T).norm(dim=1) / (largest * inputs[name].norm(dim=1))
+        assert value.attained == pytest.approx(attained.mean().item(), rel=1e-5)
+        assert value.largest == pytest.approx(largest.item(), rel=1e-5)
+
+
 def test_layers_that_did_not_run_are_left_out_and_shared_ones_are_averaged(caplog):
     class Twice(nn.Module):
         def __init__(self):

@@ -269,7 +269,7 @@ BAD = [
     (npz(images=np.zeros((2, 8, 9), np.uint8)), r"squares, got 9x8; give an image size \(--image-size\)"),
     (npz(images=np.zeros((2, 8, 8), np.uint8), labels=np.zeros(3, int)), "one integer >= 0 an image"),
     (npz(images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, -1])), "one integer >= 0 an image"),
-    (npz(images=np.array([{"a": 1}], dtype=object)), r"images\.npz"),
+    (npz(images=np.array([{"a": 1}], dtype=object)), r"images\.npz is not a readable npz file \(.*allow_pickle"),
     (
         lambda folder: encrypted(npz(images=np.zeros((2, 8, 8), np.uint8))(folder)),
         r"images\.npz is not a readable npz file \(.*encrypted",
@@ -742,6 +742,23 @@ def test_parts_have_caches_of_their_own(tmp_path):
     for _ in range(2):
         for split, value in (("train", 1), ("test", 2)):
             assert find_images(path).open(split, cache=tmp_path / "cache").images[0, 0, 0, 0] == value
+
+
+def test_a_configurations_cache_holds_both_parts_which_are_then_opened_without_decoding(tmp_path, monkeypatch):
+    files = {f"{part}/{name}/0.png": value for part in ("train", "val") for name, value in (("a", 1), ("b", 2))}
+    data = DataConfig(str(write(tmp_path / "set", files)), cache=str(tmp_path / "cache"), image_size=16)
+
+    def both() -> list[ImageArrays]:
+        source = open_source(Settings(data=data))
+        return [source.dataset, source.held_out(Settings(data=data)).dataset]
+
+    first = both()
+    assert len([*(tmp_path / "cache").glob("*.npy")]) == 2
+    monkeypatch.setattr("specreg.data.decoding.ImageFiles._image", None)
+    for one, other in zip(first, both(), strict=True):
+        assert one.images.shape == (2, 1, 16, 16)
+        assert torch.equal(one.images, other.images)
+        assert (other.labels.tolist(), other.classes) == ([0, 1], ("a", "b"))
 
 
 def test_a_link_has_the_part_beside_it_and_beside_what_it_leads_to(tmp_path):

@@ -302,7 +302,6 @@ def test_a_checkpoint_of_too_many_entries_is_refused(tmp_path):
 
 
 def test_bf16_computes_the_forward_pass_alone_and_returns_float32():
-    torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     x = torch.randn(5, 3)
     exact, seen = network(x), []
@@ -363,6 +362,30 @@ def test_compiling_the_networks_renames_nothing(monkeypatch):
     assert compiled == ["Generator", "Discriminator"]
     for network in ("generator", "discriminator"):
         assert list(states[0][network]) == list(states[1][network])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
+def test_a_compiled_training_begins_as_a_plain_one(monkeypatch):
+    compile_, graphs, losses, names = nn.Module.compile, [], [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend=backend))
+    training = replace(SMALL.training, steps=1, batch_size=4, d_steps=1)
+    for compiled in (False, True):
+        assert not graphs
+        state = build_state(
+            RunConfig("sn", 0, replace(SMALL, compile=compiled, training=training)), Images(StackedDigits())
+        )
+        keep = lambda _, values: losses.append({name: value.item() for name, value in values.items()})  # noqa: E731
+        train(state, training, callbacks=[keep])
+        names.append([list(state.state_dict()[network]) for network in ("generator", "discriminator")])
+    assert graphs
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert names[0] == names[1]
 
 
 @pytest.mark.parametrize(

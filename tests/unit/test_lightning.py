@@ -179,6 +179,18 @@ def test_a_checkpoint_restores_the_count_the_monitor_and_the_guard(tmp_path):
     assert second.guard.compensator.calls == 1 + 13  # it went on compensating
 
 
+def test_a_second_training_of_the_same_module_goes_on_and_one_of_another_is_refused():
+    module, callback = HandGan(), make_callback(guard=True)
+    for batches in (4, 3):
+        trainer = fit(module, callback, batches=batches)
+        assert all(not optimizer._optimizer_step_post_hooks for optimizer in trainer.optimizers)
+    assert callback.iteration == 7
+    assert callback.monitor.history.iterations == [1, 2, 4, 6]
+    with pytest.raises(ValueError, match="has watched another module: make a new one"):
+        fit(HandGan(), callback, batches=1)
+    assert callback.iteration == 7
+
+
 def test_each_discriminator_has_its_own_callback(tmp_path):
     def callbacks():
         return [SpectralMonitorCallback(path, every=2) for path in ("nets.critic", "generator")]

@@ -402,7 +402,8 @@ class TestActions:
             roll_back(replace(verdict_of(state), entered=frozenset({state})))
         assert len(roll_back.restored) == 1
 
-    def test_a_resumed_training_does_not_roll_back_more_often(self):
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_a_resumed_training_does_not_roll_back_more_often(self, times):
         detector = specreg.Detector()
         verdicts = [detector.update(100 * i, {"a": [1.0, 0.9 + (i == 1) / 100]}) for i in range(1, 31)]
         verdicts += [detector.update(100 * i, {"a": [1.0, 0.1]}) for i in range(31, 40)]
@@ -412,19 +413,19 @@ class TestActions:
 
         def run(resumed_at):
             pin = Pin({"d": nn.Linear(2, 2)})
-            roll_back = RollBack(pin)
+            roll_back = RollBack(pin, times=times)
             for index, verdict in enumerate(verdicts):
                 if index == resumed_at:
                     states = saved(pin, roll_back)
                     pin = Pin({"d": nn.Linear(2, 2)})
-                    roll_back = RollBack(pin)
+                    roll_back = RollBack(pin, times=times)
                     pin.load_state_dict(states[0])
                     roll_back.load_state_dict(states[1])
                 pin(verdict)
                 roll_back(verdict)
             return roll_back.restored
 
-        assert len(run(None)) == 1
+        assert len(run(None)) == times
         assert all(run(at) == run(None) for at in (10, 35, 50))
 
     @pytest.mark.parametrize("rank", [0, 1])
@@ -592,7 +593,7 @@ def test_a_state_that_is_no_monitors_is_refused_whole(spoil):
     other.step(100)
     state = saved(other)[0]
     spoil(state)
-    with pytest.raises(ValueError, match=r"not a |must be an integer"):
+    with pytest.raises(ValueError, match=r"not a [\w' -]+'s state|must be an integer"):
         monitor.load_state_dict(state)
     assert (monitor.history.iterations, monitor.verdict.iteration, monitor.detector.verdict().iteration) == ([1], 1, 1)
 
@@ -1182,13 +1183,6 @@ class TestSamples:
         assert guard.switched_on == seen
         assert guard.compensator is not None
 
-    def test_a_guard_whose_states_leave_lost_modes_out_stays_off(self):
-        module = network()
-        monitor = sampled(module, *[0.05] * 5, 0.7)
-        guard = specreg.Guard(monitor, states=("collapsed",))
-        train(module, monitor, guard, falls=range(0, 20))
-        assert (monitor.verdict.state, guard.switched_on) == ("lost", None)
-
     @pytest.mark.parametrize("falls", [range(0, 20), range(1500, 2500)])
     def test_healthy_is_not_said_without_them(self, falls):
         module = network()
@@ -1324,7 +1318,6 @@ class TestSamples:
 
 class TestDiversity:
     def test_of_the_same_distribution_and_of_one_point(self):
-        torch.manual_seed(0)
         real, alike = torch.randn(200, 3, 4, 4), torch.randn(200, 3, 4, 4)
         same = diversity(alike, real)
         assert same.ratio == pytest.approx(1, abs=0.05)

@@ -80,11 +80,24 @@ def test_no_match_is_an_error_that_lists_what_is_there(verb):
         verb(3)
 
 
-def test_embeddings_are_normalized_but_not_compensated_by_default():
+@pytest.mark.parametrize(
+    ("take", "by_default"),
+    [
+        (specreg.spectral_norm, True),
+        (specreg.spectra, True),
+        (lambda module, **given: specreg.Monitor(module, **given).layers, True),
+        (lambda module, **given: specreg.static_compensation(module, **given).layers, False),
+        (lambda module, **given: specreg.dynamic_compensation(module, **given).layers, False),
+        (specreg.spectral_regularization, False),
+        (specreg.orthogonalize, False),
+    ],
+    ids=["spectral_norm", "spectra", "monitor", "static", "dynamic", "regularization", "orthogonalization"],
+)
+def test_embeddings_are_taken_by_default_where_that_is_said_and_by_all_if_they_are_named(take, by_default):
     module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
-    assert list(specreg.spectral_norm(module)) == ["0", "1"]
-    assert list(specreg.static_compensation(module).layers) == ["1"]
-    assert list(specreg.static_compensation(module, only=nn.Embedding).layers) == ["0"]
+    for only in ("0", nn.Embedding):
+        assert list(take(copy.deepcopy(module), only=only)) == ["0"]
+    assert list(take(module)) == (["0", "1"] if by_default else ["1"])
 
 
 @pytest.mark.parametrize("name", ["_original_module", "_forward_module"])
@@ -465,7 +478,9 @@ def test_degenerate_weights_stay_finite(kind, verb, fill):
     VERBS[verb](layer, only="")
     layer(example_input(layer)).sum().backward()
     assert layer.weight.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None)
+    gradients = [p.grad for p in layer.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
     assert all(s.isfinite().all() for s in specreg.spectra(layer, normalized=True).values())
 
 
@@ -552,7 +567,10 @@ def test_a_gradient_penalty_on_the_inputs_works(gradient):
     x = images().requires_grad_()
     (slope,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
     slope.square().sum().backward()
-    assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+    for name in ("0", "2", "5"):
+        slopes = module.get_submodule(name).parametrizations.weight.original.grad
+        assert slopes.isfinite().all()
+        assert slopes.any()
 
 
 # --- everything that a training does with a discriminator -------------------------------------------------------
