@@ -41,6 +41,31 @@ def norm(matrix: np.ndarray) -> float:
     return float(np.linalg.norm(matrix, 2))
 
 
+class Unknown(nn.Module):
+    """A layer that nobody has registered."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+
+LEFT_OUT = "left out, of no known layer (specreg.register takes its class): 0.weight"
+
+
+@pytest.mark.parametrize("verb", [specreg.static_compensation, specreg.dynamic_compensation])
+def test_what_is_not_compensated_is_said(verb, caplog):
+    compensator = verb(nn.Sequential(Unknown(), nn.Linear(4, 1)))
+    name = compensator.scheme.name
+    assert caplog.messages == [
+        f"{name} compensation: {LEFT_OUT}",
+        f"{name} compensation changes nothing: no layer has a second value to raise",
+    ]
+    caplog.clear()
+    verb(nn.Sequential(Unknown(), nn.Linear(4, 4)), only="1")  # named, so that the rest is left out on purpose
+    verb(network())
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 @pytest.mark.parametrize("scale", ["hold", "keep", "unit"])
 def test_the_record_is_the_highest_ratio_of_all_acting_calls(strength, scale):

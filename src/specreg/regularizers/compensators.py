@@ -105,6 +105,11 @@ class Compensator:
         require_writable(layers)
         _require_free(layers)
         warn_of_doubts(layers)
+        if layers.left_out.not_covered and not layers.are_named:
+            logger.warning("%s compensation: %s", scheme.name, layers.left_out.lines()[0])
+        count = scheme.count or int
+        if all(count(layer.rank) <= 1 for layer in layers.values()):
+            logger.warning("%s compensation changes nothing: no layer has a second value to raise", scheme.name)
         _COMPENSATORS.add(self)
 
     def step(self) -> bool:
