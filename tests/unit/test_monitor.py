@@ -1216,6 +1216,13 @@ class TestSamples:
             assert (monitor.verdict.coverage.state, monitor.verdict.signal.state) == ("healthy", state)
             assert sum("give scores=" in message for message in caplog.messages) == num_warnings
 
+    def test_of_too_little_memory_scores_are_no_remedy(self, caplog):
+        module = network()
+        module.forward = lambda x: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried\nto"))
+        monitor = sampled(module, 0.05)
+        assert (monitor.step(0).signal.state, monitor._scores) == ("not measured", None)
+        assert caplog.messages[1:] == ["monitor: the discriminator's signal is not measured: CUDA out of memory. Tried"]
+
     @pytest.mark.parametrize(
         ("num_real", "num_generated", "few"), [(499, 1000, True), (1000, 99, True), (500, 100, False)]
     )

@@ -63,6 +63,17 @@ def test_large_samples_are_probed_a_batch_at_a_time(monkeypatch):
     assert counts == [4, 4] * 3  # never less than a group
 
 
+def test_of_short_samples_few_are_probed_at_once():
+    counts = []
+
+    def scores(x):  # of a network that may be large
+        counts.append(len(x))
+        return x.tanh().sum((1, 2))
+
+    signal(scores, torch.rand(33, 1, 8192), torch.rand(33, 1, 8192))
+    assert counts == [16, 16, 1] * 3
+
+
 class Wrapped(nn.DataParallel):
     def forward(self, *inputs):
         raise AssertionError("other processes would have to take part")

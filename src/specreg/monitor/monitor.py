@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import OutOfMemoryError, Tensor, nn
 
 from specreg.layers.evaluation import evaluating, frozen_random_numbers
 from specreg.layers.find import find
@@ -264,7 +264,8 @@ class Monitor:
                         raise
                     self._scores = None
                     reason = str(error).partition("\n")[0] or type(error).__name__  # torch's may be pages
-                    logger.warning("monitor: the discriminator's signal is not measured, give scores=: %s", reason)
+                    remedy = "" if isinstance(error, OutOfMemoryError) else ", give scores="
+                    logger.warning("monitor: the discriminator's signal is not measured%s: %s", remedy, reason)
         return reading, taught, made
 
     def _as_weights(self, *samples: Tensor) -> list[Tensor]:

@@ -32,8 +32,9 @@ class Signal:
 def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tensor) -> Signal:
     """Return a discriminator's signal, a batch at a time; nothing of a training changes."""
     check_pair(real, generated)
-    # A power of two: layers that compare a batch's samples in groups, of four mostly, need whole groups.
-    size = 1 << max(2, (_BATCH // generated[0].numel()).bit_length() - 1)
+    # A power of two: layers that compare a batch's samples in groups, of four mostly, need whole groups. Never many:
+    # of short samples, waveforms or latents, a network may make maps that are a thousand times as large.
+    size = 1 << max(2, min(4, (_BATCH // generated[0].numel()).bit_length() - 1))
     # In inference mode, in which samples may have been made, nothing has a gradient.
     with torch.inference_mode(False), torch.no_grad(), evaluating(discriminator) as network:
         norms = torch.cat([norms_of_gradients(network, part) for part in torch.split(generated, size)])
