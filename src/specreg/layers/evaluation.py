@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from specreg.layers.selection import unwrap
 from specreg.layers.weights import uncached
 
+# What data parallelism's wrapper asks before it communicates.
+_SYNCHRONIZING = ("require_forward_param_sync", "require_backward_grad_sync")
+
 
 @contextlib.contextmanager
 def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
@@ -20,8 +23,8 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 
     So are vectors among the parameters, if a forward moves them. A buffer that a forward adds stays. A module whose
     class has a ``train`` or ``eval`` of its own keeps its mode: some merge weights there, or swap in an average. Data
-    parallelism's wrapper would communicate with the other processes. Of any other function only the random numbers are
-    put back.
+    parallelism's wrapper would communicate with the other processes; where a function calls it all the same it does
+    not, meanwhile. Of any other function only the random numbers are put back.
     """
     if not isinstance(network, nn.Module):
         with frozen_random_numbers():
@@ -37,18 +40,24 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     # Some codes keep power iteration's vectors among the parameters (SAGAN's spectral normalization, torchgan's).
     parameters = [tensor for child in modes for tensor in child._parameters.values() if tensor is not None]
     vectors = [(tensor, tensor.detach().clone()) for tensor in parameters if _is_vector(tensor)]
+    wrappers = [vars(child) for child in modes if isinstance(child, nn.parallel.DistributedDataParallel)]
+    flags = [{name: wrapper[name] for name in _SYNCHRONIZING} for wrapper in wrappers]
     # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
     compiling = "torch._dynamo" in sys.modules
     try:
         for child in modes:
             if type(child).train is nn.Module.train and type(child).eval is nn.Module.eval:
                 child.training = False
+        for wrapper in wrappers:
+            wrapper.update(dict.fromkeys(_SYNCHRONIZING, False))
         eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
         with eager, frozen_random_numbers(), uncached():
             yield unwrap(network)
     finally:
         for child, training in modes.items():
             child.training = training
+        for wrapper, flag in zip(wrappers, flags, strict=True):
+            wrapper.update(flag)
         for child, name, buffer, value in buffers:
             child._buffers[name] = buffer
             # A pending backward pass refuses what was written to.

@@ -55,7 +55,8 @@ class Monitor:
         samples_every: iterations between such readings; each is made at the next snapshot, so that by default they
             fall on the first, 300, 500, 800, 1,000 and so on.
         coverage: the meter; by default made of the first real samples.
-        scores: maps samples to the discriminator's scores; by default the module, if it can be called with them.
+        scores: maps samples to the discriminator's scores; by default the module, if it can be called with them. It is
+            called where ``samples`` is: give it the bare networks, too.
         groups: name -> the layers of one network, as names or globs, a name standing for everything below it, as in
             ``{"D": "netD", "G": ["netG", "mapping"]}``; each layer in exactly one group.
         only, skip: the layers to take, see :mod:`specreg.layers.find`, chosen when the monitor is made; all kinds by
