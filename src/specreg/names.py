@@ -148,7 +148,7 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Return the first eight names, of which none is empty, and how many more there are."""
     shown = ", ".join(printable(name) or "''" for name in names[:8])
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown

@@ -255,6 +255,9 @@ def test_frozen_layers_are_named_and_can_be_asked_for():
     assert report.left_out.frozen == ("features",)
     assert str(report).endswith("left out, frozen: features")
     assert list(find(module, only="features")) == ["features"]
+    many = nn.ModuleList(nn.Linear(2, 2).requires_grad_(i > 9) for i in range(11))  # there may be a thousand
+    assert str(find(many)).endswith("left out, frozen: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more")
+    assert len(find(many).left_out.frozen) == 10
     with pytest.raises(ValueError, match="features need no gradient, where others do"):
         find(module, skip="head")
     assert list(find(module.requires_grad_(False))) == ["features", "head"]  # switched off for the generator's step

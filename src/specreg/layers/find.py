@@ -15,6 +15,7 @@ from specreg.layers.forwards import is_customized
 from specreg.layers.kinds import Kind, is_known, tensor_names, weights_of
 from specreg.layers.selection import Selection, plainly_named_modules, predicates, shown, unwrap
 from specreg.layers.weights import Weight
+from specreg.names import listed
 
 _SHARDED = "the module's weights are sharded between processes, which specreg cannot read"
 # What a class that normalizes its weight itself keeps beside it: power iteration's vectors and its singular values.
@@ -115,7 +116,7 @@ class LeftOut:
     def lines(self) -> list[str]:
         titles = ("of no known layer (specreg.register takes its class)", "frozen", "normalized by their class")
         found = zip(titles, (self.not_covered, self.frozen, self.normalizing), strict=True)
-        return [f"left out, {title}: {', '.join(names)}" for title, names in found if names]
+        return [f"left out, {title}: {listed(names)}" for title, names in found if names]
 
 
 class Layers(dict[str, Layer]):

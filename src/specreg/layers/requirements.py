@@ -11,6 +11,7 @@ from specreg.layers.find import Layer, Layers
 from specreg.layers.forwards import difference
 from specreg.layers.selection import shown
 from specreg.layers.weights import Weight
+from specreg.names import listed
 
 logger = logging.getLogger("specreg")
 
@@ -29,7 +30,7 @@ def warn_of_doubts(layers: Layers) -> None:
         logger.warning(
             "no layer needs a gradient now, so that all are taken; those in eval mode beside others in training mode, "
             "%s, seem to be pretrained: leave them out with skip=",
-            ", ".join(resting),
+            listed(list(resting)),
         )
     for name, layer in layers.items():
         for use in layer.uses:
