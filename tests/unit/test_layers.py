@@ -364,6 +364,10 @@ def test_sharded_weights_are_said_to_be_sharded_whatever_this_process_has(shape)
     layer.weight = nn.Parameter(torch.zeros(shape))
     with pytest.raises(ValueError, match="sharded between processes"):
         specreg.spectra(FullyShardedDataParallel(nn.Sequential(layer)))
+    mixed = nn.ModuleDict({"features": FullyShardedDataParallel(nn.Sequential(layer)), "head": nn.Linear(3, 1)})
+    with pytest.raises(ValueError, match=r"a part of it that is whole, .*, can be given by itself"):
+        specreg.spectra(mixed)
+    assert list(specreg.spectra(mixed["head"])) == [""]
     del layer.weight
     layer.weight = torch.zeros(3, 4)  # a flat parameter elsewhere, views of it here
     with pytest.raises(ValueError, match="sharded between processes"):

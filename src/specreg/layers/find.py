@@ -17,7 +17,10 @@ from specreg.layers.selection import Selection, plainly_named_modules, predicate
 from specreg.layers.weights import Weight
 from specreg.names import listed
 
-_SHARDED = "the module's weights are sharded between processes, which specreg cannot read"
+_SHARDED = (
+    "the module's weights are sharded between processes, which specreg cannot read: a part of it that is whole, a head "
+    "beside sharded features, can be given by itself"
+)
 # What a class that normalizes its weight itself keeps beside it: power iteration's vectors and its singular values.
 _OWN_VECTORS = re.compile(r"(\w*_)?(u|v|sv|sigma)\d*")
 
