@@ -206,6 +206,12 @@ def test_a_lightning_module_is_compensated_and_resumed(tmp_path):
     resumed = names["Compensated"]()
     pl.Trainer(max_epochs=2, default_root_dir=tmp_path, **options).fit(resumed, data, ckpt_path=tmp_path / "last.ckpt")
     assert resumed.compensator.calls == 12
+    before = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del before["compensator"]
+    torch.save(before, tmp_path / "before.ckpt")
+    late = names["Compensated"]()
+    pl.Trainer(max_epochs=2, default_root_dir=tmp_path, **options).fit(late, data, ckpt_path=tmp_path / "before.ckpt")
+    assert late.compensator.calls == 6
 
 
 def test_a_class_of_ones_own_is_a_layer(capsys):
