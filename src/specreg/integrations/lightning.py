@@ -47,7 +47,8 @@ class SpectralMonitorCallback(Callback):
     An iteration is a training batch, counted by the callback and kept in its checkpoint: under manual optimization
     ``trainer.global_step`` counts the steps of all optimizers, two a batch in a common GAN. Each snapshot's
     :func:`~specreg.monitor.writers.scalars` go to all loggers of the trainer, with the iteration as their step. With
-    several callbacks, one for each discriminator, their names begin with its path.
+    several callbacks, one for each discriminator, their names begin with its path. Where k batches make one step of the
+    optimizer, ``every``, ``samples_every`` and the detector's warm-up and windows are to be k times as large.
 
     The guard compensates right after each step of the discriminator's optimizer. A compensator needs no callback, but
     in ``configure_optimizers``: ``optimizer.register_step_post_hook(lambda *_: compensator.step())``.
