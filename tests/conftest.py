@@ -1,5 +1,6 @@
 """Shared fixtures: one thread, one seed and one level of the log for every test."""
 
+import contextlib
 import json
 import logging
 import os
@@ -36,6 +37,23 @@ def run(tmp_path: Path) -> Path:
     """A folder that a training fills, beside what else a test needs."""
     (tmp_path / "run").mkdir()
     return tmp_path / "run"
+
+
+@pytest.fixture
+def current_devices(monkeypatch) -> list[object]:
+    """Return the tensors whose device is the current one, the innermost last, as a GPU's would be."""
+    import torch
+
+    tensors: list[object] = []
+
+    @contextlib.contextmanager
+    def device_of(tensor: object):
+        tensors.append(tensor)
+        yield
+        tensors.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    return tensors
 
 
 @pytest.hookimpl(wrapper=True)

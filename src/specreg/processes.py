@@ -112,10 +112,11 @@ def is_main() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def from_main(function: Callable[[], T]) -> T:
+def from_main(function: Callable[[], T], *, beside: Tensor) -> T:
     """Return what a function returns in process 0 of all that torch has connected, which alone calls it.
 
     The function must not communicate: the others wait for its answer. Where torch has connected none it is called.
+    NCCL sends from the current device, which a script need not have made its own: from that of a tensor, then.
 
     Raises:
         Exception: what it raises there; in the others :class:`MainFailedError` unless it is a ValueError or TypeError.
@@ -131,7 +132,7 @@ def from_main(function: Callable[[], T]) -> T:
             failure = error
     # Text, as not every kind of error can be sent.
     sent: list[Any] = [value, None if failure is None else (type(failure).__name__, str(failure))]
-    with talking():
+    with talking(), torch.cuda.device_of(beside):  # type: ignore[no-untyped-call]
         dist.broadcast_object_list(sent)
     if failure is not None:
         raise failure

@@ -1216,6 +1216,15 @@ class TestSamples:
             assert (monitor.verdict.coverage.state, monitor.verdict.signal.state) == ("healthy", state)
             assert sum("give scores=" in message for message in caplog.messages) == num_warnings
 
+    def test_what_is_judged_is_sent_from_the_device_of_the_weights(self, current_devices, monkeypatch):
+        module, seen = network(), []
+        for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():
+            monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+        send = lambda sent: seen.extend(map(id, current_devices))  # noqa: E731
+        monkeypatch.setattr(torch.distributed, "broadcast_object_list", send)
+        specreg.Monitor(module, samples=lambda: (FEW, FEW + 1), coverage=Meter(0.05)).step(0)
+        assert seen == [id(module[0].weight)]
+
     def test_of_too_little_memory_scores_are_no_remedy(self, caplog):
         module = network()
         module.forward = lambda x: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried\nto"))

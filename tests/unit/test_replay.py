@@ -273,6 +273,27 @@ def test_products_are_made_anew_for_another_gain(by_products):
     assert compensator._products is not first
 
 
+def test_products_are_computed_and_written_on_the_device_of_the_weights(by_products, current_devices, monkeypatch):
+    network, seen = discriminator(), []
+
+    def watch(verb):
+        whole = getattr(compensators.ProductCompensation, verb)
+
+        def watched(*arguments):
+            seen.append((verb, *map(id, current_devices)))
+            return whole(*arguments)
+
+        monkeypatch.setattr(compensators.ProductCompensation, verb, watched)
+
+    watch("compute")
+    watch("write")
+    compensator = specreg.static_compensation(network, every=1)
+    for seed in range(2):
+        moved(network, seed)
+        compensator.step()
+    assert seen == [("compute", id(network[0].weight)), ("write", id(network[0].weight))]
+
+
 @pytest.mark.parametrize("options", [{"strength": 0.5}, {"keep": 2}])
 def test_soft_compensation_is_by_decompositions_and_any_count_by_products(by_products, options):
     network = discriminator()

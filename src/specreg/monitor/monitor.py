@@ -229,7 +229,8 @@ class Monitor:
 
     def _read_samples(self, iteration: int, samples: Samples) -> None:
         # What is judged goes to all processes, so that all say the same, and act alike.
-        self.reading, taught, made = from_main(lambda: self._measure(samples))
+        weight = next(iter(self._watched.values()))._tensor()
+        self.reading, taught, made = from_main(lambda: self._measure(samples), beside=weight)
         self._saved = self._saved if made is None else made
         self._answers = (
             self._modes.update(iteration, self.reading),

@@ -127,11 +127,14 @@ class Compensator:
         acts = self.calls >= self.start and (self.calls - self.start) % self.every == 0
         if acts:
             require_writable(self.layers)  # something may have been put on a layer since
-            products, done = self._by_products()
-            rest = {name: layer for name, layer in self.layers.items() if name not in done}
-            require_finite(rest)
-            if products is not None:
-                products.write(done)
+            # Graphs are recorded on the current device, and a script need not have made its own the current one.
+            weight = next(iter(self.layers.values()))._tensor()
+            with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
+                products, done = self._by_products()
+                rest = {name: layer for name, layer in self.layers.items() if name not in done}
+                require_finite(rest)
+                if products is not None:
+                    products.write(done)
             with torch.no_grad():
                 for layer in rest.values():
                     if self.scheme.count is None or self.scheme.count(layer.rank) > 1:
