@@ -16,6 +16,7 @@ from specreg.data.digits import StackedDigits
 from specreg.experiments.config import RunConfig
 from specreg.experiments.run import build_state
 from specreg.experiments.sources.images import Images
+from specreg.layers.find import find
 from specreg.regularizers import compensators, products
 from specreg.regularizers.products import ProductCompensation
 from specreg.training import loop, replay
@@ -292,6 +293,21 @@ def test_products_are_computed_and_written_on_the_device_of_the_weights(by_produ
         moved(network, seed)
         compensator.step()
     assert seen == [("compute", id(network[0].weight)), ("write", id(network[0].weight))]
+
+
+@pytest.mark.parametrize(("gain", "is_served"), [(2.0, True), (torch.tensor(2.0), False)])
+def test_a_gain_that_is_a_tensor_is_no_part_of_a_graph(gain, is_served, monkeypatch):
+    class OnGpu(nn.Parameter):
+        is_cuda, device = True, torch.device("cuda", 0)
+
+    class Scaled(nn.Linear):
+        pass
+
+    specreg.register(Scaled, gain=lambda layer: gain)
+    layer = Scaled(4, 4)
+    layer.weight = OnGpu(layer.weight.detach())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert products.is_served(find(layer)[""]) == is_served
 
 
 @pytest.mark.parametrize("options", [{"strength": 0.5}, {"keep": 2}])

@@ -104,6 +104,7 @@ def is_served(layer: Layer) -> bool:
     """Tell whether a layer is one matrix of its own on a GPU, written as it is read, and no larger than pays."""
     weight = layer.weight
     tensor = layer._tensor()
+    gain = weight.kind.gain(weight.module) if callable(weight.kind.gain) else weight.kind.gain
     return (
         tensor.is_cuda
         and tensor.device.index == torch.cuda.current_device()  # where graphs are recorded
@@ -111,6 +112,7 @@ def is_served(layer: Layer) -> bool:
         and len(layer.uses) == len(weight.storage) == layer.groups == 1
         and not layer.others
         and weight.legacy_hook is None
+        and not isinstance(gain, Tensor)  # whose number is waited for, which no graph can record
         and all(normalizer.dim % tensor.ndim == weight.kind.output_dim for normalizer in weight.normalizers)
         and layer.rank <= _MOST_RANK
         and tensor.numel() <= _MOST_NUMBERS
