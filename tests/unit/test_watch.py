@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,11 +230,23 @@ def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
 
 @pytest.mark.parametrize(
     ("folders", "expected"),
-    [(["best", "last", "epoch_1", "epoch_2"], [0, 1, 2, 3]), (["init", "step_0", "step_100"], [0, 1, 100])],
+    [
+        (["best", "last", "epoch_1", "epoch_2"], [("best", 0), ("epoch_1", 1), ("epoch_2", 2), ("last", 3)]),
+        (["init", "step_0", "step_100"], [("init", 0), ("step_0", 1), ("step_100", 100)]),
+        (["50k", "10k", "latest"], [("10k", 10_000), ("50k", 50_000), ("latest", 50_001)]),
+        (["final", "initial"], [("initial", 0), ("final", 1)]),
+    ],
 )
-def test_checkpoints_without_a_number_come_first(folders, expected, run):
+def test_folders_of_the_first_and_of_the_newest_checkpoint_are_in_their_places(folders, expected, run):
     save(run, {f"{folder}/D.pt": SOUND for folder in folders})
-    assert [notice.details["iteration"] for notice in Checkpoints(run).look(last=True)] == expected
+    details = [notice.details for notice in Checkpoints(run).look(last=True)]
+    assert [(Path(said["path"]).parent.name, said["iteration"]) for said in details] == expected
+
+
+def test_the_newest_checkpoint_is_compared_with_those_that_have_numbers(run):
+    steps = dict.fromkeys(("10k/D.pt", "50k/D.pt"), SOUND)
+    save(run, steps | {"latest/D.pt": FALLEN, "start/D.pt": SOUND})
+    assert [state for _, state in judged(run)] == ["not judged", "steady", "steady", "collapsed"]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +277,8 @@ def test_models_beside_each_other_are_series_of_their_own(first, second, expecte
     ("files", "kind"),
     [
         (["run1/D.pt", "run2/D.pt"], ["run1/D.pt", "run2/D.pt"]),
-        (["seed0/best/D.pt", "seed1/best/D.pt"], ["seed0/D.pt", "seed1/D.pt"]),
+        (["seed0/last/D.pt", "seed1/last/D.pt"], ["seed0/D.pt", "seed1/D.pt"]),
+        (["best/D.pt", "last/D.pt"], ["best/D.pt", "D.pt"]),
         (["D/model.pt", "G/model.pt"], ["D/model.pt", "G/model.pt"]),
     ],
 )

@@ -46,8 +46,9 @@ _REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)
 # Of several models that Accelerate saves into one folder: the number is the model's.
 _ACCELERATE = re.compile(r"(pytorch_)?model_[1-9]\.(bin|safetensors)")
 _NUMBER = re.compile(r"[-_]?\d+(?=\.)")
-# Folders that tell no models apart.
-_NEWEST = re.compile(r"best|last|latest|newest|current|final|end|init|initial|start", re.IGNORECASE)
+# Folders of a time that is no number: of a best/ nothing tells it.
+_FIRST = re.compile(r"init|initial|start", re.IGNORECASE)
+_LAST = re.compile(r"last|latest|newest|current|final|end", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Folder:
         # A file that was refused may be written on after a pause.
         refused = {item for item, count in self._done.items() if not count and found.get(item) == [item]}
         items = {item: files for item, files in found.items() if item not in self._done or item in refused}
-        for item in sorted(items, key=lambda item: (self._times(item), item.name, item)):
+        for item in sorted(items, key=lambda item: (*self._place(item), item.name, item)):
             try:
                 stamps = [file_stamp(file) for file in self.parts(items[item])]
                 if item in refused and stamps == self._stamps.get(item):
@@ -195,6 +196,12 @@ class Folder:
     def _times(self, item: Path) -> tuple[int, ...]:
         """Return what :func:`times` reads of an item's name, else of a folder's below the watched one."""
         return self._told(item)[0]
+
+    def _place(self, item: Path) -> tuple[int, tuple[int, ...]]:
+        """Return what puts items in order: those whose folder says so are before all others, or behind them."""
+        told, folders = self._times(item), item.relative_to(self.path).parts[:-1]
+        rank = any(map(_LAST.fullmatch, folders)) - any(map(_FIRST.fullmatch, folders))
+        return 0 if told else rank, told
 
     def _kind(self, item: Path) -> str:
         """Return what readings of one series share: their path without numbers and folders that tell a time."""
@@ -416,12 +423,12 @@ def watch(
 
 
 def _is_moment(folder: str, told: tuple[int, ...]) -> bool:
-    """Tell whether a folder is of a time in a training, by the times of what is in it: epoch_1/, or without any best/.
+    """Tell whether a folder is of a time in a training, by the times of what is in it: epoch_1/, or without any last/.
 
     A folder's number may be a run's where the file's own tells the time.
     """
     if not told:
-        return _NEWEST.fullmatch(folder) is not None or is_dated(folder)
+        return any(word.fullmatch(folder) for word in (_FIRST, _LAST)) or is_dated(folder)
     kinds = labels(folder)
     return bool(kinds & {"epoch", "step", "checkpoint"}) or ("run" not in kinds and times(folder) == told[-1:])
 
