@@ -153,6 +153,35 @@ def test_what_is_written_on_after_a_pause_is_read(run, caplog):
     assert len(caplog.messages) == 2
 
 
+@pytest.mark.parametrize("name", ["D.pt", "latest_net_D.pth", "latest/D.pt"])
+def test_a_checkpoint_that_is_overwritten_under_one_name_is_read_again(name, run):
+    folder, said = Checkpoints(run), []
+    for second, weight in enumerate((SOUND, SOUND, FALLEN)):
+        save(run, {name: weight})
+        os.utime(run / name, (second, second))
+        for _ in range(2):  # it is read once for each change
+            said += [(notice.details["iteration"], notice.state) for notice in folder.look(last=False)]
+    assert said == [(0, "not judged"), (1, "steady"), (2, "collapsed")]
+
+
+def test_what_is_torn_while_it_is_overwritten_is_read_when_it_is_whole(run, real, caplog):
+    whole = encoded(grid(digits(64), 8))
+    folder = samples(run, real)
+    for second, content in enumerate((whole, torn(whole), whole)):
+        (run / "fakes.png").write_bytes(content)
+        os.utime(run / "fakes.png", (second, second))
+        assert read(folder) == ([] if content != whole else [("fakes", 64)])
+    assert caplog.messages == []
+
+
+def test_what_is_overwritten_under_the_number_of_its_time_is_read_once(run):
+    folder = Checkpoints(run)
+    for second, weight in enumerate((SOUND, FALLEN)):
+        save(run, {"D_1.pt": weight})
+        os.utime(run / "D_1.pt", (second, second))
+        assert len(list(folder.look(last=False))) == 1 - second
+
+
 def test_what_stays_unreadable_is_named_once(run, real, caplog):
     (run / "fakes000200.png").write_bytes(torn(encoded(grid(digits(64), 8))))
     Image.new("L", (33, 40)).save(run / "losses.png")

@@ -1,7 +1,7 @@
 """Watch a training that is not ours: judge the samples, or the checkpoints, that appear in a folder.
 
 Nothing is written there. A file or folder is read once, when it is complete: what cannot be read may still be being
-written, and is looked at again until it no longer changes.
+written, and is looked at again until it no longer changes. A file whose name tells no time is read whenever it changes.
 """
 
 import fnmatch
@@ -112,6 +112,9 @@ class Folder:
         refusals: list[str] = []
         found = self._items()
         self._warn_of_late(found)
+        for item in [item for item, count in self._done.items() if count and found.get(item) == [item]]:
+            if self._is_rewritten(item):
+                del self._done[item]
         # A file that was refused may be written on after a pause.
         refused = {item for item, count in self._done.items() if not count and found.get(item) == [item]}
         items = {item: files for item, files in found.items() if item not in self._done or item in refused}
@@ -177,6 +180,14 @@ class Folder:
                 name = printable(str(item))
                 logger.warning("%s was read before more came into it: give every reading a folder of its own", name)
                 self._done[item] = 0  # said once
+
+    def _is_rewritten(self, item: Path) -> bool:
+        """Tell whether a file was changed that has one name for all readings of its series: latest.pt."""
+        try:
+            is_changed = [file_stamp(file) for file in self.parts([item])] != self._stamps[item]
+        except OSError:  # it is being replaced
+            return False
+        return is_changed and not self._times(item)
 
     def _items(self) -> dict[Path, list[Path]]:
         items: dict[Path, list[Path]] = {}
