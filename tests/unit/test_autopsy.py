@@ -269,6 +269,18 @@ def test_several_checkpoints_are_judged_against_their_past(levels, verdict, tmp_
     assert found.verdict.state == verdict
 
 
+def test_frozen_layers_are_not_counted_among_those_that_do_not_fall(tmp_path):
+    # Half of the layers falling by a fifth is a collapse.
+    for step, part in ((100, 0.9), (200, 0.9), (300, 0.7)):
+        state = {f"body_{i}.weight": level(part) for i in range(3)} | {f"vgg_{i}.weight": level(0.8) for i in range(10)}
+        torch.save(state, tmp_path / f"step_{step}")
+    found = inspect(sorted(tmp_path.iterdir()))
+    assert found.verdict.state == "collapsing"
+    assert (found.series_verdict("body_0"), found.series_verdict("vgg_0")) == ("collapsing", "-")
+    again = inspect([tmp_path / "step_100", tmp_path / "step_200"])
+    assert (again.verdict.state, again.series_verdict("vgg_0")) == ("steady", "steady")  # where no layer moves
+
+
 @pytest.mark.parametrize(
     ("names", "numbers", "by"),
     [

@@ -1,7 +1,7 @@
 """Judge the spectra of checkpoints: a single one against a random initialization, several against their past."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,8 @@ def judge(
     verdicts = {}
     for group, names in groups.items():
         judged = [name for name in names if all(layers[name].verdict not in _UNJUDGED for layers in series)]
+        # Frozen layers, of a network of features for instance, would be counted among those that do not fall.
+        judged = [name for name in judged if _moves(layers[name] for layers in series)] or judged
         if not judged:
             continue
         # One window alone: the numbers in names may count epochs, or thousands of images.
@@ -237,6 +239,11 @@ def judge(
         for iteration, layers in zip(iterations, series, strict=True):
             verdicts[group] = detector.update(iteration, {name: layers[name].singular_values for name in judged})
     return verdicts
+
+
+def _moves(spectra: Iterable[LayerSpectrum]) -> bool:
+    """Tell whether a layer's bulk differs between checkpoints."""
+    return len({round(spectrum.statistics["bulk"], 6) for spectrum in spectra if spectrum.statistics}) > 1
 
 
 def _plain(spectrum: LayerSpectrum) -> dict[str, Any]:
