@@ -282,6 +282,20 @@ def test_frozen_layers_are_not_counted_among_those_that_do_not_fall(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [([0, 0.9, 0.3], "collapsed"), ([0, 0.9, 0.9], "steady"), ([0.9, 0.9, 0], "zero"), ([0.9, 0, 0.9], "steady"),
+     ([0, 0, 0], "zero"), ([np.nan, 0.9, 0.3], "not finite")],
+)  # fmt: skip
+def test_a_layer_that_is_zero_in_one_checkpoint_is_judged_by_the_others(parts, verdict, tmp_path):
+    for step, part in enumerate(parts):
+        weight = torch.zeros(16, 16) if part == 0 else level(part)
+        torch.save({"a.weight": weight, "b.weight": level(0.9 - step / 100)}, tmp_path / f"step_{step}")
+    found = inspect(sorted(tmp_path.iterdir()))
+    assert found.series_verdict("a") == verdict
+    assert found.verdict.state == ("collapsed" if verdict == "collapsed" else "steady")
+
+
+@pytest.mark.parametrize(
     ("names", "numbers", "by"),
     [
         ("v_epoch=1_step=1000_val_loss=5.9312.ckpt v_epoch=9_step=9000_val_loss=4.1.ckpt v_epoch=12_step=12000_val_loss=4.9999.ckpt", (1000, 9000, 12000), "epochs and steps in the files"),

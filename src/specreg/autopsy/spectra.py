@@ -22,8 +22,8 @@ from specreg.spectra.statistics import random_bulk, statistics
 # initialization. Below these parts of it the verdict is "collapsed" and "reduced": conventions, not measurements, as
 # networks differ in how far they leave their initialization.
 COLLAPSED, REDUCED = 0.25, 0.6
-# Verdicts on layers without a bulk.
-_UNJUDGED = ("not finite", "zero", "-")
+# Verdicts on layers without a bulk: in one checkpoint they leave a layer of a series unjudged.
+_UNJUDGED = {"not finite", "-"}
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,10 @@ class Autopsy:
 
     def series_verdict(self, name: str) -> str:
         """Return the verdict on a layer over several checkpoints, "-" without one."""
+        if (evidence := self.evidence(name)) is not None:
+            return evidence.state
         verdicts = [layers[name].verdict for layers in self.layers]
-        if unjudged := [verdict for verdict in verdicts if verdict in _UNJUDGED]:
-            return unjudged[-1]
-        evidence = self.evidence(name)
-        return "-" if evidence is None else evidence.state
+        return next((verdict for verdict in reversed(verdicts) if verdict in _UNJUDGED | {"zero"}), "-")
 
     def evidence(self, name: str) -> Evidence | None:
         """Return the numbers behind the verdict on a layer over several checkpoints."""
@@ -220,7 +219,7 @@ def _common(checkpoints: Sequence[Checkpoint]) -> tuple[list[str], tuple[str, ..
 def judge(
     iterations: Sequence[int], series: Sequence[Mapping[str, LayerSpectrum]], groups: Mapping[str, Sequence[str]]
 ) -> dict[str, Verdict]:
-    """Return the detector's verdict on those layers of each group that have a bulk in every checkpoint, if any has.
+    """Return the detector's verdict on those layers of each group that have a bulk wherever they are not zero, if any.
 
     Checkpoints are few and far apart, and each may be the last of interest: none is smoothed away or has to be
     confirmed by the next. "Fast" means within three checkpoints.
@@ -228,7 +227,8 @@ def judge(
     widest = max(b - a for a, b in itertools.pairwise(iterations))
     verdicts = {}
     for group, names in groups.items():
-        judged = [name for name in names if all(layers[name].verdict not in _UNJUDGED for layers in series)]
+        found = {name: {layers[name].verdict for layers in series} for name in names}
+        judged = [name for name in names if not found[name] & _UNJUDGED and found[name] != {"zero"}]
         # Frozen layers, of a network of features for instance, would be counted among those that do not fall.
         judged = [name for name in judged if _moves(layers[name] for layers in series)] or judged
         if not judged:
