@@ -173,6 +173,11 @@ BAD = {
     "an empty file": (lambda folder: written(folder, b""), "is empty"),
     "text": (lambda folder: written(folder, b"hello, world, hello"), "neither a safetensors file nor"),
     "a git pointer": (lambda folder: written(folder, b"version https://git-lfs"), "git lfs pull"),
+    "a git pointer of safetensors": (
+        lambda folder: written(folder, b"version https://git-lfs", "m.safetensors"),
+        "git lfs pull",
+    ),
+    "a damaged safetensors": (lambda folder: written(folder, b"\0" * 99, "m.safetensors"), "is damaged or incomplete"),
     "truncated safetensors": (lambda folder: truncated(folder, "safetensors"), "is damaged or incomplete"),
     "truncated zip": (lambda folder: truncated(folder, "pt"), "is damaged or incomplete"),
     "truncated pickle": (lambda folder: truncated(folder, "pth"), "is damaged or incomplete"),

@@ -104,13 +104,15 @@ def read_tensors(path: Path) -> Contents:
         raise ValueError(f"{path} is empty: copy or download it again")
     if INDEX.search(path.name):
         return _sharded(path)
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    if head[8:9] == b"{":
         return _safetensors(path)
     for sign, (what, remedy) in _OTHERS.items():
         if head.startswith(sign) if isinstance(sign, bytes) else path.suffix == sign:
             raise _OtherError(path, what, remedy)
     if _TF_SHARD.fullmatch(path.name):
         raise _OtherError(path, *_OTHERS[".index"])
+    if path.suffix == ".safetensors":  # a damaged one
+        return _safetensors(path)
     try:
         if head.startswith(b"PK"):
             with warnings.catch_warnings():
