@@ -100,7 +100,7 @@ def test_images_need_not_be_squares():
         ("samples_50000x64x64x3", ()), ("0100_8x8", (100,)), ("D_lr0.0002_1000", (1000,)),
         ("reconstructions_gs-000750_e-000001_b-000250", (750,)), ("D_2024-05-01_12-31-40", ()),
         ("D_20240501-123140", ()), ("D_20240501_123140_step_50", (50,)), ("step_20240501", (20_240_501,)),
-        ("CKPT+2024-05-01+12-30-50+01", ()),
+        ("CKPT+2024-05-01+12-30-50+01", ()), ("netD_epoch_3_1200", (3, 1200)), ("256_epoch_3_rank_0", (3,)),
     ],
 )  # fmt: skip
 def test_a_single_name_tells_its_time(name, expected):
@@ -386,11 +386,12 @@ def test_checkpoints_without_an_ending_are_read_where_they_are_named(run):
     assert [name for name, _ in judged(run, files=["do_*"])] == ["1000  do_#", "2000  do_#"]
 
 
-def test_steps_that_begin_anew_with_each_epoch_are_counted_on(run, real):
+@pytest.mark.parametrize("word", ["step_", ""])
+def test_steps_that_begin_anew_with_each_epoch_are_counted_on(word, run, real):
     for epoch in range(3):
         for step in (0, 500):
-            save(run, {f"D_epoch_{epoch}_step_{step}.pt": SOUND})
-            grid(digits(24), 4).save(run / f"fake_epoch_{epoch}_step_{step}.png")
+            save(run, {f"D_epoch_{epoch}_{word}{step}.pt": SOUND})
+            grid(digits(24), 4).save(run / f"fake_epoch_{epoch}_{word}{step}.png")
     names = [name.split()[0] for name, _ in judged(run)]
     assert names == ["0", "500", "501", "1000", "1001", "1500"]
     assert [name for name, _ in read(samples(run, real))] == names
@@ -457,8 +458,11 @@ def test_an_older_checkpoint_is_left_out(run, caplog):
 def test_of_checkpoints_of_one_time_those_that_are_left_out_are_not_called_older(run, caplog):
     save(run, {f"network-snapshot-{step:07}-{ema}.pt": SOUND for step in (2097, 4194) for ema in ("0.050", "0.100")})
     assert [state for _, state in judged(run)] == ["not judged", "steady"]
-    left_out = [message.split()[0].rpartition("/")[2] for message in caplog.messages if "is not newer than" in message]
-    assert left_out == ["network-snapshot-0002097-0.100.pt", "network-snapshot-0004194-0.100.pt"]
+    assert [message.rpartition("/")[2] for message in caplog.messages] == [
+        f"network-snapshot-{step:07}-0.100.pt has the same number {step} as what was read before: left out; of several "
+        "models name one by --files"
+        for step in (2097, 4194)
+    ]
     caplog.clear()
     assert len(list(Checkpoints(run, files=("*-0.100.pt",)).look(last=True))) == 2
     assert not caplog.messages

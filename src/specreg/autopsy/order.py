@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from pathlib import Path
 
 from specreg.autopsy.formats import ENDINGS, INDEX
@@ -80,12 +80,19 @@ def ordered(paths: Sequence[Path]) -> Order:
 def times(name: str) -> tuple[int, ...]:
     """Return the epoch and the step that a single name tells, else its last number that may be one of time.
 
+    A number without a word behind an epoch is a step.
+
     Example:
         >>> times("fake_samples_epoch_3_step_1200"), times("fakes000200"), times("fakes_init")
         ((3, 1200), (200,), ())
+        >>> times("netD_epoch_3_1200")
+        (3, 1200)
     """
     numbers = _numbers(_DATE.sub(" ", name))
     labelled = [[value for word, value in numbers if label.fullmatch(word)] for label in (_EPOCH, _STEP)]
+    if not labelled[1]:
+        since_epoch = dropwhile(lambda number: _EPOCH.fullmatch(number[0]) is None, numbers)
+        labelled[1] = [value for word, value in since_epoch if not word]
     if any(labelled):
         return tuple(values[-1] for values in labelled if values)
     return tuple(value for word, value in numbers if _OTHER.fullmatch(word) is None)[-1:]

@@ -391,8 +391,9 @@ class Checkpoints(Folder):
         clock, iterations, series = self._series.setdefault(model, (_Clock(), [], []))
         times = self._times(item)
         if len(times) == len(clock.last) > 0 and times <= clock.last:
-            text = "%s is not newer than what was read before: left out; of several models name one by --files"
-            logger.warning(text, printable(str(item)))
+            what = f"has the same number {times[-1]} as" if times == clock.last else "is not newer than"
+            text = "%s %s what was read before: left out; of several models name one by --files"
+            logger.warning(text, printable(str(item)), what)
             return
         # Of two checkpoints none may have the other's iteration, as samples may.
         number = clock.now = max(clock.tick(times), iterations[-1] + 1 if iterations else 0)
