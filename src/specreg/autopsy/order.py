@@ -16,6 +16,7 @@ _EPOCH = re.compile(r"epochs?|ep", re.IGNORECASE)
 _SETTING = r"(?:v|ver|version|rev|seed|fold|rank|gpu|lr)"
 _METRIC = r"(?:loss|fid|kid|acc(?:uracy)?|psnr|ssim|lpips|score|metric)"
 _OTHER = re.compile(rf"{_SETTING}|{_METRIC}|is|f1|pesq|mcd|bs|batch|ch|channels?|dim|res|px|size", re.IGNORECASE)
+_HIGHEST = 3  # folders above a file that are looked at: checkpoint-500/unet/model.safetensors
 _FOLDER = re.compile(r"(check_?points?|ckpts?|snapshots?|models?|saves?|weights?)?", re.IGNORECASE)
 # Of one of several checkpoints, and of one of several trainings.
 _SAVED = re.compile(r"check_?point|ckpt|snapshot", re.IGNORECASE)
@@ -56,16 +57,19 @@ def ordered(paths: Sequence[Path]) -> Order:
     """Return checkpoints in the order that their names tell.
 
     That is of epochs and the steps in them where names have both, else of a number called a step or an iteration, else
-    of one called an epoch, else of the only number that is not the same in all names; in the files' names, else in
-    their folders'. Digits behind a decimal point, versions, and the values of metrics are no numbers of time.
+    of one called an epoch, else of the only number that is not the same in all names, or the last of several that grow
+    together; in the files' names, else in their folders', three upwards. Digits behind a decimal point, versions, and
+    the values of metrics are no numbers of time.
     """
-    files, folders = [_stem(path) for path in paths], [path.absolute().parent.name for path in paths]
-    for names, where in ((files, "the files' names"), (folders, "their folders' names")):
+    files = [_stem(path) for path in paths]
+    above = zip(*([folder.name for folder in path.absolute().parents[:_HIGHEST]] for path in paths), strict=False)
+    folders = [(list(names), "their folders' names") for names in above]
+    for names, where in ((files, "the files' names"), *folders):
         numbers = [_numbers(name) for name in names]
         steps, epochs = _labelled(numbers, _STEP), _labelled(numbers, _EPOCH)
         candidates = {"epochs and steps": (epochs, steps), "steps": (steps,), "epochs": (epochs,)}
         if not steps and not epochs:
-            taken = _FOLDER.fullmatch if names is folders else lambda word: _OTHER.fullmatch(word) is None
+            taken = _FOLDER.fullmatch if names is not files else lambda word: _OTHER.fullmatch(word) is None
             candidates = {"numbers": (_varying(numbers, taken),)}
         for what, columns in candidates.items():
             known = [column for column in columns if column]
@@ -155,10 +159,15 @@ def _labelled(numbers: Sequence[Sequence[tuple[str, int]]], label: re.Pattern[st
 
 
 def _varying(numbers: Sequence[Sequence[tuple[str, int]]], taken: Callable[[str], object]) -> list[int] | None:
-    """Return the only number of time that is not the same in all names, None if there are several or none."""
+    """Return the only number of time that is not the same in all names, of several that grow together the last.
+
+    None where there is none, and where they are in different orders.
+    """
     kept = [[number for number in named if taken(number[0])] for named in numbers]
     if len({tuple(word for word, _ in named) for named in kept}) != 1:
         return None
     columns = [[value for _, value in column] for column in zip(*kept, strict=True)]
     varying = [column for column in columns if len(set(column)) > 1]
-    return varying[0] if len(varying) == 1 else None
+    rows = sorted(zip(*varying, strict=True), key=lambda row: row[-1])
+    grow = all(a <= b for before, after in pairwise(rows) for a, b in zip(before, after, strict=True))
+    return varying[-1] if varying and grow else None
