@@ -438,6 +438,14 @@ def test_a_checkpoint_that_cannot_be_compared_is_named_and_ends_no_series(run):
     assert said[3][1] == "left out: no layer of those before it"
 
 
+def test_models_of_several_widths_are_not_judged_as_one_training(run):
+    save(run, {"netD0.pth": SOUND, "netD1.pth": FALLEN[:8], "netD2.pth": FALLEN[:4], "netD3.pth": SOUND})
+    said = [(notice.state, notice.message) for notice in Checkpoints(run).look(last=True)]
+    other = ("not judged", "left out: conv of another shape than before it: name one model by --files")
+    assert said[1:3] == [other, other]
+    assert [state for state, _ in said] == ["not judged", "not judged", "not judged", "steady"]
+
+
 def test_a_layer_that_has_never_been_finite_hides_no_collapse(run):
     for epoch, weight in enumerate([SOUND, SOUND, FALLEN]):
         state = {"conv.weight": weight, "mask.weight": torch.full((8, 8), torch.inf)}

@@ -403,8 +403,11 @@ class Checkpoints(Folder):
         # What has never been finite is not used; what was finite before tells of a training that diverged.
         before = series[-1] if series else {}
         spoilt = [layer for layer in infinite if layer in before and before[layer].verdict != "not finite"]
-        if spoilt or len(infinite) == len(content) or not names:  # one such checkpoint must not end the series
+        other = [layer for layer in names if layer in before and before[layer].shape != content[layer].shape]
+        if spoilt or other or len(infinite) == len(content) or not names:  # one such checkpoint must not end the series
             reason = f"NaN or inf in {listed(spoilt or infinite)}" if names else "no layer of those before it"
+            if other:
+                reason = f"{listed(other)} of another shape than before it: name one model by --files"
             yield Notice(name, "not judged", f"left out: {reason}", details | {"state": "not judged"})
             return
         iterations.append(number)
