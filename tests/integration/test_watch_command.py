@@ -131,11 +131,12 @@ def test_checkpoints_are_watched_without_real_images(run, capsys):
 def test_lines_come_while_another_process_writes(run, tmp_path):
     printed = tmp_path / "printed"
     printed.touch()
+    stylegan(run, 0)
     watching = Fork(printed, main, ["watch", str(run), "--real", save_real(tmp_path), "--every", "0.05"])
     for number, kimg in enumerate((0, 200, 400)):
-        stylegan(run, kimg)
         while printed.read_text().count("\n") <= number:
             assert watching.poll() is None, printed.read_text()
             time.sleep(0.02)
         assert printed.read_text().splitlines()[number].startswith(f"{kimg}  coverage ")
+        stylegan(run, kimg + 200)
     kill(watching)

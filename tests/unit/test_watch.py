@@ -182,6 +182,19 @@ def test_what_is_overwritten_under_the_number_of_its_time_is_read_once(run):
         assert len(list(folder.look(last=False))) == 1 - second
 
 
+@pytest.mark.parametrize(("files", "only"), [([], ""), (["do_*"], ", of the names of --files (do_*)")])
+def test_a_folder_without_anything_to_read_is_told_of_once(files, only, run, caplog):
+    folder = Checkpoints(run, files=files)
+    save(run, {"model.keras": SOUND})
+    for _ in range(3):
+        assert list(folder.look(last=False)) == []
+    (message,) = caplog.messages
+    assert message.startswith(f"{run} holds nothing to read yet{only}: looked for checkpoints, .bin, ")
+    save(run, {"do_1.pt": SOUND})
+    assert len(list(folder.look(last=False))) == 1
+    assert len(caplog.messages) == 1
+
+
 def test_what_stays_unreadable_is_named_once(run, real, caplog):
     (run / "fakes000200.png").write_bytes(torn(encoded(grid(digits(64), 8))))
     Image.new("L", (33, 40)).save(run / "losses.png")

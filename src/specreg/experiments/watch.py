@@ -106,12 +106,17 @@ class Folder:
         self._done: dict[Path, int] = {}  # what was read -> its number of files; 0 of what was refused
         self._stamps: dict[Path, list[list[int]]] = {}  # of what was looked at
         self._judged = False
+        self._warned_of_nothing = False
 
     def look(self, *, last: bool) -> Iterator[Notice]:
         """Judge what is new, in the order of the training; if this is the last look, what may not be complete, too."""
         refusals: list[str] = []
         found = self._items()
         self._warn_of_late(found)
+        if not found and not last and not self._warned_of_nothing:
+            text = f"{self.path} holds nothing to read yet{self._only()}: {self.missing()}"
+            logger.warning("%s", printable(text))
+            self._warned_of_nothing = True
         for item in [item for item, count in self._done.items() if count and found.get(item) == [item]]:
             if self._is_rewritten(item):
                 del self._done[item]
@@ -139,9 +144,8 @@ class Folder:
                 self._judged = True
                 yield notice
         if last and not self._judged:
-            only = f", of the names of --files ({', '.join(self._files)})" * bool(self._files)
             reason = self.rest() or self.missing()
-            raise ValueError(refusals[0] if refusals else f"{self.path} holds nothing to read{only}: {reason}")
+            raise ValueError(refusals[0] if refusals else f"{self.path} holds nothing to read{self._only()}: {reason}")
         if last and (rest := self.rest()):
             refusals.append(rest)
         for refusal in refusals:
@@ -173,6 +177,9 @@ class Folder:
     def parts(self, files: Sequence[Path]) -> Sequence[Path]:
         """Return what has to be complete for files to be read: themselves, and what they name."""
         return files
+
+    def _only(self) -> str:
+        return f", of the names of --files ({', '.join(self._files)})" * bool(self._files)
 
     def _warn_of_late(self, items: Mapping[Path, Sequence[Path]]) -> None:
         for item, count in self._done.items():
