@@ -141,6 +141,12 @@ def test_of_a_training_state_only_weights_are_taken(tmp_path):
     assert [weight.shape for weight in named.weights] == [(1, 2, 3)]
 
 
+def test_what_an_optimizer_holds_is_told_by_its_name(tmp_path):
+    words = ("optimal_map.0.weight", "optimus.weight", "optimizerG.weight", "optim_d.weight", "optim.weight")
+    found = open_checkpoint(saved(tmp_path, {name: torch.eye(2) for name in words}))
+    assert [weight.name for weight in found.weights] == ["optimal_map.0", "optimus"]
+
+
 def index(folder: Path, shard: str) -> Path:
     path = folder / "m.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": {"a.weight": shard}}))
@@ -342,6 +348,8 @@ def test_a_layer_that_is_zero_in_one_checkpoint_is_judged_by_the_others(parts, v
         ("checkpoint-5/a/b/c/x.pt checkpoint-10/a/b/c/x.pt", None, ""),
         ("step=1.pt epoch=2.pt", None, ""),
         ("19c8e357.pt 5c106cde.pt", None, ""),
+        ("checkpoint_1714567890123456789.pt checkpoint_1714567890123456790.pt", None, ""),
+        ("step_1_1714567890123456789.pt step_2_1714567890123456780.pt", (1, 2), "steps in the files"),
     ],
 )  # fmt: skip
 def test_the_order_comes_from_the_numbers_of_time_in_the_names(names, numbers, by):

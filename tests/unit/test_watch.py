@@ -340,6 +340,7 @@ def test_models_in_folders_without_a_time_are_not_compared(files, kind, run):
         ["D_2024-05-01_12-30-50.pt", "D_2024-05-01_12-31-40.pt", "D_2024-05-01_12-32-30.pt"],
         ["CKPT+2024-05-01+12-30-50+00/D.pt", "CKPT+2024-05-01+23-10-00+00/D.pt", "CKPT+2024-05-02+01-05-00+00/D.pt"],
         ["D_lr0.0002_900.pt", "D_lr0.0002_1000.pt", "D_lr0.0002_1100.pt"],
+        ["checkpoint_1714567890123456789.pt", "checkpoint_1714567950123456789.pt", "checkpoint_1714568010123456789.pt"],
     ],
 )
 def test_checkpoints_of_one_model_are_one_series_whatever_else_their_names_say(names, run):

@@ -22,7 +22,7 @@ from specreg.layers.selection import matches, shown
 from specreg.names import listed, suggestion
 
 _MOST_KERNELS = 64  # of a bank that are shown
-_OPTIMIZER = re.compile(r"optim|exp_avg|momentum_buffer|square_avg", re.IGNORECASE)
+_OPTIMIZER = re.compile(r"optim(?!al|um|us)|exp_avg|momentum_buffer|square_avg", re.IGNORECASE)
 _WEIGHT = re.compile(r"(\w*_)?(weight|kernel)s?\d*(_(ih|hh|hr)_l\d+(_reverse)?)?")
 _PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.original(1?)", re.DOTALL)
 _UNNAMED, _UNSCALED = "not named like a weight", "of eight bits with scales of an unknown kind"

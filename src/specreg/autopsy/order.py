@@ -42,6 +42,7 @@ _NUMBER = re.compile(
     r"([a-z0-9]*[a-z])?[\W_]*(?<!\d)(\d+)(?:([km])(?![a-z]))?(steps?|iters?|epochs?|kimgs?)?", re.IGNORECASE
 )
 _THOUSANDS = {"": 1, "k": 1000, "m": 1_000_000}
+_LARGEST = 10**15  # below it numbers, and sums of a few, are exact in whatever reads a record; nanoseconds are above
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,11 @@ def _stem(path: Path) -> str:
 
 def _numbers(name: str) -> list[tuple[str, int]]:
     """Return the numbers in a name, each with the word before or behind it."""
-    return [
+    numbers = [
         (behind or word, int(digits) * _THOUSANDS[thousands.lower()])
         for word, digits, thousands, behind in _NUMBER.findall(_TIMELESS.sub(" ", name))
     ]
+    return [(word, number) for word, number in numbers if number < _LARGEST]
 
 
 def _labelled(numbers: Sequence[Sequence[tuple[str, int]]], label: re.Pattern[str]) -> list[int] | None:
