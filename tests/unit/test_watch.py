@@ -350,13 +350,20 @@ def test_checkpoints_of_one_model_are_one_series_whatever_else_their_names_say(n
     assert len({name.partition("  ")[2] for name, _ in said}) == 1
 
 
-def test_the_first_of_accelerates_models_tells_that_the_second_has_a_number_of_its_own(run):
+@pytest.mark.parametrize("folder", ["epoch_{}", "checkpoint_model_{:06}"])  # the latter is DMD2's
+def test_the_first_of_accelerates_models_tells_that_the_second_has_a_number_of_its_own(folder, run):
     for step in (1, 2):
-        (run / f"epoch_{step}").mkdir()
+        path = run / folder.format(step)
+        path.mkdir()
         for name in ("model", "model_1"):
-            save_file({"conv.weight": SOUND}, run / f"epoch_{step}/{name}.safetensors")
+            save_file({"conv.weight": SOUND}, path / f"{name}.safetensors")
     names = [name for name, _ in judged(run)]
     assert names == [f"{step}  {name}.safetensors" for step in (1, 2) for name in ("model", "model_1")]
+
+
+def test_numbered_models_in_a_folder_with_a_number_are_of_one_series(run):
+    save(run, {f"mnist_64/model_{step}.bin": SOUND for step in (1, 2)})
+    assert [name for name, _ in judged(run)] == [f"{step}  mnist_64/model_#.bin" for step in (1, 2)]
 
 
 @pytest.mark.parametrize("files", ["reconstructions_*", "train/reconstructions_gs-*"])

@@ -238,13 +238,17 @@ class Folder:
         own, both = times(stem), times(" ".join(stems[-2:]))  # an epoch may be the folder's and the step the file's
         if len(both) == 2 and own[-1:] == both[1:]:
             return both, False
-        kinds = {"step", "checkpoint", *(["epoch"] if _ACCELERATE.fullmatch(item.name) else [])}
+        is_accelerates = _ACCELERATE.fullmatch(item.name) is not None
+        kinds = {"step", "checkpoint", *(["epoch"] if is_accelerates else [])}
+        alone = item.with_name(_NUMBER.sub("", item.name))  # the first of Accelerate's models has no number
+        numbered = [folder for folder in reversed(folders) if times(folder) and "run" not in labels(folder)]
         moment = next((folder for folder in reversed(folders) if labels(folder) & kinds), "")
-        if own and moment and not labels(stem) & {"epoch", "step"}:
-            alone = item.with_name(_NUMBER.sub("", item.name))  # the first of Accelerate's models has no number
-            if own != times(moment)[-1:] or alone.exists():
-                return times(moment), True
-        candidates = [own, times(moment), *(times(name) for name in reversed(folders) if "run" not in labels(name))]
+        if is_accelerates and alone.exists():  # beside it any folder's number is one of time
+            moment = moment or next(iter(numbered), "")
+        is_models = own and moment and not labels(stem) & {"epoch", "step"}
+        if is_models and (own != times(moment)[-1:] or alone.exists()):
+            return times(moment), True
+        candidates = [own, times(moment), *map(times, numbered)]
         return next(filter(None, candidates), ()), False
 
 
