@@ -3,6 +3,7 @@
 import json
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -215,6 +216,16 @@ def test_bad_files_are_named_with_the_remedy(case, tmp_path):
         inspect([path])
     assert message in str(raised.value)
     assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(("form", "reader"), [("pt", "torchfiles.read_zip"), ("npz", "np.lib.format.read_array")])
+def test_too_little_memory_is_no_damage(form, reader, tmp_path, monkeypatch):
+    path = saved(tmp_path, {"a.weight": torch.eye(3)}) if form == "pt" else tmp_path / "m.npz"
+    if form == "npz":
+        np.savez(path, **{"a.weight": np.eye(3)})
+    monkeypatch.setattr(f"specreg.autopsy.formats.{reader}", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        inspect([path])
 
 
 def test_names_that_match_nothing_are_errors_that_list_the_layers(tmp_path):

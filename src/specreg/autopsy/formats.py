@@ -122,7 +122,7 @@ def read_tensors(path: Path) -> Contents:
         if head.startswith(b"\x80") or path.suffix in (".pkl", ".pickle"):
             with open(path, "rb") as file:
                 return torchfiles.read_stream(path, file)
-    except _OtherError:
+    except (_OtherError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes its reader fail anywhere
         raise _damaged(path, error) from error
@@ -220,6 +220,8 @@ def _array(path: Path, entry: str) -> Tensor:
     try:
         with opened(path) as archive, archive.open(entry) as file:
             array = np.lib.format.read_array(file, allow_pickle=False)  # a piece at a time, as opened() lets it
+    except MemoryError:
+        raise
     except Exception as error:  # of zlib and others
         raise _damaged(path, error) from error
     return torch.from_numpy(array.astype(f"f{min(8, array.dtype.itemsize)}"))
