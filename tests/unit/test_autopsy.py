@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -18,7 +19,7 @@ from specreg import display
 from specreg.autopsy.checkpoints import open_checkpoint
 from specreg.autopsy.figure import save
 from specreg.autopsy.order import ordered
-from specreg.autopsy.spectra import inspect
+from specreg.autopsy.spectra import inspect, judge
 from specreg.names import printable
 from spoilt import quiet, written
 
@@ -289,6 +290,12 @@ def test_several_checkpoints_are_judged_against_their_past(levels, verdict, tmp_
     assert found.series_verdict("still") == "steady"
     assert found.series_verdict("falls") == verdict
     assert found.verdict.state == verdict
+
+
+def test_a_series_is_judged_by_the_bulks_alone(tmp_path):
+    found = inspect(series(tmp_path, [0.9, 0.85, 0.3], [f"step_{step}" for step in range(3)]))
+    bare = [{name: replace(one, singular_values=None) for name, one in layers.items()} for layers in found.layers]
+    assert judge(found.iterations, bare, found.groups) == found.verdicts
 
 
 def test_frozen_layers_are_not_counted_among_those_that_do_not_fall(tmp_path):

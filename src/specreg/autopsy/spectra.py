@@ -237,8 +237,14 @@ def judge(
         limits = Thresholds(warmup=0, patience=1, smoothing=1, window=2 * widest, long_window=2 * widest)
         detector = Detector(limits)
         for iteration, layers in zip(iterations, series, strict=True):
-            verdicts[group] = detector.update(iteration, {name: layers[name].singular_values for name in judged})
+            verdicts[group] = detector.update(iteration, {name: _level(layers[name]) for name in judged})
     return verdicts
+
+
+def _level(spectrum: LayerSpectrum) -> tuple[float, float]:
+    """Return two singular values of the same bulk, which is all that the detector looks at."""
+    assert spectrum.statistics is not None
+    return (1.0, spectrum.statistics["bulk"]) if spectrum.verdict != "zero" else (0.0, 0.0)
 
 
 def _moves(spectra: Iterable[LayerSpectrum]) -> bool:

@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -422,7 +422,8 @@ class Checkpoints(Folder):
             yield Notice(name, "not judged", f"left out: {reason}", details | {"state": "not judged"})
             return
         iterations.append(number)
-        series.append(content)
+        # Judging takes the bulk alone, and there may be many checkpoints.
+        series.append({layer: replace(spectrum, singular_values=None) for layer, spectrum in content.items()})
         judged = judge(iterations, series, networks(names)) if series[1:] else {}
         if not judged:
             yield Notice(name, "not judged", "spectra not judged yet", details | {"state": "not judged"})
