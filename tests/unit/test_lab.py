@@ -139,19 +139,23 @@ def test_the_running_average_has_the_statistics_of_its_own_features():
         for parameter in state.generator.parameters():  # the last weights' features are others
             parameter.mul_(2)
     update_average(state.ema, state.generator, 0.5)
-    before = [parameter.clone() for parameter in state.ema.parameters()]
-    features, norm = [], state.ema.norm
-    handle = norm.register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
-    assert state.sampler is state.ema
+    before = copy.deepcopy(state.ema.state_dict())
+    features = []
+    state.ema.norm.register_forward_hook(lambda module, inputs, output: features.append(inputs[0]))
+    sampler = state.sampler
+    norm = sampler.norm
     mean = torch.stack([batch.mean((0, 2, 3)) for batch in features]).mean(0)
     variance = torch.stack([batch.var((0, 2, 3)) for batch in features]).mean(0)
-    handle.remove()
     torch.testing.assert_close(norm.running_mean, mean)
     torch.testing.assert_close(norm.running_var, variance)
     assert sum(map(len, features)) == 1000
     assert norm.momentum == state.generator.norm.momentum
-    assert not any(module.training for module in state.ema.modules())
-    assert all(map(torch.equal, before, state.ema.parameters()))
+    assert not any(module.training for module in sampler.modules())
+    assert all(map(torch.equal, sampler.parameters(), state.ema.parameters()))
+    assert all(map(torch.equal, before.values(), state.ema.state_dict().values()))  # every process has the same
+    assert state.sampler is sampler
+    state.step += 1
+    assert state.sampler is not sampler
 
 
 def test_configuration_goes_through_json():

@@ -1,5 +1,7 @@
 """The running average of a generator."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -19,14 +21,15 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
             copied.copy_(buffer)
 
 
-def estimate_statistics(average: nn.Module) -> None:
-    """Give batch normalization the statistics of the averaged network's own features, of 1,000 latent vectors.
+def with_own_statistics(average: nn.Module) -> nn.Module:
+    """Return a copy whose batch normalization has the statistics of its own features, of 1,000 latent vectors.
 
     Those of the last weights, or an average of theirs, belong to other features: with the last weights' an averaged
     generator of the paper's C8-32 had a Fréchet distance of 52 after 10,000 iterations, and 44 with its own.
     """
-    random = torch.Generator().manual_seed(_SEED)
-    update_bn(([draw_latent(average, _BATCH, random)] for _ in range(_BATCHES)), _Called(average).eval())
+    sampler, random = copy.deepcopy(average), torch.Generator().manual_seed(_SEED)
+    update_bn(([draw_latent(sampler, _BATCH, random)] for _ in range(_BATCHES)), _Called(sampler).eval())
+    return sampler
 
 
 class _Called(nn.Module):

@@ -21,7 +21,7 @@ from specreg.monitor.monitor import Monitor
 from specreg.names import printable
 from specreg.pickles import LimitError
 from specreg.regularizers.compensators import Compensator
-from specreg.training.average import estimate_statistics
+from specreg.training.average import with_own_statistics
 from specreg.training.steps import Run, named_tensors
 
 SCHEMA = 8
@@ -53,17 +53,16 @@ class TrainingState:
     step: int = 0  # generator updates made
     # Recorded steps of "d" and "g" on a GPU; no part of what is saved.
     replays: dict[str, Run] = field(default_factory=dict, repr=False)
-    _estimated: int = -1  # the step at which the running average got its statistics
+    _sampler: tuple[int, nn.Module] | None = None  # and the step at which it was made
 
     @property
     def sampler(self) -> nn.Module:
-        """The network that samples are drawn from: the running average where there is one."""
+        """The network that samples are drawn from: of the running average, where there is one, a copy."""
         if self.ema is None:
             return self.generator
-        if self._estimated != self.step:
-            estimate_statistics(self.ema)
-            self._estimated = self.step
-        return self.ema
+        if self._sampler is None or self._sampler[0] != self.step:
+            self._sampler = self.step, with_own_statistics(self.ema)
+        return self._sampler[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain tensors, numbers and strings only, so that ``weights_only=True`` can load them."""
@@ -96,7 +95,7 @@ class TrainingState:
         # Another machine may have more GPUs, or fewer.
         for device, random in zip(range(torch.cuda.device_count()), state["global_random"]["cuda"], strict=False):
             torch.cuda.set_rng_state(random, device)
-        self.step, self._estimated = state["step"], -1
+        self.step, self._sampler = state["step"], None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the floating-point tensors of the networks and their optimizers, as a message names them."""
