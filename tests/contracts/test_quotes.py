@@ -176,3 +176,12 @@ def test_tables_of_benchmarks_are_those_of_their_records(monkeypatch):
     page = (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
     for table in ("readings_table", "defects_table", "ranks_table"):
         assert meter[table](record("coverage")["results"]) in page, table
+
+
+def test_the_tour_of_the_core_counts_the_lines_of_its_files():
+    page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| \[`([\w/]+\.py)`\]\(\S+\) \| (\d+) \|", page)
+    counted = [(name, len((ROOT / "src/specreg" / name).read_text(encoding="utf-8").splitlines())) for name, _ in rows]
+    assert len(rows) == 4
+    assert [(name, int(lines)) for name, lines in rows] == counted
+    assert f"{sum(lines for _, lines in counted)} lines with their docstrings" in page
