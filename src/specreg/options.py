@@ -65,7 +65,7 @@ class Sweep:
     dry_run: bool = False
     """List cells, methods and what they cost; nothing is written."""
     jobs: int | None = None
-    """Runs at the same time, among which the cores are divided: as many as there are cores, 1 with a GPU."""
+    """Runs at the same time, among which the cores are divided: as many as there are cores or runs, 1 with a GPU."""
     minutes: float | None = None
     """Stop after so many minutes; the same command again goes on."""
     retry: bool = False
