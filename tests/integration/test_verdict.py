@@ -1,8 +1,8 @@
 """The verdict beside the truth: ways for a training to fail, on a ring of Gaussians whose modes are counted.
 
 The generator is a table of points, one for each value of its latent variable, that gradients move as they move any
-generator's weights. What the networks come to hangs on rounding, and what is asserted of them does not: the verdict has
-to agree with the modes that are counted at the same moment.
+generator's weights. What the last rows' networks come to hangs on rounding, and what is asserted of them does not: the
+verdict has to agree with the modes that are counted at the same moment.
 """
 
 import copy
@@ -150,6 +150,19 @@ def test_a_discriminator_that_never_learns_is_not_called_healthy():
     verdict = training.run(0, 2 * STEPS).check()
     assert verdict.coverage.state == "never learnt"
     assert "healthy" not in training.states
+
+
+def test_what_a_frozen_discriminator_does_to_a_fast_generator_is_said(healthy):
+    healthy.rates = {"d": 0.0, "g": 5e-2}
+    verdict = healthy.run(CHANGE, STEPS).check()
+    if min(healthy.truth[-SMOOTHING:]) > 0.5:  # all points climb the same hill
+        assert verdict.state == "lost"
+
+
+def test_what_a_tiny_discriminator_does_to_a_fast_generator_is_said():
+    training = Training(0.3 * CENTRES, width=2)
+    training.rates = {"d": 1e-3, "g": 1e-2}
+    training.run(0, STEPS).check()
 
 
 def test_a_discriminator_that_learns_too_fast_beside_all_modes_is_a_warning_at_most(healthy):

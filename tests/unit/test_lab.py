@@ -154,8 +154,10 @@ def test_the_running_average_has_the_statistics_of_its_own_features():
     assert all(map(torch.equal, sampler.parameters(), state.ema.parameters()))
     assert all(map(torch.equal, before.values(), state.ema.state_dict().values()))  # every process has the same
     assert state.sampler is sampler
-    state.step += 1
+    earlier = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
+    state.ema.load_state_dict(earlier)  # a roll-back, at the same step
     assert state.sampler is not sampler
+    assert not state.sampler.norm.weight.any()
 
 
 def test_configuration_goes_through_json():

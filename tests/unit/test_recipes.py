@@ -85,13 +85,16 @@ def test_the_side_of_images_is_looked_up_where_no_option_gives_it(tmp_path, monk
     assert recipe(data).training == recipe(replace(data, image_size=28)).training
 
 
-@pytest.mark.soak
-def test_spectral_normalization_finds_the_ring():
+@pytest.mark.parametrize(
+    ("steps", "least"),  # of the share of high quality: 0.27 and 0.71 were measured, and 0.81 to 0.89
+    [pytest.param(700, 0.1, marks=pytest.mark.soak), pytest.param(1500, 0.5, marks=pytest.mark.soak)],
+)
+def test_spectral_normalization_finds_the_ring(steps, least):
     settings = recipe(DataConfig("ring"))
-    source, training = open_source(settings), replace(settings.training, steps=1500)
+    source, training = open_source(settings), replace(settings.training, steps=steps)
     state = build_state(RunConfig("sn", 0, replace(settings, training=training)), source)
     train(state, training)
     assert state.step == training.steps
     evaluation = source.make_evaluator(settings).evaluate(sample_images(state.sampler, settings.records.samples))
     assert evaluation.modes >= 7
-    assert evaluation.high_quality > 0.5  # 0.81 to 0.89 were measured
+    assert evaluation.high_quality > least

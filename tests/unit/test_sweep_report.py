@@ -13,7 +13,7 @@ from specreg.cli import main
 from specreg.files import write_json
 from specreg.records import RunDirectory
 from specreg.report.figures import plot_by_setting, styles
-from specreg.report.illustrations import illustrations
+from specreg.report.illustrations import NAMES, illustrations
 from specreg.report.page import write_folder
 from specreg.report.runs import Cell, grouped, open_cells, published
 from specreg.report.tables import markdown, missing, notes, results, table
@@ -144,6 +144,7 @@ def test_a_sweep_leaves_results_tables_and_pictures(sweep):
         with Image.open(file) as picture:
             assert min(picture.size) > 200
             assert len(picture.convert("L").resize((50, 50)).getcolors(256) or []) > 5  # not blank
+    assert {file.stem for file in files[2:]} <= set(NAMES)  # of those, what is outdated is deleted
     assert "| C8-32 | SN | 2 | 501 ± 1 | 0.50 ± 0.00 | 13.00 ± 1.41 |" in files[1].read_text()
     assert "- C8-32/dynamic-seed0: failed: no memory" in files[1].read_text()
     assert json.loads(files[0].read_text()) == results(cells)
@@ -169,6 +170,7 @@ def test_the_final_scores_of_several_settings_are_drawn_side_by_side(tmp_path):
     out = make_sweep(tmp_path / "sweep", {"a": ["sn-seed0"], "b": ["sn-seed0"]}, preset="mine")
     for cell in ("a", "b"):
         make_run(out / cell / "sn-seed0", "sn")
+    assert "settings-compared" in NAMES
     assert "settings-compared.png" in [file.name for file in write_folder(out, open_cells([out]))]
 
 

@@ -17,8 +17,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     """
     received: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()  # to which alone signals come
-    before = {number: signal.getsignal(number) for number in _NUMBERS if is_main}
-    before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN or n == signal.SIGINT}
+    taken = [n for n in _NUMBERS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in taken if is_main}
     for number in before:
         signal.signal(number, lambda signum, _: received.append(signum))
     try:

@@ -53,15 +53,17 @@ class TrainingState:
     step: int = 0  # generator updates made
     # Recorded steps of "d" and "g" on a GPU; no part of what is saved.
     replays: dict[str, Run] = field(default_factory=dict, repr=False)
-    _sampler: tuple[int, nn.Module] | None = None  # and the step at which it was made
+    _sampler: tuple[list[int], nn.Module] | None = None  # and the versions of the parameters that it was made of
 
     @property
     def sampler(self) -> nn.Module:
         """The network that samples are drawn from: of the running average, where there is one, a copy."""
         if self.ema is None:
             return self.generator
-        if self._sampler is None or self._sampler[0] != self.step:
-            self._sampler = self.step, with_own_statistics(self.ema)
+        # Whatever changes the average, a step or what is put back by a roll-back at the same step, counts these up.
+        versions = [parameter._version for parameter in self.ema.parameters()]
+        if self._sampler is None or self._sampler[0] != versions:
+            self._sampler = versions, with_own_statistics(self.ema)
         return self._sampler[1]
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,7 +97,7 @@ class TrainingState:
         # Another machine may have more GPUs, or fewer.
         for device, random in zip(range(torch.cuda.device_count()), state["global_random"]["cuda"], strict=False):
             torch.cuda.set_rng_state(random, device)
-        self.step, self._sampler = state["step"], None
+        self.step = state["step"]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the floating-point tensors of the networks and their optimizers, as a message names them."""
