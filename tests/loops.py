@@ -274,7 +274,7 @@ def lab_training(
             gradients.extend(moments[index]["exp_avg"].clone() for index in sorted(moments))
         state.monitor.step(state.step)
 
-    train(state, config.settings.training, processes=processes, callbacks=[watch])
+    train(state, config.settings.training, processes=processes, callback=watch)
     return losses, gradients, state
 
 

@@ -334,15 +334,12 @@ def _train(arguments: list[str]) -> int:
         except NonFiniteError as error:
             return _fail(f"training diverged: {error}; the last checkpoint is kept", 3)
     processes.leave()
-    if not processes.main:
-        return 0 if finished else 130
-    if not finished:
+    if processes.main and not finished:
         sys.stderr.write(_INTERRUPTED)
-        return 130
-    if not given.quiet:
+    elif processes.main and not given.quiet:
         display.metrics(run.read("result") or {})
         display.whereabouts(run.path)
-    return 0
+    return 0 if finished else 130
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -475,7 +472,7 @@ def _watch(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     from specreg.options import Report, parse
 
-    given = parse(Report(()), arguments)
+    given = parse(Report(), arguments)
     if not given.runs:
         raise ValueError("name at least one run directory or comparison folder: specreg report RUN")
     _check_output(given.out, (".html", ".htm"), overwrite=given.overwrite)
@@ -587,7 +584,7 @@ def _grid(given: "Compare | Sweep") -> tuple[list[str], list[int]]:
 
 
 def _check_checkpoint(which: str) -> None:
-    if re.fullmatch("end-[0-9]+", which) is None and which not in ("last", "best", "healthy"):
+    if re.fullmatch("last|best|healthy|end-[0-9]+", which) is None:
         raise ValueError(f"--checkpoint must be one of last, best, healthy, end-STEP, got {which!r:.60}")
 
 

@@ -204,7 +204,7 @@ class Report:
     Of several settings of a preset it has the paper's table and figures.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Run directories, folders of comparisons or sweeps, or one setting's folder of a sweep."""
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("report.html")
     """The page to write."""

@@ -255,4 +255,4 @@ def test_the_documented_commands_are_understood():
     for command in commands:
         _, name, *arguments = shlex.split(command)
         kind = getattr(options, name.capitalize())
-        options.parse(kind(runs=()) if name == "report" else kind(), _with_address(arguments))
+        options.parse(kind(), _with_address(arguments))

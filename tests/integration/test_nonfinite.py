@@ -1,6 +1,7 @@
 """NaN and inf, wherever they come from, end a training before the update that would spread them, and are named."""
 
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import specreg
 from specreg.cli import main
 from specreg.data.digits import StackedDigits
+from specreg.experiments import recorder
 from specreg.experiments.config import ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import build_state, execute, prepare_run
 from specreg.experiments.sources.images import Images
@@ -174,6 +176,13 @@ def test_the_command_line_ends_with_exit_code_3(run, capsys):
     assert "the last checkpoint is kept" in error
     assert run.checkpoint.read_bytes() == before
     assert not run.complete
+
+
+def test_points_that_overflow_are_divergence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recorder, "sample_images", lambda generator, count: torch.full((count, 2), math.inf))
+    options = ["--steps", "2", "--evaluate-every", "1", "--samples", "200"]
+    assert main(["train", "--quiet", "--data", "ring", "--out", str(tmp_path / "run"), *options]) == 3
+    assert "training diverged: step 1: the generated points hold NaN or inf" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -387,7 +387,7 @@ def test_a_compiled_training_begins_as_a_plain_one(monkeypatch):
             RunConfig("sn", 0, replace(SMALL, compile=compiled, training=training)), Images(StackedDigits())
         )
         keep = lambda _, values: losses.append({name: value.item() for name, value in values.items()})  # noqa: E731
-        train(state, training, callbacks=[keep])
+        train(state, training, callback=keep)
         names.append([list(state.state_dict()[network]) for network in ("generator", "discriminator")])
     assert graphs
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

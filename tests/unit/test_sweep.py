@@ -382,6 +382,10 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     assert jobs[1].run.read("failed") is None
 
 
+def test_a_signal_without_a_name_is_said_by_its_number(tmp_path):
+    assert end(RunDirectory(tmp_path), -(signal.SIGRTMIN + 1)) == ("failed", f"killed by signal {signal.SIGRTMIN + 1}")
+
+
 def test_a_run_that_another_process_writes_is_waited_for_and_not_made_again(tmp_path, monkeypatch):
     fake_runs(monkeypatch, "raise SystemExit('began')")
     (job,) = lay_out(tmp_path, plan_of([replace(tiny()[0], methods=("sn",))]))

@@ -136,7 +136,8 @@ def end(run: RunDirectory, code: int) -> tuple[str, str]:
     if code in (130, -signal.SIGINT):
         return "stopped", ""
     if code < 0:
-        error = f"killed by {signal.Signals(-code).name}"
+        names = {number.value: number.name for number in signal.Signals}  # of real-time signals it has two
+        error = f"killed by {names.get(-code, f'signal {-code}')}"
     else:
         lines = (run.path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         error = printable(lines[-1]) if lines else f"exit code {code}"

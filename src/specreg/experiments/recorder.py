@@ -258,7 +258,10 @@ class Recorder(Follower):
         return self._measured
 
     def _glance(self, generator: nn.Module) -> dict[str, Any]:
-        return self._evaluator.glance(sample_images(generator, self._every.samples))
+        try:
+            return self._evaluator.glance(sample_images(generator, self._every.samples))
+        except ValueError as error:  # NaN or inf in points: for a training, divergence and not bad input
+            raise NonFiniteError(f"step {self._state.step}: {error}") from error
 
     def _sense(self, state: TrainingState) -> None:
         record = {"step": state.step} | self._probe.measure(state)

@@ -196,7 +196,7 @@ def execute(
                 state,
                 config.settings.training,
                 processes=processes,
-                callbacks=[recorder],
+                callback=recorder,
                 stop=lambda: processes.any(stop()) or recorder.stopped,
             )
         recorder.checkpoint()

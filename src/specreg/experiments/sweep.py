@@ -84,11 +84,12 @@ def num_done(out: Path, plan: Plan) -> list[int]:
     _merged(out, replace(plan, cells=[cell for cell in plan.cells if cell.settings.data.data]))
     counts = []
     for cell in plan.cells:
-        runs = [(RunDirectory(out / cell.name / name), config) for name, config in plan.configs(cell).items()]
-        saved = [checked_config(run, config) if cell.settings.data.data else saved_config(run) for run, config in runs]
-        steps = [0 if config is None else config.settings.training.steps for config in saved]
-        wanted = cell.settings.training.steps
-        counts.append(sum(run.complete and made >= wanted for (run, _), made in zip(runs, steps, strict=True)))
+        done, wanted = 0, cell.settings.training.steps
+        for name, config in plan.configs(cell).items():
+            run = RunDirectory(out / cell.name / name)
+            saved = checked_config(run, config) if cell.settings.data.data else saved_config(run)
+            done += run.complete and saved is not None and saved.settings.training.steps >= wanted
+        counts.append(done)
     return counts
 
 

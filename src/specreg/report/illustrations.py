@@ -17,7 +17,7 @@ from specreg.names import counted
 from specreg.report import figures
 from specreg.report.figures import Style
 from specreg.report.runs import Cell, Run, grouped, runs_of
-from specreg.report.tables import COLUMNS
+from specreg.report.tables import COLUMNS, finite_values
 from specreg.report.verdicts import MOST_RUNS, state_of
 
 _GRID = (2.1, 2.2)  # inches of a grid of samples: small, so that its title is legible on a page
@@ -203,7 +203,7 @@ def scores(cells: Sequence[Cell]) -> Illustration | None:
 def by_setting(cells: Sequence[Cell]) -> Illustration | None:
     """The final scores of several settings beside each other."""
     cells = [cell for cell in cells if any(run.result for run in cell.runs)]
-    keys = [key for key in _OF_SEVERAL if any(run.result.get(key) is not None for run in runs_of(cells))]
+    keys = [key for key in _OF_SEVERAL if finite_values(runs_of(cells), key)]
     if len(cells) < 2 or not keys:
         return None
     look = figures.styles(runs_of(cells))

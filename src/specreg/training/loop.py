@@ -1,9 +1,9 @@
 """The training loop: n_dis discriminator steps, a compensation after each, one generator step, and again."""
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def train(
     config: TrainingConfig,
     *,
     processes: Processes = ALONE,
-    callbacks: Sequence[Callback] = (),
+    callback: Callback = lambda state, losses: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train from ``state.step`` to ``config.steps``.
@@ -35,7 +35,7 @@ def train(
     Args:
         state: updated in place.
         processes: each draws the same batches and takes its share of them.
-        callbacks: called after every step, in order.
+        callback: called after every step.
         stop: asked after every step, and to answer the same in all processes; True ends the training early.
 
     Raises:
@@ -44,15 +44,22 @@ def train(
     """
     loss = LOSSES[config.loss]
     device = next(state.generator.parameters()).device
-    latent: Callable[[int], list[Batch]] = lambda size: [  # noqa: E731
-        draw_latent(state.generator, size, state.random, processes) for _ in range(config.accumulate)
-    ]
-    real_batches: Callable[[int], list[tuple[Tensor, Tensor]]] = lambda multiple: [  # noqa: E731
-        draw_real(state, config.batch_size, multiple, processes) for _ in range(config.accumulate)
-    ]
-    place: Callable[[list[tuple[Tensor, Tensor]]], list[Batch]] = lambda batches: [  # noqa: E731
-        place_real(batch, state.generator, device) for batch in batches
-    ]
+
+    def latent(size: int) -> list[Batch]:
+        return [draw_latent(state.generator, size, state.random, processes) for _ in range(config.accumulate)]
+
+    def real_batches(multiple: int) -> list[tuple[Tensor, Tensor]]:
+        return [draw_real(state, config.batch_size, multiple, processes) for _ in range(config.accumulate)]
+
+    def placed(batches: list[tuple[Tensor, Tensor]]) -> list[Batch]:
+        conditional = bool(state.generator.num_classes)
+        # Of points there is no such format.
+        memory_format = torch.channels_last if batches[0][0].ndim == 4 else torch.preserve_format
+        return [
+            (inputs.to(device, memory_format=memory_format), labels.to(device) if conditional else None)
+            for inputs, labels in batches
+        ]
+
     networks = (state.generator, state.discriminator)
     # A step is to be the same kernels each time: a penalty may look at values, an interpolation is drawn.
     is_fixed = state.penalty is None and not loss.gradient_penalty
@@ -71,7 +78,7 @@ def train(
                     state.discriminator,
                     state.discriminator_optimizer,
                     loss,
-                    place(real),
+                    placed(real),
                     latent(config.batch_size),
                     random=state.random,
                     gamma=config.gamma,
@@ -86,7 +93,7 @@ def train(
                 state.generator_optimizer,
                 loss,
                 latent(config.batch_size * config.generator_batch),
-                real=place(real_batches(config.generator_batch)) if loss.relativistic else (),
+                real=placed(real_batches(config.generator_batch)) if loss.relativistic else (),
                 processes=processes,
                 run=state.replays.get("g", operator.call),
             )
@@ -95,8 +102,7 @@ def train(
         if state.ema is not None:
             update_average(state.ema, state.generator, config.ema_decay)
         state.step += 1
-        for callback in callbacks:
-            callback(state, {"d_loss": d_loss, "g_loss": g_loss})
+        callback(state, {"d_loss": d_loss, "g_loss": g_loss})
         if stop():
             break
 
@@ -135,12 +141,3 @@ def draw_real(
         drawn.append((encode(samples, state.draws), labels))
     inputs, classes = (processes.share(torch.cat(parts)) for parts in zip(*drawn, strict=True))
     return inputs, classes
-
-
-def place_real(batch: tuple[Tensor, Tensor], generator: Any, device: torch.device) -> Batch:
-    """Move a batch to a device; labels if the generator is conditional."""
-    images, labels = batch
-    # Of points there is no such format.
-    memory_format = torch.channels_last if images.ndim == 4 else torch.preserve_format
-    images = images.to(device, memory_format=memory_format)
-    return images, labels.to(device) if generator.num_classes else None

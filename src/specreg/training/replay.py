@@ -56,17 +56,10 @@ class Replay:
 
 def replayable(networks: Sequence[nn.Module]) -> bool:
     """Tell whether what networks compute hangs on nothing but tensors: on a GPU, under spectral normalization alone."""
-    normalizers = [
-        normalizer
-        for network in networks
-        for module in network.modules()
-        if parametrize.is_parametrized(module)
-        for chain in module.parametrizations.values()  # type: ignore[operator]
-        for normalizer in chain
-    ]
-    return all(isinstance(normalizer, _SpectralNorm) for normalizer in normalizers) and all(
-        parameter.is_cuda for network in networks for parameter in network.parameters()
-    )
+    modules = [module for network in networks for module in network.modules()]
+    chains = [module for module in modules if isinstance(module, parametrize.ParametrizationList)]
+    on_gpu = all(parameter.is_cuda for network in networks for parameter in network.parameters())
+    return on_gpu and all(isinstance(normalizer, _SpectralNorm) for chain in chains for normalizer in chain)
 
 
 def _tensors(*groups: Sequence[Batch]) -> list[Tensor]:

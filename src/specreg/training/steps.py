@@ -107,7 +107,6 @@ def generator_step(
 
     If the loss is relativistic ``real`` are as many micro-batches of real images as of z, and as large; else none.
     """
-    frozen = list(discriminator.parameters())
 
     def gradients(real: Sequence[Batch], latent: Sequence[Batch]) -> Losses:
         total = torch.zeros((), device=latent[0][0].device)
@@ -126,13 +125,11 @@ def generator_step(
             passed += [("the generated images", fake.detach()), ("the scores", scores.detach())]
         return total, passed
 
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    discriminator.requires_grad_(False)
     try:
         total, passed = run(gradients, real, latent)
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        discriminator.requires_grad_(True)
     return _update(optimizer, generator, total, "generator", _flow(generator, discriminator, passed), processes)
 
 
