@@ -64,7 +64,7 @@ def main() -> None:
     steps = parser.parse_args().steps
     pl.seed_everything(0, verbose=False)
     data = DataLoader(TensorDataset(ring(64 * steps)), batch_size=64)
-    callback = SpectralMonitorCallback("discriminator", every=50, guard=True, stop_on=("collapsed",))
+    callback = SpectralMonitorCallback("discriminator", every=50, guard=True)
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",

@@ -90,8 +90,6 @@ def sentences():
     digits = [*record("digits-results"), *record("digits-fresh")]
     sn, static = of(digits, "sn"), of(digits, "static")
     guard, judged = record("guard"), record("verdict/judge")
-    ten = {key: (spread(static, key, d), spread(sn, key, d)) for key, d in (("modes", 0), ("fd", 1))}
-    yield "README.md", f"{ten['fd'][0]} against {ten['fd'][1]}"
     again = [run for run in record("digits-again")["runs"] if run["processor"] == "AVX2"]
     now = {
         key: [spread(of(again, method), key, d) for method in ("static SR", "SN")]

@@ -72,7 +72,7 @@ class SpectralMonitorCallback(Callback):
         ValueError: there is no such state.
 
     Example:
-        ``Trainer(callbacks=[SpectralMonitorCallback("discriminator", guard=True, stop_on=("collapsed",))])``
+        ``Trainer(callbacks=[SpectralMonitorCallback("discriminator", guard=True)])``
     """
 
     def __init__(
