@@ -228,6 +228,7 @@ SWEEP = {
     "weights without their features": (["--preset", "digits", "--inception-weights", "w.pth"],
                                        "--inception-weights are for --features inception"),
     "a sweep in a pipe": (["--preset", "digits", "--out", parent(pipe("sweep.json"))], "sweep.json is a pipe"),
+    "a sweep in a run": (["--preset", "digits", "--out", Run()], "holds a run: choose another folder"),
 } | {
     f"sweep.json: {name}": (["--preset", "digits", "--out", parent(swept(content))], said or "does not hold a sweep")
     for name, (content, said) in SOME_JSON.items()
@@ -243,6 +244,7 @@ TRAIN = {
     "resized digits": (["--image-size", "32"], "digits are 8x8"),
     "cached digits": (["--cache", "cache"], "drop --stacked and --cache"),
     "output below a file": (["--out", below_a_file("below")], "cannot write to"),
+    "a run in a sweep": (["--out", parent(swept(b"{}"))], "holds a comparison or a sweep: choose another folder"),
     "output of no UTF-8 in /proc": (["--out", os.fsdecode(b"/proc/\xff")], "cannot write to"),
     "missing data": (["--data", "nowhere.zip"], "no data at nowhere.zip"),
     "data with too long a name": (["--data", too_long(".zip")], "File name too long"),

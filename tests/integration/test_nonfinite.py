@@ -1,6 +1,7 @@
 """NaN and inf, wherever they come from, end a training before the update that would spread them, and are named."""
 
 import json
+import logging
 import math
 import shutil
 from dataclasses import asdict, replace
@@ -19,6 +20,7 @@ from specreg.experiments.run import build_state, execute, prepare_run
 from specreg.experiments.sources.images import Images
 from specreg.losses import LOSSES
 from specreg.records import RunDirectory
+from specreg.regularizers.compensators import Compensator
 from specreg.training.loop import TrainingConfig, train
 from specreg.training.state import TrainingState
 from specreg.training.steps import NonFiniteError, discriminator_step, generator_step
@@ -317,3 +319,21 @@ def test_a_run_records_decompositions_that_did_not_converge(run, monkeypatch):
     (event,) = run.series("events")
     assert (event["step"], event["event"]) == (6, "fallback")
     assert event["message"].startswith("singular values did not converge, trying the next way")
+
+
+def test_a_step_that_is_made_again_after_a_kill_warns_once(run, monkeypatch):
+    config, step = RunConfig("static", 0, SETTINGS), Compensator.step
+
+    def warning(compensator):
+        logging.getLogger("specreg.spectra").warning("did not converge")
+        return step(compensator)
+
+    def killed():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Compensator, "step", warning)
+    with pytest.raises(KeyboardInterrupt):
+        execute(config, run, Images(StackedDigits()), stop=killed)
+    assert [event["step"] for event in run.series("events")] == [5]
+    assert not execute(config, run, Images(StackedDigits()), stop=lambda: True)
+    assert [event["step"] for event in run.series("events")] == [5]

@@ -172,7 +172,7 @@ def test_the_best_before_an_end_off_the_schedule_is_the_best_again_when_the_run_
     monkeypatch.setattr(MixtureEvaluator, "glance", lambda self, points: {"fd": next(scores)})
     out = tmp_path / "run"
     assert main(["train", "--quiet", "--out", str(out), *SHORT, "--steps", "5"]) == 0
-    assert kept(out) == {"before": 4, "best": 5, "best-before": 2, "healthy": 5}
+    assert kept(out) == {"before": 4, "best": 5, "best-before": 2, "healthy": 5, "healthy-before": 4}
     assert main(["train", "--quiet", "--out", str(out), "--steps", "6"]) == 0
     assert kept(out) == {"before": 4, "best": 2, "end-5": 5, "healthy": 6}
 
@@ -184,6 +184,15 @@ def test_the_step_that_a_run_goes_back_to_is_the_last_healthy_one(tmp_path, monk
     for steps in ("5", "6"):
         assert main(["train", "--quiet", "--out", str(out), *SHORT, "--steps", steps]) == 0
     assert kept(out)["healthy"] == 4
+
+
+@pytest.mark.slow
+def test_a_healthy_end_off_the_schedule_hides_no_healthy_step_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(Verdict, "alarming", property(lambda verdict: verdict.iteration in (4, 6)))
+    out = tmp_path / "run"
+    for steps in ("5", "6"):
+        assert main(["train", "--quiet", "--out", str(out), *SHORT, "--steps", steps]) == 0
+    assert kept(out)["healthy"] == 2
 
 
 @pytest.mark.slow

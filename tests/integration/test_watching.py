@@ -14,14 +14,19 @@ OPTIONS = [*OPTIONS, "--no-tensorboard"]
 
 
 @pytest.mark.slow
-def test_a_collapse_can_end_a_run(tmp_path):
+def test_a_collapse_can_end_a_run(tmp_path, capsys):
     command = ["train", "--quiet", "--out", str(tmp_path / "run"), "--method", "sn", *OPTIONS, *NERVOUS_OPTIONS]
+    command += ["--reference", "500", "--evaluate-every", "5"]
     assert main([*command, "--stop-on-collapse"]) == 0
     run = RunDirectory(tmp_path / "run")
     result = run.read("result")
     assert result["verdict"] == "collapsed"
     assert 6 <= result["steps"] < 24
     assert result["compensations"] == 0
+    assert main(["evaluate", str(run.path), "--json"]) == 0  # samples were not read at this step
+    anew = json.loads(capsys.readouterr().out)
+    assert "lost" in anew
+    assert {key: result[key] for key in anew} == anew
     (event,) = run.series("events")
     assert event["event"] == "stopped"
     assert event["step"] == result["steps"] == run.series("verdicts")[-1]["step"]
@@ -33,6 +38,13 @@ def test_a_collapse_can_end_a_run(tmp_path):
     assert main([*command, "--stop-on-collapse"]) == 0
     assert run.read("result") == result
     assert run.series("events") == [event]
+
+
+@pytest.mark.slow
+def test_layers_without_a_spectrum_are_no_damage(tmp_path):
+    run, page = str(tmp_path / "run"), str(tmp_path / "page.html")
+    assert main(["train", "--quiet", "--out", run, *OPTIONS, "--d-channels", "1", "--steps", "2"]) == 0
+    assert main(["report", run, "--out", page]) == 0
 
 
 @pytest.mark.slow

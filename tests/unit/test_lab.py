@@ -5,6 +5,7 @@ import json
 import math
 import os
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -496,3 +497,19 @@ def test_a_checkpoint_of_a_machine_with_more_gpus_is_gone_on_from(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
     state.load_state_dict(saved)
     assert torch.equal(device.get_state(), saved["global_random"]["cuda"][0])
+
+
+@pytest.mark.parametrize("data", ["digits", "ring"])
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(data, tmp_path, monkeypatch):
+    source, path = open_source(Settings(data=DataConfig(data=data))), tmp_path / "samples.png"
+
+    def torn(picture, file, *kind):
+        write = file.write_bytes if isinstance(file, Path) else file.write
+        write(b"torn")
+        raise OSError("No space left on device")
+
+    path.write_bytes(b"the one before")
+    monkeypatch.setattr(Image.Image, "save", torn)
+    with pytest.raises(OSError, match="No space left"):
+        source.save_picture(lambda count: source.dataset.draw(count, torch.Generator())[0], path)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"the one before"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from specreg.cli import main
@@ -173,6 +174,15 @@ def test_a_dry_run_refuses_what_the_sweep_would(given, said, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_dry_run_takes_the_classes_of_the_data_that_are_named(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "0.png")
+    named = ["--preset", "paper-cpu", "--conditional", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(["sweep", "--dry-run", *named]) == 0
+    assert "C8-32" in capsys.readouterr().out
 
 
 def test_a_dry_run_lists_cells_and_cost_with_the_deviations_and_writes_nothing(tmp_path, monkeypatch, capsys):

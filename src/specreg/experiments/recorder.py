@@ -200,9 +200,10 @@ class Recorder(Follower):
         self._run, self._evaluator, self._progress = run, evaluator, progress
         self._source, self._outputs = source, outputs
         self._probe = Probe(source, settings)
-        self._before = _seconds(run) if state.step or run.checkpoints else 0.0
+        self._before = self._seconds = _seconds(run) if state.step or run.checkpoints else 0.0
         self._began = time.monotonic()
         self._steps, self._first = 0, self._began  # of this process
+        self._step = state.step  # that is being made
         self._measured: dict[str, float] = {}
         self._saved = state.step if run.checkpoints else -1
         self._best = self._kept()
@@ -220,6 +221,10 @@ class Recorder(Follower):
             begin = state.step + 1 if self._saved >= 0 else 0
             self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=begin)
             self._monitor.actions.append(TensorBoardWriter(self._monitor, self._board))
+
+    def begin(self) -> None:
+        super().begin()
+        self._step += 1
 
     def __call__(self, state: TrainingState, losses: dict[str, Tensor]) -> None:
         self._progress(state.step, self._pace())
@@ -242,9 +247,10 @@ class Recorder(Follower):
             if record["fd"] < self._best:
                 self._best = record["fd"]
                 self._save()
-                self._keep_best(self._run.checkpoint)
+                self._keep("best", self._run.checkpoint)
         if state.step % self._every.checkpoint_every == 0:
             self._save()
+        self._step = state.step + 1
 
     def _pace(self) -> dict[str, float]:
         """Return how long a step takes, once that is measured; the first is no measure, as it prepares much."""
@@ -254,7 +260,7 @@ class Recorder(Follower):
         if self._steps != 1 + _MEASURED:
             return {}
         self._measured = {PACE: (time.monotonic() - self._first) / _MEASURED}
-        self._run.write("timing", {"seconds": self._before, **self._measured})
+        self._run.write("timing", {"seconds": self._seconds, **self._measured})
         return self._measured
 
     def _glance(self, generator: nn.Module) -> dict[str, Any]:
@@ -281,22 +287,22 @@ class Recorder(Follower):
         )
         for newest in self._run.checkpoints[:1]:  # what the state was restored from
             if best == self._state.step:
-                self._keep_best(newest)
+                self._keep("best", newest)
             self._keep_healthy(newest)
         return distances[best] if best is not None and self._run.kept_checkpoint("best").exists() else math.inf
 
-    def _keep_best(self, checkpoint: Path) -> None:
-        """Name the best checkpoint, and the best before an end off the schedule, behind which a run may go back."""
-        kept = self._run.kept_checkpoint("best")
+    def _keep(self, name: str, checkpoint: Path) -> None:
+        """Name a checkpoint, and what had the name before an end off the schedule, behind which a run may go back."""
+        kept = self._run.kept_checkpoint(name)
         is_end = self._state.step >= self._settings.training.steps and not self._settings.ends_on_schedule
         if is_end and kept.exists() and not same_content(kept, checkpoint):
-            give_name(kept, self._run.kept_checkpoint("best-before"))
+            give_name(kept, self._run.kept_checkpoint(f"{name}-before"))
         give_name(checkpoint, kept)
 
     def _keep_healthy(self, checkpoint: Path) -> None:
         verdict = self._monitor.verdict
         if verdict is None or not verdict.alarming:
-            give_name(checkpoint, self._run.kept_checkpoint("healthy"))
+            self._keep("healthy", checkpoint)
 
     def checkpoint(self) -> None:
         super().checkpoint()
@@ -312,8 +318,8 @@ class Recorder(Follower):
         save_checkpoint(self._state.state_dict(), self._run.checkpoint)
         self._keep_healthy(self._run.checkpoint)
         self._saved = self._state.step
-        seconds = round(self._before + time.monotonic() - self._began, 3)
-        self._run.write("timing", {"seconds": seconds, **self._measured})
+        self._seconds = round(self._before + time.monotonic() - self._began, 3)
+        self._run.write("timing", {"seconds": self._seconds, **self._measured})
 
     def close(self) -> None:
         logging.getLogger("specreg.spectra").removeHandler(self._fallbacks)
@@ -344,4 +350,4 @@ class Recorder(Follower):
             self._event("stopped", verdict.message)
 
     def _event(self, event: str, message: str) -> None:
-        self._run.append("events", {"step": self._state.step, "event": event, "message": message})
+        self._run.append("events", {"step": self._step, "event": event, "message": message})

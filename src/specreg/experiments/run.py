@@ -21,7 +21,7 @@ from specreg.experiments.recorder import Follower, Progress, Recorder, check_rec
 from specreg.experiments.sampling import generated_samples, real_samples, sample_images, sample_labelled
 from specreg.experiments.sources import SampleEvaluator, Source, open_source
 from specreg.experiments.sources.images import Images
-from specreg.files import give_name, prepare_directory, same_content
+from specreg.files import exists, give_name, prepare_directory, same_content
 from specreg.losses import LOSSES, call
 from specreg.models.normalization import share_batches
 from specreg.monitor.coverage import LEAST_REAL, Coverage
@@ -90,6 +90,8 @@ def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
     ValueError if that is another one, or the run cannot go on to more steps; nothing is changed.
     """
     saved = saved_config(run)
+    if saved is None and exists(run.path / "sweep.json"):
+        raise ValueError(f"{run.path} holds a comparison or a sweep: choose another folder")
     if saved is None or saved == config:
         return saved
     if why := refusal(saved, config):
@@ -129,12 +131,12 @@ def _take_back_end(run: RunDirectory, settings: Settings) -> None:
         outcome.unlink(missing_ok=True)
     if begin is None:
         return
-    for kept in map(run.kept_checkpoint, ("best", "healthy")):
+    for name in ("best", "healthy"):
+        kept, before = run.kept_checkpoint(name), run.kept_checkpoint(f"{name}-before")
         if same_content(kept, run.checkpoint):
             kept.unlink()
-    best, best_before = run.kept_checkpoint("best"), run.kept_checkpoint("best-before")
-    if best_before.exists() and not best.exists():
-        best_before.replace(best)
+        if before.exists() and not kept.exists():
+            before.replace(kept)
     run.checkpoint.unlink()
     logger.info("%s: its end was measured off the schedule: it goes back to step %d, and %s keeps the network of the "
                 "end", run.path.name, begin, end.name)  # fmt: skip
@@ -367,7 +369,9 @@ def _finish(
     source.save_picture(lambda count: sample_images(generator, count), run.image("samples"))
     source.save_picture(lambda count: source.dataset.draw(count, random)[0], run.image("data"))
     assert state.monitor.verdict is not None
-    reading, verdict = reading_of(state), state.monitor.verdict
+    reading, verdict, meter = reading_of(state), state.monitor.verdict, state.monitor.coverage
+    if meter is not None and (reading is None or state.monitor.sampled != state.step):  # it ended between two readings
+        reading = meter.measure(generated_samples(generator, config.settings.records))
     draw_missing(source, run, config.settings.records, reading)
     run.write(
         "result",

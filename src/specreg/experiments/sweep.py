@@ -123,7 +123,7 @@ def cost(cell: Cell) -> Cost:
     """
     settings, training = cell.settings, cell.settings.training
     source: Source
-    if cell.images and kind_of(settings.data) is Images:
+    if cell.images and kind_of(settings.data) is Images and not (settings.data.data and settings.data.conditional):
         source = Images(_stand_in(cell))
         source.check(replace(settings, data=replace(settings.data, data=cell.images)))
     else:
@@ -165,6 +165,8 @@ def _multiply_adds(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
 def _merged(out: Path, plan: Plan) -> dict[str, Any]:
     """Return what ``sweep.json`` is to hold: what it holds, and the plan's cells and runs."""
     preset, cells = _saved(out)
+    if exists(out / "config.json"):
+        raise ValueError(f"{out} holds a run: choose another folder")
     if cells and preset != plan.preset:
         raise ValueError(f"{out} holds {f'a sweep of the preset {preset!r}' if preset else 'a comparison'}: choose "
                          "another folder")  # fmt: skip

@@ -85,7 +85,7 @@ def shown_runs(cells: Sequence[Cell]) -> list[Run]:
 
 def spectra(cells: Sequence[Cell]) -> Illustration | None:
     """s_k/s_1 at several moments: the layers that changed most for each group's first run, the others folded."""
-    runs = [run for run in shown_runs(cells) if run.spectra]
+    runs = [run for run in shown_runs(cells) if run.layers]
     if not runs:
         return None
     parts = []
@@ -124,7 +124,7 @@ def layers(cells: Sequence[Cell]) -> Illustration | None:
     """Each run's bulk, attainment and gradient norms over the training, of one setting."""
     alike: dict[tuple[str, ...], list[Run]] = {}  # one legend serves all runs that have the same layers
     for run in shown_runs(cells) if len(cells) == 1 else ():
-        if run.spectra:
+        if run.layers:
             alike.setdefault(tuple(run.measured_layers), []).append(run)
     if not alike:
         return None
@@ -148,7 +148,7 @@ def layers(cells: Sequence[Cell]) -> Illustration | None:
 
 def methods(cells: Sequence[Cell]) -> Illustration | None:
     """The final spectra of every group, overlaid layer by layer, or setting by setting."""
-    begun = {cell.label: [run for run in cell.runs if run.spectra] for cell in cells}
+    begun = {cell.label: [run for run in cell.runs if run.layers] for cell in cells}
     runs = [run for group in begun.values() for run in group]
     if len(grouped(runs)) < 2:
         return None
@@ -180,7 +180,7 @@ def scores(cells: Sequence[Cell]) -> Illustration | None:
     several = len(cells) > 1
     main = [key for key in (_OF_SEVERAL if several else _SCORES) if key in keys]
     measures = [(_SCORES[key], figures.recorded(key)) for key in main]
-    if any(run.spectra for run in runs_of(cells)):
+    if any(run.layers for run in runs_of(cells)):
         measures.append(("s₂/s₁ of the most collapsed layer", figures.least_second_ratio))
         measures += [("bulk of the last convolution", figures.last_bulk)] * several
     others = [key for key in keys if key not in (*_SCORES, *_UNSHOWN) and not several]

@@ -344,8 +344,8 @@ def _list(valid: _Valid, *, at_least: int = 0) -> _Valid:
     return lambda value: isinstance(value, list) and len(value) >= at_least and all(map(valid, value))
 
 
-def _by_name(valid: _Valid, *, at_least: int = 0) -> _Valid:
-    return lambda value: isinstance(value, dict) and len(value) >= at_least and all(map(valid, value.values()))
+def _by_name(valid: _Valid) -> _Valid:
+    return lambda value: isinstance(value, dict) and all(map(valid, value.values()))
 
 
 def _has(**fields: _Valid) -> _Valid:
@@ -360,7 +360,7 @@ _ANSWER: dict[str, _Valid] = {
 }
 # What the fields of each series have to be.
 _FIELDS: dict[str, dict[str, _Valid]] = {
-    "spectra": {"layers": _by_name(_list(_number, at_least=1), at_least=1)},
+    "spectra": {"layers": _by_name(_list(_number, at_least=1))},  # none where every layer has a single value
     "verdicts": {
         "iteration": _integer,
         **_ANSWER,

@@ -18,6 +18,7 @@ from specreg.evaluation.features import ClassifierFeatures, Extractor, Pixels, o
 from specreg.evaluation.protocol import Evaluator
 from specreg.experiments.config import FEWEST_SAMPLES, REFERENCE_SEED, DataConfig, Settings
 from specreg.experiments.sources import recipes
+from specreg.files import replacing
 from specreg.models import dcgan, resnet
 from specreg.names import Split
 
@@ -154,7 +155,8 @@ class Images:
         framed = nn.functional.pad(torch.cat([images, missing]), (1, 0, 1, 0))
         rows = framed.reshape(side, side, *framed.shape[1:]).permute(2, 0, 3, 1, 4)  # (C, side, H, side, W)
         grid = nn.functional.pad(rows.flatten(3).flatten(1, 2), (0, 1, 0, 1))
-        picture_of(grid.repeat_interleave(_SCALE, 1).repeat_interleave(_SCALE, 2).numpy()).save(path)
+        with replacing(path) as file:
+            picture_of(grid.repeat_interleave(_SCALE, 1).repeat_interleave(_SCALE, 2).numpy()).save(file, "PNG")
 
     def _network(self, settings: Settings) -> str:
         """Return the kind of networks, "resnet" or "dcgan"; raises ValueError if none fits, or not the one named."""

@@ -13,6 +13,7 @@ from specreg.data.mixtures import MIXTURES, GaussianMixture
 from specreg.evaluation.mixtures import MixtureEvaluator
 from specreg.experiments.config import REFERENCE_SEED, DataConfig, Settings
 from specreg.experiments.sources import recipes
+from specreg.files import replacing
 from specreg.models import mlp
 
 _POINTS = 2500  # of a scatter plot
@@ -94,4 +95,5 @@ def save_scatter(points: Tensor, centres: Tensor, path: Path) -> None:
         pen.ellipse((x - 12, y - 12, x + 12, y + 12), outline="#c0392b", width=2)
     for x, y in place(points):
         pen.rectangle((x - 1, y - 1, x + 1, y + 1), fill="#2a6fbb")
-    picture.save(path)
+    with replacing(path) as file:
+        picture.save(file, "PNG")
