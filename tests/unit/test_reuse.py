@@ -112,6 +112,16 @@ def test_a_changed_copy_is_not_the_original():
     assert torch.equal(layer.weight, before)
 
 
+def test_inference_mode_decomposes_once(decompositions):
+    net = network()
+    net[0].parametrizations.weight.original.data[0] += 1
+    decompositions.clear()
+    with torch.inference_mode():
+        for _ in range(3):
+            net(torch.randn(1, 3, 6, 6))
+    assert len(decompositions) == 1
+
+
 def test_training_goes_on_after_inference_mode():
     net = network()
     net[0].parametrizations.weight.original.data[0] += 1  # or else what was made outside serves

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
@@ -120,7 +121,19 @@ def test_names_do_not_change_under_wrappers():
     assert list(find(nn.DataParallel(module))) == list(find(module))
     assert list(find(torch.compile(module))) == list(find(module))
     module[0] = torch.compile(module[0])
+    module[2] = checkpoint_wrapper(module[2])
     assert list(find(module)) == ["0", "2", "5"]
+
+
+def test_a_wrapped_layer_that_is_parametrized_is_found_once_and_can_be_made_plain():
+    module = discriminator()
+    specreg.spectral_norm(module)
+    weights = {name: layer.weight.used().detach().clone() for name, layer in find(module).items()}
+    module[0], module[2] = torch.compile(module[0]), checkpoint_wrapper(module[2])
+    assert find(module).left_out.not_covered == ()
+    assert specreg.remove(module) == ["0.weight", "2.weight", "5.weight"]
+    for name, layer in find(module).items():
+        assert torch.allclose(layer.weight.used(), weights[name], atol=1e-6)
 
 
 def test_a_lazy_layer_is_named():

@@ -90,6 +90,34 @@ def test_jsonl_holds_every_snapshot(monitor, tmp_path):
     assert written[-1]["verdict"]["layers"] == list(written[-1]["verdict"]["evidence"]) == ["0"]
 
 
+def test_jsonl_of_a_monitor_that_loads_an_older_state_has_no_iteration_twice(monitor, tmp_path):
+    path = tmp_path / "spectra.jsonl"
+    monitor.actions.append(JsonlWriter(monitor, path))
+    monitor.step(0)
+    state = monitor.state_dict()
+    for iteration in (10, 20):
+        monitor.step(iteration)
+    monitor.load_state_dict(state)
+    for iteration in (10, 20, 30):
+        monitor.step(iteration)
+    assert [line["iteration"] for line in lines(path)] == [0, 10, 20, 30]
+
+
+def test_samples_that_are_read_after_a_resume_leave_the_spectra_of_their_line(module, tmp_path):
+    path, samples = tmp_path / "spectra.jsonl", lambda: (torch.randn(200, 4), torch.randn(200, 4))
+    monitor = Monitor(module, every=10, samples=samples, samples_every=100)
+    monitor.actions.append(JsonlWriter(monitor, path))
+    for iteration in (0, 10):
+        monitor.step(iteration)
+    before = lines(path)
+    resumed = Monitor(module, every=10, samples=samples, samples_every=100)
+    resumed.load_state_dict(monitor.state_dict())
+    resumed.actions.append(JsonlWriter(resumed, path))
+    resumed.snapshot(10)
+    assert [line["singular_values"] for line in lines(path)] == [line["singular_values"] for line in before]
+    assert "reading" in lines(path)[-1]
+
+
 def test_jsonl_of_a_resumed_training_has_no_iteration_twice(module, monitor, tmp_path):
     path = tmp_path / "spectra.jsonl"
     monitor.actions.append(JsonlWriter(monitor, path))
@@ -314,6 +342,22 @@ def test_tensorboard_of_a_resumed_training_has_no_iteration_twice(module, tmp_pa
             monitor.step(iteration)
         writer.close()
     assert [one.step for one in read_events(tmp_path).Scalars("spectral_s1/0")] == [0, 10, 20, 30, 40, 50, 60]
+
+
+def test_tensorboard_of_a_monitor_that_loads_an_older_state_has_no_iteration_twice(monitor, tmp_path):
+    writer = TensorBoardWriter(monitor, tmp_path)
+    monitor.actions.append(writer)
+    monitor.step(0)
+    state = monitor.state_dict()
+    for iteration in (10, 20):
+        monitor.step(iteration)
+    monitor.load_state_dict(state)
+    for file in tmp_path.iterdir():  # TensorBoard reads files in the order of their names, which count seconds
+        file.rename(tmp_path / "events.out.tfevents.0")
+    for iteration in (10, 20, 30):
+        monitor.step(iteration)
+    writer.close()
+    assert [one.step for one in read_events(tmp_path).Scalars("spectral_bulk/0")] == [0, 10, 20, 30]
 
 
 def test_tensorboard_says_that_a_folder_holds_another_training(module, monitor, tmp_path, caplog):

@@ -6,7 +6,7 @@ nearest registered class.
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -128,11 +128,16 @@ def is_known(module: nn.Module) -> bool:
     return any(ancestor in _KINDS or ancestor.__name__ in _KINDS for ancestor in type(module).__mro__)
 
 
+def parametrizations_of(module: nn.Module) -> Mapping[str, Any]:
+    """Return a module's own parametrizations by tensor; as attributes, wrappers pass on those of what is in them."""
+    lists = dict(module.named_children()).get("parametrizations")
+    return lists._modules if isinstance(lists, nn.ModuleDict) else {}
+
+
 def tensor_names(module: nn.Module) -> list[str]:
     """Return the names of a module's own tensors, parametrized and hooked ones under the name that the module uses."""
     names = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
-    lists = getattr(module, "parametrizations", None)
-    names += list(lists._modules) if isinstance(lists, nn.ModuleDict) else []
+    names += parametrizations_of(module)
     hooks = module._forward_pre_hooks.values()
     hooked = [hook.name for hook in hooks if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm))]
     derived = {f"{name}{ending}" for name in hooked for ending in ("_orig", "_g", "_v", "_u")}

@@ -42,7 +42,7 @@ def _is_fabrics(module: nn.Module) -> bool:
 
 
 def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules, named without the wrappers that :func:`unwrap` knows: wrapping renames nothing."""
+    """Yield modules, named without wrappers, activation checkpointing's too: wrapping renames nothing."""
     wrapped = {}  # wrapper -> its child's name
     for name, child in module.named_modules():
         if isinstance(child, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -53,7 +53,8 @@ def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         kept = [
             part
             for index, part in enumerate(parts)
-            if part not in ("_orig_mod", "_fsdp_wrapped_module") and part != wrapped.get(".".join(parts[:index]))
+            if part not in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+            and part != wrapped.get(".".join(parts[:index]))
         ]
         yield ".".join(kept), child
 

@@ -22,7 +22,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
-from specreg.layers.kinds import Kind
+from specreg.layers.kinds import Kind, parametrizations_of
 from specreg.spectra.gram import svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 
@@ -168,14 +168,12 @@ class Weight:
                 u, v = normalizer._u, normalizer._v
             # The normalizer reads the weight as a matrix of its own, which the vectors may not fit: groups stacked,
             # perhaps another dimension first.
-            dim = normalizer.dim % weight.ndim
+            dim, first, second = normalizer.dim % weight.ndim, u1, v1
             if u1.ndim > 1 or dim != output_dim:
                 factors = svd(weight.movedim(dim, 0).flatten(1))
-                u.copy_(factors.U[:, 0])
-                v.copy_(factors.Vh[0].conj())
-            else:
-                u.copy_(u1)
-                v.copy_(v1)
+                first, second = factors.U[:, 0], factors.Vh[0].conj()
+            u.copy_(first)
+            v.copy_(second)
         if (hook := self.legacy_hook) is not None:
             setattr(self.module, self.attribute, _computed(hook, self.module))
 
@@ -225,14 +223,12 @@ class Weight:
 
     @property
     def _parametrization_list(self) -> Any:
-        lists = getattr(self.module, "parametrizations", None)
-        return lists._modules.get(self.attribute) if isinstance(lists, nn.ModuleDict) else None
+        return parametrizations_of(self.module).get(self.attribute)
 
     @property
     def _weight_norm_dim(self) -> int:
         owners: list[Any] = [self.legacy_hook, *self.parametrizations]
-        dim = next(owner.dim for owner in owners if isinstance(owner, (LegacyWeightNorm, _WeightNorm)))
-        return -1 if dim is None else int(dim)
+        return int(next(owner.dim for owner in owners if isinstance(owner, (LegacyWeightNorm, _WeightNorm))))
 
     def _scaled(self, weight: Tensor) -> Tensor:
         return weight if self.gain == 1 else weight * self.gain

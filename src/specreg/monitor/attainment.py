@@ -181,7 +181,7 @@ def _measure(layer: Layer, child: Any, x: Tensor, output: Tensor, operator: bool
     spatial = 0 if isinstance(child, nn.Linear) else weight.ndim - 2
     linear = output if child.bias is None else output - child.bias.reshape(-1, *[1] * spatial)
     s1 = singular_values(layer.weight.to_matrix(weight))[..., 0]
-    by_group = s1.square().reshape(-1, *[1] * spatial) if s1.ndim else s1.square()
+    by_group = s1.square().reshape(-1, *[1] * spatial)
     samples = 1 if x.ndim == spatial + 1 else len(x)  # without a batch dimension: one sample
     out_energy = _energy(linear).reshape(samples, -1).sum(1)
     in_energy = (_patches(child, x, linear) * by_group).reshape(samples, -1).sum(1)

@@ -326,6 +326,7 @@ class Monitor:
             load(meter)
         self.detector.load_state_dict(state["detector"])
         self.history.load_state_dict(state["history"])
+        self.latest = {name: self.history.singular_values(name)[-1].double() for name in self.history.layers}
         self._modes, self._signal, self._saved = modes, taught, meter
         self._answers, self.sampled, self.reading = answers, sampled, reading
         self._newest = max(self.history.iterations, default=None)

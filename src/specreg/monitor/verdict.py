@@ -172,15 +172,13 @@ def message(
     """Return a state's message; ``where`` names the group of the layers."""
     if state == "steady":
         return f"steady: no layer's spectrum falls fast or far ({_watched(evidence)})"
-    worst = evidence[names[0]]
+    worst, first = evidence[names[0]], names[0] or "(the module itself)"
     rest = f" and {len(names) - 1} more of {len(evidence)} layers" if len(names) > 1 else f" (1 of {len(evidence)})"
     if state == "recovered":
-        return (
-            f"recovered{where} at iteration {since}: the bulk of s_k/s_1 is back at {worst.now:.2f} in {names[0]}{rest}"
-        )
+        return f"recovered{where} at iteration {since}: the bulk of s_k/s_1 is back at {worst.now:.2f} in {first}{rest}"
     return (
         f"{state}{where} since iteration {since}: the bulk of s_k/s_1 fell from {worst.before:.2f} to {worst.now:.2f} "
-        f"in {names[0]}{rest}; confidence {worst.confidence:.2f}"
+        f"in {first}{rest}; confidence {worst.confidence:.2f}"
     )
 
 

@@ -157,7 +157,8 @@ class JsonlWriter:
         self._newest: tuple[int, int] | None = None  # the last line's iteration, and where in the file it begins
 
     def __call__(self, verdict: Verdict) -> None:
-        if self._newest is None and self.path.exists() and self.path.stat().st_size:
+        is_back = self._newest is None or verdict.iteration < self._newest[0]  # resumed, or an older state was loaded
+        if is_back and self.path.exists() and self.path.stat().st_size:
             self._resume(verdict.iteration)
         values = {name: rounded(s.tolist()) for name, s in self._monitor.latest.items()}
         line = {"iteration": verdict.iteration, "singular_values": values, "verdict": verdict.to_dict()}
@@ -211,7 +212,7 @@ class TensorBoardWriter:
     def __init__(self, monitor: Monitor, target: "SummaryWriter | str | Path", *, images_every: int = 10) -> None:
         self.images_every = integer("images_every", images_every, at_least=0)
         self._monitor = monitor
-        self._newest: tuple[int, dict[str, float]] | None = None  # the last iteration, and what was written of it
+        self._written: dict[int, dict[str, float]] = {}  # the last iteration -> what was written of it
         self._writer: SummaryWriter | None = None
         self._folder: str | None = None
         if isinstance(target, (str, Path)):
@@ -222,6 +223,8 @@ class TensorBoardWriter:
 
     def __call__(self, verdict: Verdict) -> None:
         iteration = verdict.iteration
+        if iteration < max(self._written, default=iteration):  # an older state was loaded: later entries go
+            self.close()
         if self._writer is None:
             tensorboard = _imported("torch.utils.tensorboard", "tensorboard")
             is_new = len(self._monitor.history) == 1
@@ -233,18 +236,17 @@ class TensorBoardWriter:
             self._writer = tensorboard.SummaryWriter(self._folder, purge_step=iteration)
         writer = self._writer
         assert writer is not None
-        is_again = self._newest is not None and self._newest[0] == iteration  # samples were read after the snapshot
-        before = self._newest[1] if self._newest is not None and is_again else {}
+        before = self._written.get(iteration, {})  # where samples are read after the snapshot
         numbers = numbers_of(self._monitor, verdict)
         for name, value in numbers.items():
             if before.get(name) != value:
                 writer.add_scalar(name, value, iteration)
-        self._newest = iteration, numbers
+        self._written = {iteration: numbers}
         if verdict.changed:
             writer.add_text("spectral_state", verdict.message, iteration)
         # By the iteration: a resumed training has its images where it would have had them.
         number = iteration // self._monitor.every + 1
-        if self.images_every and number % self.images_every == 0 and not is_again:
+        if self.images_every and number % self.images_every == 0 and not before:
             for name in self._monitor.history.layers:
                 s = self._monitor.history.singular_values(name)
                 if s.shape[-1] > 1:

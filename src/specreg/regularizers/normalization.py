@@ -10,7 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layers, find, require_whole
-from specreg.layers.kinds import Kind
+from specreg.layers.kinds import Kind, parametrizations_of
 from specreg.layers.requirements import require_finite, require_parametrizable, warn_of_doubts
 from specreg.layers.selection import Selection, plainly_named_modules, unwrap
 from specreg.layers.weights import Weight
@@ -102,7 +102,7 @@ def remove(module: nn.Module) -> list[str]:
             "weights: wrap it afterwards"
         )
     for name, child in list(plainly_named_modules(unwrap(module))):
-        lists: Any = child.parametrizations if parametrize.is_parametrized(child) else {}
+        lists = parametrizations_of(child)
         if lists:
             _own_class(child)
         for tensor in list(lists):

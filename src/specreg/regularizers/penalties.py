@@ -131,10 +131,7 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
 
     def excess(matrix: Tensor) -> Tensor:
         square = torch.linalg.eigvalsh(_gram(matrix))[..., -1]
-        if exponent % 2:  # a root, whose slope at 0 is infinite
-            power = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt() ** exponent
-        else:
-            power = square ** (exponent // 2)
+        power = square.clamp_min(torch.finfo(square.dtype).tiny) ** (exponent / 2)  # a root's slope at 0 is infinite
         distance: Tensor = (power - 1).square().sum()
         return distance
 

@@ -111,14 +111,12 @@ class SpectralRegularization(SpectrumPreserving):
     def _look_up(self, matrix: Tensor, count: int) -> "_Value":
         if torch.compiler.is_compiling() or matrix.is_meta:  # neither can branch on values
             return _value_of(matrix, count, thin_svd(matrix), matrix)
-        content = _fingerprint(matrix)
-        cached, key = self._cached, (count, matrix.dtype, matrix.device)
-        if cached is not None and cached.key == key and torch.equal(cached.content, content):
+        with torch.inference_mode(False):  # autograd cannot save tensors that were made in it
+            content, key = _fingerprint(matrix), (count, matrix.dtype, matrix.device)
+            cached = self._cached
+            if cached is None or cached.key != key or not torch.equal(cached.content, content):
+                self._cached = cached = _value_of(matrix, count, svd(matrix), content)
             return cached
-        value = _value_of(matrix, count, svd(matrix), content)
-        if not torch.is_inference_mode_enabled():  # autograd cannot save tensors that were made there
-            self._cached = value
-        return value
 
     def extra_repr(self) -> str:
         return f"keep={self.keep}, gradient={self.gradient!r}"
@@ -134,7 +132,8 @@ class _Value(NamedTuple):
 
 
 def _value_of(matrix: Tensor, count: int, factors: SVD, content: Tensor) -> _Value:
-    value = regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
+    with full_precision(matrix):
+        value = regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
     return _Value((count, matrix.dtype, matrix.device), content, factors, value)
 
 
