@@ -140,6 +140,7 @@ class Array:
     kind: Any  # its type's code, such as "f4"
     order: Any  # of its bytes, such as "<"
     fortran: bool  # whether its first index runs fastest
+    axes: Any  # the order in which the array has the axes of shape; None: as they are
     content: Any  # its bytes: where they are in the file, or a text with one character for each
 
 
@@ -149,15 +150,15 @@ def numpy_array(value: Any) -> Array | None:
     if not isinstance(maker, Global) or (maker.module, maker.name) not in _ARRAYS:
         return None
     is_buffer = maker.name == "_frombuffer"  # since protocol 5
-    parts, count = (value.arguments, 4) if is_buffer else (value.state, 5)
-    if not isinstance(parts, tuple) or len(parts) != count:
-        parts = (None,) * count
-    content, dtype, shape, layout = parts if is_buffer else (parts[4], parts[2], parts[1], parts[3])
+    parts = value.arguments if is_buffer else value.state
+    if not isinstance(parts, tuple) or len(parts) not in ((4, 5) if is_buffer else (5,)):
+        parts = (None,) * 5
+    content, dtype, shape, layout, *axes = parts if is_buffer else (parts[4], parts[2], parts[1], parts[3])
     kind = order = None
     if isinstance(dtype, Object):
         kind = dtype.argument
         order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else None
-    return Array(shape, kind, order, layout in (True, "F"), text_of_bytes(content))
+    return Array(shape, kind, order, layout in (True, "F"), axes[0] if axes else None, text_of_bytes(content))
 
 
 def text_of_bytes(value: Any) -> Any:

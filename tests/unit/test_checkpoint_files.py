@@ -24,6 +24,7 @@ from torch.nn.utils import spectral_norm
 
 import hostile
 from specreg.autopsy.checkpoints import open_checkpoint
+from specreg.autopsy.formats import read_tensors
 from specreg.autopsy.spectra import inspect
 from spoilt import quiet, written, zipped
 
@@ -154,6 +155,7 @@ OTHERS = {
     "torch.package": (packaged, "an archive of torch.package, .*: save torch.package.PackageImporter(PATH).load_pickle"),
     "a distributed checkpoint": (distributed, "convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save(PATH, "),
     "a part of one": (lambda folder: distributed(folder, "__0_0.distcp"), "part of a distributed checkpoint, .* name its folder"),
+    "Orbax": (lambda folder: written(folder, b"", "manifest.ocdbt").parent, "a checkpoint of Orbax, .*turned to (out, in, ...)"),
     "ONNX": (lambda folder: written(folder, b"\x08\x07\x12\x07pytorch", "m.onnx"), "an ONNX model, .*onnx.numpy_helper"),
     "Keras": (lambda folder: written(folder, b"\x89HDF\r\n\x1a\n" + bytes(9), "m.h5"), "turned to (out, in, ...)"),
     "Keras 3": (lambda folder: written(folder, zipped({"config.json": b"", "model.weights.h5": b""})), "a model of Keras"),
@@ -227,6 +229,33 @@ def test_indices_of_every_kind_are_read(name, tmp_path):
 
 def test_what_a_trainer_writes_beside_a_model_is_no_second_checkpoint(tmp_path):
     save_file({"a.weight": torch.eye(3)}, tmp_path / "model.safetensors")
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin"):
+    for name in (
+        "optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "optimizer_D.pth",
+        "D_optim.pth", "optim.pt", "opt010000.pt", "scheduler_g.ckpt", "brain.ckpt", "counter.ckpt",
+        "dataloader-TRAIN.ckpt", "._model.safetensors",
+    ):  # fmt: skip
         torch.save({}, tmp_path / name)
     assert list(inspect([tmp_path]).layers[0]) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["opt.pt", "optimus.pt", "netD.pth", "brain_D.pth"])
+def test_what_is_only_called_alike_is_a_checkpoint(name, tmp_path):
+    torch.save({"a.weight": torch.eye(3)}, tmp_path / name)
+    assert list(inspect([tmp_path]).layers[0]) == ["a"]
+
+
+def test_safetensors_that_a_training_writes_anew_are_read_whole_or_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a.weight": torch.eye(30)}, path)
+    stored = read_tensors(path)[0]["a.weight"]
+    with open(path, "r+b") as file:
+        file.truncate(200)
+    with pytest.raises(ValueError, match="has become shorter while it was read"):
+        stored.read()
+
+
+def test_arrays_with_turned_axes_are_read_as_they_are(tmp_path):
+    kernels = np.arange(48, dtype="f4").reshape(2, 2, 3, 4).transpose(3, 2, 0, 1)
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"a.weight": kernels}, protocol=5))
+    read = read_tensors(tmp_path / "model.pkl")[0]["a.weight"]
+    assert torch.equal(read.read(), torch.from_numpy(kernels.copy()))

@@ -29,7 +29,7 @@ _UNNAMED, _UNSCALED = "not named like a weight", "of eight bits with scales of a
 _REMEDIES = OBSTACLES | {_UNSCALED: "save the weights themselves, of 16 bits"}
 _INTEGER_MASK = ("mask", "of integers")
 # Wrappers of torch.compile, FSDP, Fabric and activation checkpointing, and of data parallelism.
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module", "module"}
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_forward_module|_checkpoint_wrapped_module|module)\.")
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,7 @@ def open_checkpoint(
 
 def _unwrapped(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """Return tensors by their names without those of wrappers, but where two tensors would have the same."""
-    plain = {}
-    for name in tensors:
-        *modules, parameter = name.split(".")
-        plain[name] = ".".join([*(module for module in modules if module not in _WRAPPERS), parameter])
+    plain = {name: _WRAPPERS.sub("", name) for name in tensors}
     counts = Counter(plain.values())
     return {name if counts[plain[name]] > 1 else plain[name]: tensor for name, tensor in tensors.items()}
 
@@ -248,11 +245,8 @@ def _read(stored: Stored, g: Stored | None, mask: Stored | None, scale: Stored |
         weight = scaled(weight, _single(scale.read()))
     if g is not None:
         norms = _single(g.read())
-        lengths = weight
-        for dim in range(weight.ndim):
-            if norms.ndim == 0 or norms.shape[dim] == 1:
-                lengths = torch.linalg.vector_norm(lengths, dim=dim, keepdim=True)
-        weight = weight * (norms / lengths)
+        dims = [dim for dim in range(weight.ndim) if norms.ndim == 0 or norms.shape[dim] == 1]
+        weight = weight * (norms / torch.linalg.vector_norm(weight, dim=dims, keepdim=True))
     if mask is not None:
         weight = weight * mask.read()
     return weight

@@ -12,8 +12,8 @@ from specreg.names import printable
 _PANELS = 16
 
 
-def draw(autopsy: Autopsy) -> Figure:
-    """Draw s_k/s_1 against k, a panel for each of the layers lowest against a random matrix, a curve per checkpoint."""
+def save(autopsy: Autopsy, path: Path) -> None:
+    """Draw s_k/s_1 against k for the layers lowest against random, a curve per checkpoint; an existing file stays."""
     newest = autopsy.layers[-1]
     parts = {name: spectrum.part for name, spectrum in newest.items() if spectrum.part is not None}
     if not parts:
@@ -35,12 +35,6 @@ def draw(autopsy: Autopsy) -> Figure:
         figure.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside right center", frameon=False)
     selection = f" ({len(names)} of {len(newest)} layers)" if len(names) < len(newest) else ""
     figure.suptitle(f"Spectral distributions{selection}; dotted: the bulk of a random matrix", fontsize=11)
-    return figure
-
-
-def save(autopsy: Autopsy, path: Path) -> None:
-    """Write the picture; an existing file is not overwritten."""
-    figure = draw(autopsy)
     with open(path, "xb") as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=130)
 

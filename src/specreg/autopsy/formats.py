@@ -1,5 +1,6 @@
 """What a file is, by its first bytes and the names in it: its tensors, or how to convert it into what is read here."""
 
+import json
 import math
 import re
 import warnings
@@ -7,7 +8,6 @@ import zipfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,23 +16,28 @@ from torch import Tensor
 
 from specreg.archives import opened, stored_entries
 from specreg.autopsy import torchfiles
-from specreg.autopsy.tensors import Stored, obstructed
+from specreg.autopsy.tensors import Stored, obstructed, read_region
 from specreg.autopsy.torchfiles import Contents
 from specreg.files import check_file, exists, read_json, reading
 from specreg.names import listed, printable
-from specreg.pickles import LimitError
+from specreg.pickles import Bytes, LimitError
 
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
 # What trainers write beside a model.
 BESIDE = re.compile(
-    r"((optimizer|scheduler|sampler|rng_state|random_states|dl_state_dict|custom_checkpoint|scaler|training_args)[_\d]*|"
+    r"((optimizer|scheduler)\w*|(\w+_)?optim(_\w+)?|opt_?\d+|dataloader[-\w]*|"
+    r"(sampler|rng_state|random_states|dl_state_dict|custom_checkpoint|scaler|training_args|brain|counter)[_\d]*|"
     r".*optim_states)\.\w+"
 )
 # A part of a checkpoint, which an index beside it puts together.
 SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.(safetensors|bin)$")
-# Of safetensors: the others are integers, or have less than 8 bits and need scales that other tensors hold.
-_FLOATING = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+# Of safetensors: the others have less than 8 bits, and need scales that other tensors hold.
+_KINDS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 _MOST_UNPACKED = 20  # times the file's size that numpy's arrays may take: weights hardly become smaller
 _FLOOR = 64 << 20  # bytes that they may take in any case
 
@@ -78,10 +83,13 @@ def find_file(path: Path) -> Path:
         raise ValueError(f"{path} is a distributed checkpoint: convert it with {call}")
     if any(file.name == "saved_model.pb" for file in files):
         raise _OtherError(path, *_OTHERS[".pb"])
+    if any(file.name in ("_CHECKPOINT_METADATA", "manifest.ocdbt") for file in files):
+        raise _OtherError(path, "a checkpoint of Orbax", f"restore it there {_TURNED}")
     candidates = [file for file in files if INDEX.search(file.name)] or [
         file
         for file in files
-        if file.suffix.lower() in ENDINGS and file.is_file() and BESIDE.fullmatch(file.name) is None
+        if file.suffix.lower() in ENDINGS and file.is_file()
+        if BESIDE.fullmatch(file.name) is None and not file.name.startswith(".")
     ]
     if len(candidates) != 1:
         if not candidates:
@@ -153,18 +161,31 @@ def _zipped(path: Path) -> Contents:
 
 
 def _safetensors(path: Path) -> Contents:
+    """Return what is in a file that the library finds sound; read and not mapped: a training may write it anew."""
+    others = {"C": "of complex numbers", **dict.fromkeys("IUB", "of integers")}
+    tensors = {}
     try:
-        file: Any = safe_open(path, framework="pt")
-        tensors = {}
-        for name in sorted(file.keys(), key=_natural):
-            entry = file.get_slice(name)
-            shape, kind = tuple(entry.get_shape()), entry.get_dtype()
-            others = {"C": "of complex numbers", **dict.fromkeys("IUB", "of integers")}
-            obstacle = "" if kind in _FLOATING else others.get(kind[0], "quantized")
-            tensors[name] = Stored(shape, partial(file.get_tensor, name), obstacle, kind.startswith("F8"))
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, framework="pt"), open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        for name in sorted(header.keys() - {"__metadata__"}, key=_natural):
+            entry = header[name]
+            kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            if (dtype := _KINDS.get(kind)) is None:
+                tensors[name] = obstructed(others.get(kind[0], "quantized"), shape)
+                continue
+            read = partial(_values, path, Bytes(8 + length + begin, end - begin), dtype, shape)
+            obstacle = "" if dtype.is_floating_point else "of integers"
+            tensors[name] = Stored(shape, read, obstacle, kind.startswith("F8"))
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:  # it may change while it is read
         raise _damaged(path, error) from error
     return tensors, Counter()
+
+
+def _values(path: Path, region: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if not region.size:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(read_region(path, region), dtype=torch.uint8).view(dtype).reshape(shape)
 
 
 def _sharded(path: Path) -> Contents:
@@ -198,11 +219,9 @@ def _arrays(path: Path, archive: zipfile.ZipFile) -> Contents:
     tensors = {}
     for entry in entries:
         with archive.open(entry) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            if version not in read_header:
-                raise ValueError(f"an array of version {version[0]}")
-            shape, _, dtype = read_header[version](file)
+            is_first = np.lib.format.read_magic(file) == (1, 0)
+            read_header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read_header(file)
             begin = file.tell()
         parts = entry.filename.removesuffix(".npy").split("/")
         name = ".".join([*parts[:-1], "weight" if parts[-1] == "W" else parts[-1]])

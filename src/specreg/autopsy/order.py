@@ -21,8 +21,14 @@ _FOLDER = re.compile(r"(check_?points?|ckpts?|snapshots?|models?|saves?|weights?
 # Of one of several checkpoints, and of one of several trainings.
 _SAVED = re.compile(r"check_?point|ckpt|snapshot", re.IGNORECASE)
 _RUN = re.compile(rf"{_SETTING}|run|exp(eriment)?|trial", re.IGNORECASE)
-# No numbers of time, with their words: values of a metric, versions, sizes of images.
-_TIMELESS = re.compile(r"[a-z]*[\W_]*(\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(x\d+)+)", re.IGNORECASE)
+# No numbers of time, with their words: a hash, as W&B puts it behind the step, A2B, values of a metric, versions, sizes
+# of images.
+_TIMELESS = re.compile(
+    r"[a-z]*[\W_]*("
+    r"(?<![a-z\d])(?=[a-f]*\d+[a-f])[\da-f]{8,}(?![a-z\d])|(?<![a-z\d])[a-z]2[a-z](?![a-z\d])|"
+    r"\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(x\d+)+)",
+    re.IGNORECASE,
+)
 # When a file was written: the seconds, its last number, begin anew. SpeechBrain counts those of one second behind it.
 _DATE = re.compile(
     r"(?<!\d)20\d\d("

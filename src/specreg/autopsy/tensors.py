@@ -142,7 +142,7 @@ class Tensors:
 
         def values() -> Tensor:
             if isinstance(content, Bytes):
-                read = _read(self.path, Bytes(content.begin + begin, size_read))
+                read = read_region(self.path, Bytes(content.begin + begin, size_read))
             else:
                 read = bytearray(content[begin : begin + size_read].encode("latin-1"))
             return torch.frombuffer(read, dtype=torch.uint8).view(dtype).as_strided(shape, steps)
@@ -157,9 +157,13 @@ class Tensors:
             return obstructed("of integers", sides)
         if array.order == ">":
             return obstructed("of other bytes' order", sides)
+        axes = range(len(sides)) if array.axes is None else _integers(array.axes)
+        if axes is None or sorted(axes) != list(range(len(sides))):
+            raise ValueError("it describes an array with axes that it has not")
         fastest_first = sides if array.fortran else sides[::-1]
         steps = tuple(math.prod(fastest_first[:index]) for index in range(len(sides)))
-        return self._strided(array.content, dtype, 0, sides, steps if array.fortran else steps[::-1])
+        steps = steps if array.fortran else steps[::-1]
+        return self._strided(array.content, dtype, 0, [sides[axis] for axis in axes], [steps[axis] for axis in axes])
 
 
 def is_tensor(value: Any) -> bool:
@@ -178,7 +182,8 @@ def _integers(value: Any) -> tuple[int, ...] | None:
     return tuple(value) if all(type(side) is int and 0 <= side < _LARGEST for side in value) else None
 
 
-def _read(path: Path, region: Bytes) -> bytearray:
+def read_region(path: Path, region: Bytes) -> bytearray:
+    """Return a part of a file; ValueError if that has become shorter."""
     content = bytearray(region.size)
     with reading(path), open(path, "rb") as file:
         file.seek(region.begin)

@@ -68,7 +68,7 @@ def _read_old(window: Window) -> tuple[Any, dict[str, Bytes]]:
     if isinstance(system, Object) and system.get("little_endian") is False:
         raise ValueError(_OTHER_ORDER)
     root, outside = read_pickle(window)
-    dtypes = {key: dtype for described in outside if (parts := _storage(described)) for key, dtype, _ in [parts]}
+    dtypes = dict(parts[:2] for described in outside if (parts := _storage(described)) is not None)
     keys, _ = read_pickle(window)
     storages = {}
     for key in keys if isinstance(keys, list) else ():

@@ -62,21 +62,18 @@ def load_saved(folder: Path) -> ImageFiles:
 
 
 def _labels(folder: Path, table: Any, kind: type) -> tuple[Sequence[int], tuple[str, ...]]:
-    for name, feature in table.features.items():
-        if not isinstance(feature, kind):
-            continue
-        labels = list(table[name])
-        classes = tuple(feature.names)  # type: ignore[attr-defined]
-        if labels and all(label in (None, -1) for label in labels):  # an unlabeled part
-            break
-        for index, label in enumerate(labels):
-            if label is None or not 0 <= label < len(classes):
-                raise ValueError(
-                    f"{folder}: image {index} has the label {label}, but there are {len(classes)} classes, 0 to "
-                    f"{len(classes) - 1}: label it, or leave it out"
-                )
-        return labels, classes
-    return [0] * len(table), numbered(1)
+    name = next((name for name, feature in table.features.items() if isinstance(feature, kind)), None)
+    labels = [] if name is None else list(table[name])
+    if all(label in (None, -1) for label in labels):  # no labels, or an unlabeled part
+        return [0] * len(table), numbered(1)
+    classes = tuple(table.features[name].names)
+    for index, label in enumerate(labels):
+        if label is None or not 0 <= label < len(classes):
+            raise ValueError(
+                f"{folder}: image {index} has the label {label}, but there are {len(classes)} classes, 0 to "
+                f"{len(classes) - 1}: label it, or leave it out"
+            )
+    return labels, classes
 
 
 def _outside_files(folder: Path, column: Any) -> list[Path]:

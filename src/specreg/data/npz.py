@@ -52,13 +52,9 @@ def _array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:
     entry = archive.getinfo(f"{name}.npy")
     size = min(entry.file_size, limit)
     with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-        else:
-            raise ValueError(f"{name!r} is of npy's version {version}")
+        is_first = np.lib.format.read_magic(file) == (1, 0)
+        read_header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
         claimed = file.tell() + math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and claimed != size:
         raise ValueError(f"{name!r} claims {claimed} bytes, and can have {size}")

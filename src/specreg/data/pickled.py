@@ -43,7 +43,8 @@ def _value(value: Any, content: bytes, budget: Budget) -> Any:
         pixels = memoryview(content)[pixels.begin : pixels.begin + pixels.size]
     elif isinstance(pixels, str):
         pixels = pixels.encode("latin-1")
-    if array.kind not in ("u1", "uint8") or array.fortran or not isinstance(pixels, memoryview | bytes):
+    in_order = not array.fortran and array.axes is None
+    if array.kind not in ("u1", "uint8") or not in_order or not isinstance(pixels, memoryview | bytes):
         kind = repr(array.kind[:60]) if isinstance(array.kind, str) else "unknown"
         raise ValueError(f"it holds an array of type {kind}, not of uint8 in C order")
     sides = array.shape if isinstance(array.shape, tuple) and len(array.shape) <= _MOST_SIDES else (0,)
