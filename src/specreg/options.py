@@ -38,7 +38,7 @@ class Compare:
     dry_run: bool = False
     """Say what the runs cost: the data are opened, nothing is trained and nothing written but a --cache."""
     jobs: int | None = None
-    """Runs at the same time, among which the cores are divided: as many as there are cores or runs, 1 with a GPU."""
+    """Runs at the same time, which share the cores; by default one a core, no more than runs, and 1 with a GPU."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
 
@@ -65,7 +65,7 @@ class Sweep:
     dry_run: bool = False
     """List cells, methods and what they cost; nothing is written."""
     jobs: int | None = None
-    """Runs at the same time, among which the cores are divided: as many as there are cores or runs, 1 with a GPU."""
+    """Runs at the same time, which share the cores; by default one a core, no more than runs, and 1 with a GPU."""
     minutes: float | None = None
     """Stop after so many minutes; the same command again goes on."""
     retry: bool = False
@@ -176,7 +176,7 @@ class Watch:
     real: str | None = None
     """Real images: digits, or a path as train --data takes it."""
     files: tuple[str, ...] = ()
-    """Globs of the names to read: of images saved beside inputs or reconstructions, of files without an ending."""
+    """Globs of the names to read: where other pictures lie beside the samples, or files have no ending."""
     image_size: int | None = None
     """Compare images at this side: their central squares are resized to it."""
     tile: str | None = None

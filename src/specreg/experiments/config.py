@@ -32,7 +32,7 @@ class DataConfig:
 
     data: str = "digits"
     """digits; a folder or zip of images with classes as folders; an npz file; CIFAR-10, CIFAR-100, STL-10 or MNIST as
-    published, in a folder or a .tar.gz; or Gaussians in the plane: ring, grid (PacGAN's protocol),
+    published, in a folder or a .tar.gz; a folder of Hugging Face's save_to_disk; or Gaussians in the plane: ring, grid (PacGAN's protocol),
     ring-self-conditioned, grid-self-conditioned."""
     image_size: int | None = None
     """Crop to the central square and resize to this side."""
@@ -60,8 +60,8 @@ class ModelConfig:
     latent: int = 128
     """Dimension of the latent vector z."""
     network: Literal["auto", "resnet", "dcgan", "mlp"] = "auto"
-    """resnet: SN-GAN's, sides 8 to 128; dcgan: sides 28 and 32; mlp: for points, layers 16 times as wide as the
-    channels; auto: what fits the data, resnet before dcgan."""
+    """resnet: SN-GAN's, sides 8, 16, 32, 48, 64 and 128; dcgan: sides 28 and 32, not conditional; mlp: for points,
+    layers 16 times as wide as the channels; auto: what fits the data, resnet before dcgan."""
 
 
 @dataclass(frozen=True)

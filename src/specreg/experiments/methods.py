@@ -81,8 +81,8 @@ class PenaltyOptions:
     """Options of a penalty."""
 
     weight: float = 1e-4
-    """Weight of the penalty in the discriminator's loss. 1e-4 is Brock et al.'s (2019) for orthogonal, and was tried
-    for d-optimal, in whose form none is published."""
+    """Weight of the penalty in the discriminator's loss. 1e-4 is Brock et al.'s (2019) for orthogonal, was tried for
+    d-optimal, in whose form none is published, and was not tuned for spectral-penalty."""
 
 
 @dataclass(frozen=True)
