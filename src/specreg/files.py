@@ -52,6 +52,12 @@ def exists(path: Path) -> bool:
         return path.exists()
 
 
+def file_stamp(path: Path) -> list[int]:
+    """Return what changes when a file does: its size and time of change."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; ValueError names it where it is damaged, or is no file."""
     check_file(path)

@@ -158,7 +158,8 @@ def numpy_array(value: Any) -> Array | None:
     if isinstance(dtype, Object):
         kind = dtype.argument
         order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else None
-    return Array(shape, kind, order, layout in (True, "F"), axes[0] if axes else None, text_of_bytes(content))
+    turned = axes[0] if axes and layout == "K" else None
+    return Array(shape, kind, order, layout in (True, "F"), turned, text_of_bytes(content))
 
 
 def text_of_bytes(value: Any) -> Any:

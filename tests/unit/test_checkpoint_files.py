@@ -238,7 +238,7 @@ def test_what_a_trainer_writes_beside_a_model_is_no_second_checkpoint(tmp_path):
     assert list(inspect([tmp_path]).layers[0]) == ["a"]
 
 
-@pytest.mark.parametrize("name", ["opt.pt", "optimus.pt", "netD.pth", "brain_D.pth"])
+@pytest.mark.parametrize("name", ["opt.pt", "optimus.pt", "netD.pth", "brain.pth"])
 def test_what_is_only_called_alike_is_a_checkpoint(name, tmp_path):
     torch.save({"a.weight": torch.eye(3)}, tmp_path / name)
     assert list(inspect([tmp_path]).layers[0]) == ["a"]
@@ -251,6 +251,9 @@ def test_safetensors_that_a_training_writes_anew_are_read_whole_or_refused(tmp_p
     with open(path, "r+b") as file:
         file.truncate(200)
     with pytest.raises(ValueError, match="has become shorter while it was read"):
+        stored.read()
+    save_file({"a.weight": torch.ones(30, 30)}, path)  # as large as before
+    with pytest.raises(ValueError, match="was written anew while it was read"):
         stored.read()
 
 

@@ -91,7 +91,7 @@ def test_jsonl_holds_every_snapshot(monitor, tmp_path):
 
 
 def test_jsonl_of_a_monitor_that_loads_an_older_state_has_no_iteration_twice(monitor, tmp_path):
-    path = tmp_path / "spectra.jsonl"
+    path, begin = tmp_path / "spectra.jsonl", monitor.state_dict()
     monitor.actions.append(JsonlWriter(monitor, path))
     monitor.step(0)
     state = monitor.state_dict()
@@ -101,6 +101,9 @@ def test_jsonl_of_a_monitor_that_loads_an_older_state_has_no_iteration_twice(mon
     for iteration in (10, 20, 30):
         monitor.step(iteration)
     assert [line["iteration"] for line in lines(path)] == [0, 10, 20, 30]
+    monitor.load_state_dict(begin)
+    monitor.step(0)
+    assert [line["iteration"] for line in lines(path)] == [0]
 
 
 def test_samples_that_are_read_after_a_resume_leave_the_spectra_of_their_line(module, tmp_path):
@@ -354,10 +357,21 @@ def test_tensorboard_of_a_monitor_that_loads_an_older_state_has_no_iteration_twi
     monitor.load_state_dict(state)
     for file in tmp_path.iterdir():  # TensorBoard reads files in the order of their names, which count seconds
         file.rename(tmp_path / "events.out.tfevents.0")
-    for iteration in (10, 20, 30):
+    for iteration in (10, 20):
         monitor.step(iteration)
+    state = monitor.state_dict()
+    monitor.step(30)
+    for name in ("1", "2"):
+        (newest,) = (file for file in tmp_path.iterdir() if not file.name.endswith((".0", ".1")))
+        newest.rename(tmp_path / f"events.out.tfevents.{name}")
+        if name == "1":
+            monitor.load_state_dict(state)
+            set_spectrum(monitor.module[0], [4.0, 1.0, 0.5, 0.25])
+            monitor.step(30)
     writer.close()
-    assert [one.step for one in read_events(tmp_path).Scalars("spectral_bulk/0")] == [0, 10, 20, 30]
+    events = read_events(tmp_path)
+    assert [one.step for one in events.Scalars("spectral_bulk/0")] == [0, 10, 20, 30]
+    assert [one.value for one in events.Scalars("spectral_s1/0")] == [2.0, 2.0, 2.0, 4.0]
 
 
 def test_tensorboard_says_that_a_folder_holds_another_training(module, monitor, tmp_path, caplog):

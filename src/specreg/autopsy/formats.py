@@ -3,11 +3,13 @@
 import json
 import math
 import re
+import sys
 import warnings
 import zipfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from specreg.archives import opened, stored_entries
 from specreg.autopsy import torchfiles
 from specreg.autopsy.tensors import Stored, obstructed, read_region
 from specreg.autopsy.torchfiles import Contents
-from specreg.files import check_file, exists, read_json, reading
+from specreg.files import check_file, exists, file_stamp, read_json, reading
 from specreg.names import listed, printable
 from specreg.pickles import Bytes, LimitError
 
@@ -26,9 +28,9 @@ INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
 # What trainers write beside a model.
 BESIDE = re.compile(
-    r"((optimizer|scheduler)\w*|(\w+_)?optim(_\w+)?|opt_?\d+|dataloader[-\w]*|"
-    r"(sampler|rng_state|random_states|dl_state_dict|custom_checkpoint|scaler|training_args|brain|counter)[_\d]*|"
-    r".*optim_states)\.\w+"
+    r"((optimizer|scheduler)\w*|(\w+_)?optim(_\w+)?|opt_?\d+|"
+    r"(sampler|rng_state|random_states|dl_state_dict|custom_checkpoint|scaler|training_args)[_\d]*|"
+    r".*optim_states)\.\w+|(brain|counter|dataloader[-\w]*)\.ckpt"
 )
 # A part of a checkpoint, which an index beside it puts together.
 SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.(safetensors|bin)$")
@@ -40,6 +42,7 @@ _KINDS = {
 }  # fmt: skip
 _MOST_UNPACKED = 20  # times the file's size that numpy's arrays may take: weights hardly become smaller
 _FLOOR = 64 << 20  # bytes that they may take in any case
+_LONGEST_HEADER = 16 << 20  # bytes that say where tensors are: of a hundred thousand of them
 
 _TURNED = "and save its kernels, turned to (out, in, ...), with safetensors.numpy.save_file"
 _OTHERS = {  # first bytes or the end of the name: what it is, and how it becomes one of the formats here
@@ -77,7 +80,7 @@ def find_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     with reading(path):
-        files = sorted(path.iterdir())
+        files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     if any(file.suffix == ".distcp" for file in files):
         call = f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({str(path)!r}, 'model.pt')"
         raise ValueError(f"{path} is a distributed checkpoint: convert it with {call}")
@@ -88,8 +91,7 @@ def find_file(path: Path) -> Path:
     candidates = [file for file in files if INDEX.search(file.name)] or [
         file
         for file in files
-        if file.suffix.lower() in ENDINGS and file.is_file()
-        if BESIDE.fullmatch(file.name) is None and not file.name.startswith(".")
+        if file.suffix.lower() in ENDINGS and file.is_file() and BESIDE.fullmatch(file.name) is None
     ]
     if len(candidates) != 1:
         if not candidates:
@@ -165,16 +167,21 @@ def _safetensors(path: Path) -> Contents:
     others = {"C": "of complex numbers", **dict.fromkeys("IUB", "of integers")}
     tensors = {}
     try:
+        stamp = file_stamp(path)
         with safe_open(path, framework="pt"), open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > _LONGEST_HEADER:
+                raise ValueError(f"its header has more than {_LONGEST_HEADER} bytes")
             header = json.loads(file.read(length))
         for name in sorted(header.keys() - {"__metadata__"}, key=_natural):
             entry = header[name]
             kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            if (dtype := _KINDS.get(kind)) is None:
-                tensors[name] = obstructed(others.get(kind[0], "quantized"), shape)
+            dtype = _KINDS.get(kind)
+            if dtype is None or sys.byteorder == "big":
+                why = others.get(kind[0], "quantized") if dtype is None else "of other bytes' order"
+                tensors[name] = obstructed(why, shape)
                 continue
-            read = partial(_values, path, Bytes(8 + length + begin, end - begin), dtype, shape)
+            read = partial(_values, path, stamp, Bytes(8 + length + begin, end - begin), dtype, shape)
             obstacle = "" if dtype.is_floating_point else "of integers"
             tensors[name] = Stored(shape, read, obstacle, kind.startswith("F8"))
     except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:  # it may change while it is read
@@ -182,10 +189,14 @@ def _safetensors(path: Path) -> Contents:
     return tensors, Counter()
 
 
-def _values(path: Path, region: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _values(path: Path, stamp: Any, region: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if not region.size:
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(read_region(path, region), dtype=torch.uint8).view(dtype).reshape(shape)
+    content = read_region(path, region)
+    with reading(path):
+        if file_stamp(path) != stamp:
+            raise ValueError(f"{path} was written anew while it was read: inspect it again")
+    return torch.frombuffer(content, dtype=torch.uint8).view(dtype).reshape(shape)
 
 
 def _sharded(path: Path) -> Contents:

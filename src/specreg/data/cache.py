@@ -53,12 +53,6 @@ def hold(decode: Callable[[], Pixels], *, cache: Path | None, name: str, stamp: 
     return mapped
 
 
-def file_stamp(path: Path) -> list[int]:
-    """Return what changes when a file does: its size and time of change."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _mapped(file: Path, key: str) -> Tensor | None:
     try:
         check_file(file)

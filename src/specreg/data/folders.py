@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from specreg.data.cache import file_stamp
 from specreg.data.decoding import LARGEST_FILE, SUFFIXES, ImageFiles
 from specreg.data.files import is_visible
 from specreg.data.pixels import MOST_CLASSES, numbered
 from specreg.data.published import TEST_NAMES
-from specreg.files import RUN_LOCK, reading
+from specreg.files import RUN_LOCK, file_stamp, reading
 from specreg.names import Split, integer
 
 _LABELS = "dataset.json"  # as StyleGAN's dataset_tool.py writes it

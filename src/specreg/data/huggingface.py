@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from specreg.data.cache import file_stamp
 from specreg.data.decoding import ImageFiles
 from specreg.data.pixels import numbered
 from specreg.data.published import TEST_NAMES
-from specreg.files import read_json
+from specreg.files import file_stamp, read_json
 from specreg.names import Split
 
 _SINGLE, _SEVERAL = "dataset_info.json", "dataset_dict.json"

@@ -60,6 +60,11 @@ class ImageSet:
         part = self._part(split)
         return part.side() if isinstance(part, ImageFiles) else part(None, None).resolution
 
+    def num_classes(self, split: Split = "train") -> int:
+        """Return how many classes a part has; image files are not decoded."""
+        part = self._part(split)
+        return len(part.classes) if isinstance(part, ImageFiles) else part(None, None).num_classes
+
     def _part(self, split: Split) -> Part:
         if split not in self.splits:
             present = f"choose {' or '.join(map(repr, self.splits))}, or " if self.splits else ""

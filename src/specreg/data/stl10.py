@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from specreg.data.arrays import ImageArrays
-from specreg.data.cache import Pixels, file_stamp, hold
+from specreg.data.cache import Pixels, hold
 from specreg.data.files import Files
 from specreg.data.pixels import numbered, resized
 from specreg.data.published import checked_labels, checked_names, lines, require, whole_records
+from specreg.files import file_stamp
 from specreg.names import Split
 
 _SIDE, _CHANNELS, _CLASSES = 96, 3, 10

@@ -32,8 +32,8 @@ class DataConfig:
 
     data: str = "digits"
     """digits; a folder or zip of images with classes as folders; an npz file; CIFAR-10, CIFAR-100, STL-10 or MNIST as
-    published, in a folder or a .tar.gz; a folder of Hugging Face's save_to_disk; or Gaussians in the plane: ring, grid (PacGAN's protocol),
-    ring-self-conditioned, grid-self-conditioned."""
+    published, in a folder or a .tar.gz; a folder of Hugging Face's save_to_disk; or Gaussians in the plane: ring, grid
+    (PacGAN's protocol), ring-self-conditioned, grid-self-conditioned."""
     image_size: int | None = None
     """Crop to the central square and resize to this side."""
     conditional: bool = False

@@ -1,9 +1,10 @@
 """What a run writes down while it trains: losses, spectra and verdicts, metrics, events, checkpoints."""
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -135,11 +136,16 @@ class Follower:
     def _watch(self, step: int) -> None:
         # The last snapshot is that of the end, with samples.
         look = self._monitor.snapshot if step >= self._settings.training.steps else self._monitor.step
-        try:
+        with self._diverging():
             look(step)
-        # For a training, divergence and not bad input.
+
+    @contextlib.contextmanager
+    def _diverging(self) -> Iterator[None]:
+        """Say of NaN, inf or a failed decomposition that the training diverged: it is no bad input."""
+        try:
+            yield
         except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            raise NonFiniteError(f"step {step}: {error}") from error
+            raise NonFiniteError(f"step {self._state.step}: {error}") from error
 
     def _evaluates(self, step: int) -> bool:
         ends = step >= self._settings.training.steps or self.stopped
@@ -264,13 +270,12 @@ class Recorder(Follower):
         return self._measured
 
     def _glance(self, generator: nn.Module) -> dict[str, Any]:
-        try:
+        with self._diverging():
             return self._evaluator.glance(sample_images(generator, self._every.samples))
-        except ValueError as error:  # NaN or inf in points: for a training, divergence and not bad input
-            raise NonFiniteError(f"step {self._state.step}: {error}") from error
 
     def _sense(self, state: TrainingState) -> None:
-        record = {"step": state.step} | self._probe.measure(state)
+        with self._diverging():
+            record = {"step": state.step} | self._probe.measure(state)
         self._record("sensitivity", record)
         before, self._dead = self._dead, _is_dead(record)
         if self._dead and not before:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from specreg.data.arrays import ImageArrays
+from specreg.data.open import find_images
 from specreg.experiments.config import RunConfig, Settings, from_dict, refusal
 from specreg.experiments.jobs import Job
 from specreg.experiments.presets import Cell
@@ -123,9 +124,11 @@ def cost(cell: Cell) -> Cost:
     """
     settings, training = cell.settings, cell.settings.training
     source: Source
-    if cell.images and kind_of(settings.data) is Images and not (settings.data.data and settings.data.conditional):
+    data = settings.data
+    has_own_classes = bool(data.data) and data.conditional and (data.data == "digits" or data.stacked)
+    if cell.images and kind_of(data) is Images and not has_own_classes:
         source = Images(_stand_in(cell))
-        source.check(replace(settings, data=replace(settings.data, data=cell.images)))
+        source.check(replace(settings, data=replace(data, data=data.data or cell.images)))
     else:
         source = open_source(settings)
     with torch.device("meta"):
@@ -148,10 +151,13 @@ def cost(cell: Cell) -> Cost:
 
 def _stand_in(cell: Cell) -> ImageArrays:
     """Return no images, but with the sides and classes of those that the user has to give."""
-    side = cell.settings.data.image_size
+    data, count = cell.settings.data, cell.num_classes
+    side = data.image_size
     if side is None:
         raise ValueError(f"{cell.name}: the cost depends on the images' size: give --image-size")
-    classes = tuple(map(str, range(cell.num_classes)))
+    if data.data and data.conditional:
+        count = find_images(data.data).num_classes(data.data_split)
+    classes = tuple(map(str, range(count)))
     return ImageArrays(cell.images, torch.empty(0, 3, side, side, dtype=torch.uint8), torch.empty(0), classes)
 
 
@@ -165,7 +171,7 @@ def _multiply_adds(network: torch.nn.Module, *inputs: torch.Tensor) -> int:
 def _merged(out: Path, plan: Plan) -> dict[str, Any]:
     """Return what ``sweep.json`` is to hold: what it holds, and the plan's cells and runs."""
     preset, cells = _saved(out)
-    if exists(out / "config.json"):
+    if not cells and exists(out / "config.json"):
         raise ValueError(f"{out} holds a run: choose another folder")
     if cells and preset != plan.preset:
         raise ValueError(f"{out} holds {f'a sweep of the preset {preset!r}' if preset else 'a comparison'}: choose "

@@ -25,7 +25,6 @@ from specreg.autopsy.formats import BESIDE, ENDINGS, INDEX, SHARD
 from specreg.autopsy.order import is_dated, labels, model_name, times, without_values
 from specreg.autopsy.spectra import LayerSpectrum, inspect, judge, networks
 from specreg.data.arrays import ImageArrays
-from specreg.data.cache import file_stamp
 from specreg.data.decoding import SUFFIXES, open_picture, read_image
 from specreg.data.files import is_visible
 from specreg.data.mixtures import MIXTURES
@@ -33,6 +32,7 @@ from specreg.data.npz import load_npz
 from specreg.data.pixels import cut_grid, picture_of, planes, square
 from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
+from specreg.files import file_stamp
 from specreg.monitor.coverage import Coverage
 from specreg.monitor.modes import ModeJudge, ModeThresholds
 from specreg.names import STATES, State, listed, printable

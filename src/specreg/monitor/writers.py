@@ -132,11 +132,10 @@ class JsonlWriter:
     """Append every snapshot to a file, one JSON object a line: iteration, singular values by layer, verdict.
 
     Singular values have 6 significant digits; the verdict is ``Verdict.to_dict()``; where samples were read "reading"
-    has the numbers of what is missing. A resumed training, whose monitor
-    has loaded its state, goes on in its file: the first snapshot drops the lines of its iteration and later ones, so
-    that there is no line twice. For the same reason samples that are read after a snapshot
-    (:meth:`specreg.Monitor.snapshot`) replace its line. A file that holds none of the monitor's past is another
-    training's and is refused.
+    has the numbers of what is missing. A training that is resumed, or goes back, whose monitor has loaded its state,
+    goes on in its file: the first snapshot drops the lines of its iteration and later ones, so that there is no line
+    twice. For the same reason samples that are read after a snapshot (:meth:`specreg.Monitor.snapshot`) replace its
+    line. A file that holds none of the monitor's past is another training's and is refused.
 
     Args:
         monitor: takes the snapshots.
@@ -183,7 +182,8 @@ class JsonlWriter:
                     new.write(line.rstrip(b"\r\n") + b"\n")  # a crash may have torn off the last one's
                     if (row := rows.get(record["iteration"])) is not None:
                         shared.append(_is_equal(record["singular_values"], past, row))
-            if not shared or not all(shared):
+            is_foreign = not shared and self._newest is None  # else it has written here itself
+            if is_foreign or not all(shared):
                 raise ValueError(
                     f"{self.path} holds lines of another training: name another file, or remove it; a training that "
                     "goes on loads its monitor's state first"
@@ -198,8 +198,8 @@ class TensorBoardWriter:
     Args:
         monitor: takes the snapshots.
         target: a ``SummaryWriter`` of the training, which is left open, or a folder. In a folder the first snapshot
-            hides entries of its iteration and later ones, so that a resumed training leaves nothing twice; a new one
-            that finds entries of another is warned.
+            after a resume, or after the monitor has loaded an older state, hides entries of its iteration and later
+            ones, so that nothing is there twice; a new training that finds entries of another is warned.
         images_every: snapshots between images; 0 for no images.
 
     Raises:
@@ -222,9 +222,12 @@ class TensorBoardWriter:
             self._writer = target
 
     def __call__(self, verdict: Verdict) -> None:
-        iteration = verdict.iteration
-        if iteration < max(self._written, default=iteration):  # an older state was loaded: later entries go
+        iteration, numbers = verdict.iteration, numbers_of(self._monitor, verdict)
+        before = self._written.get(iteration, {})  # where samples are read after the snapshot
+        is_other = any(name.startswith("spectral_s1/") and before[name] != numbers.get(name) for name in before)
+        if is_other or iteration < max(self._written, default=iteration):  # an older state was loaded: later entries go
             self.close()
+            before = {}
         if self._writer is None:
             tensorboard = _imported("torch.utils.tensorboard", "tensorboard")
             is_new = len(self._monitor.history) == 1
@@ -236,8 +239,6 @@ class TensorBoardWriter:
             self._writer = tensorboard.SummaryWriter(self._folder, purge_step=iteration)
         writer = self._writer
         assert writer is not None
-        before = self._written.get(iteration, {})  # where samples are read after the snapshot
-        numbers = numbers_of(self._monitor, verdict)
         for name, value in numbers.items():
             if before.get(name) != value:
                 writer.add_scalar(name, value, iteration)

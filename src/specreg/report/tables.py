@@ -142,8 +142,8 @@ def notes(cells: Sequence[Cell]) -> list[str]:
         sentences.append(f"Left out, the same trainings once more: {', '.join(copies)}.")
     if floors := [run.result["floor"] for run in complete if run.result.get("floor") is not None]:
         reach = " to ".join(dict.fromkeys(f"{floor:.3f}" for floor in (min(floors), max(floors))))
-        sentences.append("Missing: a lower bound on the share of the data's mass that is not generated, at the last "
-                         f"reading of every run; a perfect generator stays below {reach}. Lost: a bound of its own "
+        sentences.append("Missing: a lower bound on the share of the data's mass that is not generated, at the end "
+                         f"of every run; a perfect generator stays below {reach}. Lost: a bound of its own "
                          "that samples far from the data do not explain.")  # fmt: skip
     if any(run.verdicts for run in complete):
         sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration.")
