@@ -94,6 +94,13 @@ def test_the_spectral_penalty_is_finite_where_s1_is_zero_or_repeated(exponent, d
         assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
+def test_the_spectral_penalty_of_biases_in_half_precision_does_not_overflow():
+    layer = nn.Linear(4, 512).half()
+    nn.init.zeros_(layer.weight)
+    nn.init.ones_(layer.bias)
+    assert specreg.spectral_penalty(layer).item() == 1 + 512**2
+
+
 def test_under_descent_the_spectral_penalty_brings_s1_to_one_and_biases_to_nothing():
     layer = nn.Conv2d(3, 8, 3).double()
     layer.weight.data.mul_(3)

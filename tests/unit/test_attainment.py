@@ -97,6 +97,33 @@ def test_the_operator_norm_stands_beside_the_matrix_norm():
     assert specreg.attainment(circular, torch.randn(2, 1, 4), operator=True)[""].operator_norm == pytest.approx(2)
 
 
+@pytest.mark.parametrize(
+    ("layer", "side"),
+    [
+        (nn.Conv1d(1, 1, 3, stride=2, padding=1, padding_mode="circular", bias=False), 5),
+        (nn.Conv1d(1, 1, 1, padding=1, padding_mode="circular", bias=False), 4),
+        (nn.Conv1d(1, 1, 1, padding=1, padding_mode="replicate", bias=False), 1),
+    ],
+    ids=["a stride that does not divide the image", "outputs that repeat", "an edge that repeats"],
+)
+def test_padding_that_repeats_pixels_has_no_norm_by_fourier_transform(layer, side):
+    measured = specreg.attainment(layer, torch.ones(1, 1, side), operator=True)[""]
+    assert (measured.operator_norm, measured.operator_attained) == (None, None)
+    assert 0 < measured.attained <= 1
+
+
+def test_the_norm_under_circular_padding_with_a_stride_is_that_of_the_dense_map():
+    layer = nn.Conv1d(1, 1, 4, stride=2, padding=1, padding_mode="circular", bias=False)
+    true = torch.linalg.matrix_norm(layer(torch.eye(8)[:, None])[:, 0].detach(), 2).item()
+    measured = specreg.attainment(layer, torch.ones(1, 1, 8), operator=True)[""]
+    assert measured.operator_norm == pytest.approx(true, rel=1e-5)
+
+
+def test_gradient_norms_of_samples_that_are_numbers():
+    norms = specreg.gradient_norms(lambda x: 3 * x, torch.zeros(5), torch.ones(5))
+    assert norms == {"real": 3.0, "generated": 3.0, "interpolated": 3.0}
+
+
 def test_a_layer_with_a_forward_of_its_own_is_left_out(caplog):
     class Equalized(nn.Linear):
         def forward(self, x):

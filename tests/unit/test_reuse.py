@@ -112,6 +112,18 @@ def test_a_changed_copy_is_not_the_original():
     assert torch.equal(layer.weight, before)
 
 
+def test_changes_that_cancel_in_simple_sums_are_seen():
+    layer, twin = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    layer.weight.data.copy_(torch.diag(torch.tensor([2.0, 1.0, 0.5, 0.25])))
+    specreg.spectral_regularization(layer)
+    before = layer.weight.clone()
+    layer.parametrizations.weight.original.data[0] = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    twin.weight.data.copy_(layer.parametrizations.weight.original)
+    specreg.spectral_regularization(twin)
+    assert not torch.equal(layer.weight, before)
+    assert torch.equal(layer.weight, twin.weight)
+
+
 def test_inference_mode_decomposes_once(decompositions):
     net = network()
     net[0].parametrizations.weight.original.data[0] += 1

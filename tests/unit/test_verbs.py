@@ -183,6 +183,15 @@ def test_a_zero_weight_of_any_precision_is_normalized_once_it_moves(dtype):
     torch.testing.assert_close(layer.weight.abs().float(), torch.full((4, 6), 24**-0.5), rtol=5e-3, atol=0)
 
 
+@pytest.mark.parametrize(("size", "dtype"), [(1e-13, torch.float32), (3e-5, torch.float16)])
+def test_a_tiny_weight_is_normalized_to_one(size, dtype):
+    layer = nn.Linear(4, 4, bias=False, dtype=dtype)
+    specreg.spectral_norm(layer)
+    layer.parametrizations.weight.original.data.copy_(size * torch.eye(4))
+    for _ in range(5):
+        assert torch.linalg.matrix_norm(layer.weight.float(), 2).item() == pytest.approx(1, rel=0.05)
+
+
 @pytest.mark.parametrize("verb", [specreg.spectral_norm, specreg.spectral_regularization, specreg.orthogonalize])
 def test_a_normalized_module_computes_shapes_on_the_meta_device(verb):
     module = discriminator()
@@ -252,6 +261,27 @@ def test_weight_norm_with_zero_rows_stays_finite(version, rows):
         compensator.step()
         assert layer(torch.randn(2, 6)).isfinite().all()
     assert rows == 6 or compensator.satisfied()
+
+
+@pytest.mark.parametrize("version", ["new", "legacy"])
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_weight_norm_of_any_scale_is_compensated_alike(version, size):
+    layers = []
+    for factor in (1.0, size):
+        torch.manual_seed(0)
+        layers.append(WEIGHT_NORMS[version](nn.Linear(4, 4, bias=False)))
+        g = layers[-1].weight_g if version == "legacy" else layers[-1].parametrizations.weight.original0
+        g.data.mul_(factor)
+        specreg.static_compensation(layers[-1]).step()
+        layers[-1](torch.ones(1, 4))
+    torch.testing.assert_close(layers[1].weight / size, layers[0].weight, rtol=1e-5, atol=1e-6)
+
+
+def test_an_expanded_weight_is_refused_before_anything_is_written():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    module[1].weight = nn.Parameter(torch.randn(1, 4).expand(4, 4))
+    with pytest.raises(ValueError, match="layer '1' is under expand, which makes several entries one"):
+        specreg.static_compensation(module)
 
 
 @pytest.mark.parametrize("apply", [parametrizations.spectral_norm, torch.nn.utils.spectral_norm])

@@ -59,8 +59,9 @@ class Layer:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(out, in·kernel) of one group's matrix."""
-        rows, columns = self.weight.to_matrix(self._tensor()).shape[-2:]
-        return rows, columns
+        shape = self._tensor().shape
+        rows = shape[1] if self.weight.kind.output_dim == 1 else shape[0] // self.groups
+        return rows, shape.numel() // (self.groups * rows)
 
     @property
     def spectrum_shape(self) -> tuple[int, ...]:

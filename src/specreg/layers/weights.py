@@ -25,6 +25,7 @@ from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 from specreg.layers.kinds import Kind, parametrizations_of
 from specreg.spectra.gram import svd
 from specreg.spectra.matrices import from_matrix, to_matrix
+from specreg.spectra.reference import working_dtype
 
 
 class MatrixParametrization(nn.Module):
@@ -239,12 +240,12 @@ class Weight:
             storage[0].copy_(weight)
             return
         g, v = storage
-        weight = weight.to(v.dtype)
+        # In double precision: squares may be beyond single precision, and norms beyond half.
+        weight = weight.to(working_dtype(weight))
         norms = torch.norm_except_dim(weight, 2, self._weight_norm_dim)
         # v keeps its norms, which the function does not see and an optimizer's steps do. A row of norm 0 keeps its
-        # direction: g alone makes it zero, and 0/0 would make it NaN. Divided first: sizes / norms may be beyond half
-        # precision.
-        sizes = torch.norm_except_dim(v, 2, self._weight_norm_dim)
+        # direction: g alone makes it zero, and 0/0 would make it NaN.
+        sizes = torch.norm_except_dim(v.to(weight.dtype), 2, self._weight_norm_dim)
         v.copy_(torch.where(norms > 0, weight / norms * sizes, v))
         g.copy_(norms)
 

@@ -36,7 +36,8 @@ class Attainment:
         largest: :math:`s_1` of the matrix; 1 under spectral normalization.
         operator_attained: :math:`\|Kx\| / (\|K\| \|x\|)`, K the convolution of whole images; None without
             ``operator``.
-        operator_norm: :math:`\|K\|`, by Fourier transform, with zero padding an upper bound; None likewise.
+        operator_norm: :math:`\|K\|`, by Fourier transform, with zero padding an upper bound; None likewise, and where
+            padding repeats pixels.
     """
 
     attained: float
@@ -171,7 +172,7 @@ def norms_of_gradients(network: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         leaf = x.detach().clone().requires_grad_(True)
         # A copy goes in: the first operation may be in place, which a leaf refuses.
         (gradient,) = torch.autograd.grad(_total(network(leaf.clone()), len(x)), leaf)
-    norms: Tensor = gradient.flatten(1).norm(dim=1)
+    norms: Tensor = gradient[:, None].flatten(1).norm(dim=1)
     return norms
 
 
@@ -189,11 +190,10 @@ def _measure(layer: Layer, child: Any, x: Tensor, output: Tensor, operator: bool
     if not bool(alive.any()):
         return None
     attained = _root_ratio(out_energy, in_energy, alive)
-    if not operator or not spatial:
+    grid = _grid(child, x, linear) if operator and spatial else None
+    if grid is None:
         return Attainment(attained, s1.max().item())
-    norm = convolution_norm(
-        weight, _grid(child, x, linear), stride=child.stride, dilation=child.dilation, groups=layer.groups
-    ).item()
+    norm = convolution_norm(weight, grid, stride=child.stride, dilation=child.dilation, groups=layer.groups).item()
     whole = _energy(x).reshape(samples, -1).sum(1) * norm**2
     return Attainment(attained, s1.max().item(), _root_ratio(out_energy, whole, alive), norm)
 
@@ -219,15 +219,19 @@ def _patches(child: Any, x: Tensor, linear: Tensor) -> Tensor:
     return convolve(energy, ones, None, child.stride, child.padding, rest, child.groups, child.dilation)
 
 
-def _grid(child: Any, x: Tensor, linear: Tensor) -> list[int]:
-    """Return the periodic grid whose norm bounds the layer's: its larger side and the kernel's reach, by the stride."""
+def _grid(child: Any, x: Tensor, linear: Tensor) -> list[int] | None:
+    """Return the periodic grid whose norm bounds the layer's; None where padding repeats pixels, so that none does.
+
+    It is the larger side and the kernel's reach, by the stride; of circular padding the image, if no output repeats.
+    """
     spatial = child.weight.ndim - 2
     shape = (linear if isinstance(child, TRANSPOSED) else x).shape[-spatial:]
-    periodic = child.padding_mode == "circular"
-    return [
-        -(-(pixels if periodic else pixels + dilation * (size - 1)) // stride) * stride
-        for pixels, size, dilation, stride in zip(shape, child.kernel_size, child.dilation, child.stride, strict=True)
-    ]
+    if child.padding_mode == "zeros" or not any(child._reversed_padding_repeated_twice):
+        sizes = zip(shape, child.kernel_size, child.dilation, child.stride, strict=True)
+        return [-(-(n + dilation * (size - 1)) // stride) * stride for n, size, dilation, stride in sizes]
+    outputs = zip(shape, linear.shape[-spatial:], child.stride, strict=True)
+    is_periodic = child.padding_mode == "circular" and all(n % step == 0 and m * step <= n for n, m, step in outputs)
+    return list(shape) if is_periodic else None
 
 
 def _energy(values: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specreg.layers.find import Layer, Layers
 from specreg.layers.requirements import require_finite, require_writable, warn_of_doubts
 from specreg.layers.selection import shown
+from specreg.layers.weights import Weight
 from specreg.names import Scale, check_choice, checked_keep, integer, reading_state
 from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.spectra.fast import PROMISED, compensate
@@ -224,7 +225,7 @@ class Compensator:
             return None, []
         # What was recorded holds for these tensors, as these normalize them now: kept, so that none gets another's id.
         weights = [layer.weight for layer in self.layers.values()]
-        key = [(weight.storage[-1].data_ptr(), weight.gain, *weight.normalizers) for weight in weights]
+        key = [(weight.gain, *weight.normalizers, *_pointers(weight)) for weight in weights]
         if self._products is None or self._products[0] != key:
             counts = self.counts()
             served = {name: layer for name, layer in self.layers.items() if is_served(layer)}
@@ -301,6 +302,13 @@ class Compensator:
 
 # All that there are; weak, so that what is thrown away holds no layer.
 _COMPENSATORS: "weakref.WeakSet[Compensator]" = weakref.WeakSet()
+
+
+def _pointers(weight: Weight) -> list[int]:
+    """Return where the tensors are that a recording writes: the weight, and the vectors of its normalizers."""
+    owners = [owner for owner in weight.normalizers if isinstance(owner, nn.Module)]
+    vectors = [vector for owner in owners for vector in owner.buffers()]
+    return [tensor.data_ptr() for tensor in (weight.storage[-1], *vectors)]
 
 
 def _require_free(layers: Layers) -> None:

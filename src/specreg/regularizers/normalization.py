@@ -157,8 +157,9 @@ def _forget_state_dict_hooks(module: nn.Module, hook: LegacySpectralNorm | Legac
 class _SpectralNormOfAnyWeight(_SpectralNorm):
     """Torch's spectral normalization, for a weight with a gain, that is zero at some time, and in mixed precision too.
 
-    Torch divides by s1 = 0 for a zero weight, and its vectors, once zero, stay zero for ever. Here a zero weight maps
-    to itself and leaves the vectors as they were; without branches, so that compiled graphs stay whole. Under
+    Torch divides by s1 = 0 for a zero weight, and its vectors, once zero, stay zero for ever. Here a weight that maps v
+    to zero, as a zero one does, maps to itself and leaves the vectors as they were; without branches, so that compiled
+    graphs stay whole. Under
     autocast on a GPU torch estimates s1 by products in half precision; here they are made in the weight's own.
     """
 
@@ -174,12 +175,12 @@ class _SpectralNormOfAnyWeight(_SpectralNorm):
     @torch.no_grad()
     def _iterate(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Make one step of power iteration; return its vectors, which no later step changes."""
-        least = max(self.eps, torch.finfo(matrix.dtype).tiny)  # half precision knows no 1e-12, and 0/0 is NaN
         u = torch.mv(matrix, self._v)
-        u = u / torch.linalg.vector_norm(u).clamp_min(least)
+        norm = torch.linalg.vector_norm(u)
+        u = u / (norm + (norm == 0))  # no 0/0, and no floor, below which vectors would not be of length 1
         v = torch.mv(matrix.H, u)
         norm = torch.linalg.vector_norm(v)
-        v = v / norm.clamp_min(least)
+        v = v / (norm + (norm == 0))
         moved = norm > 0  # false for NaN too
         # Written by out=, as torch does, which transforms (torch.func.grad, vmap) let pass where they refuse copy_. And
         # assigned: so torch.compile sees that this must not be recomputed in a graph, and checkpoints a layer outside.

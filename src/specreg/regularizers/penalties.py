@@ -66,7 +66,7 @@ def d_optimal_penalty(module: nn.Module, *, only: Selection = None, skip: Select
 
     A singular value counts as :math:`\sqrt{s_k^2 + \epsilon^2}` with :math:`\epsilon = 10^{-3}`, whatever its size: the
     penalty of a singular value 0 is finite, :math:`-\log\epsilon = 6.9`, and its gradient at most
-    :math:`1 / (2\epsilon)`.
+    :math:`1 / (2\epsilon)`; beside an s_1 of 1e5 and more double precision loses :math:`\epsilon^2`, and it may be inf.
 
     Jiang et al. add it to the loss for a weight that is kept as U E V, whose E it sees; here it sees the weight itself.
 
@@ -111,7 +111,7 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
         only, skip: which layers, see :mod:`specreg.layers.find`; by default all kinds but embeddings.
 
     Returns:
-        A scalar, differentiable by the weights and biases.
+        A scalar, differentiable once by the weights and biases.
 
     Raises:
         ValueError: a bad exponent, or no layer matched.
@@ -139,7 +139,9 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
     children = [use.module for layer in layers.values() for use in layer.uses]
     biases = {id(bias): bias for child in children if isinstance(bias := getattr(child, "bias", None), Tensor)}
     for bias in biases.values():
-        total = total + (bias.abs().square().sum() ** exponent).to(total.device)
+        size = bias.abs()
+        square = size.to(torch.promote_types(size.dtype, torch.float32)).square().sum()
+        total = total + (square**exponent).to(total.device)
     return total
 
 

@@ -167,8 +167,9 @@ class _Regularize(torch.autograd.Function):
 
 
 def _fingerprint(matrix: Tensor) -> Tensor:
-    """Return W z for a fixed z without zeros or equal entries: it changes with every entry, up to rounding."""
+    """Return W z for a fixed irregular z without zeros: it changes with the entries, up to rounding."""
     single = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-    z = torch.arange(1, matrix.shape[-1] + 1, device=matrix.device).sqrt().to(single.dtype)
+    # Between 1 and 3, and no small integers relate them: with square roots, changes of two or three entries cancel.
+    z = torch.arange(1, matrix.shape[-1] + 1, device=matrix.device).square().sin().add(2).to(single.dtype)
     with full_precision(matrix):
         return single @ z

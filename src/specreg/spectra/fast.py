@@ -63,9 +63,10 @@ def compensate(matrix: Tensor, target: Target, *, all_values: bool = True) -> Co
             gain = _gain(s.cpu().numpy(), (s if wanted is None else wanted).cpu().numpy())
             if (expected_error(squares.cpu().numpy(), gain, all_values=all_values) <= TOLERANCE).all():
                 return None if wanted is None else _applied(matrix, vectors, gain)
-    svd = thin_svd(matrix)
-    wanted = target(svd.S)
-    return None if wanted is None else compensated(matrix, wanted, svd)
+    with full_precision(matrix):
+        svd = thin_svd(matrix)
+        wanted = target(svd.S)
+        return None if wanted is None else compensated(matrix, wanted, svd)
 
 
 def _gain(s: Array, wanted: Array) -> Array:
