@@ -302,6 +302,17 @@ def test_channels_may_be_first_or_last(shape):
     assert torch.equal(plain_features(samples.movedim(1, -1)), plain_features(samples))
 
 
+def test_a_few_samples_beside_which_the_others_look_alike_are_said(caplog):
+    real = torch.randn(4000, 1)
+    Coverage(real)
+    Coverage(torch.cat([real, real[:10]]))
+    assert caplog.messages == []
+    real[::200] = 1e12
+    Coverage(real)
+    (message,) = caplog.messages
+    assert message.startswith("coverage: a hundredth of the real samples has nearly all of their variance")
+
+
 def test_a_networks_features_are_used_and_the_network_and_random_numbers_are_left_alone():
     network = nn.Sequential(nn.Linear(24, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
     mixture = Mixture(24)

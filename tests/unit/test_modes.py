@@ -51,6 +51,17 @@ def test_a_loss_among_the_first_readings_is_said_by_the_third():
     assert [answer.state for answer in answers].index("lost") == 3
 
 
+def test_readings_of_few_samples_that_one_generator_explains_are_no_loss():
+    missing = [0.18] * 4 + [0.42] * 2  # the intervals of all hold 0.3
+    assert states(judged(missing, error=0.13, judge=ModeJudge())) == ["not judged", "healthy"]
+    assert states(judged(missing, error=0.02, judge=ModeJudge())) == ["not judged", "healthy", "losing"]
+
+
+def test_what_comes_back_of_data_that_were_never_learnt_is_not_called_recovered():
+    answers = judged([0.9] + [0.7] * 8 + [0.8] * 3 + [0.7] * 5, judge=ModeJudge())
+    assert states(answers) == ["not judged", "never learnt", "losing", "never learnt"]
+
+
 def test_a_slow_drop_is_losing_before_it_is_lost():
     answers = judged([0.05] * 10 + [0.05 + 0.01 * i for i in range(40)])
     assert states(answers) == ["not judged", "healthy", "losing", "lost"]

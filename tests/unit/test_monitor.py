@@ -182,6 +182,27 @@ def test_iterations_that_begin_anew_in_each_epoch_are_refused(length):
             each.step(-1)
 
 
+def test_snapshots_too_far_apart_to_see_a_fast_fall_are_said_once(caplog):
+    often, seldom = specreg.Monitor(nn.Linear(4, 4)), specreg.Monitor(nn.Linear(4, 4))
+    for iteration in range(1, 1500, 100):
+        often.step(iteration)
+    assert caplog.messages == []
+    for iteration in (1, 5001, 10001):
+        seldom.step(iteration)
+    (message,) = caplog.messages
+    assert message.startswith("monitor: snapshots lie 5000 iterations apart, and a fall is fast within 1000: take them")
+
+
+def test_samples_in_groups_of_four_are_probed_in_whole_groups():
+    class Grouped(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.reshape(4, -1, 4)).reshape(-1, 1)
+
+    real, generated = torch.randn(250, 4), torch.randn(250, 4)
+    monitor = specreg.Monitor(Grouped(nn.Linear(4, 4), nn.Linear(4, 1)), samples=lambda: (generated, real))
+    assert monitor.step(1).signal.state == "teaching"
+
+
 def test_a_detector_that_has_judged_another_training_changes_nothing():
     detector = specreg.Detector()
     specreg.Monitor(nn.Linear(4, 4), detector=detector).step(100)

@@ -134,6 +134,12 @@ def test_a_signal_that_falls_with_the_learning_is_not_dead():
     assert judged(*[Signal(0.5**k, 0.5) for k in range(30)])[-1].state == "dead"
 
 
+def test_one_wild_gradient_is_no_measure_of_the_others():
+    wild = [TEACHING, TEACHING, Signal(1e4, 0.5), *[TEACHING] * 4]
+    assert {answer.state for answer in judged(*wild)} == {"teaching"}
+    assert judged(TEACHING, *[Signal(1e-4, 0.5)] * 2)[-1].state == "dead"
+
+
 def test_what_returns_more_than_scores_is_refused():
     real, generated = samples()
     with pytest.raises(TypeError, match="returns more than scores"):

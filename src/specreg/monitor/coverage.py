@@ -21,10 +21,10 @@ two shares.
 4. **The reading.** Held-out real samples and the generated half that did not choose are counted in A; the mean over
    both halves, or 0 if it is below, is the reading.
 
-*Lost* is the larger of two bounds that far samples cannot explain: *missing* less *far*, which stays even if every far
-sample was a spoilt one of what is missing, and the reading in 32 groups at most with every sample in its nearest bin,
-however far it is. The first sees small modes of good samples, the second large ones of poor samples. What lowers
-quality along the data is not told from lost modes (docs/coverage.md).
+*Lost* is the larger of *missing* less *far*, which stays even if every far sample was a spoilt one of what is missing,
+and the reading in 32 groups at most with every sample in its nearest bin, however far it is. The first sees small modes
+of good samples, the second large ones of poor samples; it takes far samples in one place for the mode next to them.
+What lowers quality along the data is not told from lost modes (docs/coverage.md).
 
 What it does not do: bound the missing share from above. Modes that share their bins are seen in part, or not at all. A
 generator that repeats a hundred samples misses nearly everything, and is said to miss the bins without them. Readings
@@ -55,7 +55,8 @@ _CLAIM = 4  # standard errors of a reading
 _Z95 = 1.96
 _SCARCE = 0.2  # a bin filled to less than that share is called empty
 _BATCH = 2**24  # numbers at once
-_ALONE = 0.99  # of the variance in one column, beside which a loss of half in eight others reads as a tenth
+# Of the variance in few rows, or in one column: beside such a column a loss of half in eight others reads as a tenth.
+_ALONE = 0.99
 _MOST = 0.5  # missing share beyond which the samples' range is looked at
 _STATE = ("mean", "size", "centres", "spread", "radius", "binned", "held_out", "groupings", "examples")
 
@@ -70,7 +71,7 @@ class Reading:
         missing: lower bound of the missing share, 0 to 1.
         interval: its 95% interval; the upper end bounds the estimate, not the missing share.
         floor: a perfect generator stays below, as far as four standard errors reach.
-        lost: such a bound that far samples cannot explain; at times a little larger, being one of its own.
+        lost: such a bound with far samples counted for what they are nearest to; at times a little larger.
         far: share of the generated samples that are far from the data, beyond that of real ones.
         real, generated: shares of the samples in each bin, (K,).
         empty: where ``missing`` is above its floor, the bins that both halves have in A and fill to less than a fifth,
@@ -112,7 +113,7 @@ class Coverage:
     The global random state is untouched. Features are computed where the samples are, the rest on the CPU.
 
     Args:
-        real: samples (N, \*) of any dtype, at least 100; 3,000 and more for a good reading.
+        real: independent samples (N, \*) of any dtype, each once, at least 100; 3,000 and more for a good reading.
         features: maps samples (N, \*) to features (N, d); a network is called in eval mode. By default samples are
             compared by their values, see :func:`specreg.monitor.features.plain_features`; the classes of natural
             images are not seen without an encoder.
@@ -160,6 +161,12 @@ class Coverage:
                 "the others matter, standardize all columns", width,
             )  # fmt: skip
         points = self._normalize(points)
+        squares = points.square().sum(1)
+        if squares.topk(max(1, num_binned // 100)).values.sum() > _ALONE * squares.sum():
+            logger.warning(
+                "coverage: a hundredth of the real samples has nearly all of their variance, and beside it the others "
+                "look alike: leave it out, clip, or take logarithms"
+            )
         centres = _kmeans(points, points.new_ones(num_binned), num_binned // _PER_BIN, generator)
         self._centres = centres[torch.unique(_nearest(points, centres)[0])]
         bins, squared = _nearest(points, self._centres)

@@ -89,21 +89,25 @@ class ModeJudge:
         if produced > self._reached + limits.progress:  # small steps add up
             self._reached, self._reached_at, self._waiting = produced, iteration, 0
         fall = self._best - produced
-        # A loss has to be more than the readings' noise.
-        part = fall / self._best if fall > error else 0.0
+        # A loss has to be more than chance between two readings, of which one is the best of many.
+        part = fall / self._best if fall > max(error, reading.floor) else 0.0
+        learnt = max(self._best, self._reached, produced) >= limits.learnt  # the best begins anew at a recovery
+        stalled = iteration - max(self._reached_at, judged_at) >= limits.patience and self._waiting > limits.smoothing
         if self._state in ("losing", "lost"):
             self._low = min(self._low, produced)
             if produced >= self._low + limits.regained * (self._best - self._low) and fall <= limits.lost * self._best:
                 self._state, self._since, self._best = "recovered", iteration, produced
+                if stalled and not learnt:  # what came back was never enough
+                    self._state, self._since = "never learnt", None
             elif part >= limits.lost:
                 self._state = "lost"
         elif part >= limits.losing and self._best >= limits.losing and len(self._recent) == limits.smoothing:
             self._state = "lost" if part >= limits.lost else "losing"
             self._since, self._low = self._best_at, produced
-        elif max(self._best, self._reached, produced) >= limits.learnt:  # the best begins anew at a recovery
+        elif learnt:
             if self._state in ("not judged", "never learnt"):
                 self._state, self._since = "healthy", None
-        elif iteration - max(self._reached_at, judged_at) >= limits.patience and self._waiting > limits.smoothing:
+        elif stalled:
             self._state, self._since = "never learnt", None
         if 1 - missing >= self._best - error:  # the median is late: modes may be lost already where it still stands
             self._best_at = iteration

@@ -137,6 +137,7 @@ class Monitor:
         self._saved: Mapping[str, Tensor] | None = None  # the state of a meter that is made of the next samples
         self._told: Verdict | None = None  # the newest verdict, for those who were told of it before
         self._newest: int | None = None  # the last iteration that step() was told
+        self._is_sparse = False  # snapshots are too far apart for the detector, which was said
         # Chosen once, so that gradients that are switched off for a step, or a new layer, change nothing of the series.
         with frozen_random_numbers():
             self._watched = find(module, embeddings=True, only=only, skip=skip, title="monitor")
@@ -204,6 +205,14 @@ class Monitor:
     def _take(self, iteration: int, *, sampling: bool) -> Verdict:
         latest = spectra_of(self._watched)
         self.history.require_next(iteration, latest)  # nothing is changed by what is refused
+        gap, window = iteration - (self.history.iterations or [iteration])[-1], self.detector.thresholds.window
+        if gap > window and not self._is_sparse:
+            self._is_sparse = True
+            logger.warning(
+                "monitor: snapshots lie %d iterations apart, and a fall is fast within %d: take them more often, or "
+                "give detector=Detector(Thresholds(window=..., long_window=...)), each of several snapshots",
+                gap, window,
+            )  # fmt: skip
         if sampling and self._samples is not None:
             self._read_samples(iteration, self._samples)
         verdict = self.detector.update(iteration, latest, self.groups)
@@ -258,6 +267,7 @@ class Monitor:
             taught = None
             if self._scores is not None:
                 count = min(len(generated), len(real), _NUM_PROBED)
+                count = count - count % 4 or count  # whole groups, see signal()
                 try:
                     with evaluating(self.module):  # scores= may be a function that calls it
                         taught = signal(self._scores, *self._as_weights(real[:count], generated[:count]))

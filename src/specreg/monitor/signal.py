@@ -53,16 +53,18 @@ def _flat(scores: Any) -> Tensor:
 class SignalJudge:
     """Judge a stream of signals: "teaching" or "dead".
 
-    It is dead where the gradient has fallen below a thousandth of its largest, or its scores differ by less than 1e-5
-    of their size, in two readings running.
+    It is dead where the gradient has fallen below a thousandth of the largest that two readings in a row had, or its
+    scores differ by less than 1e-5 of their size, in two readings running.
     """
 
     def __init__(self) -> None:
-        self._largest = 0.0
+        self._largest, self._last = 0.0, math.inf  # of the gradients, and the one at the reading before
         self._silent: list[int] = []  # the iterations of the readings that agree so far
 
     def update(self, iteration: int, reading: Signal) -> Answer:
-        self._largest = max(self._largest, reading.gradient if math.isfinite(reading.gradient) else 0.0)
+        gradient = reading.gradient if math.isfinite(reading.gradient) else 0.0
+        # What one reading alone had is no measure of the others.
+        self._largest, self._last = max(self._largest, min(gradient, self._last)), gradient
         silent = not reading.gradient > _FAINT * self._largest or not reading.spread > _CONSTANT
         self._silent = [*self._silent, iteration] if silent else []
         if len(self._silent) >= _PATIENCE:
@@ -71,10 +73,11 @@ class SignalJudge:
         return Answer("teaching", None, f"the discriminator teaches: gradient {reading.gradient:.2g}")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"largest": self._largest, "silent": list(self._silent)}
+        return {"largest": self._largest, "last": self._last, "silent": list(self._silent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
-        with reading_state("a signal judge's", state, ("largest", "silent")):
-            largest, silent = float(state["largest"]), [integer("iteration", at) for at in state["silent"]]
-        self._largest, self._silent = largest, silent
+        with reading_state("a signal judge's", state, self.state_dict()):
+            largest, last = float(state["largest"]), float(state["last"])
+            silent = [integer("iteration", at) for at in state["silent"]]
+        self._largest, self._last, self._silent = largest, last, silent

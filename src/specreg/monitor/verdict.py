@@ -17,8 +17,8 @@ class Evidence:
             a steady layer.
         before: the bulk that it had then (steady: the highest within the windows).
         now: the bulk, the median of the last snapshots (``Thresholds.smoothing``, three by default).
-        confidence: that the fall is more than the layer's own noise, z²/(1 + z²) with z the fall over the noise of one
-            snapshot (Cantelli's inequality, which holds for every distribution); 0 for a steady layer.
+        confidence: z²/(1 + z²) with z the fall over the mean change between snapshots: 0.5 for a fall as large as that,
+            near 1 for one far beyond it; a score and no probability, as many snapshots are looked at; 0 if steady.
         judged: the layer's warm-up is over; until then it is "steady".
     """
 
