@@ -351,10 +351,14 @@ def ranks_table(rows: Sequence[Row]) -> str:
     ]
     for name in rows[0]["values"]:
         known = [row for row in rows if row["truth"] is not None]
-        alarm = max(row["values"][name] for row in known if row["case"] == "perfect")
+        alarm: dict[str, float] = {}  # of each kind of data: the measures have units
+        for row in known:
+            if row["case"] == "perfect":
+                alarm[row["data"]] = max(alarm.get(row["data"], -math.inf), row["values"][name])
         seen, drops, noisy, spoilt, repeats = {}, [], [], [], []
         for number, row in enumerate(rows):
-            seen[number] = row["values"][name] > (row["floor"] if name in ("missing", "lost") else alarm)
+            least = row["floor"] if name in ("missing", "lost") else alarm[row["data"]]
+            seen[number] = row["values"][name] > least
             if row["case"] == "memorized":
                 repeats.append(seen[number])
             elif row["truth"] is None:
