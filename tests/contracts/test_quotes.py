@@ -85,6 +85,24 @@ def fast_distances():
         yield spread([run["evaluations"][-1] for run in of(runs, method)], "fd", 1)
 
 
+def p_value(first, second):
+    """Return Wilcoxon's p, two-sided, of two groups of runs whose distances are paired by seed."""
+    one, other = ({run["seed"]: run["fd"] for run in runs} for runs in (first, second))
+    return stats.wilcoxon([one[seed] - other[seed] for seed in one]).pvalue
+
+
+def p_values():
+    """Yield a document and a p-value in it."""
+    small = record("cifar8")
+    yield "docs/results/cifar8.md", f"Wilcoxon p = {p_value(small['static SR'], small['SN']):.2f}"
+    fast = [{**run, **run["evaluations"][-1]} for run in record("verdict/convolutions")]
+    for page, first, second, text in (
+        ("link", "dynamic", "sn", "Wilcoxon p = {:.3f}"), ("link", "static", "sn", "in 8 (p = {:.2f})"),
+        ("link", "dynamic", "static", "in 5 (p = {:.2f})"), ("which", "dynamic", "static", "p = {:.2f})"),
+    ):  # fmt: skip
+        yield f"docs/results/{page}.md", text.format(p_value(of(fast, first), of(fast, second)))
+
+
 def sentences():
     """Yield a document and what it says, written from the records."""
     digits = [*record("digits-results"), *record("digits-fresh")]
@@ -161,7 +179,7 @@ def sentences():
     yield "docs/reproduction.md", f"changes IS by {told[0]} and FID by {told[1]} on average over the 26 settings"
 
 
-@pytest.mark.parametrize(("document", "sentence"), list(sentences()))
+@pytest.mark.parametrize(("document", "sentence"), [*sentences(), *p_values()])
 def test_a_sentence_is_written_from_the_records(document, sentence):
     text = re.sub(r"\s+", " ", (ROOT / document).read_text(encoding="utf-8"))
     assert re.sub(r"\s+", " ", sentence) in text
