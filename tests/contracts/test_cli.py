@@ -18,6 +18,7 @@ import torch
 import specreg
 from specreg import cli, options
 from specreg.cli import _COMMANDS, _with_address, main
+from specreg.processes import DisagreementError, LostProcessError, MainFailedError
 
 ROOT = Path(__file__).parents[2]
 
@@ -176,6 +177,27 @@ def test_torch_out_of_memory_is_one_line(error, capsys, monkeypatch):
     code, _, said = run(capsys, "train")
     assert code == 2
     assert said == "specreg: error: there is not enough memory: make images, batches or networks smaller\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (DisagreementError("step 7: differs"), 4, "specreg: error: step 7: differs\n"),
+        (MainFailedError("it says so itself"), 2, ""),
+        (
+            LostProcessError("gone"),
+            4,
+            "specreg: error: gone; the same command again goes on from the last checkpoint\n",
+        ),
+    ],
+)
+def test_what_happens_to_one_of_several_processes_has_its_exit_code(error, code, said, capsys, monkeypatch):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setitem(_COMMANDS, "train", fail)
+    monkeypatch.setattr("specreg.cli.time.sleep", lambda seconds: None)
+    assert run(capsys, "train") == (code, "", said)
 
 
 @pytest.mark.parametrize(

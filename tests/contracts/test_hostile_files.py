@@ -112,7 +112,6 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes], str, str]] = {
     "an MNIST of 10^12 pixels": ("train", idx_bomb, "train-images-idx3-ubyte.gz", "is a part of a data set: give its folder"),
     "a deep configuration": ("report", lambda: spoilt.DEEP * 100, "config.json", "config.json is damaged ("),
     "a configuration of 65 MB": ("report", lambda: b'["' + b"a" * 68_000_000 + b'"]', "config.json", "more than 67108864 bytes"),
-    "a compressed checkpoint": ("inspect", lambda: zipped({"archive/data.pkl": bytes(10**7)}, zipfile.ZIP_DEFLATED), "a.pt", "is compressed"),
     "a tensor of 4 TB": ("inspect", legacy_claims, "a.pt", "holds no weight matrix"),
     "a tensor without storage": ("inspect", spoilt.of_meta, "a.pt", "holds no weight matrix"),
 } | {f"safetensors: {name}": ("inspect", lambda content=content: content, "a.safetensors", "is damaged") for name, content in LIES.items()}  # fmt: skip

@@ -74,6 +74,7 @@ def test_the_constants_of_the_verdicts_are_the_published_ones():
 
 def test_every_public_name_is_found_and_no_other():
     assert not {"sys", "torch"}.intersection(specreg.__all__)
+    assert all(hasattr(specreg, name) for name in specreg.__all__)
     with pytest.raises(AttributeError, match="module 'specreg' has no attribute 'Monitr'"):
         specreg.Monitr  # noqa: B018
 

@@ -231,7 +231,9 @@ def worker(job: subprocess.Popen, rank: int) -> int:
     """Return the number of the system's process that has a rank in a job."""
     for status in Path("/proc").glob("[0-9]*/environ"):
         try:
-            variables = dict(one.partition("=")[::2] for one in status.read_text().split("\0"))
+            variables = dict(
+                one.partition("=")[::2] for one in status.read_bytes().decode(errors="replace").split("\0")
+            )
             parent = int(status.with_name("stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue

@@ -167,7 +167,7 @@ def kept(out: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_the_best_before_an_end_off_the_schedule_is_the_best_again_when_the_run_goes_on(tmp_path, monkeypatch):
+def test_the_best_before_an_end_off_the_schedule_is_the_best_again_when_the_run_goes_on(tmp_path, monkeypatch, capsys):
     scores = iter((2.0, 5.0, 1.0, 3.0))  # at steps 2, 4, 5, at first the end, and 6
     monkeypatch.setattr(MixtureEvaluator, "glance", lambda self, points: {"fd": next(scores)})
     out = tmp_path / "run"
@@ -175,6 +175,12 @@ def test_the_best_before_an_end_off_the_schedule_is_the_best_again_when_the_run_
     assert kept(out) == {"before": 4, "best": 5, "best-before": 2, "healthy": 5, "healthy-before": 4}
     assert main(["train", "--quiet", "--out", str(out), "--steps", "6"]) == 0
     assert kept(out) == {"before": 4, "best": 2, "end-5": 5, "healthy": 6}
+    picture = tmp_path / "end.png"
+    sample = ["sample", str(out), "--out", str(picture), "--checkpoint"]
+    assert main([*sample, "end-4"]) == 2
+    assert "has no end-4 checkpoint (only end-5): take the last one" in capsys.readouterr().err
+    assert main([*sample, "end-5"]) == 0
+    assert picture.exists()
 
 
 @pytest.mark.slow
@@ -193,18 +199,6 @@ def test_a_healthy_end_off_the_schedule_hides_no_healthy_step_before(tmp_path, m
     for steps in ("5", "6"):
         assert main(["train", "--quiet", "--out", str(out), *SHORT, "--steps", steps]) == 0
     assert kept(out)["healthy"] == 2
-
-
-@pytest.mark.slow
-def test_the_network_of_an_end_that_a_run_went_back_behind_can_be_sampled(tmp_path, capsys):
-    out, picture = tmp_path / "run", tmp_path / "end.png"
-    for steps in ("5", "6"):
-        assert main(["train", "--quiet", "--out", str(out), *SHORT, "--steps", steps]) == 0
-    sample = ["sample", str(out), "--out", str(picture), "--checkpoint"]
-    assert main([*sample, "end-4"]) == 2
-    assert "has no end-4 checkpoint (only end-5): take the last one" in capsys.readouterr().err
-    assert main([*sample, "end-5"]) == 0
-    assert picture.exists()
 
 
 def test_what_was_killed_before_its_end_was_saved_goes_on_from_its_checkpoint(tmp_path):

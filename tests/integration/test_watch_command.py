@@ -106,6 +106,17 @@ def test_tiles_that_are_no_squares_are_cut_to_the_size_that_is_asked_for(run, tm
     assert max(record["missing"] for record in records) < 0.1
 
 
+def test_chosen_files_are_read_together_and_early_ones_are_not_judged(run, tmp_path):
+    for step in (1, 2):
+        for name in ("fakes", "inputs"):
+            grid(digits(24), 4).save(run / f"{name}{step}.png")
+    readings = tmp_path / "readings.jsonl"
+    chosen = ["--once", "--files", "fakes*", "--pool", "40", "--warmup", "1000", "--json", str(readings)]
+    assert main(["watch", str(run), "--real", save_real(tmp_path), *chosen]) == 0
+    (record,) = map(json.loads, readings.read_text().splitlines())
+    assert (record["iteration"], record["samples"]) == (2, 48)
+
+
 def test_ctrl_c_ends_it_and_built_in_data_and_features_are_taken(run, monkeypatch, capsys):
     monkeypatch.setattr("specreg.experiments.watch._NUM_REAL", 2000)
     beside(monkeypatch, lambda: np.savez(run / "samples_5.npz", digits(900).reshape(-1, 3, 8, 8).movedim(1, 3).numpy()))

@@ -55,7 +55,7 @@ def test_of_separate_values_the_reading_is_the_difference_of_the_shares():
     torch.testing.assert_close(reading.real, torch.full((10,), 0.1, dtype=torch.float64))
     assert sorted(reading.generated.tolist()) == pytest.approx([0] * 4 + [1 / 6] * 6)
     assert set(real[reading.examples].tolist()) == {0, 1, 2, 3}
-    assert str(reading).endswith("beyond what far samples explain; 4 of 10 bins are empty")
+    assert str(reading).endswith("with far samples counted for what is next to them; 4 of 10 bins are empty")
     assert meter.measure(real).missing <= meter.measure(real).floor
     assert meter.measure(real * (1 + 1e-7)).far == 0  # rounding is not far, however narrow the bins are
 

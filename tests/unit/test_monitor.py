@@ -415,6 +415,14 @@ class TestActions:
         assert changes[0].state == "collapsed"
         assert roll_back.restored == [(changes[0].iteration, 3000)]
 
+    def test_it_goes_back_at_the_states_that_are_named(self):
+        pin = Pin({"layer": nn.Linear(2, 2)})
+        pin(verdict_of("steady"))
+        roll_back = RollBack(pin, "lost")
+        for state in ("collapsed", "lost"):
+            roll_back(replace(verdict_of(state), entered=frozenset({state})))
+            assert len(roll_back.restored) == (state == "lost")
+
     def test_a_fall_that_goes_on_is_rolled_back_once(self):
         pin = Pin({"d": nn.Linear(2, 2)})
         pin(verdict_of("steady"))
@@ -864,24 +872,25 @@ class TestGuard:
         assert (now["D.2"][3:] > 0.4 * healthy["D.2"][3:]).all()  # 0.2 where it had not gone back
         assert (now["G.2"] < 0.5 * healthy["G.2"])[1:].all()
 
-    @pytest.mark.parametrize("spoil", [
-        lambda state: state.update(switched_on=None),
-        lambda state: state.update(switched_on="2000"),
-        lambda state: state.update(compensator=None),
-        lambda state: state["compensator"].update(calls=-1),
-        lambda state: state["compensator"].update(record={"0": torch.ones(2)}),
-    ])  # fmt: skip
-    def test_a_state_that_does_not_fit_is_refused_whole(self, spoil):
+    def test_a_state_that_does_not_fit_is_refused_whole(self):
         module = network()
         monitor = specreg.Monitor(module)
         guard = specreg.Guard(monitor)
         train(module, monitor, guard, end=2500)
         state, compensator, layers = saved(guard)[0], guard.compensator, guard.compensator.layers
-        spoil(state)
-        with pytest.raises(ValueError, match=r"not a guard's state|must be an integer|the state holds records"):
-            guard.load_state_dict(state)
-        assert guard.compensator is compensator
-        assert compensator.layers is layers
+        for spoil in (
+            lambda state: state.update(switched_on=None),
+            lambda state: state.update(switched_on="2000"),
+            lambda state: state.update(compensator=None),
+            lambda state: state["compensator"].update(calls=-1),
+            lambda state: state["compensator"].update(record={"0": torch.ones(2)}),
+        ):
+            spoilt = copy.deepcopy(state)
+            spoil(spoilt)
+            with pytest.raises(ValueError, match=r"not a guard's state|must be an integer|the state holds records"):
+                guard.load_state_dict(spoilt)
+            assert guard.compensator is compensator
+            assert compensator.layers is layers
         idle = specreg.Guard(specreg.Monitor(network())).state_dict()
         guard.load_state_dict(idle)
         assert guard.compensator is None

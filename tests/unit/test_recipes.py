@@ -63,9 +63,10 @@ def test_sides_between_have_the_recipe_of_the_next_smaller_one():
 
 
 def test_the_command_line_fills_in_the_datas_recipe_and_options_override_it(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
-    monkeypatch.setattr(jobs, "execute_all", lambda jobs, **_: None)  # the runs are laid out, not made
+    out, given = tmp_path / "out", {}
+    monkeypatch.setattr(jobs, "execute_all", lambda jobs, **options: given.update(options))  # laid out, not made
     assert main(["compare", "--out", str(out), "--data=ring", "--g-lr", "0.5", "--jobs", "1", *OPTIONS]) == 130
+    assert given["parallel"] == 1
     saved = json.loads((out / "runs" / "sn-seed0" / "config.json").read_text())["settings"]
     ring = recipe(DataConfig("ring"))
     assert saved["model"]["latent"] == ring.model.latent == 2

@@ -95,11 +95,14 @@ def test_what_draws_or_penalizes_weights_is_not_replayed(launches, method, optio
     assert launches == []
 
 
-def test_a_cpu_or_another_parametrization_is_not_replayable():
-    network = nn.Sequential(nn.Linear(4, 4))
-    assert not replay.replayable([network])
-    specreg.spectral_regularization(network)
-    assert not replay.replayable([network.to("meta")])
+def test_a_cpu_or_another_parametrization_is_not_replayable(monkeypatch):
+    plain, normalized, regularized = (nn.Sequential(nn.Linear(4, 4)) for _ in range(3))
+    specreg.spectral_norm(normalized)
+    specreg.spectral_regularization(regularized)
+    assert not replay.replayable([normalized])
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)  # as on a GPU
+    assert [replay.replayable([one]) for one in (plain, normalized, regularized)] == [True, True, False]
+    assert not replay.replayable([normalized, regularized])
 
 
 @pytest.fixture

@@ -373,6 +373,10 @@ def test_numbers_that_are_not_finite_leave_a_gap(tmp_path):
     damage(runs[0] / "metrics.jsonl", d_loss=math.inf)
     damage(runs[1] / "metrics.jsonl", d_loss=-math.inf)
     assert len(page_of(tmp_path, *runs).attributes("img")) > 15
+    figure, axis = plt.subplots()
+    plot_named(axis, {"a": {1: 1.0, 2: math.inf, 3: 2.0}})
+    assert [math.isfinite(y) for y in axis.lines[0].get_ydata()] == [True, False, True]
+    plt.close(figure)
 
 
 def test_the_one_value_of_a_short_run_is_a_point_and_more_are_a_line(tmp_path):

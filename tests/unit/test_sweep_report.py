@@ -145,8 +145,8 @@ def test_a_sweep_leaves_results_tables_and_pictures(sweep):
             assert min(picture.size) > 200
             assert len(picture.convert("L").resize((50, 50)).getcolors(256) or []) > 5  # not blank
     assert {file.stem for file in files[2:]} <= set(NAMES)  # of those, what is outdated is deleted
-    assert "| C8-32 | SN | 2 | 501 ± 1 | 0.50 ± 0.00 | 13.00 ± 1.41 |" in files[1].read_text()
-    assert "- C8-32/dynamic-seed0: failed: no memory" in files[1].read_text()
+    assert "| C8-32 | SN | 2 | 501 ± 1 | 0.50 ± 0.00 | 13.00 ± 1.41 |" in files[1].read_text(encoding="utf-8")
+    assert "- C8-32/dynamic-seed0: failed: no memory" in files[1].read_text(encoding="utf-8")
     assert json.loads(files[0].read_text()) == results(cells)
     written = [(run["cell"], run["method"], run["seed"], run["fd"], run["collapsed"]) for run in results(cells)]
     assert written == [("C8-32", "sn", 0, 12.0, 700), ("C8-32", "sn", 2, 14.0, 700), ("C8-32", "static", 0, 12.0, 700)]

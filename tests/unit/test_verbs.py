@@ -277,13 +277,6 @@ def test_weight_norm_of_any_scale_is_compensated_alike(version, size):
     torch.testing.assert_close(layers[1].weight / size, layers[0].weight, rtol=1e-5, atol=1e-6)
 
 
-def test_an_expanded_weight_is_refused_before_anything_is_written():
-    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    module[1].weight = nn.Parameter(torch.randn(1, 4).expand(4, 4))
-    with pytest.raises(ValueError, match="layer '1' is under expand, which makes several entries one"):
-        specreg.static_compensation(module)
-
-
 @pytest.mark.parametrize("apply", [parametrizations.spectral_norm, torch.nn.utils.spectral_norm])
 def test_spectral_norm_over_another_dimension_stays_converged(apply):
     layer = nn.Conv1d(8, 8, 1)

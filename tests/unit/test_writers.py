@@ -361,8 +361,9 @@ def test_tensorboard_of_a_monitor_that_loads_an_older_state_has_no_iteration_twi
         monitor.step(iteration)
     state = monitor.state_dict()
     monitor.step(30)
+    renamed = [f"events.out.tfevents.{number}" for number in range(3)]
     for name in ("1", "2"):
-        (newest,) = (file for file in tmp_path.iterdir() if not file.name.endswith((".0", ".1")))
+        (newest,) = (file for file in tmp_path.iterdir() if file.name not in renamed)
         newest.rename(tmp_path / f"events.out.tfevents.{name}")
         if name == "1":
             monitor.load_state_dict(state)

@@ -30,7 +30,7 @@ ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl"
 BESIDE = re.compile(
     r"((optimizer|scheduler)\w*|(\w+_)?optim(_\w+)?|opt_?\d+|"
     r"(sampler|rng_state|random_states|dl_state_dict|custom_checkpoint|scaler|training_args)[_\d]*|"
-    r".*optim_states)\.\w+|(brain|counter|dataloader[-\w]*)\.ckpt"
+    r"dataloader[-\w]*|.*optim_states)\.\w+|(brain|counter)\.ckpt"
 )
 # A part of a checkpoint, which an index beside it puts together.
 SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.(safetensors|bin)$")
@@ -171,7 +171,7 @@ def _safetensors(path: Path) -> Contents:
         with safe_open(path, framework="pt"), open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _LONGEST_HEADER:
-                raise ValueError(f"its header has more than {_LONGEST_HEADER} bytes")
+                raise LimitError(f"its header has more than {_LONGEST_HEADER} bytes")
             header = json.loads(file.read(length))
         for name in sorted(header.keys() - {"__metadata__"}, key=_natural):
             entry = header[name]

@@ -152,7 +152,7 @@ def cost(cell: Cell) -> Cost:
 def _stand_in(cell: Cell) -> ImageArrays:
     """Return no images, but with the sides and classes of those that the user has to give."""
     data, count = cell.settings.data, cell.num_classes
-    side = data.image_size
+    side = find_images(data.data).side(data.data_split) if data.data and not data.image_size else data.image_size
     if side is None:
         raise ValueError(f"{cell.name}: the cost depends on the images' size: give --image-size")
     if data.data and data.conditional:

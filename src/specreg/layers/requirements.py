@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layer, Layers
@@ -52,8 +52,6 @@ def require_writable(layers: Layers) -> None:
                 cause = ", ".join(type(part).__name__ for part in unwritable)
             elif _is_derived(use):
                 cause = "a hook that derives its weight (pruning, say)"
-            elif any(0 in _steps(stored) for stored in use.storage):
-                cause = "expand, which makes several entries one"
             else:
                 continue
             raise ValueError(
@@ -77,10 +75,6 @@ def _is_derived(use: Weight) -> bool:
     """Tell whether a hook makes the tensor that would be written, as pruning does, below a normalization, too."""
     stored = use.storage[-1]
     return not isinstance(stored, nn.Parameter) and all(stored is not buffer for buffer in use.module.buffers())
-
-
-def _steps(stored: Tensor) -> list[int]:
-    return [step for step, side in zip(stored.stride(), stored.shape, strict=True) if side > 1]
 
 
 def require_parametrizable(module: nn.Module, layers: Layers) -> None:

@@ -240,7 +240,7 @@ class Weight:
             storage[0].copy_(weight)
             return
         g, v = storage
-        # In double precision: squares may be beyond single precision, and norms beyond half.
+        # In double precision (MPS has none): squares may be beyond single precision, and norms beyond half.
         weight = weight.to(working_dtype(weight))
         norms = torch.norm_except_dim(weight, 2, self._weight_norm_dim)
         # v keeps its norms, which the function does not see and an optimizer's steps do. A row of norm 0 keeps its

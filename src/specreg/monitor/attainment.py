@@ -36,8 +36,8 @@ class Attainment:
         largest: :math:`s_1` of the matrix; 1 under spectral normalization.
         operator_attained: :math:`\|Kx\| / (\|K\| \|x\|)`, K the convolution of whole images; None without
             ``operator``.
-        operator_norm: :math:`\|K\|`, by Fourier transform, with zero padding an upper bound; None likewise, and where
-            padding repeats pixels.
+        operator_norm: :math:`\|K\|`, by Fourier transform, with zero padding an upper bound; None likewise, and under
+            padding by pixels, unless it is circular, the stride divides the image and no output repeats.
     """
 
     attained: float
@@ -222,7 +222,8 @@ def _patches(child: Any, x: Tensor, linear: Tensor) -> Tensor:
 def _grid(child: Any, x: Tensor, linear: Tensor) -> list[int] | None:
     """Return the periodic grid whose norm bounds the layer's; None where padding repeats pixels, so that none does.
 
-    It is the larger side and the kernel's reach, by the stride; of circular padding the image, if no output repeats.
+    It is the larger side and the kernel's reach, by the stride; of circular padding the image, if the stride divides it
+    and no output repeats.
     """
     spatial = child.weight.ndim - 2
     shape = (linear if isinstance(child, TRANSPOSED) else x).shape[-spatial:]

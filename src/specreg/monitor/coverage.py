@@ -102,7 +102,7 @@ class Reading:
         if self.lost <= self.floor:
             return f"{text}; poor quality can be all of it: {self.far:.1%} of the samples are far from the data"
         empty = f"{len(self.empty)} of {len(self.real)} bins are empty"
-        return f"{text}, {self.lost:.1%} beyond what far samples explain; {empty}"
+        return f"{text}, {self.lost:.1%} with far samples counted for what is next to them; {empty}"
 
 
 class Coverage:

@@ -1,8 +1,8 @@
 r"""Tell lost modes from noise: a pure function of a stream of readings of what a generator does not produce.
 
-What is judged is *lost*, a lower bound on the missing share of the real distribution's mass that samples far from the
-data cannot explain (:class:`specreg.Coverage`). Early readings are high in every training; a loss is a rise against the
-least that the same training has shown, and what was missing from the beginning was never learnt.
+What is judged is *lost*, a lower bound on the missing share of the real distribution's mass in which a sample far from
+the data counts for what it is nearest to (:class:`specreg.Coverage`). Early readings are high in every training; a loss
+is a rise against the least that the same training has shown, and what was missing from the beginning was never learnt.
 """
 
 import statistics

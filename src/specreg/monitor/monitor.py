@@ -210,8 +210,8 @@ class Monitor:
             self._is_sparse = True
             logger.warning(
                 "monitor: snapshots lie %d iterations apart, and a fall is fast within %d: take them more often, or "
-                "give detector=Detector(Thresholds(window=..., long_window=...)), each of several snapshots",
-                gap, window,
+                "give detector=Detector(Thresholds(window=..., long_window=...)), each of several snapshots "
+                "(in the lab --detector.window and --detector.long-window)", gap, window,
             )  # fmt: skip
         if sampling and self._samples is not None:
             self._read_samples(iteration, self._samples)

@@ -53,8 +53,8 @@ def _flat(scores: Any) -> Tensor:
 class SignalJudge:
     """Judge a stream of signals: "teaching" or "dead".
 
-    It is dead where the gradient has fallen below a thousandth of the largest that two readings in a row had, or its
-    scores differ by less than 1e-5 of their size, in two readings running.
+    It is dead where the gradient has fallen below a thousandth of the largest that the first reading, or two in a row,
+    had, or its scores differ by less than 1e-5 of their size, in two readings running.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class SignalJudge:
 
     def update(self, iteration: int, reading: Signal) -> Answer:
         gradient = reading.gradient if math.isfinite(reading.gradient) else 0.0
-        # What one reading alone had is no measure of the others.
+        # What one reading alone had is no measure of the others, unless it is the first.
         self._largest, self._last = max(self._largest, min(gradient, self._last)), gradient
         silent = not reading.gradient > _FAINT * self._largest or not reading.spread > _CONSTANT
         self._silent = [*self._silent, iteration] if silent else []

@@ -18,7 +18,7 @@ class Evidence:
         before: the bulk that it had then (steady: the highest within the windows).
         now: the bulk, the median of the last snapshots (``Thresholds.smoothing``, three by default).
         confidence: z²/(1 + z²) with z the fall over the mean change between snapshots: 0.5 for a fall as large as that,
-            near 1 for one far beyond it; a score and no probability, as many snapshots are looked at; 0 if steady.
+            near 1 for one far beyond it; a score, and no probability, because many snapshots are seen; 0 if steady.
         judged: the layer's warm-up is over; until then it is "steady".
     """
 

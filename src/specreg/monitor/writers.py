@@ -224,13 +224,13 @@ class TensorBoardWriter:
     def __call__(self, verdict: Verdict) -> None:
         iteration, numbers = verdict.iteration, numbers_of(self._monitor, verdict)
         before = self._written.get(iteration, {})  # where samples are read after the snapshot
-        is_other = any(name.startswith("spectral_s1/") and before[name] != numbers.get(name) for name in before)
+        is_other = any("/" in name and before[name] != numbers.get(name) for name in before)  # the layers' own
         if is_other or iteration < max(self._written, default=iteration):  # an older state was loaded: later entries go
             self.close()
             before = {}
         if self._writer is None:
             tensorboard = _imported("torch.utils.tensorboard", "tensorboard")
-            is_new = len(self._monitor.history) == 1
+            is_new = len(self._monitor.history) == 1 and not self._written
             if is_new and any(Path(str(self._folder)).glob("events.out.tfevents.*")):
                 logger.warning(
                     "%s holds entries already: those from iteration %d on are hidden; a folder belongs to one training",

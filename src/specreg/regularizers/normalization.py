@@ -159,8 +159,8 @@ class _SpectralNormOfAnyWeight(_SpectralNorm):
 
     Torch divides by s1 = 0 for a zero weight, and its vectors, once zero, stay zero for ever. Here a weight that maps v
     to zero, as a zero one does, maps to itself and leaves the vectors as they were; without branches, so that compiled
-    graphs stay whole. Under
-    autocast on a GPU torch estimates s1 by products in half precision; here they are made in the weight's own.
+    graphs stay whole. Under autocast on a GPU torch estimates s1 by products in half precision; here they are made in
+    the weight's own.
     """
 
     def __init__(self, weight: Tensor, *, dim: int, gain: float) -> None:

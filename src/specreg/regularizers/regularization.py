@@ -170,6 +170,7 @@ def _fingerprint(matrix: Tensor) -> Tensor:
     """Return W z for a fixed irregular z without zeros: it changes with the entries, up to rounding."""
     single = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     # Between 1 and 3, and no small integers relate them: with square roots, changes of two or three entries cancel.
-    z = torch.arange(1, matrix.shape[-1] + 1, device=matrix.device).square().sin().add(2).to(single.dtype)
+    numbers = torch.arange(1, matrix.shape[-1] + 1, device=matrix.device, dtype=single.dtype.to_real())
+    z = numbers.square().sin().add(2).to(single.dtype)
     with full_precision(matrix):
         return single @ z

@@ -143,8 +143,8 @@ def notes(cells: Sequence[Cell]) -> list[str]:
     if floors := [run.result["floor"] for run in complete if run.result.get("floor") is not None]:
         reach = " to ".join(dict.fromkeys(f"{floor:.3f}" for floor in (min(floors), max(floors))))
         sentences.append("Missing: a lower bound on the share of the data's mass that is not generated, at the end "
-                         f"of every run; a perfect generator stays below {reach}. Lost: a bound of its own "
-                         "that samples far from the data do not explain.")  # fmt: skip
+                         f"of every run; a perfect generator stays below {reach}. Lost: a bound of its own, "
+                         "in which samples far from the data count for what is next to them.")  # fmt: skip
     if any(run.verdicts for run in complete):
         sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration.")
         sentences.append("Verdict: the newest, the gravest of the answers about spectra, coverage and signal.")

@@ -24,7 +24,7 @@ from specreg.regularizers.compensators import Compensator
 from specreg.training.average import with_own_statistics
 from specreg.training.steps import Run, named_tensors
 
-SCHEMA = 8
+SCHEMA = 9
 # What learns, and what watches it: each has a state of its own, or is None.
 LEARNT = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer", "ema")
 _PARTS = (*LEARNT, "compensator", "monitor", "pin")
