@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
-from specreg.layers.selection import shown as layer_name
 from specreg.names import ALARMS, counted, listed, printable
+from specreg.names import shown as layer_name
 from specreg.records import PACE
 from specreg.report.tables import notes, table
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from specreg.layers.find import find
-from specreg.layers.selection import Selection, shown
+from specreg.layers.selection import Selection
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
 from specreg.monitor.verdict import Answer, Verdict, gravest
-from specreg.names import COVERED, SPECTRAL, Scale, State, check_type, integer, reading_state
+from specreg.names import COVERED, SPECTRAL, Scale, State, check_type, integer, reading_state, shown
 from specreg.regularizers.compensators import Compensator, static_scheme
 
 logger = logging.getLogger("specreg")

@@ -138,6 +138,11 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(near[:3])}?)" if near else ""
 
 
+def shown(name: str) -> str:
+    """Return a layer's name as messages show it."""
+    return name or "(the module itself)"
+
+
 def printable(text: str) -> str:
     """Replace what could steer a terminal: control characters, and those that turn the direction of writing."""
     return "".join(character if character.isprintable() else "�" for character in text)

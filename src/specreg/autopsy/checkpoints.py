@@ -18,8 +18,8 @@ from specreg.autopsy.formats import find_file, read_tensors
 from specreg.autopsy.kinds import is_fixed_filter, is_judged, is_modulated, modulated_layers, num_kernels
 from specreg.autopsy.scales import scale_of, scaled
 from specreg.autopsy.tensors import OBSTACLES, Stored
-from specreg.layers.selection import matches, shown
-from specreg.names import listed, suggestion
+from specreg.layers.selection import matches
+from specreg.names import listed, shown, suggestion
 
 _MOST_KERNELS = 64  # of a bank that are shown
 _OPTIMIZER = re.compile(r"optim(?!al|um|us)|exp_avg|momentum_buffer|square_avg", re.IGNORECASE)

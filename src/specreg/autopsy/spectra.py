@@ -10,10 +10,9 @@ import torch
 
 from specreg.autopsy.checkpoints import Checkpoint, Weight, open_checkpoint
 from specreg.autopsy.order import ordered
-from specreg.layers.selection import shown
 from specreg.monitor.detector import Detector, Thresholds
 from specreg.monitor.verdict import Evidence, Verdict
-from specreg.names import STATES, default_groups, printable
+from specreg.names import STATES, default_groups, printable, shown
 from specreg.spectra.gram import singular_values
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.statistics import random_bulk, statistics

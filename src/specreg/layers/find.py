@@ -13,9 +13,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from specreg.layers.forwards import is_customized
 from specreg.layers.kinds import Kind, is_known, tensor_names, weights_of
-from specreg.layers.selection import Selection, plainly_named_modules, predicates, shown, unwrap
+from specreg.layers.selection import Selection, plainly_named_modules, predicates, unwrap
 from specreg.layers.weights import Weight
-from specreg.names import listed
+from specreg.names import listed, shown
 
 _SHARDED = (
     "the module's weights are sharded between processes, which specreg cannot read: a part of it that is whole, a head "

@@ -9,9 +9,8 @@ from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layer, Layers
 from specreg.layers.forwards import difference
-from specreg.layers.selection import shown
 from specreg.layers.weights import Weight
-from specreg.names import listed
+from specreg.names import listed, shown
 
 logger = logging.getLogger("specreg")
 

@@ -6,16 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from specreg.names import suggestion
+from specreg.names import shown, suggestion
 
 Predicate = Callable[[str, nn.Module], bool]
 Selector = str | type[nn.Module] | Predicate
 Selection = Selector | Iterable[Selector] | None
-
-
-def shown(name: str) -> str:
-    """Return a layer's name as messages show it."""
-    return name or "(the module itself)"
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -19,7 +19,8 @@ from specreg.layers.find import Layer, find
 from specreg.layers.forwards import is_customized
 from specreg.layers.kinds import CONVOLUTIONS, TRANSPOSED
 from specreg.layers.requirements import require_finite
-from specreg.layers.selection import Selection, shown
+from specreg.layers.selection import Selection
+from specreg.names import shown
 from specreg.spectra.gram import singular_values
 from specreg.spectra.operator import convolution_norm
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups
-from specreg.names import STATES, State, bulk_range, check_constants, check_type, integer, reading_state
+from specreg.names import STATES, State, bulk_range, check_constants, check_type, integer, reading_state, shown
 
 T = TypeVar("T")
 # A fall begins where the bulk was last at this part of its old level.
@@ -346,8 +346,7 @@ def checked_groups(groups: Mapping[str, Iterable[str]], names: Iterable[str]) ->
     for name, own in owners.items():
         if len(own) != 1:
             where = f"the groups {', '.join(own)}" if own else "no group"
-            title = name or "(the module itself)"
-            raise ValueError(f"layer {title!r} is in {where}: put every layer into exactly one")
+            raise ValueError(f"layer {shown(name)!r} is in {where}: put every layer into exactly one")
     return members
 
 

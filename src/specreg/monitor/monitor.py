@@ -10,7 +10,7 @@ from torch import OutOfMemoryError, Tensor, nn
 from specreg.layers.evaluation import evaluating, frozen_random_numbers
 from specreg.layers.find import find
 from specreg.layers.requirements import warn_of_doubts
-from specreg.layers.selection import Selection, matches, plainly_named_modules, shown, unwrap
+from specreg.layers.selection import Selection, matches, plainly_named_modules, unwrap
 from specreg.monitor.coverage import Coverage, Reading, checked_state
 from specreg.monitor.detector import Detector, checked_groups
 from specreg.monitor.history import History
@@ -18,7 +18,7 @@ from specreg.monitor.modes import ModeJudge
 from specreg.monitor.signal import Signal, SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
 from specreg.monitor.verdict import UNASKED, Answer, Verdict, combined
-from specreg.names import State, check_function, check_type, default_groups, integer, reading_state, suggestion
+from specreg.names import State, check_function, check_type, default_groups, integer, reading_state, shown, suggestion
 from specreg.processes import from_main
 
 logger = logging.getLogger("specreg")

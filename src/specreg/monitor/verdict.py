@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from specreg.names import ALARMS, QUESTIONS, SPECTRAL, STATES, State
+from specreg.names import ALARMS, QUESTIONS, SPECTRAL, STATES, State, shown
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def message(
     """Return a state's message; ``where`` names the group of the layers."""
     if state == "steady":
         return f"steady: no layer's spectrum falls fast or far ({_watched(evidence)})"
-    worst, first = evidence[names[0]], names[0] or "(the module itself)"
+    worst, first = evidence[names[0]], shown(names[0])
     rest = f" and {len(names) - 1} more of {len(evidence)} layers" if len(names) > 1 else f" (1 of {len(evidence)})"
     if state == "recovered":
         return f"recovered{where} at iteration {since}: the bulk of s_k/s_1 is back at {worst.now:.2f} in {first}{rest}"

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from specreg.layers.find import Layer, Layers
 from specreg.layers.requirements import require_finite, require_writable, warn_of_doubts
-from specreg.layers.selection import shown
 from specreg.layers.weights import Weight
-from specreg.names import Scale, check_choice, checked_keep, integer, reading_state
+from specreg.names import Scale, check_choice, checked_keep, integer, reading_state, shown
 from specreg.regularizers.products import ProductCompensation, is_served
 from specreg.spectra.fast import PROMISED, compensate
 from specreg.spectra.gram import singular_values

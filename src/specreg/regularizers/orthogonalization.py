@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_doubts
-from specreg.layers.selection import Selection, shown
+from specreg.layers.selection import Selection
 from specreg.layers.weights import SpectrumChanging
-from specreg.names import integer
+from specreg.names import integer, shown
 from specreg.spectra.gram import full_precision, gram
 
 

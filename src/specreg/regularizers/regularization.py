@@ -8,9 +8,9 @@ from torch.autograd.function import once_differentiable
 
 from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_doubts
-from specreg.layers.selection import Selection, shown
+from specreg.layers.selection import Selection
 from specreg.layers.weights import SpectrumPreserving
-from specreg.names import check_choice, checked_keep
+from specreg.names import check_choice, checked_keep, shown
 from specreg.spectra.gram import full_precision, svd
 from specreg.spectra.reference import SVD, head_size, thin_svd
 from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized
