@@ -33,6 +33,8 @@ def violations(source: str) -> list[str]:
                 found.append(f"{node.lineno}: torch.load without weights_only=True")
             if given.get("allow_pickle", "False") != "False" or given.get("weights_only", "True") != "True":
                 found.append(f"{node.lineno}: {name} may unpickle")
+            if name.endswith("Image.open") and "formats" not in given:
+                found.append(f"{node.lineno}: {name} asks every reader, Ghostscript's too")
             if name.endswith((".extract", ".extractall")):
                 found.append(f"{node.lineno}: {name} writes files that an archive names")
     return found
@@ -56,6 +58,7 @@ def test_nothing_unpickles_or_starts_a_shell(path):
         "os.system('ls')",
         "eval('1')",
         "archive.extractall(folder)",
+        "Image.open(path)",
     ],
 )
 def test_the_search_finds_what_it_looks_for(source):

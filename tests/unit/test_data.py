@@ -598,6 +598,20 @@ def test_one_coloured_image_makes_all_coloured(tmp_path, cached, monkeypatch):
     assert data.images[:, :, 0, 0].tolist() == [*([50 + index] * 3 for index in range(5)), [7, 0, 248]]
 
 
+def test_a_grey_test_part_is_as_coloured_as_the_training_images(tmp_path):
+    root = write(tmp_path / "x", {"train/0.png": 1, "train/1.png": 2, "test/0.png": 3})
+    picture(7).save(root / "train/0.png")
+    settings = Settings(data=DataConfig(str(root)))
+    images, _ = open_checked(settings).held_out(settings).dataset.draw(2, torch.Generator())
+    assert images.shape == (2, 3, 8, 8)
+    assert (images == 3).all()
+
+
+def test_a_test_part_without_images_gives_way_to_the_next(tmp_path):
+    root = write(tmp_path / "x", {"train/a/0.png": 0, "test/labels.csv": b"", "val/a/0.png": 1})
+    assert labelled(root, "test") == labelled(root / "train", "test") == {1: "a"}
+
+
 def parts(root: Path, train: str, test: str) -> Path:
     """Write a training part of cats and dogs and a test part of dogs only."""
     return write(root, {f"{train}/cat/0.png": 0, f"{train}/dog/0.png": 1, f"{test}/dog/0.png": 0}) / train

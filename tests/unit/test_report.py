@@ -1,6 +1,7 @@
 """The page of ``specreg report``: what it says, in which order, and that nothing in a record becomes markup."""
 
 import base64
+import functools
 import io
 import itertools
 import json
@@ -23,7 +24,7 @@ from specreg.files import write_json
 from specreg.names import ALARMS
 from specreg.records import RunDirectory
 from specreg.report.figures import plot_bulks, plot_curves, plot_named, styles
-from specreg.report.illustrations import Illustration, Panel, Part, _ends, illustrations, samples, scores
+from specreg.report.illustrations import Illustration, Panel, Part, _ends, illustrations, layers, samples, scores
 from specreg.report.page import write_page
 from specreg.report.panels import picture, write_sheet
 from specreg.report.runs import Run, bulk, grouped, open_cells, ratios
@@ -175,8 +176,12 @@ def test_titles_on_a_sheet_run_neither_into_each_other_nor_off_it(grids, tmp_pat
     figures = []
     monkeypatch.setattr(plt, "close", figures.append)
     content, size = (Image.new("RGB", (32, 32)), (2.1, 2.2)) if grids else (lambda axis: axis.plot([0, 1]), None)
-    titles = ("P(held-out image scores above generated)", "SN + orthogonality, seed 0: never learnt")
-    parts = [Part([Panel(titles[number % 2], "", content, size=size) for number in range(5)])]
+    titles = (
+        "P(held-out image scores above generated)",
+        "SN, seed 0: never learnt",
+        "Real, img_align_celeba_cropped_128x128_train.zip",
+    )
+    parts = [Part([Panel(titles[number % 3], "", content, size=size) for number in range(5)])]
     write_sheet(tmp_path / "sheet.png", Illustration("scores", "Scores", "", parts))
     monkeypatch.undo()
     (figure,) = figures
@@ -185,6 +190,49 @@ def test_titles_on_a_sheet_run_neither_into_each_other_nor_off_it(grids, tmp_pat
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
     assert boxes[0].x0 > 0
     assert boxes[-1].x1 < figure.bbox.x1
+
+
+def test_numbers_beside_a_panel_lie_on_it_whole(monkeypatch):
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    for least, most in ((0.00255, 0.0556), (-0.025, 0.01), (0.0021, 0.0029)):
+        curves = {"real": {250: most, 1500: least}}
+        picture(Panel("n", "n", functools.partial(plot_named, curves=curves)))
+    monkeypatch.undo()
+    for figure in figures:
+        labels = [label for label in figure.axes[0].get_yticklabels(which="both") if label.get_text()]
+        assert min(label.get_window_extent().x0 for label in labels) >= 0
+        plt.close(figure)
+
+
+def test_a_sheet_of_runs_with_different_layers_has_the_legend_of_each(comparison, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    write_sheet(tmp_path / "layers.png", layers(open_cells([comparison])))
+    monkeypatch.undo()
+    legends = [axis.get_legend() for axis in figures[0].axes if axis.get_legend() is not None]
+    texts = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    assert ["blocks.0", "blocks.1", "head"] in texts
+    assert ["blocks.0", "blocks.1"] in texts
+    plt.close(figures[0])
+
+
+def test_a_picture_is_read_as_a_png_alone(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given, **named: called.append(given))
+    run = RunDirectory(make_run(tmp_path / "run"))
+    run.image("samples").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n" + b" " * 99
+    )
+    with pytest.raises(ValueError, match="is no picture"):
+        Run(run).picture("samples")
+    assert not called
+
+
+def test_a_run_that_failed_says_so(tmp_path):
+    run = RunDirectory(make_run(tmp_path / "run", complete=False))
+    run.write("failed", {"error": "no memory", "code": 2})
+    assert sentence(Run(run)).endswith("The run is at iteration 1100 of 1100. It failed: no memory.")
 
 
 def test_panels_name_the_scores_of_the_last_weights_and_data_by_their_file(tmp_path):
@@ -207,6 +255,11 @@ def test_a_mean_says_how_many_runs_had_a_value():
     assert mean_and_spread([0.5, None, float("inf"), 1.5], 2) == "1.00 ± 0.71 (2 of 4)"
     assert mean_and_spread([1.0, 1.0], 1) == "1.0 ± 0.0"
     assert mean_and_spread([None], 1) == "-"
+
+
+def test_what_would_be_rounded_to_nothing_has_two_digits():
+    assert mean_and_spread([0.0031, 0.0019], 2) == "0.0025 ± 0.0008"
+    assert mean_and_spread([0.0, 0.0], 2) == "0.00 ± 0.00"
 
 
 def test_scores_of_different_protocols_are_not_averaged(tmp_path):

@@ -13,8 +13,8 @@ from specreg.cli import main
 from specreg.files import write_json
 from specreg.records import RunDirectory
 from specreg.report.figures import plot_by_setting, styles
-from specreg.report.illustrations import NAMES, illustrations
-from specreg.report.page import write_folder
+from specreg.report.illustrations import NAMES, illustrations, scores
+from specreg.report.page import check_folder, write_folder
 from specreg.report.runs import Cell, grouped, open_cells, published
 from specreg.report.tables import markdown, missing, notes, results, table
 
@@ -172,6 +172,27 @@ def test_the_final_scores_of_several_settings_are_drawn_side_by_side(tmp_path):
         make_run(out / cell / "sn-seed0", "sn")
     assert "settings-compared" in NAMES
     assert "settings-compared.png" in [file.name for file in write_folder(out, open_cells([out]))]
+
+
+def test_a_setting_has_no_panel_of_what_it_does_not_measure(tmp_path):
+    out = make_sweep(tmp_path / "out", {"A": ["sn-seed0"], "B": ["sn-seed0"]})
+    make_run(out / "A" / "sn-seed0")
+    run = RunDirectory(make_run(out / "B" / "sn-seed0"))
+    series = run.series("evaluations")
+    (run.path / "evaluations.jsonl").unlink()
+    for record in series:
+        run.append("evaluations", {key: value for key, value in record.items() if key != "modes"})
+    first, second = scores(open_cells([out])).parts
+    assert {panel.title for panel in first.panels} - {panel.title for panel in second.panels} == {"modes ↑"}
+
+
+def test_a_damaged_picture_is_found_before_anything_is_trained(tmp_path):
+    out = make_sweep(tmp_path / "out", {"A": ["sn-seed0"]})
+    run = RunDirectory(make_run(out / "A" / "sn-seed0"))
+    assert check_folder(out)
+    run.image("samples").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is no picture"):
+        check_folder(out)
 
 
 def test_a_sweep_that_has_only_begun(tmp_path):

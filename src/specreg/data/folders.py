@@ -139,13 +139,13 @@ class ImageTree:
         return labels
 
 
-def counterpart(name: str, names: Collection[str]) -> str | None:
-    """Return the first of ``names`` that is ``name`` with a word for testing in the place of one for training."""
+def counterparts(name: str, names: Collection[str]) -> list[str]:
+    """Return those of ``names`` that are ``name`` with a word for testing in place of one for training, in order."""
     if (match := _TRAINING.search(name)) is None:
-        return None
+        return []
     lower = {other.lower(): other for other in names}
     candidates = (f"{name[: match.start()]}{word}{name[match.end() :]}".lower() for word in TEST_NAMES)
-    return next((lower[candidate] for candidate in candidates if candidate in lower), None)
+    return [lower[candidate] for candidate in candidates if candidate in lower]
 
 
 def _by_part(path: Path, folders: Iterable[str]) -> dict[Split, _Ways]:
@@ -157,7 +157,7 @@ def _by_part(path: Path, folders: Iterable[str]) -> dict[Split, _Ways]:
             children[way[:depth]].add(name)
     splits: dict[tuple[str, ...], dict[str, Split]] = {}
     for parent, names in children.items():
-        tests = {name: test for name in sorted(names) if (test := counterpart(name, names)) is not None}
+        tests = {name: found[0] for name in sorted(names) if (found := counterparts(name, names))}
         trainings = [name for name in sorted(names) if _TRAINING.search(name)]
         is_plain = any(map(_TRAINING.fullmatch, tests))  # train/ beside test/, whatever train_masks/ there may be
         if len(tests) > 1 or (tests and len(trainings) > 1 and not is_plain):

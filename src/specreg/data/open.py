@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from specreg.data import cifar, mnist, stl10
 from specreg.data.arrays import ImageArrays
 from specreg.data.decoding import ImageFiles
 from specreg.data.files import Archive, Files, is_archive
-from specreg.data.folders import ImageTree, counterpart
+from specreg.data.folders import ImageTree, counterparts
 from specreg.data.huggingface import load_saved, saved_parts
 from specreg.data.npz import load_npz
 from specreg.files import check_file, exists
@@ -125,17 +125,18 @@ def _advice(path: Path) -> str:
 
 def own_images(path: Path) -> ImageSet:
     """Find the images in a folder, zip or npz file; their part for testing may be in it or beside it."""
-    beside = _test_part_beside(path)
     if not os.path.isdir(path):
         check_file(path)
         if path.suffix.lower() == ".npz":
+            beside = next(_test_parts_beside(path), None)
             files: dict[Split, Path] = {"train": path} if beside is None else {"train": path, "test": beside}
             return ImageSet(path, tuple(files), lambda split: lambda image_size, _: load_npz(files[split], image_size))
         if path.suffix.lower() != ".zip":
             raise ValueError(f"{path} is neither a folder, a .zip nor a .npz file")
     tree = ImageTree(path)
-    held_out = None if beside is None or "test" in tree.splits else ImageTree(beside)
-    if not held_out:  # none, or without images
+    trees = () if "test" in tree.splits else map(ImageTree, _test_parts_beside(path))
+    held_out = next(filter(None, trees), None)  # the first that has images
+    if held_out is None:
         return ImageSet(path, tree.splits, tree.part)
     return ImageSet(
         path,
@@ -144,12 +145,13 @@ def own_images(path: Path) -> ImageSet:
     )
 
 
-def _test_part_beside(path: Path) -> Path | None:
-    """Return what is named like a training part, but for testing; None if there is nothing."""
+def _test_parts_beside(path: Path) -> Iterator[Path]:
+    """Yield what is named like a training part, but for testing."""
     # A link's own name, then that of what it leads to.
     for named in map(Path, (os.path.abspath(path), os.path.realpath(path))):
+        names: list[str] = []
         with contextlib.suppress(OSError):
-            name = counterpart(named.name, os.listdir(named.parent))
-            if name is not None and named.with_name(name).is_dir() == named.is_dir():
-                return named.with_name(name)
-    return None
+            names = os.listdir(named.parent)
+        for name in counterparts(named.name, names):
+            if named.with_name(name).is_dir() == named.is_dir():
+                yield named.with_name(name)

@@ -41,10 +41,10 @@ class Style(NamedTuple):
 def plot_outputs(axis: Axes, run: Run) -> None:
     """Plot the cumulative distributions of a run's last recorded scores."""
     last = run.outputs[-1]
-    for name, (label, style) in zip(OUTPUTS, output_styles().items(), strict=True):
+    for name, style in zip(OUTPUTS, output_styles().values(), strict=True):
         quantiles = last[name]
         levels = [index / (len(quantiles) - 1) for index in range(len(quantiles))]
-        axis.plot(quantiles, levels, color=style.colour, ls=style.pattern, lw=1.8, label=label)
+        axis.plot(quantiles, levels, color=style.colour, ls=style.pattern, lw=1.8)
     axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.set_xlabel("score D(x)")
     axis.set_ylabel("share of images below")
@@ -62,7 +62,7 @@ def plot_moments(axis: Axes, run: Run, name: str) -> None:
     for step, style in _steps(run).items():
         if step in curves:
             places = range(1, len(curves[step]) + 1)
-            axis.plot(places, curves[step], marker="o", ms=3, color=style.colour, label=f"{step}")
+            axis.plot(places, curves[step], marker="o", ms=3, color=style.colour)
     _finish_distribution(axis)
 
 

@@ -99,7 +99,7 @@ def spectra(cells: Sequence[Cell]) -> Illustration | None:
                 for run, moments in firsts.items()
             ]  # a run that ended early, or still goes on, has a legend of its own
             parts += [Part(panels, legend, cell.label)] if panels else []
-        shown = "the discriminator's last convolution, first seed of each method"
+        shown = "the discriminator's last convolution (or else last layer), first seed of each method"
     else:
         chosen = figures.most_changed(runs[0], _LAYERS)
         for alike in grouped(runs).values():
@@ -182,14 +182,14 @@ def scores(cells: Sequence[Cell]) -> Illustration | None:
     measures = [(_SCORES[key], figures.recorded(key)) for key in main]
     if any(run.layers for run in runs_of(cells)):
         measures.append(("s₂/s₁ of the most collapsed layer", figures.least_second_ratio))
-        measures += [("bulk of the last convolution", figures.last_bulk)] * several
+        measures += [("bulk of the last convolution (or layer)", figures.last_bulk)] * several
     others = [key for key in keys if key not in (*_SCORES, *_UNSHOWN) and not several]
     measures += [(_OTHERS.get(key, key), figures.recorded(key)) for key in others]
     look = figures.styles(runs_of(cells))
     parts = [
-        Part([_curves(cell.runs, *measure, look) for measure in measures], look, cell.label if several else "")
+        Part([_curves(cell.runs, *measure, look) for measure in shown], look, cell.label if several else "")
         for cell in cells
-        if cell.runs and measures
+        if (shown := [measure for measure in measures if any(map(measure[1], cell.runs))])
     ]
     repeated = any(len(alike) > 1 for cell in cells for alike in grouped(cell.runs).values())
     seeds = " Thin lines are seeds, the thick one is their mean where all of them have a value." if repeated else ""

@@ -63,10 +63,9 @@ def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
 
 
 def check_folder(folder: Path) -> list[Cell]:
-    """Return the cells that a comparison's or sweep's folder has already; ValueError if a record is damaged."""
+    """Return the cells that a comparison's or sweep's folder has; ValueError if a record or picture is damaged."""
     cells = open_cells([folder]) if exists(folder / "sweep.json") else []
-    for run in runs_of(cells):
-        run.read()
+    _check(cells)
     return cells
 
 

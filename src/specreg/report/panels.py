@@ -19,6 +19,7 @@ _INCHES, _DPI = (3.4, 2.4), 140  # wider than the page shows it, so that it is s
 _LARGEST = 200_000  # bytes of a grid as PNG; photographs beyond that become JPEGs
 _GRID = 800  # pixels of a grid's side; a run writes every pixel 4 x 4 times
 _COLUMNS = 5  # of a sheet
+_NUMBERS = 8  # points of those beside a panel, for which its margin has room
 
 
 class Picture(NamedTuple):
@@ -35,12 +36,13 @@ def picture(panel: Panel) -> Picture:
         return _photograph(panel.content)
     figure, axis = plt.subplots(figsize=panel.size or _INCHES, layout="constrained" if panel.size else None)
     if panel.size is None:  # alike in all, so that panels line up
-        figure.subplots_adjust(left=0.15, right=0.94, bottom=0.19, top=0.96)
+        figure.subplots_adjust(left=0.22, right=0.94, bottom=0.19, top=0.96)
     panel.content(axis)
+    axis.tick_params(which="both", labelsize=_NUMBERS)
     file = io.BytesIO()
     figure.savefig(file, dpi=_DPI)
     plt.close(figure)
-    with Image.open(file) as opened:
+    with Image.open(file, formats=["PNG"]) as opened:
         return _encoded(opened.convert("RGB").quantize(64, dither=Image.Dither.NONE))
 
 
@@ -59,10 +61,12 @@ def write_sheet(path: Path, illustration: Illustration) -> None:
     # Set in inches: to lay out by what is drawn takes longer than drawing. Grids of images have no axes and no legend.
     plotted = not all(isinstance(panel.content, Image.Image) for part in parts for panel in part.panels)
     figure.subplots_adjust(
-        left=(0.7 if plotted else 0.15) / size[0], right=1 - 0.15 / size[0], top=1 - 0.6 / size[1],
+        left=(0.77 if plotted else 0.15) / size[0], right=1 - 0.15 / size[0], top=1 - 0.6 / size[1],
         bottom=(0.15 if not plotted else 1.1 if width < 4 else 1.5) / size[1],
-        wspace=0.3 if plotted else 0.05, hspace=0.6 if plotted else 0.2,
+        wspace=0.36 if plotted else 0.05, hspace=0.6 if plotted else 0.2,
     )  # fmt: skip
+    legends = [part.legend for part in parts if part.legend]
+    alike = all(legend == legends[0] for legend in legends)  # else runs are of several lengths, or still go on
     for (part, panels), line in zip(rows, axes.tolist(), strict=True):
         for axis in line[len(panels) :]:
             axis.axis("off")
@@ -72,19 +76,17 @@ def write_sheet(path: Path, illustration: Illustration) -> None:
                 axis.axis("off")
             else:
                 panel.content(axis)
-            if panel.legend:
-                axis.legend(*_entries(panel.legend), fontsize=6, frameon=False)
-            lead = [part.heading] if part.heading and panel is part.panels[0] else []
-            letters = int(14 * size[0] * axis.get_position().width)  # some fourteen to an inch
-            title = textwrap.wrap(printable(panel.title), letters, break_long_words=False)
+                axis.tick_params(which="both", labelsize=_NUMBERS)
+            is_first = panel is part.panels[0]
+            if legend := panel.legend or ({} if alike or not is_first else part.legend):
+                axis.legend(*_entries(legend), fontsize=6, frameon=False)
+            lead = [part.heading] if part.heading and is_first else []
+            letters = int(13 * size[0] * axis.get_position().width)  # some thirteen to an inch
+            title = textwrap.wrap(printable(panel.title), letters)
             axis.set_title("\n".join([*map(printable, lead), *title]), fontsize=9, parse_math=False)
-    legends = [part.legend for part in parts if part.legend]
-    if legends and all(legend == legends[0] for legend in legends):
+    if legends and alike:
         columns = min(len(legends[0]), 2 * num_columns)
         figure.legend(*_entries(legends[0]), loc="lower center", ncols=columns, frameon=False, fontsize=8)
-    else:  # runs of several lengths, or some that still go on
-        for axis in (axis for axis in axes.flat if axis.get_legend_handles_labels()[1]):
-            axis.legend(fontsize=6, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

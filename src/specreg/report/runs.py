@@ -124,7 +124,7 @@ class Run:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as picture:
+                with Image.open(path, formats=["PNG"]) as picture:  # of a stranger's file: no other reader is asked
                     picture.load()
                     return picture.convert(picture.mode if picture.mode in ("L", "RGB") else "RGB")
         except Exception as error:  # a damaged image makes its decoder fail anywhere

@@ -202,7 +202,10 @@ def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if not finite:
         return "-"
-    text = f"{statistics.fmean(finite):.{decimals}f}"
+    mean = statistics.fmean(finite)
+    if 0 < abs(mean) < 10**-decimals:  # two digits of what would be rounded to nothing
+        decimals = min(6, 1 - math.floor(math.log10(abs(mean))))
+    text = f"{mean:.{decimals}f}"
     if len(finite) > 1:
         text += f" ± {statistics.stdev(finite):.{decimals}f}"
     # A run without a value is often the worst one: the KL of a generator that hits no mode.

@@ -31,7 +31,9 @@ def tone(word: str) -> str:
 def sentence(run: Run) -> str:
     """Return the last verdict and how far the run is, in plain words."""
     planned = run.settings.get("training.steps")
-    unfinished = f" The run is at iteration {run.last_step} of {planned}." if not run.directory.complete else ""
+    failure = (run.directory.read("failed") or {}).get("error")
+    far = f" The run is at iteration {run.last_step} of {planned}." + (f" It failed: {failure}." if failure else "")
+    unfinished = "" if run.directory.complete else far
     if not run.verdicts:
         return f"No detector judged this run's spectra.{unfinished}"
     last = run.verdicts[-1]

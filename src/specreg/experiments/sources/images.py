@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -64,6 +64,8 @@ class Images:
         if data.data_split == "test" or (data.data != "digits" and "test" not in find_images(data.data).splits):
             return None
         test = _open_part(data, "test", None)
+        if isinstance(test, ImageArrays) and (test.channels, like.channels) == (1, 3):  # as grey images within a part
+            test = replace(test, images=test.images.expand(-1, 3, -1, -1))
         if (test.channels, test.resolution) != (like.channels, like.resolution):
             raise ValueError(
                 f"{data.data}: training images are {like.resolution}x{like.resolution} with {like.channels} channels, "
@@ -91,18 +93,6 @@ class Images:
         if settings.data.conditional and self.dataset.num_classes < 2:
             raise ValueError(f"{settings.data.data} has no classes to be conditional on: drop --conditional")
 
-    def _check_classes(self, images: ImageArrays, title: str) -> None:
-        """Refuse a class without an image, and warn where the classes are of different sizes."""
-        counts = torch.bincount(images.labels, minlength=self.dataset.num_classes).tolist()
-        if 0 in counts:
-            name = images.classes[counts.index(0)]
-            raise ValueError(f"{title}: class {name!r} has no image to be conditional on: add some, or drop it")
-        if max(counts) > 2 * min(counts):
-            logger.warning(
-                "%s: classes have %d to %d images, and the generator is asked for each as often: scores and coverage "
-                "compare its classes' shares with the data's, too", title, min(counts), max(counts),
-            )  # fmt: skip
-
     def make_generator(self, settings: Settings) -> nn.Module:
         side, channels, latent = self.dataset.resolution, settings.model.g_channels, settings.model.latent
         if self._network(settings) == "dcgan":
@@ -123,7 +113,7 @@ class Images:
         """Raise what :meth:`make_evaluator` would raise, without its work on many samples."""
         self._reference(settings, held_out)
         if settings.data.conditional and isinstance(self.dataset, ImageArrays):
-            self._check_classes(self.dataset, settings.data.data)
+            _check_classes(self.dataset, settings.data.data)
         image, _ = self.dataset.draw(1, torch.Generator().manual_seed(REFERENCE_SEED))
         self._extractor(settings).describe(image)
 
@@ -214,6 +204,19 @@ def _open_part(data: DataConfig, split: Split, stacked_size: int | None) -> Imag
         raise ValueError("--stacked-size says how many images are stacked: give --stacked, too, or drop it")
     images = find_images(data.data).open(split, image_size=data.image_size, cache=data.cache)
     return stack(images, stacked_size) if data.stacked else images
+
+
+def _check_classes(images: ImageArrays, title: str) -> None:
+    """Refuse a class without an image, and warn where the classes are of different sizes."""
+    counts = torch.bincount(images.labels, minlength=images.num_classes).tolist()
+    if 0 in counts:
+        name = images.classes[counts.index(0)]
+        raise ValueError(f"{title}: class {name!r} has no image to be conditional on: add some, or drop it")
+    if max(counts) > 2 * min(counts):
+        logger.warning(
+            "%s: classes have %d to %d images, and the generator is asked for each as often: scores and coverage "
+            "compare its classes' shares with the data's, too", title, min(counts), max(counts),
+        )  # fmt: skip
 
 
 def _same_classes(test: ImageDataset, like: ImageDataset) -> bool:
