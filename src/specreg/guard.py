@@ -78,6 +78,8 @@ class Guard:
         if pin is not None:
             check_type("pin", pin, Pin)
         self.states = checked_states(states, tuple(dict.fromkeys((*SPECTRAL, *COVERED))))  # of spectra and coverage
+        if monitor._samples is None and set(self.states).isdisjoint(SPECTRAL):
+            logger.warning("guard: it cannot act: coverage, which it waits for, is not measured by this monitor")
         self.pin = pin
         self.switched_on: int | None = None
         self.restored: int | None = None

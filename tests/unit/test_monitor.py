@@ -423,6 +423,25 @@ class TestActions:
             roll_back(replace(verdict_of(state), entered=frozenset({state})))
             assert len(roll_back.restored) == (state == "lost")
 
+    def test_a_dead_discriminator_is_not_put_back(self):
+        pin = Pin({"d": nn.Linear(2, 2)}, every=1)
+        for at in (1900, 2000):  # it was silent at 2000 already
+            pin(replace(verdict_of("steady"), iteration=at))
+        dead = replace(verdict_of("steady"), iteration=2100)
+        roll_back = RollBack(pin, "dead")
+        roll_back(combined(dead, Answer("healthy", None, "c"), Answer("dead", 2000, "s"), ("healthy",)))
+        assert roll_back.restored == [(2100, 1900)]
+
+    def test_a_pin_shares_nothing_with_a_state_that_it_loads(self):
+        module = nn.Linear(2, 2)
+        pin, before = Pin({"d": module}), module.weight.detach().clone()
+        pin(verdict_of("steady"))
+        (state,) = saved(pin)
+        pin.load_state_dict(state)
+        state["kept"][9]["d"]["weight"].zero_()
+        pin.restore()
+        assert torch.equal(module.weight, before)
+
     def test_a_fall_that_goes_on_is_rolled_back_once(self):
         pin = Pin({"d": nn.Linear(2, 2)})
         pin(verdict_of("steady"))
@@ -462,6 +481,8 @@ class TestActions:
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
         module = nn.Linear(2, 2)
+        if rank == 1:
+            Pin({"d": module}, folder=tmp_path / "not made yet, or of another machine")
         pin = Pin({"d": module}, every=1, copies=1, folder=tmp_path)
         of_another = tmp_path / "healthy-1.pt"
         detector, before = specreg.Detector(), module.weight.detach().clone()
@@ -1245,6 +1266,20 @@ class TestSamples:
                 monitor.step(iteration)
             assert (monitor.verdict.coverage.state, monitor.verdict.signal.state) == ("healthy", state)
             assert sum("give scores=" in message for message in caplog.messages) == num_warnings
+
+    def test_scores_are_no_remedy_for_samples_without_a_gradient(self, caplog):
+        tokens = torch.randint(9, (300, 4))
+        module = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(16, 1))
+        specreg.Monitor(module, samples=lambda: (tokens, tokens), coverage=Meter(0.05)).step(0)
+        assert any("whole numbers" in message for message in caplog.messages)
+        assert not any("give scores=" in message for message in caplog.messages)
+
+    def test_a_guard_that_waits_for_what_is_not_measured_says_so(self, caplog):
+        specreg.Guard(specreg.Monitor(network()), states=("collapsed", "lost"))
+        specreg.Guard(sampled(network(), 0.05), states=("lost",))
+        assert not any("cannot act" in message for message in caplog.messages)
+        specreg.Guard(specreg.Monitor(network()), states=("lost",))
+        assert any("cannot act" in message for message in caplog.messages)
 
     def test_what_is_judged_is_sent_from_the_device_of_the_weights(self, current_devices, monkeypatch):
         module, seen = network(), []

@@ -121,6 +121,23 @@ def test_samples_that_are_read_after_a_resume_leave_the_spectra_of_their_line(mo
     assert "reading" in lines(path)[-1]
 
 
+def test_a_reading_after_a_step_leaves_the_change_in_its_line(module, tmp_path):
+    pair = lambda: (torch.randn(200, 4), torch.randn(200, 4))  # noqa: E731
+    detector = Detector(Thresholds(warmup=0))
+    monitor = Monitor(module, every=10, samples=pair, samples_every=10**6, coverage=Meter(0.05), detector=detector)
+    monitor.actions.append(JsonlWriter(monitor, tmp_path / "spectra.jsonl"))
+    set_spectrum(module[0], [2.0, 1.9, 1.9, 1.9])
+    changed = False
+    for iteration in range(0, 200, 10):
+        if iteration == 50:
+            set_spectrum(module[0], [2.0, 0.1, 0.1, 0.1])
+        if changed := monitor.step(iteration).changed and iteration:
+            break
+    assert changed
+    monitor.snapshot(iteration)
+    assert lines(tmp_path / "spectra.jsonl")[-1]["verdict"]["changed"]
+
+
 def test_jsonl_of_a_resumed_training_has_no_iteration_twice(module, monitor, tmp_path):
     path = tmp_path / "spectra.jsonl"
     monitor.actions.append(JsonlWriter(monitor, path))
@@ -289,6 +306,15 @@ def test_tensorboard_reads_the_numbers_the_message_and_the_pictures_back(monitor
     assert events.Tags()["images"] == ["spectrum/0"]  # the other layer has one singular value
     assert [one.step for one in events.Images("spectrum/0")] == [30, 70]
     assert (events.Images("spectrum/0")[1].width, events.Images("spectrum/0")[1].height) == (256, 256)
+
+
+def test_pictures_come_whatever_the_steps_of_the_loop_are(monitor, tmp_path):
+    writer = TensorBoardWriter(monitor, tmp_path, images_every=4)
+    monitor.actions.append(writer)
+    for iteration in range(0, 200, 20):
+        monitor.step(iteration)
+    assert [image.step for image in read_events(tmp_path).Images("spectrum/0")] == [40, 80, 120, 160]
+    writer.close()
 
 
 def test_tensorboard_of_a_resumed_training_has_its_images_where_it_would_have_had_them(monitor, tmp_path):

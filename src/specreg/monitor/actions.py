@@ -97,7 +97,7 @@ class Pin:
             raise ValueError("nothing to pin: objects is empty")
         self._objects = dict(objects)
         self.folder = None if folder is None else Path(folder)
-        if self.folder is not None and not self.folder.is_dir():
+        if self.folder is not None and is_main() and not self.folder.is_dir():
             raise ValueError(f"folder {self.folder} does not exist: create it first")
         self._kept: dict[int, dict[str, Any]] = {}
 
@@ -145,7 +145,7 @@ class Pin:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         with reading_state("a pin's", state, ["kept"]):
-            kept = {integer("iteration", iteration): dict(copies) for iteration, copies in state["kept"].items()}
+            kept = {integer("iteration", at): _copied(dict(copies)) for at, copies in state["kept"].items()}
         if any(set(copies) != set(self._objects) for copies in kept.values()):
             raise ValueError(f"not a state of a pin of {', '.join(self._objects)}")
         self._kept = kept
@@ -189,8 +189,12 @@ class RollBack:
         if not self.pin.iterations:
             logger.warning("iteration %d: not rolled back, nothing healthy was pinned yet", verdict.iteration)
             return
-        reasons = [answer.since for answer in verdict.answers if answer.state in self.states]
-        to = self.pin.restore(before=min((since for since in reasons if since is not None), default=None))
+        began = [
+            answer.since - (answer.state == "dead")  # it was dead by then; of what falls it is when all was well
+            for answer in verdict.answers
+            if answer.state in self.states and answer.since is not None
+        ]
+        to = self.pin.restore(before=min(began, default=None))
         self.restored.append((verdict.iteration, to))
         logger.warning("iteration %d: rolled back to the healthy state of iteration %d", verdict.iteration, to)
 

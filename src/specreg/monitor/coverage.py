@@ -168,8 +168,9 @@ class Coverage:
                 "look alike: leave it out, clip, or take logarithms"
             )
         centres = _kmeans(points, points.new_ones(num_binned), num_binned // _PER_BIN, generator)
-        self._centres = centres[torch.unique(_nearest(points, centres)[0])]
-        bins, squared = _nearest(points, self._centres)
+        bins, squared = _nearest(points, centres)
+        filled, bins = torch.unique(bins, return_inverse=True)
+        self._centres = centres[filled]
         counts = bins.bincount(minlength=self.num_bins)
         # Fresh samples are further from a centre than those whose mean it is; a bin of few leans on the spread of all.
         sums = squared.new_zeros(self.num_bins).index_add_(0, bins, squared)

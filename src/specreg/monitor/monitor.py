@@ -56,7 +56,7 @@ class Monitor:
             fall on the first, 300, 500, 800, 1,000 and so on.
         coverage: the meter; by default made of the first real samples.
         scores: maps samples to the discriminator's scores; by default the module, if it can be called with them. It is
-            called where ``samples`` is: give it the bare networks, too.
+            called where ``samples`` is: give it the bare networks, too, and in eval mode those beside the module.
         groups: name -> the layers of one network, as names or globs, a name standing for everything below it, as in
             ``{"D": "netD", "G": ["netG", "mapping"]}``; each layer in exactly one group.
         only, skip: the layers to take, see :mod:`specreg.layers.find`, chosen when the monitor is made; all kinds by
@@ -276,7 +276,9 @@ class Monitor:
                         raise
                     self._scores = None
                     reason = str(error).partition("\n")[0] or type(error).__name__  # torch's may be pages
-                    remedy = "" if isinstance(error, OutOfMemoryError) else ", give scores="
+                    has_gradient = generated.is_floating_point() or generated.is_complex()
+                    helps = has_gradient and not isinstance(error, OutOfMemoryError)
+                    remedy = ", give scores=" if helps else ""
                     logger.warning("monitor: the discriminator's signal is not measured%s: %s", remedy, reason)
         return reading, taught, made
 
@@ -311,7 +313,8 @@ class Monitor:
             verdict, meter = detector.verdict(), state["coverage"]
             answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
             sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
-            reading = None if state["reading"] is None else Reading(**state["reading"])
+            told = state["reading"]
+            reading = None if told is None else Reading(**{key: _on_cpu(value) for key, value in told.items()})
             if verdict is not None:
                 whole = combined(verdict, *answers, verdict.states).unchanged()
                 # As at a snapshot: where no samples are given, nothing is said of what another monitor has read.
@@ -368,6 +371,10 @@ def _networks(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, .
     container = dict(plainly_named_modules(unwrap(module))).get(parent)
     # The parts of a chain are no networks beside each other.
     return {"": tuple(names)} if isinstance(container, nn.Sequential) else groups
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def _grouped(groups: Mapping[str, str | Iterable[str]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -154,18 +154,22 @@ class JsonlWriter:
             raise ValueError(f"folder {self.path.parent} does not exist: create it first")
         self._monitor = monitor
         self._newest: tuple[int, int] | None = None  # the last line's iteration, and where in the file it begins
+        self._changed = False  # whether its verdict was another than that before
 
     def __call__(self, verdict: Verdict) -> None:
         is_back = self._newest is None or verdict.iteration < self._newest[0]  # resumed, or an older state was loaded
         if is_back and self.path.exists() and self.path.stat().st_size:
             self._resume(verdict.iteration)
+        is_again = self._newest is not None and self._newest[0] == verdict.iteration
+        self._changed = verdict.changed or (is_again and self._changed)
         values = {name: rounded(s.tolist()) for name, s in self._monitor.latest.items()}
-        line = {"iteration": verdict.iteration, "singular_values": values, "verdict": verdict.to_dict()}
+        told = verdict.to_dict() | {"changed": self._changed}
+        line = {"iteration": verdict.iteration, "singular_values": values, "verdict": told}
         if (reading := self._monitor.reading) is not None and self._monitor.sampled == verdict.iteration:
             line["reading"] = reading.numbers
         with open(self.path, "ab") as file:
             end = file.seek(0, os.SEEK_END)
-            if self._newest is not None and self._newest[0] == verdict.iteration:
+            if self._newest is not None and is_again:
                 end = file.truncate(min(end, self._newest[1]))  # shorter if it was moved away since
             self._newest = verdict.iteration, end
             file.write(f"{json.dumps(line)}\n".encode())
@@ -245,9 +249,10 @@ class TensorBoardWriter:
         self._written = {iteration: numbers}
         if verdict.changed:
             writer.add_text("spectral_state", verdict.message, iteration)
-        # By the iteration: a resumed training has its images where it would have had them.
-        number = iteration // self._monitor.every + 1
-        if self.images_every and number % self.images_every == 0 and not before:
+        # By the iterations: a resumed training has its images where it would have had them, whatever its steps are.
+        past, every = self._monitor.history.iterations, self._monitor.every
+        last, period = past[-2] + every if len(past) > 1 else iteration, every * self.images_every
+        if period and (iteration + every) // period > last // period and not before:
             for name in self._monitor.history.layers:
                 s = self._monitor.history.singular_values(name)
                 if s.shape[-1] > 1:
