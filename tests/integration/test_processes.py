@@ -131,7 +131,7 @@ def test_the_main_process_alone_reads_samples_and_all_say_the_same(together):
     assert main_process["verdicts"][-1]["signal"]["state"] == "teaching"
     # Scores that call the wrapper, in this process alone, wait for no other.
     assert main_process["called"]["signal"]["state"] == "teaching"
-    assert main_process["synchronizes"] == (True, True)
+    assert main_process["is whole"]
     assert main_process["missing"] < 0.3  # the other's samples are zeros alone
     assert main_process["errors"] == ["ValueError: no samples", "TornError: no: samples"]
     torn = "MainFailedError: the main process failed: TornError: no: samples"

@@ -14,6 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 
 import specreg
 from kinds import OwnNormalized, set_spectrum
+from specreg.layers.evaluation import evaluating
 from specreg.layers.find import find
 
 
@@ -412,6 +413,41 @@ FORWARDS = {
     "padded": (Padded, None),
     "plain": (nn.Conv2d, None),
 }
+
+
+@pytest.mark.parametrize("normalize", [nn.utils.spectral_norm, nn.utils.weight_norm])
+@pytest.mark.parametrize("kind", [Padded, Scaled])
+def test_what_a_legacy_hook_left_is_not_taken_for_what_a_forward_uses(normalize, kind, caplog):
+    layer = normalize(kind(3, 4, 3)).double()  # what the hook left stays in single precision
+    left = layer.weight
+    specreg.static_compensation(layer)
+    assert [message.split(";")[0] for message in caplog.messages] == (
+        ["layer '(the module itself)': Scaled uses its weight times 0.0625"] if kind is Scaled else []
+    )
+    assert layer.weight is left
+
+
+def test_affine_parameters_of_normalization_layers_are_no_matrices(caplog):
+    norms = nn.LayerNorm([8, 6, 6]), nn.RMSNorm([6, 6])
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), *norms, nn.Flatten(), nn.Linear(288, 1))
+    assert find(module).left_out.not_covered == ()
+    specreg.Monitor(module)
+    assert not caplog.messages
+
+
+def test_a_wrapper_that_is_looked_at_rebuilds_no_buckets():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)))
+        wrapped(torch.randn(2, 4)).sum().backward()  # the next pass with gradients sends their order
+        with evaluating(nn.ModuleDict({"d": wrapped})):
+            wrapped(torch.randn(2, 4))
+        assert not wrapped._has_rebuilt_buckets
+        assert "forward" not in vars(wrapped)
+        wrapped(torch.randn(2, 4))
+        assert wrapped._has_rebuilt_buckets
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(("kind", "message"), FORWARDS.values(), ids=FORWARDS)

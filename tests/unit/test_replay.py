@@ -177,6 +177,33 @@ def test_what_takes_a_normalizers_place_is_not_taken_for_it(by_products):
     assert all(normalizer() is None for normalizer in normalizers)
 
 
+@pytest.mark.parametrize(
+    "put_on", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm, specreg.spectral_regularization]
+)
+def test_products_are_made_anew_for_what_is_put_on_later(by_products, put_on):
+    layer = nn.Linear(12, 8)
+    compensator = specreg.static_compensation(layer, every=1)
+    compensator.step()
+    compensator.step()
+    first = compensator._products
+    assert first[1] is not None
+    put_on(layer)
+    compensator.step()
+    assert compensator._products is not first
+
+
+def test_products_follow_another_scale(by_products):
+    network = discriminator()
+    compensator = specreg.static_compensation(network, every=1, scale="keep")
+    compensator.step()
+    compensator.step()
+    compensator.scale = "unit"
+    moved(network, 1)
+    compensator.step()
+    assert len(by_products) == 2
+    assert compensator.satisfied()
+
+
 def largest(network):
     return torch.stack([torch.linalg.matrix_norm(layer.weight.detach().double(), 2) for layer in network[:4:2]])
 

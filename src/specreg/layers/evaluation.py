@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from specreg.layers.selection import unwrap
 from specreg.layers.weights import uncached
 
-# What data parallelism's wrapper asks before it communicates.
-_SYNCHRONIZING = ("require_forward_param_sync", "require_backward_grad_sync")
-
 
 @contextlib.contextmanager
 def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
@@ -40,8 +37,9 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     # Some codes keep power iteration's vectors among the parameters (SAGAN's spectral normalization, torchgan's).
     parameters = [tensor for child in modes for tensor in child._parameters.values() if tensor is not None]
     vectors = [(tensor, tensor.detach().clone()) for tensor in parameters if _is_vector(tensor)]
-    wrappers = [vars(child) for child in modes if isinstance(child, nn.parallel.DistributedDataParallel)]
-    flags = [{name: wrapper[name] for name in _SYNCHRONIZING} for wrapper in wrappers]
+    # In their own forward they send buffers and, once after the first backward pass, the order of gradients.
+    wrappers = [child for child in modes if isinstance(child, nn.parallel.DistributedDataParallel)]
+    forwards = [vars(wrapper).get("forward") for wrapper in wrappers]
     # Compiled code does not call hooks that were added later; without torch.compile its machinery is not loaded.
     compiling = "torch._dynamo" in sys.modules
     try:
@@ -49,15 +47,17 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
             if type(child).train is nn.Module.train and type(child).eval is nn.Module.eval:
                 child.training = False
         for wrapper in wrappers:
-            wrapper.update(dict.fromkeys(_SYNCHRONIZING, False))
+            vars(wrapper)["forward"] = wrapper.module
         eager = torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
         with eager, frozen_random_numbers(), uncached():
             yield unwrap(network)
     finally:
         for child, training in modes.items():
             child.training = training
-        for wrapper, flag in zip(wrappers, flags, strict=True):
-            wrapper.update(flag)
+        for wrapper, forward in zip(wrappers, forwards, strict=True):
+            vars(wrapper).pop("forward", None)
+            if forward is not None:
+                vars(wrapper)["forward"] = forward
         for child, name, buffer, value in buffers:
             child._buffers[name] = buffer
             # A pending backward pass refuses what was written to.

@@ -280,7 +280,7 @@ def _check_stored(name: str, use: Weight) -> None:
 
 def _not_covered(module: nn.Module) -> Iterator[str]:
     for name, child in plainly_named_modules(module):
-        if isinstance(child, ParametrizationList):
+        if isinstance(child, (ParametrizationList, nn.LayerNorm, nn.RMSNorm)):  # the latter scale entry by entry
             continue
         covered = {attribute for attribute, _ in weights_of(child)}
         for attribute in tensor_names(child):

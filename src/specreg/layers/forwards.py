@@ -36,7 +36,7 @@ def difference(weight: Weight) -> str | None:
     name = type(module).__name__
     with torch.no_grad():
         expected = weight.used()
-        for candidate in _used_by_forward(module, expected):
+        for candidate in _used_by_forward(weight, expected):
             if candidate.shape != expected.shape:
                 continue
             if torch.allclose(candidate, expected, rtol=1e-3, atol=1e-6 * float(expected.abs().max())):
@@ -61,15 +61,21 @@ class _Recorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _used_by_forward(module: Any, weight: Tensor) -> list[Tensor]:
+def _used_by_forward(weight: Weight, value: Tensor) -> list[Tensor]:
+    module: Any = weight.module
+    # A legacy hook is not called here, and what it left is of the last pass, perhaps of another device.
+    left = {} if weight.legacy_hook is None else {weight.attribute: getattr(module, weight.attribute)}
     try:
+        vars(module).update(dict.fromkeys(left, value))
         if isinstance(module, nn.Linear):
             shape = [2, module.in_features]
         else:
             sizes = zip(module.dilation, module.kernel_size, strict=True)
             shape = [2, module.in_channels, *(2 + dilation * (size - 1) for dilation, size in sizes)]
         with evaluating(module), _Recorder() as recorder:
-            module.forward(weight.new_ones(shape))
+            module.forward(value.new_ones(shape))
     except Exception:  # it may want more than one input, or refuse ones
         return []
+    finally:
+        vars(module).update(left)
     return list(recorder.weights)

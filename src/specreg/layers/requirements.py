@@ -1,7 +1,7 @@
 """What has to hold of layers before they are written, parametrized or read."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layer, Layers
 from specreg.layers.forwards import difference
-from specreg.layers.weights import Weight
+from specreg.layers.weights import MatrixParametrization, Weight
 from specreg.names import listed, shown
 
 logger = logging.getLogger("specreg")
@@ -93,6 +93,30 @@ def require_parametrizable(module: nn.Module, layers: Layers) -> None:
                 f"layer {shown(name)!r} is under the legacy weight_norm, whose hook would undo a parametrization: "
                 f"take it off with specreg.remove(module), or use torch.nn.utils.parametrizations.weight_norm instead"
             )
+
+
+def parametrize(
+    module: nn.Module,
+    layers: Layers,
+    make: Callable[[str], MatrixParametrization],
+    *,
+    is_taken: Callable[[Weight], bool],
+    does: str,
+) -> None:
+    """Put a parametrization on every layer; ValueError, and no change, where one cannot have it."""
+    require_parametrizable(module, layers)
+    require_writable(layers)
+    require_finite(layers)
+    for name, layer in layers.items():
+        if any(map(is_taken, layer.uses)):
+            raise ValueError(
+                f"layer {shown(name)!r} is normalized already, and this parametrization {does} itself: "
+                f"call specreg.remove on it first, or leave it out with skip={name!r}"
+            )
+    warn_of_doubts(layers)
+    for name, layer in layers.items():
+        for use in layer.uses:
+            use.use_mapped(make(name))
 
 
 def require_finite(layers: Mapping[str, Layer]) -> None:

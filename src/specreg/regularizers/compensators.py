@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from specreg.layers.find import Layer, Layers
 from specreg.layers.requirements import require_finite, require_writable, warn_of_doubts
@@ -223,8 +223,7 @@ class Compensator:
         if self.scheme.count is None or self.strength < 1 or self.calls == self.start:
             return None, []
         # What was recorded holds for these tensors, as these normalize them now: kept, so that none gets another's id.
-        weights = [layer.weight for layer in self.layers.values()]
-        key = [(weight.gain, *weight.normalizers, *_pointers(weight)) for weight in weights]
+        key = [(self._scale_of(layer), *_recorded_for(layer.weight)) for layer in self.layers.values()]
         if self._products is None or self._products[0] != key:
             counts = self.counts()
             served = {name: layer for name, layer in self.layers.items() if is_served(layer)}
@@ -303,11 +302,11 @@ class Compensator:
 _COMPENSATORS: "weakref.WeakSet[Compensator]" = weakref.WeakSet()
 
 
-def _pointers(weight: Weight) -> list[int]:
-    """Return where the tensors are that a recording writes: the weight, and the vectors of its normalizers."""
-    owners = [owner for owner in weight.normalizers if isinstance(owner, nn.Module)]
-    vectors = [vector for owner in owners for vector in owner.buffers()]
-    return [tensor.data_ptr() for tensor in (weight.storage[-1], *vectors)]
+def _recorded_for(weight: Weight) -> list[Any]:
+    """Return what a recording holds for: how the weight is made, and where the tensors are that are written."""
+    vectors = [vector for part in weight.parametrizations for vector in part.buffers()]
+    pointers = [tensor.data_ptr() for tensor in (*weight.storage, *vectors)]
+    return [weight.gain, weight.legacy_hook, *weight.parametrizations, *pointers]
 
 
 def _require_free(layers: Layers) -> None:

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from specreg.layers.find import Layers, find
-from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_doubts
+from specreg.layers.requirements import parametrize
 from specreg.layers.selection import Selection
 from specreg.layers.weights import SpectrumChanging
-from specreg.names import integer, shown
+from specreg.names import integer
 from specreg.spectra.gram import full_precision, gram
 
 
@@ -56,19 +56,10 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
     """
     iterations = integer("iterations", iterations, at_least=0)
     layers = find(module, only=only, skip=skip, title="orthogonalize")
-    require_parametrizable(module, layers)
-    require_writable(layers)
-    require_finite(layers)
-    for name, layer in layers.items():
-        if any(use.parametrizations or use.legacy_hook is not None for use in layer.uses):
-            raise ValueError(
-                f"layer {shown(name)!r} is normalized already, and this parametrization bounds the weight itself: "
-                f"call specreg.remove on it first, or leave it out with skip={name!r}"
-            )
-    warn_of_doubts(layers)
-    for layer in layers.values():
-        for use in layer.uses:
-            use.use_mapped(Orthogonalization(iterations))
+    parametrize(
+        module, layers, lambda _: Orthogonalization(iterations),
+        is_taken=lambda use: bool(use.parametrizations) or use.legacy_hook is not None, does="bounds the weight",
+    )  # fmt: skip
     return layers
 
 

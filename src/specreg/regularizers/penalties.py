@@ -50,7 +50,7 @@ def orthogonality_penalty(module: nn.Module, *, only: Selection = None, skip: Se
 
     Reference:
         Brock et al. 2017, *Neural Photo Editing with Introspective Adversarial Networks*, section 3.3, in the squared
-        norm of Brock et al. 2019, *Large Scale GAN Training for High Fidelity Natural Image Synthesis*, equation 3.
+        norm of Brock et al. 2019, *Large Scale GAN Training for High Fidelity Natural Image Synthesis*, section 3.1.
     """
     return _total(find(module, only=only, skip=skip, title="orthogonality_penalty"), _distance_from_identity)
 

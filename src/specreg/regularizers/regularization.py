@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from specreg.layers.find import Layers, find
-from specreg.layers.requirements import require_finite, require_parametrizable, require_writable, warn_of_doubts
+from specreg.layers.requirements import parametrize
 from specreg.layers.selection import Selection
 from specreg.layers.weights import SpectrumPreserving
 from specreg.names import check_choice, checked_keep, shown
@@ -64,19 +64,10 @@ def spectral_regularization(
     keep = 1 if keep == "first" else checked_keep(keep)
     check_choice("gradient", gradient, get_args(Gradient))
     layers = find(module, only=only, skip=skip, title="spectral_regularization")
-    require_parametrizable(module, layers)
-    require_writable(layers)
-    require_finite(layers)
-    for name, layer in layers.items():
-        if any(use.is_normalized or use.normalizers for use in layer.uses):
-            raise ValueError(
-                f"layer {shown(name)!r} is normalized already, and this parametrization divides by s1 itself: "
-                f"call specreg.remove on it first, or leave it out with skip={name!r}"
-            )
-    warn_of_doubts(layers)
-    for name, layer in layers.items():
-        for use in layer.uses:
-            use.use_mapped(SpectralRegularization(keep, gradient, name))
+    parametrize(
+        module, layers, lambda name: SpectralRegularization(keep, gradient, name),
+        is_taken=lambda use: use.is_normalized or bool(use.normalizers), does="divides by s1",
+    )  # fmt: skip
     return layers
 
 
@@ -97,26 +88,28 @@ class SpectralRegularization(SpectrumPreserving):
     def mapped(self, matrix: Tensor) -> Tensor:
         count = head_size(self.keep, min(matrix.shape[-2:]))
         try:
-            value = self._look_up(matrix.detach(), count)
+            value, factors = self._look_up(matrix.detach(), count)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(
                 f"layer {shown(self.name)!r}: the weight holds NaN or inf, or its decomposition failed; "
                 f"stop and go back to a checkpoint"
             ) from error
         result: Tensor = _Regularize.apply(  # type: ignore[no-untyped-call]
-            matrix, value.regularized, *value.factors, count, self.gradient == "exact"
+            matrix, value, *factors, count, self.gradient == "exact"
         )
         return result
 
-    def _look_up(self, matrix: Tensor, count: int) -> "_Value":
+    def _look_up(self, matrix: Tensor, count: int) -> tuple[Tensor, SVD]:
         if torch.compiler.is_compiling() or matrix.is_meta:  # neither can branch on values
-            return _value_of(matrix, count, thin_svd(matrix), matrix)
+            factors = thin_svd(matrix)
+            return _regularized(matrix, factors, count), factors
         with torch.inference_mode(False):  # autograd cannot save tensors that were made in it
             content, key = _fingerprint(matrix), (count, matrix.dtype, matrix.device)
             cached = self._cached
             if cached is None or cached.key != key or not torch.equal(cached.content, content):
-                self._cached = cached = _value_of(matrix, count, svd(matrix), content)
-            return cached
+                factors = svd(matrix)
+                self._cached = cached = _Value(key, content, factors, _regularized(matrix, factors, count))
+            return cached.regularized, cached.factors
 
     def extra_repr(self) -> str:
         return f"keep={self.keep}, gradient={self.gradient!r}"
@@ -131,10 +124,9 @@ class _Value(NamedTuple):
     regularized: Tensor
 
 
-def _value_of(matrix: Tensor, count: int, factors: SVD, content: Tensor) -> _Value:
+def _regularized(matrix: Tensor, factors: SVD, count: int) -> Tensor:
     with full_precision(matrix):
-        value = regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
-    return _Value((count, matrix.dtype, matrix.device), content, factors, value)
+        return regularized(matrix.to(factors.U.dtype), factors, count).to(matrix.dtype)
 
 
 class _Regularize(torch.autograd.Function):

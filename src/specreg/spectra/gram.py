@@ -19,7 +19,6 @@ VALUES_TOLERANCE = 1e-5
 MAX_CONDITION = 1e4
 # On a CPU the thin decomposition of matrices up to this rank costs about as much as the steps around a Gram matrix.
 SMALL_RANK = 27
-_SINGLE = (torch.float32, torch.complex64)
 
 logger = logging.getLogger("specreg.spectra")
 
@@ -40,7 +39,7 @@ def singular_values(matrix: Tensor) -> Tensor:
             squares = torch.linalg.eigvalsh(gram(matrix, dtype)).flip(-1)
             # An error of d in s² is one of d/(2s) in s. Below 0 there is only the rounding of a singular value 0.
             rounding = relative_rounding(torch.finfo(dtype).eps, squares.shape[-1])
-            least = (rounding / (2 * VALUES_TOLERANCE)) ** 2 if dtype in _SINGLE else -1.0
+            least = (rounding / (2 * VALUES_TOLERANCE)) ** 2 if torch.finfo(dtype).bits == 32 else -1.0
             is_held = squares[..., 0] > torch.finfo(dtype).tiny / rounding  # squares of tiny entries are rounded to 0
             if bool((squares[..., -1] >= least * squares[..., 0]).logical_and(is_held).all()):
                 values: Tensor = squares.clamp_(min=0).to(working_dtype(matrix).to_real()).sqrt_()

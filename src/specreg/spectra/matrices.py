@@ -20,10 +20,9 @@ def to_matrix(weight: Tensor, *, output_dim: int = 0, groups: int = 1) -> Tensor
     Reference:
         Miyato et al. 2018, section 2.1 (flattening); Liu et al. 2019, section 3.
     """
-    if groups == 1:
-        return (weight.transpose(0, 1) if output_dim == 1 else weight).flatten(1)
     blocks = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, a, b, *kernel)
-    return (blocks.transpose(1, 2) if output_dim == 1 else blocks).flatten(2)
+    matrices = (blocks.transpose(1, 2) if output_dim == 1 else blocks).flatten(2)
+    return matrices.squeeze(0) if groups == 1 else matrices
 
 
 def from_matrix(matrix: Tensor, shape: torch.Size, *, output_dim: int = 0, groups: int = 1) -> Tensor:
