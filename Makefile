@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test soak lint docs clean
+# A virtual environment that could not be made whole is made again.
+.DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(BIN)/specreg sweep --preset demo --out demo

@@ -60,7 +60,7 @@ def benchmarks(options: argparse.Namespace) -> dict[str, list[str]]:
         "trainer": ["training.py", "--part", "trainer", *device, *mimicry, *small, *plain],
         "smoke": ["smoke.py", *device, *(["--tiny"] if tiny else [])],
     }
-    return {name: command for name, command in everything.items() if not options.parts or name in options.parts}
+    return {name: command for name, command in everything.items() if name in options.parts}
 
 
 def trainings(options: argparse.Namespace) -> dict[str, list[str]]:
@@ -79,7 +79,7 @@ def trainings(options: argparse.Namespace) -> dict[str, list[str]]:
     return {
         name: [*preset, "--data", str(data), *common]
         for name, (data, preset) in cells.items()
-        if data is not None and (not options.parts or name in options.parts)
+        if data is not None and name in options.parts
     }
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(".gpu_run"), help="checkpoints and records of the trainings")
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="these alone")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="these alone")
     parser.add_argument("--no-compile", action="store_true", help="without the compiled trainers, which take minutes")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--cifar", type=Path, help="CIFAR-10's training images, in any format that the lab reads")

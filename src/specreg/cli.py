@@ -325,6 +325,7 @@ def _train(arguments: list[str]) -> int:
             interrupted = held.enter_context(interruptible())
             if processes.main:
                 held.enter_context(run.lock())
+                runs.checked_config(run, config)  # another process may have been faster
         progress: Any = lambda step, metrics: None  # noqa: E731
         if processes.main and not given.quiet:
             named = any(argument.partition("=")[0] == "--method" for argument in arguments)

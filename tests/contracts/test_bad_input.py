@@ -6,6 +6,7 @@ One case for each kind of error: what is wrong within images, archives and check
 import json
 import os
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -458,6 +459,23 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(arguments, said, 
     assert said in printed.err
     assert printed.err.endswith("\n")
     assert printed.err[:-1].isprintable()
+
+
+def test_a_checkpoint_that_was_kept_alone_is_read(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "checkpoint.pt").unlink()
+    assert main(["evaluate", str(run), "--checkpoint", "best", "--samples", "10"]) == 0
+
+
+def test_an_environment_that_could_not_be_made_whole_is_made_again(tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nmkdir -p $3/bin\ntouch $3/bin/python\nexit 1\n")
+    python.chmod(0o755)
+    target = tmp_path / "venv" / "bin" / "python"
+    makefile = Path(__file__).parents[2] / "Makefile"
+    command = ["make", "-s", "-f", str(makefile), f"VENV={tmp_path / 'venv'}", f"PYTHON={python}", str(target)]
+    assert subprocess.run(command, capture_output=True).returncode != 0
+    assert not target.exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")

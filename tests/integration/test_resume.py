@@ -87,6 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, copied):
     whole = bytearray((copied / "checkpoint.pt").read_bytes())
     whole[largest.header_offset + largest.file_size // 2] ^= 1  # in its numbers, not in the padding between entries
     (copied / "checkpoint.pt").write_bytes(whole)
+    shutil.copy(copied / "checkpoint.pt", copied / "checkpoint-best.pt")  # one file, where the last is the best
     assert torch.load(copied / "checkpoint-before.pt", weights_only=True)["step"] == 20
     code, said = train(copied)
     assert code == 0
@@ -94,6 +95,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, copied):
     assert "taking checkpoint-before.pt instead" in said
     assert_same_run(finished("static"), copied)
     assert (copied / "checkpoint-damaged.pt").read_bytes() == whole
+    assert torch.load(copied / "checkpoint-best.pt", weights_only=True)["step"] == 24
 
 
 @pytest.mark.slow

@@ -446,13 +446,14 @@ def test_classes_are_of_equal_size_or_that_is_said(labels, message, caplog):
 
 def test_a_reading_before_the_guard_went_back_is_of_another_network():
     state = build_state(RunConfig("guard", settings=SMALL), Images(StackedDigits()))
-    state.monitor.reading, state.monitor.sampled = FEW, 8
+    state.monitor.reading, state.monitor.sampled, state.step = FEW, 8, 8
     assert recorder.reading_of(state) is FEW
-    for switched_on in (8, 9):
-        state.compensator.switched_on, state.compensator.restored = switched_on, 6
-        assert recorder.reading_of(state) is None
-    state.monitor.sampled = 10
+    state.compensator.switched_on, state.compensator.restored = 8, 6
+    assert recorder.reading_of(state) is None
+    state.monitor.sampled = state.step = 10
     assert recorder.reading_of(state) is FEW
+    state.step = 11
+    assert recorder.reading_of(state) is None
 
 
 FEW = replace(meters.reading(0.9), examples=torch.arange(7))

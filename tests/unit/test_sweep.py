@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from specreg.cli import main
 from specreg.display import _progress, metrics
+from specreg.experiments import cluster
 from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, RunConfig, Settings
 from specreg.experiments.interrupts import interruptible
@@ -28,6 +30,7 @@ from specreg.experiments.jobs import end, execute_all, threads_of_each
 from specreg.experiments.presets import PRESETS, Cell, choose
 from specreg.experiments.run import prepare_run, saved_config
 from specreg.experiments.sweep import COMPARISON, Plan, cost, lay_out, saved_settings
+from specreg.files import write_json
 from specreg.options import Sweep, parse
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
@@ -131,6 +134,55 @@ def test_a_run_that_does_not_fit_is_found_before_the_others_are_changed(tmp_path
     with pytest.raises(ValueError, match="steps 12 -> 9: steps can only grow"):
         lay_out(tmp_path, plan_of([longer], methods=("sn", "static"), seeds=[0]))
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_a_run_that_is_being_written_is_found_before_the_others_are_changed(tmp_path):
+    (cell,), (longer,) = tiny(), tiny(steps=9)
+    for job in lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0])):
+        job.run.write("result", {})
+        job.run.checkpoint.touch()
+    runs = [tmp_path / cell.name / f"{method}-seed0" for method in ("sn", "static")]
+    with RunDirectory(runs[1]).lock():
+        before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        with pytest.raises(ValueError, match="is being written by"):
+            lay_out(tmp_path, plan_of([longer], methods=("sn", "static"), seeds=[0]))
+        assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_a_runs_process_takes_no_module_from_the_folder_it_is_started_in_and_its_own_threads(tmp_path, monkeypatch):
+    (tmp_path / "tyro.py").write_text("raise SystemExit(7)")
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    write_json(run.path / "sweep.json", {})  # so that it is refused at once
+    monkeypatch.chdir(tmp_path)
+    assert processes.begin(run, 1).wait() == 2
+    monkeypatch.setenv("MKL_NUM_THREADS", "16")
+    given = {}
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **options: given.update(options["env"]))
+    processes.begin(run, 3)
+    assert (given["OMP_NUM_THREADS"], given["MKL_NUM_THREADS"]) == ("3", "3")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_stopped_while_it_opens_its_data_has_not_failed(number, tmp_path):
+    assert processes.end(RunDirectory(tmp_path), -number) == ("stopped", "")
+    assert not (tmp_path / "failed.json").exists()
+
+
+def test_a_run_whose_machine_is_shut_down_is_made_elsewhere(tmp_path, monkeypatch):
+    answers = [("stopped", ""), ("done", "")]
+    fake = SimpleNamespace(
+        get=lambda reference: answers.pop(0),
+        wait=lambda references, timeout: (references[:1], references[1:]),
+        exceptions=SimpleNamespace(TaskCancelledError=KeyError, RayTaskError=KeyError, RayError=KeyError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(cluster, "_NOTICE", 0)
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.01)
+    (job,) = lay_out(tmp_path, plan_of(tiny(), methods=("sn",), seeds=[0]))
+    task = SimpleNamespace(remote=lambda *arguments: object())
+    cluster._Submissions(task, 1, [job]).execute(lambda: False, lambda: None)
+    assert (job.state, job.lost, answers) == ("done", 1, [])
 
 
 def test_cells_are_chosen_by_names_and_globs_in_their_own_order():

@@ -101,19 +101,25 @@ class _Submissions:
 
         try:
             job.state, job.error = ray.get(reference)
+            if job.state in ("stopped", "waiting") and not stopped:  # by a machine that is being shut down, say
+                self._lose(job, job.state)
         except ray.exceptions.TaskCancelledError:
             job.state = "stopped" if job.run.checkpoint.exists() else "waiting"
         except ray.exceptions.RayTaskError as error:  # the folder is not there, or cannot be written
             self._fail(job, str(error).strip().splitlines()[-1])
         except ray.exceptions.RayError as error:  # the worker, its node or its memory
-            job.lost += 1
             if stopped:
                 job.state = "stopped"
-            elif job.lost < _LOSSES:
-                job.state = "waiting"
-                self._later.append((time.monotonic() + _NOTICE, job))
             else:
-                self._fail(job, f"lost its machine {_LOSSES} times ({type(error).__name__})")
+                self._lose(job, type(error).__name__)
+
+    def _lose(self, job: Job, why: str) -> None:
+        job.lost += 1
+        if job.lost < _LOSSES:
+            job.state = "waiting"
+            self._later.append((time.monotonic() + _NOTICE, job))
+        else:
+            self._fail(job, f"lost its machine {_LOSSES} times ({why})")
 
     def _fail(self, job: Job, error: str) -> None:
         job.state, job.error = "failed", error

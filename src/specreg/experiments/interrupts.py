@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-_NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @contextlib.contextmanager
@@ -17,7 +17,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     """
     received: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()  # to which alone signals come
-    taken = [n for n in _NUMBERS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    taken = [n for n in STOPS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in taken if is_main}
     for number in before:
         signal.signal(number, lambda signum, _: received.append(signum))

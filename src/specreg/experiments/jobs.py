@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from specreg.experiments.config import RunConfig
-from specreg.experiments.interrupts import interruptible
+from specreg.experiments.interrupts import STOPS, interruptible
 from specreg.names import printable
 from specreg.records import RunDirectory
 
@@ -114,12 +114,13 @@ def begin(run: RunDirectory, threads: int, folder: Path | None = None) -> "subpr
     (run.path / "failed.json").unlink(missing_ok=True)
     with open(run.path / "log.txt", "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "specreg", "train", "--quiet", "--out", str(run.path)],
+            # -P: no module is taken from the folder that this was started in, which may be a stranger's.
+            [sys.executable, "-P", "-m", "specreg", "train", "--quiet", "--out", str(run.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
             start_new_session=True,  # Ctrl-C in the terminal reaches this process alone, which passes it on
         )
 
@@ -133,7 +134,7 @@ def end(run: RunDirectory, code: int) -> tuple[str, str]:
         return "done", ""
     if run.holder() is not None:
         return "waiting", ""
-    if code in (130, -signal.SIGINT):
+    if code in (130, *(-number for number in STOPS)):  # one of these may come before the training asks for it
         return "stopped", ""
     if code < 0:
         names = {number.value: number.name for number in signal.Signals}  # of real-time signals it has two
@@ -147,5 +148,4 @@ def end(run: RunDirectory, code: int) -> tuple[str, str]:
 
 def _signal(job: Job) -> None:
     if job.process is not None:
-        with contextlib.suppress(ProcessLookupError):
-            job.process.send_signal(signal.SIGINT)
+        job.process.send_signal(signal.SIGINT)

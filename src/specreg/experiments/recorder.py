@@ -86,9 +86,11 @@ def draw_missing(source: Source, run: RunDirectory, records: RecordConfig, readi
 
 
 def reading_of(state: TrainingState) -> Reading | None:
-    """Return the newest reading of coverage; None where the guard has gone back since: it is of another network."""
-    guard, sampled = state.compensator, state.monitor.sampled or 0
-    gone_back = isinstance(guard, Guard) and guard.restored is not None and (guard.switched_on or 0) >= sampled
+    """Return the reading of coverage made at this step; None without one, or where the guard went back at it."""
+    if state.monitor.sampled != state.step:
+        return None
+    guard = state.compensator
+    gone_back = isinstance(guard, Guard) and guard.restored is not None and guard.switched_on == state.step
     return None if gone_back else state.monitor.reading
 
 
@@ -206,7 +208,7 @@ class Recorder(Follower):
         self._run, self._evaluator, self._progress = run, evaluator, progress
         self._source, self._outputs = source, outputs
         self._probe = Probe(source, settings)
-        self._before = self._seconds = _seconds(run) if state.step or run.checkpoints else 0.0
+        self._before = self._seconds = _seconds(run) if run.checkpoints else 0.0
         self._began = time.monotonic()
         self._steps, self._first = 0, self._began  # of this process
         self._step = state.step  # that is being made
@@ -224,8 +226,7 @@ class Recorder(Follower):
             from torch.utils.tensorboard import SummaryWriter  # a quarter of a second, and a run may do without
 
             # What the folder has from the first step to come on is hidden: it is written again.
-            begin = state.step + 1 if self._saved >= 0 else 0
-            self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=begin)
+            self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=self._saved + 1)
             self._monitor.actions.append(TensorBoardWriter(self._monitor, self._board))
 
     def begin(self) -> None:
@@ -243,7 +244,7 @@ class Recorder(Follower):
             record = {"step": state.step} | self._glance(state.sampler)
             if state.ema is not None:  # small batches leave the last weights noisy: both are of interest
                 record |= {f"last_{name}": value for name, value in self._glance(state.generator).items()}
-            if (reading := reading_of(state)) is not None and self._monitor.sampled == state.step:
+            if (reading := reading_of(state)) is not None:
                 record |= reading.numbers
             self._record("evaluations", record)
             self._sense(state)

@@ -131,15 +131,20 @@ def _take_back_end(run: RunDirectory, settings: Settings) -> None:
         outcome.unlink(missing_ok=True)
     if begin is None:
         return
+    _take_names(run)
+    run.checkpoint.unlink()
+    logger.info("%s: its end was measured off the schedule: it goes back to step %d, and %s keeps the network of the "
+                "end", run.path.name, begin, end.name)  # fmt: skip
+
+
+def _take_names(run: RunDirectory) -> None:
+    """Take the best's and the healthy's names from the newest checkpoint; what had them before an end has them."""
     for name in ("best", "healthy"):
         kept, before = run.kept_checkpoint(name), run.kept_checkpoint(f"{name}-before")
         if same_content(kept, run.checkpoint):
             kept.unlink()
         if before.exists() and not kept.exists():
             before.replace(kept)
-    run.checkpoint.unlink()
-    logger.info("%s: its end was measured off the schedule: it goes back to step %d, and %s keeps the network of the "
-                "end", run.path.name, begin, end.name)  # fmt: skip
 
 
 def saved_config(run: RunDirectory) -> RunConfig | None:
@@ -233,6 +238,7 @@ def _go_on(run: RunDirectory, state: TrainingState, *, main: bool) -> None:
     if main:
         check_records(run)
         if path != run.checkpoint and run.checkpoint.exists():
+            _take_names(run)
             # The next checkpoint would put it in the place of the one that is whole.
             run.checkpoint.replace(run.kept_checkpoint("damaged"))
         run.rewind(state.step)
@@ -318,7 +324,7 @@ def load_sampler(run: RunDirectory, *, which: str = "last") -> tuple[RunConfig, 
     if config is None:
         raise ValueError(no_run(run.path, "holds no run (no config.json)"))
     paths = run.checkpoints if which == "last" else [run.kept_checkpoint(which)]
-    if not run.checkpoints:
+    if not any(path.exists() for path in (*paths, *run.checkpoints)):
         raise ValueError(f"{run.path} has no checkpoint yet: train it first")
     if not paths[0].exists():
         ends = ", ".join(path.stem.removeprefix("checkpoint-") for path in sorted(run.path.glob("checkpoint-end-*.pt")))
@@ -370,7 +376,7 @@ def _finish(
     source.save_picture(lambda count: source.dataset.draw(count, random)[0], run.image("data"))
     assert state.monitor.verdict is not None
     reading, verdict, meter = reading_of(state), state.monitor.verdict, state.monitor.coverage
-    if meter is not None and (reading is None or state.monitor.sampled != state.step):  # it ended between two readings
+    if reading is None and meter is not None:  # it ended between two readings
         reading = meter.measure(generated_samples(generator, config.settings.records))
     draw_missing(source, run, config.settings.records, reading)
     run.write(

@@ -60,8 +60,11 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
     made_of = {(cell.settings.data, cell.settings.model): cell.settings for cell in plan.cells}
     images = {made: num_images(open_checked(settings)) for made, settings in made_of.items()}
     for path, config in planned.items():  # all before any is changed
-        check_data(RunDirectory(path), images[config.settings.data, config.settings.model])
-        checked_config(RunDirectory(path), config)
+        run = RunDirectory(path)
+        check_data(run, images[config.settings.data, config.settings.model])
+        if checked_config(run, config) not in (None, config):
+            with run.lock():  # nobody writes what is to be changed
+                pass
     prepare_directory(out)
     with RunDirectory(out).lock():  # another sweep may have added its cells since
         write_json(out / "sweep.json", _merged(out, plan))

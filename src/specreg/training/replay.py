@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
@@ -43,7 +44,9 @@ class Replay:
         real, latent = _copied(real), _copied(latent)
         self._inputs = _tensors(real, latent)
         before = [buffer.clone() for buffer in self._buffers]
-        self._launch, self._losses = recorded(lambda: gradients(real, latent), after=self._clear)
+        # It records on the current device.
+        with torch.cuda.device_of(self._parameters[0]):  # type: ignore[no-untyped-call]
+            self._launch, self._losses = recorded(lambda: gradients(real, latent), after=self._clear)
         self._gradients = [parameter.grad for parameter in self._parameters]
         self._clear()
         for buffer, value in zip(self._buffers, before, strict=True):
