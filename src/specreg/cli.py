@@ -454,9 +454,8 @@ def _watch(arguments: list[str]) -> int:
     if given.json is not None and given.json.exists():
         text = given.json.read_text(encoding="utf-8", errors="replace")
         told = set(text.splitlines())
-        if text and not text.endswith("\n"):  # torn by a crash: what follows begins a line of its own
-            with given.json.open("a", encoding="utf-8") as file:
-                file.write("\n")
+        with given.json.open("a", encoding="utf-8") as file:  # which fails now where it may not be written
+            file.write("\n" * bool(text and not text.endswith("\n")))  # torn by a crash: what follows has its own line
 
     def tell(notice: Notice) -> None:
         sys.stdout.write(f"{printable(str(notice))}\n")

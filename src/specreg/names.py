@@ -35,7 +35,8 @@ LossName = Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-
 Scale = Literal["auto", "keep", "unit", "hold"]
 """What a compensation makes of the stored weight's largest singular value."""
 _NUMBER = re.compile("[0-9]+")
-_NETWORK = re.compile(r"^$|disc|gen|crit|adv|^(net_?)?[dg]_?$", re.IGNORECASE)  # stems of numbered networks' names
+_LONGEST, _MOST = 1000, 50_000  # characters, and beginnings of names, that a suggestion is looked for among
+_NETWORK = re.compile(r"disc|gen|crit|adv|^(net_?)?[dg]_?$", re.IGNORECASE)  # stems of numbered networks' names
 LEAST_GENERATED = 20  # samples that coverage is read of
 LARGEST_INTEGER = 2**53  # whole numbers are exact up to there, in whatever reads a record
 
@@ -131,9 +132,10 @@ def suggestion(name: str, names: Iterable[str]) -> str:
         >>> suggestion("conv", ["D.conv", "G.conv", "G.conv.1"])
         ' (did you mean D.conv or G.conv?)'
     """
-    begun = [list(itertools.accumulate(full.split("."), "{}.{}".format)) for full in names]
-    candidates = [full for names in begun for full in names]
-    near = list(dict.fromkeys(full for full in candidates if full.rpartition(".")[2] == name))
+    parts = (full.split(".") for full in names if len(full) <= _LONGEST)
+    begun = (begin for part in parts for begin in itertools.accumulate(part, "{}.{}".format))
+    candidates = list(dict.fromkeys(itertools.islice(begun, _MOST)))
+    near = [full for full in candidates if full.rpartition(".")[2] == name]
     near = near or difflib.get_close_matches(name, candidates, n=1)
     return f" (did you mean {' or '.join(near[:3])}?)" if near else ""
 
@@ -176,7 +178,7 @@ def default_groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     The networks are the children that hold more than one layer each, if there are several of them. Where a single child
     holds all layers its children are looked at instead; otherwise everything is one group. Children that are numbered
     (layer1 and layer2, b16 and b8) are parts of one network, unless they are called discriminators or generators, or
-    have nothing but a number, as a list of networks has.
+    have nothing but a number and no single layer beside them, as a list of networks has.
 
     Args:
         names: of the layers, each once.
@@ -204,7 +206,11 @@ def default_groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
             children.setdefault(".".join(components[: depth + 1]), []).append(name)
     groups = {child: tuple(layers) for child, layers in children.items() if len(layers) > 1}
     stems = Counter(_NUMBER.sub("", child.rpartition(".")[2]) for child in groups)
-    are_numbered_parts = any(count > 1 and _NETWORK.search(stem) is None for stem, count in stems.items())
+    # A list of networks has no single layer among its numbers, as a chain of blocks and layers has.
+    is_chain = any(child.rpartition(".")[2].isdecimal() for child in children.keys() - groups.keys())
+    are_numbered_parts = any(
+        count > 1 and (_NETWORK.search(stem) is None if stem else is_chain) for stem, count in stems.items()
+    )
     if len(groups) < 2 or are_numbered_parts:
         return {"": tuple(names)} if names else {}
     rest = tuple(name for layers in children.values() if len(layers) == 1 for name in layers)

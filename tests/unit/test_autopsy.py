@@ -9,6 +9,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -527,6 +529,31 @@ def test_a_mask_of_integers_is_applied(tmp_path):
     np.testing.assert_allclose(found.singular_values, spectrum_of(weight * mask), atol=1e-4)
 
 
+def test_parts_that_do_not_fit_each_other_are_left_out_and_counted(tmp_path):
+    parts = {f"fc.parametrizations.weight.original{index}": torch.randn(8, 8 * (index + 1) // 2) for index in (0, 1)}
+    found = inspect([saved(tmp_path, parts | {"b.weight": torch.randn(6, 9)})])
+    assert list(found.layers[0]) == ["b"]
+    assert found.notes[0].endswith("1 of parts that do not fit each other")
+
+
+@pytest.mark.parametrize("num", [1, 40])
+def test_a_pictures_title_and_legend_lie_on_it_whole(num, tmp_path, monkeypatch):
+    paths = [tmp_path / f"step-{step}.pt" for step in range(1, num + 1)]
+    for path in paths:
+        torch.save({"a.weight": torch.randn(6, 9)}, path)
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *given, **named: figures.append(self))
+    save(inspect(paths), tmp_path / "spectra.png")
+    (figure,) = figures
+    FigureCanvasAgg(figure).draw()
+    whole = figure.bbox
+    for shown in (figure._suptitle, *figure.legends):
+        box = shown.get_window_extent()
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+        assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1:] == [str(num)] if num > 1 else True
+
+
 def kinds_of_weights() -> dict[str, torch.Tensor]:
     row = torch.tensor([1.0, 3.0, 3.0, 1.0])
     blur = torch.outer(row, row) / 64
@@ -540,6 +567,7 @@ def kinds_of_weights() -> dict[str, torch.Tensor]:
         "d.down.weight": blur.expand(64, 1, 4, 4).clone(), "d.filter.weight": torch.randn(9, 1, 4),
         "d.blur.kernel": blur.expand(64, 1, 4, 4).clone(), "d.bn.embed.weight": torch.ones(10, 32),
         "d.bn.gamma.weight": torch.ones(10, 32), "d.l_y.weight": torch.randn(10, 32), "d.fc.weight": torch.randn(1, 32),
+        "d.vq.codebook.weight": torch.randn(64, 8),
     }  # fmt: skip
 
 
@@ -552,9 +580,10 @@ def test_matrices_are_what_the_network_multiplies_with(tmp_path):
         "g.rgb.style.fc": (6, 8), "g.ada": (8, 144), "g.ada.affine": (16, 8), "d.bank.0": (24, 144),
         "d.bank.1": (24, 144), "d.bank.2": (24, 144), "d.bank.3": (24, 144), "d.video": (6, 108), "d.head": (1, 1536),
         "d.dw": (64, 9), "d.bn.embed": (10, 32), "d.bn.gamma": (10, 32), "d.l_y": (10, 32), "d.fc": (1, 32),
+        "d.vq.codebook": (64, 8),
     }  # fmt: skip
     unjudged = {name for name, one in found.layers[0].items() if one.verdict == "-"}
-    assert unjudged == {"d.dw", "d.bn.embed", "d.bn.gamma", "d.l_y", "d.fc", "d.head"}
+    assert unjudged == {"d.dw", "d.bn.embed", "d.bn.gamma", "d.l_y", "d.fc", "d.head", "d.vq.codebook"}
     assert found.layers[0]["d.dw"].statistics is not None
     np.testing.assert_allclose(
         found.layers[0]["g.conv"].singular_values, spectrum_of(state["g.conv.weight"][0]), rtol=1e-4

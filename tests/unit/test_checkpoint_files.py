@@ -167,6 +167,7 @@ OTHERS = {
     "a web page": (lambda folder: written(folder, b"<!DOCTYPE html>", "m.pt"), "is a web page, not the file itself"),
     "gzip": (lambda folder: written(folder, b"\x1f\x8b\x08\0"), "unpack it"),
     "tar": (tarred, "an archive of tar, .*: unpack it"),
+    "a zip of checkpoints": (lambda folder: written(folder, zipped({"a/model.pth": b"x"})), "a zip archive, .*: unpack it"),
 }  # fmt: skip
 
 
@@ -232,7 +233,7 @@ def test_what_a_trainer_writes_beside_a_model_is_no_second_checkpoint(tmp_path):
     for name in (
         "optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "optimizer_D.pth",
         "D_optim.pth", "optim.pt", "opt010000.pt", "scheduler_g.ckpt", "brain.ckpt", "counter.ckpt",
-        "dataloader-TRAIN.ckpt", "._model.safetensors",
+        "dataloader-TRAIN.ckpt", "._model.safetensors", "100000_optims.ckpt", "netD_optimizer.pth", "lr_scheduler.pt",
     ):  # fmt: skip
         torch.save({}, tmp_path / name)
     assert list(inspect([tmp_path]).layers[0]) == ["a"]
@@ -254,6 +255,27 @@ def test_safetensors_that_a_training_writes_anew_are_read_whole_or_refused(tmp_p
     with pytest.raises(ValueError, match="has become shorter while it was read"):
         stored.read()
     save_file({"a.weight": torch.ones(30, 30)}, path)  # as large as before
+    with pytest.raises(ValueError, match="was written anew while it was read"):
+        stored.read()
+
+
+@pytest.mark.parametrize("form", ["new", "old", "pickle"])
+def test_a_checkpoint_that_a_training_writes_anew_is_refused(form, tmp_path):
+    path = tmp_path / "model.pkl"
+    state = {"losses": [], "a.weight": torch.eye(30)}
+
+    def write():
+        if form == "pickle":
+            path.write_bytes(pickle.dumps(state))
+        else:
+            torch.save(state, path, _use_new_zipfile_serialization=form == "new")
+
+    write()
+    os.utime(path, ns=(0, 0))
+    stored = read_tensors(path)[0]["a.weight"]
+    assert torch.equal(stored.read(), torch.eye(30))
+    state.update(losses=list(range(100)), **{"a.weight": torch.ones(30, 30)})
+    write()
     with pytest.raises(ValueError, match="was written anew while it was read"):
         stored.read()
 

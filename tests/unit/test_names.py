@@ -1,6 +1,7 @@
 """Checks of values: what they take, what they refuse, and what they say."""
 
 import math
+import tracemalloc
 from typing import get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ from specreg.experiments.methods import GuardOptions, MethodOptions
 from specreg.losses import LOSSES, LossName
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Monitor
-from specreg.names import STATES, State, checked_keep, default_groups, integer
+from specreg.names import STATES, State, checked_keep, default_groups, integer, suggestion
 from specreg.training.loop import TrainingConfig
 
 NO_INTEGERS = [
@@ -99,6 +100,7 @@ def test_a_choice_that_the_type_does_not_have_is_refused(part, message):
         ("x.a x.b x.c", {"": "x.a x.b x.c"}),
         ("x x.G.a x.G.b x.D.a x.D.b", {"x.G": "x.G.a x.G.b", "x.D": "x.D.a x.D.b", "": "x"}),
         ("G.a Gen.b Gen.a G.b", {"G": "G.a G.b", "Gen": "Gen.b Gen.a"}),
+        ("m.1 m.10.a m.10.b m.11.a m.11.b m.26", {"": "m.1 m.10.a m.10.b m.11.a m.11.b m.26"}),
     ],
 )
 def test_networks_are_told_apart_by_the_names_of_their_layers(names, groups):
@@ -115,6 +117,15 @@ def test_networks_are_told_apart_by_the_names_of_their_layers(names, groups):
 def test_numbered_parts_of_a_network_are_one(children, num_groups):
     names = [f"{child}.{layer}" for child in children.split() for layer in ("a", "b")]
     assert len(default_groups(names)) == num_groups
+
+
+def test_what_is_near_a_name_of_a_million_parts_takes_no_memory():
+    tracemalloc.start()
+    try:
+        assert suggestion("x", ["a" + ".a" * 10**6]) == ""
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_names_of_a_million_parts_are_grouped_at_once():

@@ -363,8 +363,36 @@ def test_the_first_of_accelerates_models_tells_that_the_second_has_a_number_of_i
 
 
 def test_numbered_models_in_a_folder_with_a_number_are_of_one_series(run):
-    save(run, {f"mnist_64/model_{step}.bin": SOUND for step in (1, 2)})
-    assert [name for name, _ in judged(run)] == [f"{step}  mnist_64/model_#.bin" for step in (1, 2)]
+    save(run, {f"mnist_64/model_{step}.bin": SOUND for step in (1, 2, 64, 65)})
+    assert [name for name, _ in judged(run)] == [f"{step}  mnist_64/model_#.bin" for step in (1, 2, 64, 65)]
+
+
+def test_the_epoch_is_the_folders_whatever_number_the_files_name_has(run, real):
+    for epoch, weight in ((1, SOUND), (2, SOUND), (3, FALLEN)):
+        save(run, {f"epoch_{epoch}/pix2pix.pth": weight})
+    assert [state for _, state in judged(run)] == ["not judged", "steady", "collapsed"]
+    for epoch in (1, 2):
+        for number in (0, 1):
+            grid(digits(24), 4).save(run / f"epoch_{epoch}" / f"grid_{number}.png")
+    notices = samples(run, real, pool=1).look(last=True)
+    order = [Path(notice.details["path"]).relative_to(run).as_posix() for notice in notices]
+    assert order == [f"epoch_{epoch}/grid_{number}.png" for epoch in (1, 2) for number in (0, 1)]
+
+
+def test_a_folder_that_may_not_be_read_is_named(run, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match=r"cannot be read .*check its permissions"):
+        Checkpoints(run)
+
+
+def test_images_in_the_working_directory_are_named_by_it(run, real, monkeypatch):
+    monkeypatch.chdir(run)
+    for index, image in enumerate(digits(24)):
+        Image.fromarray(image.numpy()).save(f"{index}.png")
+    assert read(samples(Path("."), real), last=True) == [(run.name, 24)]
 
 
 @pytest.mark.parametrize("files", ["reconstructions_*", "train/reconstructions_gs-*"])

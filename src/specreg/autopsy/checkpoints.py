@@ -19,7 +19,7 @@ from specreg.autopsy.kinds import is_fixed_filter, is_judged, is_modulated, modu
 from specreg.autopsy.scales import scale_of, scaled
 from specreg.autopsy.tensors import OBSTACLES, Stored
 from specreg.layers.selection import matches
-from specreg.names import listed, shown, suggestion
+from specreg.names import listed, suggestion
 
 _MOST_KERNELS = 64  # of a bank that are shown
 _OPTIMIZER = re.compile(r"optim(?!al|um|us)|exp_avg|momentum_buffer|square_avg", re.IGNORECASE)
@@ -27,6 +27,7 @@ _WEIGHT = re.compile(r"(\w*_)?(weight|kernel)s?\d*(_(ih|hh|hr)_l\d+(_reverse)?)?
 _PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.original(1?)", re.DOTALL)
 _UNNAMED, _UNSCALED = "not named like a weight", "of eight bits with scales of an unknown kind"
 _REMEDIES = OBSTACLES | {_UNSCALED: "save the weights themselves, of 16 bits"}
+_UNFIT = "of parts that do not fit each other"
 _INTEGER_MASK = ("mask", "of integers")
 # Wrappers of torch.compile, FSDP, Fabric and activation checkpointing, and of data parallelism.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_forward_module|_checkpoint_wrapped_module|module)\.")
@@ -153,7 +154,7 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
             continue
         stored, named_in_full = tensors[name], parts.layer in only
         scale, scalable = scales.get(name, ("", True))
-        if obstacle := stored.obstacle or _obstacle(parts, tensors):
+        if obstacle := stored.obstacle or _obstacle(parts, tensors, stored.shape):
             left_out[obstacle] += 1
         elif not parts.composed and _WEIGHT.fullmatch(parts.parameter) is None and not named_in_full:
             left_out[_UNNAMED] += 1
@@ -173,10 +174,16 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
     return {matrix.name: matrix for matrix in matrices}, +left_out, takeable
 
 
-def _obstacle(parts: _Parts, tensors: Mapping[str, Stored]) -> str:
-    """Return what keeps a companion from being applied."""
-    applied = [(role, tensors[name].obstacle) for role, name in parts.companions.items() if role in ("g", "mask")]
-    return next((obstacle for role, obstacle in applied if obstacle and (role, obstacle) != _INTEGER_MASK), "")
+def _obstacle(parts: _Parts, tensors: Mapping[str, Stored], shape: tuple[int, ...]) -> str:
+    """Return what keeps a companion from being applied to a tensor of a shape."""
+    for role, fits in (("g", _broadcasts), ("mask", tuple.__eq__)):
+        if (name := parts.companions.get(role)) is not None:
+            obstacle = tensors[name].obstacle
+            if obstacle and (role, obstacle) != _INTEGER_MASK:
+                return obstacle
+            if not fits(tensors[name].shape, shape):
+                return _UNFIT
+    return ""
 
 
 def _matrices(weight: Weight, *, has_style: bool) -> Iterator[Weight]:
@@ -226,9 +233,6 @@ def _layer(module: str, parameter: str) -> str:
 def _weight(parts: _Parts, name: str, tensors: Mapping[str, Stored], scale: Stored | None) -> Weight:
     shape = tensors[name].shape
     companions = {role: tensors[companion] for role, companion in parts.companions.items()}
-    for role, fits in (("g", _broadcasts), ("mask", tuple.__eq__)):
-        if role in companions and not fits(companions[role].shape, shape):
-            raise ValueError(f"layer {shown(parts.layer)!r}: {parts.companions[role]!r} does not fit {name!r}")
     u = companions["u"].shape if "u" in companions else shape[:1]
     output_dim = 1 if u[-1:] == shape[1:2] and u[-1:] != shape[:1] else 0
     read = partial(_read, tensors[name], companions.get("g"), companions.get("mask"), scale)

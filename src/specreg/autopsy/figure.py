@@ -10,6 +10,7 @@ from specreg.autopsy.spectra import Autopsy
 from specreg.names import printable
 
 _PANELS = 16
+_NAMED = 10  # checkpoints in the legend, which one row of panels has room for
 
 
 def save(autopsy: Autopsy, path: Path) -> None:
@@ -32,9 +33,14 @@ def save(autopsy: Autopsy, path: Path) -> None:
             axis.set_ylabel("$s_k / s_1$")
     if len(autopsy.paths) > 1:
         title = "iteration" if autopsy.order else "checkpoint"
-        figure.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside right center", frameon=False)
+        handles, labels = axes[0].get_legend_handles_labels()
+        every = -(-len(labels) // _NAMED)  # backwards, so that the newest is among them
+        figure.legend(
+            handles[::-every][::-1], labels[::-every][::-1], title=title, loc="outside right center", frameon=False
+        )
     selection = f" ({len(names)} of {len(newest)} layers)" if len(names) < len(newest) else ""
-    figure.suptitle(f"Spectral distributions{selection}; dotted: the bulk of a random matrix", fontsize=11)
+    mark = ";\n" if columns == 1 else "; "
+    figure.suptitle(f"Spectral distributions{selection}{mark}dotted: the bulk of a random matrix", fontsize=11)
     with open(path, "xb") as file:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=130)
 

@@ -9,7 +9,6 @@ import zipfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
 # What trainers write beside a model.
 BESIDE = re.compile(
-    r"((optimizer|scheduler)\w*|(\w+_)?optim(_\w+)?|opt_?\d+|"
+    r"((\w+_)?(optimizer|scheduler)\w*|(\w+_)?optims?(_\w+)?|opt_?\d+|"
     r"(sampler|rng_state|random_states|dl_state_dict|custom_checkpoint|scaler|training_args)[_\d]*|"
     r"dataloader[-\w]*|.*optim_states)\.\w+|(brain|counter)\.ckpt"
 )
@@ -157,6 +156,8 @@ def _zipped(path: Path) -> Contents:
         for entry, (what, remedy) in _ZIPPED.items():
             if entry in ends:
                 raise _OtherError(path, what, remedy.format(file=str(path)))
+        if "data.pkl" not in ends and any(Path(end).suffix.lower() in ENDINGS for end in ends):
+            raise _OtherError(path, "a zip archive", "unpack it, and inspect what is in it")
         entries = stored_entries(archive, path)
     with open(path, "rb") as stream:
         return torchfiles.read_zip(path, stream, entries)
@@ -189,13 +190,10 @@ def _safetensors(path: Path) -> Contents:
     return tensors, Counter()
 
 
-def _values(path: Path, stamp: Any, region: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _values(path: Path, stamp: list[int], region: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if not region.size:
         return torch.empty(shape, dtype=dtype)
-    content = read_region(path, region)
-    with reading(path):
-        if file_stamp(path) != stamp:
-            raise ValueError(f"{path} was written anew while it was read: inspect it again")
+    content = read_region(path, stamp, region)
     return torch.frombuffer(content, dtype=torch.uint8).view(dtype).reshape(shape)
 
 

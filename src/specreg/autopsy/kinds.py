@@ -15,7 +15,7 @@ _FILTER = re.compile(r"(.*_)?(blur|filt(er)?s?|kernels?|resampl(e|er|ing)|smooth
 _MODULATION = re.compile(r"(\w*_)?(modulation|affine|style)", re.IGNORECASE)
 # Embeddings of conditional batch normalization, of classes and of positions, whose rows are chosen and not multiplied.
 _EMBEDDING = re.compile(
-    r"(\w*_)?(emb(ed(der|ding)?s?)?|wte|wpe|l_y|gammas?|betas?|gains?|weights|bias(es)?|scales?|shifts?|shared)\d*",
+    r"(\w*_)?(emb(ed(der|ding)?s?)?|wte|wpe|l_y|gammas?|betas?|gains?|weights|bias(es)?|scales?|shifts?|shared|codebooks?)\d*",
     re.IGNORECASE,
 )
 

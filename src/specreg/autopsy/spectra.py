@@ -12,7 +12,7 @@ from specreg.autopsy.checkpoints import Checkpoint, Weight, open_checkpoint
 from specreg.autopsy.order import ordered
 from specreg.monitor.detector import Detector, Thresholds
 from specreg.monitor.verdict import Evidence, Verdict
-from specreg.names import STATES, default_groups, printable, shown
+from specreg.names import STATES, default_groups, listed, shown
 from specreg.spectra.gram import singular_values
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.statistics import random_bulk, statistics
@@ -196,10 +196,10 @@ def _common(checkpoints: Sequence[Checkpoint]) -> tuple[list[str], tuple[str, ..
     """Return the layers that all checkpoints hold, and notes on the rest and on what else was left out."""
     first = {weight.name: weight.shape for weight in checkpoints[0].weights}
     names = list(first)
-    notes = []
+    notes: dict[str, list[str]] = {}  # what is said -> of which checkpoints
     for checkpoint in checkpoints:
         if left_out := ", ".join(f"{count} {reason}" for reason, count in checkpoint.left_out.items()):
-            notes.append(f"{printable(str(checkpoint.path))}: tensors left out: {left_out}")
+            notes.setdefault(f"tensors left out: {left_out}", []).append(str(checkpoint.path))
         shapes = {weight.name: weight.shape for weight in checkpoint.weights}
         for name, shape in first.items():
             if shapes.get(name, shape) != shape:
@@ -208,11 +208,12 @@ def _common(checkpoints: Sequence[Checkpoint]) -> tuple[list[str], tuple[str, ..
                     f"{checkpoints[0].path}: give checkpoints of one model"
                 )
         if differing := shapes.keys() ^ first.keys():
-            notes.append(f"{printable(str(checkpoint.path))}: {len(differing)} layers that not all checkpoints hold")
+            text = f"{len(differing)} layers that not all checkpoints hold"
+            notes.setdefault(text, []).append(str(checkpoint.path))
         names = [name for name in names if name in shapes]
     if not names:
         raise ValueError(f"no layer is in all {len(checkpoints)} checkpoints: give checkpoints of one model")
-    return names, tuple(dict.fromkeys(notes))
+    return names, tuple(f"{listed(paths)}: {text}" for text, paths in notes.items())
 
 
 def judge(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specreg.files import reading
+from specreg.files import file_stamp, reading
 from specreg.pickles import Array, Bytes, Global, Object, numpy_array
 
 # What keeps a tensor from being read as a weight, and what whoever has the model can do about it.
@@ -75,6 +75,7 @@ class Tensors:
     """Interprets a pickle's objects as the tensors of one file; ``locate`` finds a storage in it by its description."""
 
     path: Path
+    stamp: list[int]  # of the file when it was opened
     locate: Callable[[Any], tuple[torch.dtype, Bytes] | None]
 
     def of(self, value: Object) -> Stored | None:
@@ -142,7 +143,7 @@ class Tensors:
 
         def values() -> Tensor:
             if isinstance(content, Bytes):
-                read = read_region(self.path, Bytes(content.begin + begin, size_read))
+                read = read_region(self.path, self.stamp, Bytes(content.begin + begin, size_read))
             else:
                 read = bytearray(content[begin : begin + size_read].encode("latin-1"))
             return torch.frombuffer(read, dtype=torch.uint8).view(dtype).as_strided(shape, steps)
@@ -182,12 +183,15 @@ def _integers(value: Any) -> tuple[int, ...] | None:
     return tuple(value) if all(type(side) is int and 0 <= side < _LARGEST for side in value) else None
 
 
-def read_region(path: Path, region: Bytes) -> bytearray:
-    """Return a part of a file; ValueError if that has become shorter."""
+def read_region(path: Path, stamp: list[int], region: Bytes) -> bytearray:
+    """Return a part of a file; ValueError if that was written anew since it had this stamp."""
     content = bytearray(region.size)
     with reading(path), open(path, "rb") as file:
         file.seek(region.begin)
         size = file.readinto(content)
+        is_changed = file_stamp(path) != stamp
     if size != region.size:
         raise ValueError(f"{path} has become shorter while it was read: inspect it again")
+    if is_changed:
+        raise ValueError(f"{path} was written anew while it was read: inspect it again")
     return content

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 from specreg.autopsy.tensors import Stored, Tensors, is_tensor
+from specreg.files import file_stamp
 from specreg.pickles import PERSISTENT, Budget, Bytes, Global, Object, Window, read_pickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files of torch.save before its version 1.6
@@ -42,19 +43,20 @@ def read_zip(path: Path, file: BinaryIO, entries: Mapping[str, Bytes]) -> Conten
         file.seek(order.begin)
         if file.read(min(order.size, 3)) == b"big":
             raise ValueError(_OTHER_ORDER)
-    budget = Budget(path.stat().st_size)
+    stamp = file_stamp(path)
+    budget = Budget(stamp[0])
     begin, size = entries[pickled].begin, entries[pickled].size
     root, _ = read_pickle(Window(file, begin, begin + size, budget))
     storages = {name.removeprefix(f"{prefix}data/"): region for name, region in entries.items()}
-    return _walk(root, Tensors(path, _Storages(file, storages, budget).locate), budget)
+    return _walk(root, Tensors(path, stamp, _Storages(file, storages, budget).locate), budget)
 
 
 def read_stream(path: Path, file: BinaryIO) -> Contents:
     """Return the same of an old file of torch.save, or of a plain pickle of modules or tensors."""
-    size = path.stat().st_size
-    budget = Budget(size)
-    root, storages = _read_old(Window(file, 0, size, budget))
-    return _walk(root, Tensors(path, _Storages(file, storages, budget).locate), budget)
+    stamp = file_stamp(path)
+    budget = Budget(stamp[0])
+    root, storages = _read_old(Window(file, 0, stamp[0], budget))
+    return _walk(root, Tensors(path, stamp, _Storages(file, storages, budget).locate), budget)
 
 
 def _read_old(window: Window) -> tuple[Any, dict[str, Bytes]]:

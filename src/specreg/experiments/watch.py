@@ -32,7 +32,7 @@ from specreg.data.npz import load_npz
 from specreg.data.pixels import cut_grid, picture_of, planes, square
 from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
-from specreg.files import file_stamp
+from specreg.files import file_stamp, reading
 from specreg.monitor.coverage import Coverage
 from specreg.monitor.modes import ModeJudge, ModeThresholds
 from specreg.names import STATES, State, listed, printable
@@ -102,6 +102,8 @@ class Folder:
     def __init__(self, path: Path, *, files: Sequence[str] = ()) -> None:
         if not path.is_dir():
             raise ValueError(f"there is no folder {path}: name the one that the training saves into")
+        with reading(path):
+            os.scandir(path).close()  # os.walk says nothing of a folder that it may not read
         self.path, self._files = path, files
         self._done: dict[Path, int] = {}  # what was read -> its number of files; 0 of what was refused
         self._stamps: dict[Path, list[list[int]]] = {}  # of what was looked at
@@ -225,7 +227,8 @@ class Folder:
         """Return what readings of one series share: their path without numbers and folders that tell a time."""
         told, is_numbered = self._told(item)
         *folders, name = item.relative_to(self.path).parts or (item.name,)
-        kept = [without_values(folder) for folder in folders if not _is_moment(folder, told)]
+        own = not is_numbered and bool(times(Path(name).stem))  # the file itself tells the time
+        kept = [without_values(folder) for folder in folders if not _is_moment(folder, told, own=own)]
         return "/".join([*kept, without_values(name) if is_numbered else model_name(name)])
 
     def _told(self, item: Path) -> tuple[tuple[int, ...], bool]:
@@ -239,6 +242,8 @@ class Folder:
         if len(both) == 2 and own[-1:] == both[1:]:
             return both, False
         is_accelerates = _ACCELERATE.fullmatch(item.name) is not None
+        if len(own) == 1 and folders and labels(folders[-1]) == {"epoch"} and not labels(stem) and not is_accelerates:
+            return (*times(folders[-1])[:1], *own), False  # epoch_3/pix2pix.pth, epoch_3/grid_0.png
         kinds = {"step", "checkpoint", *(["epoch"] if is_accelerates else [])}
         alone = item.with_name(_NUMBER.sub("", item.name))  # the first of Accelerate's models has no number
         numbered = [folder for folder in reversed(folders) if times(folder) and "run" not in labels(folder)]
@@ -361,7 +366,7 @@ class Samples(Folder):
             "missing": reading.missing, "interval": reading.interval, "floor": reading.floor, "lost": reading.lost,
             "far": reading.far, "samples": len(generated),
         }  # fmt: skip
-        name = str(iteration) if number else item.stem
+        name = str(iteration) if number else item.absolute().stem
         yield Notice(name, answer.state, f"{answer.message} (floor {reading.floor:.0%}, {count})", details)
 
 
@@ -449,15 +454,16 @@ def watch(
         time.sleep(every)
 
 
-def _is_moment(folder: str, told: tuple[int, ...]) -> bool:
+def _is_moment(folder: str, told: tuple[int, ...], *, own: bool) -> bool:
     """Tell whether a folder is of a time in a training, by the times of what is in it: epoch_1/, or without any last/.
 
-    A folder's number may be a run's where the file's own tells the time.
+    A folder's number may be a run's or a data set's (cifar10) where the file's own tells the time.
     """
     if not told:
         return any(word.fullmatch(folder) for word in (_FIRST, _LAST)) or is_dated(folder)
     kinds = labels(folder)
-    return bool(kinds & {"epoch", "step", "checkpoint"}) or ("run" not in kinds and times(folder) == told[-1:])
+    is_time = times(folder) == told[-1:] and (not own or folder.isdecimal())
+    return bool(kinds & {"epoch", "step", "checkpoint"}) or ("run" not in kinds and is_time)
 
 
 def _spread(count: int) -> slice:
