@@ -75,7 +75,8 @@ def _watch(run: RunDirectory, step: int, name: str, *, lost: bool) -> None:
     evidence = {name: {"state": state, "since": 500, "before": 0.9, "now": 0.2, "confidence": 0.99}} if fallen else {}
     verdict = {"step": step, "iteration": step, "state": state, "since": 500 if fallen else None}
     verdict |= {"layers": list(evidence), "confidence": 0.99, "changed": step == FALL + 100}
-    verdict |= {"message": f"{state}: {name}", "evidence": evidence}
+    message = f"{state} since iteration 500: the bulk fell from 0.90 to 0.20 in {name} (1 of 2)" if fallen else state
+    verdict |= {"message": message, "evidence": evidence}
     answers = {"spectra": {key: verdict[key] for key in UNMEASURED}} | ANSWERS
     if lost and step >= LOSS:
         verdict["state"] = "lost"

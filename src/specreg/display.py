@@ -163,7 +163,8 @@ def sweep_plan(plan: "Plan", about: str, out: Path) -> None:
     console = Console(highlight=False)
     if plan.preset:
         console.print(f"[bold]{plan.preset}[/]\n")
-        console.print(Text(_unwrapped(about) + "\n"))
+        # Paragraphs and list items become one line each, for the terminal to wrap.
+        console.print(Text(re.sub(r"(?<!\n)\n(?!\n|- )\s*", " ", about) + "\n"))
     shown = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("cell", no_wrap=True)
     shown.add_column("methods")
@@ -454,11 +455,6 @@ def _as_argument(path: Path) -> str:
 def _plain(text: str) -> Text:
     """Return what may come from a file as text alone: no markup, and nothing that steers a terminal."""
     return Text(printable(text))
-
-
-def _unwrapped(text: str) -> str:
-    """Return a documentation's paragraphs and list items as one line each, for the terminal to wrap."""
-    return re.sub(r"(?<!\n)\n(?!\n|- )\s*", " ", text)
 
 
 def _large(number: int) -> str:

@@ -93,8 +93,7 @@ def squared_slopes(scores: Tensor, images: Tensor) -> Tensor:
         Mescheder et al. 2018, equations 9 (R1) and 10 (R2).
     """
     (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    slopes: Tensor = gradient.flatten(1).square().sum(1)
-    return slopes
+    return gradient.flatten(1).square().sum(1)
 
 
 def call(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None) -> Tensor:
@@ -118,8 +117,7 @@ def gradient_penalty(
     """
     between = torch.lerp(real, fake.detach(), weights.to(real)).requires_grad_()
     (gradient,) = torch.autograd.grad(call(discriminator, between, labels).sum(), between, create_graph=True)
-    penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
-    return penalty
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
 LOSSES: dict[LossName, Loss] = {

@@ -140,8 +140,7 @@ def from_main(function: Callable[[], T], *, beside: Tensor) -> T:
         name, text = sent[1]
         kind = {"ValueError": ValueError, "TypeError": TypeError}.get(name)
         raise MainFailedError(f"the main process failed: {name}: {text}") if kind is None else kind(text)
-    answer: T = sent[0]
-    return answer
+    return sent[0]
 
 
 class _Sum(torch.autograd.Function):
@@ -161,8 +160,7 @@ class _Sum(torch.autograd.Function):
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes, the same bits in each, to be differentiated further."""
-    total: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
-    return total
+    return _Sum.apply(tensor)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def report(tmp_path_factory) -> Path:
 def test_the_page_opens_without_a_word_on_the_console(report, tmp_path):
     elements, console = dumped(report, tmp_path / "profile")
     assert console == []
-    assert "The spectrum of 1 of 2 layers has fallen" in elements
+    assert "Collapsed since iteration 500" in elements
     assert "<title>Spectra of 2 runs</title>" in elements
 
 

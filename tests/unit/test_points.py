@@ -10,12 +10,12 @@ from PIL import Image
 from torch import nn
 
 from specreg.data.arrays import ImageArrays, decode, encode
-from specreg.data.mixtures import MIXTURES
+from specreg.data.mixtures import MIXTURES, GaussianMixture
 from specreg.experiments.config import DataConfig, ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.images import Images
-from specreg.experiments.sources.points import save_scatter
+from specreg.experiments.sources.points import Points
 from specreg.models import dcgan, mlp
 from specreg.training.loop import draw_real
 
@@ -139,7 +139,8 @@ def test_convolutions_and_linear_layers_are_compensated(data, layers):
 def test_a_scatter_shows_points_where_they_are_and_those_outside_on_the_edge(tmp_path):
     centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     points = torch.tensor([[0.65, 0.65], [-50.0, 0.0]])
-    save_scatter(points, centres, tmp_path / "points.png")
+    source = Points(GaussianMixture("two", "pacgan", centres, 0.1))
+    source.save_picture(lambda count: points, tmp_path / "points.png")
     with Image.open(tmp_path / "points.png") as picture:
         pixels = np.asarray(picture)
     blue = [(x, y) for y, x in np.argwhere((pixels == (42, 111, 187)).all(-1)).tolist()]

@@ -57,8 +57,7 @@ def test_the_verdict_comes_first_and_names_state_layer_and_iteration(page):
     assert [section["id"] for section in page.attributes("section")] == order
     first = page.text[page.text.index("Of 3 runs") : page.text.index("Each curve is")]
     assert "Of 3 runs: 2 collapsed, 1 not watched." in first
-    assert "The spectrum of 1 of 2 layers has fallen since iteration 500: blocks.1" in first
-    assert "bulk went from 0.90 to 0.20" in first
+    assert "Collapsed since iteration 500: the bulk fell from 0.90 to 0.20 in blocks.1 (1 of 2)." in first
     assert re.search(r"0\s*steady\s*700\s*collapsed\s*900\s*guard on", first)
     assert first.index("SN, seed 2") < first.index("SN, seed 10") < first.index("static SR, seed 0")
 
@@ -111,7 +110,7 @@ def answer(state, message):
         ("healthy", "steady", "healthy", "Coverage healthy: x. No layer's spectrum collapsed in 1100 iterations."),
         # Modes that are lost are no fall of the spectra, of which nothing came to an end.
         ("lost", "steady", "lost", "Lost modes: x. No layer's spectrum collapsed in 1100 iterations."),
-        ("warning", "collapsed", "healthy", "Coverage healthy: x. The spectrum of 1 of 2 layers has fallen since"),
+        ("warning", "collapsed", "healthy", "Coverage healthy: x. Fallen."),
         ("dead", "steady", "healthy", "The discriminator is dead: y. Coverage healthy: x. No layer's spectrum"),
     ],
 )
@@ -119,7 +118,7 @@ def test_what_was_measured_on_samples_is_said_first(tmp_path, state, spectra, co
     run = Run(RunDirectory(make_run(tmp_path / "run")))
     message = "coverage healthy: x" if coverage == "healthy" else "lost modes: x"
     signal = answer("dead", "the discriminator is dead: y") if state == "dead" else answer("teaching", "it teaches")
-    answers = {"spectra": answer(spectra, ""), "coverage": answer(coverage, message), "signal": signal}
+    answers = {"spectra": answer(spectra, "fallen"), "coverage": answer(coverage, message), "signal": signal}
     run.verdicts = [verdict | {"state": state} | answers for verdict in run.verdicts]
     assert line(run).startswith(f"SN, seed 0: {state}. {words}")
     assert "not measured" not in sentence(run)
@@ -489,7 +488,9 @@ def test_the_command_prints_the_path_and_each_verdict_and_overwrites_only_when_t
     assert main(["report", str(run), "-o", str(out)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == str(out)
-    assert printed[1].startswith("SN, seed 0: collapsed. The spectrum of 1 of 2 layers has fallen since iteration 500")
+    assert printed[1].startswith(
+        "SN, seed 0: collapsed. Collapsed since iteration 500: the bulk fell from 0.90 to 0.20"
+    )
     written = out.read_bytes()
     assert main(["report", str(run), "--out", str(out)]) == 2
     assert "exists: choose another name with --out, or replace it with --overwrite" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 as published: the binary version and the python batches (Krizhevsky 2009)."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,14 @@ _PIXELS = _CHANNELS * _SIDE * _SIDE
 
 
 @dataclass(frozen=True)
-class _Cifar(ABC):
-    """What the two versions have in common."""
+class Binary:
+    """Records of label bytes, the last of which is the class, and 3072 pixels; names of classes are lines of text."""
 
     title: str  # the data set, and its version after a comma
     parts: Mapping[Split, tuple[str, ...]]
     names: str  # the file that has the classes' names
     classes: int
+    label_bytes: int = 0  # how many precede an image (CIFAR-100: the coarse class, then the fine one)
 
     @property
     def home(self) -> str:
@@ -51,37 +51,24 @@ class _Cifar(ABC):
             classes = checked_names(files.path, self.names, names, self.classes)
         return source_of(files.path, np.concatenate(images), np.concatenate(labels), classes, image_size)
 
-    @abstractmethod
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         """Return pixels (N, 3072), red, green, blue, row by row, and labels (N,)."""
-
-    @abstractmethod
-    def _class_names(self, path: Path, content: bytes) -> list[str]:
-        """Return the names of the classes, by number."""
-
-
-@dataclass(frozen=True)
-class Binary(_Cifar):
-    """Records of label bytes, the last of which is the class, and 3072 pixels; names of classes are lines of text."""
-
-    label_bytes: int  # how many precede an image (CIFAR-100: the coarse class, then the fine one)
-
-    def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         record = self.label_bytes + _PIXELS
         whole_records(path, name, len(content), record, title=self.title, home=self.home)
         records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
         return records[:, self.label_bytes :], records[:, self.label_bytes - 1]
 
     def _class_names(self, path: Path, content: bytes) -> list[str]:
+        """Return the names of the classes, by number."""
         return lines(content)
 
 
 @dataclass(frozen=True)
-class Python(_Cifar):
-    """Pickled dictionaries with an array ``data`` (N, 3072) and a list of labels; see :mod:`specreg.data.pickled`."""
+class Python(Binary):
+    """The same as pickled dictionaries: an array ``data`` (N, 3072), a list of labels; see `specreg.data.pickled`."""
 
-    labels: str  # the labels' key
-    label_names: str  # the key of the classes' names
+    labels: str = ""  # the labels' key
+    label_names: str = ""  # the key of the classes' names
 
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         data, labels = self._read(path, name, content, {"data": np.ndarray, self.labels: list})

@@ -41,7 +41,7 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header claims {self.size} bytes")
         if self.type == tarfile.GNUTYPE_SPARSE:
             raise _SparseError(self.name)
-        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+        return super()._proc_member(archive)  # type: ignore[misc]
 
     def _proc_gnusparse_10(self, *_: Any) -> None:  # its map of any length is read from the member
         raise _SparseError(self.name)

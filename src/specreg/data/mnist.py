@@ -65,6 +65,3 @@ def _name(names: frozenset[str], split: Split, kind: str, dimensions: int) -> st
         f"{_PREFIXES[split]}-{kind}{dot}idx{dimensions}-ubyte{ending}" for ending in ("", ".gz") for dot in "-."
     )
     return next((name for name in candidates if name in names), None)
-
-
-FORMATS = (Idx(),)

@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from specreg.data import cifar, mnist, stl10
+from specreg.data import cifar
 from specreg.data.arrays import ImageArrays
 from specreg.data.decoding import ImageFiles
 from specreg.data.files import Archive, Files, is_archive
 from specreg.data.folders import ImageTree, counterparts
 from specreg.data.huggingface import load_saved, saved_parts
+from specreg.data.mnist import Idx
 from specreg.data.npz import load_npz
+from specreg.data.stl10 import Stl10
 from specreg.files import check_file, exists
 from specreg.names import Split, integer
 
-FORMATS = (*cifar.FORMATS, *mnist.FORMATS, *stl10.FORMATS)
+FORMATS = (*cifar.FORMATS, Idx(), Stl10())
 # Where torchvision and the archives put them below the folder that they are given.
 _BELOW = (
     "cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-binary", "cifar-100-python", "MNIST/raw",
@@ -26,8 +28,8 @@ _BELOW = (
 )  # fmt: skip
 _HOMES = {
     r"cifar": "CIFAR-10 and CIFAR-100 are at cs.toronto.edu/~kriz/cifar.html",
-    r"mnist": f"fetch {mnist.FORMATS[0].home}",
-    r"(?<![a-z])stl": f"fetch {stl10.FORMATS[0].home}",
+    r"mnist": f"fetch {Idx.home}",
+    r"(?<![a-z])stl": f"fetch {Stl10.home}",
     r"celeba": "CelebA's aligned images are at mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
     r"imagenet|ilsvrc": "ImageNet is at image-net.org, after registration",
 }

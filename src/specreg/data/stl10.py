@@ -73,6 +73,3 @@ def _chunks(files: Files, name: str, side: int) -> Iterator[np.ndarray]:
         while content := file.read(_CHUNK * _RECORD):
             columns_first = np.frombuffer(content, dtype=np.uint8).reshape(-1, _CHANNELS, _SIDE, _SIDE)
             yield resized(columns_first.transpose(0, 1, 3, 2), side)
-
-
-FORMATS = (Stl10(),)

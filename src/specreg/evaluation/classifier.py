@@ -32,13 +32,11 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return features (N, d), mean square 1 on the training images, of images (N, C, H, W) in [0, 1]."""
-        hidden: Tensor = self.body(images)
-        return hidden
+        return self.body(images)
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits (N, 10) of features (N, d)."""
-        logits: Tensor = self.head(features)
-        return logits
+        return self.head(features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, 10) of images (N, C, H, W) in [0, 1]."""
@@ -109,12 +107,10 @@ class CifarClassifier(Classifier):
         self.register_buffer("unit", torch.ones(()))  # GELU, unlike ReLU, does not commute with a change of scale
 
     def features(self, images: Tensor) -> Tensor:
-        hidden: Tensor = self.body((images - self.mean) / self.std) * self.unit
-        return hidden
+        return self.body((images - self.mean) / self.std) * self.unit
 
     def classify(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.head(features) / self._TEMPERATURE
-        return logits
+        return self.head(features) / self._TEMPERATURE
 
 
 def load_classifier(name: "ClassifierName") -> Classifier:

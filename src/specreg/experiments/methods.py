@@ -139,10 +139,6 @@ def _guard(state: "TrainingState", options: GuardOptions, methods: "MethodOption
     state.compensator = specreg.Guard(state.monitor, states=_EVIDENCE[options.evidence], pin=state.pin, **static)
 
 
-def _plain(discriminator: "nn.Module", options: Any) -> None:
-    """Leave the weights as they are."""
-
-
 def _newton(discriminator: "nn.Module", options: NewtonOptions) -> None:
     from torch.nn import Embedding
 
@@ -227,7 +223,7 @@ _RECORDS = (
         colour="#b8a400",
         about="plain weights with the penalty that keeps every layer's largest singular value near 1",
         options=PenaltyOptions,
-        normalize=_plain,
+        normalize=lambda discriminator, options: None,
         attach=partial(_penalize, "spectral_penalty"),
     ),
     Method(
@@ -243,7 +239,7 @@ _RECORDS = (
         title="no normalization",
         colour="#9e9e9e",
         about="plain weights, for losses with gradient penalties",
-        normalize=_plain,
+        normalize=lambda discriminator, options: None,
         warnings=_unbounded,
     ),
 )

@@ -1,10 +1,9 @@
 """What a run writes down while it trains: losses, spectra and verdicts, metrics, events, checkpoints."""
 
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from specreg.monitor.writers import TensorBoardWriter, rounded
 from specreg.processes import Processes
 from specreg.records import PACE, RunDirectory
 from specreg.training.state import TrainingState, save_checkpoint
-from specreg.training.steps import NonFiniteError, draw_latent, first_bad
+from specreg.training.steps import NonFiniteError, diverging, draw_latent, first_bad
 
 Progress = Callable[[int, dict[str, Any]], None]
 
@@ -138,16 +137,8 @@ class Follower:
     def _watch(self, step: int) -> None:
         # The last snapshot is that of the end, with samples.
         look = self._monitor.snapshot if step >= self._settings.training.steps else self._monitor.step
-        with self._diverging():
+        with diverging(f"step {self._state.step}: "):
             look(step)
-
-    @contextlib.contextmanager
-    def _diverging(self) -> Iterator[None]:
-        """Say of NaN, inf or a failed decomposition that the training diverged: it is no bad input."""
-        try:
-            yield
-        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            raise NonFiniteError(f"step {self._state.step}: {error}") from error
 
     def _evaluates(self, step: int) -> bool:
         ends = step >= self._settings.training.steps or self.stopped
@@ -271,11 +262,11 @@ class Recorder(Follower):
         return self._measured
 
     def _glance(self, generator: nn.Module) -> dict[str, Any]:
-        with self._diverging():
+        with diverging(f"step {self._state.step}: "):
             return self._evaluator.glance(sample_images(generator, self._every.samples))
 
     def _sense(self, state: TrainingState) -> None:
-        with self._diverging():
+        with diverging(f"step {state.step}: "):
             record = {"step": state.step} | self._probe.measure(state)
         self._record("sensitivity", record)
         before, self._dead = self._dead, _is_dead(record)

@@ -26,8 +26,7 @@ def real_samples(source: Source, records: RecordConfig) -> Tensor:
         return finite[0]
     drawn, _ = source.dataset.draw(count, torch.Generator().manual_seed(_COVERAGE_STREAM))
     # An endless source hardly repeats itself: this is the order in which recorded runs were judged.
-    ordered: Tensor = torch.unique(drawn, dim=0)
-    return ordered
+    return torch.unique(drawn, dim=0)
 
 
 def generated_samples(generator: nn.Module, records: RecordConfig) -> Tensor:

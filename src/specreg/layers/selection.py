@@ -78,7 +78,7 @@ def _predicate(selector: Any, own: Collection[str]) -> Predicate:
     if isinstance(selector, type):
         return lambda name, module: isinstance(module, selector)
     if not isinstance(selector, str):
-        return selector  # type: ignore[no-any-return]
+        return selector
     if selector in own:  # brackets and all it stands for itself alone, and for what is below
         return lambda name, module: name == selector or name.startswith(f"{selector}.")
     return lambda name, module: matches(selector, name)

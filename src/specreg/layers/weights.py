@@ -253,14 +253,12 @@ class Weight:
 def _computed(hook: LegacySpectralNorm | LegacyWeightNorm, module: nn.Module) -> Tensor:
     """Return the weight that a legacy hook makes, without a step of power iteration."""
     if isinstance(hook, LegacyWeightNorm):
-        plain: Tensor = hook.compute_weight(module)
-        return plain
+        return hook.compute_weight(module)
     # By copies: the next forward pass moves the vectors, which this weight's backward pass needs.
     vectors: dict[str, Any] = {name: module._buffers[name] for name in (f"{hook.name}_u", f"{hook.name}_v")}
     try:
         module._buffers.update({name: vector.clone() for name, vector in vectors.items()})
-        normalized: Tensor = hook.compute_weight(module, do_power_iteration=False)
-        return normalized
+        return hook.compute_weight(module, do_power_iteration=False)
     finally:
         module._buffers.update(vectors)
 

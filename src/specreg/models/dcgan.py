@@ -83,8 +83,7 @@ class Discriminator(nn.Module):
         hidden = images
         for convolution in self.convolutions:
             hidden = F.leaky_relu(convolution(hidden), 0.2)
-        scores: Tensor = self.score(hidden.flatten(1))[:, 0]
-        return scores
+        return self.score(hidden.flatten(1))[:, 0]
 
 
 def _initialize(network: nn.Module) -> None:

@@ -24,8 +24,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return points (N, 2) for z (N, latent)."""
-        points: Tensor = self.layers(z)
-        return points
+        return self.layers(z)
 
 
 class Discriminator(nn.Module):
@@ -40,8 +39,7 @@ class Discriminator(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """Return scores (N,) for points (N, 2)."""
-        scores: Tensor = self.layers(points)[:, 0]
-        return scores
+        return self.layers(points)[:, 0]
 
 
 def _layers(widths: list[int], activation: nn.Module) -> nn.Sequential:

@@ -117,8 +117,7 @@ class _GeneratorBlock(nn.Module):
         residual = _double(F.relu(self.norm1(hidden, labels)))
         residual = self.conv2(F.relu(self.norm2(self.conv1(residual), labels)))
         # A 1x1 convolution and nearest-neighbour doubling commute: on the small side it costs a quarter.
-        doubled: Tensor = residual + _double(self.shortcut(hidden))
-        return doubled
+        return residual + _double(self.shortcut(hidden))
 
 
 class _DiscriminatorBlock(nn.Module):
@@ -138,8 +137,7 @@ class _DiscriminatorBlock(nn.Module):
         # A 1x1 convolution and average pooling commute, so both are pooled before the shortcut's product.
         if self.halves:
             residual, hidden = F.avg_pool2d(residual, 2), F.avg_pool2d(hidden, 2)
-        out: Tensor = residual + (hidden if self.shortcut is None else self.shortcut(hidden))
-        return out
+        return residual + (hidden if self.shortcut is None else self.shortcut(hidden))
 
 
 class _ClassBatchNorm(nn.Module):

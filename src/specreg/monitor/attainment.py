@@ -173,8 +173,7 @@ def norms_of_gradients(network: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         leaf = x.detach().clone().requires_grad_(True)
         # A copy goes in: the first operation may be in place, which a leaf refuses.
         (gradient,) = torch.autograd.grad(_total(network(leaf.clone()), len(x)), leaf)
-    norms: Tensor = gradient[:, None].flatten(1).norm(dim=1)
-    return norms
+    return gradient[:, None].flatten(1).norm(dim=1)
 
 
 def _measure(layer: Layer, child: Any, x: Tensor, output: Tensor, operator: bool) -> Attainment | None:
@@ -210,8 +209,7 @@ def _patches(child: Any, x: Tensor, linear: Tensor) -> Tensor:
     energy = energy.reshape(*lead, child.groups, -1, *pixels).sum(-spatial - 1)
     ones = energy.new_ones(child.groups, 1, *child.kernel_size)
     if not isinstance(child, TRANSPOSED):
-        convolved: Tensor = child._conv_forward(energy, ones, None)  # with the layer's own padding
-        return convolved
+        return child._conv_forward(energy, ones, None)  # with the layer's own padding
     sizes: Any = zip(pixels, child.kernel_size, child.stride, child.padding, child.dilation, strict=True)
     least = [(n - 1) * stride - 2 * pad + dilation * (k - 1) + 1 for n, k, stride, pad, dilation in sizes]
     # The rest is output padding: the layer's own, or that of the output size which its caller gave.
@@ -273,5 +271,4 @@ def _total(scores: Any, num_samples: int) -> Tensor:
             f"the discriminator returns maps of 1 and of {max(channels)} channels, features beside scores: give a "
             f"function that returns its scores alone, as lambda x: discriminator(x)[-1]"
         )
-    total: Tensor = sum((output.sum() for output in outputs[1:]), start=outputs[0].sum())
-    return total
+    return sum((output.sum() for output in outputs[1:]), start=outputs[0].sum())

@@ -326,11 +326,6 @@ def _owned_layer(layers: Layers) -> str | None:
 
 
 def satisfied_tolerance(dtype: torch.dtype) -> float:
-    """Return how far a ratio of stored singular values may be from its target.
-
-    A stored singular value is exact to about half an eps of s1: rounding the entries of a weight perturbs it by at most
-    that in the spectral norm for random signs; 16 leaves room for g·v/|v|, and below double precision compensation is
-    as exact as ``PROMISED``. In double precision the decompositions themselves err, by 44 eps at 512x512.
-    """
+    """Return how far a ratio of stored singular values may be from its target; docs/precision.md says why so far."""
     eps = torch.finfo(dtype).eps
     return 128 * eps if dtype in (torch.float64, torch.complex128) else 16 * eps + PROMISED

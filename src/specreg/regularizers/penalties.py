@@ -132,8 +132,7 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
     def excess(matrix: Tensor) -> Tensor:
         square = torch.linalg.eigvalsh(_gram(matrix))[..., -1]
         power = square.clamp_min(torch.finfo(square.dtype).tiny) ** (exponent / 2)  # a root's slope at 0 is infinite
-        distance: Tensor = (power - 1).square().sum()
-        return distance
+        return (power - 1).square().sum()
 
     total = _total(layers, excess)
     children = [use.module for layer in layers.values() for use in layer.uses]
@@ -157,8 +156,7 @@ def _total(layers: Layers, penalty: Callable[[Tensor], Tensor]) -> Tensor:
 def _distance_from_identity(matrix: Tensor) -> Tensor:
     product = _gram(matrix)
     identity = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
-    distance: Tensor = (product - identity).abs().square().sum()
-    return distance
+    return (product - identity).abs().square().sum()
 
 
 def _gram(matrix: Tensor) -> Tensor:

@@ -94,10 +94,9 @@ class SpectralRegularization(SpectrumPreserving):
                 f"layer {shown(self.name)!r}: the weight holds NaN or inf, or its decomposition failed; "
                 f"stop and go back to a checkpoint"
             ) from error
-        result: Tensor = _Regularize.apply(  # type: ignore[no-untyped-call]
+        return _Regularize.apply(  # type: ignore[no-untyped-call]
             matrix, value, *factors, count, self.gradient == "exact"
         )
-        return result
 
     def _look_up(self, matrix: Tensor, count: int) -> tuple[Tensor, SVD]:
         if torch.compiler.is_compiling() or matrix.is_meta:  # neither can branch on values

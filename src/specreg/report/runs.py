@@ -47,9 +47,7 @@ class Run:
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
-        config = directory.read("config")
-        if config is None:
-            raise ValueError(no_run(directory.path, "holds no run (no config.json)"))
+        config = directory.read("config") or {}
         if not _has(method=_is(str), seed=_is(int), settings=_is(dict))(config):
             raise ValueError(f"{directory.path / 'config.json'} is not a run's configuration")
         self.method: str = config["method"]
@@ -153,16 +151,14 @@ class Cell:
     @property
     def published(self) -> dict[str, Any]:
         """What a paper says of this setting, by score and method; empty where none does."""
-        cell: dict[str, Any] = published(self.preset).get("cells", {}).get(self.name, {})
-        return cell
+        return published(self.preset).get("cells", {}).get(self.name, {})
 
 
 @cache
 def published(preset: str) -> dict[str, Any]:
     """Return what a paper published of a preset: its source and cells; empty where there is none."""
     presets = json.loads(files(__package__).joinpath("published.json").read_text(encoding="utf-8"))
-    scores: dict[str, Any] = presets.get(preset, {})
-    return scores
+    return presets.get(preset, {})
 
 
 def open_cells(paths: Iterable[str | Path]) -> list[Cell]:

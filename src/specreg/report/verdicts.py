@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from specreg.names import ALARMS, QUESTIONS, STATES, printable
 from specreg.report.runs import Cell, Run, grouped, runs_of
@@ -40,7 +39,8 @@ def sentence(run: Run) -> str:
     spectra = last["spectra"]["state"]
     alarms = [verdict["step"] for verdict in run.verdicts if verdict["spectra"]["state"] in ALARMS]
     if spectra in ("recovered", "collapsing", "collapsed"):
-        text = _of_layers(run, last, spectra)
+        message = last["spectra"]["message"]
+        text = f"{message[:1].upper()}{message[1:]}."  # no capitalize(): layers' names keep their letters
     elif alarms:
         guarded = any(event["event"] == "guard on" for event in run.events)
         why = "ended when the guard came on" if guarded else "came to an end"
@@ -112,24 +112,3 @@ def history(run: Run) -> list[tuple[int, str, str]]:
     entries += [(event["step"], event["event"], str(event.get("message", ""))) for event in run.events]
     shortened = [(step, word, message.removeprefix(word).lstrip(":, ")) for step, word, message in entries]
     return sorted(shortened, key=lambda entry: entry[0])
-
-
-def _of_layers(run: Run, verdict: dict[str, Any], state: str) -> str:
-    names = [name for name in verdict["layers"] if name in verdict["evidence"]]
-    total = len(run.layers) or len(names)
-    since = verdict["spectra"]["since"] if verdict["spectra"]["since"] is not None else verdict["iteration"]
-    many = len(names) != 1
-    spectra = f"{'The spectra' if many else 'The spectrum'} of {len(names)} of {total} layers"
-    text = {
-        "collapsing": f"{spectra} {'are' if many else 'is'} falling since iteration {since}",
-        "collapsed": f"{spectra} {'have' if many else 'has'} fallen since iteration {since}",
-        "recovered": f"{spectra} fell and came back by iteration {since}",
-    }[state]
-    if not names:
-        return f"{text}."
-    worst = names[0]
-    before, now = verdict["evidence"][worst]["before"], verdict["evidence"][worst]["now"]
-    most = ", most of all" if many else ":"
-    if state == "recovered":
-        return f"{text}{most} {worst}, whose bulk was {before:.2f} before the fall and is {now:.2f} now."
-    return f"{text}{most} {worst}, whose bulk went from {before:.2f} to {now:.2f}."

@@ -75,8 +75,7 @@ def _gain(s: Array, wanted: Array) -> Array:
         gain = wanted / s
         first = gain[..., :1]
         is_scale = np.abs(gain - first) <= 4 * np.finfo(gain.dtype).eps * first
-    clean: Array = np.where(is_scale | ((s == 0) & (wanted == 0)), first, gain)
-    return clean
+    return np.where(is_scale | ((s == 0) & (wanted == 0)), first, gain)
 
 
 def expected_error(eigenvalues: Array, gain: Array, *, all_values: bool = True) -> Array:
@@ -119,8 +118,7 @@ def expected_error(eigenvalues: Array, gain: Array, *, all_values: bool = True) 
         # Of a singular value 0 it is the square that is off by the noise.
         unchanged = np.minimum(value_error, np.sqrt(noise)) if all_values else np.zeros_like(s)
         value_errors = np.where(f == f[..., :1], f * unchanged, f * value_error).max(-1) / (f * s)[..., 0]
-        error: Array = np.maximum(turned_error, value_errors)
-    return error
+        return np.maximum(turned_error, value_errors)
 
 
 def _applied(matrix: Tensor, vectors: Tensor, gain: Array) -> Compensated:

@@ -42,11 +42,9 @@ def singular_values(matrix: Tensor) -> Tensor:
             least = (rounding / (2 * VALUES_TOLERANCE)) ** 2 if torch.finfo(dtype).bits == 32 else -1.0
             is_held = squares[..., 0] > torch.finfo(dtype).tiny / rounding  # squares of tiny entries are rounded to 0
             if bool((squares[..., -1] >= least * squares[..., 0]).logical_and(is_held).all()):
-                values: Tensor = squares.clamp_(min=0).to(working_dtype(matrix).to_real()).sqrt_()
-                return values
+                return squares.clamp_(min=0).to(working_dtype(matrix).to_real()).sqrt_()
     with or_next_path("singular values", matrix):
-        values = torch.linalg.svdvals(matrix.to(working_dtype(matrix)))
-        return values
+        return torch.linalg.svdvals(matrix.to(working_dtype(matrix)))
     return thin_svd(matrix).S
 
 

@@ -65,5 +65,4 @@ def convolution_norm(
     aliases, frequencies = range(0, 2 * dims, 2), range(1, 2 * dims, 2)
     transfer = transfer.permute(*frequencies, 2 * dims, 2 * dims + 1, *aliases, 2 * dims + 2)
     matrices = transfer.reshape(-1, blocks.shape[-2], math.prod(stride) * blocks.shape[-1])
-    norm: Tensor = torch.linalg.matrix_norm(matrices, ord=2).max() / math.sqrt(math.prod(stride))
-    return norm
+    return torch.linalg.matrix_norm(matrices, ord=2).max() / math.sqrt(math.prod(stride))

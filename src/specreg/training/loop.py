@@ -15,7 +15,7 @@ from specreg.training.average import update_average
 from specreg.training.config import TrainingConfig
 from specreg.training.replay import Replay, replayable
 from specreg.training.state import TrainingState
-from specreg.training.steps import Batch, NonFiniteError, discriminator_step, draw_latent, generator_step
+from specreg.training.steps import Batch, NonFiniteError, discriminator_step, diverging, draw_latent, generator_step
 
 T = TypeVar("T")
 # What a callback is told after each step: the state, and the losses of that step by name.
@@ -86,7 +86,9 @@ def train(
                     processes=processes,
                     run=state.replays.get("d", operator.call),
                 )
-                _compensate(state)
+                if state.compensator is not None:
+                    with diverging():
+                        state.compensator.step()
             g_loss = generator_step(
                 state.generator,
                 state.discriminator,
@@ -105,15 +107,6 @@ def train(
         callback(state, {"d_loss": d_loss, "g_loss": g_loss})
         if stop():
             break
-
-
-def _compensate(state: TrainingState) -> None:
-    if state.compensator is not None:
-        try:
-            state.compensator.step()
-        # NaN or inf in a weight, or no decomposition: for a training, divergence and not bad input.
-        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            raise NonFiniteError(str(error)) from error
 
 
 def decay_factor(config: TrainingConfig, step: int) -> float:

@@ -5,6 +5,7 @@ share of every micro-batch, and the gradients are averaged in one message before
 DistributedDataParallel: its hooks know neither the second derivatives of gradient penalties nor two networks in turns.)
 """
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -27,6 +28,15 @@ _NOT_MADE = "the update was not made"
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite, and the update was not made; or a weight is, after it."""
+
+
+@contextlib.contextmanager
+def diverging(where: str = "") -> Iterator[None]:
+    """Say of NaN, inf or a failed decomposition that the training diverged: it is no bad input."""
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        raise NonFiniteError(f"{where}{error}") from error
 
 
 def draw_latent(generator: Any, size: int, random: torch.Generator, processes: Processes = ALONE) -> Batch:

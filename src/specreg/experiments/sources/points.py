@@ -73,27 +73,18 @@ class Points:
         return None
 
     def save_picture(self, draw: Callable[[int], Tensor], path: Path, *, side: int = 8) -> None:
-        """Write a scatter plot of 2,500 points, whatever ``side`` is."""
-        save_scatter(draw(_POINTS), self.dataset.centres, path)
+        """Write 2,500 points over rings around the centres, whatever ``side`` is; those far outside lie on the edge."""
+        reach = _MARGIN * float(self.dataset.centres.abs().max())
 
+        def place(values: Tensor) -> list[list[float]]:
+            scaled = values.double().clamp(-reach, reach) / reach * torch.tensor([1.0, -1.0], dtype=torch.float64)
+            return ((scaled + 1) / 2 * (_CANVAS - 1)).tolist()
 
-def save_scatter(points: Tensor, centres: Tensor, path: Path) -> None:
-    """Write points (N, 2) over red rings around centres (K, 2) as one PNG.
-
-    The square reaches 1.3 times as far as the outermost centre. Points outside lie on its edge, where they are seen.
-    """
-    reach = _MARGIN * float(centres.abs().max())
-
-    def place(values: Tensor) -> list[list[float]]:
-        scaled = values.double().clamp(-reach, reach) / reach * torch.tensor([1.0, -1.0], dtype=torch.float64)
-        pixels: list[list[float]] = ((scaled + 1) / 2 * (_CANVAS - 1)).tolist()
-        return pixels
-
-    picture = Image.new("RGB", (_CANVAS, _CANVAS), "white")
-    pen = ImageDraw.Draw(picture)
-    for x, y in place(centres):
-        pen.ellipse((x - 12, y - 12, x + 12, y + 12), outline="#c0392b", width=2)
-    for x, y in place(points):
-        pen.rectangle((x - 1, y - 1, x + 1, y + 1), fill="#2a6fbb")
-    with replacing(path) as file:
-        picture.save(file, "PNG")
+        picture = Image.new("RGB", (_CANVAS, _CANVAS), "white")
+        pen = ImageDraw.Draw(picture)
+        for x, y in place(self.dataset.centres):
+            pen.ellipse((x - 12, y - 12, x + 12, y + 12), outline="#c0392b", width=2)
+        for x, y in place(draw(_POINTS)):
+            pen.rectangle((x - 1, y - 1, x + 1, y + 1), fill="#2a6fbb")
+        with replacing(path) as file:
+            picture.save(file, "PNG")
