@@ -12,7 +12,9 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: idle threads wait busily
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is compared are a CPU's bits, and texts that name it
-for _name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+for _name in (
+    "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "TERM", "COLUMNS", "LINES", "WORLD_SIZE", "RANK", "LOCAL_RANK",
+):  # fmt: skip
     os.environ.pop(_name, None)  # by which rich prints, and what a launcher sets
 # What takes seconds is imported in the fixtures: the process that hands tests to the others runs none.
 

@@ -14,12 +14,19 @@ from torch.nn.utils import prune
 
 import specreg
 import spoilt
+from kinds import OwnNormalized
 from pictures import load_images
 from specreg.autopsy.checkpoints import open_checkpoint
 from specreg.data.open import find_images
+from specreg.evaluation.metrics import neighbourhoods
 from specreg.experiments.config import RunConfig, Settings, from_dict
+from specreg.models import dcgan, resnet
+from specreg.monitor.actions import Pin, RollBack, When
+from specreg.monitor.modes import ModeThresholds
+from specreg.monitor.writers import JsonlWriter, TensorBoardWriter, tracker
 from specreg.records import RunDirectory
 from specreg.report.runs import open_cells
+from specreg.spectra.operator import convolution_norm
 from specreg.training.state import load_checkpoint
 
 NAN = float("nan")
@@ -106,6 +113,58 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "from_dict of another type": (lambda: from_dict(Settings, {"compile": "yes"}), "compile must be true or false"),
     "image_size true": (lambda: find_images(Path(__file__).parent).open(image_size=True), "image_size must be"),
     "image_size 10**9": (lambda: load_images(Path(__file__).parent, image_size=10**9), "image_size must be"),
+    "spectra of a lazy layer": (
+        lambda: specreg.spectra(nn.Sequential(nn.LazyLinear(3))), r"layer '0' has no weight yet \(lazy module\)",
+    ),
+    "dynamic start -1": (lambda: specreg.dynamic_compensation(N(), start=-1), "start must be an integer of at least 0"),
+    "SR gradient true": (
+        lambda: specreg.spectral_regularization(N(), gradient="true"), "gradient must be one of paper, exact, got 'true'",
+    ),
+    "SN of what normalizes itself": (
+        lambda: specreg.spectral_norm(nn.Sequential(OwnNormalized(3, 4, 3))),
+        "no layer matched: 0 are normalized by their own class already",
+    ),
+    "spectral penalty exponent 0": (lambda: specreg.spectral_penalty(N(), exponent=0), "at least 1, got 0"),
+    "counts of dynamic": (lambda: specreg.dynamic_compensation(N()).counts(), "raises no number of singular values"),
+    "When broken": (lambda: When("broken", call=print), "a state must be one of .*, got 'broken'"),
+    "When of nothing": (lambda: When(call=print), "name one"),
+    "RollBack times 1.5": (lambda: RollBack(Pin({"d": N()}), times=1.5), "times must be an integer"),
+    "Pin of nothing": (lambda: Pin({}), "nothing to pin"),
+    "Pin copies 0": (lambda: Pin({"d": N()}, copies=0), "copies must be"),
+    "Pin in no folder": (lambda: Pin({"d": N()}, folder=Path("nowhere")), "does not exist"),
+    "Pin before a copy": (lambda: Pin({"d": N()}).restore(), "nothing was pinned"),
+    "tracker": (lambda: tracker("neptune"), "a tracker must be one of wandb, mlflow, trackio, got 'neptune'"),
+    "TensorBoardWriter images_every -1": (
+        lambda: TensorBoardWriter(specreg.Monitor(N()), "x", images_every=-1), "images_every must be an integer of at",
+    ),
+    "JsonlWriter in no folder": (
+        lambda: JsonlWriter(specreg.Monitor(N()), Path("absent/a.jsonl")), "absent does not exist: create it first",
+    ),
+    "operator norm of 7x7": (
+        lambda: convolution_norm(torch.randn(2, 2, 3, 3), [7, 7], stride=[2, 2]), "multiple of the stride",
+    ),
+    "neighbours of five": (
+        lambda: neighbourhoods(torch.rand(5, 2), torch.rand(9, 2)), "5 neighbours need more points than 5",
+    ),
+    "ResNet of 28x28": (lambda: resnet.Discriminator(28, 4), "the sides are 8, 16, 32, 48, 64, 128"),
+    "DCGAN of 30x30": (lambda: dcgan.Generator(30, 4), "no DCGAN for 30x30 images: the sides are 28, 32"),
+    **{
+        f"Thresholds {options}": (lambda options=options: specreg.Thresholds(**options), f"{next(iter(options))} must")
+        for options in (
+            {"window": 0}, {"warmup": -1}, {"patience": 1.5}, {"fast": 0}, {"sustained": 0}, {"far": 1},
+            {"collapsed": 0.1}, {"regained": 2},
+        )
+    },
+    **{
+        f"ModeThresholds {options}": (lambda options=options: ModeThresholds(**options), said)
+        for options, said in (
+            ({"smoothing": 0}, "smoothing must be an integer of at least 1"),
+            ({"warmup": -1}, "warmup must be an integer of at least 0"),
+            ({"lost": 1.0}, r"lost must lie in \(0, 1\), got 1.0"),
+            ({"learnt": NAN}, r"learnt must lie in \(0, 1\), got nan"),
+            ({"losing": 0.3, "lost": 0.2}, r"lost must be at least losing \(0.3\), got 0.2"),
+        )
+    },
 }  # fmt: skip
 
 

@@ -168,50 +168,30 @@ def test_without_the_lab_the_command_line_says_what_to_install(capsys, monkeypat
     assert "pip install '.[lab]' in the folder of specreg's source" in error  # it is on no registry
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("you can't allocate memory: 9 GB")])
-def test_torch_out_of_memory_is_one_line(error, capsys, monkeypatch):
-    def fail(arguments):
-        raise error
-
-    monkeypatch.setitem(_COMMANDS, "train", fail)
-    code, _, said = run(capsys, "train")
-    assert code == 2
-    assert said == "specreg: error: there is not enough memory: make images, batches or networks smaller\n"
+MEMORY = "there is not enough memory: make images, batches or networks smaller"
+FULL = OSError(errno.ENOSPC, "No space left on device")
+GOES_ON = "the same command {}goes on from the last checkpoint"
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("command", "error", "code", "said"),
     [
-        (DisagreementError("step 7: differs"), 4, "specreg: error: step 7: differs\n"),
-        (MainFailedError("it says so itself"), 2, ""),
-        (
-            LostProcessError("gone"),
-            4,
-            "specreg: error: gone; the same command again goes on from the last checkpoint\n",
-        ),
+        ("train", torch.OutOfMemoryError("CUDA"), 2, MEMORY),
+        ("train", RuntimeError("you can't allocate memory: 9 GB"), 2, MEMORY),
+        ("train", DisagreementError("step 7: differs"), 4, "step 7: differs"),
+        ("train", MainFailedError("it says so itself"), 2, ""),
+        ("train", LostProcessError("gone"), 4, f"gone; {GOES_ON.format('again ')}"),
+        ("report", FULL, 1, "No space left on device: make room"),
+        ("train", FULL, 1, f"No space left on device: make room; {GOES_ON.format('then ')}"),
     ],
 )
-def test_what_happens_to_one_of_several_processes_has_its_exit_code(error, code, said, capsys, monkeypatch):
+def test_what_ends_a_command_has_its_exit_code_and_its_line(command, error, code, said, capsys, monkeypatch):
     def fail(arguments):
         raise error
 
-    monkeypatch.setitem(_COMMANDS, "train", fail)
-    monkeypatch.setattr("specreg.cli.time.sleep", lambda seconds: None)
-    assert run(capsys, "train") == (code, "", said)
-
-
-@pytest.mark.parametrize(
-    ("command", "remedy"),
-    [("report", "make room"), ("train", "make room; the same command then goes on from the last checkpoint")],
-)
-def test_a_full_disk_promises_a_checkpoint_to_trainings_alone(command, remedy, capsys, monkeypatch):
-    def fail(arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     monkeypatch.setitem(_COMMANDS, command, fail)
-    code, _, said = run(capsys, command)
-    assert code == 1
-    assert said == f"specreg: error: No space left on device: {remedy}\n"
+    monkeypatch.setattr("specreg.cli.time.sleep", lambda seconds: None)
+    assert run(capsys, command) == (code, "", f"specreg: error: {said}\n" if said else "")
 
 
 def test_inspect_prints_a_table_of_80_columns_and_no_control_characters(tmp_path, capsys, monkeypatch):

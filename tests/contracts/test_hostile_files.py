@@ -181,6 +181,17 @@ def test_what_a_file_says_cannot_steer_the_terminal(command, tmp_path, capsys):
     assert plain(printed.err)
 
 
+def test_brackets_in_what_a_file_says_are_no_markup(tmp_path, capsys, monkeypatch):
+    from specreg import display
+    from specreg.report.runs import open_cells
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal, which gets what rich makes of markup
+    assert main(["inspect", hostile_weights(tmp_path / "a.safetensors")]) == 0
+    display.results(open_cells([hostile_sweep(tmp_path / "sweep")]), [tmp_path / ESCAPES.replace("/", "")])
+    display.metrics({"features": ESCAPES, "protocol": ESCAPES})
+    assert "\x1b]8" not in capsys.readouterr().out
+
+
 def test_a_comparison_and_a_training_print_what_they_find_as_text(tmp_path, capsys):
     from specreg import display
     from specreg.records import RunDirectory

@@ -14,6 +14,7 @@ import pytest
 import specreg
 from specreg.monitor.modes import ModeThresholds
 from specreg.monitor.signal import _CONSTANT, _FAINT, _PATIENCE
+from specreg.names import COVERED, SIGNALLED, SPECTRAL
 
 ROOT = Path(__file__).parents[2]
 SIGNATURES = {
@@ -61,6 +62,10 @@ def test_signatures_are_the_published_ones(name):
 
 
 def test_the_constants_of_the_verdicts_are_the_published_ones():
+    # Their places are what writers write.
+    assert SPECTRAL == ("not judged", "steady", "recovered", "collapsing", "collapsed")
+    assert COVERED == ("not judged", "healthy", "recovered", "losing", "never learnt", "lost")
+    assert SIGNALLED == ("teaching", "dead")
     assert asdict(specreg.Thresholds()) == {
         "warmup": 500, "window": 1000, "fast": 0.35, "together": 0.2, "long_window": 3000, "sustained": 0.4, "far": 0.5,
         "collapsed": 0.5, "regained": 0.4, "patience": 1, "smoothing": 3,

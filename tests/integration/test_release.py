@@ -89,9 +89,10 @@ def core(archives, tmp_path_factory) -> Path:
 def test_an_sdist_makes_the_same_wheel(archives):
     names = [sorted(zipfile.ZipFile(archives[kind]).namelist()) for kind in ("wheel", "again")]
     assert names[0] == names[1]
-    sources = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "specreg").rglob("*.py")}
-    data = {"py.typed", "report/page.html.j2", "report/published.json", "evaluation/digit_classifier.safetensors"}
-    assert sources | {f"specreg/{name}" for name in data} <= set(names[0])
+    files = (
+        path for path in (ROOT / "src" / "specreg").rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    )
+    assert {path.relative_to(ROOT / "src").as_posix() for path in files} <= set(names[0])
     assert archives["wheel"].name == f"specreg-{specreg.__version__}-py3-none-any.whl"
 
 

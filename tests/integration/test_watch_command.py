@@ -107,14 +107,18 @@ def test_tiles_that_are_no_squares_are_cut_to_the_size_that_is_asked_for(run, tm
 
 
 def test_chosen_files_are_read_together_and_early_ones_are_not_judged(run, tmp_path):
-    for step in (1, 2):
-        for name in ("fakes", "inputs"):
-            grid(digits(24), 4).save(run / f"{name}{step}.png")
-    readings = tmp_path / "readings.jsonl"
-    chosen = ["--once", "--files", "fakes*", "--pool", "40", "--warmup", "1000", "--json", str(readings)]
-    assert main(["watch", str(run), "--real", save_real(tmp_path), *chosen]) == 0
-    (record,) = map(json.loads, readings.read_text().splitlines())
-    assert (record["iteration"], record["samples"]) == (2, 48)
+    random = torch.Generator().manual_seed(0)
+    for step in range(1, 5):
+        for name in ("fakes", "inputs"):  # far from the data, of which nothing is said within the warm-up
+            noise = torch.randint(256, (24, 8, 8), generator=random, dtype=torch.uint8)
+            grid(noise, 4).save(run / f"{name}{step}.png")
+    for warmup, judged in (("1", True), ("1000", False)):
+        readings = tmp_path / f"{warmup}.jsonl"
+        chosen = ["--once", "--files", "fakes*", "--pool", "40", "--warmup", warmup, "--json", str(readings)]
+        assert main(["watch", str(run), "--real", save_real(tmp_path), *chosen]) == 0
+        records = [*map(json.loads, readings.read_text().splitlines())]
+        assert [(record["iteration"], record["samples"]) for record in records] == [(2, 48), (4, 48)]
+        assert (records[-1]["state"] != "not judged") == judged
 
 
 def test_ctrl_c_ends_it_and_built_in_data_and_features_are_taken(run, monkeypatch, capsys):

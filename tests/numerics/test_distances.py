@@ -11,7 +11,6 @@ from specreg.evaluation.metrics import (
     frechet_distance,
     intra_class_distance,
     kernel_distance,
-    neighbourhoods,
 )
 
 
@@ -23,22 +22,9 @@ def gaussian(mean: np.ndarray, covariance: np.ndarray, count: int, seed: int) ->
     return torch.from_numpy(whitened @ np.linalg.cholesky(covariance).T + mean)
 
 
-def rotation(size: int, seed: int) -> np.ndarray:
-    return np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))[0]
-
-
 def root(matrix: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-
-
-def test_frechet_distance_of_commuting_gaussians_is_the_closed_form():
-    basis, a, b = rotation(5, 0), np.array([4.0, 2, 1, 0.5, 0.1]), np.array([1.0, 3, 0.2, 2, 0.4])
-    shift = np.arange(5) / 4
-    real = gaussian(np.zeros(5), basis @ np.diag(a) @ basis.T, 200, 1)
-    fake = gaussian(shift, basis @ np.diag(b) @ basis.T, 300, 2)
-    expected = (shift**2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-4)
 
 
 def test_frechet_distance_of_two_dimensional_gaussians_is_the_closed_form():
@@ -90,40 +76,16 @@ def test_the_classifier_score_has_its_closed_forms():
     assert classifier_score(mixed, splits=4)[0] == pytest.approx(math.exp(entropy - math.log(2) / 2))
 
 
-def test_the_classifier_scores_splits_are_the_parts_in_order():
-    sure = torch.eye(4)
-    parts = torch.cat(
-        [sure[[0, 0, 0, 0]], sure[[0, 1, 0, 1]], sure[[0, 1, 2, 3]], sure[:1]]
-    )  # the last one is left out
-    mean, deviation = classifier_score(parts, splits=3)
-    assert mean == pytest.approx(np.mean([1, 2, 4]))
-    assert deviation == pytest.approx(np.std([1, 2, 4]))
-
-
 def test_the_classifier_score_equals_the_sum_of_the_definition():
-    p = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)).mul(3).softmax(1)
+    p = torch.randn(61, 5, generator=torch.Generator().manual_seed(0)).mul(3).softmax(1)
     scores = []
-    for part in p.double().numpy().reshape(3, 20, 5):
+    for part in p[:60].double().numpy().reshape(3, 20, 5):  # the last one is left out
         q = part.mean(0)
         scores.append(
             math.exp(np.mean([sum(x * math.log(x / y) for x, y in zip(row, q, strict=True)) for row in part]))
         )
     assert classifier_score(p, splits=3) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-4)
     assert classifier_score(p[:9]) == classifier_score(p[:9], splits=9)  # ten are the default
-
-
-def test_generated_images_from_a_part_of_the_real_ones_are_precise_but_recall_little():
-    draw = torch.Generator().manual_seed(0)
-    centres = torch.arange(10.0)[:, None] * 100
-    real = (centres + torch.rand(10, 40, generator=draw)).reshape(-1, 1).expand(-1, 2)
-    part = real[:80]  # the first two of ten clusters, the same points
-    found = neighbourhoods(real, part)
-    assert found["precision"] == 1
-    assert found["recall"] == pytest.approx(0.2)
-    assert found["coverage"] == pytest.approx(0.2)
-    found = neighbourhoods(part, real)  # and the other way round
-    assert found["precision"] == pytest.approx(0.2)
-    assert found["recall"] == 1
 
 
 def test_intra_class_distance_sees_classes_that_are_exchanged():

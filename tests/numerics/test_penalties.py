@@ -113,11 +113,6 @@ def test_under_descent_the_spectral_penalty_brings_s1_to_one_and_biases_to_nothi
     assert layer.bias.norm() < 0.1
 
 
-def test_the_spectral_penaltys_exponent_is_a_positive_integer():
-    with pytest.raises(ValueError, match="exponent must be an integer of at least 1, got 0"):
-        specreg.spectral_penalty(nn.Linear(2, 2), exponent=0)
-
-
 @pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5), (1, 6)])
 def test_gradients_have_their_closed_forms(shape):
     layer = nn.Linear(*shape[::-1], bias=False).double()

@@ -90,8 +90,3 @@ def test_the_operator_norm_bounds_the_zero_padded_map():
     images = torch.eye(3 * 10 * 10, dtype=torch.float64).reshape(-1, 3, 10, 10)
     true = torch.linalg.matrix_norm(layer(images).flatten(1).detach(), 2).item()
     assert true <= convolution_norm(layer.weight, [12, 12]).item() <= 1.1 * true
-
-
-def test_a_grid_that_the_stride_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="multiple of the stride"):
-        convolution_norm(torch.randn(2, 2, 3, 3), [7, 7], stride=[2, 2])

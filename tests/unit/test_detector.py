@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -368,28 +367,6 @@ def test_a_state_that_is_no_detectors_is_refused_whole(spoil):
     with pytest.raises(ValueError, match=r"must be an integer|not a detector's state"):
         detector.load_state_dict(state)
     assert json.dumps(detector.state_dict()) == before
-
-
-def test_thresholds_of_another_library_become_plain_numbers():
-    assert type(Thresholds(window=np.int64(800)).window) is int
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"window": 0},
-        {"warmup": -1},
-        {"patience": 1.5},
-        {"fast": 0},
-        {"sustained": 0},
-        {"far": 1},
-        {"collapsed": 0.1},
-        {"regained": 2},
-    ],
-)
-def test_bad_thresholds_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        Thresholds(**options)
 
 
 # Seeds that the choice of the constants did not see (benchmarks/detector.py); docs/results/detector.md has others.

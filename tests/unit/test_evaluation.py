@@ -15,6 +15,7 @@ from specreg.data.digits import StackedDigits, load_split
 from specreg.data.stacked import StackedImages
 from specreg.evaluation.classifier import CIFAR_WEIGHTS, CifarClassifier, load_classifier
 from specreg.evaluation.features import ClassifierFeatures, Pixels, open_extractor
+from specreg.evaluation.metrics import neighbourhoods
 from specreg.evaluation.protocol import Evaluator, protocol_name
 from specreg.experiments.config import DataConfig, RecordConfig, Settings
 from specreg.experiments.sampling import sample_images, sample_labelled
@@ -49,6 +50,8 @@ def test_only_inception_features_are_called_fid():
 def test_an_evaluation_declares_its_protocol():
     evaluator = Evaluator(noise(60, 1, 12), extractor=Pixels(), split="test")
     found = asdict(evaluator.evaluate(noise(40, 1, 12, seed=1)))
+    features = [Pixels().describe(images).features for images in (noise(60, 1, 12)[:40], noise(40, 1, 12, seed=1))]
+    assert {key: found[key] for key in neighbourhoods(*features)} == pytest.approx(neighbourhoods(*features))
     assert found["protocol"] == "fd_pixels_40_test60"
     assert (found["split"], found["num_real"], found["num_fake"]) == ("test", 60, 40)
     assert found["features"] == "pixels"

@@ -185,21 +185,6 @@ def test_a_state_that_is_none_is_refused_whole(spoil):
     assert judge.state_dict() == before
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"smoothing": 0}, "smoothing must be an integer of at least 1"),
-        ({"warmup": -1}, "warmup must be an integer of at least 0"),
-        ({"lost": 1.0}, r"lost must lie in \(0, 1\), got 1.0"),
-        ({"learnt": float("nan")}, r"learnt must lie in \(0, 1\), got nan"),
-        ({"losing": 0.3, "lost": 0.2}, r"lost must be at least losing \(0.3\), got 0.2"),
-    ],
-)
-def test_bad_thresholds_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        ModeThresholds(**options)
-
-
 def test_the_states_of_a_loss_are_alarms_and_the_others_none():
     said = {answer.state for answer in judged([0.05] * 10 + [0.2, 0.25, 0.3] + [0.6] * 5 + [0.05] * 10)}
     assert said & set(ALARMS) == {"losing", "lost"}

@@ -100,16 +100,6 @@ def test_the_cadence_counts_iterations_that_jump():
     assert monitor.history.iterations == [1, 130, 205, 500, 601]
 
 
-def test_a_resumed_monitor_says_the_same_until_its_next_snapshot():
-    module = network()
-    monitor = specreg.Monitor(module, every=50)
-    train(module, monitor, end=1000)
-    assert "modes not measured" in monitor.verdict.message
-    resumed = specreg.Monitor(module, every=50)
-    resumed.load_state_dict(saved(monitor)[0])
-    assert resumed.step(1001) == monitor.step(1001)
-
-
 @pytest.mark.parametrize("begins", [True, False], ids=["begins with samples", "begins without"])
 def test_a_training_that_goes_on_with_samples_or_without_says_what_it_knows_itself(begins):
     module, real = network(), torch.arange(10.0).repeat(60)[:, None].repeat(1, 2)
@@ -127,7 +117,8 @@ def test_a_training_that_goes_on_with_samples_or_without_says_what_it_knows_itse
     second = made(not begins)
     second.load_state_dict(saved(first)[0])
     # Of what it does not measure it says nothing, from the beginning.
-    assert second.verdict.coverage.state == second.step(499).coverage.state == "not measured"
+    assert second.verdict.coverage.state == "not measured"
+    assert second.step(499) == second.verdict
     second.step(500)
     third = made(not begins)
     third.load_state_dict(saved(second)[0])
@@ -376,12 +367,6 @@ class TestActions:
             log(replace(verdict_of("recovered"), changed=True))
         assert caplog.records[-1].levelname == "INFO"
 
-    def test_an_unknown_state_is_refused(self):
-        with pytest.raises(ValueError, match=r"a state must be one of .*, got 'broken'"):
-            When("broken", call=print)
-        with pytest.raises(ValueError, match="name one"):
-            When(call=print)
-
     def test_the_pin_goes_back_to_before_the_fall(self, tmp_path):
         module = network()
         optimizer = torch.optim.Adam(module.parameters())
@@ -587,18 +572,6 @@ class TestActions:
         with pytest.raises(ValueError, match="must be an integer"):
             roll_back.load_state_dict({"restored": [(1.5, 1)], "inside": True})
         assert (roll_back.restored, roll_back._inside) == ([], False)
-
-    def test_bad_pins_are_refused(self, tmp_path):
-        with pytest.raises(ValueError, match="times must be an integer"):
-            RollBack(Pin({"d": nn.Linear(2, 2)}), times=1.5)
-        with pytest.raises(ValueError, match="nothing to pin"):
-            Pin({})
-        with pytest.raises(ValueError, match="copies must be"):
-            Pin({"d": nn.Linear(2, 2)}, copies=0)
-        with pytest.raises(ValueError, match="does not exist"):
-            Pin({"d": nn.Linear(2, 2)}, folder=tmp_path / "nowhere")
-        with pytest.raises(ValueError, match="nothing was pinned"):
-            Pin({"d": nn.Linear(2, 2)}).restore()
 
 
 def test_what_is_not_watched_is_said(caplog):
@@ -838,18 +811,6 @@ class TestGuard:
         assert verdict.message.endswith("; modes not measured: give samples=")
         assert guard.switched_on is None
 
-    def test_it_rolls_back_if_asked(self):
-        module = network()
-        monitor = specreg.Monitor(module)
-        pin = Pin({"d": module}, every=200)
-        guard = specreg.Guard(monitor, pin=pin)
-        healthy = specreg.spectra(module, normalized=True)["2"]
-        train(module, monitor, guard, end=2600, falls=range(1500, 1950))
-        assert guard.restored <= 1500 < guard.switched_on
-        now = specreg.spectra(module, normalized=True)["2"]
-        assert torch.allclose(now[:3], torch.ones(3).double(), atol=1e-4)
-        assert (now[3:] > 0.8 * healthy[3:]).all()  # 0.4 where it had not gone back
-
     @pytest.mark.parametrize("cut", [1400, 2300])
     def test_it_resumes_exactly(self, cut):
         ends = []
@@ -1045,7 +1006,7 @@ def test_an_argument_of_another_type_is_named_with_what_to_write(call, words):
         call(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)))
 
 
-@pytest.mark.parametrize("option", [{"scores": lambda x: x[:, 0]}, {"coverage": specreg.Coverage(pair()[0])}])
+@pytest.mark.parametrize("option", [{"scores": lambda x: x[:, 0]}, {"coverage": Meter(0.1)}])
 def test_what_is_asked_of_samples_alone_is_refused_without_them(option):
     with pytest.raises(ValueError, match=rf"^{next(iter(option))} without samples is never asked: give samples=, too$"):
         specreg.Monitor(network(), **option)
@@ -1233,18 +1194,6 @@ class TestSamples:
         assert roll_back.restored == [(seen, 2000)]
         assert guard.switched_on == seen
         assert guard.compensator is not None
-
-    @pytest.mark.parametrize("falls", [range(0, 20), range(1500, 2500)])
-    def test_healthy_is_not_said_without_them(self, falls):
-        module = network()
-        verdicts = []
-        train(module, specreg.Monitor(module, actions=[verdicts.append]), falls=falls)
-        said = {verdict.state for verdict in verdicts}
-        assert "steady" in said
-        assert "healthy" not in said
-        assert {verdict.coverage.state for verdict in verdicts} == {"not measured"}
-        assert {verdict.signal.state for verdict in verdicts} == {"not measured"}
-        assert not any("healthy" in verdict.message for verdict in verdicts)
 
     def test_a_discriminator_that_dies_is_said_whatever_its_spectra_are(self):
         module = network()

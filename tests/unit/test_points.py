@@ -90,11 +90,6 @@ def test_dcgan_of_both_resolutions(side, sides):
     assert dcgan.Generator(side, 4).start.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-def test_dcgan_names_its_resolutions():
-    with pytest.raises(ValueError, match="no DCGAN for 30x30 images: the sides are 28, 32"):
-        dcgan.Generator(30, 4)
-
-
 @pytest.mark.parametrize(
     ("network", "side", "kind"),
     [

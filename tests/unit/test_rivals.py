@@ -120,7 +120,7 @@ def test_real_images_are_drawn_for_the_generator_only_where_it_needs_them(loss, 
 def test_methods_attach_what_they_say():
     source = Images(StackedDigits())
     networks = {}
-    for method in ("sn", "orthogonal", "d-optimal", "oni", "none"):
+    for method in ("sn", "orthogonal", "d-optimal", "oni", "none", "spectral-penalty"):
         settings = replace(SMALL, data=DataConfig(conditional=method == "oni"))
         state = build_state(RunConfig(method, 0, settings), source)
         assert state.compensator is None
@@ -133,7 +133,10 @@ def test_methods_attach_what_they_say():
     assert kinds.pop("embedding") == "_SpectralNormOfAnyWeight"
     assert len(kinds) == 11
     assert set(kinds.values()) == {"Orthogonalization"}
-    assert not any(nn.utils.parametrize.is_parametrized(child) for child in networks["none"].discriminator.modules())
+    for method in ("none", "spectral-penalty"):
+        assert not any(map(nn.utils.parametrize.is_parametrized, networks[method].discriminator.modules()))
+    plain = networks["spectral-penalty"]
+    assert plain.penalty().item() == pytest.approx(1e-4 * specreg.spectral_penalty(plain.discriminator).item())
     for method, weight, penalty in (
         ("orthogonal", 1e-4, specreg.orthogonality_penalty), ("d-optimal", 1e-4, specreg.d_optimal_penalty),
     ):  # fmt: skip

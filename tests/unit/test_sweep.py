@@ -373,14 +373,16 @@ def test_what_nohup_ignores_stays_ignored(number, is_taken):
         signal.signal(number, before)
 
 
-def test_an_accelerator_that_nothing_trains_on_leaves_as_many_runs_at_a_time_as_cores(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("on_gpu", "at_a_time"), [(False, 2), (True, 1)])
+def test_as_many_runs_at_a_time_as_cores_or_one_on_a_gpu_that_they_train_on(on_gpu, at_a_time, tmp_path, monkeypatch):
     fake_runs(monkeypatch, "open(__import__('sys').argv[1] + '/result.json', 'w').write('{}')")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5}, raising=False)
     monkeypatch.setattr(processes.torch.accelerator, "is_available", lambda: True)  # as of a Mac
-    monkeypatch.setattr(processes.torch.cuda, "is_available", lambda: False)
-    jobs, running = lay_out(tmp_path, plan_of(tiny())), []
+    monkeypatch.setattr(processes.torch.cuda, "is_available", lambda: on_gpu)
+    jobs, running = lay_out(tmp_path, plan_of(tiny(), seeds=(0, 1))), []
     execute_all(jobs, None, lambda: running.append(sum(job.state == "running" for job in jobs)))
-    assert max(running) == 2
+    assert len(jobs) == 4
+    assert max(running) == at_a_time
 
 
 def test_runs_have_deterministic_names_and_what_is_done_or_failed_is_passed_over(tmp_path):

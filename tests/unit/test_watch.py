@@ -84,13 +84,6 @@ def test_what_is_no_grid_is_not_cut(size, tile):
     assert cut_grid(noise, tile) is None
 
 
-def test_images_need_not_be_squares():
-    noise = np.random.default_rng(0).integers(0, 256, (24, 12, 3), dtype=np.uint8)
-    tiles = cut_grid(noise, (8, 6))
-    assert tiles.shape == (6, 8, 6, 3)
-    assert np.array_equal(tiles[1], noise[:8, 6:])
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -251,13 +244,6 @@ def test_images_of_another_size_and_of_colour_are_compared_at_the_size_of_the_re
     (notice,) = samples(run, real, tile=(16, 16)).look(last=True)
     assert notice.details["samples"] == 36
     assert notice.details["far"] < 0.1
-
-
-@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
-def test_pixels_of_32_bits_whose_white_is_not_known_are_refused(kind, mode, run, real):
-    Image.fromarray(np.asarray(grid(digits(24), 4)).astype(kind)).save(run / "1.tif")
-    with pytest.raises(ValueError, match=rf"1.tif has pixels of 32 bits \(mode {mode}\), whose white is not known"):
-        read(samples(run, real), last=True)
 
 
 def test_checkpoints_are_judged_by_their_spectra_each_model_for_itself(run):
