@@ -4,7 +4,6 @@ A process here is forked from one that has imported the lab and done nothing els
 """
 
 import contextlib
-import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -177,10 +176,9 @@ def board(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     shown = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses, spectra = (RunDirectory(run).series(name) for name in ("metrics", "spectra"))
     assert shown["metrics/d_loss"] == [(record["step"], pytest.approx(record["d_loss"])) for record in losses]
-    steps = [json.loads(line)["step"] for line in (run / "spectra.jsonl").read_text().splitlines()]
-    assert [step for step, _ in shown["spectral_state"]] == steps
+    assert [step for step, _ in shown["spectral_state"]] == [record["step"] for record in spectra]
     assert {"evaluations/kl", "gradient_norms/real", "diversity/ratio"} <= set(shown)
     assert any(tag.startswith("attainment/") for tag in shown)
     return shown

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pictures import assert_drawn
 from specreg.cli import main
+from specreg.records import RunDirectory
 from trainings import forked_jobs
 
 OPTIONS = [
@@ -33,10 +35,8 @@ def test_a_comparison_on_points_ends_with_its_table_and_pictures(compared):
     assert rows[1]["compensations"] == 5
     assert "high quality" in (compared / "table.md").read_text()
     for name in ("spectra", "scores", "samples"):
-        with Image.open(compared / f"{name}.png") as picture:
-            assert len(picture.convert("L").resize((50, 50)).getcolors(256) or []) > 5
-    spectra = (compared / "runs" / "static-seed0" / "spectra.jsonl").read_text().splitlines()
-    layers = json.loads(spectra[-1])["layers"]
+        assert_drawn(compared / f"{name}.png")
+    layers = RunDirectory(compared / "runs" / "static-seed0").series("spectra")[-1]["layers"]
     assert [len(values) for values in layers.values()] == [2, 16, 16]
 
 

@@ -204,7 +204,7 @@ def test_half_precision_with_compensation_stays_finite(method, steps, tmp_path):
     options += ["--dynamic.start", "20"] if method == "dynamic" else []
     # In a process of its own: one process has one precision.
     assert train_run(out, *options)[0] == 0
-    losses = [json.loads(line)["d_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["d_loss"] for record in RunDirectory(out).series("metrics")]
     assert len(losses) == steps
     assert all(abs(loss) < 10 for loss in losses)
     assert json.loads((out / "result.json").read_text())["compensations"] >= 2 * steps // 5 - 5

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from specreg.data.arrays import ImageArrays, decode, encode
+from pictures import images_of
+from specreg.data.arrays import decode, encode
 from specreg.data.mixtures import MIXTURES, GaussianMixture
 from specreg.experiments.config import DataConfig, ModelConfig, RecordConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
-from specreg.experiments.sources.images import Images
 from specreg.experiments.sources.points import Points
 from specreg.models import dcgan, mlp
 from specreg.training.loop import draw_real
@@ -22,11 +22,6 @@ from specreg.training.loop import draw_real
 
 def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def images_of(side: int) -> Images:
-    pixels = torch.zeros(4, 3, side, side, dtype=torch.uint8)
-    return Images(ImageArrays("images", pixels, torch.zeros(4).long(), ("a",)))
 
 
 @pytest.mark.parametrize(

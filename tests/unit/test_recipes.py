@@ -4,28 +4,21 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 from PIL import Image
 
+from pictures import images_of
 from specreg.cli import main
-from specreg.data.arrays import ImageArrays
 from specreg.data.decoding import ImageFiles
 from specreg.experiments import jobs
 from specreg.experiments.config import DataConfig, RunConfig, Settings
 from specreg.experiments.run import build_state
 from specreg.experiments.sampling import sample_images
 from specreg.experiments.sources import open_source, recipe
-from specreg.experiments.sources.images import Images
 from specreg.training.loop import train
 from specreg.training.steps import first_bad
 
 SIDES = (28, 32, 48, 64, 128)
 OPTIONS = ["--methods", "sn", "--steps", "2", "--samples", "20", "--reference", "20", "--no-tensorboard"]
-
-
-def images_of(side: int, channels: int) -> Images:
-    pixels = torch.randint(256, (12, channels, side, side), generator=torch.Generator().manual_seed(0))
-    return Images(ImageArrays("images", pixels.to(torch.uint8), torch.zeros(12).long(), ("a",)))
 
 
 @pytest.mark.parametrize("data", ["digits", "ring", "grid", "ring-self-conditioned", "grid-self-conditioned", *SIDES])

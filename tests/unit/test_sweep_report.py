@@ -6,8 +6,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
-from PIL import Image
 
+from pictures import assert_drawn
 from runs import HOSTILE, make_run
 from specreg.cli import main
 from specreg.files import write_json
@@ -141,9 +141,7 @@ def test_a_sweep_leaves_results_tables_and_pictures(sweep):
         "results.json", "table.md", "spectra.png", "methods.png", "scores.png", "outputs.png", "samples.png",
     ]  # fmt: skip
     for file in files[2:]:
-        with Image.open(file) as picture:
-            assert min(picture.size) > 200
-            assert len(picture.convert("L").resize((50, 50)).getcolors(256) or []) > 5  # not blank
+        assert_drawn(file)
     assert {file.stem for file in files[2:]} <= set(NAMES)  # of those, what is outdated is deleted
     assert "| C8-32 | SN | 2 | 501 ± 1 | 0.50 ± 0.00 | 13.00 ± 1.41 |" in files[1].read_text(encoding="utf-8")
     assert "- C8-32/dynamic-seed0: failed: no memory" in files[1].read_text(encoding="utf-8")
