@@ -10,6 +10,7 @@ from PIL import Image
 
 from specreg.experiments.methods import METHODS, record
 from specreg.files import write_json
+from specreg.monitor.verdict import Evidence, message
 from specreg.records import RunDirectory
 from spoilt import safetensors, tensor
 
@@ -75,8 +76,8 @@ def _watch(run: RunDirectory, step: int, name: str, *, lost: bool) -> None:
     evidence = {name: {"state": state, "since": 500, "before": 0.9, "now": 0.2, "confidence": 0.99}} if fallen else {}
     verdict = {"step": step, "iteration": step, "state": state, "since": 500 if fallen else None}
     verdict |= {"layers": list(evidence), "confidence": 0.99, "changed": step == FALL + 100}
-    message = f"{state} since iteration 500: the bulk fell from 0.90 to 0.20 in {name} (1 of 2)" if fallen else state
-    verdict |= {"message": message, "evidence": evidence}
+    told = {name: Evidence("collapsed", 500, 0.9, 0.2, 0.99)}
+    verdict |= {"message": message("collapsed", 500, [name], told) if fallen else state, "evidence": evidence}
     answers = {"spectra": {key: verdict[key] for key in UNMEASURED}} | ANSWERS
     if lost and step >= LOSS:
         verdict["state"] = "lost"

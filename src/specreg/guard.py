@@ -78,12 +78,10 @@ class Guard:
         if pin is not None:
             check_type("pin", pin, Pin)
         self.states = checked_states(states, tuple(dict.fromkeys((*SPECTRAL, *COVERED))))  # of spectra and coverage
-        if monitor._samples is None and set(self.states).isdisjoint(SPECTRAL):
-            logger.warning("guard: it cannot act: coverage, which it waits for, is not measured by this monitor")
         self.pin = pin
         self.switched_on: int | None = None
         self.restored: int | None = None
-        self._warned = False  # that step() is not called
+        self._warned = False  # that it cannot act, or that step() is not called
         self._num_unheard = 0  # calls of step() to which no verdict came
         self._monitor = monitor
         layers = find(monitor.module, only=only, skip=skip, title="guard")
@@ -108,6 +106,10 @@ class Guard:
 
     def __call__(self, verdict: Verdict) -> None:
         """Take a verdict: switch compensation on if it asks for it. The monitor calls this."""
+        waits_for_coverage = self.states and set(self.states).isdisjoint(SPECTRAL)
+        if waits_for_coverage and verdict.coverage.state == "not measured" and not self._warned:
+            self._warned = True
+            logger.warning("guard: it cannot act: coverage, which it waits for, is not measured by this monitor")
         own = {name: evidence for name, evidence in verdict.evidence.items() if name in self._watched}
         state, since, _ = gravest(own)
         # Spectra that fall are reason enough, coverage healthy or not: compensation is cheap, and was measured so.

@@ -207,7 +207,7 @@ def default_groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     groups = {child: tuple(layers) for child, layers in children.items() if len(layers) > 1}
     stems = Counter(_NUMBER.sub("", child.rpartition(".")[2]) for child in groups)
     # A list of networks has no single layer among its numbers, as a chain of blocks and layers has.
-    is_chain = any(child.rpartition(".")[2].isdecimal() for child in children.keys() - groups.keys())
+    is_chain = any(child in parts and child.rpartition(".")[2].isdecimal() for child in children)
     are_numbered_parts = any(
         count > 1 and (_NETWORK.search(stem) is None if stem else is_chain) for stem, count in stems.items()
     )

@@ -15,7 +15,8 @@ from specreg.cli import main
 from specreg.data.digits import StackedDigits
 from specreg.evaluation.mixtures import MixtureEvaluator
 from specreg.experiments.config import RunConfig, Settings
-from specreg.experiments.run import build_state, prepare_run
+from specreg.experiments.run import _go_on, build_state, prepare_run, saved_config
+from specreg.experiments.sources import open_checked
 from specreg.experiments.sources.images import Images
 from specreg.monitor.verdict import Verdict
 from specreg.records import RunDirectory
@@ -87,7 +88,6 @@ def test_a_damaged_checkpoint_is_passed_over(finished, copied):
     whole = bytearray((copied / "checkpoint.pt").read_bytes())
     whole[largest.header_offset + largest.file_size // 2] ^= 1  # in its numbers, not in the padding between entries
     (copied / "checkpoint.pt").write_bytes(whole)
-    shutil.copy(copied / "checkpoint.pt", copied / "checkpoint-best.pt")  # one file, where the last is the best
     assert torch.load(copied / "checkpoint-before.pt", weights_only=True)["step"] == 20
     code, said = train(copied)
     assert code == 0
@@ -95,7 +95,18 @@ def test_a_damaged_checkpoint_is_passed_over(finished, copied):
     assert "taking checkpoint-before.pt instead" in said
     assert_same_run(finished("static"), copied)
     assert (copied / "checkpoint-damaged.pt").read_bytes() == whole
-    assert torch.load(copied / "checkpoint-best.pt", weights_only=True)["step"] == 24
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_that_is_the_best_is_the_best_no_more(copied):
+    (copied / "checkpoint.pt").write_bytes((copied / "checkpoint.pt").read_bytes()[:-9])
+    shutil.copy(copied / "checkpoint.pt", copied / "checkpoint-best.pt")  # one file, where the last is the best
+    run = RunDirectory(copied)
+    config = saved_config(run)
+    state = build_state(config, open_checked(config.settings))
+    _go_on(run, state, main=True)
+    assert state.step == 20
+    assert not (copied / "checkpoint-best.pt").exists()
 
 
 @pytest.mark.slow

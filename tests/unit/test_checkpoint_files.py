@@ -239,7 +239,9 @@ def test_what_a_trainer_writes_beside_a_model_is_no_second_checkpoint(tmp_path):
     assert list(inspect([tmp_path]).layers[0]) == ["a"]
 
 
-@pytest.mark.parametrize("name", ["opt.pt", "optimus.pt", "netD.pth", "brain.pth"])
+@pytest.mark.parametrize(
+    "name", ["opt.pt", "optimus.pt", "netD.pth", "brain.pth", "model_and_optimizer.pth", "G_with_scheduler.pt"]
+)
 def test_what_is_only_called_alike_is_a_checkpoint(name, tmp_path):
     torch.save({"a.weight": torch.eye(3)}, tmp_path / name)
     assert list(inspect([tmp_path]).layers[0]) == ["a"]
@@ -259,13 +261,16 @@ def test_safetensors_that_a_training_writes_anew_are_read_whole_or_refused(tmp_p
         stored.read()
 
 
-@pytest.mark.parametrize("form", ["new", "old", "pickle"])
+@pytest.mark.parametrize("form", ["new", "old", "pickle", "npz"])
 def test_a_checkpoint_that_a_training_writes_anew_is_refused(form, tmp_path):
     path = tmp_path / "model.pkl"
     state = {"losses": [], "a.weight": torch.eye(30)}
 
     def write():
-        if form == "pickle":
+        if form == "npz":
+            with open(path, "wb") as file:
+                np.savez(file, **{"a.weight": state["a.weight"].numpy()})
+        elif form == "pickle":
             path.write_bytes(pickle.dumps(state))
         else:
             torch.save(state, path, _use_new_zipfile_serialization=form == "new")

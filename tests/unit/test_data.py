@@ -755,7 +755,8 @@ def test_a_test_part_has_no_more_classes_than_the_training_images(tmp_path, file
 
 
 def test_a_configurations_cache_holds_both_parts_which_are_then_opened_without_decoding(tmp_path, monkeypatch):
-    files = {f"{part}/{name}/0.png": value for part in ("train", "val") for name, value in (("a", 1), ("b", 2))}
+    shifts = {"train": 0, "val": 10}
+    files = {f"{part}/{name}/0.png": value + shifts[part] for part in shifts for name, value in (("a", 1), ("b", 2))}
     data = DataConfig(str(zipped(write(tmp_path / "set", files))), cache=str(tmp_path / "cache"), image_size=16)
 
     def both() -> list[ImageArrays]:
@@ -765,8 +766,9 @@ def test_a_configurations_cache_holds_both_parts_which_are_then_opened_without_d
     first = both()
     assert len([*(tmp_path / "cache").glob("*.npy")]) == 2
     monkeypatch.setattr("specreg.data.decoding.ImageFiles._image", None)
-    for one, other in zip(first, both(), strict=True):
+    for one, other, shift in zip(first, both(), shifts.values(), strict=True):
         assert one.images.shape == (2, 1, 16, 16)
+        assert other.images[:, 0, 0, 0].tolist() == [1 + shift, 2 + shift]
         assert torch.equal(one.images, other.images)
         assert (other.labels.tolist(), other.classes) == ([0, 1], ("a", "b"))
 

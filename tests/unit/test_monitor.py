@@ -108,7 +108,8 @@ def test_a_training_that_goes_on_with_samples_or_without_says_what_it_knows_itse
 
     def made(with_samples):
         options = {"samples": draw, "samples_every": 50, "scores": lambda x: x.sum(1)} if with_samples else {}
-        return specreg.Monitor(module, every=50, **options)
+        detector = specreg.Detector(specreg.Thresholds(warmup=0))
+        return specreg.Monitor(module, every=50, detector=detector, **options)
 
     first = made(begins)
     for now in range(0, 500, 50):
@@ -123,6 +124,7 @@ def test_a_training_that_goes_on_with_samples_or_without_says_what_it_knows_itse
     third = made(not begins)
     third.load_state_dict(saved(second)[0])
     assert third.verdict == second.verdict.unchanged()
+    assert ("modes not measured" in third.verdict.message) == begins
     # Where samples come back, what they had shown is still known.
     fourth = made(begins)
     fourth.load_state_dict(saved(second)[0])
@@ -1224,11 +1226,16 @@ class TestSamples:
         assert not any("give scores=" in message for message in caplog.messages)
 
     def test_a_guard_that_waits_for_what_is_not_measured_says_so(self, caplog):
-        specreg.Guard(specreg.Monitor(network()), states=("collapsed", "lost"))
-        specreg.Guard(sampled(network(), 0.05), states=("lost",))
+        for states, make in ((("collapsed", "lost"), specreg.Monitor), (("lost",), lambda d: sampled(d, 0.05))):
+            monitor = make(network())
+            specreg.Guard(monitor, states=states)
+            monitor.step(0)
         assert not any("cannot act" in message for message in caplog.messages)
-        specreg.Guard(specreg.Monitor(network()), states=("lost",))
-        assert any("cannot act" in message for message in caplog.messages)
+        monitor = specreg.Monitor(network())
+        specreg.Guard(monitor, states=("lost",))
+        for iteration in (0, 100):
+            monitor.step(iteration)
+        assert sum("cannot act" in message for message in caplog.messages) == 1
 
     def test_what_is_judged_is_sent_from_the_device_of_the_weights(self, current_devices, monkeypatch):
         module, seen = network(), []

@@ -57,7 +57,7 @@ def test_the_verdict_comes_first_and_names_state_layer_and_iteration(page):
     assert [section["id"] for section in page.attributes("section")] == order
     first = page.text[page.text.index("Of 3 runs") : page.text.index("Each curve is")]
     assert "Of 3 runs: 2 collapsed, 1 not watched." in first
-    assert "Collapsed since iteration 500: the bulk fell from 0.90 to 0.20 in blocks.1 (1 of 2)." in first
+    assert "Collapsed since iteration 500: the bulk of s_k/s_1 fell from 0.90 to 0.20 in blocks.1 (1 of 1)" in first
     assert re.search(r"0\s*steady\s*700\s*collapsed\s*900\s*guard on", first)
     assert first.index("SN, seed 2") < first.index("SN, seed 10") < first.index("static SR, seed 0")
 
@@ -170,50 +170,48 @@ def test_what_is_missing_has_a_column_a_curve_and_a_picture(tmp_path):
     assert told == [("Spectra", "collapsed", "500"), ("Coverage", "lost", "300"), ("Signal", "teaching", "")]
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """Return the figures that are drawn, which stay open until the test is over."""
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    yield drawn
+    monkeypatch.undo()
+    for figure in drawn:
+        plt.close(figure)
+
+
 @pytest.mark.parametrize("grids", [True, False])
-def test_titles_on_a_sheet_run_neither_into_each_other_nor_off_it(grids, tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+def test_titles_on_a_sheet_run_neither_into_each_other_nor_off_it(grids, tmp_path, figures):
     content, size = (Image.new("RGB", (32, 32)), (2.1, 2.2)) if grids else (lambda axis: axis.plot([0, 1]), None)
     titles = (
         "P(held-out image scores above generated)",
-        "SN, seed 0: never learnt",
+        "SN + orthogonality, seed 0: never learnt",
         "Real, img_align_celeba_cropped_128x128_train.zip",
     )
     parts = [Part([Panel(titles[number % 3], "", content, size=size) for number in range(5)])]
     write_sheet(tmp_path / "sheet.png", Illustration("scores", "Scores", "", parts))
-    monkeypatch.undo()
     (figure,) = figures
     boxes = [axis.title.get_window_extent() for axis in figure.axes]
-    plt.close(figure)
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
     assert boxes[0].x0 > 0
     assert boxes[-1].x1 < figure.bbox.x1
 
 
-def test_numbers_beside_a_panel_lie_on_it_whole(monkeypatch):
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+def test_numbers_beside_a_panel_lie_on_it_whole(figures):
     for least, most in ((0.00255, 0.0556), (-0.025, 0.01), (0.0021, 0.0029)):
         curves = {"real": {250: most, 1500: least}}
         picture(Panel("n", "n", functools.partial(plot_named, curves=curves)))
-    monkeypatch.undo()
-    for figure in figures:
-        labels = [label for label in figure.axes[0].get_yticklabels(which="both") if label.get_text()]
+        labels = [label for label in figures[-1].axes[0].get_yticklabels(which="both") if label.get_text()]
         assert min(label.get_window_extent().x0 for label in labels) >= 0
-        plt.close(figure)
 
 
-def test_a_sheet_of_runs_with_different_layers_has_the_legend_of_each(comparison, tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+def test_a_sheet_of_runs_with_different_layers_has_the_legend_of_each(comparison, tmp_path, figures):
     write_sheet(tmp_path / "layers.png", layers(open_cells([comparison])))
-    monkeypatch.undo()
     legends = [axis.get_legend() for axis in figures[0].axes if axis.get_legend() is not None]
     texts = [[text.get_text() for text in legend.get_texts()] for legend in legends]
     assert ["blocks.0", "blocks.1", "head"] in texts
     assert ["blocks.0", "blocks.1"] in texts
-    plt.close(figures[0])
 
 
 def test_a_picture_is_read_as_a_png_alone(tmp_path, monkeypatch):
@@ -259,6 +257,7 @@ def test_a_mean_says_how_many_runs_had_a_value():
 def test_what_would_be_rounded_to_nothing_has_two_digits():
     assert mean_and_spread([0.0031, 0.0019], 2) == "0.0025 ± 0.0008"
     assert mean_and_spread([0.0, 0.0], 2) == "0.00 ± 0.00"
+    assert mean_and_spread([-0.00124, 0.00116], 3) == "-0.000 ± 0.002"
 
 
 def test_scores_of_different_protocols_are_not_averaged(tmp_path):
@@ -488,9 +487,7 @@ def test_the_command_prints_the_path_and_each_verdict_and_overwrites_only_when_t
     assert main(["report", str(run), "-o", str(out)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == str(out)
-    assert printed[1].startswith(
-        "SN, seed 0: collapsed. Collapsed since iteration 500: the bulk fell from 0.90 to 0.20"
-    )
+    assert printed[1].startswith("SN, seed 0: collapsed. Collapsed since iteration 500: the bulk of s_k/s_1 fell")
     written = out.read_bytes()
     assert main(["report", str(run), "--out", str(out)]) == 2
     assert "exists: choose another name with --out, or replace it with --overwrite" in capsys.readouterr().err

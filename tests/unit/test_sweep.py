@@ -155,7 +155,12 @@ def test_a_runs_process_takes_no_module_from_the_folder_it_is_started_in_and_its
     run.path.mkdir()
     write_json(run.path / "sweep.json", {})  # so that it is refused at once
     monkeypatch.chdir(tmp_path)
-    assert processes.begin(run, 1).wait() == 2
+    process = processes.begin(run, 1)
+    try:
+        assert process.wait(timeout=300) == 2
+    finally:
+        process.kill()
+        process.wait()
     monkeypatch.setenv("MKL_NUM_THREADS", "16")
     given = {}
     monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **options: given.update(options["env"]))

@@ -353,6 +353,17 @@ def test_numbered_models_in_a_folder_with_a_number_are_of_one_series(run):
     assert [name for name, _ in judged(run)] == [f"{step}  mnist_64/model_#.bin" for step in (1, 2, 64, 65)]
 
 
+@pytest.mark.parametrize("name", ["model_{0}/model_{0}.pth", "save_{0}/D_{0}.pth", "{0}/D_{0}.pth"])
+def test_a_folder_that_repeats_its_files_number_is_of_a_time(name, run):
+    save(run, {name.format(step): SOUND for step in (1000, 2000, 3000)})
+    assert len({said.partition("  ")[2] for said, _ in judged(run)}) == 1
+
+
+def test_numbered_models_in_the_folder_of_each_epoch_are_not_one_series(run):
+    save(run, {f"epoch_{epoch}/D_{number}.pth": (SOUND, FALLEN)[number] for epoch in (1, 2) for number in (0, 1)})
+    assert [name for name, _ in judged(run)] == [f"{epoch}  D_{number}.pth" for epoch in (1, 2) for number in (0, 1)]
+
+
 def test_the_epoch_is_the_folders_whatever_number_the_files_name_has(run, real):
     for epoch, weight in ((1, SOUND), (2, SOUND), (3, FALLEN)):
         save(run, {f"epoch_{epoch}/pix2pix.pth": weight})

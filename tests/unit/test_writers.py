@@ -310,6 +310,12 @@ def test_pictures_come_whatever_the_steps_of_the_loop_are(monitor, tmp_path):
         monitor.step(iteration)
     assert [image.step for image in read_events(tmp_path).Images("spectrum/0")] == [40, 80, 120, 160]
     writer.close()
+    every = TensorBoardWriter(monitor, tmp_path / "every", images_every=1)
+    monitor.actions[:] = [every]
+    for iteration in (200, 203):
+        monitor.snapshot(iteration)
+    assert [image.step for image in read_events(tmp_path / "every").Images("spectrum/0")] == [200, 203]
+    every.close()
 
 
 def test_tensorboard_of_a_resumed_training_has_its_images_where_it_would_have_had_them(monitor, tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specreg.archives import opened, stored_entries
 from specreg.autopsy import torchfiles
-from specreg.autopsy.tensors import Stored, obstructed, read_region
+from specreg.autopsy.tensors import Stored, obstructed, read_region, require_unchanged
 from specreg.autopsy.torchfiles import Contents
 from specreg.files import check_file, exists, file_stamp, read_json, reading
 from specreg.names import listed, printable
@@ -27,7 +27,7 @@ INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
 # What trainers write beside a model.
 BESIDE = re.compile(
-    r"((\w+_)?(optimizer|scheduler)\w*|(\w+_)?optims?(_\w+)?|opt_?\d+|"
+    r"((?!\w*_(?:and|with)_)(\w+_)?(optimizer|scheduler)\w*|(\w+_)?optims?(_\w+)?|opt_?\d+|"
     r"(sampler|rng_state|random_states|dl_state_dict|custom_checkpoint|scaler|training_args)[_\d]*|"
     r"dataloader[-\w]*|.*optim_states)\.\w+|(brain|counter)\.ckpt"
 )
@@ -148,11 +148,12 @@ class _OtherError(ValueError):
 
 
 def _zipped(path: Path) -> Contents:
+    stamp = file_stamp(path)
     with opened(path) as archive:
         names = archive.namelist()
         ends = {name.rpartition("/")[2] for name in names}
         if names and all(name.endswith(".npy") for name in names):
-            return _arrays(path, archive)
+            return _arrays(path, stamp, archive)
         for entry, (what, remedy) in _ZIPPED.items():
             if entry in ends:
                 raise _OtherError(path, what, remedy.format(file=str(path)))
@@ -160,7 +161,7 @@ def _zipped(path: Path) -> Contents:
             raise _OtherError(path, "a zip archive", "unpack it, and inspect what is in it")
         entries = stored_entries(archive, path)
     with open(path, "rb") as stream:
-        return torchfiles.read_zip(path, stream, entries)
+        return torchfiles.read_zip(path, stamp, stream, entries)
 
 
 def _safetensors(path: Path) -> Contents:
@@ -220,7 +221,7 @@ def _sharded(path: Path) -> Contents:
     return {name: tensors[name] for name in sorted(tensors, key=_natural)}, left_out
 
 
-def _arrays(path: Path, archive: zipfile.ZipFile) -> Contents:
+def _arrays(path: Path, stamp: list[int], archive: zipfile.ZipFile) -> Contents:
     """Return numpy's arrays; Chainer's are named by the way to them, and W where torch's are named weight."""
     entries = archive.infolist()
     if sum(entry.file_size for entry in entries) > _MOST_UNPACKED * path.stat().st_size + _FLOOR:
@@ -240,18 +241,20 @@ def _arrays(path: Path, archive: zipfile.ZipFile) -> Contents:
             continue
         if min(shape, default=0) < 0 or begin + dtype.itemsize * math.prod(shape) != entry.file_size:
             raise ValueError(f"its array {entry.filename!r:.80} has another size than it says")
-        tensors[name] = Stored(shape, partial(_array, path, entry.filename))
+        tensors[name] = Stored(shape, partial(_array, path, stamp, entry.filename))
     return tensors, Counter()
 
 
-def _array(path: Path, entry: str) -> Tensor:
+def _array(path: Path, stamp: list[int], entry: str) -> Tensor:
     try:
         with opened(path) as archive, archive.open(entry) as file:
             array = np.lib.format.read_array(file, allow_pickle=False)  # a piece at a time, as opened() lets it
     except MemoryError:
         raise
     except Exception as error:  # of zlib and others
+        require_unchanged(path, stamp)
         raise _damaged(path, error) from error
+    require_unchanged(path, stamp)
     return torch.from_numpy(array.astype(f"f{min(8, array.dtype.itemsize)}"))
 
 

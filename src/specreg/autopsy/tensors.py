@@ -189,9 +189,14 @@ def read_region(path: Path, stamp: list[int], region: Bytes) -> bytearray:
     with reading(path), open(path, "rb") as file:
         file.seek(region.begin)
         size = file.readinto(content)
-        is_changed = file_stamp(path) != stamp
     if size != region.size:
         raise ValueError(f"{path} has become shorter while it was read: inspect it again")
-    if is_changed:
-        raise ValueError(f"{path} was written anew while it was read: inspect it again")
+    require_unchanged(path, stamp)
     return content
+
+
+def require_unchanged(path: Path, stamp: list[int]) -> None:
+    """Raise ValueError if a file was written anew since it had a stamp."""
+    with reading(path):
+        if file_stamp(path) != stamp:
+            raise ValueError(f"{path} was written anew while it was read: inspect it again")

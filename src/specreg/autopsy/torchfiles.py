@@ -33,7 +33,7 @@ _OTHER_ORDER = "a machine of the other bytes' order wrote it"
 Contents = tuple[dict[str, Stored], Counter[str]]
 
 
-def read_zip(path: Path, file: BinaryIO, entries: Mapping[str, Bytes]) -> Contents:
+def read_zip(path: Path, stamp: list[int], file: BinaryIO, entries: Mapping[str, Bytes]) -> Contents:
     """Return the tensors in a zip file of torch.save by dotted name, and reasons why others are left out, counted."""
     pickled = next((name for name in entries if name.endswith("/data.pkl")), "data.pkl")
     if pickled not in entries:
@@ -43,7 +43,6 @@ def read_zip(path: Path, file: BinaryIO, entries: Mapping[str, Bytes]) -> Conten
         file.seek(order.begin)
         if file.read(min(order.size, 3)) == b"big":
             raise ValueError(_OTHER_ORDER)
-    stamp = file_stamp(path)
     budget = Budget(stamp[0])
     begin, size = entries[pickled].begin, entries[pickled].size
     root, _ = read_pickle(Window(file, begin, begin + size, budget))

@@ -150,7 +150,7 @@ def own_images(path: Path) -> ImageSet:
 def _test_parts_beside(path: Path) -> Iterator[Path]:
     """Yield what is named like a training part, but for testing."""
     # A link's own name, then that of what it leads to.
-    for named in map(Path, (os.path.abspath(path), os.path.realpath(path))):
+    for named in dict.fromkeys(map(Path, (os.path.abspath(path), os.path.realpath(path)))):
         names: list[str] = []
         with contextlib.suppress(OSError):
             names = os.listdir(named.parent)

@@ -28,9 +28,10 @@ def execute_on_ray(
 ) -> None:
     """Run all jobs that wait on a Ray cluster, as many at a time as it has room for.
 
-    A run whose machine is lost goes on elsewhere from its checkpoint, up to twice. While a process of the lost
-    task still lives (a machine may only be cut off), it holds the run's lock, and the new task waits for it. A failed
-    run is recorded and the others go on; Ctrl-C, SIGTERM and the end of the time stop as in :func:`execute_all`.
+    A run that is stopped there, or whose machine is lost, goes on elsewhere from its checkpoint, up to twice. While a
+    process of the lost task still lives (a machine may only be cut off), it holds the run's lock, and the new task
+    waits for it. A failed run is recorded and the others go on; Ctrl-C, SIGTERM and the end of the time stop as in
+    :func:`execute_all`.
 
     Args:
         address: of the cluster; None joins the one of RAY_ADDRESS or of this machine, or starts one for this sweep.
@@ -119,7 +120,7 @@ class _Submissions:
             job.state = "waiting"
             self._later.append((time.monotonic() + _NOTICE, job))
         else:
-            self._fail(job, f"lost its machine {_LOSSES} times ({why})")
+            self._fail(job, f"was stopped or lost its machine {_LOSSES} times ({why})")
 
     def _fail(self, job: Job, error: str) -> None:
         job.state, job.error = "failed", error

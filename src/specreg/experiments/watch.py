@@ -5,6 +5,7 @@ written, and is looked at again until it no longer changes. A file whose name te
 """
 
 import fnmatch
+import glob
 import logging
 import math
 import os
@@ -98,6 +99,7 @@ class Folder:
     """
 
     endings: frozenset[str]
+    are_models: bool  # so that one name in the folders of several epochs is one model's
 
     def __init__(self, path: Path, *, files: Sequence[str] = ()) -> None:
         if not path.is_dir():
@@ -228,6 +230,9 @@ class Folder:
         told, is_numbered = self._told(item)
         *folders, name = item.relative_to(self.path).parts or (item.name,)
         own = not is_numbered and bool(times(Path(name).stem))  # the file itself tells the time
+        if own and folders and times(folders[-1]) == told[-1:]:
+            # save_100/D_100.pt repeats it, and nothing else is there; cifar10/ has more than D_10.pt.
+            own = any(times(other.stem)[-1:] not in ((), told[-1:]) for other in item.parent.iterdir())
         kept = [without_values(folder) for folder in folders if not _is_moment(folder, told, own=own)]
         return "/".join([*kept, without_values(name) if is_numbered else model_name(name)])
 
@@ -243,7 +248,10 @@ class Folder:
             return both, False
         is_accelerates = _ACCELERATE.fullmatch(item.name) is not None
         if len(own) == 1 and folders and labels(folders[-1]) == {"epoch"} and not labels(stem) and not is_accelerates:
-            return (*times(folders[-1])[:1], *own), False  # epoch_3/pix2pix.pth, epoch_3/grid_0.png
+            # epoch_3/D_900.pth, epoch_3/grid_0.png; but pix2pix.pth is there in each epoch
+            epoch, others = times(folders[-1])[:1], item.parent.parent.glob(f"*/{glob.escape(item.name)}")
+            is_model = self.are_models and any(other != item for other in others)
+            return (epoch, True) if is_model else ((*epoch, *own), False)
         kinds = {"step", "checkpoint", *(["epoch"] if is_accelerates else [])}
         alone = item.with_name(_NUMBER.sub("", item.name))  # the first of Accelerate's models has no number
         numbered = [folder for folder in reversed(folders) if times(folder) and "run" not in labels(folder)]
@@ -269,7 +277,7 @@ class Samples(Folder):
         warmup: see :class:`specreg.monitor.modes.ModeThresholds`, in what the names count.
     """
 
-    endings = SUFFIXES | {".npz"}
+    endings, are_models = SUFFIXES | {".npz"}, False
 
     def __init__(
         self,
@@ -377,7 +385,7 @@ class Checkpoints(Folder):
     (seed1) or that of one of several models tells them apart.
     """
 
-    endings = frozenset((*ENDINGS, ".json"))  # of the index of a checkpoint in several files
+    endings, are_models = frozenset((*ENDINGS, ".json")), True  # .json of the index of one in several files
 
     def __init__(self, path: Path, *, files: Sequence[str] = ()) -> None:
         super().__init__(path, files=files)

@@ -181,7 +181,7 @@ class SpectralMonitorCallback(Callback):
         if self.guard is not None and state["guard"] is not None:
             self.guard.load_state_dict(state["guard"])
         for name, action in self._stateful().items():
-            if name in state["actions"]:
+            if name in state.get("actions", {}):
                 action.load_state_dict(state["actions"][name])
 
     def _stateful(self) -> dict[str, Any]:

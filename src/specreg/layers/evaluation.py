@@ -20,8 +20,8 @@ def evaluating(network: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 
     So are vectors among the parameters, if a forward moves them. A buffer that a forward adds stays. A module whose
     class has a ``train`` or ``eval`` of its own keeps its mode: some merge weights there, or swap in an average. Data
-    parallelism's wrapper would communicate with the other processes; where a function calls it all the same it does
-    not, meanwhile. Of any other function only the random numbers are put back.
+    parallelism's wrapper would communicate with the other processes; where a function calls it all the same it calls
+    what is wrapped alone, meanwhile, and moves no inputs. Of any other function only the random numbers are put back.
     """
     if not isinstance(network, nn.Module):
         with frozen_random_numbers():

@@ -64,7 +64,7 @@ class _Recorder(TorchFunctionMode):
 def _used_by_forward(weight: Weight, value: Tensor) -> list[Tensor]:
     module: Any = weight.module
     # A legacy hook is not called here, and what it left is of the last pass, perhaps of another device.
-    left = {} if weight.legacy_hook is None else {weight.attribute: getattr(module, weight.attribute)}
+    left = {} if weight.legacy_hook is None else {weight.attribute: vars(module).get(weight.attribute)}
     try:
         vars(module).update(dict.fromkeys(left, value))
         if isinstance(module, nn.Linear):

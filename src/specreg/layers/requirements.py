@@ -95,7 +95,7 @@ def require_parametrizable(module: nn.Module, layers: Layers) -> None:
             )
 
 
-def parametrize(
+def parametrize_layers(
     module: nn.Module,
     layers: Layers,
     make: Callable[[str], MatrixParametrization],

@@ -190,7 +190,7 @@ class RollBack:
             logger.warning("iteration %d: not rolled back, nothing healthy was pinned yet", verdict.iteration)
             return
         began = [
-            answer.since - (answer.state == "dead")  # it was dead by then; of what falls it is when all was well
+            max(0, answer.since - (answer.state == "dead"))  # it was dead by then; of what falls all was well
             for answer in verdict.answers
             if answer.state in self.states and answer.since is not None
         ]

@@ -131,11 +131,12 @@ def tracker(name: str) -> Log:
 class JsonlWriter:
     """Append every snapshot to a file, one JSON object a line: iteration, singular values by layer, verdict.
 
-    Singular values have 6 significant digits; the verdict is ``Verdict.to_dict()``; where samples were read "reading"
-    has the numbers of what is missing. A training that is resumed, or goes back, whose monitor has loaded its state,
-    goes on in its file: the first snapshot drops the lines of its iteration and later ones, so that there is no line
-    twice. For the same reason samples that are read after a snapshot (:meth:`specreg.Monitor.snapshot`) replace its
-    line. A file that holds none of the monitor's past is another training's and is refused.
+    Singular values have 6 significant digits; the verdict is ``Verdict.to_dict()``, "changed" if any of its iteration
+    was; where samples were read "reading" has the numbers of what is missing. A training that is resumed, or goes back,
+    whose monitor has loaded its state, goes on in its file: the first snapshot drops the lines of its iteration and
+    later ones, so that there is no line twice. For the same reason samples that are read after a snapshot
+    (:meth:`specreg.Monitor.snapshot`) replace its line. A file that holds none of the monitor's past is another
+    training's and is refused.
 
     Args:
         monitor: takes the snapshots.
@@ -204,7 +205,7 @@ class TensorBoardWriter:
         target: a ``SummaryWriter`` of the training, which is left open, or a folder. In a folder the first snapshot
             after a resume, or after the monitor has loaded an older state, hides entries of its iteration and later
             ones, so that nothing is there twice; a new training that finds entries of another is warned.
-        images_every: snapshots between images; 0 for no images.
+        images_every: an image every so many times the monitor's ``every`` iterations; 0 for no images.
 
     Raises:
         ValueError: a bad option, or the package tensorboard is missing.
@@ -246,13 +247,15 @@ class TensorBoardWriter:
         for name, value in numbers.items():
             if before.get(name) != value:
                 writer.add_scalar(name, value, iteration)
+        every, past = self._monitor.every, self._monitor.history.iterations
+        last = max(self._written, default=past[-2] if len(past) > 1 else iteration - every)
         self._written = {iteration: numbers}
         if verdict.changed:
             writer.add_text("spectral_state", verdict.message, iteration)
         # By the iterations: a resumed training has its images where it would have had them, whatever its steps are.
-        past, every = self._monitor.history.iterations, self._monitor.every
-        last, period = past[-2] + every if len(past) > 1 else iteration, every * self.images_every
-        if period and (iteration + every) // period > last // period and not before:
+        period = every * self.images_every
+        is_due = period and (iteration + every) // period > (last + every) // period
+        if (is_due or self.images_every == 1) and not before:
             for name in self._monitor.history.layers:
                 s = self._monitor.history.singular_values(name)
                 if s.shape[-1] > 1:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from specreg.layers.find import Layers, find
-from specreg.layers.requirements import parametrize
+from specreg.layers.requirements import parametrize_layers
 from specreg.layers.selection import Selection
 from specreg.layers.weights import SpectrumChanging
 from specreg.names import integer
@@ -56,7 +56,7 @@ def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = N
     """
     iterations = integer("iterations", iterations, at_least=0)
     layers = find(module, only=only, skip=skip, title="orthogonalize")
-    parametrize(
+    parametrize_layers(
         module, layers, lambda _: Orthogonalization(iterations),
         is_taken=lambda use: bool(use.parametrizations) or use.legacy_hook is not None, does="bounds the weight",
     )  # fmt: skip

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from specreg.layers.find import Layers, find
-from specreg.layers.requirements import parametrize
+from specreg.layers.requirements import parametrize_layers
 from specreg.layers.selection import Selection
 from specreg.layers.weights import SpectrumPreserving
 from specreg.names import check_choice, checked_keep, shown
@@ -64,7 +64,7 @@ def spectral_regularization(
     keep = 1 if keep == "first" else checked_keep(keep)
     check_choice("gradient", gradient, get_args(Gradient))
     layers = find(module, only=only, skip=skip, title="spectral_regularization")
-    parametrize(
+    parametrize_layers(
         module, layers, lambda name: SpectralRegularization(keep, gradient, name),
         is_taken=lambda use: use.is_normalized or bool(use.normalizers), does="divides by s1",
     )  # fmt: skip

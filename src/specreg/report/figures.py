@@ -70,7 +70,7 @@ def plot_final(axis: Axes, runs: Sequence[Run], name: str, look: Mapping[str, St
     """Plot a layer's last s_k/s_1 of each group (Liu et al. 2019, figure 5), seeds thin and their mean thick."""
     for group, alike in grouped(runs).items():
         curves = [run.ratios(name)[-1][1] for run in alike if run.ratios(name)]
-        _plot_mean(axis, [dict(enumerate(curve, start=1)) for curve in curves], look[group], group)
+        _plot_mean(axis, [dict(enumerate(curve, start=1)) for curve in curves], look[group])
     _finish_distribution(axis)
 
 
@@ -115,7 +115,7 @@ def plot_curves(
 ) -> None:
     """Plot a number during training, from 0 to 1 if asked: thin lines for seeds, a thick one for each group's mean."""
     for group, alike in grouped(runs).items():
-        _plot_mean(axis, [curve for run in alike if (curve := curve_of(run))], look[group], group)
+        _plot_mean(axis, [curve for run in alike if (curve := curve_of(run))], look[group])
     if up_to_one:
         axis.set_ylim(0, 1.05)
     _finish_training(axis)
@@ -223,7 +223,7 @@ def words(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style, label: str) -> None:
+def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style) -> None:
     if not curves:
         return
     if len(curves) > 1:
@@ -234,13 +234,13 @@ def _plot_mean(axis: Axes, curves: Sequence[Mapping[int, float]], style: Style, 
             axis.plot(*zip(*points, strict=True), ".", color=style.colour, alpha=0.5)
     places = sorted(set.intersection(*(set(curve) for curve in curves)))
     means = {place: sum(curve[place] for curve in curves) / len(curves) for place in places}
-    _plot_curve(axis, means, style, width=2.2, label=words(label))
+    _plot_curve(axis, means, style, width=2.2)
 
 
-def _plot_curve(axis: Axes, curve: Mapping[int, float], style: Style, *, width: float, label: str = "") -> None:
+def _plot_curve(axis: Axes, curve: Mapping[int, float], style: Style, *, width: float) -> None:
     """Plot a line, or a point where a short run has no more."""
     lone: dict[str, Any] = {"marker": "o", "clip_on": False} if len(curve) == 1 else {"marker": ""}
-    look: dict[str, Any] = {"color": style.colour, "ls": style.pattern, "lw": width, "label": label or None}
+    look: dict[str, Any] = {"color": style.colour, "ls": style.pattern, "lw": width}
     axis.plot(list(curve), list(curve.values()), **look, **lone)
 
 

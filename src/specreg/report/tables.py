@@ -203,8 +203,9 @@ def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
     if not finite:
         return "-"
     mean = statistics.fmean(finite)
-    if 0 < abs(mean) < 10**-decimals:  # two digits of what would be rounded to nothing
-        decimals = min(6, 1 - math.floor(math.log10(abs(mean))))
+    most = max(abs(mean), statistics.stdev(finite) if len(finite) > 1 else 0.0)
+    if 0 < most < 10**-decimals:  # two digits of what would be rounded to nothing
+        decimals = min(6, 1 - math.floor(math.log10(most)))
     text = f"{mean:.{decimals}f}"
     if len(finite) > 1:
         text += f" ± {statistics.stdev(finite):.{decimals}f}"
