@@ -380,22 +380,15 @@ def fuzz(reader: Reader, examples: int, folder: Path) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
+@pytest.mark.parametrize("examples", [50, pytest.param(20_000, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", READERS)
-def test_a_reader_reads_or_says_in_one_line_what_is_wrong(name, tmp_path):
+def test_a_reader_reads_or_says_in_one_line_what_is_wrong(name, examples, tmp_path, capsys):
     before = peak_memory(anew=True)
-    read, refused = fuzz(READERS[name], 50, tmp_path)
-    assert read > 0
-    assert (read if READERS[name].sound else refused) > 5
-    assert peak_memory() - before < MEMORY
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("name", READERS)
-def test_twenty_thousand_times(name, tmp_path, capsys):
-    before = peak_memory(anew=True)
-    read, refused = fuzz(READERS[name], 20_000, tmp_path)
+    read, refused = fuzz(READERS[name], examples, tmp_path)
     grown = peak_memory() - before
-    with capsys.disabled():
-        print(f"\n{name}: {read} read, {refused} refused, {grown / 2**20:.0f} MiB more memory")  # noqa: T201
-    assert (read if READERS[name].sound else refused) > 500
+    if examples > 50:
+        with capsys.disabled():
+            print(f"\n{name}: {read} read, {refused} refused, {grown / 2**20:.0f} MiB more memory")  # noqa: T201
+    assert read > 0
+    assert (read if READERS[name].sound else refused) > max(5, examples // 40)
     assert grown < MEMORY

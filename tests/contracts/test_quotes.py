@@ -185,6 +185,27 @@ def test_a_sentence_is_written_from_the_records(document, sentence):
     assert re.sub(r"\s+", " ", sentence) in text
 
 
+def papers_width():
+    """Yield the rows of the tables of C8-32 at the paper's own width."""
+    names = {"sn": "SN", "static": "static SR", "dynamic": "dynamic SR, authors'"}
+    for run in record("cifar32")["runs"]:
+        if "preset paper, bf16" in run.get("changed", ""):
+            name = "dynamic SR, s₁ held" if "dynamic.scale" in run["changed"] else names[run["method"]]
+            by_step = {evaluation["step"]: evaluation for evaluation in run["evaluations"]}
+            for key, what, show in (
+                ("last_fd", "FD by the last weights", "{:.1f}"), ("fd", "FD by the running average", "{:.1f}"),
+                ("lost", "data lost, at least", "{:.0%}"),
+            ):  # fmt: skip
+                steps = range(1000 * (1 + run["seed"]), 10_001, 1000 * (1 + run["seed"]))
+                cells = [show.format(by_step[step][key]) if step in by_step else "-" for step in steps]
+                yield pytest.param(f"| {what}, {name} | {' | '.join(cells)} |", id=f"{name} {run['seed']} {key}")
+
+
+@pytest.mark.parametrize("row", papers_width())
+def test_the_tables_of_the_papers_width_are_the_records(row):
+    assert row in (RESULTS / "cifar32.md").read_text(encoding="utf-8")
+
+
 def test_tables_of_benchmarks_are_those_of_their_records(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     collapse, meter = (runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py")) for name in ("convolutions", "coverage"))
