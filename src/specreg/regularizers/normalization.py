@@ -120,6 +120,7 @@ def remove(module: nn.Module) -> list[str]:
             with torch.no_grad():
                 getattr(child, tensor).copy_(value)
             getattr(child, tensor).grad = None  # it was a gradient of another function
+            _forget_state_dict_hooks(child)
             undone.append(f"{name}.{tensor}" if name else tensor)
         for key, hook in list(child._forward_pre_hooks.items()):
             if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)):
@@ -147,10 +148,12 @@ def _own_class(module: nn.Module) -> None:
     module.__class__ = type(shared.__name__, shared.__bases__, members)
 
 
-def _forget_state_dict_hooks(module: nn.Module, hook: LegacySpectralNorm | LegacyWeightNorm) -> None:
+def _forget_state_dict_hooks(module: nn.Module, hook: LegacySpectralNorm | LegacyWeightNorm | None = None) -> None:
+    """Take off what a legacy hook has put beside itself, or what torch's weight_norm leaves: no pickle takes that."""
     for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
-        for key, registered in list(hooks.items()):
-            if getattr(registered, "fn", None) is hook:  # torch's wrapper of a hook has what the hook has
+        for key, registered in list(hooks.items()):  # torch's wrapper of a hook has what the hook has
+            is_legacys = hook is not None and getattr(registered, "fn", None) is hook
+            if is_legacys or getattr(registered, "__name__", "") == "_weight_norm_compat_hook":
                 del hooks[key]
 
 
