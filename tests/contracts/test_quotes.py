@@ -201,7 +201,7 @@ def papers_width():
                 yield pytest.param(f"| {what}, {name} | {' | '.join(cells)} |", id=f"{name} {run['seed']} {key}")
 
 
-@pytest.mark.parametrize("row", papers_width())
+@pytest.mark.parametrize("row", [*papers_width()])
 def test_the_tables_of_the_papers_width_are_the_records(row):
     assert row in (RESULTS / "cifar32.md").read_text(encoding="utf-8")
 
