@@ -10,6 +10,7 @@ import pytest
 from pictures import assert_drawn
 from runs import HOSTILE, make_run
 from specreg.cli import main
+from specreg.experiments.methods import METHODS
 from specreg.files import write_json
 from specreg.records import RunDirectory
 from specreg.report.figures import plot_by_setting, styles
@@ -260,7 +261,7 @@ def test_a_methods_line_is_the_same_in_each_setting_whichever_have_begun(tmp_pat
                   for part in shown.parts):  # fmt: skip
         figure, axis = plt.subplots()
         panel.content(axis)
-        patterns += [line.get_linestyle() for line in axis.lines if line.get_label() == "static SR"]
+        patterns += [line.get_linestyle() for line in axis.lines if line.get_color() == METHODS["static"].colour]
         plt.close(figure)
     assert patterns == ["--", "--"]
 
