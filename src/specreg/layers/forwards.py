@@ -64,7 +64,8 @@ class _Recorder(TorchFunctionMode):
 def _used_by_forward(weight: Weight, value: Tensor) -> list[Tensor]:
     module: Any = weight.module
     # A legacy hook is not called here, and what it left is of the last pass, perhaps of another device.
-    left = {} if weight.legacy_hook is None else {weight.attribute: vars(module).get(weight.attribute)}
+    names = {weight.attribute} if weight.legacy_hook is not None else set()
+    left = {name: vars(module)[name] for name in names & vars(module).keys()}
     try:
         vars(module).update(dict.fromkeys(left, value))
         if isinstance(module, nn.Linear):
