@@ -752,6 +752,7 @@ def test_remove_leaves_plain_weights_and_the_same_function(wrap, mode):
     hooks = [hook for layer in module.modules() for hook in layer._state_dict_hooks.values()]
     hooks += [hook for layer in module.modules() for hook in layer._load_state_dict_pre_hooks.values()]
     assert not any(hasattr(hook, "fn") for hook in hooks)  # as legacy spectral_norm's have
+    torch.testing.assert_close(module(x), expected)
     torch.testing.assert_close(pickle.loads(pickle.dumps(module))(x), expected)
     module.load_state_dict(module.state_dict())
     assert specreg.remove(module) == []

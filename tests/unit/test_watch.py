@@ -76,6 +76,13 @@ def test_lines_that_jpeg_has_blurred_are_lines():
         assert len(cut_grid(np.asarray(blurred.convert("RGB")), (16, 16))) == 16
 
 
+def test_images_need_not_be_squares():
+    noise = np.random.default_rng(0).integers(0, 256, (24, 12, 3), dtype=np.uint8)
+    tiles = cut_grid(noise, (8, 6))
+    assert tiles.shape == (6, 8, 6, 3)
+    assert np.array_equal(tiles[1], noise[:8, 6:])
+
+
 @pytest.mark.parametrize(
     ("size", "tile"), [((40, 40), (16, 16)), ((34, 33), (8, 8)), ((42, 42), (8, 8)), ((8, 8), (16, 16))]
 )

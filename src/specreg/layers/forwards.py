@@ -64,8 +64,8 @@ class _Recorder(TorchFunctionMode):
 def _used_by_forward(weight: Weight, value: Tensor) -> list[Tensor]:
     module: Any = weight.module
     # A legacy hook is not called here, and what it left is of the last pass, perhaps of another device.
-    names = {weight.attribute} if weight.legacy_hook is not None else set()
-    left = {name: vars(module)[name] for name in names & vars(module).keys()}
+    is_left = weight.legacy_hook is not None and weight.attribute in vars(module)
+    left = {weight.attribute: vars(module)[weight.attribute]} if is_left else {}
     try:
         vars(module).update(dict.fromkeys(left, value))
         if isinstance(module, nn.Linear):

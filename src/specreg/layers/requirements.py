@@ -1,4 +1,4 @@
-"""What has to hold of layers before they are written, parametrized or read."""
+"""What has to hold of layers before they are written, parametrized or read, and parametrizing them all or none."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -202,13 +202,12 @@ def mean_and_spread(values: Sequence[float | None], decimals: int) -> str:
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if not finite:
         return "-"
-    mean = statistics.fmean(finite)
-    most = max(abs(mean), statistics.stdev(finite) if len(finite) > 1 else 0.0)
-    if 0 < most < 10**-decimals:  # two digits of what would be rounded to nothing
+    mean, deviation = statistics.fmean(finite), statistics.stdev(finite) if len(finite) > 1 else 0.0
+    if 0 < (most := max(abs(mean), deviation)) < 10**-decimals:  # two digits of what would be rounded to nothing
         decimals = min(6, 1 - math.floor(math.log10(most)))
     text = f"{mean:.{decimals}f}"
     if len(finite) > 1:
-        text += f" ± {statistics.stdev(finite):.{decimals}f}"
+        text += f" ± {deviation:.{decimals}f}"
     # A run without a value is often the worst one: the KL of a generator that hits no mode.
     return text if len(finite) == len(values) else f"{text} ({len(finite)} of {len(values)})"
 
