@@ -42,7 +42,7 @@ def measure(case: str, device: torch.device) -> dict[str, object]:
 
 
 def watching(iterations: int = 600) -> dict[str, float]:
-    """Return what the monitor at its default interval costs of the smallest training there is, the digits'.
+    """Return what the monitor at its default interval costs of a small training, the digits'.
 
     Every iteration is timed with its call of the monitor, so that the share does not depend on the machine's load.
     """

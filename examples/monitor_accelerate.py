@@ -3,6 +3,7 @@
 Each process has its own monitor and guard of the bare discriminator: the weights are equal, and so are the verdicts.
 Only the main process writes. Monitor and guard go into Accelerate's checkpoints; the same command again goes on.
 
+    pip install accelerate
     accelerate launch examples/monitor_accelerate.py --steps 300 --checkpoint ring-checkpoint
 """
 

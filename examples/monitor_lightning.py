@@ -3,6 +3,7 @@
 specreg's part is spectral_norm in the module and the callback of the trainer. The callback compensates, once a collapse
 begins, right after the discriminator's optimizer, and logs to whatever logger the trainer has.
 
+    pip install '.[lightning]'
     python examples/monitor_lightning.py --steps 300
 """
 

@@ -56,7 +56,7 @@ _HELP = """\
 usage: specreg COMMAND [OPTIONS]
 
 Spectral regularization of GANs: keep the singular values of a discriminator
-from collapsing, and see it.
+from collapsing, and see whether they do.
 
 commands:
   compare    train SN (sn), static and dynamic SR side by side, and end with a

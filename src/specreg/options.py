@@ -20,6 +20,14 @@ from specreg.names import LEAST_GENERATED, FeatureName
 T = TypeVar("T")
 _BOX = re.compile("[─│╭╮╰╯]+")
 
+_JOBS = "Runs at the same time, which share the cores; by default one a core, no more than runs, and 1 with a GPU."
+_Jobs = Annotated[int | None, tyro.conf.arg(help=_JOBS)]
+_CHECKPOINT = (
+    "last: the newest; best: that of the least Fréchet distance; healthy: the last without an alarm; "
+    "end-STEP: the old end of a run that went back behind it to go on."
+)
+_Checkpoint = Annotated[str, tyro.conf.arg(help=_CHECKPOINT)]
+
 
 @dataclass
 class Compare:
@@ -37,8 +45,7 @@ class Compare:
     """Each method is run with each seed."""
     dry_run: bool = False
     """Say what the runs cost: the data are opened, nothing is trained and nothing written but a --cache."""
-    jobs: int | None = None
-    """Runs at the same time, which share the cores; by default one a core, no more than runs, and 1 with a GPU."""
+    jobs: _Jobs = None
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
 
@@ -64,14 +71,13 @@ class Sweep:
     """Output folder; runs/PRESET by default."""
     dry_run: bool = False
     """List cells, methods and what they cost; nothing is written."""
-    jobs: int | None = None
-    """Runs at the same time, which share the cores; by default one a core, no more than runs, and 1 with a GPU."""
+    jobs: _Jobs = None
     minutes: float | None = None
     """Stop after so many minutes; the same command again goes on."""
     retry: bool = False
     """Try runs again that have failed."""
     ray: str | None = None
-    """Run on a Ray cluster: its address, or --ray alone for the one that is there, or else one of this machine."""
+    """Run on a Ray cluster: its address, --ray alone joins that of RAY_ADDRESS or of this machine, or starts one."""
     cpus: float = 1.0
     """Ray: cores for each run."""
     gpus: float = 0.0
@@ -85,8 +91,8 @@ class Train:
 
     Begin with --data, --method, --steps, --seed and --out; the rest has defaults that fit the data.
 
-    The same command again goes on from the last checkpoint; a complete run stays as it is, or, with more --steps and
-    learning rates that do not decay, goes on to these.
+    The same command again goes on from the last checkpoint. A complete run stays as it is; given more --steps it goes
+    on, if its learning rates do not decay.
 
     With several processes: torchrun --nproc-per-node N -m specreg train ...
     """
@@ -114,9 +120,7 @@ class Evaluate:
     """Features that images are compared in; the run's own by default."""
     inception_weights: str | None = None
     """File of torch-fidelity's Inception weights; the run's own by default."""
-    checkpoint: str = "last"
-    """last, the newest; best, the one of the least Fréchet distance; healthy, the last without an alarm; end-STEP, of
-    an end that the run went back behind to go on."""
+    checkpoint: _Checkpoint = "last"
     json: bool = False
     """Print JSON."""
 
@@ -133,9 +137,7 @@ class Sample:
     """Images in a row, and rows; of points there are always 2,500."""
     seed: int = 0
     """Latent vectors."""
-    checkpoint: str = "last"
-    """last, the newest; best, the one of the least Fréchet distance; healthy, the last without an alarm; end-STEP, of
-    an end that the run went back behind to go on."""
+    checkpoint: _Checkpoint = "last"
 
 
 @dataclass
@@ -167,8 +169,8 @@ class Watch:
     """Watch a training that is not ours by what it saves: a line for each reading, as it appears.
 
     With --real the generated images: grids such as StyleGAN's fakes*.png and torchvision's, folders of images, npz
-    files. How much of the data do they miss? Without it the checkpoints: do their spectra collapse? A reading is
-    named by the number in its name. Nothing is written into the folder.
+    files. How much of the data do they miss? Without it the checkpoints: do their spectra collapse? A line begins
+    with the number in the file's name, or with that name. Nothing is written into the folder.
     """
 
     folder: tyro.conf.Positional[Path | None] = None

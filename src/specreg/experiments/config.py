@@ -73,7 +73,7 @@ class RecordConfig:
     spectra_every: int = 100
     """Singular values of every layer of the discriminator, and the verdict; at the end, too."""
     evaluate_every: int = 500
-    """Metrics during training, and at its end; 0 is only there."""
+    """Metrics; at the end, too, and with 0 there alone."""
     checkpoint_every: int = 500
     """Checkpoints."""
     samples: int = 5000
