@@ -188,9 +188,15 @@ def test_a_sentence_is_written_from_the_records(document, sentence):
 def papers_width():
     """Yield the rows of the tables of C8-32 at the paper's own width."""
     names = {"sn": "SN", "static": "static SR", "dynamic": "dynamic SR, authors'"}
+    forms = {
+        ("scale", "start"): "dynamic SR, s₁ held",
+        ("scale",): "dynamic SR, s₁ held, from 0",
+        ("start",): "dynamic SR, authors' scale, from 400",
+    }
     for run in record("cifar32")["runs"]:
         if "preset paper, bf16" in run.get("changed", ""):
-            name = "dynamic SR, s₁ held" if "dynamic.scale" in run["changed"] else names[run["method"]]
+            changes = re.findall(r"dynamic\.(\w+)", run["changed"])
+            name = forms.get(tuple(changes)) or names[run["method"]]
             by_step = {evaluation["step"]: evaluation for evaluation in run["evaluations"]}
             for key, what, show in (
                 ("last_fd", "FD by the last weights", "{:.1f}"), ("fd", "FD by the running average", "{:.1f}"),
