@@ -77,7 +77,7 @@ class Sweep:
     retry: bool = False
     """Try runs again that have failed."""
     ray: str | None = None
-    """Run on a Ray cluster: its address, --ray alone joins that of RAY_ADDRESS or of this machine, or starts one."""
+    """Run on a Ray cluster: its address; --ray alone joins RAY_ADDRESS's or this machine's, or else starts one."""
     cpus: float = 1.0
     """Ray: cores for each run."""
     gpus: float = 0.0
