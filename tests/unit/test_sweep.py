@@ -27,6 +27,7 @@ from specreg.experiments import jobs as processes
 from specreg.experiments.config import DataConfig, ModelConfig, RunConfig, Settings
 from specreg.experiments.interrupts import interruptible
 from specreg.experiments.jobs import end, execute_all, threads_of_each
+from specreg.experiments.methods import DynamicOptions, MethodOptions
 from specreg.experiments.presets import PRESETS, Cell, choose
 from specreg.experiments.run import prepare_run, saved_config
 from specreg.experiments.sweep import COMPARISON, Plan, cost, lay_out, saved_settings
@@ -80,6 +81,9 @@ def test_the_other_presets():
     assert conditional.settings.data == DataConfig(data="", image_size=32, conditional=True)
     reduced = choose(PRESETS["sttp"].cells, ["C64-32"])[0].settings
     assert (reduced.training.steps, reduced.training.batch_size, reduced.model.d_channels) == (100_000, 64, 32)
+    assert (reduced.training.generator_batch, reduced.methods.dynamic) == (1, DynamicOptions(start=0, scale="unit"))
+    # Its papers know no SR: it is the library's own, whose scale loses no training as the authors' did in C8-32.
+    assert all(cell.settings.methods == MethodOptions() for cell in PRESETS["stacked-mnist"].cells)
     assert [cell.settings for cell in PRESETS["digits"].cells] == [Settings()]
     cells = [cell.settings for cell in PRESETS["digits-grid"].cells]
     grid = {(settings.model.d_channels, settings.training.batch_size) for settings in cells}
