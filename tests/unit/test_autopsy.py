@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+import specreg
 from kinds import matrix_with_spectrum
 from specreg import display
 from specreg.autopsy.checkpoints import open_checkpoint
 from specreg.autopsy.figure import save
 from specreg.autopsy.order import ordered
 from specreg.autopsy.spectra import inspect, judge
+from specreg.monitor.actions import Pin
 from specreg.names import printable
 from spoilt import quiet, written
 
@@ -143,6 +145,18 @@ def test_of_a_training_state_only_weights_are_taken(tmp_path):
     assert dict(found.left_out) == {"of an optimizer": 2, "not named like a weight": 1}
     named = open_checkpoint(tmp_path / "c.pt", only=["pos_embed"])
     assert [weight.shape for weight in named.weights] == [(1, 2, 3)]
+
+
+def test_specregs_own_states_are_no_layers(tmp_path):
+    module = nn.ModuleDict({"rnn": nn.LSTM(4, 4), "out": nn.Linear(4, 3)})
+    monitor, pin = specreg.Monitor(module, every=1), Pin({"D": module})
+    for step in (1, 2, 3):
+        pin(monitor.step(step))
+    states = {"D": module.state_dict(), "monitor": monitor.state_dict(), "pin": pin.state_dict()}
+    found = open_checkpoint(saved(tmp_path, states))
+    assert [weight.name for weight in found.weights] == ["D.rnn.weight_ih_l0", "D.rnn.weight_hh_l0", "D.out"]
+    (own,) = found.left_out.values()
+    assert own >= 2 + 3 * len(pin.iterations) > 2
 
 
 def test_what_an_optimizer_holds_is_told_by_its_name(tmp_path):
@@ -567,7 +581,7 @@ def kinds_of_weights() -> dict[str, torch.Tensor]:
         "d.down.weight": blur.expand(64, 1, 4, 4).clone(), "d.filter.weight": torch.randn(9, 1, 4),
         "d.blur.kernel": blur.expand(64, 1, 4, 4).clone(), "d.bn.embed.weight": torch.ones(10, 32),
         "d.bn.gamma.weight": torch.ones(10, 32), "d.l_y.weight": torch.randn(10, 32), "d.fc.weight": torch.randn(1, 32),
-        "d.vq.codebook.weight": torch.randn(64, 8),
+        "d.vq.codebook.weight": torch.randn(64, 8), "d.flat.weight": torch.randn(1, 9, 16, 1, 2),
     }  # fmt: skip
 
 
@@ -580,10 +594,10 @@ def test_matrices_are_what_the_network_multiplies_with(tmp_path):
         "g.rgb.style.fc": (6, 8), "g.ada": (8, 144), "g.ada.affine": (16, 8), "d.bank.0": (24, 144),
         "d.bank.1": (24, 144), "d.bank.2": (24, 144), "d.bank.3": (24, 144), "d.video": (6, 108), "d.head": (1, 1536),
         "d.dw": (64, 9), "d.bn.embed": (10, 32), "d.bn.gamma": (10, 32), "d.l_y": (10, 32), "d.fc": (1, 32),
-        "d.vq.codebook": (64, 8),
+        "d.vq.codebook": (64, 8), "d.flat": (1, 288),
     }  # fmt: skip
     unjudged = {name for name, one in found.layers[0].items() if one.verdict == "-"}
-    assert unjudged == {"d.dw", "d.bn.embed", "d.bn.gamma", "d.l_y", "d.fc", "d.head", "d.vq.codebook"}
+    assert unjudged == {"d.dw", "d.bn.embed", "d.bn.gamma", "d.l_y", "d.fc", "d.head", "d.vq.codebook", "d.flat"}
     assert found.layers[0]["d.dw"].statistics is not None
     np.testing.assert_allclose(
         found.layers[0]["g.conv"].singular_values, spectrum_of(state["g.conv.weight"][0]), rtol=1e-4

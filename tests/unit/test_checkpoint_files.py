@@ -240,8 +240,12 @@ def test_what_a_trainer_writes_beside_a_model_is_no_second_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["opt.pt", "optimus.pt", "netD.pth", "brain.pth", "model_and_optimizer.pth", "G_with_scheduler.pt"]
-)
+    "name",
+    [
+        "opt.pt", "optimus.pt", "netD.pth", "brain.pth", "model_and_optimizer.pth", "G_with_scheduler.pt",
+        "bigvgan_discriminator_optimizer.pt",
+    ],
+)  # fmt: skip
 def test_what_is_only_called_alike_is_a_checkpoint(name, tmp_path):
     torch.save({"a.weight": torch.eye(3)}, tmp_path / name)
     assert list(inspect([tmp_path]).layers[0]) == ["a"]

@@ -25,9 +25,9 @@ from specreg.pickles import Bytes, LimitError
 
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^.]+)?\.json")
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".npz")
-# What trainers write beside a model.
+# What trainers write beside a model; bigvgan_discriminator_optimizer.pt has the discriminators in it.
 BESIDE = re.compile(
-    r"((?!\w*_(?:and|with)_)(\w+_)?(optimizer|scheduler)\w*|(\w+_)?optims?(_\w+)?|opt_?\d+|"
+    r"((?!\w*_(?:and|with)_|bigvgan_discriminator_)(\w+_)?(optimizer|scheduler)\w*|(\w+_)?optims?(_\w+)?|opt_?\d+|"
     r"(sampler|rng_state|random_states|dl_state_dict|custom_checkpoint|scaler|training_args)[_\d]*|"
     r"dataloader[-\w]*|.*optim_states)\.\w+|(brain|counter)\.ckpt"
 )

@@ -33,7 +33,8 @@ def modulated_layers(names: Iterable[str]) -> set[str]:
 
 def is_modulated(shape: tuple[int, ...], *, has_style: bool) -> bool:
     """Tell whether a weight (1, out, in, height, width) is a modulated convolution's, not one of three dimensions."""
-    return len(shape) == 5 and shape[0] == 1 and (has_style or shape[2] > _LARGEST_KERNEL)
+    looks_so = len(shape) == 5 and shape[0] == 1
+    return looks_so and (has_style or (shape[2] > _LARGEST_KERNEL and shape[3] == shape[4]))
 
 
 def num_kernels(shape: tuple[int, ...]) -> int:
