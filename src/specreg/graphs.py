@@ -31,6 +31,7 @@ def recorded(run: Callable[[], T], *, after: Callable[[], None] = lambda: None) 
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     # Other threads, such as one that pins a loader's batches, go on allocating meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # Without its stream a graph is captured on the device that was the current one at the first capture.
+    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
         result = run()
     return graph.replay, result

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from specreg.layers.find import find
+from specreg.layers.find import Layers, find
 from specreg.layers.selection import Selection
 from specreg.monitor.actions import Pin, checked_states
 from specreg.monitor.monitor import Monitor
@@ -100,6 +100,11 @@ class Guard:
         return None if self.switched_on is None else self._compensator
 
     @property
+    def layers(self) -> Layers:
+        """What it compensates once it is on, a mapping from name to layer that prints as a table."""
+        return self._compensator.layers
+
+    @property
     def acted(self) -> int:
         """How many calls of ``step()`` compensated."""
         return self._compensator.acted
@@ -137,7 +142,7 @@ class Guard:
         Raises:
             ValueError: as a compensator's ``step``.
         """
-        is_waiting = self.switched_on is None and self._compensator.layers  # it has none once it was removed
+        is_waiting = self.switched_on is None and self.layers  # it has none once it was removed
         if is_waiting and (self._monitor.verdict is None or self not in self._monitor.actions):
             self._num_unheard += 1
             if self._num_unheard == _MANY_STEPS:

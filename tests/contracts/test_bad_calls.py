@@ -94,6 +94,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: specreg.Monitor(nn.ModuleDict({"d": Wrapper()})),
         r"or a module around it, .* of no known layer \(specreg.register takes its class\): d.w_bar$",
     ),
+    "static of a list": (lambda: specreg.static_compensation([N(), N()]), "got list: put them into a torch.nn.ModuleD"),
     "remove from a number": (lambda: specreg.remove(5), "expected a torch"),
     "Monitor every 0": (lambda: specreg.Monitor(N(), every=0), "every must be an integer of at least 1"),
     "Monitor of nothing": (lambda: specreg.Monitor(nn.ReLU()), "no layer matched"),

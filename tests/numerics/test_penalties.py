@@ -1,5 +1,7 @@
 """The penalties equal sums over numpy's singular values of the weight that the network uses, and move nothing else."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,14 @@ def test_the_spectral_penalty_is_finite_where_s1_is_zero_or_repeated(exponent, d
         penalty.backward()
         assert penalty.item() == pytest.approx(value, rel=3e-3)
         assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_penalties_of_weights_that_are_not_finite_are_not_finite(value):
+    layer = nn.Linear(3, 2)
+    layer.weight.data[0, 0] = value
+    for penalty in (specreg.spectral_penalty, specreg.orthogonality_penalty, specreg.d_optimal_penalty):
+        assert not math.isfinite(penalty(layer).item())
 
 
 def test_the_spectral_penalty_of_biases_in_half_precision_does_not_overflow():

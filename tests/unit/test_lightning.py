@@ -226,12 +226,18 @@ def test_actions_with_a_state_are_resumed(tmp_path):
     [
         ({"discriminator": "critic"}, "the LightningModule has no discriminator 'critic'"),
         ({"discriminator": "nets.critic", "every": 0}, "every must be an integer of at least 1"),
-        ({"discriminator": "", "guard": True}, "one optimizer with parameters of '', the trainer has 2"),
+        ({"discriminator": "", "guard": True}, "one optimizer with its layers of '', the trainer has 2"),
     ],
 )
 def test_mistakes_are_named_when_the_training_starts(options, message):
     with pytest.raises(ValueError, match=message):
         fit(HandGan(), SpectralMonitorCallback(**options), batches=1)
+
+
+def test_parameters_that_the_guard_leaves_alone_may_have_an_optimizer_of_their_own():
+    callback = SpectralMonitorCallback("", guard={"only": "nets.critic"})
+    fit(HandGan(), callback, batches=1)
+    assert list(callback.guard.layers) == ["nets.critic"]
 
 
 def test_an_unknown_state_is_named_at_once():

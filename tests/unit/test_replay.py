@@ -6,6 +6,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from specreg.data.digits import StackedDigits
 from specreg.experiments.config import RunConfig
 from specreg.experiments.run import build_state
 from specreg.experiments.sources.images import Images
+from specreg.graphs import recorded
 from specreg.layers.find import find
 from specreg.regularizers import compensators, products
 from specreg.regularizers.products import ProductCompensation
@@ -416,3 +418,12 @@ def test_dynamic_compensation_is_by_decompositions(by_products):
     for _ in range(3):
         compensator.step()
     assert by_products == []
+
+
+def test_a_graph_is_captured_on_the_stream_on_which_it_was_warmed(monkeypatch):
+    """Left to itself torch.cuda.graph takes the device that was the current one at the first capture of all."""
+    cuda, stream = MagicMock(), MagicMock()
+    cuda.Stream.return_value = stream
+    monkeypatch.setattr(torch, "cuda", cuda)
+    recorded(lambda: None)
+    assert [call.kwargs["stream"] for call in cuda.graph.call_args_list] == [stream]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from specreg.guard import Guard
@@ -111,7 +110,7 @@ class SpectralMonitorCallback(Callback):
 
         Raises:
             ValueError: there is no such discriminator, a bad option, or for a guard not exactly one optimizer that
-                holds its parameters.
+                holds weights of its layers.
         """
         self._let_go()
         try:
@@ -128,7 +127,8 @@ class SpectralMonitorCallback(Callback):
             self._restore(self.monitor, self._loaded)
             self._loaded = None
         if self.guard is not None:
-            optimizer = _optimizer_of(module, self._path, trainer.optimizers)
+            weights = (tensor for layer in self.guard.layers.values() for use in layer.uses for tensor in use.sources)
+            optimizer = _optimizer_of(weights, self._path, trainer.optimizers)
             self._handle = optimizer.register_step_post_hook(self._compensate)
 
     def on_train_batch_end(
@@ -204,13 +204,15 @@ class SpectralMonitorCallback(Callback):
             self._handle = None
 
 
-def _optimizer_of(module: nn.Module, path: str, optimizers: Iterable[torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    ids = {id(parameter) for parameter in module.parameters()}
+def _optimizer_of(
+    weights: Iterable[torch.Tensor], path: str, optimizers: Iterable[torch.optim.Optimizer]
+) -> torch.optim.Optimizer:
+    ids = {id(weight) for weight in weights}
     matching = [
         optimizer
         for optimizer in optimizers
         if any(id(parameter) in ids for group in optimizer.param_groups for parameter in group["params"])
     ]
     if len(matching) != 1:
-        raise ValueError(f"the guard needs one optimizer with parameters of {path!r}, the trainer has {len(matching)}")
+        raise ValueError(f"the guard needs one optimizer with its layers of {path!r}, the trainer has {len(matching)}")
     return matching[0]

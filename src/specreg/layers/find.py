@@ -3,7 +3,7 @@
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -244,7 +244,8 @@ def find(
 def require_whole(module: nn.Module) -> None:
     """Raise TypeError if it is no module, ValueError if ``fully_shard`` has taken it: what is written gets lost."""
     if not isinstance(module, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
+        several = ": put them into a torch.nn.ModuleDict" if isinstance(module, (list, tuple, Mapping)) else ""
+        raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}{several}")
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # which has been imported then
     if fsdp is not None and any(isinstance(child, fsdp.FSDPModule) for child in module.modules()):
         raise ValueError(_SHARDED)

@@ -60,7 +60,7 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
 def _distances(samples: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean distance of all pairs, and each sample's distance to its nearest neighbour."""
     parts = torch.view_as_real(samples) if samples.is_complex() else samples
-    flat = parts.detach().reshape(len(samples), -1).double().cpu()
+    flat = parts.detach().reshape(len(samples), -1).cpu().double()
     distances = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
     count = len(flat)
     mean = distances.sum() / (count * (count - 1))

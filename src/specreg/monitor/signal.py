@@ -46,8 +46,8 @@ def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tens
 def _flat(scores: Any) -> Tensor:
     """Return a score for each sample, the mean over a map and the sum over a list; (N,)."""
     outputs = [scores] if isinstance(scores, Tensor) else list(scores)
-    rows = (output.detach().double().reshape(output.shape[:1].numel(), -1) for output in outputs)
-    return torch.stack([row.mean(1).cpu() for row in rows]).sum(0)
+    rows = (output.detach().cpu().double().reshape(output.shape[:1].numel(), -1) for output in outputs)
+    return torch.stack([row.mean(1) for row in rows]).sum(0)
 
 
 class SignalJudge:

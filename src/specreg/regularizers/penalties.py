@@ -130,7 +130,13 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
     layers = find(module, only=only, skip=skip, title="spectral_penalty")
 
     def excess(matrix: Tensor) -> Tensor:
-        square = torch.linalg.eigvalsh(_gram(matrix))[..., -1]
+        product = _gram(matrix)
+        try:
+            square = torch.linalg.eigvalsh(product)[..., -1]
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            if bool(torch.isfinite(product).all()):
+                raise
+            return product.sum()  # as the other penalties: a loss that is not finite, which a scaler may skip
         power = square.clamp_min(torch.finfo(square.dtype).tiny) ** (exponent / 2)  # a root's slope at 0 is infinite
         return (power - 1).square().sum()
 
