@@ -95,12 +95,16 @@ def paper() -> list[Cell]:
     Deviations from the paper and the authors' code:
     - compensation after every 5th discriminator step; the authors compensate after each of the 5 discriminator steps
       of every 5th iteration: as often, but in bursts
+    - power iteration takes a step for each update of the discriminator, on real and generated images together, and its
+      vectors are renewed by a compensation; the authors' takes one for each of the two batches, and goes on from its own
     - batches are drawn with replacement; the authors shuffle epochs
     - i = 0.5 r is rounded up, the authors round down; linear layers are compensated, too, where the authors take
       convolutions only (the last one, of rank one, is not changed by it)
     - the dynamic record is kept in the checkpoint; the authors' is lost when a training is resumed
     - scores are those of --samples generated against --reference real training images in the features that the
-      records name: no FID and no Inception Score unless these are Inception's
+      records name: no FID and no Inception Score unless these are Inception's; the authors' code has 5,000 and 50,000,
+      every 1,000 iterations
+    - STL-10's networks are the 32x32 ones with a start of 6x6: the authors' are not in their code
     - last checkpoint; the paper's scores of collapsed runs are the best before the collapse
     - float32 on any device; the authors' SVDs are numpy's on the CPU
     """
@@ -175,14 +179,17 @@ def imagenet() -> list[Cell]:
     """The two ImageNet settings of Liu et al. 2019 (longer text): 512-64 and 2048-64, 128x128, conditional.
 
     Adam with 1e-4 (generator) and 4e-4 (discriminator), beta (0, 0.999), 1 discriminator step a generator step, 64
-    channels in both networks; 32 images a micro-batch, as the authors, of which 16 or 64 make an update.
+    channels in both networks; 32 images a micro-batch, as the authors, of which 16 or 64 make an update; the
+    generator's batch is as large.
 
     Deviations from the paper and the authors' code:
     - one process accumulates all micro-batches; the authors have 4 GPUs with 16 each for 2048
-    - 75,000 steps without decay, where the paper's curves end; its schedule is not known
-    - the generator's batch is as large as the discriminator's
-    - compensation from the first step on; the published 2048-64 run switches it on at 40,000
-    - batches with replacement; scores as in the preset paper
+    - 75,000 steps without decay, where the paper's curves end; 500,000 without decay in the authors' code
+    - compensation from the first step on; the published 2048-64 run switches it on at 40,000, for the dynamic scheme
+      --dynamic.start 40000
+    - no spectral normalization in the generator, no bias in the discriminator's last layer, images resized by Lanczos'
+      filter; the authors have both, and resize bilinearly
+    - power iteration, batches and scores as in the preset paper
     """
     default = recipe(DataConfig(data="", image_size=128, conditional=True))
     training = replace(default.training, steps=75_000, batch_size=32, d_steps=1, d_lr=4e-4, g_lr=1e-4, beta2=0.999)
