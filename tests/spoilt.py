@@ -245,6 +245,5 @@ def written(folder: Path, content: bytes, name: str = "m.bin") -> Path:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without torch's warnings on what it is going to give up."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         yield

@@ -124,8 +124,7 @@ def read_tensors(path: Path) -> Contents:
         return _safetensors(path)
     try:
         if head.startswith(b"PK"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of numpy, before it fails on an odd header
+            with warnings.catch_warnings(action="ignore"):  # of numpy, before it fails on an odd header
                 return _zipped(path)
         # Every protocol of pickles since 2 begins so; the older ones begin with any of their instructions.
         if head.startswith(b"\x80") or path.suffix in (".pkl", ".pickle"):

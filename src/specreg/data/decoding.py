@@ -150,8 +150,7 @@ def _decoded(content: bytes) -> Image.Image:
     """
     if len(content) > LARGEST_FILE:
         raise ValueError(f"more than {LARGEST_FILE} bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
         warnings.filterwarnings("ignore", category=UserWarning)  # about odd files, and transparency in palettes
         image = open_picture(io.BytesIO(content))
         image.load()

@@ -38,8 +38,7 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_si
         Binkowski et al. 2018, section 4.
     """
     size = min(subset_size, len(real), len(fake))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about memory: it stores these features, once
+    with warnings.catch_warnings(action="ignore"):  # about memory: it stores these features, once
         metric = KernelInceptionDistance(
             feature=_identity(real.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=_SYNC
         )

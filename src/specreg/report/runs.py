@@ -120,8 +120,7 @@ class Run:
             return None
         check_file(path)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
                 with Image.open(path, formats=["PNG"]) as picture:  # of a stranger's file: no other reader is asked
                     picture.load()
                     return picture.convert(picture.mode if picture.mode in ("L", "RGB") else "RGB")

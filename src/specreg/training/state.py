@@ -159,8 +159,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with opened(path) as archive:
             stored_entries(archive, path)
             damaged = archive.testzip()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of what an odd file may be short before it fails on it
+        with warnings.catch_warnings(action="ignore"):  # torch warns before it fails on an odd file
             state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
