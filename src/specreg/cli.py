@@ -348,15 +348,16 @@ def _evaluate(arguments: list[str]) -> int:
 
     given = parse(Evaluate(), arguments)
     _check_checkpoint(given.checkpoint)
-    if given.samples is not None:
-        integer("samples", given.samples, at_least=10)
     with _imports("evaluate"):
         from specreg import display
+        from specreg.experiments.config import FEWEST_SAMPLES
         from specreg.experiments.run import evaluate_run
         from specreg.records import RunDirectory
 
     names = ("samples", "reference", "reference_split", "features", "inception_weights")
     changed = {name: value for name in names if (value := getattr(given, name)) is not None}
+    for name in changed.keys() & {"samples", "reference"}:
+        integer(name, changed[name], at_least=FEWEST_SAMPLES)
     values = evaluate_run(RunDirectory(given.run), which=given.checkpoint, **changed)
     if given.json:
         sys.stdout.write(json.dumps(values, indent=2) + "\n")

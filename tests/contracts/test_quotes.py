@@ -78,6 +78,19 @@ def ring_rows():
         yield f"| {method} | {lost} | {modes} | {statistics.fmean(whole):.0%} |"
 
 
+def losses_rows():
+    """Yield the beginnings of the rows of losses on the same page: distances on digits and on CIFAR-10 at 8x8."""
+    digits, small = record("digits-losses")["runs"], record("cifar8")
+    titles = {"hinge": ("hinge", ""), "non-saturating, R1 (γ = 1)": ("non-saturating, R1 (γ = 1)", ", R1"),
+              "R3GAN's (relativistic, R1 and R2, γ = 1)": ("R3GAN's (R1 and R2, γ = 1)", ", R3GAN's loss")}  # fmt: skip
+    for loss, (title, suffix) in titles.items():
+        of_loss = [run for run in digits if run["loss"] == loss]
+        methods = ("SN", "static SR", "no normalization")
+        spreads = [spread(of(of_loss, method), "fd", 1) for method in methods]
+        spreads += [spread(small[f"{method}{suffix}"], "fd", 1) for method in methods]
+        yield f"| {title} | {' | '.join(spreads)} |"
+
+
 def fast_distances():
     """Yield each method's Fréchet distance in the setting in which a convolution's spectrum collapses."""
     runs = record("verdict/convolutions")
@@ -96,7 +109,9 @@ def p_values():
     small = record("cifar8")
     yield "docs/results/cifar8.md", f"Wilcoxon p = {p_value(small['static SR'], small['SN']):.2f}"
     pair = small["static SR, R3GAN's loss"], small["SN, R3GAN's loss"]
-    yield "docs/results/cifar8.md", f"Wilcoxon\n  p = {p_value(*pair):.3f}"
+    yield "docs/results/cifar8.md", f"Wilcoxon p = {p_value(*pair):.3f}"
+    for page in ("cifar8", "index"):
+        yield f"docs/results/{page}.md", f"(p = {p_value(*pair):.3f})"
     fast = [{**run, **run["evaluations"][-1]} for run in record("verdict/convolutions")]
     for page, first, second, text in (
         ("link", "dynamic", "sn", "Wilcoxon p = {:.3f}"), ("link", "static", "sn", "in 8 (p = {:.2f})"),
@@ -153,7 +168,7 @@ def sentences():
                 yield "docs/results/index.md", f"in {lost} (95%: {interval}), static SR in none"
                 modes = ", ".join(str(run["modes"]) for run in sorted(runs, key=lambda run: run["seed"]))
                 yield "docs/results/mixtures.md", f"Modes under SN, seeds 0 to 19: {modes}."
-    for row in ring_rows():
+    for row in (*ring_rows(), *losses_rows()):
         yield "docs/results/which.md", row
     for distance in fast_distances():
         for page in ("which", "index"):

@@ -94,8 +94,8 @@ class RecordConfig:
     def coverage_every(self) -> int:
         """The iterations between readings of coverage: at each evaluation, and in equal parts between them if need be.
 
-        Each is made at the next snapshot of the spectra. Parts have 50 to 250 iterations and divide 250 if they can;
-        where none fit, as of a prime number, readings are 250 apart.
+        Each is made at the next snapshot of the spectra, which need not be an evaluation's step. Parts have 50 to 250
+        iterations and divide 250 if they can; where none fit, as of a prime number, readings are 250 apart.
         """
         if self.evaluate_every <= _MOST_BETWEEN:
             return self.evaluate_every or _MOST_BETWEEN

@@ -96,14 +96,14 @@ def paper() -> list[Cell]:
     - compensation after every 5th discriminator step; the authors compensate after each of the 5 discriminator steps
       of every 5th iteration: as often, but in bursts
     - power iteration takes a step for each update of the discriminator, on real and generated images together, and its
-      vectors are renewed by a compensation; the authors' takes one for each of the two batches, and goes on from its own
+      vectors are renewed by a compensation; the authors' takes one for each of the two batches and goes on from its own
     - batches are drawn with replacement; the authors shuffle epochs
     - i = 0.5 r is rounded up, the authors round down; linear layers are compensated, too, where the authors take
       convolutions only (the last one, of rank one, is not changed by it)
     - the dynamic record is kept in the checkpoint; the authors' is lost when a training is resumed
     - scores are those of --samples generated against --reference real training images in the features that the
       records name: no FID and no Inception Score unless these are Inception's; the authors' code has 5,000 and 50,000,
-      every 1,000 iterations
+      every 1,000 iterations (5,000 on ImageNet), and one split for the Inception Score
     - STL-10's networks are the 32x32 ones with a start of 6x6: the authors' are not in their code
     - last checkpoint; the paper's scores of collapsed runs are the best before the collapse
     - float32 on any device; the authors' SVDs are numpy's on the CPU

@@ -482,8 +482,7 @@ def _spread(count: int) -> slice:
 def _size(file: Path) -> tuple[int, int] | None:
     """Return an image's height and width, None where it has no header yet."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            with open_picture(file) as image:
-                return image.height, image.width
+        with warnings.catch_warnings(action="ignore"), open_picture(file) as image:
+            return image.height, image.width
     except Exception:  # a damaged image makes its reader fail anywhere; reading it says why
         return None

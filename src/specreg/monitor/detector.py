@@ -36,7 +36,7 @@ class Thresholds:
         window: iterations within which a fall counts as fast.
         fast: part of the highest bulk within the window whose loss means "collapsing".
         together: the same, where at least half of a group's layers (of three or more) have lost that much.
-        long_window: iterations within which a slower fall counts; no longer than ``window``, none does.
+        long_window: iterations within which a slower fall counts; if no longer than ``window``, none is looked for.
         sustained: part of the highest bulk within the long window whose loss means "collapsing".
         far: part of the highest bulk since the warm-up whose loss, however slow, means "collapsing" if it lasts a
             whole window, which a dip at the end of a long drift does not.

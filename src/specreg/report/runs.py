@@ -120,10 +120,12 @@ class Run:
             return None
         check_file(path)
         try:
-            with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-                with Image.open(path, formats=["PNG"]) as picture:  # of a stranger's file: no other reader is asked
-                    picture.load()
-                    return picture.convert(picture.mode if picture.mode in ("L", "RGB") else "RGB")
+            with (
+                warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+                Image.open(path, formats=["PNG"]) as picture,  # of a stranger's file: no other reader is asked
+            ):
+                picture.load()
+                return picture.convert(picture.mode if picture.mode in ("L", "RGB") else "RGB")
         except Exception as error:  # a damaged image makes its decoder fail anywhere
             raise ValueError(f"{path} is damaged: it is no picture; remove it or restore it") from error
 
