@@ -438,7 +438,9 @@ def _watch(arguments: list[str]) -> int:
         if any(getattr(given, name) != getattr(Watch, name) for name in _FOR_IMAGES):
             names = ", ".join(f"--{name.replace('_', '-')}" for name in _FOR_IMAGES)
             raise ValueError(f"{names} are for images: give real ones with --real")
-        folder = Checkpoints(given.folder, files=given.files)
+        folder = Checkpoints(given.folder, files=given.files, layers=given.only)
+    elif given.only:
+        raise ValueError("--only is for checkpoints: leave it out, or leave out --real")
     else:
         extractor = None if given.features is None else open_extractor(given.features)
         folder = Samples(

@@ -177,6 +177,8 @@ class Watch:
     """Where the training saves its samples or checkpoints."""
     real: str | None = None
     """Real images: digits, or a path as train --data takes it."""
+    only: tuple[str, ...] = ()
+    """Layers of checkpoints to take, as inspect takes them: names or globs; a name stands for everything below it."""
     files: tuple[str, ...] = ()
     """Globs of the names to read: where other pictures lie beside the samples, or files have no ending."""
     image_size: int | None = None
@@ -226,6 +228,10 @@ def parse(defaults: T, arguments: Sequence[str], *, methods: Collection[str] = (
     Help leaves the options of methods out that are not named in the arguments or, where none is, not in ``methods``.
     """
     command = type(defaults).__name__.lower()
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if not argument or re.fullmatch(r"--[\w.-]+=", argument):
+            named = argument.rstrip("=") or before or "an argument"
+            raise ValueError(f"{named} is given nothing: is a variable of the shell not set?")
     lists = {name for name, value in vars(defaults).items() if isinstance(value, tuple)}
     given = Counter(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
     for option, count in given.items():

@@ -308,6 +308,13 @@ def test_several_checkpoints_are_judged_against_their_past(levels, verdict, tmp_
     assert found.verdict.state == verdict
 
 
+def test_a_wide_gap_makes_no_slow_fall_a_fast_one(tmp_path):
+    levels, steps = [0.9 - 0.04 * index for index in range(10)] + [0.53], [*range(1000, 11_000, 1000), 50_000]
+    paths = series(tmp_path, levels, [f"step_{step}.safetensors" for step in steps])
+    for some in (paths, paths[:-1]):
+        assert next(iter(inspect(some).verdicts.values())).state == "steady"
+
+
 def test_a_series_is_judged_by_the_bulks_alone(tmp_path):
     found = inspect(series(tmp_path, [0.9, 0.85, 0.3], [f"step_{step}" for step in range(3)]))
     bare = [{name: replace(one, singular_values=None) for name, one in layers.items()} for layers in found.layers]
@@ -368,6 +375,9 @@ def test_a_layer_that_is_zero_in_one_checkpoint_is_judged_by_the_others(parts, v
         ("a1/x_9.pt a2/x_9.pt", None, ""),
         ("x_1.pt x.pt", None, ""),
         ("best.pt last.pt", None, ""),
+        ("net_d_5000.pth net_d_10000.pth net_d_latest.pth", (5000, 10000, 10001), "numbers in the files"),
+        ("5_net_D.pth 10_net_D.pth latest_net_D.pth", (5, 10, 11), "numbers in the files"),
+        ("epoch_2nd_00002.pth epoch_2nd_00010.pth", (2, 10), "numbers in the files"),
         ("net_v1.pt net_v2.pt", None, ""),
         ("net_5.9312.pt net_4.1.pt", None, ""),
         ("net-fid12.pt net-fid9.pt", None, ""),

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,7 @@ def test_what_is_no_grid_is_not_cut(size, tile):
         ("D_20240501-123140", ()), ("D_20240501_123140_step_50", (50,)), ("step_20240501", (20_240_501,)),
         ("generated_1200_0f3c9a1b2d4e5f60718a", (1200,)), ("netG_A2B", ()), ("d00100000", (100_000,)),
         ("CKPT+2024-05-01+12-30-50+01", ()), ("netD_epoch_3_1200", (3, 1200)), ("256_epoch_3_rank_0", (3,)),
+        ("epoch_2nd_00010", (10,)), ("D_10th_epoch", (10,)),
     ],
 )  # fmt: skip
 def test_a_single_name_tells_its_time(name, expected):
@@ -345,14 +347,38 @@ def test_checkpoints_of_one_model_are_one_series_whatever_else_their_names_say(n
 
 
 @pytest.mark.parametrize("folder", ["epoch_{}", "checkpoint_model_{:06}"])  # the latter is DMD2's
-def test_the_first_of_accelerates_models_tells_that_the_second_has_a_number_of_its_own(folder, run):
+@pytest.mark.parametrize("model", ["model", "pytorch_model_fsdp"])
+def test_the_first_of_accelerates_models_tells_that_the_second_has_a_number_of_its_own(folder, model, run):
     for step in (1, 2):
         path = run / folder.format(step)
         path.mkdir()
-        for name in ("model", "model_1"):
+        for name in (model, f"{model}_1"):
             save_file({"conv.weight": SOUND}, path / f"{name}.safetensors")
     names = [name for name, _ in judged(run)]
-    assert names == [f"{step}  {name}.safetensors" for step in (1, 2) for name in ("model", "model_1")]
+    assert names == [f"{step}  {name}.safetensors" for step in (1, 2) for name in (model, f"{model}_1")]
+
+
+def test_a_folder_that_is_removed_while_it_is_read_ends_nothing(run, monkeypatch):
+    path = run / "checkpoint_500" / "netD_500.pt"
+    save(run, {"checkpoint_500/netD_500.pt": SOUND})
+    folder = Checkpoints(run)
+    read = folder.read
+
+    def read_and_remove(files):
+        content = read(files)
+        shutil.rmtree(path.parent)
+        return content
+
+    monkeypatch.setattr(folder, "read", read_and_remove)
+    assert [notice.state for notice in folder.look(last=True)] == ["not judged"]
+
+
+def test_layers_of_checkpoints_can_be_chosen(run):
+    for step in (1, 2, 3):
+        teacher = SOUND if step < 3 else FALLEN
+        save_file({"teacher.weight": teacher, "head.weight": SOUND.clone()}, run / f"D_{step}.safetensors")
+    found = [notice.state for notice in Checkpoints(run, layers=["head"]).look(last=True)]
+    assert found == ["not judged", "steady", "steady"]
 
 
 def test_numbered_models_in_a_folder_with_a_number_are_of_one_series(run):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from matplotlib import colormaps
+from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,6 +13,7 @@ _PANELS = 16
 _NAMED = 10  # checkpoints in the legend, which one row of panels has room for
 
 
+@style.context("default")  # a user's matplotlibrc, or a stranger's in this folder, may ask for LaTeX
 def save(autopsy: Autopsy, path: Path) -> None:
     """Draw s_k/s_1 against k for the layers lowest against random, a curve per checkpoint; an existing file stays."""
     newest = autopsy.layers[-1]

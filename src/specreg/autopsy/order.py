@@ -21,10 +21,11 @@ _FOLDER = re.compile(r"(check_?points?|ckpts?|snapshots?|models?|saves?|weights?
 # Of one of several checkpoints, and of one of several trainings.
 _SAVED = re.compile(r"check_?point|ckpt|snapshot", re.IGNORECASE)
 _RUN = re.compile(rf"{_SETTING}|run|exp(eriment)?|trial", re.IGNORECASE)
-# No numbers of time, with their words: a hash, as W&B puts it behind the step, A2B, values of a metric, versions, sizes
-# of images.
+# No numbers of time, with their words: a stage's (epoch_2nd_00010), a hash, as W&B puts it behind the step, A2B, values
+# of a metric, versions, sizes of images.
 _TIMELESS = re.compile(
     r"[a-z]*[\W_]*("
+    r"(?<!\d)\d(st|nd|rd|th)(?=[\W_]+\d)|"
     r"(?<![a-z\d])(?=[a-f]*\d+[a-f])[\da-f]{8,}(?![a-z\d])|(?<![a-z\d])[a-z]2[a-z](?![a-z\d])|"
     r"\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(x\d+)+)",
     re.IGNORECASE,
@@ -37,6 +38,7 @@ _DATE = re.compile(
     r")(?!\d)"
 )
 _DATED = re.compile(rf"({_SAVED.pattern})[\W_]*{_DATE.pattern}", re.IGNORECASE)
+_NEWEST = re.compile(r"(?<![a-z])(last|latest|newest|final)(?![a-z])", re.IGNORECASE)
 _DECIMAL = r"\d+(\.\d+)*(e[-+]?\d+)?"
 # Numbers that tell models apart, and all others, those of metrics with their sign.
 _CHANGING = re.compile(
@@ -66,8 +68,13 @@ def ordered(paths: Sequence[Path]) -> Order:
     That is of epochs and the steps in them where names have both, else of a number called a step or an iteration, else
     of one called an epoch, else of the only number that is not the same in all names, or the last of several that grow
     together; in the files' names, else in their folders', three upwards. Digits behind a decimal point, versions, and
-    the values of metrics are no numbers of time.
+    the values of metrics are no numbers of time. One file without a number may say that it is the newest.
     """
+    newest = [path for path in paths if _NEWEST.search(_stem(path)) and not _numbers(_stem(path))]
+    if len(newest) == 1 and len(paths) > 2:
+        order = ordered([path for path in paths if path != newest[0]])
+        if order.by:
+            return Order((*order.paths, newest[0]), (*order.numbers, order.numbers[-1] + 1), order.by)
     files = [_stem(path) for path in paths]
     above = zip(*([folder.name for folder in path.absolute().parents[:_HIGHEST]] for path in paths), strict=False)
     folders = [(list(names), "their folders' names") for names in above]

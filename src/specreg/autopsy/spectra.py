@@ -1,8 +1,7 @@
 """Judge the spectra of checkpoints: a single one against a random initialization, several against their past."""
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +223,6 @@ def judge(
     Checkpoints are few and far apart, and each may be the last of interest: none is smoothed away or has to be
     confirmed by the next. "Fast" means within three checkpoints.
     """
-    widest = max(b - a for a, b in itertools.pairwise(iterations))
     verdicts = {}
     for group, names in groups.items():
         found = {name: {layers[name].verdict for layers in series} for name in names}
@@ -233,10 +231,12 @@ def judge(
         judged = [name for name in judged if _moves(layers[name] for layers in series)] or judged
         if not judged:
             continue
-        # One window alone: the numbers in names may count epochs, or thousands of images.
-        limits = Thresholds(warmup=0, patience=1, smoothing=1, window=2 * widest, long_window=2 * widest)
-        detector = Detector(limits)
-        for iteration, layers in zip(iterations, series, strict=True):
+        detector = Detector(Thresholds(warmup=0, patience=1, smoothing=1))
+        for index, (iteration, layers) in enumerate(zip(iterations, series, strict=True)):
+            # One window alone, back to the second checkpoint before, however far that is: the numbers in names may
+            # count epochs, or thousands of images.
+            window = max(1, iteration - iterations[max(0, index - 2)])
+            detector.thresholds = replace(detector.thresholds, window=window, long_window=window)
             verdicts[group] = detector.update(iteration, {name: _level(layers[name]) for name in judged})
     return verdicts
 

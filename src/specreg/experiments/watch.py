@@ -4,6 +4,7 @@ Nothing is written there. A file or folder is read once, when it is complete: wh
 written, and is looked at again until it no longer changes. A file whose name tells no time is read whenever it changes.
 """
 
+import contextlib
 import fnmatch
 import glob
 import logging
@@ -45,7 +46,7 @@ _FEW = 500  # samples below which a reading sees large losses alone
 # Grids of training data, as StyleGAN and DCGAN save them beside those of generated images.
 _REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)
 # Of several models that Accelerate saves into one folder: the number is the model's.
-_ACCELERATE = re.compile(r"(pytorch_)?model_[1-9]\.(bin|safetensors)")
+_ACCELERATE = re.compile(r"(pytorch_)?model(_fsdp)?_[1-9]\.(bin|safetensors)")
 _NUMBER = re.compile(r"[-_]?\d+(?=\.)")
 # Folders of a time that is no number: of a best/ nothing tells it.
 _FIRST = re.compile(r"init|initial|start", re.IGNORECASE)
@@ -195,10 +196,9 @@ class Folder:
     def _is_rewritten(self, item: Path) -> bool:
         """Tell whether a file was changed that has one name for all readings of its series: latest.pt."""
         try:
-            is_changed = [file_stamp(file) for file in self.parts([item])] != self._stamps[item]
+            return not self._times(item) and [file_stamp(file) for file in self.parts([item])] != self._stamps[item]
         except OSError:  # it is being replaced
             return False
-        return is_changed and not self._times(item)
 
     def _items(self) -> dict[Path, list[Path]]:
         items: dict[Path, list[Path]] = {}
@@ -232,7 +232,9 @@ class Folder:
         own = not is_numbered and bool(times(Path(name).stem))  # the file itself tells the time
         if own and folders and times(folders[-1]) == told[-1:]:
             # save_100/D_100.pt repeats it, and nothing else is there; cifar10/ has more than D_10.pt.
-            own = any(times(other.stem)[-1:] not in ((), told[-1:]) for other in item.parent.iterdir())
+            own = False
+            with contextlib.suppress(OSError):  # a trainer may have removed it since it was read
+                own = any(times(other.stem)[-1:] not in ((), told[-1:]) for other in item.parent.iterdir())
         kept = [without_values(folder) for folder in folders if not _is_moment(folder, told, own=own)]
         return "/".join([*kept, without_values(name) if is_numbered else model_name(name)])
 
@@ -387,8 +389,9 @@ class Checkpoints(Folder):
 
     endings, are_models = frozenset((*ENDINGS, ".json")), True  # .json of the index of one in several files
 
-    def __init__(self, path: Path, *, files: Sequence[str] = ()) -> None:
+    def __init__(self, path: Path, *, files: Sequence[str] = (), layers: Sequence[str] = ()) -> None:
         super().__init__(path, files=files)
+        self._layers = layers  # to take, as inspect does
         self._series: dict[str, tuple[_Clock, list[int], list[Mapping[str, LayerSpectrum]]]] = {}
 
     def skips(self, name: str) -> bool:
@@ -408,7 +411,7 @@ class Checkpoints(Folder):
         return [*files, *sorted(file for file in files[0].parent.iterdir() if SHARD.search(file.name))]
 
     def read(self, files: Sequence[Path]) -> Mapping[str, LayerSpectrum]:
-        return inspect(files).layers[0]
+        return inspect(files, only=self._layers).layers[0]
 
     def notices(self, item: Path, content: Mapping[str, LayerSpectrum]) -> Iterator[Notice]:
         model = self._kind(item)
