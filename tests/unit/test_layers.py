@@ -621,3 +621,36 @@ def test_a_subclass_of_the_legacy_hook_is_asked_for_its_weight():
 
 def test_a_tied_weight_that_is_normalized_where_it_is_chosen_is_not_called_bare():
     assert "not normalized" not in str(specreg.spectral_norm(Tied(), skip="embedding"))
+
+
+@pytest.mark.parametrize("shape", [(5,), (0,)])
+def test_what_is_sharded_after_its_layer_was_found_is_refused(shape):
+    """FSDP leaves a piece of a weight in one dimension, or nothing."""
+    layer = nn.Linear(4, 3)
+    compensator, monitor = specreg.static_compensation(layer, every=1), specreg.Monitor(layer, every=1)
+    layer.weight.data = torch.zeros(shape)
+    for call in (compensator.step, lambda: monitor.step(1)):
+        with pytest.raises(ValueError, match="sharded between processes after its layer was found"):
+            call()
+    assert not compensator.calls
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_what_is_inside_a_sharded_network_is_named_as_sharded(is_flat):
+    """Without FSDP's wrapper, which Accelerate takes off, only the parameters tell it."""
+    module = nn.Sequential(nn.Linear(4, 3) if not is_flat else nn.ReLU())
+    if is_flat:
+        module.register_parameter("_flat_param", nn.Parameter(torch.zeros(5)))
+    else:
+        module[0].weight._fsdp_flattened = True
+        module[0].weight.data = torch.zeros(5)
+    with pytest.raises(ValueError, match="sharded"):
+        specreg.spectra(module)
+
+
+def test_frozen_tensors_of_no_known_layer_beside_trained_layers_are_not_told_of(caplog):
+    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
+    module.table = nn.Parameter(torch.randn(6, 8), requires_grad=False)
+    assert specreg.Monitor(module).left_out.not_covered == ()
+    module.table.requires_grad_(True)
+    assert specreg.Monitor(module).left_out.not_covered == ("table",)

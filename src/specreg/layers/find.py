@@ -212,13 +212,16 @@ def find(
         chosen = [(name, use) for name, use in candidates if any(selects(name, use.module) for selects in selectors)]
     matched = [(name, use) for name, use in chosen if not any(skips(name, use.module) for skips in skipped)]
     frozen, own = [], []
-    if only is None and any(_is_trained(use) for _, use in candidates):
+    has_trained = only is None and any(_is_trained(use) for _, use in candidates)
+    if has_trained:
         frozen = [name for name, use in matched if not _is_trained(use)]
     if not normalizing:
         own = [name for name, use in matched if _normalizes_itself(use)]
     matched = [(name, use) for name, use in matched if name not in frozen and name not in own]
     # Some processes see a part of a weight, in one dimension, some nothing: all say the same.
-    is_sharded = any(hasattr(child, "_fsdp_wrapped_module") for child in module.modules())
+    is_sharded = any(
+        hasattr(child, "_fsdp_wrapped_module") or "_flat_param" in child._parameters for child in module.modules()
+    ) or any(hasattr(tensor, "_fsdp_flattened") for _, use in matched for tensor in use.sources)
     if is_sharded and (not matched or any(use.storage[-1].ndim < 2 for _, use in matched)):
         raise ValueError(_SHARDED)
     if not matched:
@@ -237,7 +240,7 @@ def find(
     for (stored_id, *_), shared in users.items():
         names, uses = zip(*shared, strict=True)
         layers.append(Layer(names[0], uses, names[1:], tuple(others.get(stored_id, ()))))
-    left_out = LeftOut(tuple(_not_covered(module)), tuple(frozen), tuple(own))
+    left_out = LeftOut(tuple(_not_covered(module, only_trained=has_trained)), tuple(frozen), tuple(own))
     return Layers(layers, title, left_out, are_named=only is not None)
 
 
@@ -279,7 +282,7 @@ def _check_stored(name: str, use: Weight) -> None:
         )
 
 
-def _not_covered(module: nn.Module) -> Iterator[str]:
+def _not_covered(module: nn.Module, *, only_trained: bool = False) -> Iterator[str]:
     for name, child in plainly_named_modules(module):
         if isinstance(child, (ParametrizationList, nn.LayerNorm, nn.RMSNorm)):  # the latter scale entry by entry
             continue
@@ -288,6 +291,8 @@ def _not_covered(module: nn.Module) -> Iterator[str]:
             if attribute in covered or attribute in child._buffers:
                 continue
             tensors = Weight(child, attribute, Kind(type(child))).sources
+            if only_trained and not any(tensor.requires_grad for tensor in tensors):
+                continue
             made = [tensor for tensor in tensors if not isinstance(tensor, nn.UninitializedParameter)]
             if any(sum(side > 1 for side in tensor.shape) > 1 for tensor in made):
                 yield f"{name}.{attribute}".lstrip(".")

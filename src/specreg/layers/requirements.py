@@ -52,6 +52,7 @@ def require_writable(layers: Layers) -> None:
             elif _is_derived(use):
                 cause = "a hook that derives its weight (pruning, say)"
             else:
+                use.require_whole()
                 continue
             raise ValueError(
                 f"layer {shown(name)!r} is under {cause}, which specreg cannot write through: "

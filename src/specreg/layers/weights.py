@@ -104,14 +104,20 @@ class Weight:
             return tuple(parametrizations.parameters())
         return self.storage
 
+    def require_whole(self) -> None:
+        """Raise ValueError if sharding has left a part here: a DTensor, a piece in one dimension, or no memory."""
+        stored = self.storage[-1]
+        is_gone = not stored.is_meta and stored.numel() > 0 and not stored.untyped_storage().nbytes()
+        if hasattr(stored, "device_mesh") or stored.ndim < 2 or is_gone:
+            raise ValueError(
+                "a weight was sharded between processes after its layer was found: specreg cannot read it any more"
+            )
+
     def stored(self) -> Tensor:
         """Return the stored weight (see the module's docstring), detached; nothing is changed."""
         with torch.no_grad():
+            self.require_whole()
             storage = self.storage
-            if hasattr(storage[-1], "device_mesh"):
-                raise ValueError(
-                    "a weight was sharded between processes after its layer was found: specreg cannot read it any more"
-                )
             if storage[-1].is_meta:
                 raise ValueError(
                     "a weight was moved to the meta device after its layer was found: give it memory and values first"
