@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -92,7 +92,7 @@ def training(config: "RunConfig", *, is_default: bool) -> Iterator[Callable[[int
     chosen = "; by default, another one with --method" if is_default else ""
     told = [f"{method.title} on {settings.data.data}, {steps} steps ({method.about}{chosen})"]
     latest: dict[str, Any] = {}
-    console, pulse = Console(stderr=True, highlight=False), _Pulse()
+    console, pulse = Console(file=cast("IO[str]", _Heard()), highlight=False), _Pulse()
     bars = _Bar("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "left", console=console)
     task = bars.add_task(label, total=steps, metrics="")
 
@@ -120,18 +120,38 @@ def training(config: "RunConfig", *, is_default: bool) -> Iterator[Callable[[int
             bars.stop()
 
 
+class _Heard:
+    """Standard error for what is shown on the way: where nobody reads it any more the training goes on without."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr  # of now: rich puts a stream of its own in its place
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 @contextlib.contextmanager
 def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
     """Show how far the runs are, on a terminal as a table; yields what is to be called now and then."""
-    console, pulse = Console(stderr=True, highlight=False), _Pulse()
+    console, pulse = Console(file=cast("IO[str]", _Heard()), highlight=False), _Pulse()
     with Live(console=console, auto_refresh=False) if console.is_interactive else contextlib.nullcontext() as live:
 
         def watch() -> None:
             if live is not None:
                 live.update(_progress(jobs), refresh=True)
             elif pulse.due():
-                running = [f"{job.name} {_step(job)}" for job in jobs if job.state == "running"][:_MOST_SHOWN]
-                console.print(_plain("; ".join([_summary(jobs), *running])), soft_wrap=True)
+                running = [job for job in jobs if job.state == "running"][:_MOST_SHOWN]
+                steps = [f"{job.name} {_latest(job)['step']}/{job.config.settings.training.steps}" for job in running]
+                console.print(_plain("; ".join([_summary(jobs), *steps])), soft_wrap=True)
 
         yield watch
     console.print("" if console.is_interactive else _summary(jobs), soft_wrap=True)
@@ -408,7 +428,7 @@ def _progress(jobs: "Sequence[Job]") -> Group:
         latest, verdict = numbers[job.name], [str(record.get("state")) for record in _last(job, "verdicts")]
         shown.add_row(
             _plain(job.name),
-            _step(job),
+            f"{latest['step']}/{job.config.settings.training.steps}",
             *(f"{latest[key]:.{digits}f}" if key in latest else "" for key, _, digits in metrics),
             Text.assemble(*((printable(state), _STYLES.get(state, "")) for state in verdict)),
             job.state if job.state != "running" else "" if latest["step"] or verdict else "starting",
@@ -425,10 +445,6 @@ def _summary(jobs: "Sequence[Job]") -> str:
     left = _seconds_left(jobs)
     about = "" if left is None else f"; about {duration(left)} of training to come, evaluations not counted"
     return f"{counted(len(jobs), 'run')}: {', '.join(told)}{about}"
-
-
-def _step(job: "Job") -> str:
-    return f"{_latest(job)['step']}/{job.config.settings.training.steps}"
 
 
 def _last(job: "Job", series: str) -> list[dict[str, Any]]:

@@ -112,7 +112,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # mkstemp makes private files; a shared results folder has to be readable
+        with contextlib.suppress(OSError):  # of a file system that keeps no modes, or another's
+            os.chmod(partial, 0o644)  # mkstemp makes private files; a shared results folder has to be readable
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):

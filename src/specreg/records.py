@@ -54,6 +54,12 @@ class RunDirectory:
         """What a run can go on from, the newest first."""
         return [path for path in (self.checkpoint, self.kept_checkpoint("before")) if path.exists()]
 
+    @property
+    def written(self) -> list[Path]:
+        """What a run writes beside its configuration and checkpoints, of what is there."""
+        names = (*(f"{name}.jsonl" for name in SERIES), "result.json", "samples.png", "data.png", "missing.png")
+        return [path for name in names if exists(path := self.path / name)]
+
     def kept_checkpoint(self, why: str) -> Path:
         """Return where the one "before", the "best" or the last "healthy" checkpoint is kept, or another one."""
         return self.path / f"checkpoint-{why}.pt"
@@ -63,13 +69,13 @@ class RunDirectory:
         return (self.path / "result.json").exists()
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
         """Hold the directory, which has to exist, for this process: two that wrote one run would tear its records.
 
         The operating system lets go when the process ends, however it ends; the file stays. ValueError names another
-        process that holds it, and its machine.
+        process that holds it for longer than ``seconds``, and its machine.
         """
-        with self._held(_LOCK_SECONDS) as holder:
+        with self._held(seconds) as holder:
             if holder is not None:
                 raise ValueError(f"{self.path} is being written by {holder}: wait for it, or stop it")
             with contextlib.suppress(OSError):  # where a locked file cannot be written to, as on Windows
@@ -94,13 +100,19 @@ class RunDirectory:
 
         if self._lock_file.exists():
             check_file(self._lock_file)
-        lock, holder = filelock.FileLock(self._lock_file), None
+        # A lock that is only a file's existence, as where a file system has none, would outlive a killed process.
+        lock, holder = filelock.FileLock(self._lock_file, fallback_to_soft=False), None
         try:
             lock.acquire(timeout=seconds, poll_interval=0.02)
         except filelock.Timeout:
             holder = "another process"
             with contextlib.suppress(OSError):
                 holder = self._lock_file.read_text(encoding="utf-8", errors="replace").strip() or holder
+        except OSError as error:
+            raise ValueError(
+                f"{self._lock_file} cannot be locked ({error.strerror or error}): check its permissions, or choose a "
+                f"folder on a file system with locks"
+            ) from error
         try:
             yield holder
         finally:

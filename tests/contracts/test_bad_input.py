@@ -211,6 +211,9 @@ COMPARE = {
     "damaged spectra": (["--methods", "sn", "--out", compared(written("spectra.jsonl", '{"step": 1}\n'))],
                         "spectra.jsonl is damaged: 'layers'"),
     "other settings": (["--methods", "sn", "--steps", "7", "--out", compared()], "holds runs with other settings"),
+    "another's pictures": (["--out", parent(swept("", "samples.png"))], "samples.png is there, and no comparison's"),
+    "another's results": (["--out", parent(swept("[]", "results.json"))], "results.json is there, and no comparison's"),
+    "an empty variable": (["--data", ""], "--data is given nothing: is a variable of the shell not set?"),
     "settings in a pipe": (["--out", parent(pipe("sweep.json"))], "sweep.json is a pipe"),
     "settings of a list": (["--out", parent(swept("[1, 2]"))], "sweep.json does not hold a sweep"),
 }  # fmt: skip
@@ -236,6 +239,9 @@ SWEEP = {
 }  # fmt: skip
 
 TRAIN = {
+    "an empty output": (["--out="], "--out is given nothing"),
+    "another's records": (["--out", parent(swept('{"step": 1}\n', "metrics.jsonl"))], "metrics.jsonl is there, and no run"),
+    "another's result": (["--out", parent(swept("{}", "result.json"))], "result.json is there, and no run's config.json"),
     "absurd side": (["--image-size", "1000000000"], "image_size must be an integer of at most"),
     "rate that is no number": (["--d-lr", "nan"], "d_lr must be a finite number, got nan"),
     "detector's nan": (["--detector.fast", "nan"], "fast must"),
@@ -300,6 +306,7 @@ for _name, (_spoil, _said) in CHECKPOINTS.items():
     TRAIN[f"checkpoint: {_name}"] = (["--out", Run(_spoil)], _said)
 
 EVALUATE = {
+    "too few real images": ([OUT, "--reference", "5"], "reference must be an integer of at least 10"),
     "no run": ([OUT], "does not exist"),
     "a comparison": ([compared()], "compared/runs/sn-seed0?"),
     "a run of no UTF-8": ([unprintable("")], "does not exist"),

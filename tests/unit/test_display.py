@@ -149,3 +149,21 @@ def test_nothing_is_said_of_a_training_that_does_not_begin(capsys):
     with display.training(RunConfig("sn"), is_default=False):
         pass
     assert capsys.readouterr().err == ""
+
+
+class Unheard(io.StringIO):
+    """Standard error whose reader is gone."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+    def flush(self):
+        raise BrokenPipeError
+
+
+def test_a_training_goes_on_when_nobody_reads_its_progress(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Unheard())
+    with display.training(RunConfig("sn"), is_default=False) as tell:
+        tell(1, {PACE: 0.1})
+    with display.progress([]) as watch:
+        watch()

@@ -8,6 +8,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -493,3 +495,12 @@ def test_the_command_prints_the_path_and_each_verdict_and_overwrites_only_when_t
     assert "exists: choose another name with --out, or replace it with --overwrite" in capsys.readouterr().err
     assert main(["report", str(run), "--out", str(out), "--overwrite"]) == 0
     assert out.read_bytes() == written  # the same records, the same page
+
+
+def test_pictures_are_drawn_in_the_style_of_the_reports_whatever_a_user_has_set(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.format: pdf\n")
+    code = (
+        "import specreg.report.figures, matplotlib as m; print(m.rcParams['text.usetex'], m.rcParams['savefig.format'])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "png"]

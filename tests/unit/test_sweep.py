@@ -1,6 +1,7 @@
 """Presets, and the grid of runs that a sweep makes of one."""
 
 import dataclasses
+import errno
 import fcntl
 import io
 import json
@@ -31,7 +32,7 @@ from specreg.experiments.methods import DynamicOptions, MethodOptions
 from specreg.experiments.presets import PRESETS, Cell, choose
 from specreg.experiments.run import prepare_run, saved_config
 from specreg.experiments.sweep import COMPARISON, Plan, cost, lay_out, saved_settings
-from specreg.files import write_json
+from specreg.files import write_json, write_text
 from specreg.options import Sweep, parse
 from specreg.records import RunDirectory
 from specreg.training.loop import TrainingConfig
@@ -598,3 +599,22 @@ def test_train_refuses_a_run_that_is_being_written(tmp_path, capsys):
     assert error.count("\n") == 1
     assert f"is being written by process {os.getpid()} on " in error
     assert not (out / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_named(number, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(ValueError, match=r"run.lock cannot be locked \(.+\): check its permissions"):
+        RunDirectory(tmp_path).lock().__enter__()
+
+
+def test_files_are_written_where_modes_cannot_be_set(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    write_text(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text"

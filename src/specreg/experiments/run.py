@@ -92,6 +92,8 @@ def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
     saved = saved_config(run)
     if saved is None and exists(run.path / "sweep.json"):
         raise ValueError(f"{run.path} holds a comparison or a sweep: choose another folder")
+    if saved is None and not run.checkpoints and run.written:
+        raise ValueError(f"{run.written[0]} is there, and no run's config.json: choose another folder, or move it away")
     if saved is None or saved == config:
         return saved
     if why := refusal(saved, config):

@@ -66,16 +66,16 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
             with run.lock():  # nobody writes what is to be changed
                 pass
     prepare_directory(out)
-    with RunDirectory(out).lock():  # another sweep may have added its cells since
+    with RunDirectory(out).lock(5.0):  # another sweep may have added its cells since, or add them just now
         write_json(out / "sweep.json", _merged(out, plan))
     jobs = []
     for path, config in planned.items():
         run = RunDirectory(path)
         prepare_run(config, run)
-        jobs.append(Job(config, run, "done" if run.complete else "waiting"))
-        if jobs[-1].state == "waiting" and not retry and (failure := run.read("failed")) is not None:
-            error = f"{printable(str(failure.get('error')))} (--retry tries it again)"
-            jobs[-1].state, jobs[-1].error = "failed", error
+        state, error = ("done" if run.complete else "waiting"), ""
+        if state == "waiting" and not retry and (failure := run.read("failed")) is not None:
+            state, error = "failed", f"{printable(str(failure.get('error')))} (--retry tries it again)"
+        jobs.append(Job(config, run, state, error))
     return jobs
 
 

@@ -23,6 +23,8 @@ from specreg.report.runs import OUTPUTS, Cell, Run, grouped, ratios
 from specreg.report.tables import finite_values, of_one_protocol
 from specreg.report.verdicts import segments, tone
 
+plt.style.use("default")  # a user's matplotlibrc, or a stranger's in this folder, may ask for LaTeX, or for PDF
+
 _SPARE = ("#5f6b76", "#b5519c", "#8c6d31", "#17a2b0", "#2f2f2f", "#a3b82a")
 # Lines differ by more than their colour: matplotlib's pattern and SVG's for the same line.
 _PATTERNS = (("solid", ""), ((0, (5, 2)), "10 4"), ((0, (1, 1.2)), "2 2.4"), ((0, (6, 2, 1, 2)), "12 4 2 4"))

@@ -16,6 +16,8 @@ from specreg.report.panels import picture, write_sheet
 from specreg.report.runs import Cell, differing, grouped, open_cells, runs_of
 from specreg.report.tables import Table
 
+_MADE = ("results.json", "table.md", *(f"{name}.png" for name in NAMES))
+
 
 def write_page(path: Path, cells: Sequence[Cell]) -> None:
     """Write the page about cells: the same page from the same records, and none if a record is damaged."""
@@ -57,7 +59,7 @@ def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
     for illustration in illustrations(cells) if rows else ():
         written.append(folder / f"{illustration.name}.png")
         write_sheet(written[-1], illustration)
-    for path in {folder / name for name in ("table.md", *(f"{name}.png" for name in NAMES))}.difference(written):
+    for path in {folder / name for name in _MADE}.difference(written):
         path.unlink(missing_ok=True)
     return written
 
@@ -65,6 +67,9 @@ def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
 def check_folder(folder: Path) -> list[Cell]:
     """Return the cells that a comparison's or sweep's folder has; ValueError if a record or picture is damaged."""
     cells = open_cells([folder]) if exists(folder / "sweep.json") else []
+    is_ours = cells or exists(folder / "config.json") or any(folder.glob("*/*/config.json"))  # a run is refused later
+    if not is_ours and (others := [name for name in _MADE if exists(folder / name)]):
+        raise ValueError(f"{folder / others[0]} is there, and no comparison's: choose another folder, or move it away")
     _check(cells)
     return cells
 

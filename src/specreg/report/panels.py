@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from specreg.files import replacing
 from specreg.names import printable
 from specreg.report.figures import Style, words
 from specreg.report.illustrations import Illustration, Panel
@@ -40,7 +41,7 @@ def picture(panel: Panel) -> Picture:
     panel.content(axis)
     axis.tick_params(which="both", labelsize=_NUMBERS)
     file = io.BytesIO()
-    figure.savefig(file, dpi=_DPI)
+    figure.savefig(file, dpi=_DPI, format="png")
     plt.close(figure)
     with Image.open(file, formats=["PNG"]) as opened:
         return _encoded(opened.convert("RGB").quantize(64, dither=Image.Dither.NONE))
@@ -87,7 +88,8 @@ def write_sheet(path: Path, illustration: Illustration) -> None:
     if legends and alike:
         columns = min(len(legends[0]), 2 * num_columns)
         figure.legend(*_entries(legends[0]), loc="lower center", ncols=columns, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=120, format="png")
     plt.close(figure)
 
 
