@@ -97,14 +97,16 @@ def reading_state(owner: str, state: Mapping[str, Any], keys: Iterable[str]) -> 
 
 
 def check_constants(constants: Any) -> None:
-    """Check a frozen dataclass: integers become an int; what is no integer by default has to be a part in (0, 1)."""
+    """Check a frozen dataclass: integers become an int, what is no integer by default a float in (0, 1)."""
     for field in dataclasses.fields(constants):
         value = getattr(constants, field.name)
         if isinstance(field.default, int):
             at_least = 0 if field.name == "warmup" else 1
             object.__setattr__(constants, field.name, integer(field.name, value, at_least=at_least))
-        elif not isinstance(value, int | float) or not 0 < value < 1:
+        elif not isinstance(value, numbers.Real) or not 0 < float(value) < 1:
             raise ValueError(f"{field.name} must lie in (0, 1), got {value!r:.60}")
+        else:
+            object.__setattr__(constants, field.name, float(value))
 
 
 def check_type(name: str, value: Any, kind: type, remedy: str = "") -> None:

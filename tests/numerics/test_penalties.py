@@ -96,9 +96,10 @@ def test_the_spectral_penalty_is_finite_where_s1_is_zero_or_repeated(exponent, d
         assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_the_penalties_of_weights_that_are_not_finite_are_not_finite(value):
-    layer = nn.Linear(3, 2)
+def test_the_penalties_of_weights_that_are_not_finite_are_real_and_not_finite(value, dtype):
+    layer = nn.Linear(3, 2).to(dtype)
     layer.weight.data[0, 0] = value
     for penalty in (specreg.spectral_penalty, specreg.orthogonality_penalty, specreg.d_optimal_penalty):
         assert not math.isfinite(penalty(layer).item())

@@ -1,6 +1,7 @@
 """How nearly layers attain their Lipschitz bound, and the discriminator's gradient norms."""
 
 import copy
+import math
 import random
 
 import numpy as np
@@ -446,3 +447,9 @@ def test_gradient_norms_of_a_linear_function():
     assert squared["generated"] == pytest.approx(generated.norm(dim=1).mean().item())
     with pytest.raises(ValueError, match="differ in shape"):
         specreg.gradient_norms(module, real, generated[:3])
+
+
+def test_layers_whose_inputs_are_nan_are_there():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    found = specreg.attainment(module, torch.full((3, 2), math.nan))
+    assert [math.isnan(one.attained) for one in found.values()] == [True, True]

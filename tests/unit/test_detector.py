@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -431,3 +432,10 @@ def test_an_alarm_that_goes_with_a_layer_that_has_become_zero_is_a_change():
     assert (verdict.state, verdict.changed) == ("collapsed", False)
     verdict = detector.update(2000, {"a": spectrum(0.9), "conv": 8 * [0.0]})
     assert (verdict.state, verdict.changed) == ("steady", True)
+
+
+def test_constants_may_be_numbers_of_another_library():
+    fast = Thresholds(fast=np.float32(0.25)).fast
+    assert (fast, type(fast)) == (0.25, float)
+    with pytest.raises(ValueError, match=r"fast must lie in \(0, 1\), got True"):
+        Thresholds(fast=True)

@@ -253,10 +253,10 @@ class Compensator:
             self._memory[layer.name] = memory
         if result is not None:
             assert largest is not None
-            if self._scale_of(layer) == "hold":
-                if not self._is_settled(layer) and bool((largest > 0).all()):
-                    self._products = None  # it may be among them now
+            if not self._is_settled(layer):  # s1 is held from now on, where it is not 0
                 self._held[layer.name] = largest
+                if self._is_settled(layer):
+                    self._products = None  # it may be among them now
             layer.write(*result)
 
     def _is_satisfied(self, layer: Layer) -> bool:

@@ -136,7 +136,7 @@ def spectral_penalty(module: nn.Module, *, exponent: int = 2, only: Selection = 
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             if bool(torch.isfinite(product).all()):
                 raise
-            return product.sum()  # as the other penalties: a loss that is not finite, which a scaler may skip
+            return product.abs().sum()  # as the other penalties: a loss that is not finite, which a scaler may skip
         power = square.clamp_min(torch.finfo(square.dtype).tiny) ** (exponent / 2)  # a root's slope at 0 is infinite
         return (power - 1).square().sum()
 
