@@ -18,9 +18,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     received: list[int] = []
     is_main = threading.current_thread() is threading.main_thread()  # to which alone signals come
     taken = [n for n in STOPS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.getsignal(number) for number in taken if is_main}
-    for number in before:
-        signal.signal(number, lambda signum, _: received.append(signum))
+    before = {number: signal.signal(number, lambda signum, _: received.append(signum)) for number in taken if is_main}
     try:
         yield lambda: bool(received)
     finally:
