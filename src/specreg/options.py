@@ -230,7 +230,7 @@ def parse(defaults: T, arguments: Sequence[str], *, methods: Collection[str] = (
     command = type(defaults).__name__.lower()
     for before, argument in zip(("", *arguments), arguments, strict=False):
         if not argument or re.fullmatch(r"--[\w.-]+=", argument):
-            named = argument.rstrip("=") or before or "an argument"
+            named = argument.rstrip("=") or (before if before.startswith("--") else "an argument")
             raise ValueError(f"{named} is given nothing: is a variable of the shell not set?")
     lists = {name for name, value in vars(defaults).items() if isinstance(value, tuple)}
     given = Counter(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))

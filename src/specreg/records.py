@@ -4,6 +4,7 @@ docs/records.md has every file and field. A run that has ``result.json``, which 
 """
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -109,6 +110,8 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 holder = self._lock_file.read_text(encoding="utf-8", errors="replace").strip() or holder
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise ValueError(
                 f"{self._lock_file} cannot be locked ({error.strerror or error}): check its permissions, or choose a "
                 f"folder on a file system with locks"

@@ -350,6 +350,7 @@ INSPECT = {
 }  # fmt: skip
 
 WATCH = {
+    "layers of images": ([folder_of("a.png"), "--real", "digits", "--only", "conv"], "--only is for checkpoints"),
     "no folder": ([OUT, "--real", "digits", "--once"], "there is no folder"),
     "a file": ([file("a.png", png()), "--real", "digits"], "there is no folder"),
     "no folder named": ([], "no folder given"),

@@ -652,5 +652,6 @@ def test_frozen_tensors_of_no_known_layer_beside_trained_layers_are_not_told_of(
     module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
     module.table = nn.Parameter(torch.randn(6, 8), requires_grad=False)
     assert specreg.Monitor(module).left_out.not_covered == ()
+    assert not caplog.messages
     module.table.requires_grad_(True)
     assert specreg.Monitor(module).left_out.not_covered == ("table",)

@@ -39,6 +39,7 @@ _DATE = re.compile(
 )
 _DATED = re.compile(rf"({_SAVED.pattern})[\W_]*{_DATE.pattern}", re.IGNORECASE)
 _NEWEST = re.compile(r"(?<![a-z])(last|latest|newest|final)(?![a-z])", re.IGNORECASE)
+_STAGE = re.compile(r"(?<!\d)\d(?:st|nd|rd|th)(?=[\W_]+\d)", re.IGNORECASE)
 _DECIMAL = r"\d+(\.\d+)*(e[-+]?\d+)?"
 # Numbers that tell models apart, and all others, those of metrics with their sign.
 _CHANGING = re.compile(
@@ -72,9 +73,14 @@ def ordered(paths: Sequence[Path]) -> Order:
     """
     newest = [path for path in paths if _NEWEST.search(_stem(path)) and not _numbers(_stem(path))]
     if len(newest) == 1 and len(paths) > 2:
-        order = ordered([path for path in paths if path != newest[0]])
-        if order.by:
+        others = [path for path in paths if path != newest[0]]
+        kinds = {(path.parent, model_name(_stem(path))) for path in others}
+        like = model_name(_NEWEST.sub("#", _stem(newest[0])))  # last.ckpt is of any name's training
+        order = ordered(others)
+        if order.by and kinds <= {(newest[0].parent, like if like != "#" else kind) for _, kind in kinds}:
             return Order((*order.paths, newest[0]), (*order.numbers, order.numbers[-1] + 1), order.by)
+    if len({tuple(_STAGE.findall(_stem(path).lower())) for path in paths}) > 1:  # each stage begins anew
+        return Order(tuple(paths), _counted(paths), "")
     files = [_stem(path) for path in paths]
     above = zip(*([folder.name for folder in path.absolute().parents[:_HIGHEST]] for path in paths), strict=False)
     folders = [(list(names), "their folders' names") for names in above]

@@ -126,7 +126,7 @@ class SpectralMonitorCallback(Callback):
         if self._loaded is not None:
             self._restore(self.monitor, self._loaded)
             self._loaded = None
-        if self.guard is not None:
+        if self.guard is not None and self.guard.layers:  # it has none once it was removed
             weights = (tensor for layer in self.guard.layers.values() for use in layer.uses for tensor in use.sources)
             optimizer = _optimizer_of(weights, self._path, trainer.optimizers)
             self._handle = optimizer.register_step_post_hook(self._compensate)

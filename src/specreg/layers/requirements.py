@@ -9,7 +9,7 @@ from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layer, Layers
 from specreg.layers.forwards import difference
-from specreg.layers.weights import MatrixParametrization, Weight
+from specreg.layers.weights import MatrixParametrization, Weight, require_whole_weight
 from specreg.names import listed, shown
 
 logger = logging.getLogger("specreg")
@@ -52,7 +52,7 @@ def require_writable(layers: Layers) -> None:
             elif _is_derived(use):
                 cause = "a hook that derives its weight (pruning, say)"
             else:
-                use.require_whole()
+                require_whole_weight(use.storage[-1], f"layer {shown(name)!r}")
                 continue
             raise ValueError(
                 f"layer {shown(name)!r} is under {cause}, which specreg cannot write through: "

@@ -58,6 +58,16 @@ class SpectrumChanging(MatrixParametrization):
     """The matrix gets a spectrum of its own: it is read through, not written; before spectral normalization, if any."""
 
 
+def require_whole_weight(stored: Tensor, layer: str = "a weight") -> None:
+    """Raise ValueError if sharding has left a part here: a DTensor, a piece in one dimension, or no memory."""
+    is_part = hasattr(stored, "device_mesh") or stored.ndim < 2
+    has_memory = stored.layout == torch.strided and not stored.is_meta and stored.numel() > 0
+    if is_part or (has_memory and not stored.untyped_storage().nbytes()):
+        raise ValueError(
+            f"{layer} was sharded between processes after its layer was found: specreg cannot read it any more"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Weight:
     """A weight as one module uses it."""
@@ -104,20 +114,11 @@ class Weight:
             return tuple(parametrizations.parameters())
         return self.storage
 
-    def require_whole(self) -> None:
-        """Raise ValueError if sharding has left a part here: a DTensor, a piece in one dimension, or no memory."""
-        stored = self.storage[-1]
-        is_gone = not stored.is_meta and stored.numel() > 0 and not stored.untyped_storage().nbytes()
-        if hasattr(stored, "device_mesh") or stored.ndim < 2 or is_gone:
-            raise ValueError(
-                "a weight was sharded between processes after its layer was found: specreg cannot read it any more"
-            )
-
     def stored(self) -> Tensor:
         """Return the stored weight (see the module's docstring), detached; nothing is changed."""
         with torch.no_grad():
-            self.require_whole()
             storage = self.storage
+            require_whole_weight(storage[-1])
             if storage[-1].is_meta:
                 raise ValueError(
                     "a weight was moved to the meta device after its layer was found: give it memory and values first"

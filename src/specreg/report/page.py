@@ -67,7 +67,7 @@ def write_folder(folder: Path, cells: Sequence[Cell]) -> list[Path]:
 def check_folder(folder: Path) -> list[Cell]:
     """Return the cells that a comparison's or sweep's folder has; ValueError if a record or picture is damaged."""
     cells = open_cells([folder]) if exists(folder / "sweep.json") else []
-    is_ours = cells or exists(folder / "config.json") or any(folder.glob("*/*/config.json"))  # a run is refused later
+    is_ours = cells or exists(folder / "config.json") or any(folder.glob("*/*/method.json"))  # a run is refused later
     if not is_ours and (others := [name for name in _MADE if exists(folder / name)]):
         raise ValueError(f"{folder / others[0]} is there, and no comparison's: choose another folder, or move it away")
     _check(cells)
