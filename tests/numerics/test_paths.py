@@ -245,3 +245,11 @@ def test_singular_values_of_tiny_weights_are_not_lost_in_their_squares(exponent)
     expected = torch.linalg.svdvals(matrix.double())
     found = singular_values(matrix * 10.0**exponent) / 10.0**exponent
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected[0]))
+
+
+@pytest.mark.parametrize("gain", ["of the scale alone", "of the first half"])
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
+def test_the_estimate_does_not_hang_on_the_weights_scale(scale, gain):
+    s = np.linspace(1, 0.01, 8)
+    f = np.full(8, 0.5) if gain == "of the scale alone" else np.concatenate([1 / s[:4], np.ones(4)])
+    assert fast.expected_error((scale * s) ** 2, f) == pytest.approx(fast.expected_error(s**2, f), rel=1e-9, abs=0)
