@@ -360,8 +360,9 @@ def _evaluate(arguments: list[str]) -> int:
 
     names = ("samples", "reference", "reference_split", "features", "inception_weights")
     changed = {name: value for name in names if (value := getattr(given, name)) is not None}
-    for name in changed.keys() & {"samples", "reference"}:
-        integer(name, changed[name], at_least=FEWEST_SAMPLES)
+    for name in ("samples", "reference"):
+        if name in changed:
+            integer(name, changed[name], at_least=FEWEST_SAMPLES)
     values = evaluate_run(RunDirectory(given.run), which=given.checkpoint, **changed)
     if given.json:
         sys.stdout.write(json.dumps(values, indent=2) + "\n")

@@ -103,7 +103,7 @@ def check_constants(constants: Any) -> None:
         if isinstance(field.default, int):
             at_least = 0 if field.name == "warmup" else 1
             object.__setattr__(constants, field.name, integer(field.name, value, at_least=at_least))
-        elif not isinstance(value, numbers.Real) or not bool(0 < value < 1):  # type: ignore[operator]
+        elif not isinstance(value, numbers.Real) or not 0 < value < 1:  # type: ignore[operator]
             raise ValueError(f"{field.name} must lie in (0, 1), got {value!r:.60}")
         else:
             object.__setattr__(constants, field.name, float(value))

@@ -126,6 +126,25 @@ def printed_to(stream: int, tmp_path: Path, arguments: list[str], **environment:
     return ended.returncode, ended.stderr
 
 
+def test_a_training_whose_progress_nobody_reads_is_made(tmp_path):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    options = {
+        "steps": 2,
+        "batch-size": 4,
+        "d-channels": 4,
+        "g-channels": 4,
+        "latent": 4,
+        "samples": 10,
+        "reference": 10,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    call = [sys.executable, "-m", "specreg", "train", "--out", "run", "--no-tensorboard", *words]
+    ended = subprocess.run(call, stdout=subprocess.DEVNULL, stderr=theirs, cwd=tmp_path, check=False)
+    os.close(theirs)
+    assert (ended.returncode, (tmp_path / "run" / "result.json").exists()) == (0, True)
+
+
 @PRINTED
 def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments, tmp_path):
     ours, theirs = os.pipe()

@@ -21,11 +21,11 @@ _FOLDER = re.compile(r"(check_?points?|ckpts?|snapshots?|models?|saves?|weights?
 # Of one of several checkpoints, and of one of several trainings.
 _SAVED = re.compile(r"check_?point|ckpt|snapshot", re.IGNORECASE)
 _RUN = re.compile(rf"{_SETTING}|run|exp(eriment)?|trial", re.IGNORECASE)
+_STAGE = re.compile(r"(?<!\d)\d(?:st|nd|rd|th)(?=[\W_]+\d)", re.IGNORECASE)
 # No numbers of time, with their words: a stage's (epoch_2nd_00010), a hash, as W&B puts it behind the step, A2B, values
 # of a metric, versions, sizes of images.
 _TIMELESS = re.compile(
-    r"[a-z]*[\W_]*("
-    r"(?<!\d)\d(st|nd|rd|th)(?=[\W_]+\d)|"
+    rf"[a-z]*[\W_]*({_STAGE.pattern}|"
     r"(?<![a-z\d])(?=[a-f]*\d+[a-f])[\da-f]{8,}(?![a-z\d])|(?<![a-z\d])[a-z]2[a-z](?![a-z\d])|"
     r"\d+(\.\d+)+(e[-+]?\d+)?|\d+e[-+]?\d+|\d+(x\d+)+)",
     re.IGNORECASE,
@@ -38,8 +38,8 @@ _DATE = re.compile(
     r")(?!\d)"
 )
 _DATED = re.compile(rf"({_SAVED.pattern})[\W_]*{_DATE.pattern}", re.IGNORECASE)
-_NEWEST = re.compile(r"(?<![a-z])(last|latest|newest|final)(?![a-z])", re.IGNORECASE)
-_STAGE = re.compile(r"(?<!\d)\d(?:st|nd|rd|th)(?=[\W_]+\d)", re.IGNORECASE)
+# Of what is newer than all that has a number.
+NEWEST = re.compile(r"(?<![a-z])(last|latest|newest|current|final|end)(?![a-z])", re.IGNORECASE)
 _DECIMAL = r"\d+(\.\d+)*(e[-+]?\d+)?"
 # Numbers that tell models apart, and all others, those of metrics with their sign.
 _CHANGING = re.compile(
@@ -71,11 +71,11 @@ def ordered(paths: Sequence[Path]) -> Order:
     together; in the files' names, else in their folders', three upwards. Digits behind a decimal point, versions, and
     the values of metrics are no numbers of time. One file without a number may say that it is the newest.
     """
-    newest = [path for path in paths if _NEWEST.search(_stem(path)) and not _numbers(_stem(path))]
+    newest = [path for path in paths if NEWEST.search(_stem(path)) and not _numbers(_stem(path))]
     if len(newest) == 1 and len(paths) > 2:
         others = [path for path in paths if path != newest[0]]
         kinds = {(path.parent, model_name(_stem(path))) for path in others}
-        like = model_name(_NEWEST.sub("#", _stem(newest[0])))  # last.ckpt is of any name's training
+        like = model_name(NEWEST.sub("#", _stem(newest[0])))  # last.ckpt is of any name's training
         order = ordered(others)
         if order.by and kinds <= {(newest[0].parent, like if like != "#" else kind) for _, kind in kinds}:
             return Order((*order.paths, newest[0]), (*order.numbers, order.numbers[-1] + 1), order.by)

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from specreg.autopsy.formats import BESIDE, ENDINGS, INDEX, SHARD
-from specreg.autopsy.order import is_dated, labels, model_name, times, without_values
+from specreg.autopsy.order import NEWEST, is_dated, labels, model_name, times, without_values
 from specreg.autopsy.spectra import LayerSpectrum, inspect, judge, networks
 from specreg.data.arrays import ImageArrays
 from specreg.data.decoding import SUFFIXES, open_picture, read_image
@@ -50,7 +50,6 @@ _ACCELERATE = re.compile(r"(pytorch_)?model(_fsdp)?_[1-9]\.(bin|safetensors)")
 _NUMBER = re.compile(r"[-_]?\d+(?=\.)")
 # Folders of a time that is no number: of a best/ nothing tells it.
 _FIRST = re.compile(r"init|initial|start", re.IGNORECASE)
-_LAST = re.compile(r"last|latest|newest|current|final|end", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,7 @@ class Folder:
     def _place(self, item: Path) -> tuple[int, tuple[int, ...]]:
         """Return what puts items in order: those whose folder says so are before all others, or behind them."""
         told, folders = self._times(item), item.relative_to(self.path).parts[:-1]
-        rank = any(map(_LAST.fullmatch, folders)) - any(map(_FIRST.fullmatch, folders))
+        rank = any(map(NEWEST.fullmatch, folders)) - any(map(_FIRST.fullmatch, folders))
         return 0 if told else rank, told
 
     def _kind(self, item: Path) -> str:
@@ -471,7 +470,7 @@ def _is_moment(folder: str, told: tuple[int, ...], *, own: bool) -> bool:
     A folder's number may be a run's or a data set's (cifar10) where the file's own tells the time.
     """
     if not told:
-        return any(word.fullmatch(folder) for word in (_FIRST, _LAST)) or is_dated(folder)
+        return any(word.fullmatch(folder) for word in (_FIRST, NEWEST)) or is_dated(folder)
     kinds = labels(folder)
     is_time = times(folder) == told[-1:] and (not own or folder.isdecimal())
     return bool(kinds & {"epoch", "step", "checkpoint"}) or ("run" not in kinds and is_time)
