@@ -93,10 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _run(list(sys.argv[1:] if arguments is None else arguments))
             finally:  # of help, too, which ends in SystemExit
                 output.flush()
-                try:
-                    sys.stderr.flush()
-                except OSError:  # nobody reads it: Python would try again at its end, and exit with 120
-                    _silence(sys.stderr)
     except (_OutputError, BrokenPipeError) as error:
         if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
             _silence(sys.stdout, sys.stderr)
