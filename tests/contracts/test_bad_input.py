@@ -260,7 +260,7 @@ TRAIN = {
     "a zip of texts": (["--data", images(a__txt=b"a")], "holds no images"),
     "no network": (["--data", images(a__png=png(30))], "no network for 30x30 images"),
     "conditional without a network for it": (["--data", images(a__png=png(28)), "--conditional"],
-                                             "a dcgan, chosen as it fits 28x28 images, cannot be conditional: drop"),
+                                             "the network dcgan, chosen as it fits 28x28 images, cannot be conditional: drop"),
     "conditional on nothing": (["--data", images(a__png=png(32)), "--conditional"], "has no classes to be conditional"),
     "a cache that is a file": (["--data", images(a__png=png(32)), "--cache", file("cache", b"")], "cannot write the cache"),
     "configuration from a pipe": (["--out", Run(piped("config.json"))], "config.json is a pipe"),

@@ -110,7 +110,7 @@ def test_the_network_is_what_fits_the_images(network, side, kind):
             "ring has points, whose network, an mlp, cannot be conditional: drop --conditional",
         ),
         (Settings(data=DataConfig("grid"), model=ModelConfig(network="dcgan")), "grid are points: --network mlp"),
-        (Settings(model=ModelConfig(network="mlp")), "digits are images: --network resnet or dcgan"),
+        (Settings(model=ModelConfig(network="mlp")), "digits are images: --network resnet, dcgan or unrolled"),
         (Settings(model=ModelConfig(network="dcgan")), "digits: no dcgan for 8x8 images: the sides are 28, 32; choose"),
     ],
 )

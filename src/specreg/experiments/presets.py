@@ -304,22 +304,22 @@ def stacked_mnist() -> list[Cell]:
     veegan = replace(unrolled, steps=100_000, batch_size=64, g_lr=2e-4, beta2=0.999)
     judged, default = STACKED_MNIST_SAMPLES, recipe(DataConfig(data="", image_size=28, stacked=True))
     shapes = {
-        "unrolled-quarter": (16, 256, unrolled, None, judged["unrolled"]),
-        "unrolled-half": (32, 256, unrolled, None, judged["unrolled"]),
-        "veegan": (64, 100, veegan, 128_000, judged["veegan"]),
+        "unrolled-quarter": (ModelConfig(2, 8, 256, "unrolled"), unrolled, None, judged["unrolled"]),
+        "unrolled-half": (ModelConfig(4, 8, 256, "unrolled"), unrolled, None, judged["unrolled"]),
+        "veegan": (ModelConfig(64, 64, 100, "dcgan"), veegan, 128_000, judged["veegan"]),
     }
     return [
         Cell(
             name,
             Settings(
                 data=DataConfig(data="", image_size=28, stacked=True, stacked_size=size),
-                model=ModelConfig(d_channels=channels, g_channels=64, latent=latent, network="dcgan"),
+                model=model,
                 training=training,
                 records=replace(default.records, samples=samples),
             ),
             images="MNIST",
         )
-        for name, (channels, latent, training, size, samples) in shapes.items()
+        for name, (model, training, size, samples) in shapes.items()
     ]
 
 

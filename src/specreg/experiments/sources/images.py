@@ -25,7 +25,8 @@ from specreg.names import Split
 logger = logging.getLogger(__name__)
 
 # The sides that there are networks for; auto takes the first that fits.
-_SIDES = {"resnet": resnet.STAGES.keys(), "dcgan": dcgan.SIDES.keys()}
+_DCGANS = {"dcgan": dcgan.DCGAN, "unrolled": dcgan.UNROLLED}
+_SIDES = {"resnet": resnet.STAGES.keys(), **{name: size.sides.keys() for name, size in _DCGANS.items()}}
 _MNIST_SIDE = 28
 # A classifier counts modes of stacked images only if it is right about most of so many: other grey sets of ten classes
 # look just like MNIST from outside.
@@ -89,14 +90,14 @@ class Images:
             other = (
                 "choose --network resnet, or drop --conditional" if side in _SIDES["resnet"] else "drop --conditional"
             )
-            raise ValueError(f"a {network}, chosen {why}, cannot be conditional: {other}")
+            raise ValueError(f"the network {network}, chosen {why}, cannot be conditional: {other}")
         if settings.data.conditional and self.dataset.num_classes < 2:
             raise ValueError(f"{settings.data.data} has no classes to be conditional on: drop --conditional")
 
     def make_generator(self, settings: Settings) -> nn.Module:
         side, channels, latent = self.dataset.resolution, settings.model.g_channels, settings.model.latent
-        if self._network(settings) == "dcgan":
-            return dcgan.Generator(side, channels, latent=latent, image_channels=self.dataset.channels)
+        if size := _DCGANS.get(self._network(settings)):
+            return dcgan.Generator(side, channels, latent=latent, image_channels=self.dataset.channels, size=size)
         num_classes = self.dataset.num_classes if settings.data.conditional else 0
         return resnet.Generator(
             side, channels, latent=latent, image_channels=self.dataset.channels, num_classes=num_classes
@@ -104,8 +105,8 @@ class Images:
 
     def make_discriminator(self, settings: Settings) -> nn.Module:
         side, channels = self.dataset.resolution, settings.model.d_channels
-        if self._network(settings) == "dcgan":
-            return dcgan.Discriminator(side, channels, image_channels=self.dataset.channels)
+        if size := _DCGANS.get(self._network(settings)):
+            return dcgan.Discriminator(side, channels, image_channels=self.dataset.channels, size=size)
         num_classes = self.dataset.num_classes if settings.data.conditional else 0
         return resnet.Discriminator(side, channels, image_channels=self.dataset.channels, num_classes=num_classes)
 
@@ -149,10 +150,10 @@ class Images:
             picture_of(grid.repeat_interleave(_SCALE, 1).repeat_interleave(_SCALE, 2).numpy()).save(file, "PNG")
 
     def _network(self, settings: Settings) -> str:
-        """Return the kind of networks, "resnet" or "dcgan"; raises ValueError if none fits, or not the one named."""
+        """Return the kind of networks, a key of ``_SIDES``; raises ValueError if none fits, or not the one named."""
         chosen, side = settings.model.network, self.dataset.resolution
         if chosen == "mlp":
-            raise ValueError(f"the mlp makes points, and {settings.data.data} are images: --network resnet or dcgan")
+            raise ValueError(f"the mlp makes points, and {settings.data.data} are images: --network resnet, dcgan or unrolled")
         candidates = _SIDES if chosen == "auto" else {chosen: _SIDES[chosen]}
         network = next((network for network, sides in candidates.items() if side in sides), None)
         if network is None:
