@@ -73,7 +73,10 @@ def test_the_words_of_a_type_are_the_keys_of_what_they_choose():
         ({"precision": "float8"}, "precision must be one of float32, bf16, got 'float8'"),
         ({"methods": MethodOptions(guard=GuardOptions(evidence="sn"))}, "evidence must be one of any, .*got 'sn'"),
         ({"data": DataConfig(data_split="all")}, "data_split must be one of train, test, unlabeled, got 'all'"),
-        ({"model": ModelConfig(network="unet")}, "network must be one of auto, resnet, dcgan, unrolled, mlp, got 'unet'"),
+        (
+            {"model": ModelConfig(network="unet")},
+            "network must be one of auto, resnet, dcgan, unrolled, mlp, got 'unet'",
+        ),
         ({"training": TrainingConfig(lr_decay="cosine")}, "lr_decay must be one of linear, none, got 'cosine'"),
         ({"training": TrainingConfig(loss=("hinge",))}, r"loss must be one of hinge, .*, got \('hinge',\)"),
         ({"records": RecordConfig(features="clip")}, "features must be one of auto, digits, .*inception, got 'clip'"),

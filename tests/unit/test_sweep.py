@@ -228,7 +228,10 @@ def test_the_cost_is_what_one_counts_by_hand():
             ["stacked-mnist", "--conditional"],
             "the network unrolled, chosen by --network or the preset, cannot be conditional: drop --conditional",
         ),
-        (["paper", "--network", "mlp"], "the mlp makes points, and CIFAR-10 are images: --network resnet, dcgan or unrolled"),
+        (
+            ["paper", "--network", "mlp"],
+            "the mlp makes points, and CIFAR-10 are images: --network resnet, dcgan or unrolled",
+        ),
     ],
 )
 def test_a_dry_run_refuses_what_the_sweep_would(given, said, capsys):

@@ -27,6 +27,7 @@ from specreg.names import FeatureName
 WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
 _PIXELS = 8  # side that pixels are averaged to
+_PASS = 2**16  # pixels of a channel in one forward pass of a classifier; more of them leave the cache
 _DECIMALS = torch.tensor([100, 10, 1])
 _TITLES = {"digits": "digit", "mnist": "MNIST", "cifar": "CIFAR-10"}
 
@@ -86,7 +87,7 @@ class ClassifierFeatures:
                 f"{self.title} features are for {side}x{side} images of {' or '.join(map(str, fitting))} channels, "
                 f"got {width}x{height} with {channels}: choose others with --features"
             )
-        parts = torch.split(images.reshape(-1, own, side, side), 500 if own > 1 else 1000 * channels)
+        parts = torch.split(images.reshape(-1, own, side, side), _PASS // side**2)
         hidden = [self._classifier.features(part.to(self._device).float() / 255) for part in parts]
         logits = torch.cat([self._classifier.classify(part) for part in hidden]).cpu()
         features = torch.cat(hidden).cpu().view(num_images, -1)

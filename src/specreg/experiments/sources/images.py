@@ -153,7 +153,9 @@ class Images:
         """Return the kind of networks, a key of ``_SIDES``; raises ValueError if none fits, or not the one named."""
         chosen, side = settings.model.network, self.dataset.resolution
         if chosen == "mlp":
-            raise ValueError(f"the mlp makes points, and {settings.data.data} are images: --network resnet, dcgan or unrolled")
+            raise ValueError(
+                f"the mlp makes points, and {settings.data.data} are images: --network resnet, dcgan or unrolled"
+            )
         candidates = _SIDES if chosen == "auto" else {chosen: _SIDES[chosen]}
         network = next((network for network, sides in candidates.items() if side in sides), None)
         if network is None:
