@@ -13,6 +13,7 @@ from pictures import images_of
 from specreg.data.arrays import decode, encode
 from specreg.data.mixtures import MIXTURES, GaussianMixture
 from specreg.experiments.config import DataConfig, ModelConfig, RecordConfig, RunConfig, Settings
+from specreg.experiments.presets import PRESETS
 from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.points import Points
@@ -83,6 +84,25 @@ def test_dcgan_of_both_resolutions(side, sides):
     assert discriminator(images).shape == (5,)
     assert seen == sides
     assert dcgan.Generator(side, 4).start.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_the_unrolled_protocol_has_its_published_widths():
+    cell = next(cell for cell in PRESETS["stacked-mnist"].cells if cell.name == "unrolled-quarter")
+    generator, discriminator = (
+        make(cell.settings) for make in (images_of(28).make_generator, images_of(28).make_discriminator)
+    )
+    assert [c.in_channels for c in generator.convolutions] == [64, 32, 16, 8]
+    assert [c.out_channels for c in discriminator.convolutions] == [2, 4, 8]
+    assert parameters(generator) == 256 * 1024 + (64 * 32 + 32 * 16 + 16 * 8 + 8 * 3) * 9 + 3 + 2 * (64 + 32 + 16 + 8)
+    assert parameters(discriminator) == (3 * 2 + 2 * 4 + 4 * 8) * 9 + (2 + 4 + 8) + (8 * 16 + 1)
+    sides = []
+    for convolution in generator.convolutions:
+        convolution.register_forward_hook(lambda module, given, output: sides.append(output.shape[-1]))
+    images = generator(torch.randn(5, 256))
+    assert sides == [7, 14, 28, 28]
+    assert images.abs().max() <= 1
+    assert discriminator(images).shape == (5,)
+    assert discriminator.slope == 0.3
 
 
 @pytest.mark.parametrize(

@@ -284,17 +284,20 @@ def mixtures() -> list[Cell]:
 
 @preset("stacked-mnist", seeds=(0, 1, 2))
 def stacked_mnist() -> list[Cell]:
-    """Stacked MNIST, 28x28x3 and 1000 modes, with a DCGAN, in its two published protocols.
+    """Stacked MNIST, 28x28x3 and 1000 modes, with DCGANs, in its two published protocols.
 
-    unrolled-quarter and unrolled-half: discriminators of a quarter and half of the generator's channels, batch 128,
-    stacked on the fly, Adam 2e-4 and 1e-4 (generator) with beta (0.5, 0.99), z of 256, 25,600 images judged (Metz et
-    al. 2017, Lin et al. 2018). veegan: equal networks, batch 64, 128,000 images stacked once, 50 epochs, Adam 2e-4
-    with beta (0.5, 0.999), 26,000 images judged (Srivastava et al. 2017, Lin et al. 2018).
+    unrolled-quarter and unrolled-half: a generator of 64 to 8 channels, discriminators of a quarter and half of these,
+    batch 128, stacked on the fly, Adam 2e-4 and 1e-4 (generator) with beta (0.5, 0.99), z of 256, 25,600 images judged
+    (Metz et al. 2017, Lin et al. 2018). veegan: two networks of 64 to 512 channels, batch 64, 128,000 images stacked
+    once, 50 epochs, Adam 2e-4 with beta (0.5, 0.999), 26,000 images judged (Srivastava et al. 2017, Lin et al. 2018).
 
     Deviations from these papers:
     - 50,000 steps of the unrolled protocol; 500,000 there
     - no batch normalization in the discriminator, whose layers are under spectral normalization
-    - z is normal in veegan, too, where it is uniform in [-1, 1]
+    - the running average of the statistics of the generator's batch normalization in evaluations, a batch's own there
+      (unrolled)
+    - in veegan z is normal, not uniform in [-1, 1], pixels are in [-1, 1], not in [0, 1] before a tanh, and no image of
+      MNIST's test part is stacked
     - modes by this project's digit classifier (99.7% of MNIST's test images)
     """
     unrolled = TrainingConfig(
