@@ -342,7 +342,11 @@ def defects_table(rows: Sequence[Row]) -> str:
 
 
 def ranks_table(rows: Sequence[Row]) -> str:
-    """Return Spearman's rho with the truth by family and of all, power without false alarms, and what defects do."""
+    """Return Spearman's rho with the truth, power without false alarms, and what defects do.
+
+    The correlation is taken within each set of data, since many measures have the data's unit, and averaged over the
+    sets of a family and over all.
+    """
     families = list(dict.fromkeys(row["family"] for row in rows))
     heads = ("drops seen", "noise read as a drop", "other defects", "repeats seen")
     lines = [
@@ -366,8 +370,9 @@ def ranks_table(rows: Sequence[Row]) -> str:
                 (spoilt if row["case"] in DEFECTS else noisy).append(read)
             elif row["truth"] >= 0.08:
                 drops.append(seen[number])
-        rhos = [_rho([row for row in known if row["family"] == family], name) for family in families]
-        cells = [f"{rho:.2f}" for rho in (*rhos, _rho(known, name))]
+        rhos = {data: _rho([row for row in known if row["data"] == data], name) for data in alarm}
+        within = {family: {row["data"] for row in known if row["family"] == family} for family in families}
+        cells = [f"{statistics.fmean(rhos[data] for data in own):.2f}" for own in (*within.values(), rhos)]
         off = [abs(row["values"][name] - row["truth"]) for row in known]
         cells.append(f"{statistics.fmean(off):.3f}" if name in SHARES_OF_DATA else "-")
         cells += [f"{sum(part)} of {len(part)}" for part in (drops, noisy, spoilt, repeats)]
@@ -382,7 +387,7 @@ def _rho(rows: Sequence[Row], name: str) -> float:
 
 def _of_drop(rows: Sequence[Row], like: Row, name: str) -> float:
     """Return the value of the same data where about a quarter was dropped."""
-    drops = [row for row in rows if row["data"] == like["data"] and row["case"] == "drop"]
+    drops = [row for row in rows if row["case"] == "drop" and all(row[key] == like[key] for key in ("data", "seed"))]
     nearest = min(drops, key=lambda row: abs(row["truth"] - DROP))
     return float(nearest["values"][name])
 

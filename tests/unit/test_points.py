@@ -17,7 +17,7 @@ from specreg.experiments.presets import PRESETS
 from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.points import Points
-from specreg.models import dcgan, mlp
+from specreg.models import dcgan, mlp, resnet
 from specreg.training.loop import draw_real
 
 
@@ -103,6 +103,15 @@ def test_the_unrolled_protocol_has_its_published_widths():
     assert images.abs().max() <= 1
     assert discriminator(images).shape == (5,)
     assert discriminator.slope == 0.3
+
+
+@pytest.mark.parametrize(("side", "last"), [(32, 8), (48, 12), (64, 2), (128, 4)])
+def test_the_discriminators_last_features_have_the_side_of_the_papers(side, last):
+    sides = []
+    discriminator = resnet.Discriminator(side, 1)
+    discriminator.blocks[-1].register_forward_hook(lambda module, given, output: sides.append(output.shape[-1]))
+    discriminator(torch.zeros(1, 3, side, side))
+    assert sides == [last]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,11 @@ SIDES = (28, 32, 48, 64, 128)
 OPTIONS = ["--methods", "sn", "--steps", "2", "--samples", "20", "--reference", "20", "--no-tensorboard"]
 
 
+def test_a_protocol_judges_its_own_number_of_points():
+    numbers = {data: recipe(DataConfig(data)).records.samples for data in ("ring", "grid-self-conditioned")}
+    assert numbers == {"ring": 2500, "grid-self-conditioned": 50_000}
+
+
 @pytest.mark.parametrize("data", ["digits", "ring", "grid", "ring-self-conditioned", "grid-self-conditioned", *SIDES])
 def test_networks_of_every_recipe_train(data):
     if isinstance(data, str):

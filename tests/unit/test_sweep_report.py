@@ -31,9 +31,10 @@ def make_sweep(out: Path, cells: dict[str, list[str]], *, preset: str = "paper",
     return out
 
 
-def scored(path: Path, method: str, protocol: str, fd: float, **options) -> Path:
+def scored(path: Path, method: str, protocol: str, fd: float, steps: int = 1100, **options) -> Path:
     """Make a run whose result is a Fréchet distance by a protocol."""
-    RunDirectory(make_run(path, method, **options)).write("result", {"method": method, "protocol": protocol, "fd": fd})
+    result = {"method": method, "protocol": protocol, "fd": fd, "steps": steps}
+    RunDirectory(make_run(path, method, **options)).write("result", result)
     return path
 
 
@@ -244,6 +245,16 @@ def test_a_gain_is_not_taken_between_protocols(tmp_path):
     text = " ".join(notes(open_cells([make_sweep(tmp_path / "out", planned)])))
     assert "static SR against SN, 1 setting: Fréchet distance -50.0% in the mean, lower in 1." in text
     assert "no normalization against" not in text
+
+
+def test_what_ended_early_is_named_and_gains_nothing(tmp_path):
+    planned = {name: ["sn-seed0", "static-seed0"] for name in ("A16-128", "C8-32")}
+    for name, steps in (("A16-128", 1100), ("C8-32", 200)):
+        scored(tmp_path / "out" / name / "sn-seed0", "sn", "a", 10.0, steps)
+        scored(tmp_path / "out" / name / "static-seed0", "static", "a", 5.0)
+    text = " ".join(notes(open_cells([make_sweep(tmp_path / "out", planned)])))
+    assert "Ended before the last iteration, and judged as they were then: C8-32: SN, seed 0 at 200 of 1100." in text
+    assert "static SR against SN, 1 setting: Fréchet distance -50.0% in the mean, lower in 1." in text
 
 
 def test_settings_of_folders_of_one_name_have_labels_of_their_own(tmp_path):

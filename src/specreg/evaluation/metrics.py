@@ -34,6 +34,8 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_size: int = 1000) -> float:
     """Return the unbiased squared MMD with the cubic polynomial kernel, averaged over random subsets.
 
+    A subset has all images of the smaller set if these are fewer than ``subset_size``.
+
     Reference:
         Binkowski et al. 2018, section 4.
     """
@@ -80,7 +82,8 @@ def classifier_score(probabilities: Tensor, *, splits: int = 10) -> tuple[float,
 
     Args:
         probabilities: p(y|x) of generated images, (N, K); rows sum to 1.
-        splits: number of equal parts, in order, of one image each if there are fewer; a remainder is left out.
+        splits: number of equal parts, in order, of one image each, whose score is 1, below twice as many images;
+            a remainder is left out.
 
     Reference:
         Salimans et al. 2016, section 4.

@@ -60,9 +60,9 @@ class ModelConfig:
     latent: int = 128
     """Dimension of the latent vector z."""
     network: Literal["auto", "resnet", "dcgan", "unrolled", "mlp"] = "auto"
-    """resnet: SN-GAN's, sides 8, 16, 32, 48, 64 and 128; dcgan: sides 28 and 32, not conditional; unrolled: the small
-    DCGAN of Metz et al. 2017, side 28; mlp: for points, layers 16 times as wide as the channels; auto: what fits the
-    data, resnet before dcgan."""
+    """resnet: like SN-GAN's, sides 8, 16, 32, 48, 64 and 128; dcgan: sides 28 and 32, not conditional; unrolled: the
+    small DCGAN of Metz et al. 2017, side 28; mlp: for points, layers 16 times as wide as the channels; auto: what fits
+    the data, resnet before dcgan."""
 
 
 @dataclass(frozen=True)

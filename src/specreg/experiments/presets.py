@@ -95,16 +95,21 @@ def paper() -> list[Cell]:
     Deviations from the paper and the authors' code:
     - compensation after every 5th discriminator step; the authors compensate after each of the 5 discriminator steps
       of every 5th iteration: as often, but in bursts
-    - power iteration takes a step for each update of the discriminator, on real and generated images together, and its
-      vectors are renewed by a compensation; the authors' takes one for each of the two batches and goes on from its own
+    - a batch is that of a whole update; in the configuration that the authors published (batch 256) each of four GPUs
+      draws two of them for an update, and normalizes each by itself
+    - power iteration takes a step for each pass of the discriminator, through which real and generated images go
+      together, and its vectors are renewed by a compensation; the authors' takes one for each of the two batches and
+      goes on from its own
     - batches are drawn with replacement; the authors shuffle epochs
     - i = 0.5 r is rounded up, the authors round down; linear layers are compensated, too, where the authors take
       convolutions only (the last one, of rank one, is not changed by it)
     - the dynamic record is kept in the checkpoint; the authors' is lost when a training is resumed
     - scores are those of --samples generated against --reference real training images in the features that the
       records name: no FID and no Inception Score unless these are Inception's; the authors' code has 5,000 and 50,000,
-      every 1,000 iterations (5,000 on ImageNet), and one split for the Inception Score
-    - STL-10's networks are the 32x32 ones with a start of 6x6: the authors' are not in their code
+      every 1,000 iterations (5,000 on ImageNet), and one split for the Inception Score; an output x becomes the byte
+      128 x + 128, there 127.5 x + 127.5
+    - STL-10's networks are the 32x32 ones with a start of 6x6: the authors' are not in their code, SN-GAN's are wider
+      at small sides
     - last checkpoint; the paper's scores of collapsed runs are the best before the collapse
     - float32 on any device; the authors' SVDs are numpy's on the CPU
     """
@@ -163,6 +168,9 @@ def sttp() -> list[Cell]:
     Deviations from that paper:
     - spectral normalization stays on under compensation, as in Liu et al. 2019; theirs has none
     - static compensation, which theirs does not have, is run as well
+    - the generator doubles sides by repetition; theirs bilinearly
+    - batches are drawn with replacement, where they shuffle epochs; noise in [0, 1/128) is added to pixels, there in
+      [-1/255, 1/255]; power iteration as in the preset paper
     - scores as in the preset paper: theirs are Inception's, 50,000 samples against the training set
     """
     methods = replace(_COMPENSATION, dynamic=replace(_COMPENSATION.dynamic, scale="unit"))
@@ -189,7 +197,7 @@ def imagenet() -> list[Cell]:
       --dynamic.start 40000
     - no spectral normalization in the generator, no bias in the discriminator's last layer, images resized by Lanczos'
       filter; the authors have both, and resize bilinearly
-    - power iteration, batches and scores as in the preset paper
+    - batches and scores as in the preset paper, power iteration too: a step for each micro-batch
     """
     default = recipe(DataConfig(data="", image_size=128, conditional=True))
     training = replace(default.training, steps=75_000, batch_size=32, d_steps=1, d_lr=4e-4, g_lr=1e-4, beta2=0.999)
@@ -277,7 +285,9 @@ def mixtures() -> list[Cell]:
     Deviations from Lin et al. 2018 (PacGAN), besides loss, batch and optimizer:
     - 1,500 steps; 400,000 there (400 epochs of 100,000 points)
     - points are drawn endlessly; 100,000 fixed ones there
-    - a plain discriminator of three hidden layers; maxout with five pieces there
+    - a generator of two hidden layers of 128; four of 400 with batch normalization there
+    - a plain discriminator of three hidden layers of 128; there of 200, maxout with five pieces
+    - Glorot's initialization; N(0, 0.02²) there
     """
     return [Cell(name, recipe(DataConfig(name)), methods=("sn", "static")) for name in ("ring", "grid")]
 
@@ -296,8 +306,10 @@ def stacked_mnist() -> list[Cell]:
     - no batch normalization in the discriminator, whose layers are under spectral normalization
     - the running average of the statistics of the generator's batch normalization in evaluations, a batch's own there
       (unrolled)
-    - in veegan z is normal, not uniform in [-1, 1], pixels are in [-1, 1], not in [0, 1] before a tanh, and no image of
-      MNIST's test part is stacked
+    - a generator's update draws z of its own, there it has the discriminator's; in veegan one such update for each of
+      the discriminator's, two there
+    - in veegan z is normal, not uniform in [-1, 1], pixels are in [-1, 1], not in [0, 1] before a tanh, no image of
+      MNIST's test part is stacked, every seed has the same stacks, and batches are drawn with replacement, not in order
     - modes by this project's digit classifier (99.7% of MNIST's test images)
     """
     unrolled = TrainingConfig(

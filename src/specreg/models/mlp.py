@@ -11,8 +11,7 @@ _HIDDEN_GENERATOR, _HIDDEN_DISCRIMINATOR = 2, 3
 class Generator(nn.Module):
     """Map latent vectors to points: two hidden layers with ReLU, a linear output.
 
-    The depth of PacGAN's generator for mixtures (Lin et al. 2018, 400 wide: 25 channels), without its batch
-    normalization.
+    PacGAN's for mixtures (Lin et al. 2018) has four of 400 with batch normalization.
     """
 
     num_classes = 0

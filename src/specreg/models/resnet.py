@@ -1,7 +1,8 @@
 """ResNet generator and discriminator of SN-GAN for every resolution, without regularization.
 
-Structure, initialization and channel counts follow Miyato et al. 2018 (appendix B, tables 3 to 6) and the authors' code
-of Liu et al. 2019; for 8x8 and 16x16 images, which neither has, the 32x32 generator is shortened.
+Structure, initialization and channel counts for 32x32 and 128x128 images follow Miyato et al. 2018 (appendix B) and the
+authors' code of Liu et al. 2019, for 64x64 Miyato's code and Mimicry (Lee and Town 2020). For 8x8 and 16x16 the 32x32
+generator is shortened; for 48x48 it begins with 6x6, where SN-GAN's own networks halve and double their widths.
 """
 
 import itertools
@@ -31,7 +32,7 @@ STAGES = {
     16: Stages(4, (1, 1, 1), _PLAIN),
     32: Stages(4, (1, 1, 1, 1), _PLAIN),
     48: Stages(6, (1, 1, 1, 1), _PLAIN),
-    64: Stages(4, (16, 8, 4, 2, 1), ((1, True), (2, True), (4, True), (8, True), (16, False))),
+    64: Stages(4, (16, 8, 4, 2, 1), ((1, True), (2, True), (4, True), (8, True), (16, True))),
     128: Stages(4, (16, 16, 8, 4, 2, 1), ((1, True), (2, True), (4, True), (8, True), (16, True), (16, False))),
 }
 

@@ -20,7 +20,7 @@ COLUMNS = (
     ("fd", "FD ↓", 2),
     ("intra_fd", "intra-class FD ↓", 2),
     ("inception_score", "IS ↑", 2),
-    ("kid", "KID ↓", 3),
+    ("kid", "KID ↓", 4),
     ("precision", "precision ↑", 3),
     ("recall", "recall ↑", 3),
     ("density", "density ↑", 2),
@@ -145,9 +145,13 @@ def notes(cells: Sequence[Cell]) -> list[str]:
         sentences.append("Missing: a lower bound on the share of the data's mass that is not generated, at the end "
                          f"of every run; a perfect generator stays below {reach}. Lost: a bound of its own, "
                          "in which samples far from the data count for what is next to them.")  # fmt: skip
+    if early := [f"{run.label} at {run.result['steps']} of {total}" for run in complete
+                 if run.result["steps"] < (total := int(run.settings["training.steps"]))]:  # fmt: skip
+        sentences.append(f"Ended before the last iteration, and judged as they were then: {', '.join(early)}.")
     if any(run.verdicts for run in complete):
-        sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration.")
-        sentences.append("Verdict: the newest, the gravest of the answers about spectra, coverage and signal.")
+        sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration. Verdict: "
+                         "the newest, the gravest of the answers about spectra, coverage and signal. Both are of every "
+                         "run that has begun.")  # fmt: skip
     changed: dict[str, list[str]] = {}
     for cell in cells:
         if cell.changes:
@@ -224,11 +228,12 @@ def finite_values(runs: Iterable[Run], key: str) -> list[float]:
 
 
 def _are_comparable(*methods: Sequence[Run]) -> bool:
-    """Tell whether methods' runs are by one protocol, each of one group, and differ in methods' options alone."""
+    """Tell whether methods' runs are by one protocol, as long, each of one group, and differ in their options alone."""
     runs = [run for alike in methods for run in alike]
     shared = [{key: value for key, value in run.settings.items() if not key.startswith("methods.")} for run in runs]
     of_one_group = all(len(grouped(alike)) < 2 for alike in methods)
-    return of_one_group and of_one_protocol(runs) and not (shared and differing(shared))
+    of_one_length = len({run.result["steps"] for run in runs}) < 2
+    return of_one_group and of_one_length and of_one_protocol(runs) and not (shared and differing(shared))
 
 
 def _collapse(run: Run) -> int | None:

@@ -36,7 +36,7 @@ class Points:
 
     @classmethod
     def recipe(cls, data: DataConfig) -> Settings:
-        return recipes.MIXTURES
+        return recipes.SELF_CONDITIONED if MIXTURES[data.data].publication == "self-conditioned" else recipes.MIXTURES
 
     def held_out(self, settings: Settings) -> None:
         return None

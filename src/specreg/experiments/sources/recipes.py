@@ -15,6 +15,7 @@ MIXTURES = Settings(
     ),
     records=RecordConfig(samples=2500),
 )  # fmt: skip
+SELF_CONDITIONED = replace(MIXTURES, records=RecordConfig(samples=50_000))  # their code's number of points
 
 # Liu et al. 2019, with the discriminator and the batch that their tables have in common.
 _LARGE = Settings(
