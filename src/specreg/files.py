@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 RUN_LOCK = "run.lock"  # lies in every folder of runs, and of comparisons of them
-_PARTIAL = ".partial"  # ends the name of a file that is being written, and has no name of its own yet
+PARTIAL = ".partial"  # ends the name of a file that is being written, and has no name of its own yet
 # Nothing written here comes near: what is larger or nested deeper would fill the memory or the interpreter's stack.
 _LARGEST, _DEEPEST = 1 << 26, 50  # bytes of a JSON file or of a line; objects and lists within each other
 
@@ -106,7 +106,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     If the block fails, or the machine does, the old file stays.
     """
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -121,15 +121,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what a killed process had half written into a folder."""
-    for partial in folder.glob(f".*{_PARTIAL}"):
-        partial.unlink(missing_ok=True)
-
-
 def give_name(existing: Path, name: Path) -> None:
     """Make ``name`` a second name of a file (a copy, where there are no links), in the place of what had it before."""
-    partial = name.with_name(f".{name.name}{_PARTIAL}")
+    partial = name.with_name(f".{name.name}{PARTIAL}")
     partial.unlink(missing_ok=True)
     try:
         os.link(existing, partial)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from specreg.files import (
+    PARTIAL,
     RUN_LOCK,
     check_file,
     exists,
     read_json,
     read_json_lines,
-    remove_partial,
     write_json,
     write_text,
 )
@@ -168,7 +168,8 @@ class RunDirectory:
             path = self.path / f"{name}.jsonl"
             if path.exists():
                 remaining[path] = [json.dumps(record) + "\n" for record in _lines(path) if record["step"] <= step]
-        remove_partial(self.path)
+        for partial in self.path.glob(f".*{PARTIAL}"):  # what a killed process had half written
+            partial.unlink(missing_ok=True)
         (self.path / "failed.json").unlink(missing_ok=True)
         for path, lines in remaining.items():
             write_text(path, "".join(lines))

@@ -22,9 +22,13 @@ from specreg.layers.selection import matches
 from specreg.names import listed, suggestion
 
 _MOST_KERNELS = 64  # of a bank that are shown
-_OPTIMIZER = re.compile(r"optim(?!al|um|us)|exp_avg|momentum_buffer|square_avg", re.IGNORECASE)
-# Of the states of specreg's monitors, compensators and pins: past spectra and older copies, under the layers' names.
-_OWN = re.compile(r"(?:^|\.)(?:history\.layers|compensator\.record|kept\.\d+)\.")
+# What else than a network tensors are of, by their names; the last are past spectra and older copies.
+_FOREIGN = {
+    "of an optimizer": re.compile(r"(?i)optim(?!al|um|us)|exp_avg|momentum_buffer|square_avg"),
+    "of a monitor's, a compensator's or a pin's state": re.compile(
+        r"(?:^|\.)(?:history\.layers|compensator\.record|kept\.\d+)\."
+    ),
+}
 _WEIGHT = re.compile(r"(\w*_)?(weight|kernel)s?\d*(_(ih|hh|hr)_l\d+(_reverse)?)?")
 _PARAMETRIZED = re.compile(r"(?:(.*)\.)?parametrizations\.([^.]+)\.original(1?)", re.DOTALL)
 _UNNAMED, _UNSCALED = "not named like a weight", "of eight bits with scales of an unknown kind"
@@ -139,7 +143,7 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
         The layers' weights by name; how many tensors are left out, by reason; and which of those ``only`` would take.
     """
     many = [name for name, tensor in tensors.items() if len(tensor.shape) > 1 and 0 not in tensor.shape]
-    reasons = {name: _foreign(name) for name in many}
+    reasons = {name: next((why for why, told in _FOREIGN.items() if told.search(name)), "") for name in many}
     candidates = {name: _parts(name, tensors) for name in many if not reasons[name]}
     left_out = Counter(filter(None, reasons.values()))
     companions = {name for parts in candidates.values() for name in parts.companions.values()}
@@ -175,13 +179,6 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
     modulated = modulated_layers(tensors)
     matrices = [matrix for weight in ordered for matrix in _matrices(weight, has_style=weight.name in modulated)]
     return {matrix.name: matrix for matrix in matrices}, +left_out, takeable
-
-
-def _foreign(name: str) -> str:
-    """Return what else than a network a tensor belongs to, by its name; empty if nothing."""
-    if _OPTIMIZER.search(name) is not None:
-        return "of an optimizer"
-    return "of a monitor's, a compensator's or a pin's state" if _OWN.search(name) is not None else ""
 
 
 def _obstacle(parts: _Parts, tensors: Mapping[str, Stored], shape: tuple[int, ...]) -> str:

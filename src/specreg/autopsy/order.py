@@ -79,8 +79,9 @@ def ordered(paths: Sequence[Path]) -> Order:
         order = ordered(others)
         if order.by and kinds <= {(newest[0].parent, like if like != "#" else kind) for _, kind in kinds}:
             return Order((*order.paths, newest[0]), (*order.numbers, order.numbers[-1] + 1), order.by)
+    counted = tuple(range(1, len(paths) + 1))
     if len({tuple(_STAGE.findall(_stem(path).lower())) for path in paths}) > 1:  # each stage begins anew
-        return Order(tuple(paths), _counted(paths), "")
+        return Order(tuple(paths), counted, "")
     files = [_stem(path) for path in paths]
     above = zip(*([folder.name for folder in path.absolute().parents[:_HIGHEST]] for path in paths), strict=False)
     folders = [(list(names), "their folders' names") for names in above]
@@ -97,8 +98,8 @@ def ordered(paths: Sequence[Path]) -> Order:
                 *times, in_order = zip(*sorted(zip(*known, paths, strict=True)), strict=True)
                 # Steps that begin anew with each epoch are no time.
                 growing = (time for time in reversed(times) if all(a < b for a, b in pairwise(time)))
-                return Order(in_order, next(growing, _counted(paths)), f"the {what} in {where}")
-    return Order(tuple(paths), _counted(paths), "")
+                return Order(in_order, next(growing, counted), f"the {what} in {where}")
+    return Order(tuple(paths), counted, "")
 
 
 def times(name: str) -> tuple[int, ...]:
@@ -152,10 +153,6 @@ def without_values(name: str) -> str:
         'lr_0.1-loss#'
     """
     return _VALUE.sub(r"\1#", name)
-
-
-def _counted(paths: Sequence[Path]) -> tuple[int, ...]:
-    return tuple(range(1, len(paths) + 1))
 
 
 def _stem(path: Path) -> str:

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +42,12 @@ def hold(decode: Callable[[], Pixels], *, cache: Path | None, name: str, stamp: 
     shape, chunks = decode()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as opened:
-            _write(opened, shape, chunks)
+        with replacing(file) as opened:  # written, not mapped: a full disk is an error then, and not a bus error
+            np.lib.format.write_array_header_1_0(opened, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            start = opened.tell()
+            for chunk in chunks:
+                opened.write(np.ascontiguousarray(chunk).data)
+            assert opened.tell() - start == math.prod(shape)
         small = {name: value for name, value in stamp.items() if isinstance(value, str | int | None)}
         write_json(file.with_suffix(".json"), {"key": key, "shape": shape, **small})  # vouches for the other
     except OSError as error:
@@ -65,12 +69,3 @@ def _mapped(file: Path, key: str) -> Tensor | None:
         return None
     whole = described.get("shape") == list(images.shape) and images.dtype == np.uint8
     return torch.from_numpy(images) if whole else None
-
-
-def _write(file: BinaryIO, shape: tuple[int, int, int, int], chunks: Iterator[np.ndarray]) -> None:
-    # Written, not mapped: a full disk is an error then, and not a bus error.
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    start = file.tell()
-    for chunk in chunks:
-        file.write(np.ascontiguousarray(chunk).data)
-    assert file.tell() - start == math.prod(shape)

@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-# sync_on_compute: a single process evaluates, and torchmetrics would wait for the features of all.
-_SYNC = False
-
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     r"""Return :math:`\|\mu_r-\mu_f\|^2 + \operatorname{tr}(C_r + C_f - 2 (C_r C_f)^{1/2})`, in float64.
@@ -24,7 +21,10 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     Reference:
         Heusel et al. 2017, equation 6.
     """
-    metric = FrechetInceptionDistance(feature=_identity(real.shape[1]), sync_on_compute=_SYNC)
+    identity: Any = nn.Identity()  # features in the place of images
+    identity.num_features = real.shape[1]
+    # A single process evaluates, and torchmetrics would wait for the features of all.
+    metric = FrechetInceptionDistance(feature=identity, sync_on_compute=False)
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
@@ -42,7 +42,7 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_si
     size = min(subset_size, len(real), len(fake))
     with warnings.catch_warnings(action="ignore"):  # about memory: it stores these features, once
         metric = KernelInceptionDistance(
-            feature=_identity(real.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=_SYNC
+            feature=nn.Identity(), subsets=subsets, subset_size=size, sync_on_compute=False
         )
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
@@ -164,10 +164,3 @@ def _radii(points: Tensor, neighbours: int) -> Tensor:
 def _distances(left: Tensor, right: Tensor) -> Tensor:
     # By a matrix product, ten times as fast as the sum of squares; in float64 its cancellation does not matter.
     return torch.cdist(left.double(), right.double(), compute_mode="use_mm_for_euclid_dist")
-
-
-def _identity(num_features: int) -> nn.Module:
-    """Return torchmetrics' extractor for features in the place of images."""
-    identity: Any = nn.Identity()
-    identity.num_features = num_features
-    return identity

@@ -43,7 +43,7 @@ class Style(NamedTuple):
 def plot_outputs(axis: Axes, run: Run) -> None:
     """Plot the cumulative distributions of a run's last recorded scores."""
     last = run.outputs[-1]
-    for name, style in zip(OUTPUTS, output_styles().values(), strict=True):
+    for name, style in named_styles(OUTPUTS).items():
         quantiles = last[name]
         levels = [index / (len(quantiles) - 1) for index in range(len(quantiles))]
         axis.plot(quantiles, levels, color=style.colour, ls=style.pattern, lw=1.8)
@@ -51,11 +51,6 @@ def plot_outputs(axis: Axes, run: Run) -> None:
     axis.set_xlabel("score D(x)")
     axis.set_ylabel("share of images below")
     axis.grid(alpha=0.25)
-
-
-def output_styles() -> dict[str, Style]:
-    """Return the lines of the three kinds of images."""
-    return named_styles(f"{name.replace('_', '-')} images" for name in OUTPUTS)
 
 
 def plot_moments(axis: Axes, run: Run, name: str) -> None:

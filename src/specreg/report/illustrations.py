@@ -16,7 +16,7 @@ from PIL import Image
 from specreg.names import counted
 from specreg.report import figures
 from specreg.report.figures import Style
-from specreg.report.runs import Cell, Run, grouped, runs_of
+from specreg.report.runs import OUTPUTS, Cell, Run, grouped, runs_of
 from specreg.report.tables import COLUMNS, finite_values
 from specreg.report.verdicts import MOST_RUNS, state_of
 
@@ -228,7 +228,7 @@ def outputs(cells: Sequence[Cell]) -> Illustration | None:
         "Cumulative distributions of the discriminator's scores at the last evaluation. Training and held-out images "
         "apart mean that it overfits; generated images far to the left, that it tells them from real ones."
     )
-    parts = [Part(panels, figures.output_styles())]
+    parts = [Part(panels, figures.named_styles(f"{name.replace('_', '-')} images" for name in OUTPUTS))]
     return Illustration("outputs", "What the discriminator says", caption, parts) if panels else None
 
 
