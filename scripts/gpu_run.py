@@ -6,14 +6,13 @@
 
 One after the other, each as far as the minutes go:
 
+  smoke          every verb in float32, bf16, channels_last, compiled, with two forward passes, and without waiting for
+                 the device in the usual path; a training by CUDA graphs and without (benchmarks/smoke.py)
   compensation   one compensation of discriminators of 32 to 256 channels, of 1024x9216 and ImageNet's, beside torch's
                  SVD, the authors' algorithm and the limit (benchmarks/compensation.py)
   paths          a weight by its rank: eigendecomposition against matrix sign (benchmarks/paths.py)
   overhead       what static and dynamic SR add to an iteration at 128 channels (benchmarks/training.py)
   trainer        float32, bf16, compiled and as CUDA graphs, beside mimicry where --mimicry names a checkout
-
-  smoke          every verb in float32, bf16, channels_last, compiled, with two forward passes, and without waiting for
-                 the device in the usual path; a training by CUDA graphs and without (benchmarks/smoke.py)
 
 and then side by side, for what is left:
 
@@ -39,7 +38,7 @@ import torch
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("compensation", "paths", "overhead", "trainer", "smoke", "C64-32", "stacked-mnist")
+PARTS = ("smoke", "compensation", "paths", "overhead", "trainer", "C64-32", "stacked-mnist")
 SPARE = 20.0  # seconds at the end: to write checkpoints, and to pack
 RUNS_AT_ONCE = 2  # in each sweep
 CHECKPOINTS = ("*.pt", "*.lock")
@@ -54,11 +53,11 @@ def benchmarks(options: argparse.Namespace) -> dict[str, list[str]]:
     small = ["--channels", "4", "--g-channels", "4", "--batch", "4", "--rounds", "1"] if tiny else ["--rounds", "11"]
     plain = ["--no-compile"] if tiny or options.no_compile else []
     everything = {
+        "smoke": ["smoke.py", *device, *(["--tiny"] if tiny else [])],
         "compensation": ["compensation.py", *device, *sttp, *(["--cases", "cifar-32"] if tiny else ["--stages"])],
         "paths": ["paths.py", *device, *(["--ranks", "8", "16"] if tiny else [])],
         "overhead": ["training.py", "--part", "overhead", *device, *small],
         "trainer": ["training.py", "--part", "trainer", *device, *mimicry, *small, *plain],
-        "smoke": ["smoke.py", *device, *(["--tiny"] if tiny else [])],
     }
     return {name: command for name, command in everything.items() if name in options.parts}
 
@@ -120,7 +119,9 @@ def pack(work: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path(".gpu_run"), help="checkpoints and records of the trainings")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".gpu_run"), help="the trainings, which begin anew without it"
+    )
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="these alone")
     parser.add_argument("--no-compile", action="store_true", help="without the compiled trainers, which take minutes")

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
 from specreg.experiments.config import Features, RunConfig, Settings
 from specreg.experiments.methods import METHODS, PAPER_METHODS
-from specreg.names import LEAST_GENERATED, FeatureName
+from specreg.names import LEAST_GENERATED, FeatureName, ReferenceSplit
 
 T = TypeVar("T")
 _BOX = re.compile("[─│╭╮╰╯]+")
@@ -114,7 +114,7 @@ class Evaluate:
     """Generated images; the run's own number by default."""
     reference: int | None = None
     """Real images; the run's own number by default."""
-    reference_split: Literal["train", "test"] | None = None
+    reference_split: ReferenceSplit | None = None
     """Part of the data that the real images are from; the run's own by default."""
     features: Features | None = None
     """Features that images are compared in; the run's own by default."""

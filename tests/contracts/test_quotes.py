@@ -217,6 +217,31 @@ def test_a_sentence_is_written_from_the_records(document, sentence):
     assert re.sub(r"\s+", " ", sentence) in text
 
 
+def bootstrapped(values):
+    """Return the percentile interval of the mean, by 10,000 resamples."""
+    drawn = stats.bootstrap(
+        (values,), statistics.fmean, n_resamples=10_000, method="percentile", vectorized=False, rng=0
+    )
+    return pytest.approx(list(drawn.confidence_interval), abs=0.15)
+
+
+def test_bootstrap_intervals_of_the_ten_seeds_are_those_of_the_records():
+    page, runs = (RESULTS / "digits.md").read_text(encoding="utf-8"), record("digits-again")["runs"]
+    table = re.findall(
+        r"^\| (AVX2|no AVX2) \| (.*?) \| \d+ (?:\|[^|\n]*){3}\| (.*?) \| [^|]* \| (.*?) \|", page, re.MULTILINE
+    )
+    assert len(table) == 11
+    for processor, method, mean, paired in table:
+        own, sn = (
+            {run["seed"]: run["fd"] for run in of(runs, name) if run["processor"] == processor}
+            for name in (method, "SN")
+        )
+        assert [float(bound) for bound in mean.split(" to ")] == bootstrapped(list(own.values())), method
+        if paired != "-":
+            low, high = paired[paired.index("(") + 1 : -1].split(" to ")
+            assert [float(low), float(high)] == bootstrapped([own[seed] - sn[seed] for seed in own]), method
+
+
 def papers_width():
     """Yield the rows of the tables of C8-32 at the paper's own width."""
     names = {"sn": "SN", "static": "static SR", "dynamic": "dynamic SR, authors'"}

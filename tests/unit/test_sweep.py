@@ -162,7 +162,7 @@ def test_a_runs_process_takes_no_module_from_the_folder_it_is_started_in_and_its
     monkeypatch.chdir(tmp_path)
     process = processes.begin(run, 1)
     try:
-        assert process.wait(timeout=300) == 2
+        assert process.wait() == 2
     finally:
         process.kill()
         process.wait()

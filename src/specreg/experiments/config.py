@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes
 
 from specreg.experiments.methods import MethodName, MethodOptions, described
 from specreg.monitor.detector import Thresholds
-from specreg.names import LARGEST_INTEGER, FeatureName, Split, checked_keep, flat, integer
+from specreg.names import LARGEST_INTEGER, FeatureName, ReferenceSplit, Split, checked_keep, flat, integer
 from specreg.training.config import TrainingConfig
 
 Features = Literal["auto", FeatureName]
@@ -81,7 +81,7 @@ class RecordConfig:
     """Generated images in an evaluation, at least 10."""
     reference: int = 10000
     """Real images in an evaluation, at least 10; all there are, if they are fewer."""
-    reference_split: Literal["train", "test"] = "train"
+    reference_split: ReferenceSplit = "train"
     """Part of the data that generated images are compared with: what was trained on, or the held-out part."""
     features: Features = "auto"
     """Features that images are compared in; auto: what the data suggest, digits (--data digits), mnist (28x28, stacked,
