@@ -454,10 +454,10 @@ def _watch(arguments: list[str]) -> int:
             files=given.files,
         )
 
-    told: set[str] = set()
+    printed: set[str] = set()
     if given.json is not None and given.json.exists():
         text = given.json.read_text(encoding="utf-8", errors="replace")
-        told = set(text.splitlines())
+        printed = set(text.splitlines())
         with given.json.open("a", encoding="utf-8") as file:  # which fails now where it may not be written
             file.write("\n" * bool(text and not text.endswith("\n")))  # torn by a crash: what follows has its own line
 
@@ -465,7 +465,7 @@ def _watch(arguments: list[str]) -> int:
         sys.stdout.write(f"{printable(str(notice))}\n")
         sys.stdout.flush()
         line = json.dumps(notice.details, allow_nan=False)
-        if given.json is not None and line not in told:
+        if given.json is not None and line not in printed:
             with given.json.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
 

@@ -90,15 +90,15 @@ def training(config: "RunConfig", *, is_default: bool) -> Iterator[Callable[[int
     method, settings = METHODS[config.method], config.settings
     label, steps = f"{config.method}, seed {config.seed}", settings.training.steps
     chosen = "; by default, another one with --method" if is_default else ""
-    told = [f"{method.title} on {settings.data.data}, {steps} steps ({method.about}{chosen})"]
+    headings = [f"{method.title} on {settings.data.data}, {steps} steps ({method.about}{chosen})"]
     latest: dict[str, Any] = {}
     console, pulse = Console(file=cast("IO[str]", _Heard()), highlight=False), _Pulse()
     bars = _Bar("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "left", console=console)
     task = bars.add_task(label, total=steps, metrics="")
 
     def tell(step: int, metrics: Mapping[str, Any]) -> None:
-        if told:
-            console.print(_plain(told.pop()), soft_wrap=True)
+        if headings:
+            console.print(_plain(headings.pop()), soft_wrap=True)
         latest.update(metrics)
         shown = [f"{heading} {latest[key]:.{digits}f}" for key, heading, digits in _LIVE if key in latest]
         text = "  ".join([*shown, str(latest.get("verdict", ""))]).strip()
@@ -235,8 +235,8 @@ def metrics(values: Mapping[str, Any]) -> None:
     """Print one run's metrics, the three answers behind its verdict too."""
     shown = Table(show_header=False, box=None)
     answers = values.get("answers")
-    told = {f"verdict, {name}": state for name, state in answers.items()} if isinstance(answers, dict) else {}
-    for key, value in {**values, **told}.items():
+    states = {f"verdict, {name}": state for name, state in answers.items()} if isinstance(answers, dict) else {}
+    for key, value in {**values, **states}.items():
         if not isinstance(value, dict) and value is not None:
             shown.add_row(_plain(key), _plain(f"{value:.4g}" if isinstance(value, float) else str(value)))
     Console(file=sys.stdout).print(shown)
@@ -250,8 +250,8 @@ def whereabouts(run: Path) -> None:
     console.print(_plain(f"checkpoints, records and samples.png: {run}"), soft_wrap=True)
     console.print(_plain(f"one page about it: specreg report {_as_argument(run)}"), soft_wrap=True)
     folder = run.absolute().parent.parent
-    told, result = folder / "results.json", run / "result.json"
-    if (folder / "sweep.json").exists() and told.exists() and told.stat().st_mtime < result.stat().st_mtime:
+    summary, result = folder / "results.json", run / "result.json"
+    if (folder / "sweep.json").exists() and summary.exists() and summary.stat().st_mtime < result.stat().st_mtime:
         command = "compare" if run.absolute().parent.name == COMPARISON else "sweep"
         text = f"results.json and table.md in {folder} are older than this run: give the command that made them again"
         console.print(_plain(f"{text} (specreg {command} --out {_as_argument(folder)} ...)"), soft_wrap=True)
@@ -441,10 +441,10 @@ def _progress(jobs: "Sequence[Job]") -> Group:
 def _summary(jobs: "Sequence[Job]") -> str:
     counts = Counter(job.state for job in jobs)
     states = ("done", "running", "failed", "stopped", "waiting")
-    told = [f"{counts[state]} {state}" for state in states if counts[state]]
+    parts = [f"{counts[state]} {state}" for state in states if counts[state]]
     left = _seconds_left(jobs)
     about = "" if left is None else f"; about {duration(left)} of training to come, evaluations not counted"
-    return f"{counted(len(jobs), 'run')}: {', '.join(told)}{about}"
+    return f"{counted(len(jobs), 'run')}: {', '.join(parts)}{about}"
 
 
 def _last(job: "Job", series: str) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
         The layers' weights by name; how many tensors are left out, by reason; and which of those ``only`` would take.
     """
     many = [name for name, tensor in tensors.items() if len(tensor.shape) > 1 and 0 not in tensor.shape]
-    reasons = {name: next((why for why, told in _FOREIGN.items() if told.search(name)), "") for name in many}
+    reasons = {name: next((why for why, pattern in _FOREIGN.items() if pattern.search(name)), "") for name in many}
     candidates = {name: _parts(name, tensors) for name in many if not reasons[name]}
     left_out = Counter(filter(None, reasons.values()))
     companions = {name for parts in candidates.values() for name in parts.companions.values()}

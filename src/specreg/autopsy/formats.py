@@ -212,8 +212,8 @@ def _sharded(path: Path) -> Contents:
             )
         if not (path.parent / shard).is_file():
             raise ValueError(f"{path} names {shard!r}, which is not in its folder: copy or download it too")
-        found, others = read_tensors(path.parent / shard)
-        tensors |= found
+        own, others = read_tensors(path.parent / shard)
+        tensors |= own
         left_out += others
     if missing := [name for name in shards if name not in tensors]:
         raise ValueError(f"{path} names tensors that its files lack ({listed(missing)}): download them again")

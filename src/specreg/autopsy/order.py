@@ -93,9 +93,9 @@ def ordered(paths: Sequence[Path]) -> Order:
             taken = _FOLDER.fullmatch if names is not files else lambda word: _OTHER.fullmatch(word) is None
             candidates = {"numbers": (_varying(numbers, taken),)}
         for what, columns in candidates.items():
-            known = [column for column in columns if column]
-            if len(known) == len(columns) and len(set(zip(*known, strict=True))) == len(paths):
-                *times, in_order = zip(*sorted(zip(*known, paths, strict=True)), strict=True)
+            filled = [column for column in columns if column]
+            if len(filled) == len(columns) and len(set(zip(*filled, strict=True))) == len(paths):
+                *times, in_order = zip(*sorted(zip(*filled, paths, strict=True)), strict=True)
                 # Steps that begin anew with each epoch are no time.
                 growing = (time for time in reversed(times) if all(a < b for a, b in pairwise(time)))
                 return Order(in_order, next(growing, counted), f"the {what} in {where}")

@@ -225,8 +225,8 @@ def judge(
     """
     verdicts = {}
     for group, names in groups.items():
-        found = {name: {layers[name].verdict for layers in series} for name in names}
-        judged = [name for name in names if not found[name] & _UNJUDGED and found[name] != {"zero"}]
+        states = {name: {layers[name].verdict for layers in series} for name in names}
+        judged = [name for name in names if not states[name] & _UNJUDGED and states[name] != {"zero"}]
         # Frozen layers, of a network of features for instance, would be counted among those that do not fall.
         judged = [name for name in judged if _moves(layers[name] for layers in series)] or judged
         if not judged:

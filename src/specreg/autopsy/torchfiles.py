@@ -132,18 +132,18 @@ def _storage(described: Any) -> tuple[str, torch.dtype, tuple[int, int]] | None:
 
 def _walk(root: Any, tensors: Tensors, budget: Budget) -> Contents:
     """Return the tensors in nested containers, modules and other objects, each of which is visited once."""
-    found: dict[str, Stored] = {}
+    arrays: dict[str, Stored] = {}
     left_out: Counter[str] = Counter()
     pending: list[tuple[str, Any]] = [("", root)]
     visited = {id(root)}
     while pending:
         name, value = pending.pop()
         if (stored := tensors.of(value)) is not None:
-            if name in found:
+            if name in arrays:
                 raise ValueError(f"it holds two tensors named {name!r:.80}")
             budget.take(500)
             budget.take_tensor(0 if stored.obstacle else math.prod(stored.shape))
-            found[name] = stored
+            arrays[name] = stored
             continue
         inner = []
         for key, child in _children(value, visited):
@@ -156,7 +156,7 @@ def _walk(root: Any, tensors: Tensors, budget: Budget) -> Contents:
             budget.take(250 + len(text))
             inner.append((text, child))
         pending += reversed(inner)
-    return found, left_out
+    return arrays, left_out
 
 
 def _first(value: Any, visited: set[int]) -> bool:

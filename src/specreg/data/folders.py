@@ -157,7 +157,7 @@ def _by_part(path: Path, folders: Iterable[str]) -> dict[Split, _Ways]:
             children[way[:depth]].add(name)
     splits: dict[tuple[str, ...], dict[str, Split]] = {}
     for parent, names in children.items():
-        tests = {name: found[0] for name in sorted(names) if (found := counterparts(name, names))}
+        tests = {name: counterpart[0] for name in sorted(names) if (counterpart := counterparts(name, names))}
         trainings = [name for name in sorted(names) if _TRAINING.search(name)]
         is_plain = any(map(_TRAINING.fullmatch, tests))  # train/ beside test/, whatever train_masks/ there may be
         if len(tests) > 1 or (tests and len(trainings) > 1 and not is_plain):

@@ -115,18 +115,18 @@ class Folder:
     def look(self, *, last: bool) -> Iterator[Notice]:
         """Judge what is new, in the order of the training; if this is the last look, what may not be complete, too."""
         refusals: list[str] = []
-        found = self._items()
-        self._warn_of_late(found)
-        if not found and not last and not self._warned_of_nothing:
+        listing = self._items()
+        self._warn_of_late(listing)
+        if not listing and not last and not self._warned_of_nothing:
             text = f"{self.path} holds nothing to read yet{self._only()}: {self.missing()}"
             logger.warning("%s", printable(text))
             self._warned_of_nothing = True
-        for item in [item for item, count in self._done.items() if count and found.get(item) == [item]]:
+        for item in [item for item, count in self._done.items() if count and listing.get(item) == [item]]:
             if self._is_rewritten(item):
                 del self._done[item]
         # A file that was refused may be written on after a pause.
-        refused = {item for item, count in self._done.items() if not count and found.get(item) == [item]}
-        items = {item: files for item, files in found.items() if item not in self._done or item in refused}
+        refused = {item for item, count in self._done.items() if not count and listing.get(item) == [item]}
+        items = {item: files for item, files in listing.items() if item not in self._done or item in refused}
         for item in sorted(items, key=lambda item: (*self._place(item), item.name, item)):
             try:
                 stamps = [file_stamp(file) for file in self.parts(items[item])]
@@ -220,21 +220,21 @@ class Folder:
 
     def _place(self, item: Path) -> tuple[int, tuple[int, ...]]:
         """Return what puts items in order: those whose folder says so are before all others, or behind them."""
-        told, folders = self._times(item), item.relative_to(self.path).parts[:-1]
+        times, folders = self._times(item), item.relative_to(self.path).parts[:-1]
         rank = any(map(NEWEST.fullmatch, folders)) - any(map(_FIRST.fullmatch, folders))
-        return 0 if told else rank, told
+        return 0 if times else rank, times
 
     def _kind(self, item: Path) -> str:
         """Return what readings of one series share: their path without numbers and folders that tell a time."""
-        told, is_numbered = self._told(item)
+        moment, is_numbered = self._told(item)
         *folders, name = item.relative_to(self.path).parts or (item.name,)
         own = not is_numbered and bool(times(Path(name).stem))  # the file itself tells the time
-        if own and folders and times(folders[-1]) == told[-1:]:
+        if own and folders and times(folders[-1]) == moment[-1:]:
             # save_100/D_100.pt repeats it, and nothing else is there; cifar10/ has more than D_10.pt.
             own = False
             with contextlib.suppress(OSError):  # a trainer may have removed it since it was read
-                own = any(times(other.stem)[-1:] not in ((), told[-1:]) for other in item.parent.iterdir())
-        kept = [without_values(folder) for folder in folders if not _is_moment(folder, told, own=own)]
+                own = any(times(other.stem)[-1:] not in ((), moment[-1:]) for other in item.parent.iterdir())
+        kept = [without_values(folder) for folder in folders if not _is_moment(folder, moment, own=own)]
         return "/".join([*kept, without_values(name) if is_numbered else model_name(name)])
 
     def _told(self, item: Path) -> tuple[tuple[int, ...], bool]:

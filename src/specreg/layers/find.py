@@ -119,8 +119,8 @@ class LeftOut:
 
     def lines(self) -> list[str]:
         titles = ("of no known layer (specreg.register takes its class)", "frozen", "normalized by their class")
-        found = zip(titles, (self.not_covered, self.frozen, self.normalizing), strict=True)
-        return [f"left out, {title}: {listed(names)}" for title, names in found if names]
+        groups = zip(titles, (self.not_covered, self.frozen, self.normalizing), strict=True)
+        return [f"left out, {title}: {listed(names)}" for title, names in groups if names]
 
 
 class Layers(dict[str, Layer]):

@@ -226,8 +226,8 @@ class Weight:
         inner = self.parametrizations
         if inner and isinstance(inner[0], _WeightNorm):
             inner = inner[1:]
-        known = all(isinstance(part, (_SpectralNorm, SpectrumPreserving, SpectrumChanging)) for part in inner)
-        return None if known else parametrizations
+        are_known = all(isinstance(part, (_SpectralNorm, SpectrumPreserving, SpectrumChanging)) for part in inner)
+        return None if are_known else parametrizations
 
     @property
     def _parametrization_list(self) -> Any:

@@ -164,8 +164,8 @@ class JsonlWriter:
         is_again = self._newest is not None and self._newest[0] == verdict.iteration
         self._changed = verdict.changed or (is_again and self._changed)
         values = {name: rounded(s.tolist()) for name, s in self._monitor.latest.items()}
-        told = verdict.to_dict() | {"changed": self._changed}
-        line = {"iteration": verdict.iteration, "singular_values": values, "verdict": told}
+        record = verdict.to_dict() | {"changed": self._changed}
+        line = {"iteration": verdict.iteration, "singular_values": values, "verdict": record}
         if (reading := self._monitor.reading) is not None and self._monitor.sampled == verdict.iteration:
             line["reading"] = reading.numbers
         with open(self.path, "ab") as file:

@@ -293,9 +293,9 @@ class Compensator:
         """Return what singular values are to be, None where nothing is raised, and what is remembered of them."""
         if self.scheme.remember is None:
             return self.scheme.target(s, None), None
-        known = self._memory.get(name)
-        memory = self.scheme.remember(s, None if known is None else known.to(s))
-        return (None if known is None else self.scheme.target(s, memory)), memory  # at first it only remembers
+        earlier = self._memory.get(name)
+        memory = self.scheme.remember(s, None if earlier is None else earlier.to(s))
+        return (None if earlier is None else self.scheme.target(s, memory)), memory  # at first it only remembers
 
 
 # All that there are; weak, so that what is thrown away holds no layer.

@@ -80,8 +80,8 @@ def table(cells: Sequence[Cell], *, by_run: bool = False) -> Table:
             if watched:
                 row |= {"collapsed": _collapses(runs), "verdict": verdicts.counts(runs) or "-"}
             for score in scores:
-                told = cell.published.get(score, {}).get(method, ())
-                row[f"published {score}"] = " ± ".join(f"{value:.2f}" for value in told) or "-"
+                mean_and_deviation = cell.published.get(score, {}).get(method, ())
+                row[f"published {score}"] = " ± ".join(f"{value:.2f}" for value in mean_and_deviation) or "-"
             if with_collapse:
                 row["published collapse"] = str(cell.published.get("collapse", "-") if method == "sn" else "-")
             rows.append(row)

@@ -99,16 +99,18 @@ def segments(run: Run, question: str = "") -> list[tuple[int, int, str]]:
 
     Of the verdicts as a whole, or of their answer to one question.
     """
-    told = [(verdict["step"], (verdict[question] if question else verdict)["state"]) for verdict in run.verdicts]
-    changes = [*told[:1], *(after for before, after in pairwise(told) if after[1] != before[1])]
-    ends = [step for step, _ in [*changes[1:], *told[-1:]]]
+    states = [(verdict["step"], (verdict[question] if question else verdict)["state"]) for verdict in run.verdicts]
+    changes = [*states[:1], *(after for before, after in pairwise(states) if after[1] != before[1])]
+    ends = [step for step, _ in [*changes[1:], *states[-1:]]]
     return [(step, end, state) for (step, state), end in zip(changes, ends, strict=True)]
 
 
 def history(run: Run) -> list[tuple[int, str, str]]:
     """Return (step, word, message) of every change of state and every event, in the order of the steps."""
     begins = {begin for begin, _, _ in segments(run)}
-    entries = [(told["step"], told["state"], told["message"]) for told in run.verdicts if told["step"] in begins]
+    entries = [
+        (verdict["step"], verdict["state"], verdict["message"]) for verdict in run.verdicts if verdict["step"] in begins
+    ]
     entries += [(event["step"], event["event"], str(event.get("message", ""))) for event in run.events]
     shortened = [(step, word, message.removeprefix(word).lstrip(":, ")) for step, word, message in entries]
     return sorted(shortened, key=lambda entry: entry[0])
