@@ -42,6 +42,7 @@ PARTS = ("smoke", "compensation", "paths", "overhead", "trainer", "C64-32", "sta
 SPARE = 20.0  # seconds at the end: to write checkpoints, and to pack
 RUNS_AT_ONCE = 2  # in each sweep
 CHECKPOINTS = ("*.pt", "*.lock")
+INTERRUPTED = 130  # the exit code of a sweep that is to go on
 
 
 def benchmarks(options: argparse.Namespace) -> dict[str, list[str]]:
@@ -82,8 +83,8 @@ def trainings(options: argparse.Namespace) -> dict[str, list[str]]:
     }
 
 
-def run(commands: list[list[str]], seconds: float, *, environment: dict[str, str] | None = None) -> list[bool]:
-    """Run commands side by side for so many seconds, and then interrupt them; return which ended well."""
+def run(commands: list[list[str]], seconds: float, *, environment: dict[str, str] | None = None) -> list[int]:
+    """Run commands side by side for so many seconds, and then interrupt them; return their exit codes."""
     processes = []
     for command in commands:
         print(f"== {' '.join(command)}", flush=True)
@@ -96,7 +97,7 @@ def run(commands: list[list[str]], seconds: float, *, environment: dict[str, str
         if process.poll() is None:
             print("out of time", flush=True)
             process.send_signal(signal.SIGINT)  # a sweep stops its trainings, which leave checkpoints
-    return [process.wait() == 0 for process in processes]
+    return [process.wait() for process in processes]
 
 
 def pack(work: Path, out: Path) -> None:
@@ -140,23 +141,26 @@ def main() -> None:
         record = options.out / f"{name}.json"
         if not record.exists() and time.monotonic() < end:
             command = [str(ROOT / "benchmarks" / script), *arguments, "--out", str(record)]
-            (ended_well,) = run([command], end - time.monotonic())
-            if record.exists() and not ended_well:  # the smoke test says what fails
+            (code,) = run([command], end - time.monotonic())
+            if record.exists() and code != 0:  # the smoke test says what fails
                 record.replace(record.with_suffix(".failed.json"))
-    left = end - time.monotonic()
+    left, failed = end - time.monotonic(), []
     if left > 0:
+        chosen = trainings(options)
         sweeps = [
             ["-m", "specreg", "sweep", *arguments, "--out", str(options.work / name), "--minutes", f"{left / 60:.3f}"]
-            for name, arguments in trainings(options).items()
+            for name, arguments in chosen.items()
         ]
         # Of a training the CPU makes the batches alone; threads that share a core wait for one another.
         threads = max(1, (os.cpu_count() or 1) // max(1, RUNS_AT_ONCE * len(sweeps)))
-        run(sweeps, left, environment={"OMP_NUM_THREADS": str(threads)})
+        codes = run(sweeps, left, environment={"OMP_NUM_THREADS": str(threads)})
+        failed = [name for name, code in zip(chosen, codes, strict=True) if code not in (0, INTERRUPTED)]
     pack(options.work, options.out)
     for path in sorted(options.out.iterdir()):
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
-    if missing := [name for name in scripts if not (options.out / f"{name}.json").exists()]:
-        sys.exit(f"failed, or out of time: {', '.join(missing)}")
+    failed += [name for name in scripts if not (options.out / f"{name}.json").exists()]
+    if failed:
+        sys.exit(f"failed, or out of time: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

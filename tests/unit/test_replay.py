@@ -1,5 +1,6 @@
 """What a GPU does by CUDA graphs, on a CPU with graphs that compute anew: the bookkeeping around them."""
 
+import contextlib
 import copy
 import gc
 import threading
@@ -420,10 +421,23 @@ def test_dynamic_compensation_is_by_decompositions(by_products):
     assert by_products == []
 
 
-def test_a_graph_is_captured_on_the_stream_on_which_it_was_warmed(monkeypatch):
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_graph_is_captured_on_a_stream_of_its_own_while_nothing_is_collected(monkeypatch, fails):
     """Left to itself torch.cuda.graph takes the device that was the current one at the first capture of all."""
-    cuda, stream = MagicMock(), MagicMock()
-    cuda.Stream.return_value = stream
+    cuda, warmed, captured, collecting = MagicMock(), MagicMock(), MagicMock(), []
+    cuda.Stream.side_effect = [warmed, captured]
+    cuda.graph.return_value.__exit__.return_value = False
     monkeypatch.setattr(torch, "cuda", cuda)
-    recorded(lambda: None)
-    assert [call.kwargs["stream"] for call in cuda.graph.call_args_list] == [stream]
+
+    def run():
+        collecting.append(gc.isenabled())
+        if fails and len(collecting) == 4:
+            raise RuntimeError("operation not permitted")
+
+    with pytest.raises(RuntimeError, match="not permitted") if fails else contextlib.nullcontext():
+        recorded(run)
+    assert collecting == [True, True, True, False]
+    assert gc.isenabled()
+    cuda.stream.assert_called_once_with(warmed)
+    assert [call.kwargs["stream"] for call in cuda.graph.call_args_list] == [captured]
+    cuda.set_stream.assert_called_once_with(cuda.current_stream())

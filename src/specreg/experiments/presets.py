@@ -111,7 +111,7 @@ def paper() -> list[Cell]:
     - STL-10's networks are the 32x32 ones with a start of 6x6: the authors' are not in their code, SN-GAN's are wider
       at small sides
     - last checkpoint; the paper's scores of collapsed runs are the best before the collapse
-    - float32 on any device; the authors' SVDs are numpy's on the CPU
+    - float32 on any device, convolutions on a GPU in TF32, torch's default; the authors' SVDs are numpy's on the CPU
     """
     return [
         Cell(f"{letter}{batch}-{channels}", _paper_settings(48 if letter == "E" else 32, batch, channels),

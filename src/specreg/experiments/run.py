@@ -26,7 +26,7 @@ from specreg.losses import LOSSES, call
 from specreg.models.normalization import share_batches
 from specreg.monitor.coverage import LEAST_REAL, Coverage
 from specreg.monitor.detector import Detector
-from specreg.monitor.monitor import Monitor
+from specreg.monitor.monitor import NUM_PROBED, Monitor
 from specreg.names import QUESTIONS
 from specreg.processes import ALONE, Processes, local_device
 from specreg.records import RunDirectory, no_run
@@ -286,6 +286,8 @@ def build_state(config: RunConfig, source: Source, processes: Processes = ALONE)
 def _make_monitor(state: TrainingState, source: Source, settings: Settings, device: torch.device) -> Monitor:
     """Watch the spectra, and every ``coverage_every`` iterations what is missing of the data."""
     real = scaled(real_samples(source, settings.records)).to(device)
+    coverage = _make_coverage(source, settings, real)
+    real = real[:NUM_PROBED].clone()  # those that the signal is read on: the meter needs no other any more
     classes = torch.arange(len(real), device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
 
     def samples() -> tuple[Tensor, Tensor]:
@@ -294,7 +296,6 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
     def scores(x: Tensor) -> Any:
         return call(state.discriminator, x, classes[: len(x)] if settings.data.conditional else None)
 
-    coverage = _make_coverage(source, settings, real)
     return Monitor(
         state.discriminator,
         every=settings.records.spectra_every,

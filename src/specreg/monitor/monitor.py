@@ -23,7 +23,7 @@ from specreg.processes import from_main
 
 logger = logging.getLogger("specreg")
 
-_NUM_PROBED = 256  # samples that the discriminator's signal is measured on
+NUM_PROBED = 256  # samples that the discriminator's signal is measured on
 _FEW_REAL, _FEW_GENERATED = 500, 100  # samples below which half of the modes may be lost unseen
 
 Action = Callable[[Verdict], object]
@@ -266,7 +266,7 @@ class Monitor:
                 _warn_of_few(len(generated), None if made is None else len(real))
             taught = None
             if self._scores is not None:
-                count = min(len(generated), len(real), _NUM_PROBED)
+                count = min(len(generated), len(real), NUM_PROBED)
                 count = count - count % 4 or count  # whole groups, see signal()
                 try:
                     with evaluating(self.module):  # scores= may be a function that calls it
