@@ -165,7 +165,7 @@ def stages(case: str, device: torch.device) -> list[dict[str, object]]:
     spent: dict[str, list[float]] = {name: [] for name in ("all", *STAGES)}
     with contextlib.ExitStack() as patches:
         # Of a graph there are no stages: on a GPU those of the decompositions are told.
-        patches.enter_context(mock.patch.object(Compensator, "_by_products", return_value=(None, [])))
+        patches.enter_context(mock.patch.object(Compensator, "_by_products", return_value=[]))
         for name, (owner, attribute) in STAGES.items():
             stage = timed(getattr(owner, attribute), spent[name], device)
             patches.enter_context(mock.patch.object(owner, attribute, stage))

@@ -11,7 +11,7 @@ import reference
 import specreg
 from kinds import LAYERS, layout, matrix_with_spectrum, set_spectrum, to_numpy
 from specreg.regularizers.regularization import SpectralRegularization
-from specreg.spectra.gram import svd
+from specreg.spectra.decompositions import svd
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized
 

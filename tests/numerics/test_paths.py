@@ -10,9 +10,9 @@ import torch
 import reference
 import specreg
 from kinds import matrix_with_spectrum, relative_error, to_numpy
-from specreg.spectra import fast, gram
+from specreg.spectra import decompositions, fast, gram
+from specreg.spectra.decompositions import singular_values, svd
 from specreg.spectra.fast import PROMISED, TOLERANCE, compensate
-from specreg.spectra.gram import singular_values, svd
 from specreg.spectra.reference import dynamic_target, scaled, static_target
 
 SHAPES = [(40, 90), (90, 40), (64, 64), (128, 1152), (200, 27)]
@@ -194,7 +194,7 @@ def test_singular_values_of_many_matrices(spectrum):
         s = singular_values(matrix)
         expected = torch.linalg.svdvals(matrix.double())
         assert s.shape == expected.shape
-        torch.testing.assert_close(s, expected, rtol=0, atol=float(gram.VALUES_TOLERANCE * expected.max()))
+        torch.testing.assert_close(s, expected, rtol=0, atol=float(decompositions.VALUES_TOLERANCE * expected.max()))
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)

@@ -20,7 +20,7 @@ from specreg.experiments.run import build_state
 from specreg.experiments.sources.images import Images
 from specreg.graphs import recorded
 from specreg.layers.find import find
-from specreg.regularizers import compensators, products
+from specreg.regularizers import products
 from specreg.regularizers.products import ProductCompensation
 from specreg.training import loop, replay
 from specreg.training.config import TrainingConfig
@@ -137,8 +137,8 @@ def by_products(monkeypatch):
             calls.append(super().compute())
             return calls[-1]
 
-    monkeypatch.setattr(compensators, "ProductCompensation", Eager)
-    monkeypatch.setattr(compensators, "is_served", lambda layer: True)
+    monkeypatch.setattr(products, "ProductCompensation", Eager)
+    monkeypatch.setattr(products, "is_served", lambda layer: True)
     return calls
 
 
@@ -204,11 +204,11 @@ def test_products_are_made_anew_for_what_is_put_on_later(by_products, put_on):
     compensator = specreg.static_compensation(layer, every=1)
     compensator.step()
     compensator.step()
-    first = compensator._products
-    assert first[1] is not None
+    first = compensator._products._made
+    assert first is not None
     put_on(layer)
     compensator.step()
-    assert compensator._products is not first
+    assert compensator._products._made is not first
 
 
 def test_products_follow_another_scale(by_products):
@@ -294,17 +294,18 @@ def test_products_are_made_anew_for_other_tensors_and_other_states(by_products):
     compensator.step()
     moved(network, 1)
     compensator.step()
-    first = compensator._products
+    first = compensator._products._made
     moved(network, 2)
     compensator.step()
-    assert compensator._products is first
+    assert compensator._products._made is first
     network[0].weight = nn.Parameter(network[0].weight.detach().clone())
     compensator.step()
-    second = compensator._products
+    second = compensator._products._made
     assert second is not first
     compensator.load_state_dict(compensator.state_dict())
-    assert compensator._products is None
-    assert copy.deepcopy(compensator)._products is None
+    assert compensator._products._made is None
+    compensator.step()
+    assert copy.deepcopy(compensator)._products._made is None
 
 
 def test_products_are_made_anew_for_another_gain(by_products):
@@ -316,24 +317,24 @@ def test_products_are_made_anew_for_another_gain(by_products):
     compensator = specreg.static_compensation(layer, every=1)
     compensator.step()
     compensator.step()
-    first = compensator._products
+    first = compensator._products._made
     assert first is not None
     layer.scale = 2.0  # which a recorded graph has as a number
     compensator.step()
-    assert compensator._products is not first
+    assert compensator._products._made is not first
 
 
 def test_products_are_computed_and_written_on_the_device_of_the_weights(by_products, current_devices, monkeypatch):
     network, seen = discriminator(), []
 
     def watch(verb):
-        whole = getattr(compensators.ProductCompensation, verb)
+        whole = getattr(products.ProductCompensation, verb)
 
         def watched(*arguments):
             seen.append((verb, *map(id, current_devices)))
             return whole(*arguments)
 
-        monkeypatch.setattr(compensators.ProductCompensation, verb, watched)
+        monkeypatch.setattr(products.ProductCompensation, verb, watched)
 
     watch("compute")
     watch("write")
@@ -373,7 +374,7 @@ def test_what_cannot_be_recorded_is_decomposed_and_said_once(by_products, monkey
     def refused(self):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr(compensators.ProductCompensation, "compute", refused)
+    monkeypatch.setattr(products.ProductCompensation, "compute", refused)
     network = discriminator()
     compensator = specreg.static_compensation(network, every=1)
     for seed in range(3):

@@ -12,7 +12,7 @@ from specreg.autopsy.order import ordered
 from specreg.monitor.detector import Detector, Thresholds
 from specreg.monitor.verdict import Evidence, Verdict
 from specreg.names import STATES, default_groups, listed, shown
-from specreg.spectra.gram import singular_values
+from specreg.spectra.decompositions import singular_values
 from specreg.spectra.matrices import to_matrix
 from specreg.spectra.statistics import random_bulk, statistics
 

@@ -23,7 +23,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.kinds import Kind, parametrizations_of
-from specreg.spectra.gram import svd
+from specreg.spectra.decompositions import svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 from specreg.spectra.reference import working_dtype
 

@@ -21,7 +21,7 @@ from specreg.layers.kinds import CONVOLUTIONS, TRANSPOSED
 from specreg.layers.requirements import require_finite
 from specreg.layers.selection import Selection
 from specreg.names import shown
-from specreg.spectra.gram import singular_values
+from specreg.spectra.decompositions import singular_values
 from specreg.spectra.operator import convolution_norm
 
 logger = logging.getLogger("specreg")

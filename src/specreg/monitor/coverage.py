@@ -43,7 +43,7 @@ from torch import Tensor
 from specreg.layers.evaluation import evaluating
 from specreg.monitor.features import plain_features
 from specreg.names import LEAST_GENERATED, check_function, integer, reading_state
-from specreg.spectra.gram import full_precision
+from specreg.spectra.autocast import full_precision
 
 LEAST_REAL = 100  # samples
 _MOST_BINNED = 10_000  # real samples that k-means sees

@@ -10,7 +10,7 @@ from specreg.layers.find import Layers, find
 from specreg.layers.requirements import require_finite
 from specreg.layers.selection import Selection
 from specreg.names import check_choice
-from specreg.spectra.gram import singular_values
+from specreg.spectra.decompositions import singular_values
 from specreg.spectra.reference import ratios
 
 Tensors = Literal["stored", "used"]

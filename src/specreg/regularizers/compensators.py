@@ -3,11 +3,9 @@
 The formulas are in ``specreg.spectra.reference``.
 """
 
-import gc
 import logging
 import math
 import numbers
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +15,12 @@ import torch
 from torch import Tensor
 
 from specreg.layers.find import Layer, Layers
+from specreg.layers.holders import hold
 from specreg.layers.requirements import require_finite, require_writable, warn_of_doubts
-from specreg.layers.weights import Weight
 from specreg.names import Scale, check_choice, checked_keep, integer, reading_state, shown
-from specreg.regularizers.products import ProductCompensation, is_served
+from specreg.regularizers.products import Products
+from specreg.spectra.decompositions import singular_values
 from specreg.spectra.fast import PROMISED, compensate
-from specreg.spectra.gram import singular_values
 from specreg.spectra.reference import dynamic_target, head_size, ratios, scaled, static_target, updated_record
 
 logger = logging.getLogger("specreg")
@@ -101,16 +99,15 @@ class Compensator:
         self._shapes = {name: [layer.groups, *layer.matrix_shape] for name, layer in layers.items()}
         self._memory: dict[str, Tensor] = {}  # layer -> the ratios that its scheme remembers
         self._held: dict[str, Tensor] = {}  # layer -> the largest singular value that is held
-        self._products: tuple[list[Any], ProductCompensation | None] | None = None
+        self._products = Products()
         require_writable(layers)
-        _require_free(layers)
+        hold(self)
         warn_of_doubts(layers)
         if layers.left_out.not_covered and not layers.are_named:
             logger.warning("%s compensation: %s", scheme.name, layers.left_out.lines()[0])
         count = scheme.count or int
         if all(count(layer.rank) <= 1 for layer in layers.values()):
             logger.warning("%s compensation changes nothing: no layer has a second value to raise", scheme.name)
-        _COMPENSATORS.add(self)
 
     def step(self) -> bool:
         """Count the call and, when it is due, compensate every layer in place; neither once it was removed.
@@ -130,11 +127,10 @@ class Compensator:
             # Graphs are recorded on the current device, and a script need not have made its own the current one.
             weight = next(iter(self.layers.values()))._tensor()
             with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
-                products, done = self._by_products()
+                done = self._by_products()
                 rest = {name: layer for name, layer in self.layers.items() if name not in done}
                 require_finite(rest)
-                if products is not None:
-                    products.write(done)
+                self._products.write(done)
             with torch.no_grad():
                 for layer in rest.values():
                     if self.scheme.count is None or self.scheme.count(layer.rank) > 1:
@@ -210,34 +206,19 @@ class Compensator:
                     f"layer {shown(name)!r}: the state's {what} has shape {tuple(s.shape)} and has to be finite of "
                     f"shape {shape}"
                 )
-        self._memory, self._held, self.calls, self._products = memory, held, calls, None
+        self._memory, self._held, self.calls, self._products = memory, held, calls, Products()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_products": None}  # what is recorded on a GPU belongs to this object
+        return {**vars(self), "_products": Products()}  # what is recorded on a GPU belongs to this object
 
     def __repr__(self) -> str:
         return f"{self.scheme.name} compensation of {', '.join(map(shown, self.layers))}"
 
-    def _by_products(self) -> tuple[ProductCompensation | None, list[str]]:
-        """Return what compensates layers on a GPU by products alone, once they have been compensated, and for which."""
+    def _by_products(self) -> list[str]:
+        """Return which layers products have compensated, on a GPU, so that they can be written."""
         if self.scheme.count is None or self.strength < 1 or self.calls == self.start:
-            return None, []
-        # What was recorded holds for these tensors, as these normalize them now: kept, so that none gets another's id.
-        key = [(self._scale_of(layer), *_recorded_for(layer.weight)) for layer in self.layers.values()]
-        if self._products is None or self._products[0] != key:
-            counts = self.counts()
-            served = {name: layer for name, layer in self.layers.items() if is_served(layer)}
-            idle = {name: layer for name, layer in served.items() if counts[name] <= 1}
-            raised = {name: layer for name, layer in served.items() if name not in idle and self._is_settled(layer)}
-            largest = {name: self._goal(layer) for name, layer in raised.items()}
-            self._products = key, ProductCompensation(raised, counts, largest, idle=idle) if raised else None
-        products = self._products[1]
-        try:
-            return products, [] if products is None else products.compute()
-        except RuntimeError as error:  # an optimization is no reason to end a training
-            logger.warning("compensation by products failed, layers are decomposed (%s)", str(error).partition("\n")[0])
-            self._products = key, None
-            return None, []
+            return []
+        return self._products.compute(self.layers, self._scale_of, self.counts(), self._settled_goals)
 
     def _compensate(self, layer: Layer) -> None:
         memory: Tensor | None = None
@@ -256,7 +237,7 @@ class Compensator:
             if not self._is_settled(layer):  # s1 is held from now on, where it is not 0
                 self._held[layer.name] = largest
                 if self._is_settled(layer):
-                    self._products = None  # it may be among them now
+                    self._products = Products()  # it may be among them now
             layer.write(*result)
 
     def _is_satisfied(self, layer: Layer) -> bool:
@@ -264,7 +245,8 @@ class Compensator:
         wanted, _ = self._wanted(layer.name, s)
         if wanted is None:
             return True
-        tolerance, largest = satisfied_tolerance(layer.dtype), self._largest(layer, s)
+        largest, eps = self._largest(layer, s), torch.finfo(layer.dtype).eps
+        tolerance = 128 * eps if eps < 1e-12 else 16 * eps + PROMISED  # docs/precision.md says why so far
         is_scaled = ((s[..., 0] - largest).abs() <= tolerance * largest).logical_or(s[..., 0] == 0)
         is_raised = ratios(s) >= ratios(wanted) - tolerance
         return bool(is_scaled.all()) and bool(is_raised.all())
@@ -284,6 +266,9 @@ class Compensator:
         """Tell whether the goal is that of every later call."""
         return self._scale_of(layer) != "hold" or bool((self._goal(layer) > 0).all())
 
+    def _settled_goals(self) -> dict[str, Tensor]:
+        return {name: self._goal(layer) for name, layer in self.layers.items() if self._is_settled(layer)}
+
     def _scale_of(self, layer: Layer) -> Scale:
         if self.scale == "auto":
             return "unit" if layer.is_normalized else "hold"
@@ -296,36 +281,3 @@ class Compensator:
         earlier = self._memory.get(name)
         memory = self.scheme.remember(s, None if earlier is None else earlier.to(s))
         return (None if earlier is None else self.scheme.target(s, memory)), memory  # at first it only remembers
-
-
-# All that there are; weak, so that what is thrown away holds no layer.
-_COMPENSATORS: "weakref.WeakSet[Compensator]" = weakref.WeakSet()
-
-
-def _recorded_for(weight: Weight) -> list[Any]:
-    """Return what a recording holds for: how the weight is made, and where the tensors are that are written."""
-    vectors = [vector for part in weight.parametrizations for vector in part.buffers()]
-    pointers = [tensor.data_ptr() for tensor in (*weight.storage, *vectors)]
-    return [weight.gain, weight.legacy_hook, *weight.parametrizations, *pointers]
-
-
-def _require_free(layers: Layers) -> None:
-    """Raise ValueError for the first layer that another compensator holds: each would undo the other's work."""
-    if _owned_layer(layers) is not None:
-        gc.collect()  # a guard and its monitor refer to each other: thrown away, they go only now
-    if (name := _owned_layer(layers)) is not None:
-        raise ValueError(
-            f"layer {shown(name)!r} is held by another compensator or guard: call its remove() first, "
-            f"or leave the layer out with skip={name!r}"
-        )
-
-
-def _owned_layer(layers: Layers) -> str | None:
-    held = {id(layer._tensor()) for other in _COMPENSATORS for layer in other.layers.values()}
-    return next((name for name, layer in layers.items() if id(layer._tensor()) in held), None)
-
-
-def satisfied_tolerance(dtype: torch.dtype) -> float:
-    """Return how far a ratio of stored singular values may be from its target; docs/precision.md says why so far."""
-    eps = torch.finfo(dtype).eps
-    return 128 * eps if dtype in (torch.float64, torch.complex128) else 16 * eps + PROMISED

@@ -14,7 +14,7 @@ from specreg.layers.kinds import Kind, parametrizations_of
 from specreg.layers.requirements import require_finite, require_parametrizable, warn_of_doubts
 from specreg.layers.selection import Selection, plainly_named_modules, unwrap
 from specreg.layers.weights import Weight
-from specreg.spectra.gram import full_precision
+from specreg.spectra.autocast import full_precision
 
 
 def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection = None) -> Layers:

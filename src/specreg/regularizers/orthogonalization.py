@@ -8,7 +8,8 @@ from specreg.layers.requirements import parametrize_layers
 from specreg.layers.selection import Selection
 from specreg.layers.weights import SpectrumChanging
 from specreg.names import integer
-from specreg.spectra.gram import full_precision, gram
+from specreg.spectra.autocast import full_precision
+from specreg.spectra.gram import gram
 
 
 def orthogonalize(module: nn.Module, *, iterations: int = 3, only: Selection = None, skip: Selection = None) -> Layers:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from specreg.layers.find import Layers, find
 from specreg.layers.selection import Selection
 from specreg.names import integer
-from specreg.spectra.gram import full_precision, gram
+from specreg.spectra.autocast import full_precision
+from specreg.spectra.gram import gram
 from specreg.spectra.reference import working_dtype
 
 # Singular values enter the D-optimal penalty as sqrt(s² + EPS²): far below what a trained layer has, so that it does

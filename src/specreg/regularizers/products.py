@@ -1,5 +1,6 @@
 """Static compensation on a GPU: what is of products alone, recorded once for all layers and replayed."""
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -8,11 +9,14 @@ from torch import Tensor
 
 from specreg.graphs import recorded
 from specreg.layers.find import Layer
+from specreg.layers.weights import Weight
+from specreg.spectra.autocast import full_precision
 from specreg.spectra.fast import applied
-from specreg.spectra.gram import full_precision, gram
+from specreg.spectra.gram import gram
 from specreg.spectra.products import raised, stacked
 from specreg.spectra.reference import Compensated
 
+logger = logging.getLogger("specreg")
 # Beyond this rank, and for more numbers than this, an iteration of a training takes longer than decompositions do.
 _MOST_RANK, _MOST_NUMBERS = 512, 2**25
 
@@ -98,6 +102,56 @@ class ProductCompensation:
         for (name, layer), result in zip(self.layers.items(), self._results[1], strict=True):
             if name in names:
                 layer.write(*result)
+
+
+class Products:
+    """What compensates a compensator's layers by products, made anew when what it holds for has changed."""
+
+    def __init__(self) -> None:
+        self._key: list[Any] | None = None
+        self._made: ProductCompensation | None = None
+
+    def compute(
+        self,
+        layers: Mapping[str, Layer],
+        scale_of: Callable[[Layer], str],
+        counts: Mapping[str, int],
+        goals: Callable[[], Mapping[str, Tensor]],
+    ) -> list[str]:
+        """Compute what can be computed so; return for which layers, those of which nothing is raised among them.
+
+        Args:
+            counts: name -> i.
+            goals: returns name -> what s1 is to be, of the layers in which that is that of every later call.
+        """
+        # What was recorded holds for these tensors, as these normalize them now: kept, so that none gets another's id.
+        key = [(scale_of(layer), *_recorded_for(layer.weight)) for layer in layers.values()]
+        if self._key != key:
+            self._key, self._made = key, None
+            served = {name: layer for name, layer in layers.items() if is_served(layer)}
+            idle = {name: layer for name, layer in served.items() if counts[name] <= 1}
+            largest = goals()
+            raised = {name: layer for name, layer in served.items() if name not in idle and name in largest}
+            if raised:
+                self._made = ProductCompensation(raised, counts, largest, idle=idle)
+        try:
+            return [] if self._made is None else self._made.compute()
+        except RuntimeError as error:  # an optimization is no reason to end a training
+            logger.warning("compensation by products failed, layers are decomposed (%s)", str(error).partition("\n")[0])
+            self._made = None
+            return []
+
+    def write(self, names: Collection[str]) -> None:
+        """Write what was computed of the layers of these names."""
+        if self._made is not None:
+            self._made.write(names)
+
+
+def _recorded_for(weight: Weight) -> list[Any]:
+    """Return what a recording holds for: how the weight is made, and where the tensors are that are written."""
+    vectors = [vector for part in weight.parametrizations for vector in part.buffers()]
+    pointers = [tensor.data_ptr() for tensor in (*weight.storage, *vectors)]
+    return [weight.gain, weight.legacy_hook, *weight.parametrizations, *pointers]
 
 
 def is_served(layer: Layer) -> bool:

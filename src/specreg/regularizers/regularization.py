@@ -11,7 +11,8 @@ from specreg.layers.requirements import parametrize_layers
 from specreg.layers.selection import Selection
 from specreg.layers.weights import SpectrumPreserving
 from specreg.names import check_choice, checked_keep, shown
-from specreg.spectra.gram import full_precision, svd
+from specreg.spectra.autocast import full_precision
+from specreg.spectra.decompositions import svd
 from specreg.spectra.reference import SVD, head_size, thin_svd
 from specreg.spectra.regularization import exact_gradient, paper_gradient, regularized
 

@@ -20,15 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from specreg.spectra.gram import (
-    block_size,
-    eigenbasis,
-    full_precision,
-    gram,
-    or_next_path,
-    precisions,
-    relative_rounding,
-)
+from specreg.spectra.autocast import full_precision
+from specreg.spectra.gram import block_size, eigenbasis, gram, or_next_path, precisions, relative_rounding
 from specreg.spectra.reference import Compensated, compensated, thin_svd, working_dtype
 
 # The relative error (Frobenius) of a compensated weight in single precision or less: what is promised, and what a

@@ -1,4 +1,4 @@
-"""Gram matrices: singular values and decompositions from the product of the smaller side; the rule is fast.py's."""
+"""Gram matrices, the product of the smaller side: in which precision, their eigendecomposition, how they round."""
 
 import contextlib
 import logging
@@ -8,63 +8,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from specreg.spectra.reference import SVD, thin_svd, working_dtype
+from specreg.spectra.reference import working_dtype
 
 # A Gram matrix and its eigendecomposition err at most like a random symmetric matrix whose entries have the standard
 # deviation GRAM_ROUNDING·eps·s1²/sqrt(r): measured over spectra, shapes and maps (docs/performance.md, accuracy).
 GRAM_ROUNDING = 4.0
-# Singular values are taken if they are accurate to this part of s1.
-VALUES_TOLERANCE = 1e-5
-# Singular vectors of the longer side are taken from a Gram matrix up to this condition number.
-MAX_CONDITION = 1e4
 # On a CPU the thin decomposition of matrices up to this rank costs about as much as the steps around a Gram matrix.
 SMALL_RANK = 27
 
 logger = logging.getLogger("specreg.spectra")
-
-
-def singular_values(matrix: Tensor) -> Tensor:
-    r"""Return the singular values, descending, (\*, min(m, n)), in the real working dtype.
-
-    Those of weights below double precision are accurate to ``VALUES_TOLERANCE`` times s1 or better.
-
-    Args:
-        matrix: shape (\*, m, n), any floating or complex dtype.
-
-    Raises:
-        torch.linalg.LinAlgError: the matrix holds NaN or inf, or LAPACK did not converge, by any path.
-    """
-    for dtype in precisions(matrix, values_only=True):
-        with or_next_path("eigenvalues of a Gram matrix", matrix), full_precision(matrix):
-            squares = torch.linalg.eigvalsh(gram(matrix, dtype)).flip(-1)
-            # An error of d in s² is one of d/(2s) in s. Below 0 there is only the rounding of a singular value 0.
-            rounding = relative_rounding(torch.finfo(dtype).eps, squares.shape[-1])
-            least = (rounding / (2 * VALUES_TOLERANCE)) ** 2 if torch.finfo(dtype).bits == 32 else -1.0
-            is_held = squares[..., 0] > torch.finfo(dtype).tiny / rounding  # squares of tiny entries are rounded to 0
-            if bool((squares[..., -1] >= least * squares[..., 0]).logical_and(is_held).all()):
-                return squares.clamp_(min=0).to(working_dtype(matrix).to_real()).sqrt_()
-    with or_next_path("singular values", matrix):
-        return torch.linalg.svdvals(matrix.to(working_dtype(matrix)))
-    return thin_svd(matrix).S
-
-
-def svd(matrix: Tensor) -> SVD:
-    r"""Decompose through a Gram matrix in double precision where that is accurate, by :func:`thin_svd` elsewhere.
-
-    The singular vectors of the longer side, :math:`v_k = W^H u_k / s_k`, lose :math:`\epsilon\,(s_1 / s_k)^2`: with
-    condition numbers up to ``MAX_CONDITION``, for weights below double precision, nothing that matters. Arguments,
-    factors' dtype and errors are those of :func:`thin_svd`.
-    """
-    double = working_dtype(matrix)
-    if double in precisions(matrix):
-        with or_next_path("eigendecomposition of a Gram matrix", matrix), full_precision(matrix):
-            eigenvalues, vectors = eigenbasis(gram(matrix, double))
-            if bool((eigenvalues[..., -1] > eigenvalues[..., 0] / MAX_CONDITION**2).all()):
-                S = eigenvalues.sqrt()
-                if matrix.shape[-2] <= matrix.shape[-1]:
-                    return SVD(vectors, S, vectors.mH @ matrix.to(double) / S[..., :, None])
-                return SVD(matrix.to(double) @ vectors / S[..., None, :], S, vectors.mH)
-    return thin_svd(matrix)
 
 
 def precisions(matrix: Tensor, *, values_only: bool = False) -> tuple[torch.dtype, ...]:
@@ -124,14 +76,6 @@ def or_next_path(path: str, matrix: Tensor) -> Iterator[None]:
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         if bool(torch.isfinite(matrix).all()):
             logger.warning("%s did not converge, trying the next way (%s)", path, str(error).partition(chr(10))[0])
-
-
-def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which products are made in their factors' dtype, whatever autocast asks for outside."""
-    kind = tensor.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return contextlib.nullcontext()
-    return torch.autocast(kind, enabled=False)
 
 
 def block_size(matrix: Tensor) -> int:
