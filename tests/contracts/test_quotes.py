@@ -78,6 +78,27 @@ def ring_rows():
         yield f"| {method} | {lost} | {modes} | {statistics.fmean(whole):.0%} |"
 
 
+def rings():
+    """Yield what is said of ten seeds on the ring, by its recipe and at equal rates."""
+    runs = record("ring")["runs"]
+    assert len(runs) == 70
+    assert all(run["modes"] == 8 for run in runs if (run["setting"], run["method"]) != ("equal rates", "SN"))
+
+    def quality(setting, method):
+        shares = [100 * run["high_quality"] for run in of(runs, method) if run["setting"] == setting]
+        return f"{statistics.fmean(shares):.1f} ± {statistics.stdev(shares):.1f}%"
+
+    yield "docs/data.md", f"8 of 8 modes, {quality('recipe', 'SN')} of high quality"
+    yield "docs/data.md", f"static SR has {quality('recipe', 'static SR')}"
+    both = "static SR, i of a rank of two: 2", "static SR"
+    for setting, text in (("equal rates", "{} are of high quality, without {}"), ("recipe", "{} and {}")):
+        yield "docs/results/which.md", text.format(*(quality(setting, method) for method in both))
+    none = [run["high_quality"] for run in of(runs, "no normalization")]
+    yield "docs/results/mixtures.md", f"and {statistics.fmean(none):.0%} of the points are of high quality"
+    modes = ", ".join(str(run["modes"]) for run in of(runs, "SN") if run["setting"] == "equal rates")
+    yield "docs/results/mixtures.md", f"Modes under SN, seeds 0 to 19: {modes}, "
+
+
 def losses():
     """Yield what pages say of other losses: the beginnings of rows, distances on digits and on CIFAR-10 at 8x8."""
     digits, small = record("digits-losses")["runs"], record("cifar8")
@@ -175,6 +196,7 @@ def sentences():
                 yield "docs/results/mixtures.md", f"Modes under SN, seeds 0 to 19: {modes}."
     for row in ring_rows():
         yield "docs/results/which.md", row
+    yield from rings()
     yield from losses()
     for distance in fast_distances():
         for page in ("which", "index"):
