@@ -99,6 +99,19 @@ def rings():
     yield "docs/results/mixtures.md", f"Modes under SN, seeds 0 to 19: {modes}, "
 
 
+def stacked():
+    """Yield the rows of Stacked MNIST."""
+    for run in record("stacked-mnist")["runs"]:
+        told = [
+            ", ".join(f"{evaluation[key]:{form}}" for evaluation in run["evaluations"])
+            for key, form in (("modes", "d"), ("kl", ".2f"), ("fd", ".1f"), ("missing", ".0%"))
+        ]
+        moments = zip(*run["bulk at 0, 4,000 and 8,000"].values(), strict=True)
+        told += [", ".join(f"{bulk:.2f}" for bulk in bulks) for bulks in moments]
+        row = [run["cell"].removeprefix("unrolled-"), run["method"], str(run["seed"]), *told]
+        yield "docs/results/stacked-mnist.md", f"| {' | '.join(row)} |"
+
+
 def losses():
     """Yield what pages say of other losses: the beginnings of rows, distances on digits and on CIFAR-10 at 8x8."""
     digits, small = record("digits-losses")["runs"], record("cifar8")
@@ -197,6 +210,7 @@ def sentences():
     for row in ring_rows():
         yield "docs/results/which.md", row
     yield from rings()
+    yield from stacked()
     yield from losses()
     for distance in fast_distances():
         for page in ("which", "index"):
