@@ -120,9 +120,7 @@ def pack(work: Path, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--work", type=Path, default=Path(".gpu_run"), help="the trainings, which begin anew without it"
-    )
+    parser.add_argument("--work", type=Path, default=Path(".gpu_run"), help="of the checkpoints: keep it to go on")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="these alone")
     parser.add_argument("--no-compile", action="store_true", help="without the compiled trainers, which take minutes")
@@ -154,7 +152,11 @@ def main() -> None:
         # Of a training the CPU makes the batches alone; threads that share a core wait for one another.
         threads = max(1, (os.cpu_count() or 1) // max(1, RUNS_AT_ONCE * len(sweeps)))
         codes = run(sweeps, left, environment={"OMP_NUM_THREADS": str(threads)})
-        failed = [name for name, code in zip(chosen, codes, strict=True) if code not in (0, INTERRUPTED)]
+        failed = [
+            name
+            for name, code in zip(chosen, codes, strict=True)
+            if code not in (0, INTERRUPTED) or any((options.work / name).rglob("failed.json"))
+        ]
     pack(options.work, options.out)
     for path in sorted(options.out.iterdir()):
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-Split = Literal["train", "test", "unlabeled"]
 ReferenceSplit = Literal["train", "test"]
+Split = Literal["train", "test", "unlabeled"]
 """The part of a data set."""
 State = Literal[
     "not measured", "not judged", "teaching", "steady", "healthy", "recovered", "warning", "losing", "collapsing",

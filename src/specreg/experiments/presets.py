@@ -304,6 +304,7 @@ def stacked_mnist() -> list[Cell]:
     Deviations from these papers:
     - 50,000 steps of the unrolled protocol; 500,000 there
     - no batch normalization in the discriminator, whose layers are under spectral normalization
+    - pixels are x/128 - 1 with noise in [0, 1/128); there 2x/255 - 1 (unrolled)
     - the running average of the statistics of the generator's batch normalization in evaluations, a batch's own there
       (unrolled)
     - a generator's update draws z of its own, there it has the discriminator's; in veegan one such update for each of

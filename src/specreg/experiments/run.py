@@ -287,7 +287,7 @@ def _make_monitor(state: TrainingState, source: Source, settings: Settings, devi
     """Watch the spectra, and every ``coverage_every`` iterations what is missing of the data."""
     real = scaled(real_samples(source, settings.records)).to(device)
     coverage = _make_coverage(source, settings, real)
-    real = real[:NUM_PROBED].clone()  # those that the signal is read on: the meter needs no other any more
+    real = real[:NUM_PROBED].clone()  # that the signal is read on; the meter has read them all
     classes = torch.arange(len(real), device=device) % max(int(state.generator.num_classes), 1)  # type: ignore[arg-type]
 
     def samples() -> tuple[Tensor, Tensor]:

@@ -146,7 +146,7 @@ def notes(cells: Sequence[Cell]) -> list[str]:
                          f"of every run; a perfect generator stays below {reach}. Lost: a bound of its own, "
                          "in which samples far from the data count for what is next to them.")  # fmt: skip
     if early := [f"{run.label} at {run.result['steps']} of {total}" for run in complete
-                 if run.result["steps"] < (total := int(run.settings["training.steps"]))]:  # fmt: skip
+                 if run.result.get("steps", math.inf) < (total := int(run.settings["training.steps"]))]:  # fmt: skip
         sentences.append(f"Ended before the last iteration, and judged as they were then: {', '.join(early)}.")
     if any(run.verdicts for run in complete):
         sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration. Verdict: "
@@ -232,7 +232,7 @@ def _are_comparable(*methods: Sequence[Run]) -> bool:
     runs = [run for alike in methods for run in alike]
     shared = [{key: value for key, value in run.settings.items() if not key.startswith("methods.")} for run in runs]
     of_one_group = all(len(grouped(alike)) < 2 for alike in methods)
-    of_one_length = len({run.result["steps"] for run in runs}) < 2
+    of_one_length = len({run.result.get("steps") for run in runs}) < 2
     return of_one_group and of_one_length and of_one_protocol(runs) and not (shared and differing(shared))
 
 
