@@ -45,6 +45,8 @@ def groups():
     losses = record("digits-losses")["runs"]
     for loss, method in dict.fromkeys((run["loss"], run["method"]) for run in losses):
         yield "digits", f"{loss} {method}", [run for run in of(losses, method) if run["loss"] == loss]
+    for method in ("SN", "static SR"):
+        yield "digits", f"keeps up {method}", of(record("digits-keeps-up")["runs"], method)
     for page in ("guard", "rivals", "keep", "grid", "cifar8"):
         for name, runs in record(page).items():
             if len(runs) > 1:
