@@ -105,7 +105,7 @@ def test_the_unrolled_protocol_has_its_published_widths():
     assert discriminator.slope == 0.3
 
 
-@pytest.mark.parametrize(("side", "last"), [(32, 8), (48, 12), (64, 2), (128, 4)])
+@pytest.mark.parametrize(("side", "last"), [(32, 8), (64, 2), (128, 4)])
 def test_the_discriminators_last_features_have_the_side_of_the_papers(side, last):
     sides = []
     discriminator = resnet.Discriminator(side, 1)

@@ -95,7 +95,7 @@ def paper() -> list[Cell]:
     Deviations from the paper and the authors' code:
     - compensation after every 5th discriminator step; the authors compensate after each of the 5 discriminator steps
       of every 5th iteration: as often, but in bursts
-    - a batch is that of a whole update; in the configuration that the authors published (batch 256) each of four GPUs
+    - a batch is that of a whole update; in the configurations that the authors published (batch 256) each of four GPUs
       draws two of them for an update, and normalizes each by itself
     - power iteration takes a step for each pass of the discriminator, through which real and generated images go
       together, and its vectors are renewed by a compensation; the authors' takes one for each of the two batches and
