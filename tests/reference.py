@@ -35,22 +35,22 @@ def from_matrices(matrices: list[np.ndarray], weight: np.ndarray, layer: nn.Modu
     return result
 
 
-def static(matrix: np.ndarray, keep: float | int, strength: float = 1.0, unit: bool = False) -> np.ndarray:
+def static(matrix: np.ndarray, keep: float | int, unit: bool = False) -> np.ndarray:
     """The static scheme, one singular value after the other."""
     u, s, vh = np.linalg.svd(matrix, full_matrices=False)
     count = min(keep, len(s)) if isinstance(keep, int) else math.ceil(keep * len(s))
     result = np.zeros_like(matrix)
     for k in range(len(s)):
-        value = s[k] + strength * (s[0] - s[k]) if k < count else s[k]
+        value = s[0] if k < count else s[k]
         result = result + (value / s[0] if unit else value) * np.outer(u[:, k], vh[k])
     return result
 
 
-def static_compensation(matrix: np.ndarray, keep: float | int, strength: float = 1.0, unit: bool = False) -> np.ndarray:
+def static_compensation(matrix: np.ndarray, keep: float | int, unit: bool = False) -> np.ndarray:
     """The static scheme on a layer, which is left as it is where nothing is raised."""
     rank = min(matrix.shape)
     count = min(keep, rank) if isinstance(keep, int) else math.ceil(keep * rank)
-    return matrix if count == 1 else static(matrix, keep, strength, unit)
+    return matrix if count == 1 else static(matrix, keep, unit)
 
 
 def authors_static(matrix: np.ndarray) -> np.ndarray:
@@ -64,9 +64,8 @@ def authors_static(matrix: np.ndarray) -> np.ndarray:
 class Dynamic:
     """The dynamic scheme with its memory, one matrix."""
 
-    def __init__(self, strength: float = 1.0, unit: bool = False) -> None:
+    def __init__(self, unit: bool = False) -> None:
         self.record: np.ndarray | None = None
-        self.strength = strength
         self.unit = unit
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
@@ -77,7 +76,7 @@ class Dynamic:
         if len(s) == 1:
             return matrix  # there is nothing to raise
         self.record = np.maximum(self.record, s / s[0])
-        lifted = s + self.strength * (s[0] * self.record - s)
+        lifted = s[0] * self.record
         return (u * (lifted / s[0] if self.unit else lifted)) @ vh
 
 

@@ -37,7 +37,7 @@ class Guard:
         every: discriminator steps between compensations. A fall takes hundreds of steps: every tenth was as good as
             the published fifth (docs/results/guard.md).
         only, skip: the layers to compensate, among those monitored; see :mod:`specreg.layers.find`.
-        keep, strength, scale: see :func:`specreg.static_compensation`.
+        keep, scale: see :func:`specreg.static_compensation`.
 
     Attributes:
         compensator: None until it is switched on.
@@ -69,7 +69,6 @@ class Guard:
         pin: Pin | None = None,
         every: int = 10,
         keep: float | int = 0.5,
-        strength: float = 1.0,
         scale: Scale = "auto",
         only: Selection = None,
         skip: Selection = None,
@@ -90,7 +89,7 @@ class Guard:
             raise ValueError(f"the monitor does not watch the layer {shown(unwatched[0])!r}: leave it out with skip")
         self._watched = {watched[name] for name in layers}
         # It holds the layers from now on.
-        self._compensator = Compensator(layers, static_scheme(keep), every=every, strength=strength, scale=scale)
+        self._compensator = Compensator(layers, static_scheme(keep), every=every, scale=scale)
         self._idle = self._compensator.state_dict()
         monitor.actions.append(self)
 

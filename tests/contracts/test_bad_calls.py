@@ -79,7 +79,6 @@ N = network
 CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "spectral_norm only a number": (lambda: specreg.spectral_norm(N(), only=5), "expected a name, a glob"),
     "spectral_norm but for all": (lambda: specreg.spectral_norm(N(), skip="*"), "no layer matched"),
-    "static strength nan": (lambda: specreg.static_compensation(N(), strength=NAN), "strength must lie in"),
     "orthogonalize -1": (lambda: specreg.orthogonalize(N(), iterations=-1), "iterations must be an integer"),
     "penalty of a number": (lambda: specreg.d_optimal_penalty(5), "expected a torch"),
     "spectra of None": (lambda: specreg.spectra(None), "expected a torch"),

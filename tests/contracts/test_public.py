@@ -19,10 +19,8 @@ from specreg.names import COVERED, SIGNALLED, SPECTRAL
 ROOT = Path(__file__).parents[2]
 SIGNATURES = {
     "spectral_norm": "(module, *, only=None, skip=None)",
-    "static_compensation": (
-        "(module, *, keep=0.5, every=5, start=0, strength=1.0, scale='auto', only=None, skip=None)"
-    ),
-    "dynamic_compensation": "(module, *, every=5, start=2000, strength=1.0, scale='auto', only=None, skip=None)",
+    "static_compensation": ("(module, *, keep=0.5, every=5, start=0, scale='auto', only=None, skip=None)"),
+    "dynamic_compensation": "(module, *, every=5, start=2000, scale='auto', only=None, skip=None)",
     "spectral_regularization": "(module, *, keep=0.5, gradient='paper', only=None, skip=None)",
     "orthogonalize": "(module, *, iterations=3, only=None, skip=None)",
     "orthogonality_penalty": "(module, *, only=None, skip=None)",
@@ -38,7 +36,7 @@ SIGNATURES = {
     "Detector": "(thresholds=None)",
     "Guard": (
         "(monitor, *, states=('collapsing', 'collapsed', 'losing', 'never learnt', 'lost'), "
-        "pin=None, every=10, keep=0.5, strength=1.0, scale='auto', only=None, skip=None)"
+        "pin=None, every=10, keep=0.5, scale='auto', only=None, skip=None)"
     ),
     "History": "(limit=1000)",
     "attainment": "(module, *inputs, operator=False, only=None, skip=None)",

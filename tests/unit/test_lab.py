@@ -196,7 +196,6 @@ def test_unknown_keys_are_refused_by_name():
         ("model", "d_channels", 2.5),
         ("methods.static", "keep", -0.5),
         ("methods.static", "every", 0),
-        ("methods.dynamic", "strength", 2.0),
         ("methods.dynamic", "start", -1),
         ("methods.guard", "every", 0),
         ("methods.orthogonal", "weight", float("inf")),

@@ -79,11 +79,11 @@ def test_static_compensations_options_reach_the_guard_but_its_cadence(monkeypatc
         given.update(options)
 
     monkeypatch.setattr("specreg.library.Guard", guard)
-    static = StaticOptions(keep=3, every=3, strength=0.5, scale="unit")
+    static = StaticOptions(keep=3, every=3, scale="unit")
     options = MethodOptions(static=static, guard=GuardOptions(every=7, evidence="coverage"))
     build_state(RunConfig("guard", 0, replace(SMALL, methods=options)), Images(StackedDigits()))
     states = ("losing", "never learnt", "lost")
-    assert given == {"states": states, "pin": None, "keep": 3, "every": 7, "strength": 0.5, "scale": "unit"}
+    assert given == {"states": states, "pin": None, "keep": 3, "every": 7, "scale": "unit"}
 
 
 def test_the_guard_goes_back_if_told_to():

@@ -951,8 +951,8 @@ class TestGuard:
 
     def test_mistakes_are_said_at_once(self):
         module = network()
-        with pytest.raises(ValueError, match="strength must lie"):
-            specreg.Guard(specreg.Monitor(module), strength=2)
+        with pytest.raises(ValueError, match="keep=1 could be"):
+            specreg.Guard(specreg.Monitor(module), keep=1)
         with pytest.raises(ValueError, match="does not watch the layer '2'"):
             specreg.Guard(specreg.Monitor(module, only="0"))
         for state in ("ill", "dead", "warning"):  # a guard hears of its layers' spectra and of coverage alone

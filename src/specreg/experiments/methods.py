@@ -41,8 +41,6 @@ class CompensationOptions:
 
     every: int = 5
     """Compensate after every so many discriminator steps."""
-    strength: float = 1.0
-    """How far singular values move to their target; 1 is the paper."""
     scale: Scale = "auto"
     """The stored weight's s1. unit: make it 1; keep: leave it; hold: as at the first compensation; auto: unit where the
     layer is normalized, hold elsewhere."""

@@ -7,7 +7,6 @@ What they have in common:
 
 - ``every``: act on the first call of ``step()`` that is not delayed and on every ``every``-th after it.
 - ``start``: the number of calls before the first acting one.
-- ``strength``: in [0, 1], moves :math:`s_k` by this part of the way to its target; 1 is the paper.
 - ``scale``: what becomes of :math:`s_1` of the stored weight, where singular values are raised. "unit" makes it 1, as
   the authors' static code does, "keep" leaves it, as their dynamic code does, "hold" puts it back to what it was at the
   first compensating call. "auto", the default, is "unit" where the layer is normalized, so that the network does not
@@ -31,7 +30,6 @@ def static_compensation(
     keep: float | int = 0.5,
     every: int = 5,
     start: int = 0,
-    strength: float = 1.0,
     scale: Scale = "auto",
     only: Selection = None,
     skip: Selection = None,
@@ -43,7 +41,7 @@ def static_compensation(
         keep: a fraction of r in (0, 1], :math:`i = \lceil \mathrm{keep} \cdot r \rceil`, 1.0 being all; or i itself as
             an integer from 2 on (a layer with fewer singular values raises all of them). The integer 1 is refused: it
             would be spectral normalization alone. The paper finds 0.5 good and 1.0 to overfit.
-        every, start, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
+        every, start, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
         A compensator: call its ``step()`` after each step of the discriminator's optimizer.
@@ -67,7 +65,7 @@ def static_compensation(
         Liu et al. 2019, *Spectral Regularization for Combating Mode Collapse in GANs*, section 3.2.
     """
     layers = find(module, only=only, skip=skip, title="static_compensation")
-    return Compensator(layers, static_scheme(keep), every=every, start=start, strength=strength, scale=scale)
+    return Compensator(layers, static_scheme(keep), every=every, start=start, scale=scale)
 
 
 def dynamic_compensation(
@@ -75,7 +73,6 @@ def dynamic_compensation(
     *,
     every: int = 5,
     start: int = 2000,
-    strength: float = 1.0,
     scale: Scale = "auto",
     only: Selection = None,
     skip: Selection = None,
@@ -86,7 +83,7 @@ def dynamic_compensation(
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
         start: the number of calls before the record begins. A random initialization has a nearly flat spectrum:
             a record from there would pin every later one to it. Of 500 and 2000, tried on digits, 2000 was better.
-        every, strength, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
+        every, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
         A compensator: call its ``step()`` after each step of the discriminator's optimizer. The first acting call only
@@ -111,4 +108,4 @@ def dynamic_compensation(
         Liu et al. 2019, section 3.2; Obukhov et al. 2021 (``scale="unit"`` without spectral normalization).
     """
     layers = find(module, only=only, skip=skip, title="dynamic_compensation")
-    return Compensator(layers, dynamic_scheme(), every=every, start=start, strength=strength, scale=scale)
+    return Compensator(layers, dynamic_scheme(), every=every, start=start, scale=scale)

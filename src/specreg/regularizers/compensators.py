@@ -5,7 +5,6 @@ The formulas are in ``specreg.spectra.reference``.
 
 import logging
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -72,7 +71,7 @@ class Compensator:
         layers: what it touches, a mapping from name to layer that prints as a table.
         scheme: what it raises singular values to.
         calls: how often ``step()`` was called.
-        every, start, strength, scale: as the verbs describe them.
+        every, start, scale: as the verbs describe them.
     """
 
     def __init__(
@@ -82,17 +81,12 @@ class Compensator:
         *,
         every: int,
         start: int = 0,
-        strength: float = 1.0,
         scale: Scale = "auto",
     ) -> None:
         self.layers = layers
         self.scheme = scheme
         self.every = integer("every", every, at_least=1)
         self.start = integer("start", start, at_least=0)
-        is_number = isinstance(strength, numbers.Real) and not isinstance(strength, bool)
-        if not is_number or not 0 <= strength <= 1:  # as given: an integer may be too large for a float
-            raise ValueError(f"strength must lie in [0, 1], got {strength!r}")
-        self.strength = float(strength)
         check_choice("scale", scale, get_args(Scale))
         self.scale: Scale = scale
         self.calls = 0
@@ -139,7 +133,7 @@ class Compensator:
         return acts
 
     def satisfied(self) -> bool:
-        """Tell whether every layer's spectrum is at its target of strength 1, within rounding of the weight's dtype.
+        """Tell whether every layer's spectrum is at its target, within rounding of the weight's dtype.
 
         Before a dynamic scheme has recorded, it asks for nothing; between that call and the next acting one its scale
         may be still to be set. A removed compensator has no layers, and nothing to satisfy.
@@ -216,7 +210,7 @@ class Compensator:
 
     def _by_products(self) -> list[str]:
         """Return which layers products have compensated, on a GPU, so that they can be written."""
-        if self.scheme.count is None or self.strength < 1 or self.calls == self.start:
+        if self.scheme.count is None or self.calls == self.start:
             return []
         return self._products.compute(self.layers, self._scale_of, self.counts(), self._settled_goals)
 
@@ -227,7 +221,7 @@ class Compensator:
         def target(s: Tensor) -> Tensor | None:
             nonlocal memory, largest
             (wanted, memory), largest = self._wanted(layer.name, s), self._largest(layer, s)
-            return None if wanted is None else scaled(torch.lerp(s, wanted, self.strength), largest)
+            return None if wanted is None else scaled(wanted, largest)
 
         result = compensate(layer.matrix(), target, all_values=self.scheme.all_values)
         if memory is not None:
