@@ -69,7 +69,7 @@ def measure(spectrum: str, count: int) -> dict[str, object]:
                 mock.patch.object(fast, "precisions", lambda matrix, dtypes=dtypes: dtypes),
                 mock.patch.object(fast, "expected_error", record),
             ):
-                result = compensate(matrix, lambda s: static_target(s, count), all_values=False)
+                _, result = compensate(matrix, lambda s: static_target(s, count), all_values=False)
             assert result is not None
             errors.append(error_of(result.matrix, matrix, count))
         row[name] = max(errors) if all(map(math.isfinite, errors)) else math.nan

@@ -288,8 +288,9 @@ class Ensemble:
             wanted = target(s)
             return None if wanted is None else scaled(wanted, torch.ones_like(s[..., 0]))
 
-        if (result := compensate(weight[runs].detach(), unit)) is not None:
-            weight[runs] = result[0].to(weight.dtype)
+        _, result = compensate(weight[runs].detach(), unit)
+        if result is not None:
+            weight[runs] = result.matrix.to(weight.dtype)
 
     def read(self) -> dict[str, np.ndarray]:
         """Return generated samples, spectra and the discriminator's signal; the training's random numbers stay."""

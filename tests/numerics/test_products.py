@@ -97,7 +97,7 @@ def test_layers_become_what_decompositions_make_of_them(normalized, keep):
     counts = {name: count for name, count in first.counts().items() if count > 1}
     served = {name: layers[name] for name in counts}
     largest = {name: held.get(name, torch.ones(())) for name in served}
-    products = ProductCompensation(served, counts, largest, record=False)
+    products = ProductCompensation(served, counts, largest, as_graphs=False)
     before = {name: value.clone() for name, value in other.state_dict().items()}
     done = products.compute()
     assert sorted(done) == sorted(counts)
@@ -119,7 +119,7 @@ def test_what_has_no_gap_is_left_to_decompositions():
     module = network()
     layers = find(module, title="", only=nn.Conv2d)
     served = dict(layers)
-    products = ProductCompensation(served, dict.fromkeys(served, 8), {}, record=False)
+    products = ProductCompensation(served, dict.fromkeys(served, 8), {}, as_graphs=False)
     assert products.compute() == []
     products.write([])
     assert not any(is_served(layer) for layer in layers.values())  # on a CPU decompositions are faster

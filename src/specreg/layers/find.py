@@ -48,7 +48,12 @@ class Layer:
         return self.uses[0]
 
     @property
-    def kind(self) -> str:
+    def tensor(self) -> Tensor:
+        """The parameter that is written, under weight normalization the one that has the shape of the weight."""
+        return self.weight.storage[-1]
+
+    @property
+    def class_name(self) -> str:
         """The layer's class, without the prefix that torch's parametrization gives it."""
         return self.weight.kind.name
 
@@ -59,7 +64,7 @@ class Layer:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(out, in·kernel) of one group's matrix."""
-        shape = self._tensor().shape
+        shape = self.tensor.shape
         rows = shape[1] if self.weight.kind.output_dim == 1 else shape[0] // self.groups
         return rows, shape.numel() // (self.groups * rows)
 
@@ -75,7 +80,7 @@ class Layer:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._tensor().dtype
+        return self.tensor.dtype
 
     def matrix(self) -> Tensor:
         """Read the stored weight as a matrix, detached, shape (out, in·kernel), one leading dimension if grouped."""
@@ -98,15 +103,12 @@ class Layer:
             u1, v1: its first singular vectors, (out,) and (in·kernel,), given to spectral normalization's
                 power iteration; computed anew where they do not fit.
         """
-        weight = self.weight.from_matrix(matrix, self._tensor().shape)
+        weight = self.weight.from_matrix(matrix, self.tensor.shape)
         with torch.no_grad():
             for use in self.uses:
                 use.write(weight, u1, v1)
             for use in self.others:
                 use.refresh(weight, u1, v1, self.weight.kind.output_dim)
-
-    def _tensor(self) -> Tensor:
-        return self.weight.storage[-1]
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Layers(dict[str, Layer]):
         mixed = 0 < len(bare) < len(self)
         notes = dict.fromkeys(bare if mixed else (), "not normalized")
         notes |= dict.fromkeys(together, "normalized, all groups by one norm")
-        rows = [(shown(name), layer.kind, *_describe(layer), notes.get(name, "")) for name, layer in self.items()]
+        rows = [(shown(name), layer.class_name, *_describe(layer), notes.get(name, "")) for name, layer in self.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += self.left_out.lines()

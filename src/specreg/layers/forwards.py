@@ -31,7 +31,7 @@ def difference(weight: Weight) -> str | None:
     The forward is run once, without hooks, in eval mode and on ones; what it leaves in buffers is taken back.
     """
     module, kind = weight.module, weight.kind
-    if kind.module not in _PLAIN or not is_customized(module):
+    if kind.owner not in _PLAIN or not is_customized(module):
         return None  # a class that was registered for itself is taken at its word
     name = type(module).__name__
     with torch.no_grad():

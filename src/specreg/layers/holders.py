@@ -23,5 +23,5 @@ def hold(holder: Any) -> None:
 
 
 def _held_layer(layers: Layers) -> str | None:
-    held = {id(layer._tensor()) for holder in _HOLDERS for layer in holder.layers.values()}
-    return next((name for name, layer in layers.items() if id(layer._tensor()) in held), None)
+    held = {id(layer.tensor) for holder in _HOLDERS for layer in holder.layers.values()}
+    return next((name for name, layer in layers.items() if id(layer.tensor) in held), None)

@@ -28,7 +28,7 @@ Number = float | Callable[[Any], float]
 class Kind:
     """A weight that the modules of a class have; :func:`register` describes the attributes."""
 
-    module: type[nn.Module] | str
+    owner: type[nn.Module] | str
     weight: str = "weight"
     output_dim: int = 0
     groups: Number = 1
@@ -36,7 +36,7 @@ class Kind:
 
     @property
     def name(self) -> str:
-        return self.module if isinstance(self.module, str) else self.module.__name__
+        return self.owner if isinstance(self.owner, str) else self.owner.__name__
 
     def groups_of(self, module: nn.Module) -> int:
         """Return how many matrices the module's weight holds."""
@@ -115,7 +115,7 @@ def weights_of(module: nn.Module) -> Iterator[tuple[str, Kind]]:
             for kind in kinds.values()
             for name in tensor_names(module)
             if fnmatch.fnmatchcase(name, kind.weight)
-            and (kind.module is ancestor or _fits(kind, module, name))
+            and (kind.owner is ancestor or _fits(kind, module, name))
             and not _is_of_pruning(module, name)
         ]
         if weights:
@@ -130,7 +130,8 @@ def is_known(module: nn.Module) -> bool:
 
 def parametrizations_of(module: nn.Module) -> Mapping[str, Any]:
     """Return a module's own parametrizations by tensor; as attributes, wrappers pass on those of what is in them."""
-    lists = dict(module.named_children()).get("parametrizations")
+    children = module._modules
+    lists = children["parametrizations"] if "parametrizations" in children else None  # noqa: SIM401  # scripted: no get
     return lists._modules if isinstance(lists, nn.ModuleDict) else {}
 
 

@@ -238,7 +238,7 @@ class Monitor:
 
     def _read_samples(self, iteration: int, samples: Samples) -> None:
         # What is judged goes to all processes, so that all say the same, and act alike.
-        weight = next(iter(self._watched.values()))._tensor()
+        weight = next(iter(self._watched.values())).tensor
         self.reading, taught, made = from_main(lambda: self._measure(samples), beside=weight)
         self._saved = self._saved if made is None else made
         self._answers = (

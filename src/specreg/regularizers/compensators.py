@@ -99,8 +99,7 @@ class Compensator:
         warn_of_doubts(layers)
         if layers.left_out.not_covered and not layers.are_named:
             logger.warning("%s compensation: %s", scheme.name, layers.left_out.lines()[0])
-        count = scheme.count or int
-        if all(count(layer.rank) <= 1 for layer in layers.values()):
+        if all((scheme.count(layer.rank) if scheme.count else layer.rank) <= 1 for layer in layers.values()):
             logger.warning("%s compensation changes nothing: no layer has a second value to raise", scheme.name)
 
     def step(self) -> bool:
@@ -119,9 +118,9 @@ class Compensator:
         if acts:
             require_writable(self.layers)  # something may have been put on a layer since
             # Graphs are recorded on the current device, and a script need not have made its own the current one.
-            weight = next(iter(self.layers.values()))._tensor()
+            weight = next(iter(self.layers.values())).tensor
             with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]
-                done = self._by_products()
+                done = self._by_products()  # computed, and not yet written: the call may still be refused
                 rest = {name: layer for name, layer in self.layers.items() if name not in done}
                 require_finite(rest)
                 self._products.write(done)
@@ -212,22 +211,18 @@ class Compensator:
         """Return which layers products have compensated, on a GPU, so that they can be written."""
         if self.scheme.count is None or self.calls == self.start:
             return []
-        return self._products.compute(self.layers, self._scale_of, self.counts(), self._settled_goals)
+        return self._products.compute(self.layers, self._scale_of, self.counts, self._settled_goals)
 
     def _compensate(self, layer: Layer) -> None:
-        memory: Tensor | None = None
-        largest: Tensor | None = None
-
         def target(s: Tensor) -> Tensor | None:
-            nonlocal memory, largest
-            (wanted, memory), largest = self._wanted(layer.name, s), self._largest(layer, s)
-            return None if wanted is None else scaled(wanted, largest)
+            wanted, _ = self._wanted(layer.name, s)
+            return None if wanted is None else scaled(wanted, self._largest(layer, s))
 
-        result = compensate(layer.matrix(), target, all_values=self.scheme.all_values)
+        s, result = compensate(layer.matrix(), target, all_values=self.scheme.all_values)
+        largest, (_, memory) = self._largest(layer, s), self._wanted(layer.name, s)
         if memory is not None:
             self._memory[layer.name] = memory
         if result is not None:
-            assert largest is not None
             if not self._is_settled(layer):  # s1 is held from now on, where it is not 0
                 self._held[layer.name] = largest
                 if self._is_settled(layer):
@@ -251,13 +246,13 @@ class Compensator:
         return torch.where(goal > 0, goal, s[..., 0])
 
     def _goal(self, layer: Layer) -> Tensor:
-        """Return what s1 is to be, 0 where it stays as it is, be it that what is to be held was 0 or is not known."""
+        """Return what s1 is to be: 1 for "unit", what was held; 0 leaves it, as for "keep" and what is not held yet."""
         if (scale := self._scale_of(layer)) == "hold":
             return self._held.get(layer.name, torch.zeros((), device="cpu"))
         return torch.tensor(float(scale == "unit"), device="cpu")
 
     def _is_settled(self, layer: Layer) -> bool:
-        """Tell whether the goal is that of every later call."""
+        """Tell whether the goal is that of every later call, so that it may be recorded on a GPU."""
         return self._scale_of(layer) != "hold" or bool((self._goal(layer) > 0).all())
 
     def _settled_goals(self) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class ProductCompensation:
         counts: name -> i.
         largest: name -> what s1 is to be, a scalar; where it is missing or 0, s1 stays.
         idle: layers of which nothing is raised, to be looked at for NaN and inf alone.
-        record: as CUDA graphs; without, the same is computed at each call.
+        as_graphs: record it as CUDA graphs; without, the same is computed at each call.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ProductCompensation:
         largest: Mapping[str, Tensor],
         *,
         idle: Mapping[str, Layer] | None = None,
-        record: bool = True,
+        as_graphs: bool = True,
     ) -> None:
         by_shape: dict[tuple[Any, ...], list[str]] = {}
         for name, layer in layers.items():
@@ -48,40 +48,40 @@ class ProductCompensation:
         self.layers = {name: layers[name] for names in by_shape.values() for name in names}
         self.idle = dict(idle or {})
         self._batches = [[layers[name] for name in names] for names in by_shape.values()]
-        device = next(iter(layers.values()))._tensor().device
+        device = next(iter(layers.values())).tensor.device
         self._counts = torch.tensor([counts[name] for name in self.layers], device=device)
         self._largest = torch.stack(
             [largest.get(name, torch.zeros(())).to(device, torch.float64).reshape(()) for name in self.layers]
         )
-        self._record = record
+        self._as_graphs = as_graphs
         self._results: tuple[Tensor, list[Compensated]] | None = None
-        self._launches: list[Callable[[], None]] = []  # of the computation and of the writing
+        self._launch: Callable[[], None] | None = None
+        self._launch_writing: Callable[[], None] | None = None
 
     def compute(self) -> list[str]:
         """Compute all layers' new matrices; return the names of valid ones, and of idle layers that are finite."""
         with torch.no_grad():
-            if not self._record:
+            if not self._as_graphs:
                 self._results = self._computed()
-            elif not self._launches:
-                launch, self._results = recorded(self._computed)
-                self._launches.append(launch)
-            for launch in self._launches[:1]:
-                launch()
+            else:
+                if self._launch is None:
+                    self._launch, self._results = recorded(self._computed)
+                self._launch()
         assert self._results is not None
         done = self._results[0].tolist()
         return [name for name, holds in zip([*self.layers, *self.idle], done, strict=True) if holds]
 
     def write(self, names: Collection[str]) -> None:
         with torch.no_grad():
-            if not self._record or not self.layers.keys() <= set(names):
+            if not self._as_graphs or not self.layers.keys() <= set(names):
                 self._written(names)
                 return
-            if len(self._launches) == 1:
+            if self._launch_writing is None:
                 try:
-                    self._launches.append(recorded(lambda: self._written(names))[0])
+                    self._launch_writing, _ = recorded(lambda: self._written(self.layers))
                 except RuntimeError:  # as where the computation cannot be recorded: no reason to end a training
-                    self._launches.append(lambda: self._written(self.layers))
-            self._launches[1]()
+                    self._launch_writing = lambda: self._written(self.layers)
+            self._launch_writing()
 
     def _computed(self) -> tuple[Tensor, list[Compensated]]:
         finite = [torch.isfinite(layer.weight.stored().sum()) for layer in self.idle.values()]
@@ -115,13 +115,13 @@ class Products:
         self,
         layers: Mapping[str, Layer],
         scale_of: Callable[[Layer], str],
-        counts: Mapping[str, int],
+        counts: Callable[[], Mapping[str, int]],
         goals: Callable[[], Mapping[str, Tensor]],
     ) -> list[str]:
         """Compute what can be computed so; return for which layers, those of which nothing is raised among them.
 
         Args:
-            counts: name -> i.
+            counts: returns name -> i.
             goals: returns name -> what s1 is to be, of the layers in which that is that of every later call.
         """
         # What was recorded holds for these tensors, as these normalize them now: kept, so that none gets another's id.
@@ -129,11 +129,11 @@ class Products:
         if self._key != key:
             self._key, self._made = key, None
             served = {name: layer for name, layer in layers.items() if is_served(layer)}
-            idle = {name: layer for name, layer in served.items() if counts[name] <= 1}
-            largest = goals()
-            raised = {name: layer for name, layer in served.items() if name not in idle and name in largest}
-            if raised:
-                self._made = ProductCompensation(raised, counts, largest, idle=idle)
+            sizes, largest = counts(), goals()
+            idle = {name: layer for name, layer in served.items() if sizes[name] <= 1}
+            lifted = {name: layer for name, layer in served.items() if name not in idle and name in largest}
+            if lifted:
+                self._made = ProductCompensation(lifted, sizes, largest, idle=idle)
         try:
             return [] if self._made is None else self._made.compute()
         except RuntimeError as error:  # an optimization is no reason to end a training
@@ -157,7 +157,7 @@ def _recorded_for(weight: Weight) -> list[Any]:
 def is_served(layer: Layer) -> bool:
     """Tell whether a layer is one matrix of its own on a GPU, written as it is read, and no larger than pays."""
     weight = layer.weight
-    tensor = layer._tensor()
+    tensor = layer.tensor
     gain = weight.kind.gain(weight.module) if callable(weight.kind.gain) else weight.kind.gain
     return (
         tensor.is_cuda

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from specreg.spectra.autocast import full_precision
-from specreg.spectra.gram import block_size, eigenbasis, gram, or_next_path, precisions, relative_rounding
+from specreg.spectra.gram import eigenbasis, gram, or_next_path, precisions, relative_rounding
 from specreg.spectra.reference import Compensated, compensated, thin_svd, working_dtype
 
 # The relative error (Frobenius) of a compensated weight in single precision or less: what is promised, and what a
@@ -31,12 +31,12 @@ TOLERANCE = 2e-6
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # New singular values for (*, r) descending ones in the real working dtype, or None to leave the matrix as it is. It is
-# called once for each precision that is tried; the last call has the values that were accurate enough.
+# called once for each precision that is tried.
 Target = Callable[[Tensor], Tensor | None]
 
 
-def compensate(matrix: Tensor, target: Target, *, all_values: bool = True) -> Compensated | None:
-    r"""Replace singular values, :math:`\hat W = U \operatorname{diag}(\hat s) V^H`; None where the target is None.
+def compensate(matrix: Tensor, target: Target, *, all_values: bool = True) -> tuple[Tensor, Compensated | None]:
+    r"""Return s and :math:`\hat W = U \operatorname{diag}(\hat s) V^H`, None where the target is None.
 
     Args:
         matrix: W, finite, shape (\*, m, n), any floating or complex dtype.
@@ -55,11 +55,11 @@ def compensate(matrix: Tensor, target: Target, *, all_values: bool = True) -> Co
             # each of which would cost torch more than its arithmetic.
             gain = _gain(s.cpu().numpy(), (s if wanted is None else wanted).cpu().numpy())
             if (expected_error(squares.cpu().numpy(), gain, all_values=all_values) <= TOLERANCE).all():
-                return None if wanted is None else _applied(matrix, vectors, gain)
+                return s, None if wanted is None else _with_gain(matrix, vectors, gain)
     with full_precision(matrix):
         svd = thin_svd(matrix)
         wanted = target(svd.S)
-        return None if wanted is None else compensated(matrix, wanted, svd)
+        return svd.S, None if wanted is None else compensated(matrix, wanted, svd)
 
 
 def _gain(s: Array, wanted: Array) -> Array:
@@ -105,8 +105,8 @@ def expected_error(eigenvalues: Array, gain: Array, *, all_values: bool = True) 
         turned = f[..., :, None] - f[..., None, :]
         turned /= distance
         turned *= s[..., None, :]
-        squared_norm = np.einsum("...jk,...jk->...", turned, turned) / np.einsum("...k,...k->...", f * s, f * s)
-        turned_error = np.sqrt(squared_norm) * noise[..., 0]
+        relative_square = np.einsum("...jk,...jk->...", turned, turned) / np.einsum("...k,...k->...", f * s, f * s)
+        turned_error = np.sqrt(relative_square) * noise[..., 0]
         value_error = noise / (2 * s)
         # Of a singular value 0 it is the square that is off by the noise.
         unchanged = np.minimum(value_error, np.sqrt(noise)) if all_values else np.zeros_like(s)
@@ -114,7 +114,7 @@ def expected_error(eigenvalues: Array, gain: Array, *, all_values: bool = True) 
         return np.maximum(turned_error, value_errors)
 
 
-def _applied(matrix: Tensor, vectors: Tensor, gain: Array) -> Compensated:
+def _with_gain(matrix: Tensor, vectors: Tensor, gain: Array) -> Compensated:
     r"""Return the matrix under :math:`f_1 I + Q \operatorname{diag}(f - f_1) Q^H`, with its first singular vectors."""
     change = gain - gain[..., :1]
     changed = np.flatnonzero(change.reshape(-1, change.shape[-1]).any(0))
@@ -131,15 +131,8 @@ def applied(matrix: Tensor, operator: Tensor, first: Tensor) -> Compensated:
     ``first`` is that of the smaller side, (\*, r).
     """
     wide = matrix.shape[-2] <= matrix.shape[-1]
-    if matrix.dtype == operator.dtype:
-        result = operator @ matrix if wide else matrix @ operator
-    else:  # in blocks, so that there is never a whole copy in the operator's dtype
-        result = torch.empty_like(matrix, memory_format=torch.contiguous_format)
-        size, long_side = block_size(matrix), -1 if wide else -2
-        goals = torch.split(result, size, long_side)
-        for source, goal in zip(torch.split(matrix, size, long_side), goals, strict=True):
-            block = source.to(operator.dtype)
-            goal.copy_(operator @ block if wide else block @ operator)
+    working = matrix.to(operator.dtype)
+    result = (operator @ working if wide else working @ operator).to(matrix.dtype)
     first, tiny = first.to(result), torch.finfo(result.dtype).tiny
     if wide:
         v1 = (first[..., None, :].conj() @ result)[..., 0, :].conj()

@@ -22,8 +22,8 @@ logger = logging.getLogger("specreg.spectra")
 def precisions(matrix: Tensor, *, values_only: bool = False) -> tuple[torch.dtype, ...]:
     """Return the dtypes in which a Gram matrix may be tried, the fastest first.
 
-    None for weights in double precision, whose digits it would lose, for small matrices on a CPU, and on MPS, which has
-    no eigendecomposition. On a GPU double precision only: single precision may silently mean TF32 there.
+    Empty for weights in double precision, whose digits it would lose, for small matrices on a CPU, and on MPS, which
+    has no eigendecomposition. On a GPU double precision only: single precision may silently mean TF32 there.
 
     Args:
         values_only: all singular values are wanted. Then none in single precision for a nearly square matrix, whose
@@ -42,21 +42,10 @@ def precisions(matrix: Tensor, *, values_only: bool = False) -> tuple[torch.dtyp
 
 
 def gram(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""Return :math:`W W^H` for a wide matrix and :math:`W^H W` for a tall one, shape (\*, r, r).
-
-    Args:
-        matrix: shape (\*, m, n); converted to ``dtype`` in blocks, so that there is never a second copy of it.
-    """
+    r"""Return :math:`W W^H` for a wide matrix (\*, m, n) and :math:`W^H W` for a tall one, shape (\*, r, r)."""
     rows, columns = matrix.shape[-2:]
-    wide = matrix if rows <= columns else matrix.mH
-    if matrix.dtype == dtype:
-        return wide @ wide.mH
-    blocks = (block.to(dtype) for block in torch.split(wide, block_size(matrix), -1))
-    first = next(blocks)
-    product: Tensor = first @ first.mH
-    for block in blocks:
-        product += block @ block.mH
-    return product
+    wide = (matrix if rows <= columns else matrix.mH).to(dtype)
+    return wide @ wide.mH
 
 
 def eigenbasis(product: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,14 +65,6 @@ def or_next_path(path: str, matrix: Tensor) -> Iterator[None]:
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         if bool(torch.isfinite(matrix).all()):
             logger.warning("%s did not converge, trying the next way (%s)", path, str(error).partition(chr(10))[0])
-
-
-def block_size(matrix: Tensor) -> int:
-    """Return how much of the long side is converted to another dtype at a time: a square, and not too small a one.
-
-    On a GPU a larger part, for it waits for each to be launched.
-    """
-    return max(2**14 if matrix.is_cuda else 256, min(matrix.shape[-2:]))
 
 
 def _single_is_single() -> bool:

@@ -29,5 +29,5 @@ def from_matrix(matrix: Tensor, shape: torch.Size, *, output_dim: int = 0, group
     """Undo :func:`to_matrix`: ``from_matrix(to_matrix(w, ...), w.shape, ...)`` equals ``w``."""
     if output_dim == 0:
         return matrix.reshape(shape)
-    rows, columns = shape[0] // groups, shape[1]
-    return matrix.reshape(groups, columns, rows, *shape[2:]).transpose(1, 2).reshape(shape)
+    inputs, outputs = shape[0] // groups, shape[1]
+    return matrix.reshape(groups, outputs, inputs, *shape[2:]).transpose(1, 2).reshape(shape)

@@ -61,7 +61,7 @@ def head_size(keep: float | int, rank: int) -> int:
     Reference:
         Liu et al. 2019, section 4: i = 0.5 r. Their code rounds down; docs/math.md says why this does not.
     """
-    # The product's rounding must not cost a singular value: 0.28 of 25 is 7, not 8.
+    # The product's rounding must not raise one more: 0.28 of 25 is 7, not 8.
     return min(keep, rank) if isinstance(keep, int) else max(1, math.ceil(keep * rank - 1e-9))
 
 
@@ -75,12 +75,12 @@ def static_target(s: Tensor, count: int) -> Tensor:
 
 
 def dynamic_target(s: Tensor, record: Tensor) -> Tensor:
-    r"""Return :math:`\hat s_k = \max(\gamma_k, s_k / s_1)\, s_1` for a record :math:`\gamma`.
+    r"""Return :math:`\hat s_k = \gamma_k s_1` for a record :math:`\gamma` that s has updated.
 
     Reference:
         Liu et al. 2019, section 3.2, dynamic compensation, whose record is never below the present ratios.
     """
-    return updated_record(s, record) * s[..., :1]
+    return record * s[..., :1]
 
 
 def updated_record(s: Tensor, record: Tensor | None) -> Tensor:
@@ -89,7 +89,7 @@ def updated_record(s: Tensor, record: Tensor | None) -> Tensor:
 
 
 def scaled(s: Tensor, largest: Tensor) -> Tensor:
-    r"""Return singular values scaled so that the largest is what is asked for, (\*,); zeros stay zeros."""
+    r"""Return singular values scaled so that the first is ``largest``, of shape (\*,); zeros stay zeros."""
     first = s[..., :1]
     return s * torch.where(first > 0, largest[..., None] / first, 1.0)
 

@@ -7,7 +7,7 @@ r"""The map :math:`W_{SR} = (W + \Delta W) / s_1` of static compensation, and it
 import torch
 from torch import Tensor
 
-from specreg.spectra.reference import SVD
+from specreg.spectra.reference import SVD, compensated, static_target
 
 
 def regularized(matrix: Tensor, svd: SVD, count: int) -> Tensor:
@@ -18,9 +18,7 @@ def regularized(matrix: Tensor, svd: SVD, count: int) -> Tensor:
         svd: its thin decomposition.
         count: i, the length of the head; 1 is spectral normalization.
     """
-    raised = svd.S[..., :1] - svd.S[..., :count]
-    head = (svd.U[..., :count] * raised[..., None, :]) @ svd.Vh[..., :count, :]
-    return (matrix + head) / _scale(svd)[..., None]
+    return compensated(matrix, static_target(svd.S, count), svd).matrix / _scale(svd)[..., None]
 
 
 def paper_gradient(upstream: Tensor, matrix: Tensor, svd: SVD, count: int) -> Tensor:
