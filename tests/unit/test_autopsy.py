@@ -331,6 +331,7 @@ def test_frozen_layers_are_not_counted_among_those_that_do_not_fall(tmp_path):
     assert (found.series_verdict("body_0"), found.series_verdict("vgg_0")) == ("collapsing", "-")
     again = inspect([tmp_path / "step_100", tmp_path / "step_200"])
     assert (again.verdict.state, again.series_verdict("vgg_0")) == ("steady", "steady")  # where no layer moves
+    assert again.verdict.message == "steady: the same in all 2 checkpoints (13 of rank > 1 watched)"
 
 
 @pytest.mark.parametrize(

@@ -485,6 +485,16 @@ def test_layers_that_are_bare_beside_normalized_ones_are_marked():
     assert "not normalized" not in str(find(nn.Linear(4, 4)))
 
 
+@pytest.mark.parametrize("weight_norm", [nn.utils.weight_norm, parametrizations.weight_norm])
+def test_layers_under_weight_normalization_are_not_called_bare(weight_norm):
+    """HiFi-GAN's first scale discriminator is under spectral normalization, its others under weight normalization."""
+    module = nn.Sequential(nn.Linear(4, 6), weight_norm(nn.Linear(6, 4)))
+    specreg.spectral_norm(module, only="0")
+    _, normalized, weight_normed = str(specreg.static_compensation(module).layers).splitlines()
+    assert weight_normed.endswith("  weight normalization")
+    assert "norm" not in normalized
+
+
 def test_the_weight_in_use_can_be_asked_for():
     module = nn.Linear(5, 6)
     specreg.spectral_regularization(module, keep=1.0)

@@ -10,7 +10,7 @@ import specreg
 from specreg.monitor import signal as module
 from specreg.monitor.signal import Signal, SignalJudge, signal
 
-TEACHING = Signal(gradient=1.0, spread=0.5)
+TEACHING = Signal(gradient=1.0, spreads=(0.5,))
 
 
 def samples(count=64):
@@ -30,7 +30,7 @@ def test_a_linear_discriminators_signal_by_hand():
     real, generated = torch.tensor([[1.0], [3.0]]), torch.tensor([[-3.0], [-1.0]])
     reading = signal(lambda x: 5 * x, real, generated)
     assert reading.gradient == pytest.approx(5)
-    assert reading.spread == pytest.approx((500 / 3) ** 0.5 / 15)
+    assert reading.spreads == pytest.approx([(500 / 3) ** 0.5 / 15])
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_scores_of_any_shape_and_lists_of_them(shaped):
     reading, plain = (signal(f, real, generated) for f in (lambda x: shaped(discriminator(x)), discriminator))
     factor = 2 if isinstance(shaped(torch.zeros(2, 1)), (list, tuple)) else 1
     assert reading.gradient == pytest.approx(factor * plain.gradient)
-    assert reading.spread == pytest.approx(plain.spread)
+    assert reading.spreads == pytest.approx(factor * plain.spreads)
 
 
 def test_large_samples_are_probed_a_batch_at_a_time(monkeypatch):
@@ -56,7 +56,7 @@ def test_large_samples_are_probed_a_batch_at_a_time(monkeypatch):
     assert counts == [16, 16, 1] * 3  # gradients of the generated samples, then scores
     assert reading.gradient == pytest.approx(specreg.gradient_norms(scores, real, generated)["generated"])
     everything = scores(torch.cat([real, generated])).detach()
-    assert reading.spread == pytest.approx(float(everything.std() / everything.abs().max()), rel=1e-4)
+    assert reading.spreads == pytest.approx([float(everything.std() / everything.abs().max())], rel=1e-4)
     counts.clear()
     monkeypatch.setattr(module, "_BATCH", 1)
     signal(scores, real[:8], generated[:8])
@@ -103,11 +103,27 @@ class Rectified(nn.Module):
 @pytest.mark.parametrize("make", [Constant, Rectified])
 def test_a_discriminator_that_says_the_same_of_everything_is_dead(make):
     reading = signal(make(), *samples())
-    assert (reading.gradient, reading.spread) == (0, 0)
+    assert (reading.gradient, reading.spreads) == (0, (0,))
     answers = judged(reading, reading, reading)
     assert [answer.state for answer in answers] == ["teaching", "dead", "dead"]
     assert answers[-1].since == 0
     assert answers[-1].message == "the discriminator is dead since iteration 0: gradient 0"
+
+
+def test_a_dead_one_of_several_discriminators_is_named():
+    dead, alive = Rectified(), network()
+    reading = signal(lambda x: [alive(x), dead(x), *[alive(x)] * 2, dead(x)], *samples())
+    answers = judged(reading, reading)
+    assert [answer.state for answer in answers] == ["teaching", "dead"]
+    assert answers[-1].message.startswith("of the discriminator's 5 scores 2, 5 are dead since iteration 0: gradient ")
+    reading = signal(lambda x: [dead(x)] * 2, *samples())
+    assert judged(reading, reading)[-1].message == "the discriminator is dead since iteration 0: gradient 0"
+
+
+def test_normalized_features_beside_a_score_are_not_dead():
+    alive, features = network(), nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+    reading = signal(lambda x: [alive(x), features(x)], *samples())
+    assert min(reading.spreads) > 1e-3
 
 
 def test_a_gradient_that_dies_is_said_with_its_beginning():
@@ -123,21 +139,23 @@ def test_a_gradient_that_dies_is_said_with_its_beginning():
     assert {answer.since for answer in answers[4:]} == {1500}
 
 
-@pytest.mark.parametrize("bad", [Signal(float("nan"), 0.5), Signal(float("inf"), float("nan")), Signal(0.0, 0.5)])
+@pytest.mark.parametrize(
+    "bad", [Signal(float("nan"), (0.5,)), Signal(float("inf"), (float("nan"),)), Signal(0.0, (0.5,))]
+)
 def test_one_reading_alone_kills_nothing_and_nothing_dies_forever(bad):
     states = [answer.state for answer in judged(TEACHING, bad, TEACHING, bad, bad, TEACHING)]
     assert states == ["teaching"] * 4 + ["dead", "teaching"]
 
 
 def test_a_signal_that_falls_with_the_learning_is_not_dead():
-    assert {answer.state for answer in judged(*[Signal(0.8**k, 0.5) for k in range(30)])} == {"teaching"}
-    assert judged(*[Signal(0.5**k, 0.5) for k in range(30)])[-1].state == "dead"
+    assert {answer.state for answer in judged(*[Signal(0.8**k, (0.5,)) for k in range(30)])} == {"teaching"}
+    assert judged(*[Signal(0.5**k, (0.5,)) for k in range(30)])[-1].state == "dead"
 
 
 def test_one_wild_gradient_is_no_measure_of_the_others():
-    wild = [TEACHING, TEACHING, Signal(1e4, 0.5), *[TEACHING] * 4]
+    wild = [TEACHING, TEACHING, Signal(1e4, (0.5,)), *[TEACHING] * 4]
     assert {answer.state for answer in judged(*wild)} == {"teaching"}
-    assert judged(TEACHING, *[Signal(1e-4, 0.5)] * 2)[-1].state == "dead"
+    assert judged(TEACHING, *[Signal(1e-4, (0.5,))] * 2)[-1].state == "dead"
 
 
 def test_what_returns_more_than_scores_is_refused():
@@ -151,7 +169,7 @@ def test_what_returns_more_than_scores_is_refused():
 
 
 def test_a_resumed_judge_goes_on_exactly():
-    silent = Signal(0.0, 0.0)
+    silent = Signal(0.0, (0.0,))
     readings = [TEACHING, silent, silent, TEACHING, silent, silent]
     whole = SignalJudge()
     expected = judged(*readings, judge=whole)

@@ -228,7 +228,7 @@ def judge(
         states = {name: {layers[name].verdict for layers in series} for name in names}
         judged = [name for name in names if not states[name] & _UNJUDGED and states[name] != {"zero"}]
         # Frozen layers, of a network of features for instance, would be counted among those that do not fall.
-        judged = [name for name in judged if _moves(layers[name] for layers in series)] or judged
+        moving = [name for name in judged if _moves(layers[name] for layers in series)]
         if not judged:
             continue
         detector = Detector(Thresholds(warmup=0, patience=1, smoothing=1))
@@ -237,7 +237,11 @@ def judge(
             # count epochs, or thousands of images.
             window = max(1, iteration - iterations[max(0, index - 2)])
             detector.thresholds = replace(detector.thresholds, window=window, long_window=window)
-            verdicts[group] = detector.update(iteration, {name: _level(layers[name]) for name in judged})
+            verdicts[group] = detector.update(iteration, {name: _level(layers[name]) for name in moving or judged})
+        if not moving:  # as where another network is saved than the one that is trained
+            text = f"steady: the same in all {len(series)} checkpoints ({len(judged)} of rank > 1 watched)"
+            answer = replace(verdicts[group].spectra, message=text)
+            verdicts[group] = replace(verdicts[group], message=text, spectra=answer)
     return verdicts
 
 

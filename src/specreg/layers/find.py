@@ -152,9 +152,11 @@ class Layers(dict[str, Layer]):
     def __str__(self) -> str:
         together = [name for name, layer in self.items() if layer.groups > 1 and layer.weight.normalizers]
         normalized = {name for name, layer in self.items() if all(use.is_normalized for use in layer.uses)}
-        bare = [name for name in self if name not in normalized and name not in together]
+        weight_normed = [name for name, layer in self.items() if len(layer.weight.storage) == 2]
+        bare = [name for name in self if name not in {*normalized, *together, *weight_normed}]
         mixed = 0 < len(bare) < len(self)
         notes = dict.fromkeys(bare if mixed else (), "not normalized")
+        notes |= dict.fromkeys(weight_normed if normalized else (), "weight normalization")
         notes |= dict.fromkeys(together, "normalized, all groups by one norm")
         rows = [(shown(name), layer.class_name, *_describe(layer), notes.get(name, "")) for name, layer in self.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -201,7 +201,8 @@ class Detector:
         if begin < iteration:
             return f"not judged before iteration {begin + warmup}: the warm-up began at {begin} {watched}"
         if first < iteration:
-            return f"not judged: the spectra have not moved since iteration {first} {watched}"
+            still = f"no spectrum's upper half has moved since iteration {first}"
+            return f"not judged: {still}: frozen, or compensated at every step {watched}"
         return f"not judged yet: the warm-up, {warmup} iterations, begins when the spectra move {watched}"
 
 

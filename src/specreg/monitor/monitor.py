@@ -273,6 +273,7 @@ class Monitor:
                         taught = signal(self._scores, *self._as_weights(real[:count], generated[:count]))
                 except Exception as error:  # of the user's module, called with samples alone
                     if self._is_asked:
+                        error.add_note(f"in scores=, which was called with samples of {generated.dtype}, {real.dtype}")
                         raise
                     self._scores = None
                     reason = str(error).partition("\n")[0] or type(error).__name__  # torch's may be pages

@@ -15,7 +15,7 @@ from torch import Tensor
 from specreg.layers.evaluation import evaluating
 from specreg.monitor.attainment import check_pair, norms_of_gradients
 from specreg.monitor.verdict import Answer
-from specreg.names import integer, reading_state
+from specreg.names import integer, listed, reading_state
 
 _FAINT, _CONSTANT, _PATIENCE = 1e-3, 1e-5, 2
 _BATCH = 2**20  # numbers of samples at once
@@ -26,7 +26,8 @@ class Signal:
     """What a discriminator says of a batch of real and a batch of generated samples."""
 
     gradient: float  # the mean norm of D's gradient at generated samples
-    spread: float  # the standard deviation of the scores of all samples, relative to their largest magnitude
+    # The standard deviation of the scores of all samples, relative to their largest magnitude, of each score in a list.
+    spreads: tuple[float, ...]
 
 
 def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tensor) -> Signal:
@@ -39,22 +40,23 @@ def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tens
     with torch.inference_mode(False), torch.no_grad(), evaluating(discriminator) as network:
         norms = torch.cat([norms_of_gradients(network, part) for part in torch.split(generated, size)])
         parts = (*torch.split(real, size), *torch.split(generated, size))
-        scores = torch.cat([_flat(network(part.clone())) for part in parts])
-    return Signal(norms.mean().item(), float(scores.std()) / max(float(scores.abs().max()), 1e-12))
+        scores = torch.cat([_flat(network(part.clone())) for part in parts], dim=1)
+    spreads = scores.std(1) / scores.abs().amax(1).clamp(min=1e-12)
+    return Signal(norms.mean().item(), tuple(spreads.tolist()))
 
 
 def _flat(scores: Any) -> Tensor:
-    """Return a score for each sample, the mean over a map and the sum over a list; (N,)."""
+    """Return the scores of each sample, one for a tensor or for each in a list, a mean over a map; (outputs, N)."""
     outputs = [scores] if isinstance(scores, Tensor) else list(scores)
     rows = (output.detach().cpu().double().reshape(output.shape[:1].numel(), -1) for output in outputs)
-    return torch.stack([row.mean(1) for row in rows]).sum(0)
+    return torch.stack([row.mean(1) for row in rows])
 
 
 class SignalJudge:
     """Judge a stream of signals: "teaching" or "dead".
 
     It is dead where the gradient has fallen below a thousandth of the largest that the first reading, or two in a row,
-    had, or its scores differ by less than 1e-5 of their size, in two readings running.
+    had, or its scores, or one score of a list, differ by less than 1e-5 of their size, in two readings running.
     """
 
     def __init__(self) -> None:
@@ -65,10 +67,16 @@ class SignalJudge:
         gradient = reading.gradient if math.isfinite(reading.gradient) else 0.0
         # What one reading alone had is no measure of the others, unless it is the first.
         self._largest, self._last = max(self._largest, min(gradient, self._last)), gradient
-        silent = not reading.gradient > _FAINT * self._largest or not reading.spread > _CONSTANT
-        self._silent = [*self._silent, iteration] if silent else []
+        faint = not reading.gradient > _FAINT * self._largest
+        constant = [place for place, spread in enumerate(reading.spreads, start=1) if not spread > _CONSTANT]
+        self._silent = [*self._silent, iteration] if faint or constant else []
         if len(self._silent) >= _PATIENCE:
-            text = f"the discriminator is dead since iteration {self._silent[0]}: gradient {reading.gradient:.2g}"
+            what, since = "the discriminator is dead", f"since iteration {self._silent[0]}"
+            if not faint and len(constant) < len(reading.spreads):
+                places = listed([str(place) for place in constant])
+                verb = "is" if len(constant) == 1 else "are"
+                what = f"of the discriminator's {len(reading.spreads)} scores {places} {verb} dead"
+            text = f"{what} {since}: gradient {reading.gradient:.2g}"
             return Answer("dead", self._silent[0], text)
         return Answer("teaching", None, f"the discriminator teaches: gradient {reading.gradient:.2g}")
 
