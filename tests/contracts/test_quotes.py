@@ -185,8 +185,6 @@ def sentences():
             continue
         for page in ("README.md", "docs/results/index.md"):
             yield page, spread([run["result"] for run in seeds.values()], "fd", 1)
-    soft = spread(guard["keep=0.5, strength=0.1, another machine"], "fd")
-    yield "docs/results/guard.md", f"seeds 0 to 4 end at {soft}, with 1 there"
     coverage = {data: judged[data]["rows"]["coverage"] for data in ("digits", "ring", "grid")}
     told = {data: (f"{row['recall']:.0%}", f"{row['false alarms']:.0%}") for data, row in coverage.items()}
     yield "README.md", f"saw {told['digits'][0]} of the losses on digits"

@@ -370,6 +370,9 @@ def test_the_state_restores_the_reading_exactly(tmp_path, plane):
     assert other.num_bins == meter.num_bins
     with pytest.raises(ValueError, match="not a coverage's state: it has the keys"):
         meter.load_state_dict({"centres": torch.zeros(2)})
+    for name, tensor in meter.state_dict().items():
+        with pytest.raises(ValueError, match=rf"not a coverage's state \({name} has shape and kind"):
+            meter.load_state_dict({**meter.state_dict(), name: tensor.half()})
     with pytest.raises(ValueError, match="state is of 2 features; these are 24"):
         Coverage(Mixture(24).draw(100, 1)).load_state_dict(meter.state_dict())
 

@@ -453,3 +453,16 @@ def test_layers_whose_inputs_are_nan_are_there():
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     found = specreg.attainment(module, torch.full((3, 2), math.nan))
     assert [math.isnan(one.attained) for one in found.values()] == [True, True]
+
+
+class Noisy(nn.Module):
+    def forward(self, weight):
+        return weight + 0.01 * torch.randn_like(weight)
+
+
+def test_random_numbers_of_a_parametrization_are_put_back():
+    module = nn.Sequential(nn.Linear(3, 3))
+    parametrize.register_parametrization(module[0], "weight", Noisy())
+    state = torch.get_rng_state()
+    specreg.attainment(module, torch.ones(2, 3))
+    assert torch.equal(torch.get_rng_state(), state)

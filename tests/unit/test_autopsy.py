@@ -132,6 +132,24 @@ def test_every_floating_type_is_read(dtype, tmp_path):
     assert found.notes[0].endswith("tensors left out: 1 of integers")
 
 
+def test_integers_with_scales_are_told_alike_of_every_format(tmp_path):
+    state = {
+        "a.weight": torch.ones(4, 4, dtype=torch.int8),
+        "a.weight_scale": torch.ones(4, 4),
+        "b.weight": torch.eye(3),
+    }
+    save_file(state, tmp_path / "m.safetensors")
+    torch.save(state, tmp_path / "m.pt")
+    notes = [inspect([tmp_path / name]).notes[0].partition(": ")[2] for name in ("m.safetensors", "m.pt")]
+    assert notes == ["tensors left out: 1 of integers"] * 2
+
+
+def test_a_name_with_brackets_is_a_name(tmp_path):
+    torch.save({"conv[0].weight": torch.eye(3), "conv0.weight": torch.eye(3)}, tmp_path / "m.pt")
+    assert list(inspect([tmp_path / "m.pt"], only=["conv[0]"]).layers[0]) == ["conv[0]"]
+    assert list(inspect([tmp_path / "m.pt"], skip=["conv[0]"]).layers[0]) == ["conv0"]
+
+
 def test_of_a_training_state_only_weights_are_taken(tmp_path):
     layer = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     optimizer = torch.optim.Adam(layer.parameters())

@@ -350,6 +350,7 @@ def test_bad_snapshots_are_refused_and_change_nothing(snapshot, message):
         lambda state: state.pop("last"),
         lambda state: state.update(last="100"),
         lambda state: state["layers"]["conv"].update(state="ill"),
+        lambda state: state["layers"]["conv"].update(state="never learnt"),  # of coverage
         lambda state: state["layers"]["conv"].update(recent=[]),
         lambda state: state["layers"]["conv"].update(state="collapsed", before=0.9),
         lambda state: state["layers"]["conv"].update(state="collapsed", steps=[0.1]),

@@ -240,6 +240,11 @@ def test_parameters_that_the_guard_leaves_alone_may_have_an_optimizer_of_their_o
     assert list(callback.guard.layers) == ["nets.critic"]
 
 
+def test_one_action_alone_is_named_at_once():
+    with pytest.raises(TypeError, match=r"actions must be of type Iterable, got .*: a list of functions"):
+        SpectralMonitorCallback("discriminator", actions=print)
+
+
 def test_an_unknown_state_is_named_at_once():
     with pytest.raises(ValueError, match=r"a state must be one of .*, got 'broken'"):
         SpectralMonitorCallback(stop_on=("broken",))

@@ -168,6 +168,7 @@ def test_a_resumed_judge_goes_on_exactly(cut):
         lambda state: state.pop("best"),
         lambda state: state.update(more=1),
         lambda state: state.update(state="well"),
+        lambda state: state.update(state="steady"),  # of the spectra
         lambda state: state.update(since="9500"),
         lambda state: state.update(recent=[[1.5, 0.1]]),
         lambda state: state.update(waiting=None),

@@ -276,6 +276,13 @@ class TestGroups:
         mixed = specreg.Monitor(module, groups={"one": ["mpd", "msd.discriminators.0"], "other": "msd.*.[12].conv*"})
         assert [len(layers) for layers in mixed.groups.values()] == [38, 16]
 
+    def test_a_name_with_brackets_is_a_name(self):
+        module = nn.Sequential()
+        for name in ("conv[0]", "conv0"):
+            module.add_module(name, nn.Linear(4, 4))
+        monitor = specreg.Monitor(module, groups={"A": "conv[0]", "B": "conv0"})
+        assert monitor.groups == {"A": ("conv[0]",), "B": ("conv0",)}
+
     @pytest.mark.parametrize(
         ("groups", "message"),
         [
@@ -286,6 +293,7 @@ class TestGroups:
             ({"": "*"}, "groups must map names to layers"),
             (["D", "G"], "groups must map names to layers"),
             ({"D": ["D", 5], "G": "G"}, "group 'D': 5 names no layer"),
+            ({"D": 5, "G": "G"}, "group 'D': 5 names no layer"),
         ],
     )
     def test_layers_have_exactly_one(self, groups, message):

@@ -18,7 +18,7 @@ from specreg.autopsy.formats import find_file, read_tensors
 from specreg.autopsy.kinds import is_fixed_filter, is_judged, is_modulated, modulated_layers, num_kernels
 from specreg.autopsy.scales import scale_of, scaled
 from specreg.autopsy.tensors import OBSTACLES, Stored
-from specreg.layers.selection import matches
+from specreg.layers.selection import named
 from specreg.names import listed, suggestion
 
 _MOST_KERNELS = 64  # of a bank that are shown
@@ -87,17 +87,19 @@ def open_checkpoint(
     layers, left_out, takeable = _layers(tensors, only)
     if not layers:
         raise ValueError(f"{path} holds no weight matrix, but {_rest(list(tensors), left_out + others, takeable)}")
+    taken: dict[str, set[str]] = {}
     for option, patterns in (("--only", only), ("--skip", skip), ("--transposed", transposed)):
+        taken[option] = {name for pattern in patterns for name in named(pattern, layers)}
         for pattern in patterns:
-            if not any(matches(pattern, name) for name in layers):
+            if not named(pattern, layers):
                 raise ValueError(
                     f"{option} {pattern!r} names no layer of {path}{suggestion(pattern, layers)}; the layers are: "
                     f"{listed(list(layers))}"
                 )
     weights = tuple(
-        replace(weight, output_dim=1) if _matches_any(transposed, name) else weight
+        replace(weight, output_dim=1) if name in taken["--transposed"] else weight
         for name, weight in layers.items()
-        if (not only or _matches_any(only, name)) and not _matches_any(skip, name)
+        if (not only or name in taken["--only"]) and name not in taken["--skip"]
     )
     if not weights:
         raise ValueError(f"--skip leaves no layer of {path}")
@@ -109,10 +111,6 @@ def _unwrapped(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     plain = {name: _WRAPPERS.sub("", name) for name in tensors}
     counts = Counter(plain.values())
     return {name if counts[plain[name]] > 1 else plain[name]: tensor for name, tensor in tensors.items()}
-
-
-def _matches_any(patterns: Sequence[str], name: str) -> bool:
-    return any(matches(pattern, name) for pattern in patterns)
 
 
 def _rest(names: list[str], left_out: Counter[str], takeable: list[str]) -> str:
@@ -151,7 +149,7 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
     for name in tensors:
         module, _, last = name.rpartition(".")
         beside.setdefault(module, []).append(last)
-    scales = {name: scale_of(name, tensors, beside) for name in candidates if tensors[name].scalable}
+    scales = {name: scale_of(name, tensors, beside) for name in candidates if tensors[name].eight_bits}
     companions.update(scale for scale, _ in scales.values() if scale)
     weights: dict[str, Weight] = {}
     takeable = []
@@ -160,13 +158,13 @@ def _layers(tensors: Mapping[str, Stored], only: Sequence[str]) -> tuple[dict[st
         if name in companions or parts.layer in weights:
             continue
         stored, named_in_full = tensors[name], parts.layer in only
-        scale, scalable = scales.get(name, ("", True))
+        scale, multiplies = scales.get(name, ("", True))
         if obstacle := stored.obstacle or _obstacle(parts, tensors, stored.shape):
             left_out[obstacle] += 1
         elif not parts.composed and _WEIGHT.fullmatch(parts.parameter) is None and not named_in_full:
             left_out[_UNNAMED] += 1
             takeable.append(parts.layer)
-        elif not scalable:
+        elif not multiplies:
             left_out[_UNSCALED] += 1
         elif not named_in_full and is_fixed_filter(parts.layer, parts.parameter, stored.shape, stored.read):
             left_out["fixed filters"] += 1

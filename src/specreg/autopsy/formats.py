@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specreg.archives import opened, stored_entries
 from specreg.autopsy import torchfiles
-from specreg.autopsy.tensors import Stored, obstructed, read_region, require_unchanged
+from specreg.autopsy.tensors import Stored, contiguous, obstructed, require_unchanged, strided
 from specreg.autopsy.torchfiles import Contents
 from specreg.files import check_file, exists, file_stamp, read_json, reading
 from specreg.names import listed, printable
@@ -182,19 +182,11 @@ def _safetensors(path: Path) -> Contents:
                 why = others.get(kind[0], "quantized") if dtype is None else "of other bytes' order"
                 tensors[name] = obstructed(why, shape)
                 continue
-            read = partial(_values, path, stamp, Bytes(8 + length + begin, end - begin), dtype, shape)
-            obstacle = "" if dtype.is_floating_point else "of integers"
-            tensors[name] = Stored(shape, read, obstacle, kind.startswith("F8"))
+            region, steps = Bytes(8 + length + begin, end - begin), contiguous(shape)
+            tensors[name] = strided(path, stamp, region, dtype, 0, shape, steps)
     except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:  # it may change while it is read
         raise _damaged(path, error) from error
     return tensors, Counter()
-
-
-def _values(path: Path, stamp: list[int], region: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    if not region.size:
-        return torch.empty(shape, dtype=dtype)
-    content = read_region(path, stamp, region)
-    return torch.frombuffer(content, dtype=torch.uint8).view(dtype).reshape(shape)
 
 
 def _sharded(path: Path) -> Contents:

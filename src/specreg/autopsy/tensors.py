@@ -56,7 +56,7 @@ class Stored:
     shape: tuple[int, ...]  # (1, 1) where the file does not say it
     read: Callable[[], Tensor] = field(repr=False)  # ValueError where that cannot be done
     obstacle: str = ""  # one of OBSTACLES, or "" if it may be a weight
-    scalable: bool = False  # whether its values are of eight bits, which mostly go with a scale
+    eight_bits: bool = False  # so that its values mostly go with a scale
 
 
 def obstructed(obstacle: str, shape: Any = None) -> Stored:
@@ -116,39 +116,7 @@ class Tensors:
             if not isinstance(chosen, Global) or chosen.module != "torch" or chosen.name not in _DTYPES:
                 return obstructed("of integers", size)
             dtype = _DTYPES[chosen.name]
-        return self._strided(region, dtype, offset, size, stride)
-
-    def _strided(self, content: Bytes | str, dtype: torch.dtype, offset: Any, size: Any, stride: Any) -> Stored:
-        """Return a view of a storage, of which nothing is believed before it has been compared with that.
-
-        ``content`` is where the storage is in the file, or its bytes as a text, one character for each.
-        """
-        shape, steps = _integers(size), _integers(stride)
-        if shape is None or steps is None or len(shape) != len(steps):
-            raise ValueError("it describes a tensor without a proper shape")
-        if type(offset) is not int or not 0 <= offset < _LARGEST:
-            raise ValueError("it describes a tensor without a proper place in its storage")
-        if "q" in str(dtype):
-            return obstructed("quantized", shape)
-        obstacle = "" if dtype in _FLOATING else "of complex numbers" if dtype.is_complex else "of integers"
-        if 0 in shape:
-            return Stored(shape, lambda: torch.empty(shape), obstacle)
-        room = (content.size if isinstance(content, Bytes) else len(content)) // dtype.itemsize
-        end = offset + sum((side - 1) * step for side, step in zip(shape, steps, strict=True)) + 1
-        if math.prod(shape) > room:
-            return obstructed("views larger than their storage", shape)
-        if end > room:
-            return obstructed("reaching beyond their storage", shape)
-        begin, size_read = offset * dtype.itemsize, (end - offset) * dtype.itemsize
-
-        def values() -> Tensor:
-            if isinstance(content, Bytes):
-                read = read_region(self.path, self.stamp, Bytes(content.begin + begin, size_read))
-            else:
-                read = bytearray(content[begin : begin + size_read].encode("latin-1"))
-            return torch.frombuffer(read, dtype=torch.uint8).view(dtype).as_strided(shape, steps)
-
-        return Stored(shape, values, obstacle, dtype.itemsize == 1)
+        return strided(self.path, self.stamp, region, dtype, offset, size, stride)
 
     def _array(self, array: Array) -> Stored:
         """Return a numpy array, whose bytes are within the pickle."""
@@ -161,10 +129,49 @@ class Tensors:
         axes = range(len(sides)) if array.axes is None else _integers(array.axes)
         if axes is None or sorted(axes) != list(range(len(sides))):
             raise ValueError("it describes an array with axes that it has not")
-        fastest_first = sides if array.fortran else sides[::-1]
-        steps = tuple(math.prod(fastest_first[:index]) for index in range(len(sides)))
-        steps = steps if array.fortran else steps[::-1]
-        return self._strided(array.content, dtype, 0, [sides[axis] for axis in axes], [steps[axis] for axis in axes])
+        steps = contiguous(sides[::-1])[::-1] if array.fortran else contiguous(sides)
+        shape, stride = [sides[axis] for axis in axes], [steps[axis] for axis in axes]
+        return strided(self.path, self.stamp, array.content, dtype, 0, shape, stride)
+
+
+def strided(
+    path: Path, stamp: list[int], content: Bytes | str, dtype: torch.dtype, offset: Any, size: Any, stride: Any
+) -> Stored:
+    """Return a view of a storage, of which nothing is believed before it has been compared with that.
+
+    ``content`` is where the storage is in the file, or its bytes as a text, one character for each.
+    """
+    shape, steps = _integers(size), _integers(stride)
+    if shape is None or steps is None or len(shape) != len(steps):
+        raise ValueError("it describes a tensor without a proper shape")
+    if type(offset) is not int or not 0 <= offset < _LARGEST:
+        raise ValueError("it describes a tensor without a proper place in its storage")
+    if "q" in str(dtype):
+        return obstructed("quantized", shape)
+    obstacle = "" if dtype in _FLOATING else "of complex numbers" if dtype.is_complex else "of integers"
+    if 0 in shape:
+        return Stored(shape, lambda: torch.empty(shape), obstacle)
+    room = (content.size if isinstance(content, Bytes) else len(content)) // dtype.itemsize
+    end = offset + sum((side - 1) * step for side, step in zip(shape, steps, strict=True)) + 1
+    if math.prod(shape) > room:
+        return obstructed("views larger than their storage", shape)
+    if end > room:
+        return obstructed("reaching beyond their storage", shape)
+    begin, size_read = offset * dtype.itemsize, (end - offset) * dtype.itemsize
+
+    def values() -> Tensor:
+        if isinstance(content, Bytes):
+            read = read_region(path, stamp, Bytes(content.begin + begin, size_read))
+        else:
+            read = bytearray(content[begin : begin + size_read].encode("latin-1"))
+        return torch.frombuffer(read, dtype=torch.uint8).view(dtype).as_strided(shape, steps)
+
+    return Stored(shape, values, obstacle, dtype.itemsize == 1)
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a tensor whose values lie one behind the other."""
+    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
 
 
 def is_tensor(value: Any) -> bool:

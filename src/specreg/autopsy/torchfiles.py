@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch.storage import _storage_type_to_dtype_map
 
 from specreg.autopsy.tensors import Stored, Tensors, is_tensor
 from specreg.files import file_stamp
@@ -20,14 +21,7 @@ _TOO_LONG = f"below names of more than {_LONGEST} characters"
 _PERSISTENCE = "_reconstruct_persistent_obj"  # of StyleGAN2-ADA and its successors, whose classes travel as source
 _MODULE = ("_parameters", "_buffers", "_modules")  # of a module's state
 _ORDERED = Global("collections", "OrderedDict")
-_STORAGES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-    "ComplexDoubleStorage": torch.complex128, "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
-    "QInt8Storage": torch.qint8, "QUInt8Storage": torch.quint8, "QInt32Storage": torch.qint32,
-    "QUInt4x2Storage": torch.quint4x2, "QUInt2x4Storage": torch.quint2x4,
-}  # fmt: skip
+_STORAGES: dict[str, torch.dtype] = _storage_type_to_dtype_map() | {"UntypedStorage": torch.uint8}
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 _OTHER_ORDER = "a machine of the other bytes' order wrote it"
 Contents = tuple[dict[str, Stored], Counter[str]]

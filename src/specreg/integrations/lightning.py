@@ -16,7 +16,7 @@ from specreg.monitor.coverage import Coverage
 from specreg.monitor.detector import Detector
 from specreg.monitor.monitor import Action, Monitor, Samples
 from specreg.monitor.writers import numbers_of
-from specreg.names import State
+from specreg.names import State, check_type
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -100,6 +100,7 @@ class SpectralMonitorCallback(Callback):
             "every": every, "detector": detector, "samples": samples, "samples_every": samples_every,
             "coverage": coverage, "scores": scores, "groups": groups, "only": only, "skip": skip,
         }  # fmt: skip
+        check_type("actions", actions, Iterable, "a list of functions, if of one alone")
         self._actions = list(actions)
         self._guard_options = dict(guard) if isinstance(guard, Mapping) else {} if guard else None
         self._handle: RemovableHandle | None = None
@@ -126,10 +127,10 @@ class SpectralMonitorCallback(Callback):
         if self._loaded is not None:
             self._restore(self.monitor, self._loaded)
             self._loaded = None
-        if self.guard is not None and self.guard.layers:  # it has none once it was removed
-            weights = (tensor for layer in self.guard.layers.values() for use in layer.uses for tensor in use.sources)
+        if (guard := self.guard) is not None and guard.layers:  # it has none once it was removed
+            weights = (tensor for layer in guard.layers.values() for use in layer.uses for tensor in use.sources)
             optimizer = _optimizer_of(weights, self._path, trainer.optimizers)
-            self._handle = optimizer.register_step_post_hook(self._compensate)
+            self._handle = optimizer.register_step_post_hook(lambda *_: guard.step())  # type: ignore[arg-type]
 
     def on_train_batch_end(
         self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -193,10 +194,6 @@ class SpectralMonitorCallback(Callback):
                 kind = type(action).__name__
                 named[f"{kind} {sum(name.startswith(f'{kind} ') for name in named)}"] = action
         return named
-
-    def _compensate(self, *_: Any) -> None:
-        assert self.guard is not None
-        self.guard.step()
 
     def _let_go(self) -> None:
         if self._handle is not None:

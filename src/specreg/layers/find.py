@@ -53,11 +53,6 @@ class Layer:
         return self.weight.storage[-1]
 
     @property
-    def class_name(self) -> str:
-        """The layer's class, without the prefix that torch's parametrization gives it."""
-        return self.weight.kind.name
-
-    @property
     def groups(self) -> int:
         return self.weight.groups
 
@@ -158,7 +153,7 @@ class Layers(dict[str, Layer]):
         notes = dict.fromkeys(bare if mixed else (), "not normalized")
         notes |= dict.fromkeys(weight_normed if normalized else (), "weight normalization")
         notes |= dict.fromkeys(together, "normalized, all groups by one norm")
-        rows = [(shown(name), layer.class_name, *_describe(layer), notes.get(name, "")) for name, layer in self.items()]
+        rows = [(shown(name), *_describe(layer), notes.get(name, "")) for name, layer in self.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += self.left_out.lines()
@@ -353,7 +348,7 @@ def _class_name(module: nn.Module) -> str:
     return f"{kind.__module__}.{kind.__name__}" if has_namesake else kind.__name__
 
 
-def _describe(layer: Layer) -> tuple[str, str]:
+def _describe(layer: Layer) -> tuple[str, str, str]:
     rows, columns = layer.matrix_shape
     size = f"{rows} x {columns}" if layer.groups == 1 else f"{layer.groups} groups of {rows} x {columns}"
-    return size, f"shared with {', '.join(layer.shared_with)}" if layer.shared_with else ""
+    return layer.weight.kind.name, size, f"shared with {', '.join(layer.shared_with)}" if layer.shared_with else ""

@@ -135,12 +135,17 @@ def parametrizations_of(module: nn.Module) -> Mapping[str, Any]:
     return lists._modules if isinstance(lists, nn.ModuleDict) else {}
 
 
+def legacy_hooks_of(module: nn.Module) -> dict[int, LegacySpectralNorm | LegacyWeightNorm]:
+    """Return torch's legacy hooks that compute weights of a module before each forward pass, by their keys there."""
+    hooks = module._forward_pre_hooks.items()
+    return {key: hook for key, hook in hooks if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm))}
+
+
 def tensor_names(module: nn.Module) -> list[str]:
     """Return the names of a module's own tensors, parametrized and hooked ones under the name that the module uses."""
     names = [name for name, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None]
     names += parametrizations_of(module)
-    hooks = module._forward_pre_hooks.values()
-    hooked = [hook.name for hook in hooks if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm))]
+    hooked = [hook.name for hook in legacy_hooks_of(module).values()]
     derived = {f"{name}{ending}" for name in hooked for ending in ("_orig", "_g", "_v", "_u")}
     return [name for name in dict.fromkeys(names + hooked) if name not in derived]
 

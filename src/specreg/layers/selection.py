@@ -1,7 +1,7 @@
 """Names of layers, and which of them ``only`` and ``skip`` stand for."""
 
 import fnmatch
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,9 +13,11 @@ Selector = str | type[nn.Module] | Predicate
 Selection = Selector | Iterable[Selector] | None
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Tell whether a name or glob, as ``only`` and ``skip`` take them, stands for the layer of this name."""
-    return name == pattern or fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+def named(pattern: str, names: Iterable[str]) -> set[str]:
+    """Return what of some layers' names a name, with all below it, or a glob stands for, as ``only`` takes them."""
+    below = {name for name in names if name == pattern or name.startswith(f"{pattern}.")}
+    # A layer's own name, brackets and all, stands for no other.
+    return below if pattern in below else below | {name for name in names if fnmatch.fnmatchcase(name, pattern)}
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -59,6 +61,7 @@ def predicates(option: str, selection: Selection, candidates: Sequence[tuple[str
     if selection is None:
         return []
     is_single = isinstance(selection, (str, type)) or not isinstance(selection, Iterable)
+    own = [name for name, _ in candidates]
     selectors: list[Any] = [selection] if is_single else list(selection)  # type: ignore[arg-type]
     for selector in selectors:
         if isinstance(selector, nn.Module) or not (isinstance(selector, (str, type)) or callable(selector)):
@@ -66,19 +69,16 @@ def predicates(option: str, selection: Selection, candidates: Sequence[tuple[str
             raise TypeError(
                 f"{option}: expected a name, a glob, a layer class or a predicate, got {selector!r:.60}{name}"
             )
-        if isinstance(selector, str) and not any(matches(selector, name) for name, _ in candidates):
-            names = ", ".join(shown(name) for name, _ in candidates) or "none"
-            near = suggestion(selector, (name for name, _ in candidates))
+        if isinstance(selector, str) and not named(selector, own):
+            near, names = suggestion(selector, own), ", ".join(map(shown, own)) or "none"
             raise ValueError(f"{option}={selector!r} names no layer{near}; the layers are: {names}")
-    own = {name for name, _ in candidates}
     return [_predicate(selector, own) for selector in selectors]
 
 
-def _predicate(selector: Any, own: Collection[str]) -> Predicate:
+def _predicate(selector: Any, own: Sequence[str]) -> Predicate:
     if isinstance(selector, type):
         return lambda name, module: isinstance(module, selector)
     if not isinstance(selector, str):
         return selector
-    if selector in own:  # brackets and all it stands for itself alone, and for what is below
-        return lambda name, module: name == selector or name.startswith(f"{selector}.")
-    return lambda name, module: matches(selector, name)
+    taken = named(selector, own)
+    return lambda name, module: name in taken

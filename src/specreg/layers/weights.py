@@ -22,7 +22,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
-from specreg.layers.kinds import Kind, parametrizations_of
+from specreg.layers.kinds import Kind, legacy_hooks_of, parametrizations_of
 from specreg.spectra.decompositions import svd
 from specreg.spectra.matrices import from_matrix, to_matrix
 from specreg.spectra.reference import working_dtype
@@ -214,10 +214,8 @@ class Weight:
     @property
     def legacy_hook(self) -> LegacySpectralNorm | LegacyWeightNorm | None:
         """Torch's legacy hook that computes the weight before each forward pass."""
-        for hook in self.module._forward_pre_hooks.values():
-            if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)) and hook.name == self.attribute:
-                return hook
-        return None
+        hooks = legacy_hooks_of(self.module).values()
+        return next((hook for hook in hooks if hook.name == self.attribute), None)
 
     @property
     def foreign(self) -> ParametrizationList | None:

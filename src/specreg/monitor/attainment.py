@@ -8,13 +8,14 @@ on real activations ever less (Liu et al. 2019, section 3).
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from specreg.layers.evaluation import evaluating
+from specreg.layers.evaluation import evaluating, frozen_random_numbers
 from specreg.layers.find import Layer, find
 from specreg.layers.forwards import is_customized
 from specreg.layers.kinds import CONVOLUTIONS, TRANSPOSED
@@ -47,6 +48,7 @@ class Attainment:
     operator_norm: float | None = None
 
 
+@frozen_random_numbers()  # a parametrization that specreg does not know may draw some
 def attainment(
     module: nn.Module, *inputs: Any, operator: bool = False, only: Selection = None, skip: Selection = None
 ) -> dict[str, Attainment]:
@@ -85,6 +87,13 @@ def attainment(
     # Layers whose module does not run as torch's: another map, or one whose weight is taken from it and used elsewhere.
     unseen = dict.fromkeys(layers, "did not run by itself")
     handles = []
+
+    def measure(name: str, layer: Layer, child: Any, args: tuple[Tensor, ...], kwargs: Any, output: Tensor) -> None:
+        unseen.pop(name, None)
+        x = args[0] if args else kwargs["input"]
+        if (measured := _measure(layer, child, x.detach(), output.detach(), operator)) is not None:
+            calls.setdefault(name, []).append(measured)
+
     for name, layer in layers.items():
         modules = [use.module for use in layer.uses]
         if not all(isinstance(child, (nn.Linear, *CONVOLUTIONS)) for child in modules):
@@ -93,17 +102,8 @@ def attainment(
         if any(map(is_customized, modules)):
             unseen[name] = "has a forward of its own"
             continue
-
-        def measure(
-            child: Any, args: tuple[Tensor, ...], kwargs: Any, output: Tensor, name: str = name, layer: Layer = layer
-        ) -> None:
-            unseen.pop(name, None)
-            x = args[0] if args else kwargs["input"]
-            measured = _measure(layer, child, x.detach(), output.detach(), operator)
-            if measured is not None:
-                calls.setdefault(name, []).append(measured)
-
-        handles += [child.register_forward_hook(measure, with_kwargs=True) for child in modules]
+        hook = partial(measure, name, layer)
+        handles += [child.register_forward_hook(hook, with_kwargs=True) for child in modules]
     try:
         with evaluating(module) as network, torch.no_grad():
             network(*(value.clone() if isinstance(value, Tensor) else value for value in inputs))

@@ -36,6 +36,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -58,7 +59,11 @@ _BATCH = 2**24  # numbers at once
 # Of the variance in few rows, or in one column: beside such a column a loss of half in eight others reads as a tenth.
 _ALONE = 0.99
 _MOST = 0.5  # missing share beyond which the samples' range is looked at
-_STATE = ("mean", "size", "centres", "spread", "radius", "binned", "held_out", "groupings", "examples")
+_STATE = {
+    **dict.fromkeys(("mean", "size", "binned", "held_out"), torch.float64),
+    **dict.fromkeys(("centres", "spread", "radius"), torch.float32),
+    **dict.fromkeys(("groupings", "examples"), torch.int64),
+}
 
 logger = logging.getLogger("specreg")
 
@@ -274,7 +279,7 @@ class Coverage:
             for level in _LEVELS:
                 less = gap > level * deviation
                 # The mean by chance of the sum of what exceeds a level is the normal density there.
-                chance = math.exp(-(level**2) / 2) / math.sqrt(2 * math.pi) * deviation.sum()
+                chance = NormalDist().pdf(level) * deviation.sum()
                 excess = float(gap[less].sum() - chance - deviation[less].norm())
                 if excess > best:
                     best, chosen = excess, less[groups].to(half)
@@ -318,8 +323,9 @@ def checked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         shapes = {"mean": (width,), "centres": (num_bins, width), "held_out": (num_bins + 1,), "size": (), "radius": ()}
         shapes["groupings"] = (len(tensors["groupings"]), num_bins)
         for name, tensor in tensors.items():
-            if tensor.shape != (shape := shapes.get(name, (num_bins,))):
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)} and has to have {shape}")
+            kind, wanted = (tuple(tensor.shape), tensor.dtype), (shapes.get(name, (num_bins,)), _STATE[name])
+            if kind != wanted:
+                raise ValueError(f"{name} has shape and kind {kind} and has to have {wanted}")
     return tensors
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from specreg.monitor.verdict import Answer, Evidence, Verdict, gravest, message, message_of_groups
-from specreg.names import STATES, State, bulk_range, check_constants, check_type, integer, reading_state, shown
+from specreg.names import SPECTRAL, State, bulk_range, check_constants, check_type, integer, reading_state, shown
 
 T = TypeVar("T")
 # A fall begins where the bulk was last at this part of its old level.
@@ -181,7 +181,7 @@ class Detector:
 
     def _of_layers(self, iteration: int, evidence: Mapping[str, Evidence], before: Mapping[str, State]) -> Verdict:
         state, since, names = gravest(evidence)
-        old = max(before.values(), key=STATES.index, default="steady")  # of layers that are zero now, too
+        old = max(before.values(), key=SPECTRAL.index, default="steady")  # of layers that are zero now, too
         confidence = max((evidence[name].confidence for name in names), default=0.0)
         judged = any(layer.judged for layer in evidence.values())
         text = message(state, since, names, evidence) if judged else self._unjudged(iteration, evidence)
@@ -319,7 +319,7 @@ class _LayerTrack:
     def from_state(cls, name: str, state: Mapping[str, Any], limits: Thresholds) -> "_LayerTrack":
         with reading_state(f"layer {name!r}'s", state, [each.name for each in fields(cls)]):
             needed = ("recent",) if state["state"] == "steady" else ("recent", "steps", "before")
-            if state["state"] not in STATES or not all(state[key] for key in needed):
+            if state["state"] not in SPECTRAL[1:] or not all(state[key] for key in needed):
                 raise ValueError("another word, or no values")
             numbers: dict[str, Any] = {key: float(state[key]) for key in ("origin", "before", "low", "best")}
             counts = {key: integer(key, state[key]) for key in ("first", "begin", "agreeing", "flagged")}

@@ -13,7 +13,7 @@ from typing import Any
 
 from specreg.monitor.coverage import Reading
 from specreg.monitor.verdict import Answer
-from specreg.names import STATES, State, check_choice, check_constants, check_type, integer, reading_state
+from specreg.names import COVERED, State, check_choice, check_constants, check_type, integer, reading_state
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class ModeJudge:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; ValueError, and no change, if it is something else."""
         with reading_state("a mode judge's", state, self.state_dict()):
-            check_choice("state", state["state"], STATES)
+            check_choice("state", state["state"], COVERED)
             recent = [(integer("iteration", iteration), float(mass)) for iteration, mass in state["recent"]]
             values: dict[str, Any] = {"state": state["state"], "recent": deque(recent, maxlen=self._recent.maxlen)}
             values |= {key: None if state[key] is None else integer(key, state[key]) for key in ("begin", "since")}

@@ -10,7 +10,7 @@ from torch import OutOfMemoryError, Tensor, nn
 from specreg.layers.evaluation import evaluating, frozen_random_numbers
 from specreg.layers.find import find
 from specreg.layers.requirements import warn_of_doubts
-from specreg.layers.selection import Selection, matches, plainly_named_modules, unwrap
+from specreg.layers.selection import Selection, named, plainly_named_modules, unwrap
 from specreg.monitor.coverage import Coverage, Reading, checked_state
 from specreg.monitor.detector import Detector, checked_groups
 from specreg.monitor.history import History
@@ -383,14 +383,17 @@ def _grouped(groups: Mapping[str, str | Iterable[str]], names: Sequence[str]) ->
         raise ValueError(f'groups must map names to layers, as {{"D": "netD", "G": "netG"}}, got {groups!r:.60}')
     members: dict[str, tuple[str, ...]] = {}
     for group, selection in groups.items():
-        patterns = [selection] if isinstance(selection, str) else list(selection)
+        is_single = isinstance(selection, str) or not isinstance(selection, Iterable)
+        patterns: list[Any] = [selection] if is_single else list(selection)
         if not patterns:
             raise ValueError(f"group {group!r} is empty: name its layers, or leave it out")
+        taken: set[str] = set()
         for pattern in patterns:
-            if not isinstance(pattern, str) or not any(matches(pattern, name) for name in names):
+            if not isinstance(pattern, str) or not (layers := named(pattern, names)):
                 near = suggestion(str(pattern), names)
                 raise ValueError(
                     f"group {group!r}: {pattern!r} names no layer{near}; the layers are {', '.join(map(shown, names))}"
                 )
-        members[group] = tuple(name for name in names if any(matches(pattern, name) for pattern in patterns))
+            taken |= layers
+        members[group] = tuple(name for name in names if name in taken)
     return checked_groups(members, names)

@@ -10,7 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from specreg.layers.find import Layers, find, require_whole
-from specreg.layers.kinds import Kind, parametrizations_of
+from specreg.layers.kinds import Kind, legacy_hooks_of, parametrizations_of
 from specreg.layers.requirements import require_finite, require_parametrizable, warn_of_doubts
 from specreg.layers.selection import Selection, plainly_named_modules, unwrap
 from specreg.layers.weights import Weight
@@ -95,7 +95,7 @@ def remove(module: nn.Module) -> list[str]:
     undone = []
     wrappers = [child for child in module.modules() if isinstance(child, nn.parallel.DistributedDataParallel)]
     inside = [child for wrapper in wrappers for child in wrapper.modules()]
-    hooks = [hook for child in inside for hook in child._forward_pre_hooks.values()]
+    hooks = [hook for child in inside for hook in legacy_hooks_of(child).values()]
     if any(map(parametrize.is_parametrized, inside)) or any(isinstance(hook, LegacyWeightNorm) for hook in hooks):
         # Of weight normalization's weights it knows nothing, the others lose the hooks that it has put on them.
         raise ValueError(
@@ -123,22 +123,21 @@ def remove(module: nn.Module) -> list[str]:
             getattr(child, tensor).grad = None  # it was a gradient of another function
             _forget_state_dict_hooks(child)
             undone.append(f"{name}.{tensor}" if name else tensor)
-        for key, hook in list(child._forward_pre_hooks.items()):
-            if isinstance(hook, (LegacySpectralNorm, LegacyWeightNorm)):
-                storage = Weight(child, hook.name, Kind(type(child))).storage
-                frozen = not any(tensor.requires_grad for tensor in storage)
-                hook.remove(child)
-                if storage not in hooked:
-                    hooked[storage] = getattr(child, hook.name)
-                    if len(storage) == 1:  # the parameter goes on, for its optimizer and whoever else uses it
-                        hooked[storage] = storage[0]
-                        with torch.no_grad():
-                            storage[0].copy_(getattr(child, hook.name))
-                        storage[0].grad = None  # it was a gradient of another function
-                child.register_parameter(hook.name, hooked[storage].requires_grad_(not frozen))
-                del child._forward_pre_hooks[key]
-                _forget_state_dict_hooks(child, hook)
-                undone.append(f"{name}.{hook.name}" if name else hook.name)
+        for key, hook in legacy_hooks_of(child).items():
+            storage = Weight(child, hook.name, Kind(type(child))).storage
+            frozen = not any(tensor.requires_grad for tensor in storage)
+            hook.remove(child)
+            if storage not in hooked:
+                hooked[storage] = getattr(child, hook.name)
+                if len(storage) == 1:  # the parameter goes on, for its optimizer and whoever else uses it
+                    hooked[storage] = storage[0]
+                    with torch.no_grad():
+                        storage[0].copy_(getattr(child, hook.name))
+                    storage[0].grad = None  # it was a gradient of another function
+            child.register_parameter(hook.name, hooked[storage].requires_grad_(not frozen))
+            del child._forward_pre_hooks[key]
+            _forget_state_dict_hooks(child, hook)
+            undone.append(f"{name}.{hook.name}" if name else hook.name)
     return undone
 
 
