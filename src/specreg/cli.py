@@ -350,15 +350,11 @@ def _evaluate(arguments: list[str]) -> int:
     _check_checkpoint(given.checkpoint)
     with _imports("evaluate"):
         from specreg import display
-        from specreg.experiments.config import FEWEST_SAMPLES
         from specreg.experiments.run import evaluate_run
         from specreg.records import RunDirectory
 
     names = ("samples", "reference", "reference_split", "features", "inception_weights")
     changed = {name: value for name in names if (value := getattr(given, name)) is not None}
-    for name in ("samples", "reference"):
-        if name in changed:
-            integer(name, changed[name], at_least=FEWEST_SAMPLES)
     values = evaluate_run(RunDirectory(given.run), which=given.checkpoint, **changed)
     if given.json:
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
@@ -523,13 +519,11 @@ def _imports(command: str) -> Iterator[None]:
 def _warn_of_idle(arguments: Sequence[str], methods: Collection[str]) -> None:
     """Log which options are of methods that are not run."""
     from specreg.experiments.methods import METHODS
-    from specreg.options import with_static
 
     options = dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
     for option in options:
         method = option.removeprefix("--").partition(".")[0].replace("_", "-")
-        used = methods if option.endswith(".every") else with_static(methods)  # a guard has a cadence of its own
-        if method in METHODS and method not in used:
+        if method in METHODS and method not in methods:
             logging.getLogger(__name__).warning(
                 "%s changes nothing here: it is an option of %s, and trained is %s", option, method, ", ".join(methods)
             )

@@ -38,6 +38,7 @@ Scale = Literal["auto", "keep", "unit", "hold"]
 _NUMBER = re.compile("[0-9]+")
 _LONGEST, _MOST = 1000, 50_000  # characters, and beginnings of names, that a suggestion is looked for among
 _NETWORK = re.compile(r"disc|gen|crit|adv|^(net_?)?[dg]_?$", re.IGNORECASE)  # stems of numbered networks' names
+NUM_STACKED_MODES, PLACES = 1000, (100, 10, 1)  # of stacked images, and what their red, green and blue classes count
 LEAST_GENERATED = 20  # samples that coverage is read of
 LARGEST_INTEGER = 2**53  # whole numbers are exact up to there, in whatever reads a record
 

@@ -265,7 +265,6 @@ def _names_data(arguments: Sequence[str]) -> bool:
 def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collection[str]) -> str:
     """Return help without the boxes of methods that are not chosen, and with lines on how to see them and defaults."""
     chosen = {part for argument in arguments for part in re.split("[=,]", argument)} & set(METHODS) or set(methods)
-    chosen = with_static(chosen)
     boxes = re.split("(?m)^(?=╭)", text)
     names = [(match[1] if (match := re.match("╭─ (\\S+) options", box)) else "", box) for box in boxes]
     hidden = [name for name, _ in names if name in METHODS and name not in chosen]
@@ -274,8 +273,3 @@ def _fitting(text: str, command: str, arguments: Sequence[str], methods: Collect
     if methods and not _names_data(arguments):
         text += "Defaults are those of digits: --data DATA --help shows those of yours.\n"
     return text + (f"More options with {option} NAME --help, of {', '.join(hidden)}.\n" if hidden else "")
-
-
-def with_static(methods: Collection[str]) -> set[str]:
-    """Return the methods whose options count: the guard takes those of static compensation."""
-    return {*methods, *(("static",) if "guard" in methods else ())}

@@ -197,11 +197,11 @@ class Processes:
     def any(self, flag: bool) -> bool:
         """Tell whether a flag is set in any process."""
         if self.count == 1:
-            return bool(flag)
-        num_flags = torch.tensor([int(bool(flag))])
+            return flag
+        num_flags = torch.tensor(int(flag))
         with talking():
             dist.all_reduce(num_flags, group=self.control)
-        return int(num_flags.item()) > 0
+        return bool(num_flags)
 
     def agree(self, step: int, digests: Mapping[str, int]) -> None:
         """Raise DisagreementError in every process unless all are at one step and hold the same values.

@@ -306,7 +306,7 @@ for _name, (_spoil, _said) in CHECKPOINTS.items():
     TRAIN[f"checkpoint: {_name}"] = (["--out", Run(_spoil)], _said)
 
 EVALUATE = {
-    "too few real images": ([OUT, "--reference", "5"], "reference must be an integer of at least 10"),
+    "too few real images": ([Run(), "--reference", "5"], "reference must be an integer of at least 10"),
     "no run": ([OUT], "does not exist"),
     "a comparison": ([compared()], "compared/runs/sn-seed0?"),
     "a run of no UTF-8": ([unprintable("")], "does not exist"),

@@ -61,7 +61,7 @@ PARTS = ["data", "model", "training"]
     [
         (("train",), ["static"]),
         (("train", "--method", "sn"), []),
-        (("train", "--method=guard"), ["static", "guard"]),
+        (("train", "--method=guard"), ["guard"]),
         (("compare",), ["static", "dynamic"]),
         (("compare", "--methods", "sn,oni"), ["oni"]),
         (("sweep",), []),

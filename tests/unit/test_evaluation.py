@@ -94,10 +94,11 @@ def test_intra_class_distance_is_recorded_where_classes_are_known():
     assert evaluator.evaluate(fake, labels=labels * 0).intra_fd is None  # a class without images
 
 
-def test_labels_of_samples_are_the_ones_that_were_asked_for():
+def test_labels_of_samples_are_the_ones_that_were_asked_for(monkeypatch):
+    monkeypatch.setattr("specreg.experiments.sampling._BATCH", 5)
     generator = Generator(8, 4, latent=8, num_classes=3)
-    images, labels = sample_labelled(generator, 12, seed=1, batch=5)
-    assert torch.equal(images, sample_images(generator, 12, seed=1, batch=5))
+    images, labels = sample_labelled(generator, 12, seed=1)
+    assert torch.equal(images, sample_images(generator, 12, seed=1))
     assert labels.shape == (12,)
     assert sample_labelled(Generator(8, 4, latent=8), 4)[1] is None
 

@@ -11,7 +11,7 @@ from runs import make_run
 from specreg.cli import main
 from specreg.data.digits import StackedDigits
 from specreg.experiments.config import RunConfig
-from specreg.experiments.methods import _EVIDENCE, METHODS, GuardOptions, MethodOptions, StaticOptions
+from specreg.experiments.methods import _EVIDENCE, METHODS, GuardOptions, MethodOptions
 from specreg.experiments.run import build_state, prepare_run
 from specreg.experiments.sources.images import Images
 from specreg.files import write_json
@@ -72,15 +72,14 @@ def test_any_evidence_is_all_that_switches_the_librarys_guard_on():
     assert _EVIDENCE["any"] == inspect.signature(specreg.Guard).parameters["states"].default
 
 
-def test_static_compensations_options_reach_the_guard_but_its_cadence(monkeypatch):
+def test_its_options_reach_the_guard(monkeypatch):
     given = {}
 
     def guard(monitor, **options):
         given.update(options)
 
     monkeypatch.setattr("specreg.library.Guard", guard)
-    static = StaticOptions(keep=3, every=3, scale="unit")
-    options = MethodOptions(static=static, guard=GuardOptions(every=7, evidence="coverage"))
+    options = MethodOptions(guard=GuardOptions(keep=3, every=7, scale="unit", evidence="coverage"))
     build_state(RunConfig("guard", 0, replace(SMALL, methods=options)), Images(StackedDigits()))
     states = ("losing", "never learnt", "lost")
     assert given == {"states": states, "pin": None, "keep": 3, "every": 7, "scale": "unit"}

@@ -51,7 +51,7 @@ def test_points_are_seen_as_they_are():
     points = torch.randn(7, 2)
     assert torch.equal(encode(points, random()), points)
     assert torch.equal(decode(points), points)
-    seen, labels = draw_real(SimpleNamespace(source=MIXTURES["grid"], draws=random()), 6)
+    seen, labels = draw_real(SimpleNamespace(dataset=MIXTURES["grid"], draws=random()), 6)
     expected, modes = MIXTURES["grid"].draw(6, random())
     assert torch.equal(seen, expected)
     assert torch.equal(labels, modes)

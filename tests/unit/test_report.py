@@ -21,7 +21,6 @@ from PIL import Image
 
 from runs import HOSTILE, Page, damage, make_run
 from specreg.cli import main
-from specreg.experiments.methods import METHODS
 from specreg.files import write_json
 from specreg.names import ALARMS
 from specreg.records import RunDirectory
@@ -352,14 +351,28 @@ def test_options_of_other_methods_tell_no_runs_apart(tmp_path):
     assert list(grouped(cell.runs)) == ["SN"]
 
 
-def test_a_guard_has_the_options_of_static_sr_but_for_its_cadence(tmp_path):
-    options = ({"every": 5}, {"every": 10}, {"every": 5, "keep": 0.7})
-    paths = [make_run(tmp_path / f"guard-{seed}", "guard", seed, **given) for seed, given in enumerate(options)]
-    (cell,) = open_cells(paths)
-    title = METHODS["guard"].title
-    assert {run.seed: run.group for run in cell.runs} == {
-        0: f"{title}, keep None", 1: f"{title}, keep None", 2: f"{title}, keep 0.7",
-    }  # fmt: skip
+def test_settings_of_loose_runs_are_those_that_they_have_in_common(tmp_path):
+    paths = [make_run(tmp_path / f"sn-{seed}", "sn", seed, keep=(0.5, 0.7)[seed]) for seed in (0, 1)]
+    (cell,), (alone,) = open_cells(paths), open_cells(paths[:1])
+    assert alone.settings == alone.runs[0].settings
+    assert alone.settings.keys() - cell.settings.keys() == {"methods.static.keep"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"training": {"steps": None}}, {"training": []}])
+def test_a_configuration_without_its_steps_is_none(tmp_path, settings):
+    path = make_run(tmp_path / "sn", "sn", 0)
+    write_json(path / "config.json", json.loads((path / "config.json").read_text()) | {"settings": settings})
+    with pytest.raises(ValueError, match=r"config\.json is not a run's configuration"):
+        open_cells([path])
+
+
+def test_a_record_without_a_key_is_damaged(tmp_path, capsys):
+    path = make_run(tmp_path / "sn", "sn", 0) / "verdicts.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    del records[-1]["coverage"]["since"]
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    assert main(["report", str(path.parent), "-o", str(tmp_path / "page.html")]) == 2
+    assert "verdicts.jsonl is damaged" in capsys.readouterr().err
 
 
 def test_runs_that_are_told_apart_by_nothing_are_numbered(tmp_path):

@@ -111,7 +111,7 @@ def test_real_images_are_drawn_for_the_generator_only_where_it_needs_them(loss, 
     source = Images(StackedDigits())
     state = build_state(RunConfig("none", 0, settings), source)
     drawn = []
-    state.source = SimpleNamespace(draw=lambda size, random: drawn.append(size) or source.dataset.draw(size, random))
+    state.dataset = SimpleNamespace(draw=lambda size, random: drawn.append(size) or source.dataset.draw(size, random))
     train(state, training)
     assert state.step == training.steps
     assert sum(drawn) == 2 * per_step * training.batch_size
@@ -177,7 +177,7 @@ def test_plain_weights_with_a_loss_that_bounds_nothing_are_warned_about(caplog):
     [
         (["--static.keep", "0.3", "--steps", "5"], ["sn"], "--static.keep changes nothing here"),
         (["--d-optimal.weight=1"], ["static", "dynamic"], "d-optimal, and trained is static, dynamic"),
-        (["--static.keep=0.3", "--detector.far", "0.4", "--method", "guard"], ["guard"], ""),
+        (["--guard.keep=0.3", "--detector.far", "0.4", "--method", "guard"], ["guard"], ""),
         (["--static.every", "3"], ["guard"], "--static.every changes nothing here"),
         (["--static.every", "3", "--guard.every=3"], ["guard", "static"], ""),
         (["--d_optimal.weight", "1"], ["sn"], "--d_optimal.weight changes nothing here"),

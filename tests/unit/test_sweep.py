@@ -454,8 +454,8 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     jobs = lay_out(tmp_path, plan_of(tiny(), seeds=(0, 1)))
     execute_all(jobs, 2)
     assert [job.state for job in jobs] == ["failed", "done", "failed", "done"]
-    assert jobs[0].run.read("failed") == {"error": "the last line", "code": 1}
-    assert jobs[2].run.read("failed") == {"error": "killed by SIGKILL", "code": -9}
+    assert jobs[0].run.read("failed") == {"error": "the last line"}
+    assert jobs[2].run.read("failed") == {"error": "killed by SIGKILL"}
     assert jobs[1].run.read("failed") is None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
 from specreg.data.pickled import read_pickled
-from specreg.data.pixels import numbered, source_of
+from specreg.data.pixels import image_arrays, numbered
 from specreg.data.published import checked_labels, checked_names, lines, require, whole_records
 from specreg.names import Split, printable
 
@@ -49,7 +49,7 @@ class Binary:
         if self.names in contents:
             names = self._class_names(files.path, contents[self.names])
             classes = checked_names(files.path, self.names, names, self.classes)
-        return source_of(files.path, np.concatenate(images), np.concatenate(labels), classes, image_size)
+        return image_arrays(files.path, np.concatenate(images), np.concatenate(labels), classes, image_size)
 
     def _batch(self, path: Path, name: str, content: bytes) -> tuple[np.ndarray, Sequence[int] | np.ndarray]:
         """Return pixels (N, 3072), red, green, blue, row by row, and labels (N,)."""

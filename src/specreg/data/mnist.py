@@ -8,7 +8,7 @@ import numpy as np
 
 from specreg.data.arrays import ImageArrays
 from specreg.data.files import Files
-from specreg.data.pixels import numbered, source_of
+from specreg.data.pixels import image_arrays, numbered
 from specreg.data.published import checked_labels
 from specreg.names import Split
 
@@ -42,7 +42,7 @@ class Idx:
         if images.size == 0:
             raise ValueError(f"{files.path}: {images_name} holds no images")
         labels = checked_labels(files.path, labels_name, label_bytes, _CLASSES)
-        return source_of(files.path, images[:, None], labels, numbered(_CLASSES), image_size)
+        return image_arrays(files.path, images[:, None], labels, numbered(_CLASSES), image_size)
 
     def _read(self, path: Path, name: str, content: bytes, *, dimensions: int) -> np.ndarray:
         header = 4 + 4 * dimensions

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from specreg.data.arrays import ImageArrays
-from specreg.data.pixels import MOST_CLASSES, NoMemoryError, check_memory, numbered, planes, source_of
+from specreg.data.pixels import MOST_CLASSES, NoMemoryError, check_memory, image_arrays, numbered, planes
 
 _DEFLATED = 1032  # the largest factor by which zip compresses anything
 
@@ -44,7 +44,7 @@ def load_npz(path: Path, image_size: int | None) -> ImageArrays:
         raise ValueError(
             f"{path}: 'labels' go up to {last}, at most {MOST_CLASSES} classes are read: number them from 0"
         )
-    return source_of(path, planes(images), labels.astype(np.int64), numbered(last + 1), image_size)
+    return image_arrays(path, planes(images), labels.astype(np.int64), numbered(last + 1), image_size)
 
 
 def _array(archive: zipfile.ZipFile, name: str, limit: int) -> np.ndarray:

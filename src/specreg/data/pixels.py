@@ -1,4 +1,4 @@
-"""Arrays of pixels on their way to a source: order of axes, cropping and resizing."""
+"""Arrays of pixels on their way to a data set: order of axes, cropping and resizing."""
 
 import math
 import os
@@ -104,10 +104,10 @@ def numbered(num_classes: int) -> tuple[str, ...]:
     return tuple(map(str, range(num_classes)))
 
 
-def source_of(
+def image_arrays(
     path: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], image_size: int | None
 ) -> ImageArrays:
-    """Return images (N, C, H, W) with labels as a source: squares, or cropped and resized to ``image_size``."""
+    """Return images (N, C, H, W) with labels as a data set: squares, or cropped and resized to ``image_size``."""
     height, width = images.shape[2:]
     if image_size is not None:
         images = resized(images, image_size)

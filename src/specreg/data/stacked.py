@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from specreg.data.arrays import ImageArrays
+from specreg.names import NUM_STACKED_MODES, PLACES
 
-NUM_MODES = 1000
 # A stacked training set is one data set: the same for every run, whatever its seed.
 _STACKING_SEED = 4_000_037
-_PLACES = (100, 10, 1)
 
 
 class StackedImages:
@@ -29,7 +28,7 @@ class StackedImages:
 
     resolution: int
     channels = 3
-    num_classes = NUM_MODES
+    num_classes = NUM_STACKED_MODES
 
     def __init__(self, images: Tensor, labels: Tensor, *, size: int | None = None) -> None:
         self.images = images
@@ -48,15 +47,15 @@ class StackedImages:
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return images (N, 3, H, H), uint8, and modes (N,), int64, stacked of the grey images ``index`` (N, 3)."""
-        return self.images[index], self.labels[index] @ torch.tensor(_PLACES)
+        return self.images[index], self.labels[index] @ torch.tensor(PLACES)
 
 
-def stack(source: ImageArrays, size: int | None = None) -> StackedImages:
+def stack(images: ImageArrays, size: int | None = None) -> StackedImages:
     """Stack the images of a labelled data set; ValueError if they are not grey, or not of ten classes."""
-    if source.channels != 1:
+    if images.channels != 1:
         raise ValueError(
-            f"{source.name} cannot be stacked: its images are not grey, but have {source.channels} channels"
+            f"{images.name} cannot be stacked: its images are not grey, but have {images.channels} channels"
         )
-    if (classes := set(source.labels.tolist())) != set(range(10)):
-        raise ValueError(f"{source.name} cannot be stacked: that takes ten classes, 0 to 9, got {len(classes)} classes")
-    return StackedImages(source.images[:, 0], source.labels, size=size)
+    if (classes := set(images.labels.tolist())) != set(range(10)):
+        raise ValueError(f"{images.name} cannot be stacked: that takes ten classes, 0 to 9, got {len(classes)} classes")
+    return StackedImages(images.images[:, 0], images.labels, size=size)

@@ -22,13 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.evaluation.classifier import Classifier, ClassifierName, load_classifier
-from specreg.names import FeatureName
+from specreg.names import PLACES, FeatureName
 
 WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
 _PIXELS = 8  # side that pixels are averaged to
 _PASS = 2**16  # pixels of a channel in one forward pass of a classifier; more of them leave the cache
-_DECIMALS = torch.tensor([100, 10, 1])
 _TITLES = {"digits": "digit", "mnist": "MNIST", "cifar": "CIFAR-10"}
 
 
@@ -98,7 +97,7 @@ class ClassifierFeatures:
         digits = logits.view(num_images, channels, -1)
         red, green, blue = digits.softmax(-1).unbind(1)
         joint = torch.einsum("nr,ng,nb->nrgb", red, green, blue).flatten(1)
-        return Description(features, joint, digits.argmax(-1) @ _DECIMALS)
+        return Description(features, joint, digits.argmax(-1) @ torch.tensor(PLACES))
 
 
 class Inception:

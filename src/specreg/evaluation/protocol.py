@@ -9,9 +9,8 @@ from torch import Tensor
 
 from specreg.evaluation import metrics
 from specreg.evaluation.features import Description, Extractor
-from specreg.names import FeatureName, Split
+from specreg.names import NUM_STACKED_MODES, FeatureName, Split
 
-NUM_STACKED_MODES = 1000
 # Of real and of generated images at most, with 5 neighbours, as in Naeem et al. 2020. Published precision and recall
 # (Kynkäänniemi et al. 2019) are of 50,000 images with 3 neighbours and do not compare.
 NEIGHBOURHOOD_IMAGES = 10_000

@@ -124,7 +124,7 @@ class _Submissions:
 
     def _fail(self, job: Job, error: str) -> None:
         job.state, job.error = "failed", error
-        job.run.write("failed", {"error": error, "code": None})
+        job.run.write("failed", {"error": error})
 
 
 def _run_to_its_end(path: str, threads: int, folder: str) -> tuple[str, str]:

@@ -224,8 +224,7 @@ _AT_MOST = {
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("d_lr", "g_lr"), ("be positive", lambda value: value > 0)),
     **dict.fromkeys(("beta1", "beta2", "ema_decay"), ("lie in [0, 1)", lambda value: 0 <= value < 1)),
-    "gamma": ("be at least 0 and finite", lambda value: value >= 0),
-    "weight": ("be at least 0", lambda value: value >= 0),
+    **dict.fromkeys(("gamma", "weight"), ("be at least 0", lambda value: value >= 0)),
 }
 
 

@@ -142,7 +142,7 @@ def end(run: RunDirectory, code: int) -> tuple[str, str]:
     else:
         lines = (run.path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         error = printable(lines[-1]) if lines else f"exit code {code}"
-    run.write("failed", {"error": error, "code": code})
+    run.write("failed", {"error": error})
     return "failed", error
 
 

@@ -2,7 +2,7 @@
 
 A record says how a method is called and drawn, what it puts on the discriminator, and which options it has. The
 configuration, the command line and its help, the training and, through a run's ``method.json``, the report know a
-method from here alone: to add one, add its record. (That the guard takes static's options they know themselves.)
+method from here alone: to add one, add its record.
 """
 
 import dataclasses
@@ -63,8 +63,8 @@ class DynamicOptions(CompensationOptions):
 
 
 @dataclass(frozen=True)
-class GuardOptions:
-    """Options of the guard; those of static compensation apply (`--static.keep`, say), except every."""
+class GuardOptions(StaticOptions):
+    """Options of the guard, and of the static compensation that it switches on."""
 
     every: int = 10
     """Compensate after every so many discriminator steps, once it is on."""
@@ -104,8 +104,8 @@ class Method:
     normalize: "Callable[[nn.Module, Any], object]" = lambda discriminator, options: specreg.spectral_norm(
         discriminator
     )
-    # Gives a training state its compensator, guard or penalty, given the method's options and those of all methods.
-    attach: "Callable[[TrainingState, Any, Any], None]" = lambda state, options, methods: None
+    # Gives a training state its compensator, guard or penalty, given the options.
+    attach: "Callable[[TrainingState, Any], None]" = lambda state, options: None
     # Says what is allowed but hardly meant, given the options and the training's.
     warnings: Callable[[Any, TrainingConfig], list[str]] = lambda options, training: []
 
@@ -119,21 +119,21 @@ class Method:
         return getattr(methods, self.key, None)
 
 
-def _compensate(verb: str, state: "TrainingState", options: CompensationOptions, methods: Any) -> None:
+def _compensate(verb: str, state: "TrainingState", options: CompensationOptions) -> None:
     state.compensator = getattr(specreg, verb)(state.discriminator, **vars(options))
 
 
-def _penalize(verb: str, state: "TrainingState", options: PenaltyOptions, methods: Any) -> None:
+def _penalize(verb: str, state: "TrainingState", options: PenaltyOptions) -> None:
     state.penalty = lambda: options.weight * getattr(specreg, verb)(state.discriminator)
 
 
-def _guard(state: "TrainingState", options: GuardOptions, methods: "MethodOptions") -> None:
+def _guard(state: "TrainingState", options: GuardOptions) -> None:
     from specreg.monitor.actions import Pin
     from specreg.training.state import LEARNT
 
     networks = {name: part for name in LEARNT if (part := getattr(state, name)) is not None}
     state.pin = Pin(networks) if options.roll_back else None
-    static = vars(methods.static) | {"every": options.every}
+    static = {field.name: getattr(options, field.name) for field in dataclasses.fields(StaticOptions)}
     state.compensator = specreg.Guard(state.monitor, states=_EVIDENCE[options.evidence], pin=state.pin, **static)
 
 

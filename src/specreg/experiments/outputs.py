@@ -3,16 +3,15 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from specreg.data.arrays import Dataset, encode
 from specreg.experiments.config import Settings
-from specreg.layers.evaluation import evaluating
-from specreg.losses import call
+from specreg.experiments.sampling import applied
 from specreg.training.state import TrainingState
 from specreg.training.steps import draw_latent
 
-_SEED, _MOST, _BATCH = 6_000_011, 2000, 500
+_SEED, _MOST = 6_000_011, 2000
 _QUANTILES = 33
 _DIGITS = 5
 
@@ -41,7 +40,7 @@ class OutputProbe:
         random = torch.Generator().manual_seed(_SEED)
         scores = {name: self._score(state, *batch) for name, batch in self._images.items()}
         z, labels = draw_latent(state.sampler, self._count, random)
-        scores["generated"] = self._score(state, _applied(state.sampler, z, labels), labels)
+        scores["generated"] = self._score(state, applied(state.sampler, z, labels), labels)
         levels = torch.linspace(0, 1, _QUANTILES, dtype=torch.float64)
         return {
             "overfitting": _above(scores["training"], scores["held_out"]),
@@ -54,15 +53,7 @@ class OutputProbe:
     def _score(self, state: TrainingState, images: Tensor, labels: Tensor | None) -> Tensor:
         device = next(state.discriminator.parameters()).device
         labels = None if labels is None else labels.to(device)
-        return _applied(state.discriminator, images.to(device), labels).double().cpu()
-
-
-def _applied(network: nn.Module, inputs: Tensor, labels: Tensor | None) -> Tensor:
-    """Return what a network makes of inputs in eval mode, a part of them at a time."""
-    parts = torch.split(inputs, _BATCH)
-    classes = [None] * len(parts) if labels is None else torch.split(labels, _BATCH)
-    with evaluating(network), torch.no_grad():
-        return torch.cat([call(network, *batch) for batch in zip(parts, classes, strict=True)])
+        return applied(state.discriminator, images.to(device), labels).double().cpu()
 
 
 def _above(values: Tensor, reference: Tensor) -> float:

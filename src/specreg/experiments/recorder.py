@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from specreg.data.arrays import decode, encode
 from specreg.experiments.config import RecordConfig, Settings
 from specreg.experiments.outputs import OutputProbe
-from specreg.experiments.sampling import real_samples, sample_images
+from specreg.experiments.sampling import applied, real_samples, sample_images
 from specreg.experiments.sources import SampleEvaluator, Source
 from specreg.experiments.sources.images import draw_finite
 from specreg.files import give_name, same_content
@@ -59,8 +59,7 @@ class Probe:
         z, _ = draw_latent(generator, _PROBE_SIZE, random)
         labels = None if self._labels is None else self._labels.to(z.device)
         real = self._real.to(z.device)
-        with evaluating(generator), torch.no_grad():
-            fake = call(generator, z, labels)
+        fake = applied(generator, z, labels)
         attained = attainment(discriminator, real, *(() if labels is None else (labels,)))
         with evaluating(discriminator):  # in training mode a forward pass would move the power iteration
             norms = gradient_norms(lambda x: call(discriminator, x, labels), real, fake, generator=random)

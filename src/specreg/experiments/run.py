@@ -273,13 +273,13 @@ def build_state(config: RunConfig, source: Source, processes: Processes = ALONE)
         discriminator=discriminator,
         generator_optimizer=g_optimizer,
         discriminator_optimizer=d_optimizer,
-        source=source.dataset,
+        dataset=source.dataset,
         draws=torch.Generator().manual_seed(config.seed + _DATA_STREAM),
         random=torch.Generator().manual_seed(config.seed + _LATENT_STREAM),
         ema=ema,
     )
     state.monitor = _make_monitor(state, source, settings, device)
-    method.attach(state, options, settings.methods)
+    method.attach(state, options)
     return state
 
 

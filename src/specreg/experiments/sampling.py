@@ -13,6 +13,7 @@ from specreg.training.steps import draw_latent
 
 SAMPLE_SEED = 4_000_037
 _COVERAGE_STREAM = 6_000_011
+_BATCH = 500  # samples that pass through a network at once
 
 
 def real_samples(source: Source, records: RecordConfig) -> Tensor:
@@ -34,21 +35,26 @@ def generated_samples(generator: nn.Module, records: RecordConfig) -> Tensor:
     return scaled(sample_images(generator, min(max(records.samples, 100), 1000)))
 
 
-def sample_images(generator: nn.Module, count: int, *, seed: int = SAMPLE_SEED, batch: int = 500) -> Tensor:
+def sample_images(generator: nn.Module, count: int, *, seed: int = SAMPLE_SEED) -> Tensor:
     """Draw uint8 images (count, C, H, W) or points (count, 2) from a generator in eval mode; its mode is restored."""
-    return sample_labelled(generator, count, seed=seed, batch=batch)[0]
+    return sample_labelled(generator, count, seed=seed)[0]
 
 
-def sample_labelled(
-    generator: nn.Module, count: int, *, seed: int = SAMPLE_SEED, batch: int = 500
-) -> tuple[Tensor, Tensor | None]:
+def sample_labelled(generator: nn.Module, count: int, *, seed: int = SAMPLE_SEED) -> tuple[Tensor, Tensor | None]:
     """Draw the images of :func:`sample_images` and the classes (count,) asked for, None if it is not conditional."""
     random = torch.Generator().manual_seed(seed)
     images, classes = [], []
-    with evaluating(generator), torch.no_grad():
-        for begin in range(0, count, batch):
-            z, labels = draw_latent(generator, min(batch, count - begin), random)
-            images.append(decode(call(generator, z, labels)).cpu())
-            if labels is not None:
-                classes.append(labels.cpu())
+    for begin in range(0, count, _BATCH):
+        z, labels = draw_latent(generator, min(_BATCH, count - begin), random)
+        images.append(decode(applied(generator, z, labels)).cpu())
+        if labels is not None:
+            classes.append(labels.cpu())
     return torch.cat(images), torch.cat(classes) if classes else None
+
+
+def applied(network: nn.Module, inputs: Tensor, labels: Tensor | None) -> Tensor:
+    """Return what a network makes of inputs in eval mode, a part of them at a time."""
+    parts = torch.split(inputs, _BATCH)
+    classes = [None] * len(parts) if labels is None else torch.split(labels, _BATCH)
+    with evaluating(network), torch.no_grad():
+        return torch.cat([call(network, *batch) for batch in zip(parts, classes, strict=True)])

@@ -121,18 +121,12 @@ class Folder:
             text = f"{self.path} holds nothing to read yet{self._only()}: {self.missing()}"
             logger.warning("%s", printable(text))
             self._warned_of_nothing = True
-        for item in [item for item, count in self._done.items() if count and listing.get(item) == [item]]:
-            if self._is_rewritten(item):
-                del self._done[item]
-        # A file that was refused may be written on after a pause.
-        refused = {item for item, count in self._done.items() if not count and listing.get(item) == [item]}
-        items = {item: files for item, files in listing.items() if item not in self._done or item in refused}
+        for item in [item for item in self._done if listing.get(item) == [item] and self._is_rewritten(item)]:
+            del self._done[item]
+        items = {item: files for item, files in listing.items() if item not in self._done}
         for item in sorted(items, key=lambda item: (*self._place(item), item.name, item)):
             try:
                 stamps = [file_stamp(file) for file in self.parts(items[item])]
-                if item in refused and stamps == self._stamps.get(item):
-                    continue
-                self._done.pop(item, None)
                 settled = last or self._stamps.get(item) == stamps
                 self._stamps[item] = stamps
                 if items[item] != [item] and not settled:
@@ -193,9 +187,11 @@ class Folder:
                 self._done[item] = 0  # said once
 
     def _is_rewritten(self, item: Path) -> bool:
-        """Tell whether a file was changed that has one name for all readings of its series: latest.pt."""
+        """Tell whether a file was changed that was refused, or has one name for all readings of a series: latest.pt."""
+        if self._done[item] and self._times(item):
+            return False
         try:
-            return not self._times(item) and [file_stamp(file) for file in self.parts([item])] != self._stamps[item]
+            return [file_stamp(file) for file in self.parts([item])] != self._stamps.get(item)
         except OSError:  # it is being replaced
             return False
 

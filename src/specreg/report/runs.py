@@ -48,7 +48,7 @@ class Run:
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
         config = directory.read("config") or {}
-        if not _has(method=_is(str), seed=_is(int), settings=_is(dict))(config):
+        if not _has(method=_is(str), seed=_is(int), settings=_has(training=_has(steps=_integer)))(config):
             raise ValueError(f"{directory.path / 'config.json'} is not a run's configuration")
         self.method: str = config["method"]
         self.seed: int = config["seed"]
@@ -187,7 +187,8 @@ def open_cells(paths: Iterable[str | Path]) -> list[Cell]:
         cell.planned = [run for run in cell.planned if run not in copied]
         begun = [run for run in begun if run not in cell.copies]
         cell.runs = _labelled(sorted(begun, key=lambda run: (run.look.order, run.seed)))
-    loose.settings = loose.runs[0].settings if loose.runs else {}
+    changed = differing([run.settings for run in loose.runs])
+    loose.settings = {key: value for run in loose.runs[:1] for key, value in run.settings.items() if key not in changed}
     for form in ("{cell}", "{cell} ({folder})", "{cell} ({path})"):  # the first that tells it from the others
         taken = Counter(cell.label for cell in cells)
         for cell in cells:
@@ -292,15 +293,9 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
 
 
 def _own_settings(run: Run) -> dict[str, Any]:
-    """Return a run's settings without methods' options that are not its own; a guard has static SR's but for every."""
+    """Return a run's settings without methods' options that are not its own."""
     own = f"methods.{run.method.replace('-', '_')}."
-    borrowed = "methods.static." if run.method == "guard" else own
-    return {
-        key: value
-        for key, value in run.settings.items()
-        if not key.startswith("methods.") or key.startswith(own)
-        or (key.startswith(borrowed) and key != "methods.static.every")
-    }  # fmt: skip
+    return {key: value for key, value in run.settings.items() if not key.startswith("methods.") or key.startswith(own)}
 
 
 def _curves(records: Iterable[Mapping[str, Any]], group: str = "") -> dict[str, dict[int, float]]:
@@ -346,7 +341,9 @@ def _by_name(valid: _Valid) -> _Valid:
 
 
 def _has(**fields: _Valid) -> _Valid:
-    return lambda value: isinstance(value, dict) and all(valid(value.get(key)) for key, valid in fields.items())
+    return lambda value: (
+        isinstance(value, dict) and all(key in value and valid(value[key]) for key, valid in fields.items())
+    )
 
 
 # A verdict has these, and so has its answer to each question.

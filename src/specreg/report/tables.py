@@ -124,7 +124,7 @@ def missing(cells: Sequence[Cell]) -> list[list[str]]:
             elif run is None or not run.last_step:
                 state = "not begun"
             else:
-                state = f"at iteration {run.last_step} of {run.settings.get('training.steps')}"
+                state = f"at iteration {run.last_step} of {run.settings['training.steps']}"
             rows.append([f"{cell.label}/{directory.path.name}", state])
     return rows
 
@@ -146,7 +146,7 @@ def notes(cells: Sequence[Cell]) -> list[str]:
                          f"of every run; a perfect generator stays below {reach}. Lost: a bound of its own, "
                          "in which samples far from the data count for what is next to them.")  # fmt: skip
     if early := [f"{run.label} at {run.result['steps']} of {total}" for run in complete
-                 if run.result.get("steps", math.inf) < (total := int(run.settings["training.steps"]))]:  # fmt: skip
+                 if run.result.get("steps", math.inf) < (total := run.settings["training.steps"])]:  # fmt: skip
         sentences.append(f"Ended before the last iteration, and judged as they were then: {', '.join(early)}.")
     if any(run.verdicts for run in complete):
         sentences.append("Collapsed: runs whose spectra the detector called so, and the earliest iteration. Verdict: "

@@ -29,7 +29,7 @@ def tone(word: str) -> str:
 
 def sentence(run: Run) -> str:
     """Return the last verdict and how far the run is, in plain words."""
-    planned = run.settings.get("training.steps")
+    planned = run.settings["training.steps"]
     failure = (run.directory.read("failed") or {}).get("error")
     far = f" The run is at iteration {run.last_step} of {planned}." + (f" It failed: {failure}." if failure else "")
     unfinished = "" if run.directory.complete else far

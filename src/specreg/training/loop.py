@@ -130,7 +130,7 @@ def draw_real(
     """Draw so many batches of networks' inputs as one, with labels; of that, this process's share."""
     drawn = []
     for _ in range(multiple):
-        samples, labels = state.source.draw(size, state.draws)
+        samples, labels = state.dataset.draw(size, state.draws)
         drawn.append((encode(samples, state.draws), labels))
     inputs, classes = (processes.share(torch.cat(parts)) for parts in zip(*drawn, strict=True))
     return inputs, classes

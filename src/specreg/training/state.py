@@ -40,7 +40,7 @@ class TrainingState:
     discriminator: nn.Module
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
-    source: Dataset  # of real samples
+    dataset: Dataset  # of real samples
     # What these are drawn by. Its state is the whole position: with replacement, where the authors shuffle epochs,
     # nothing else has to be stored.
     draws: torch.Generator
