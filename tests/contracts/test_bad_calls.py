@@ -71,6 +71,12 @@ def on_meta(verb: Callable[[nn.Module], Any]) -> Any:
     return made
 
 
+def expanded() -> nn.Module:
+    module = network()
+    module[0].weight = nn.Parameter(torch.randn(1, module[0].in_features).expand_as(module[0].weight))
+    return module
+
+
 def guard() -> specreg.Guard:
     return specreg.Guard(specreg.Monitor(network()))
 
@@ -105,6 +111,17 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "Thresholds nan": (lambda: specreg.Thresholds(far=NAN), "far must lie in"),
     "Detector of no values": (lambda: specreg.Detector().update(1, {"a": []}), "'a'"),
     "attainment of nothing": (lambda: specreg.attainment(nn.ReLU(), torch.ones(2, 4)), "no layer matched"),
+    "register no name": (lambda: specreg.register(nn.Linear, weight=None), "weight must be of type str, got NoneType"),
+    "static of an expanded weight": (
+        lambda: specreg.static_compensation(expanded(), every=1),
+        r"layer '0' is under a view that repeats its values \(expand\), which specreg cannot write through",
+    ),
+    "diversity of arrays": (
+        lambda: specreg.diversity(np.ones((4, 2)), torch.rand(4, 2)), "generated samples must be of type Tensor, got nda"
+    ),
+    "gradients of arrays": (
+        lambda: specreg.gradient_norms(N(), np.ones((4, 4)), np.ones((4, 4))), "real samples must be of type Tensor"
+    ),
     "diversity of shapes": (lambda: specreg.diversity(torch.ones(4, 2), torch.ones(4, 3)), "shape"),
     "diversity of two": (lambda: specreg.diversity(torch.rand(2, 3), torch.rand(2, 3)), "at least 3 samples"),
     "diversity of NaN": (lambda: specreg.diversity(torch.full((4, 2), NAN), torch.rand(4, 2)), "NaN or inf"),

@@ -667,6 +667,33 @@ def test_an_average_of_the_weights_stays_normalized(verb):
         assert 0.9 < largest < 1.1  # u and v are those of the copy, at most a few steps behind
 
 
+@pytest.mark.parametrize(
+    "around", [lambda f: f, lambda f: torch.compile(f, backend="aot_eager")], ids=["eager", "compiled"]
+)
+def test_regularization_refuses_transforms_that_would_leave_out_its_gradient(around):
+    module = nn.Sequential(nn.Linear(6, 6), nn.Softplus(), nn.Linear(6, 1))
+    specreg.spectral_regularization(module)
+
+    def penalty(x):
+        return torch.func.grad(lambda x: module(x).sum())(x).square().sum()
+
+    with pytest.raises(Exception, match=r"no transforms of torch\.func") as caught:
+        around(penalty)(torch.randn(4, 6))
+    assert isinstance(caught.value, RuntimeError) or "RuntimeError" in str(caught.value)
+
+
+def test_an_ensemble_of_orthogonalized_convolutions_is_mapped():
+    layers = [nn.Conv2d(3, 4, 3) for _ in range(2)]
+    for layer in layers:
+        specreg.orthogonalize(layer)
+    states = [dict(layer.named_parameters()) for layer in layers]
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    x = torch.randn(2, 3, 5, 5)
+    outputs = torch.func.vmap(lambda state: torch.func.functional_call(layers[0], state, (x,)))(stacked)
+    for layer, output in zip(layers, outputs, strict=True):
+        torch.testing.assert_close(output, layer(x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", PARAMETRIZED.values(), ids=PARAMETRIZED)
 def test_torch_compile_of_the_discriminator(verb):

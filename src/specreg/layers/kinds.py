@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
-from specreg.names import integer
+from specreg.names import check_type, integer
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -84,7 +84,7 @@ def register(
             normalization, regularization and orthogonalization, which take what it is when they are put on.
 
     Raises:
-        TypeError: ``module`` is neither a module class nor a name.
+        TypeError: ``module`` is neither a module class nor a name, or ``weight`` no text.
         ValueError: ``output_dim`` is neither 0 nor 1.
 
     Example:
@@ -101,6 +101,7 @@ def register(
     """
     if not isinstance(module, str) and not (isinstance(module, type) and issubclass(module, nn.Module)):
         raise TypeError(f"expected a class of modules or the name of such a class, got {module!r}")
+    check_type("weight", weight, str, "the attribute's name, or a glob")
     if output_dim not in (0, 1):
         raise ValueError(f"output_dim must be 0 or 1, got {output_dim!r}")
     _KINDS.setdefault(module, {})[weight] = Kind(module, weight, output_dim, groups, gain)

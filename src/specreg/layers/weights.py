@@ -281,7 +281,8 @@ def uncached() -> Iterator[None]:
 
 def _memory_format(weight: Tensor) -> torch.memory_format:
     """Return the memory format of a weight: channels_last where it is one."""
-    for dimensions, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if weight.ndim == dimensions and weight.is_contiguous(memory_format=form) and not weight.is_contiguous():
-            return form
+    if not weight.is_contiguous():  # asked first: within vmap nothing else can be
+        for dimensions, form in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if weight.ndim == dimensions and weight.is_contiguous(memory_format=form):
+                return form
     return torch.contiguous_format

@@ -21,7 +21,7 @@ from specreg.layers.forwards import is_customized
 from specreg.layers.kinds import CONVOLUTIONS, TRANSPOSED
 from specreg.layers.requirements import require_finite
 from specreg.layers.selection import Selection
-from specreg.names import shown
+from specreg.names import check_type, shown
 from specreg.spectra.decompositions import singular_values
 from specreg.spectra.operator import convolution_norm
 
@@ -159,7 +159,9 @@ def gradient_norms(
 
 
 def check_pair(real: Tensor, generated: Tensor) -> None:
-    """Raise ValueError unless samples have one shape, and TypeError unless they have gradients."""
+    """Raise ValueError unless samples have one shape, and TypeError unless they are tensors that have gradients."""
+    for name, samples in (("real", real), ("generated", generated)):
+        check_type(f"{name} samples", samples, Tensor)
     if real.shape != generated.shape:
         raise ValueError(f"real and generated samples differ in shape: {tuple(real.shape)}, {tuple(generated.shape)}")
     if not all(samples.is_floating_point() or samples.is_complex() for samples in (real, generated)):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specreg.names import check_type
+
 
 @dataclass(frozen=True)
 class Diversity:
@@ -41,6 +43,8 @@ def diversity(generated: Tensor, real: Tensor) -> Diversity:
         >>> diversity(real[:10].repeat(20, 1), real).duplicates  # ten samples again and again
         1.0
     """
+    check_type("generated samples", generated, Tensor)
+    check_type("real samples", real, Tensor)
     if not generated.ndim or not real.ndim or generated.shape[1:] != real.shape[1:]:
         raise ValueError(f"generated samples have shape {tuple(generated.shape[1:])}, real {tuple(real.shape[1:])}")
     count = min(len(generated), len(real))

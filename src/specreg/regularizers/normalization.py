@@ -21,11 +21,11 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
     r"""Normalize the largest singular value of every matching layer: :math:`W_{SN} = W / s_1`.
 
     Through torch's own parametrization, ``torch.nn.utils.parametrizations.spectral_norm``: one step of power
-    iteration a forward pass in training mode, singular vectors held constant in the gradient. The matrix is the
-    weight with its output dimension as rows; torch stacks the groups of a grouped convolution into one matrix, and
-    so does this verb (the compensators treat each group on its own). A layer already under spectral normalization,
-    new or legacy, stays as it is; a layer whose class normalizes its weight itself is left out, and the report says so.
-    Of a layer with a gain (an equalized learning rate, see :func:`specreg.register`) the weight that the network uses
+    iteration in training mode whenever the weight is read, which is once a forward pass, but two to four times in
+    recurrent layers and attention; singular vectors held constant in the gradient. The matrix is the weight with its
+    output dimension as rows; torch stacks the groups of a grouped convolution into one matrix, and so does this verb
+    (the compensators treat each group on its own). A layer already under spectral normalization, new or legacy, stays
+    as it is; a layer whose class normalizes its weight itself is left out, and the report says so. Of a layer with a gain (an equalized learning rate, see :func:`specreg.register`) the weight that the network uses
     is normalized. The parameters stay the same objects, but weights come behind biases: make the optimizer afterwards,
     as a saved state of it goes by their order.
 

@@ -87,6 +87,9 @@ class SpectralRegularization(SpectrumPreserving):
         self._cached: _Value | None = None
 
     def mapped(self, matrix: Tensor) -> Tensor:
+        # Compiled, a transform would give the weight no gradient, and no error.
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError("spectral_regularization has no transforms of torch.func: take torch.autograd.grad")
         count = head_size(self.keep, min(matrix.shape[-2:]))
         try:
             value, factors = self._look_up(matrix.detach(), count)
