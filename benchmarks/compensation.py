@@ -152,7 +152,7 @@ STAGES = {
     "Gram matrices": (fast, "gram"),
     "eigendecompositions": (fast, "eigenbasis"),
     "expected errors": (fast, "expected_error"),
-    "application, first singular vectors": (fast, "_applied"),
+    "application, first singular vectors": (fast, "_with_gain"),
     "thin decompositions": (fast, "thin_svd"),
     "looking for NaN": (compensators, "require_finite"),
     "writing weights, u and v": (Layer, "write"),

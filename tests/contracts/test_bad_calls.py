@@ -71,12 +71,6 @@ def on_meta(verb: Callable[[nn.Module], Any]) -> Any:
     return made
 
 
-def expanded() -> nn.Module:
-    module = network()
-    module[0].weight = nn.Parameter(torch.randn(1, module[0].in_features).expand_as(module[0].weight))
-    return module
-
-
 def guard() -> specreg.Guard:
     return specreg.Guard(specreg.Monitor(network()))
 
@@ -112,10 +106,6 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "Detector of no values": (lambda: specreg.Detector().update(1, {"a": []}), "'a'"),
     "attainment of nothing": (lambda: specreg.attainment(nn.ReLU(), torch.ones(2, 4)), "no layer matched"),
     "register no name": (lambda: specreg.register(nn.Linear, weight=None), "weight must be of type str, got NoneType"),
-    "static of an expanded weight": (
-        lambda: specreg.static_compensation(expanded(), every=1),
-        r"layer '0' is under a view that repeats its values \(expand\), which specreg cannot write through",
-    ),
     "diversity of arrays": (
         lambda: specreg.diversity(np.ones((4, 2)), torch.rand(4, 2)), "generated samples must be of type Tensor, got nda"
     ),

@@ -318,6 +318,12 @@ def test_tables_of_benchmarks_are_those_of_their_records(monkeypatch):
         assert meter[table](record("coverage")["results"]) in page, table
 
 
+def test_stages_that_are_timed_exist(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    stages = importlib.import_module("compensation").STAGES
+    assert [name for name, (owner, attribute) in stages.items() if not hasattr(owner, attribute)] == []
+
+
 def test_the_tour_of_the_core_counts_the_lines_of_its_files():
     page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
     rows = re.findall(r"\| \[`([\w/]+\.py)`\]\(\S+\) \| (\d+) \|", page)

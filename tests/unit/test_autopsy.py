@@ -132,6 +132,14 @@ def test_every_floating_type_is_read(dtype, tmp_path):
     assert found.notes[0].endswith("tensors left out: 1 of integers")
 
 
+def test_spectra_of_one_bulk_are_not_called_the_same(tmp_path):
+    for step in (1, 2):  # of the lower half, and of the scale, the bulk knows nothing
+        values = torch.tensor([1, 1, 1, 0.3 / step])
+        torch.save({"a.weight": torch.diag(values), "b.weight": step * torch.eye(4)}, tmp_path / f"step_{step}")
+    found = inspect(sorted(tmp_path.iterdir()))
+    assert found.verdict.message == "steady: no layer's spectrum falls fast or far (2 of rank > 1 watched)"
+
+
 def test_integers_with_scales_are_told_alike_of_every_format(tmp_path):
     state = {
         "a.weight": torch.ones(4, 4, dtype=torch.int8),
@@ -349,7 +357,7 @@ def test_frozen_layers_are_not_counted_among_those_that_do_not_fall(tmp_path):
     assert (found.series_verdict("body_0"), found.series_verdict("vgg_0")) == ("collapsing", "-")
     again = inspect([tmp_path / "step_100", tmp_path / "step_200"])
     assert (again.verdict.state, again.series_verdict("vgg_0")) == ("steady", "steady")  # where no layer moves
-    assert again.verdict.message == "steady: the same in all 2 checkpoints (13 of rank > 1 watched)"
+    assert again.verdict.message == "steady: the same spectra in all 2 checkpoints (13 of rank > 1 watched)"
 
 
 @pytest.mark.parametrize(

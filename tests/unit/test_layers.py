@@ -493,6 +493,7 @@ def test_layers_under_weight_normalization_are_not_called_bare(weight_norm):
     _, normalized, weight_normed = str(specreg.static_compensation(module).layers).splitlines()
     assert weight_normed.endswith("  weight normalization")
     assert "norm" not in normalized
+    assert "norm" not in str(find(nn.Sequential(nn.Linear(4, 6), weight_norm(nn.Linear(6, 4)))))
 
 
 def test_the_weight_in_use_can_be_asked_for():

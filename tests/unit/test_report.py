@@ -229,7 +229,7 @@ def test_a_picture_is_read_as_a_png_alone(tmp_path, monkeypatch):
 
 def test_a_run_that_failed_says_so(tmp_path):
     run = RunDirectory(make_run(tmp_path / "run", complete=False))
-    run.write("failed", {"error": "no memory", "code": 2})
+    run.write("failed", {"error": "no memory"})
     assert sentence(Run(run)).endswith("The run is at iteration 1100 of 1100. It failed: no memory.")
 
 

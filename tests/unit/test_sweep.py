@@ -404,7 +404,7 @@ def test_runs_have_deterministic_names_and_what_is_done_or_failed_is_passed_over
                                          ("sn-seed0", "static-seed0", "sn-seed3", "static-seed3")]  # fmt: skip
     assert [str(job.run.path) for job in jobs] == [str(tmp_path / job.name) for job in jobs]
     jobs[0].run.write("result", {"method": "sn"})
-    jobs[1].run.write("failed", {"error": "no memory", "code": 1})
+    jobs[1].run.write("failed", {"error": "no memory"})
     again = lay_out(tmp_path, plan_of(tiny(), seeds=(0, 3)))
     assert [job.state for job in again] == ["done", "failed", "waiting", "waiting"]
     assert again[1].error.startswith("no memory")
@@ -499,7 +499,7 @@ def test_when_the_time_is_up_the_runs_are_interrupted_and_the_rest_waits(tmp_pat
 
 def test_a_failed_run_that_is_made_by_hand_has_not_failed_any_more(tmp_path):
     (cell,) = tiny(1)
-    lay_out(tmp_path, plan_of([cell], methods=("sn",)))[0].run.write("failed", {"error": "no memory", "code": 1})
+    lay_out(tmp_path, plan_of([cell], methods=("sn",)))[0].run.write("failed", {"error": "no memory"})
     assert main(["train", "--quiet", "--out", str(tmp_path / "tiny" / "sn-seed0")]) == 0
     assert [job.state for job in lay_out(tmp_path, plan_of(tiny(2), methods=("sn",)))] == ["waiting"]
 

@@ -47,7 +47,7 @@ def sweep(tmp_path_factory) -> Path:
     make_run(out / "C8-32" / "static-seed0", "static", 0)
     make_run(out / "C8-32" / "static-seed2", "static", 2, complete=False)
     (out / "C8-32" / "dynamic-seed0").mkdir()
-    write_json(out / "C8-32" / "dynamic-seed0" / "failed.json", {"error": "no memory", "code": 1})
+    write_json(out / "C8-32" / "dynamic-seed0" / "failed.json", {"error": "no memory"})
     return out
 
 
@@ -105,7 +105,7 @@ def test_what_a_table_in_a_file_says_cannot_move_the_cursor_of_who_prints_it(tmp
     out = make_sweep(tmp_path / "sweep", {"C8-32": ["sn-seed0", "static-seed0"]}, changed="a\x1b[2J\nb")
     make_run(out / "C8-32" / "sn-seed0")
     (out / "C8-32" / "static-seed0").mkdir()
-    write_json(out / "C8-32" / "static-seed0" / "failed.json", {"error": "c\x1b[2J\nd", "code": 1})
+    write_json(out / "C8-32" / "static-seed0" / "failed.json", {"error": "c\x1b[2J\nd"})
     text = markdown(open_cells([out]))
     assert "a�[2J�b." in text
     assert text.endswith("failed: c�[2J�d\n")

@@ -1,6 +1,6 @@
 """Judge the spectra of checkpoints: a single one against a random initialization, several against their past."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,7 @@ def judge(
         states = {name: {layers[name].verdict for layers in series} for name in names}
         judged = [name for name in names if not states[name] & _UNJUDGED and states[name] != {"zero"}]
         # Frozen layers, of a network of features for instance, would be counted among those that do not fall.
-        moving = [name for name in judged if _moves(layers[name] for layers in series)]
+        moving = [name for name in judged if _differ([layers[name] for layers in series], "bulk")]
         if not judged:
             continue
         detector = Detector(Thresholds(warmup=0, patience=1, smoothing=1))
@@ -238,8 +238,9 @@ def judge(
             window = max(1, iteration - iterations[max(0, index - 2)])
             detector.thresholds = replace(detector.thresholds, window=window, long_window=window)
             verdicts[group] = detector.update(iteration, {name: _level(layers[name]) for name in moving or judged})
-        if not moving:  # as where another network is saved than the one that is trained
-            text = f"steady: the same in all {len(series)} checkpoints ({len(judged)} of rank > 1 watched)"
+        # As where another network is saved than the one that is trained.
+        if not any(_differ([layers[name] for layers in series], "largest", "bulk", "tail") for name in judged):
+            text = f"steady: the same spectra in all {len(series)} checkpoints ({len(judged)} of rank > 1 watched)"
             answer = replace(verdicts[group].spectra, message=text)
             verdicts[group] = replace(verdicts[group], message=text, spectra=answer)
     return verdicts
@@ -251,9 +252,10 @@ def _level(spectrum: LayerSpectrum) -> tuple[float, float]:
     return (1.0, spectrum.statistics["bulk"]) if spectrum.verdict != "zero" else (0.0, 0.0)
 
 
-def _moves(spectra: Iterable[LayerSpectrum]) -> bool:
-    """Tell whether a layer's bulk differs between checkpoints."""
-    return len({round(spectrum.statistics["bulk"], 6) for spectrum in spectra if spectrum.statistics}) > 1
+def _differ(spectra: Sequence[LayerSpectrum], *names: str) -> bool:
+    """Tell whether some of a layer's statistics differ between checkpoints."""
+    seen = {tuple(f"{spectrum.statistics[name]:.6g}" for name in names) for spectrum in spectra if spectrum.statistics}
+    return len(seen) > 1
 
 
 def _plain(spectrum: LayerSpectrum) -> dict[str, Any]:

@@ -44,11 +44,12 @@ def sample_labelled(generator: nn.Module, count: int, *, seed: int = SAMPLE_SEED
     """Draw the images of :func:`sample_images` and the classes (count,) asked for, None if it is not conditional."""
     random = torch.Generator().manual_seed(seed)
     images, classes = [], []
-    for begin in range(0, count, _BATCH):
-        z, labels = draw_latent(generator, min(_BATCH, count - begin), random)
-        images.append(decode(applied(generator, z, labels)).cpu())
-        if labels is not None:
-            classes.append(labels.cpu())
+    with evaluating(generator), torch.no_grad():  # once: what a generator draws itself goes on
+        for begin in range(0, count, _BATCH):
+            z, labels = draw_latent(generator, min(_BATCH, count - begin), random)
+            images.append(decode(call(generator, z, labels)).cpu())
+            if labels is not None:
+                classes.append(labels.cpu())
     return torch.cat(images), torch.cat(classes) if classes else None
 
 

@@ -149,7 +149,7 @@ class Layers(dict[str, Layer]):
         normalized = {name for name, layer in self.items() if all(use.is_normalized for use in layer.uses)}
         weight_normed = [name for name, layer in self.items() if len(layer.weight.storage) == 2]
         bare = [name for name in self if name not in {*normalized, *together, *weight_normed}]
-        mixed = 0 < len(bare) < len(self)
+        mixed = len(bare) > 0 and len(normalized) + len(together) > 0
         notes = dict.fromkeys(bare if mixed else (), "not normalized")
         notes |= dict.fromkeys(weight_normed if normalized else (), "weight normalization")
         notes |= dict.fromkeys(together, "normalized, all groups by one norm")

@@ -52,12 +52,8 @@ def require_writable(layers: Layers) -> None:
             elif _is_derived(use):
                 cause = "a hook that derives its weight (pruning, say)"
             else:
-                stored = use.storage[-1]
-                require_whole_weight(stored, f"layer {shown(name)!r}")
-                sides = zip(stored.shape, stored.stride(), strict=True)
-                if not any(side > 1 and step == 0 for side, step in sides):
-                    continue
-                cause = "a view that repeats its values (expand)"
+                require_whole_weight(use.storage[-1], f"layer {shown(name)!r}")
+                continue
             raise ValueError(
                 f"layer {shown(name)!r} is under {cause}, which specreg cannot write through: "
                 f"leave it out with skip={name!r}"

@@ -268,12 +268,13 @@ class Monitor:
             if self._scores is not None:
                 count = min(len(generated), len(real), NUM_PROBED)
                 count = count - count % 4 or count  # whole groups, see signal()
+                pair = self._as_weights(real[:count], generated[:count])
                 try:
                     with evaluating(self.module):  # scores= may be a function that calls it
-                        taught = signal(self._scores, *self._as_weights(real[:count], generated[:count]))
+                        taught = signal(self._scores, *pair)
                 except Exception as error:  # of the user's module, called with samples alone
                     if self._is_asked:
-                        error.add_note(f"in scores=, which was called with samples of {generated.dtype}, {real.dtype}")
+                        error.add_note(f"in scores=, which was called with samples of {pair[0].dtype}")
                         raise
                     self._scores = None
                     reason = str(error).partition("\n")[0] or type(error).__name__  # torch's may be pages

@@ -26,7 +26,7 @@ class Signal:
     """What a discriminator says of a batch of real and a batch of generated samples."""
 
     gradient: float  # the mean norm of D's gradient at generated samples
-    # The standard deviation of the scores of all samples, relative to their largest magnitude, of each score in a list.
+    # How far the scores of all samples lie apart, relative to their largest magnitude, of each output in a list.
     spreads: tuple[float, ...]
 
 
@@ -40,23 +40,30 @@ def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tens
     with torch.inference_mode(False), torch.no_grad(), evaluating(discriminator) as network:
         norms = torch.cat([norms_of_gradients(network, part) for part in torch.split(generated, size)])
         parts = (*torch.split(real, size), *torch.split(generated, size))
-        scores = torch.cat([_flat(network(part.clone())) for part in parts], dim=1)
-    spreads = scores.std(1) / scores.abs().amax(1).clamp(min=1e-12)
-    return Signal(norms.mean().item(), tuple(spreads.tolist()))
+        outputs = zip(*(_extremes(network(part.clone())) for part in parts), strict=True)
+    return Signal(norms.mean().item(), tuple(_spread(torch.stack(output, dim=1)) for output in outputs))
 
 
-def _flat(scores: Any) -> Tensor:
-    """Return the scores of each sample, one for a tensor or for each in a list, a mean over a map; (outputs, N)."""
+def _extremes(scores: Any) -> list[Tensor]:
+    """Return the lowest and highest of each number that samples have in an output, (2, numbers), one by one.
+
+    Together they would be the same of all samples where an output is probabilities, or features that are normalized.
+    """
     outputs = [scores] if isinstance(scores, Tensor) else list(scores)
     rows = (output.detach().cpu().double().reshape(output.shape[:1].numel(), -1) for output in outputs)
-    return torch.stack([row.mean(1) for row in rows])
+    return [torch.stack([row.amin(0), row.amax(0)]) for row in rows]
+
+
+def _spread(extremes: Tensor) -> float:
+    lowest, highest = extremes[0].amin(0), extremes[1].amax(0)
+    return float((highest - lowest).amax() / torch.maximum(highest, -lowest).amax().clamp(min=1e-12))
 
 
 class SignalJudge:
     """Judge a stream of signals: "teaching" or "dead".
 
     It is dead where the gradient has fallen below a thousandth of the largest that the first reading, or two in a row,
-    had, or its scores, or one score of a list, differ by less than 1e-5 of their size, in two readings running.
+    had, or its scores, or one output of a list, differ by less than 1e-5 of their size, in two readings running.
     """
 
     def __init__(self) -> None:
@@ -75,7 +82,7 @@ class SignalJudge:
             if not faint and len(constant) < len(reading.spreads):
                 places = listed([str(place) for place in constant])
                 verb = "is" if len(constant) == 1 else "are"
-                what = f"of the discriminator's {len(reading.spreads)} scores {places} {verb} dead"
+                what = f"of the discriminator's {len(reading.spreads)} outputs {places} {verb} dead"
             text = f"{what} {since}: gradient {reading.gradient:.2g}"
             return Answer("dead", self._silent[0], text)
         return Answer("teaching", None, f"the discriminator teaches: gradient {reading.gradient:.2g}")

@@ -33,7 +33,8 @@ class Scheme:
         name: what messages and saved states call it.
         target: (s, memory) -> :math:`\hat s`, or None where there is nothing to raise.
         remember: (s, memory) -> the memory after an acting call, of the shape of s; memory is None at first, and the
-            first acting call does nothing else. None where nothing is remembered.
+            first acting call does nothing else. None where nothing is remembered. Like ``target`` it may be called
+            more than once for a call that acts, and depends on its arguments alone.
         all_values: whether singular values have to be accurate that are not raised.
         count: rank -> i, how many it raises to the largest, where that is a number; a layer of i = 1 is not looked at.
     """
@@ -215,13 +216,13 @@ class Compensator:
 
     def _compensate(self, layer: Layer) -> None:
         def target(s: Tensor) -> Tensor | None:
-            wanted, _ = self._wanted(layer.name, s)
+            wanted = self._wanted(layer.name, s)
             return None if wanted is None else scaled(wanted, self._largest(layer, s))
 
         s, result = compensate(layer.matrix(), target, all_values=self.scheme.all_values)
-        largest, (_, memory) = self._largest(layer, s), self._wanted(layer.name, s)
-        if memory is not None:
-            self._memory[layer.name] = memory
+        largest = self._largest(layer, s)
+        if self.scheme.remember is not None:
+            self._memory[layer.name] = self._remembered(layer.name, s)
         if result is not None:
             if not self._is_settled(layer):  # s1 is held from now on, where it is not 0
                 self._held[layer.name] = largest
@@ -231,7 +232,7 @@ class Compensator:
 
     def _is_satisfied(self, layer: Layer) -> bool:
         s = singular_values(layer.matrix())
-        wanted, _ = self._wanted(layer.name, s)
+        wanted = self._wanted(layer.name, s)
         if wanted is None:
             return True
         largest, eps = self._largest(layer, s), torch.finfo(layer.dtype).eps
@@ -263,10 +264,14 @@ class Compensator:
             return "unit" if layer.is_normalized else "hold"
         return self.scale
 
-    def _wanted(self, name: str, s: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return what singular values are to be, None where nothing is raised, and what is remembered of them."""
+    def _wanted(self, name: str, s: Tensor) -> Tensor | None:
+        """Return what singular values are to be, None where nothing is raised."""
         if self.scheme.remember is None:
-            return self.scheme.target(s, None), None
+            return self.scheme.target(s, None)
+        # At first it only remembers.
+        return self.scheme.target(s, self._remembered(name, s)) if name in self._memory else None
+
+    def _remembered(self, name: str, s: Tensor) -> Tensor:
+        assert self.scheme.remember is not None
         earlier = self._memory.get(name)
-        memory = self.scheme.remember(s, None if earlier is None else earlier.to(s))
-        return (None if earlier is None else self.scheme.target(s, memory)), memory  # at first it only remembers
+        return self.scheme.remember(s, None if earlier is None else earlier.to(s))

@@ -25,9 +25,10 @@ def spectral_norm(module: nn.Module, *, only: Selection = None, skip: Selection 
     recurrent layers and attention; singular vectors held constant in the gradient. The matrix is the weight with its
     output dimension as rows; torch stacks the groups of a grouped convolution into one matrix, and so does this verb
     (the compensators treat each group on its own). A layer already under spectral normalization, new or legacy, stays
-    as it is; a layer whose class normalizes its weight itself is left out, and the report says so. Of a layer with a gain (an equalized learning rate, see :func:`specreg.register`) the weight that the network uses
-    is normalized. The parameters stay the same objects, but weights come behind biases: make the optimizer afterwards,
-    as a saved state of it goes by their order.
+    as it is; a layer whose class normalizes its weight itself is left out, and the report says so. Of a layer with a
+    gain (an equalized learning rate, see :func:`specreg.register`) the weight that the network uses is normalized. The
+    parameters stay the same objects, but weights come behind biases: make the optimizer afterwards, as a saved state of
+    it goes by their order.
 
     Args:
         module: the discriminator, or any module. Changed in place.

@@ -87,9 +87,11 @@ class SpectralRegularization(SpectrumPreserving):
         self._cached: _Value | None = None
 
     def mapped(self, matrix: Tensor) -> Tensor:
-        # Compiled, a transform would give the weight no gradient, and no error.
+        # Compiled, one would leave the weight without a gradient, and say nothing; others fail in torch's own words.
         if torch._C._are_functorch_transforms_active():
-            raise RuntimeError("spectral_regularization has no transforms of torch.func: take torch.autograd.grad")
+            raise RuntimeError(
+                "spectral_regularization does not support transforms of torch.func: take torch.autograd.grad"
+            )
         count = head_size(self.keep, min(matrix.shape[-2:]))
         try:
             value, factors = self._look_up(matrix.detach(), count)

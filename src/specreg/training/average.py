@@ -16,8 +16,8 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
     """Move parameters towards the network's, average <- decay·average + (1 - decay)·network; copy buffers."""
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-    for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
-        copied.copy_(buffer)
+        for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
+            copied.copy_(buffer)
 
 
 def with_own_statistics(average: nn.Module) -> nn.Module:
