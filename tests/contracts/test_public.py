@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SIGNATURES = {
     "spectral_norm": "(module, *, only=None, skip=None)",
     "static_compensation": ("(module, *, keep=0.5, every=5, start=0, scale='auto', only=None, skip=None)"),
-    "dynamic_compensation": "(module, *, every=5, start=2000, scale='auto', only=None, skip=None)",
+    "dynamic_compensation": "(module, *, every=5, start=0, scale='auto', only=None, skip=None)",
     "spectral_regularization": "(module, *, keep=0.5, gradient='paper', only=None, skip=None)",
     "orthogonalize": "(module, *, iterations=3, only=None, skip=None)",
     "orthogonality_penalty": "(module, *, only=None, skip=None)",

@@ -47,6 +47,9 @@ def groups():
         yield "digits", f"{loss} {method}", [run for run in of(losses, method) if run["loss"] == loss]
     for method in ("SN", "static SR"):
         yield "digits", f"keeps up {method}", of(record("digits-keeps-up")["runs"], method)
+    starts = [run for run in record("dynamic-start")["runs"] if run["setting"] == "digits"]
+    for start in (0, 500, 2000):
+        yield "digits", f"dynamic SR from {start}", [run for run in starts if run["start"] == start]
     for page in ("guard", "rivals", "keep", "grid", "cifar8"):
         for name, runs in record(page).items():
             if len(runs) > 1:

@@ -58,7 +58,7 @@ class StaticOptions(CompensationOptions):
 class DynamicOptions(CompensationOptions):
     """Options of dynamic compensation."""
 
-    start: int = 2000
+    start: int = 0
     """Discriminator steps before the record begins."""
 
 

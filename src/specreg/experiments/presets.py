@@ -235,8 +235,7 @@ def digits() -> list[Cell]:
     """Stacked digits, the settings of specreg compare.
 
     Deviations from the paper: the data, 8x8 networks of 8 and 32 channels, 3,000 steps of batch 16 without decay,
-    3 discriminator steps, generator's learning rate 1e-3, the dynamic record from discriminator step 2000 on, and s_1
-    of the stored weights 1.
+    3 discriminator steps, generator's learning rate 1e-3, and s_1 of the stored weights 1.
     """
     return [Cell("digits", recipe(DataConfig("digits")))]
 

@@ -72,7 +72,7 @@ def dynamic_compensation(
     module: nn.Module,
     *,
     every: int = 5,
-    start: int = 2000,
+    start: int = 0,
     scale: Scale = "auto",
     only: Selection = None,
     skip: Selection = None,
@@ -81,8 +81,8 @@ def dynamic_compensation(
 
     Args:
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
-        start: the number of calls before the record begins. A random initialization has a nearly flat spectrum:
-            a record from there would pin every later one to it. Of 500 and 2000, tried on digits, 2000 was better.
+        start: the number of calls before the record begins; 0, the authors', was the best of three
+            (docs/results/digits.md). More where the layers do not train yet, or are pretrained otherwise.
         every, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
