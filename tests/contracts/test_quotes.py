@@ -137,6 +137,22 @@ def losses():
             yield "docs/results/digits.md", f"ends below 560 modes** (one has 222 on the way), {spreads[0]}."
 
 
+def starts():
+    """Yield what is said of the start of dynamic SR's record on CIFAR-10 at 8x8 and on the ring."""
+    runs = record("dynamic-start")["runs"]
+    small = {
+        start: [run for run in runs if (run["setting"], run["start"]) == ("CIFAR-10 at 8x8", start)]
+        for start in (0, 2000)
+    }
+    for start, text in ((0, "0 has a distance of {}"), (2000, "2,000 has {}")):
+        yield "docs/results/digits.md", text.format(spread(small[start], "fd", 1))
+    for start in (0, 300):
+        shares = [
+            100 * run["high_quality"] for run in runs if (run["setting"], run["start"]) == ("ring, equal rates", start)
+        ]
+        yield "docs/results/digits.md", f"{statistics.fmean(shares):.1f} ± {statistics.stdev(shares):.1f}%"
+
+
 def fast_distances():
     """Yield each method's Fréchet distance in the setting in which a convolution's spectrum collapses."""
     runs = record("verdict/convolutions")
@@ -254,7 +270,7 @@ def means_of_scale_and_start():
         yield "docs/results/cifar32.md", told.format(statistics.fmean(scores))
 
 
-@pytest.mark.parametrize(("document", "sentence"), [*sentences(), *p_values(), *means_of_scale_and_start()])
+@pytest.mark.parametrize(("document", "sentence"), [*sentences(), *p_values(), *means_of_scale_and_start(), *starts()])
 def test_a_sentence_is_written_from_the_records(document, sentence):
     text = re.sub(r"\s+", " ", (ROOT / document).read_text(encoding="utf-8"))
     assert re.sub(r"\s+", " ", sentence) in text
