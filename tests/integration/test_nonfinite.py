@@ -56,7 +56,7 @@ class BadSource(StackedDigits):
 
 SCORE = "score.parametrizations.weight"
 CAUSES = {  # -> what is bad first
-    "the real images": lambda state: setattr(state, "source", BadSource()),
+    "the real images": lambda state: setattr(state, "dataset", BadSource()),
     "the generator's parameter start.weight": (
         lambda state: poison(state.generator.get_parameter("start.weight"), float("inf"))
     ),
