@@ -677,9 +677,8 @@ def test_regularization_refuses_transforms_that_would_leave_out_its_gradient(aro
     def penalty(x):
         return torch.func.grad(lambda x: module(x).sum())(x).square().sum()
 
-    with pytest.raises(Exception, match=r"does not support transforms of torch\.func") as caught:
+    with pytest.raises(RuntimeError, match=r"does not support transforms of torch\.func"):
         around(penalty)(torch.randn(4, 6))
-    assert isinstance(caught.value, RuntimeError) or "RuntimeError" in str(caught.value)
 
 
 def test_an_ensemble_of_orthogonalized_convolutions_is_mapped():

@@ -81,8 +81,8 @@ def dynamic_compensation(
 
     Args:
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
-        start: the number of calls before the record begins; 0, the authors', was the best of three
-            (docs/results/digits.md). More where the layers do not train yet, or are pretrained otherwise.
+        start: the number of calls before the record begins; 0, as the authors have it, was best on digits
+            (docs/results/digits.md). More where the discriminator does not train yet.
         every, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
