@@ -93,8 +93,10 @@ def paper() -> list[Cell]:
     generator step, linear decay to 0 over 50,000 generator steps, generator batch twice the batch.
 
     Deviations from the paper and the authors' code:
+    - compensation edits the stored weight, as in the authors' code; the paper's gradient of W_SR takes no part
     - compensation after every 5th discriminator step; the authors compensate after each of the 5 discriminator steps
       of every 5th iteration: as often, but in bursts
+    - the generator's step comes after the discriminator's five; the authors' after the first of them
     - a batch is that of a whole update; in the configurations that the authors published (batch 256) each of four GPUs
       draws two of them for an update, and normalizes each by itself
     - power iteration takes a step for each pass of the discriminator, through which real and generated images go
@@ -149,7 +151,9 @@ def paper_cpu() -> list[Cell]:
 
 @preset("cifar10-conditional")
 def cifar10_conditional() -> list[Cell]:
-    """The paper's conditional CIFAR-10: class-conditional batch normalization and projection, batch 64, 128 channels.
+    """Conditional CIFAR-10 as in SN-GAN's code (Miyato and Koyama 2018), and SR: batch 64, 128 channels.
+
+    Class-conditional batch normalization in the generator, projection in the discriminator.
 
     Deviations from the paper and the authors' code: those of the preset paper (specreg sweep --preset paper --dry-run).
     """

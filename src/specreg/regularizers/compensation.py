@@ -81,8 +81,8 @@ def dynamic_compensation(
 
     Args:
         module: the discriminator, usually after :func:`specreg.spectral_norm`.
-        start: the number of calls before the record begins; 0, as the authors have it, was best on digits
-            (docs/results/digits.md). More where the discriminator does not train yet.
+        start: the number of calls before the record begins; 0 was best on digits (docs/results/digits.md). More where
+            the discriminator does not train yet.
         every, scale, only, skip: see :mod:`specreg.regularizers.compensation`.
 
     Returns:
@@ -105,7 +105,8 @@ def dynamic_compensation(
         tensor([1.0000, 0.9000], dtype=torch.float64)
 
     Reference:
-        Liu et al. 2019, section 3.2; Obukhov et al. 2021 (``scale="unit"`` without spectral normalization).
+        Liu et al. 2020, Image and Vision Computing 104 (the longer text of arXiv:1908.10999); Obukhov et al. 2021
+        (``scale="unit"`` without spectral normalization).
     """
     layers = find(module, only=only, skip=skip, title="dynamic_compensation")
     return Compensator(layers, dynamic_scheme(), every=every, start=start, scale=scale)

@@ -78,7 +78,7 @@ def dynamic_target(s: Tensor, record: Tensor) -> Tensor:
     r"""Return :math:`\hat s_k = \gamma_k s_1` for a record :math:`\gamma` that s has updated.
 
     Reference:
-        Liu et al. 2019, section 3.2, dynamic compensation, whose record is never below the present ratios.
+        Liu et al. 2020 (Image and Vision Computing), dynamic compensation; γ is never below the present ratios.
     """
     return record * s[..., :1]
 
