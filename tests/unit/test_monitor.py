@@ -755,12 +755,47 @@ def test_a_history_keeps_its_own_copies():
         assert each.singular_values("a").tolist() == [[1.0, 0.5]]
 
 
+def test_scores_of_frozen_features_in_half_precision_get_the_samples_as_they_are():
+    features, head = nn.Linear(2, 4).bfloat16().requires_grad_(False), nn.Linear(4, 1)
+    module = nn.ModuleDict({"features": features, "head": head})
+    samples = torch.randn(300, 2).bfloat16()
+    scores = lambda x: head(features(x).float())  # noqa: E731
+    monitor = specreg.Monitor(module, only="head", samples=lambda: (samples, samples), scores=scores)
+    assert monitor.step(1).signal.state == "teaching"
+
+
+def test_a_discriminator_takes_samples_in_the_precision_of_its_first_weight():
+    class Mixed(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x).bfloat16())
+
+    module = Mixed(nn.Linear(2, 4).requires_grad_(False), nn.Linear(4, 1).bfloat16())
+    samples = torch.randn(300, 2)
+    assert specreg.Monitor(module, samples=lambda: (samples, samples)).step(1).signal.state == "teaching"
+
+
+def test_a_discriminator_that_begins_at_zero_is_judged_from_when_it_trains():
+    real = torch.randn(300, 2)
+    module = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    nn.init.zeros_(module[-1].weight)
+    monitor = specreg.Monitor(module, every=1, samples_every=1, samples=lambda: (real + 1, real))
+    states = [monitor.step(iteration).signal.state for iteration in range(4)]
+    assert states == ["not judged"] * 4
+    assert "its weights stand" in monitor.verdict.message
+    with torch.no_grad():  # it trains, and still gives no gradient
+        module[0].weight += 0.1 * torch.randn(8, 2)
+    states = [monitor.step(iteration).signal.state for iteration in range(4, 7)]
+    assert states == ["not judged", "teaching", "dead"]
+
+
 def test_what_a_users_own_scores_raise_is_raised():
     samples = torch.randn(300, 2).bfloat16()  # as autocast makes them
     monitor = specreg.Monitor(network(), samples=lambda: (samples, samples), scores=lambda x: x[0, 9])
     with pytest.raises(IndexError) as caught:
         monitor.step(1)
-    assert caught.value.__notes__ == ["in scores=, which was called with samples of torch.float32"]
+    assert caught.value.__notes__ == [
+        "in scores=, which was called with samples of torch.bfloat16, at most 16 at a time of 256"
+    ]
 
 
 class TestGuard:

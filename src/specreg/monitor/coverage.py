@@ -180,7 +180,7 @@ class Coverage:
         # Fresh samples are further from a centre than those whose mean it is; a bin of few leans on the spread of all.
         sums = squared.new_zeros(self.num_bins).index_add_(0, bins, squared)
         mean = squared.sum() / (num_binned - self.num_bins)
-        self._spread = (sums + 5 * mean) / (counts + 4) * (1 + 1 / counts) + 1e-8
+        self._spread = (sums + 5 * mean) / (counts + 4) * (1 + 1 / counts.to(points)) + 1e-8
         nearest_first = squared.argsort(stable=True)
         nearest_first = nearest_first[bins[nearest_first].argsort(stable=True)]
         self._examples = order[nearest_first[counts.cumsum(0) - counts]]

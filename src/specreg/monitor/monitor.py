@@ -15,7 +15,7 @@ from specreg.monitor.coverage import Coverage, Reading, checked_state
 from specreg.monitor.detector import Detector, checked_groups
 from specreg.monitor.history import History
 from specreg.monitor.modes import ModeJudge
-from specreg.monitor.signal import Signal, SignalJudge, signal
+from specreg.monitor.signal import NUM_AT_ONCE, Signal, SignalJudge, signal
 from specreg.monitor.snapshot import spectra_of
 from specreg.monitor.verdict import UNASKED, Answer, Verdict, combined
 from specreg.names import State, check_function, check_type, default_groups, integer, reading_state, shown, suggestion
@@ -243,7 +243,7 @@ class Monitor:
         self._saved = self._saved if made is None else made
         self._answers = (
             self._modes.update(iteration, self.reading),
-            UNASKED if taught is None else self._signal.update(iteration, taught),
+            UNASKED if taught is None else self._signal.update(iteration, taught, has_moved=self.detector.has_moved),
         )
         self.sampled = iteration
 
@@ -268,31 +268,41 @@ class Monitor:
             if self._scores is not None:
                 count = min(len(generated), len(real), NUM_PROBED)
                 count = count - count % 4 or count  # whole groups, see signal()
-                pair = self._as_weights(real[:count], generated[:count])
-                try:
-                    with evaluating(self.module):  # scores= may be a function that calls it
-                        taught = signal(self._scores, *pair)
-                except Exception as error:  # of the user's module, called with samples alone
-                    if self._is_asked:
-                        error.add_note(f"in scores=, which was called with samples of {pair[0].dtype}")
-                        raise
-                    self._scores = None
-                    reason = str(error).partition("\n")[0] or type(error).__name__  # torch's may be pages
-                    has_gradient = generated.is_floating_point() or generated.is_complex()
-                    helps = has_gradient and not isinstance(error, OutOfMemoryError)
-                    remedy = ", give scores=" if helps else ""
-                    logger.warning("monitor: the discriminator's signal is not measured%s: %s", remedy, reason)
+                taught = self._signal_of(self._scores, real[:count], generated[:count])
         return reading, taught, made
 
-    def _as_weights(self, *samples: Tensor) -> list[Tensor]:
-        """Return samples in the precision of the weights, which outside of autocast take no other.
+    def _signal_of(self, scores: Callable[[Tensor], Any], real: Tensor, generated: Tensor) -> Signal | None:
+        """Return the discriminator's signal; None, from now on, if it cannot be called with samples alone.
 
-        A user's own function may begin with others: it gets its samples as they are, unless autocast made some.
+        Outside of autocast a network takes one precision alone, in general that of its first weight. A user's own
+        function may begin with others: it gets the samples as they are first.
         """
-        dtype = next(iter(self._watched.values())).dtype
-        if self._is_asked and all(part.element_size() > 2 for part in samples):
-            return list(samples)
-        return [part.to(dtype) if part.is_floating_point() and dtype.is_floating_point else part for part in samples]
+        given = [real, generated]
+        dtypes = (part.dtype for part in self.module.parameters() if part.is_floating_point() or part.is_complex())
+        dtype = next(dtypes, generated.dtype)
+        is_cast = dtype.is_floating_point and any(part.is_floating_point() and part.dtype != dtype for part in given)
+        pairs = [given]
+        if is_cast:
+            cast = [part.to(dtype) if part.is_floating_point() else part for part in given]
+            pairs = [given, cast] if self._is_asked else [cast, given]
+        errors: list[Exception] = []
+        for pair in pairs:
+            try:
+                with evaluating(self.module):  # scores= may be a function that calls it
+                    return signal(scores, *pair)
+            except Exception as error:  # of the user's module
+                errors.append(error)
+        if self._is_asked:
+            shapes = f"{pairs[0][1].dtype}, at most {NUM_AT_ONCE} at a time of {len(generated)}"
+            errors[0].add_note(f"in scores=, which was called with samples of {shapes}")
+            raise errors[0]
+        self._scores = None
+        reason = str(errors[0]).partition("\n")[0] or type(errors[0]).__name__  # torch's may be pages
+        has_gradient = generated.is_floating_point() or generated.is_complex()
+        helps = has_gradient and not isinstance(errors[0], OutOfMemoryError)
+        remedy = ", give scores=" if helps else ""
+        logger.warning("monitor: the discriminator's signal is not measured%s: %s", remedy, reason)
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the past, for the checkpoint; actions have their own."""

@@ -19,6 +19,7 @@ from specreg.names import integer, listed, reading_state
 
 _FAINT, _CONSTANT, _PATIENCE = 1e-3, 1e-5, 2
 _BATCH = 2**20  # numbers of samples at once
+NUM_AT_ONCE = 16  # samples, at most
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def signal(discriminator: Callable[[Tensor], Any], real: Tensor, generated: Tens
     check_pair(real, generated)
     # A power of two: layers that compare a batch's samples in groups, of four mostly, need whole groups. Never many:
     # of short samples, waveforms or latents, a network may make maps that are a thousand times as large.
-    size = 1 << max(2, min(4, (_BATCH // generated[0].numel()).bit_length() - 1))
+    size = max(4, min(NUM_AT_ONCE, 1 << (_BATCH // generated[0].numel()).bit_length() >> 1))
     # In inference mode, in which samples may have been made, nothing has a gradient.
     with torch.inference_mode(False), torch.no_grad(), evaluating(discriminator) as network:
         norms = torch.cat([norms_of_gradients(network, part) for part in torch.split(generated, size)])
@@ -63,17 +64,20 @@ class SignalJudge:
     """Judge a stream of signals: "teaching" or "dead".
 
     It is dead where the gradient has fallen below a thousandth of the largest that the first reading, or two in a row,
-    had, or its scores, or one output of a list, differ by less than 1e-5 of their size, in two readings running.
+    had, or its scores, or one output of a list, differ by less than 1e-5 of their size, in two readings running. One
+    that never had a gradient is judged from when its weights move: a last layer may begin at zero, and training later.
     """
 
     def __init__(self) -> None:
         self._largest, self._last = 0.0, math.inf  # of the gradients, and the one at the reading before
         self._silent: list[int] = []  # the iterations of the readings that agree so far
 
-    def update(self, iteration: int, reading: Signal) -> Answer:
+    def update(self, iteration: int, reading: Signal, *, has_moved: bool = True) -> Answer:
         gradient = reading.gradient if math.isfinite(reading.gradient) else 0.0
         # What one reading alone had is no measure of the others, unless it is the first.
         self._largest, self._last = max(self._largest, min(gradient, self._last)), gradient
+        if self._largest == gradient == 0 and not has_moved:
+            return Answer("not judged", None, "the discriminator is not judged: its gradient is 0, its weights stand")
         faint = not reading.gradient > _FAINT * self._largest
         constant = [place for place, spread in enumerate(reading.spreads, start=1) if not spread > _CONSTANT]
         self._silent = [*self._silent, iteration] if faint or constant else []
