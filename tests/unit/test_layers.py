@@ -265,24 +265,35 @@ def test_frozen_layers_are_named_and_can_be_asked_for():
 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 @pytest.mark.parametrize("pretrained", [True, False])
-def test_pretrained_features_of_a_network_without_gradients_are_told_of(verb, pretrained, caplog):
-    module = network().requires_grad_(False)  # as the loops of StyleGAN and its successors make a discriminator
+@pytest.mark.parametrize("with_gradients", [True, False], ids=["gradients", "none"])
+def test_pretrained_features_that_are_taken_are_told_of(verb, pretrained, with_gradients, caplog):
+    # Without, as the loops of StyleGAN and its successors make a discriminator; with, where no optimizer has them.
+    module = network().requires_grad_(with_gradients)
     module["features"].train(not pretrained)
     with caplog.at_level(logging.WARNING):
         verb(module)
-    text = "no layer needs a gradient now, so that all are taken; those in eval mode beside others in training mode, "
+    text = "layers in eval mode beside others in training mode, "
     assert (f"{text}features, seem to be pretrained: leave them out with skip" in caplog.text) == pretrained
     caplog.clear()
-    module = network().requires_grad_(False)
+    module = network().requires_grad_(with_gradients)
     module["features"].train(not pretrained)
     with caplog.at_level(logging.WARNING):
         verb(module, only=["features", "head"])
     assert not caplog.text
-    module = network()
-    module["features"].eval()
-    with caplog.at_level(logging.WARNING):
-        verb(module)
-    assert not caplog.text
+
+
+def test_a_module_with_several_places_is_found_by_each_and_named_by_the_first():
+    encoder = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    networks = nn.ModuleDict({"teacher": nn.ModuleDict({"encoder": encoder, "head": nn.Linear(4, 2)})})
+    networks["D"] = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(4, 1)})
+    encoder.owner = networks  # a child that holds what holds it
+    assert list(find(networks, only="D")) == ["teacher.encoder.0", "teacher.encoder.1", "D.head"]
+    assert list(find(networks, only="D.encoder.1")) == ["teacher.encoder.1"]
+    assert list(find(networks, skip="D")) == ["teacher.head"]
+    layers = specreg.spectral_norm(networks, only="D")
+    assert all(layer.shared_with == () for layer in layers.values())
+    specreg.remove(networks)
+    assert type(encoder[0]) is nn.Linear
 
 
 @pytest.mark.parametrize("normalize", [torch.nn.utils.spectral_norm, parametrizations.spectral_norm])

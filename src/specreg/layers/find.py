@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from specreg.layers.forwards import is_customized
 from specreg.layers.kinds import Kind, is_known, tensor_names, weights_of
-from specreg.layers.selection import Selection, plainly_named_modules, predicates, unwrap
+from specreg.layers.selection import Predicate, Selection, plainly_named_modules, predicates, unwrap
 from specreg.layers.weights import Weight
 from specreg.names import listed, shown
 
@@ -186,7 +186,8 @@ def find(
         embeddings: whether embeddings are taken when ``only`` is not given.
         normalizing: whether layers are taken whose class normalizes the weight itself.
         only: take just these: a name, a glob on names, a class, a predicate ``(name, module) -> bool``, or several of
-            them. A name stands for everything below it too.
+            them. A name stands for everything below it too. A module that has several places in ``module`` is called by
+            the first, and taken by each.
         skip: leave these out; the same forms.
         title: heads the printed report.
 
@@ -197,19 +198,16 @@ def find(
     """
     require_whole(module)
     module = unwrap(module)
-    candidates = [
-        (name if attribute == "weight" else f"{name}.{attribute}".lstrip("."), Weight(child, attribute, kind))
-        for name, child in plainly_named_modules(module)
-        for attribute, kind in weights_of(child)
-    ]
-    named = [(name, use.module) for name, use in candidates]
+    places = _places(module)
+    candidates = [(names[0], use) for names, use in places]
+    named = [(name, use.module) for names, use in places for name in names]
     skipped = predicates("skip", skip, named)
     if only is None:
-        chosen = [(name, use) for name, use in candidates if embeddings or not isinstance(use.module, nn.Embedding)]
+        chosen = [place for place in places if embeddings or not isinstance(place[1].module, nn.Embedding)]
     else:
         selectors = predicates("only", only, named)
-        chosen = [(name, use) for name, use in candidates if any(selects(name, use.module) for selects in selectors)]
-    matched = [(name, use) for name, use in chosen if not any(skips(name, use.module) for skips in skipped)]
+        chosen = [place for place in places if _is_selected(place, selectors)]
+    matched = [(place[0][0], place[1]) for place in chosen if not _is_selected(place, skipped)]
     frozen, own = [], []
     has_trained = only is None and any(_is_trained(use) for _, use in candidates)
     if has_trained:
@@ -241,6 +239,21 @@ def find(
         layers.append(Layer(names[0], uses, names[1:], tuple(others.get(stored_id, ()))))
     left_out = LeftOut(tuple(_not_covered(module, only_trained=has_trained)), tuple(frozen), tuple(own))
     return Layers(layers, title, left_out, are_named=only is not None)
+
+
+def _places(module: nn.Module) -> list[tuple[list[str], Weight]]:
+    """Return every weight with the names of the places that its module has."""
+    places: dict[tuple[int, str], tuple[list[str], Weight]] = {}
+    for name, child in plainly_named_modules(module, repeated=True):
+        for attribute, kind in weights_of(child):
+            names, _ = places.setdefault((id(child), attribute), ([], Weight(child, attribute, kind)))
+            names.append(name if attribute == "weight" else f"{name}.{attribute}".lstrip("."))
+    return list(places.values())
+
+
+def _is_selected(place: tuple[list[str], Weight], selectors: Iterable[Predicate]) -> bool:
+    names, use = place
+    return any(selects(name, use.module) for selects in selectors for name in names)
 
 
 def require_whole(module: nn.Module) -> None:

@@ -43,8 +43,11 @@ def difference(weight: Weight) -> str | None:
                 return None
             factor = float(candidate.norm() / expected.norm())
             if torch.allclose(candidate, factor * expected, rtol=1e-3, atol=1e-6 * float(candidate.abs().max())):
-                return f"{name} uses its weight times {factor:.3g}"
-    return f"{name} uses another weight than the one that it stores, or none that could be seen"
+                return f"{name} uses its weight times {factor:.3g}; specreg.register(gain=) can tell"
+    return (
+        f"{name} uses another weight than the one that it stores, or none that could be seen; if it is no multiple of "
+        "that, leave it out with skip="
+    )
 
 
 class _Recorder(TorchFunctionMode):

@@ -19,22 +19,21 @@ def warn_of_doubts(layers: Layers) -> None:
     """Log what speaks against taking these layers as they are.
 
     That is where a class with a forward of its own uses another weight than the one that is read and written, and where
-    pretrained layers were taken that nobody named, because none needs a gradient at this moment.
+    pretrained layers were taken that nobody named, because they need a gradient, or none does at this moment.
     """
     uses = [(name, use) for name, layer in layers.items() for use in layer.uses]
     # A discriminator keeps its pretrained features in eval mode, whatever its own mode is.
     resting = dict.fromkeys(shown(name) for name, use in uses if not use.module.training)
     is_mixed = 0 < len(resting) < len(layers) and not layers.are_named
-    if is_mixed and not any(tensor.requires_grad for _, use in uses for tensor in use.sources):
+    if is_mixed:
         logger.warning(
-            "no layer needs a gradient now, so that all are taken; those in eval mode beside others in training mode, "
-            "%s, seem to be pretrained: leave them out with skip=",
+            "layers in eval mode beside others in training mode, %s, seem to be pretrained: leave them out with skip=",
             listed(list(resting)),
         )
     for name, layer in layers.items():
         for use in layer.uses:
             if (text := difference(use)) is not None:
-                logger.warning("layer %r: %s; specreg.register can tell what it uses", shown(name), text)
+                logger.warning("layer %r: %s", shown(name), text)
                 break
 
 

@@ -38,10 +38,13 @@ def _is_fabrics(module: nn.Module) -> bool:
     return all(name in module._modules for name in ("_forward_module", "_original_module"))
 
 
-def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules, named without wrappers, activation checkpointing's too: wrapping renames nothing."""
+def plainly_named_modules(module: nn.Module, *, repeated: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules, named without wrappers, activation checkpointing's too: wrapping renames nothing.
+
+    One that has several places in the module is named by the first, if ``repeated`` by each.
+    """
     wrapped = {}  # wrapper -> its child's name
-    for name, child in module.named_modules():
+    for name, child in _places(module) if repeated else module.named_modules():
         if isinstance(child, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             wrapped[name] = "module"
         elif _is_fabrics(child):
@@ -54,6 +57,14 @@ def plainly_named_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             and part != wrapped.get(".".join(parts[:index]))
         ]
         yield ".".join(kept), child
+
+
+def _places(module: nn.Module, name: str = "", above: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
+    # torch's own, remove_duplicate=False, never ends where a child holds its parent.
+    yield name, module
+    for part, child in module._modules.items():
+        if child is not None and child is not module and all(child is not parent for parent in above):
+            yield from _places(child, f"{name}.{part}" if name else part, (*above, module))
 
 
 def predicates(option: str, selection: Selection, candidates: Sequence[tuple[str, nn.Module]]) -> list[Predicate]:
