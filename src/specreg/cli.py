@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from specreg import __version__
 from specreg.experiments.interrupts import whole_imports
-from specreg.files import prepare_directory
+from specreg.files import Stream, prepare_directory
 from specreg.names import check_choice, integer, printable, suggestion
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ specreg COMMAND --help lists a command's options. The library needs no command:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _settle_streams()
-    output: Any = _Output(sys.stdout)
+    output: Any = Stream(sys.stdout, _writing)
     try:
         with contextlib.redirect_stdout(output):
             try:
@@ -103,24 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class _OutputError(Exception):
     """Standard output cannot be written: no OSError, for which rich ends the process, and others name a disk."""
-
-
-class _Output:
-    """Standard output that says so where it cannot be written."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> Any:
-        with _writing():
-            return self._stream.write(text)
-
-    def flush(self) -> None:
-        with _writing():
-            self._stream.flush()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from specreg.autopsy.spectra import COLLAPSED, REDUCED, Autopsy, LayerSpectrum
+from specreg.files import Stream
 from specreg.names import ALARMS, counted, listed, printable
 from specreg.names import shown as layer_name
 from specreg.records import PACE
@@ -92,7 +93,7 @@ def training(config: "RunConfig", *, is_default: bool) -> Iterator[Callable[[int
     chosen = "; by default, another one with --method" if is_default else ""
     headings = [f"{method.title} on {settings.data.data}, {steps} steps ({method.about}{chosen})"]
     latest: dict[str, Any] = {}
-    console, pulse = Console(file=cast("IO[str]", _Heard()), highlight=False), _Pulse()
+    console, pulse = _console(), _Pulse()
     bars = _Bar("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "left", console=console)
     task = bars.add_task(label, total=steps, metrics="")
 
@@ -120,29 +121,17 @@ def training(config: "RunConfig", *, is_default: bool) -> Iterator[Callable[[int
             bars.stop()
 
 
-class _Heard:
-    """Standard error for what is shown on the way: where nobody reads it any more the training goes on without."""
-
-    def __init__(self) -> None:
-        self._stream = sys.stderr  # of now: rich puts a stream of its own in its place
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
+def _console() -> Console:
+    """Return standard error for what is shown on the way: where nobody reads it any more the training goes on."""
+    # That of now: rich puts a stream of its own in its place.
+    heard = Stream(sys.stderr, lambda: contextlib.suppress(OSError))
+    return Console(file=cast("IO[str]", heard), highlight=False)
 
 
 @contextlib.contextmanager
 def progress(jobs: "Sequence[Job]") -> Iterator[Callable[[], None]]:
     """Show how far the runs are, on a terminal as a table; yields what is to be called now and then."""
-    console, pulse = Console(file=cast("IO[str]", _Heard()), highlight=False), _Pulse()
+    console, pulse = _console(), _Pulse()
     with Live(console=console, auto_refresh=False) if console.is_interactive else contextlib.nullcontext() as live:
 
         def watch() -> None:

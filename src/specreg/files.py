@@ -7,7 +7,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -146,6 +147,25 @@ def prepare_directory(path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"cannot write to {path} ({error.strerror or error}): choose another output folder") from error
+
+
+class Stream:
+    """A stream of text that is written within a context of its own, which says what becomes of an error."""
+
+    def __init__(self, stream: Any, writing: Callable[[], AbstractContextManager[None]]) -> None:
+        self._stream, self._writing = stream, writing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._writing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._writing():
+            self._stream.flush()
 
 
 def _parsed(content: bytes) -> Any:
