@@ -82,11 +82,9 @@ def cut_grid(picture: np.ndarray, tile: tuple[int, int]) -> np.ndarray | None:
         rows, columns = (picture.shape[0] - padding) // down, (picture.shape[1] - padding) // along
         if min(rows, columns) < 1 or (rows * down + padding, columns * along + padding) != picture.shape[:2]:
             continue
-        lines = np.concatenate([
-            *(picture[row * down + i] for row in range(rows + 1) for i in range(padding)),
-            *(picture[:, column * along + i] for column in range(columns + 1) for i in range(padding)),
-            picture[:0, 0],
-        ])  # fmt: skip
+        line_rows = np.arange(picture.shape[0]) % down < padding
+        line_columns = np.arange(picture.shape[1]) % along < padding
+        lines = picture[line_rows[:, None] | line_columns]
         if len(lines) and int(np.ptp(lines, axis=0).max()) > _TOLERANCE:
             continue
         inner = picture[padding:, padding:].reshape(rows, down, columns, along, -1)[:, :height, :, :width]
