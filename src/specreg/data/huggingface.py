@@ -77,10 +77,8 @@ def _labels(folder: Path, table: Any, kind: type) -> tuple[Sequence[int], tuple[
 
 def _outside_files(folder: Path, column: Any) -> list[Path]:
     """Return the files whose paths a column (of Arrow's structures of bytes and path) has instead of their bytes."""
-    rows: list[tuple[bool, str | None]] = []
-    for chunk in column.chunks:
-        parts = dict(zip((field.name for field in chunk.type), chunk.flatten(), strict=True))
-        rows.extend(zip(parts["bytes"].is_valid().to_pylist(), parts["path"].to_pylist(), strict=True))
+    parts = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+    rows = zip(parts["bytes"].is_valid().to_pylist(), parts["path"].to_pylist(), strict=True)
     files = []
     for index, (has_bytes, path) in enumerate(rows):
         if has_bytes:
