@@ -1,9 +1,8 @@
 """The training loop: n_dis discriminator steps, a compensation after each, one generator step, and again."""
 
 import operator
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from specreg.training.replay import Replay, replayable
 from specreg.training.state import TrainingState
 from specreg.training.steps import Batch, NonFiniteError, discriminator_step, diverging, draw_latent, generator_step
 
-T = TypeVar("T")
 # What a callback is told after each step: the state, and the losses of that step by name.
 Callback = Callable[[TrainingState, dict[str, Tensor]], None]
 
@@ -66,13 +64,15 @@ def train(
     if not state.replays and config.graphs and processes.count == 1 and is_fixed and replayable(networks):
         state.replays = {"d": Replay(networks, state.discriminator), "g": Replay(networks, state.generator)}
     optimizers = (state.discriminator_optimizer, config.d_lr), (state.generator_optimizer, config.g_lr)
-    # A GPU would wait for its batches, which are made on the CPU.
-    aside = ThreadPoolExecutor(1) if device.type == "cuda" else None
+    # A GPU would wait for its batches, which are made on the CPU: in another thread, in the same order.
+    drawn: Callable[..., Iterable[list[tuple[Tensor, Tensor]]]] = map
+    if device.type == "cuda":
+        drawn = ThreadPoolExecutor(1).map
     while state.step < config.steps:
         for optimizer, lr in optimizers:
             optimizer.param_groups[0]["lr"] = lr * decay_factor(config, state.step)
         try:
-            for real in _ahead(lambda: real_batches(1), config.d_steps, aside):
+            for real in drawn(real_batches, [1] * config.d_steps):
                 d_loss = discriminator_step(
                     state.generator,
                     state.discriminator,
@@ -112,16 +112,6 @@ def train(
 def decay_factor(config: TrainingConfig, step: int) -> float:
     """Return what the learning rates are multiplied by at a step: 1 - step / steps if they decay."""
     return 1 - step / config.steps if config.lr_decay == "linear" else 1.0
-
-
-def _ahead(draw: Callable[[], T], count: int, aside: Executor | None) -> Iterator[T]:
-    """Yield so many draws; with a thread aside the next one is made while the last is used."""
-    draws = (draw if aside is None else aside.submit(draw).result for _ in range(count))
-    coming = next(draws)
-    for following in draws:
-        yield coming()
-        coming = following
-    yield coming()
 
 
 def draw_real(
