@@ -1,13 +1,6 @@
-"""Feature extractors behind one interface: uint8 images in; features, class probabilities and modes out.
+"""Feature extractors behind one interface, that of :class:`Pixels`: images in; features, probabilities, modes out.
 
-An extractor has
-
-- ``key``: one of ``FeatureName``, for the protocol's name;
-- ``title``: the features in words, for the record;
-- ``resizing``: of images before the network, in words, for the record;
-- ``library``: the network's library and version, None if it is this package;
-- ``describe``, which takes images (N, C, H, W), uint8; a classifier's raises ValueError naming the shape that they
-  should have.
+A classifier's ``describe`` raises ValueError naming the shape that images should have.
 """
 
 import hashlib
@@ -43,10 +36,10 @@ class Description:
 class Pixels:
     """Images of any size, averaged to 8x8: the features where no classifier fits."""
 
-    key: FeatureName = "pixels"
-    title = "pixels"
-    resizing = f"averaged to {_PIXELS}x{_PIXELS}"
-    library = None
+    key: FeatureName = "pixels"  # for the protocol's name
+    title = "pixels"  # the features in words, for the record
+    resizing = f"averaged to {_PIXELS}x{_PIXELS}"  # of images before the network, likewise
+    library = None  # the network's and its version, None if it is this package
 
     def describe(self, images: Tensor) -> Description:
         parts = torch.split(images, 500)  # all at once, as floats, they would fill the memory
@@ -63,7 +56,6 @@ class ClassifierFeatures:
     Args:
         key: "digits" for 8x8, "mnist" for 28x28, "cifar" for colours of 32x32.
         stacked: whether three channels are three digits.
-        device: where it computes.
     """
 
     resizing = "none"
@@ -108,7 +100,6 @@ class Inception:
 
     Args:
         weights: a file of torch-fidelity's weights; None looks where torch-fidelity keeps them. Nothing is downloaded.
-        device: where it computes.
 
     Reference:
         Heusel et al. 2017; Salimans et al. 2016; Obukhov and Krasnyanskiy 2020 (torch-fidelity).
