@@ -23,10 +23,10 @@ def evaluator(name: str) -> MixtureEvaluator:
 def test_a_point_is_of_high_quality_within_three_deviations_by_distance_or_by_coordinate():
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
     points = 0.5 * torch.tensor([[2.9, 0.0], [2.5, 2.5], [0.0, -3.1], [20.0, 2.9], [9.9, 0.0], [10.1, 0.0]])
-    modes, radial = assign(points, centres, 0.5, region="radial")
+    modes, radial = assign(points, centres, 0.5, order=2)
     assert modes.tolist() == [0, 0, 0, 1, 0, 1]
     assert radial.tolist() == [True, False, False, True, False, False]
-    _, box = assign(points, centres, 0.5, region="box")
+    _, box = assign(points, centres, 0.5, order=math.inf)
     assert box.tolist() == [True, True, False, True, False, False]
 
 

@@ -4,8 +4,8 @@ A point belongs to the nearest centre and is of high quality if it is near enoug
 and in the points that the KL counts, so every number goes with the name of its protocol.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +13,10 @@ from torch import Tensor
 from specreg.evaluation.metrics import frechet_distance, reverse_kl, reverse_kl_floor
 
 _REACH = 3.0  # standard deviations
-_Region = Literal["radial", "box"]
-# By publication the region of high quality, within 3 standard deviations of the centre or within 3 in each coordinate,
-# and whether the reverse KL counts the modes of all points: PacGAN (Lin et al. 2018, section 4.1) and self-conditioned
-# GAN (Liu et al. 2020), from the authors' code.
-RULES: dict[str, tuple[_Region, bool]] = {"pacgan": ("radial", False), "self-conditioned": ("box", True)}
+# By publication the order of the norm that is at most 3 standard deviations in the region of high quality, and whether
+# the reverse KL counts the modes of all points: PacGAN (Lin et al. 2018, section 4.1) and self-conditioned GAN (Liu et
+# al. 2020), from the authors' code.
+RULES: dict[str, tuple[float, bool]] = {"pacgan": (2, False), "self-conditioned": (math.inf, True)}
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class MixtureEvaluator:
         """Return every metric of generated points (M, 2); ``labels`` are not looked at."""
         if not bool(torch.isfinite(points).all()):
             raise ValueError("the generated points hold NaN or inf")
-        (region, counts_all), count = RULES[self._publication], len(self._centres)
-        modes, good = assign(points, self._centres, self._deviation, region=region)
+        (order, counts_all), count = RULES[self._publication], len(self._centres)
+        modes, good = assign(points, self._centres, self._deviation, order=order)
         counted = modes if counts_all else modes[good]
         return MixtureEvaluation(
             protocol=f"{self._publication}_{self._name}_{len(points)}",
@@ -72,13 +71,12 @@ class MixtureEvaluator:
         return {key: evaluation[key] for key in ("modes", "high_quality", "kl", "fd") if evaluation[key] is not None}
 
 
-def assign(points: Tensor, centres: Tensor, deviation: float, *, region: _Region) -> tuple[Tensor, Tensor]:
+def assign(points: Tensor, centres: Tensor, deviation: float, *, order: float) -> tuple[Tensor, Tensor]:
     """Return each point's nearest centre (N,), int64, and whether it lies within 3 deviations of it (N,), bool.
 
-    Points are (N, 2), centres (K, 2); "radial" measures the distance, "box" each coordinate.
+    Points are (N, 2), centres (K, 2); the distance is the norm of this order, of infinity the larger coordinate.
     """
     points, centres = points.double(), centres.double()
     modes = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-    offsets = (points - centres[modes]).abs()
-    distance = offsets.norm(dim=1) if region == "radial" else offsets.amax(1)
+    distance = torch.linalg.vector_norm(points - centres[modes], order, dim=1)
     return modes, distance < _REACH * deviation
