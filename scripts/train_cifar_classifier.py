@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.data.open import find_images
-from specreg.evaluation.classifier import CIFAR_WEIGHTS, CifarClassifier
+from specreg.evaluation.classifier import CLASSIFIERS, CifarClassifier
 from specreg.training.state import save_checkpoint
 from train_mnist_classifier import correct
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many, resumable")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=CIFAR_WEIGHTS)
+    parser.add_argument("--out", type=Path, default=CLASSIFIERS["cifar"][1])
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     images = find_images(options.data)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.data.digits import load_split
-from specreg.evaluation.classifier import DIGIT_WEIGHTS, digit_classifier
+from specreg.evaluation.classifier import CLASSIFIERS, digit_classifier
 from train_mnist_classifier import correct, normalize
 
 EPOCHS, BATCH = 60, 50
@@ -50,8 +50,9 @@ def main() -> None:
     hits = correct(classifier, held_out[:, None], held_out_labels)
     print(f"training accuracy {fitted:.4f}, held-out accuracy {hits}/{len(held_out)} = {hits / len(held_out):.4f}")
     normalize(classifier, train[:, None])
-    save_file(classifier.state_dict(), DIGIT_WEIGHTS)
-    print(f"{DIGIT_WEIGHTS.name}: {DIGIT_WEIGHTS.stat().st_size} bytes")
+    weights = CLASSIFIERS["digits"][1]
+    save_file(classifier.state_dict(), weights)
+    print(f"{weights.name}: {weights.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

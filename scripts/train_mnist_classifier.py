@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from specreg.data.open import find_images
-from specreg.evaluation.classifier import MNIST_WEIGHTS, Classifier, mnist_classifier
+from specreg.evaluation.classifier import CLASSIFIERS, Classifier, mnist_classifier
 
 BATCH, LR = 250, 4e-3
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="MNIST")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=MNIST_WEIGHTS)
+    parser.add_argument("--out", type=Path, default=CLASSIFIERS["mnist"][1])
     options = parser.parse_args()
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ from specreg.cli import main
 from specreg.data.arrays import ImageArrays
 from specreg.data.digits import StackedDigits, load_split
 from specreg.data.stacked import StackedImages
-from specreg.evaluation.classifier import CIFAR_WEIGHTS, CifarClassifier, load_classifier
+from specreg.evaluation.classifier import CLASSIFIERS, CifarClassifier, load_classifier
 from specreg.evaluation.features import ClassifierFeatures, Pixels, open_extractor
 from specreg.evaluation.metrics import neighbourhoods
 from specreg.evaluation.protocol import Evaluator, protocol_name
@@ -215,7 +215,7 @@ def test_classifier_weights_that_are_missing_or_damaged_say_so(tmp_path, monkeyp
 
 def test_the_cifar_classifier_is_small_enough_to_ship():
     assert sum(p.numel() for p in CifarClassifier().parameters()) < 2_000_000
-    assert CIFAR_WEIGHTS.stat().st_size < 5_000_000
+    assert CLASSIFIERS["cifar"][1].stat().st_size < 5_000_000
     features = load_classifier("cifar").features(torch.rand(4, 3, 32, 32))
     assert features.shape == (4, 256)
     assert bool(torch.isfinite(features).all())

@@ -13,9 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _HERE = Path(__file__).parent
-DIGIT_WEIGHTS = _HERE / "digit_classifier.safetensors"
-MNIST_WEIGHTS = _HERE / "mnist_classifier.safetensors"
-CIFAR_WEIGHTS = _HERE / "cifar_classifier.safetensors"
 DIGIT_HELD_OUT_CORRECT = 295  # of the 297 held-out digits, 99.3%
 MNIST_TEST_CORRECT = 9969  # of MNIST's 10,000 test images, 99.7%
 CIFAR_TEST_CORRECT = 9002  # of CIFAR-10's 10,000 test images, 90.0%, as JPEG of quality 50, as it was trained on
@@ -142,7 +139,7 @@ def _double_stage(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
 
 ClassifierName = Literal["digits", "mnist", "cifar"]
 CLASSIFIERS: dict[ClassifierName, tuple[Callable[[], Classifier], Path]] = {
-    "digits": (digit_classifier, DIGIT_WEIGHTS),
-    "mnist": (mnist_classifier, MNIST_WEIGHTS),
-    "cifar": (CifarClassifier, CIFAR_WEIGHTS),
+    "digits": (digit_classifier, _HERE / "digit_classifier.safetensors"),
+    "mnist": (mnist_classifier, _HERE / "mnist_classifier.safetensors"),
+    "cifar": (CifarClassifier, _HERE / "cifar_classifier.safetensors"),
 }
