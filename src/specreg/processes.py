@@ -210,11 +210,9 @@ class Processes:
         """
         if self.count == 1:
             return
-        values = torch.tensor([step, *digests.values()], dtype=torch.int64)
-        gathered = [torch.empty_like(values) for _ in range(self.count)]
+        rows: list[Any] = [None] * self.count
         with talking():
-            dist.all_gather(gathered, values, group=self.control)
-        rows = torch.stack(gathered).tolist()
+            dist.all_gather_object(rows, [step, *digests.values()], group=self.control)
         deviating = [rank for rank in range(1, self.count) if rows[rank] != rows[0]]
         if deviating:
             names = ["the step", *digests]
