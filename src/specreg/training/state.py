@@ -107,11 +107,10 @@ class TrainingState:
             ("generator", self.generator_optimizer, self.generator),
             ("discriminator", self.discriminator_optimizer, self.discriminator),
         ):
-            names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
-            for parameter, moments in optimizer.state.items():
-                for kind, moment in moments.items():
+            for name, parameter in network.named_parameters():
+                for kind, moment in optimizer.state.get(parameter, {}).items():
                     if isinstance(moment, Tensor):
-                        yield f"the {which}'s optimizer's {kind} of {names.get(parameter, '?')}", moment
+                        yield f"the {which}'s optimizer's {kind} of {name}", moment
         if self.ema is not None:
             yield from named_tensors(self.ema, "running average")
 
