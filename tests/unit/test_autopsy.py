@@ -1,6 +1,7 @@
 """The autopsy: right numbers for every way a weight is stored, damaged and hostile files, verdicts, pictures."""
 
 import json
+import pickle
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -577,11 +578,21 @@ def test_what_cannot_be_a_weight_is_counted_by_reason(tmp_path):
     assert "--only" not in str(raised.value)
 
 
-def test_a_mask_of_integers_is_applied(tmp_path):
-    mask = (torch.rand(6, 9) > 0.5).to(torch.uint8)
-    weight = torch.randn(6, 9)
-    found = inspect([saved(tmp_path, {"a.weight_orig": weight, "a.weight_mask": mask})]).layers[0]["a"]
-    np.testing.assert_allclose(found.singular_values, spectrum_of(weight * mask), atol=1e-4)
+@pytest.mark.parametrize("ending", ["pt", "safetensors", "pkl", "npz"])
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "int64"])
+def test_a_mask_of_integers_is_applied(ending, dtype, tmp_path):
+    mask, weight = (torch.rand(6, 9) > 0.5).numpy(), torch.randn(6, 9)
+    arrays, path = {"a.weight_orig": weight.numpy(), "a.weight_mask": mask.astype(dtype)}, tmp_path / f"m.{ending}"
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    save = {
+        "pt": lambda: torch.save(state, path),
+        "safetensors": lambda: save_file(state, path),
+        "pkl": lambda: path.write_bytes(pickle.dumps(arrays)),
+        "npz": lambda: np.savez(path, **arrays),
+    }
+    save[ending]()
+    found = inspect([path]).layers[0]["a"]
+    np.testing.assert_allclose(found.singular_values, spectrum_of(weight * torch.from_numpy(mask)), atol=1e-4)
 
 
 def test_parts_that_do_not_fit_each_other_are_left_out_and_counted(tmp_path):

@@ -37,7 +37,8 @@ SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.(safetensors|bin)$")
 _KINDS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+    "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _MOST_UNPACKED = 20  # times the file's size that numpy's arrays may take: weights hardly become smaller
 _FLOOR = 64 << 20  # bytes that they may take in any case
@@ -226,13 +227,14 @@ def _arrays(path: Path, stamp: list[int], archive: zipfile.ZipFile) -> Contents:
             begin = file.tell()
         parts = entry.filename.removesuffix(".npy").split("/")
         name = ".".join([*parts[:-1], "weight" if parts[-1] == "W" else parts[-1]])
-        if dtype.kind != "f":
+        if dtype.kind not in "fbiu":
             kinds = {"O": "of Python objects", "c": "of complex numbers"}
             tensors[name] = obstructed(kinds.get(dtype.kind, "of integers"), shape)
             continue
         if min(shape, default=0) < 0 or begin + dtype.itemsize * math.prod(shape) != entry.file_size:
             raise ValueError(f"its array {entry.filename!r:.80} has another size than it says")
-        tensors[name] = Stored(shape, partial(_array, path, stamp, entry.filename))
+        obstacle = "" if dtype.kind == "f" else "of integers"
+        tensors[name] = Stored(shape, partial(_array, path, stamp, entry.filename), obstacle)
     return tensors, Counter()
 
 
@@ -246,7 +248,9 @@ def _array(path: Path, stamp: list[int], entry: str) -> Tensor:
         require_unchanged(path, stamp)
         raise _damaged(path, error) from error
     require_unchanged(path, stamp)
-    return torch.from_numpy(array.astype(f"f{min(8, array.dtype.itemsize)}"))
+    # Integers are a mask's, 0 and 1.
+    kind = f"f{min(8, array.dtype.itemsize)}" if array.dtype.kind == "f" else "f4"
+    return torch.from_numpy(array.astype(kind))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -43,7 +43,11 @@ _WRAPPERS = (  # the tensor is their first argument
 _TYPED = ("_rebuild_from_type", "_rebuild_from_type_v2")
 _NAMES = {*_OBSTRUCTED, *_STRIDED, *_WRAPPERS, *_TYPED}
 _MODULES = ("torch._utils", "torch._tensor", "torch.nn.parameter")
-_ARRAY_TYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
+_ARRAY_TYPES = {
+    "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "b1": torch.bool,
+    "i1": torch.int8, "i2": torch.int16, "i4": torch.int32, "i8": torch.int64,
+    "u1": torch.uint8, "u2": torch.uint16, "u4": torch.uint32, "u8": torch.uint64,
+}  # fmt: skip
 _FLOATING = {torch.float64, torch.float32, torch.float16, torch.bfloat16} | {
     _DTYPES[f"float8_{kind}"] for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")
 }
