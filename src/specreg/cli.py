@@ -315,7 +315,8 @@ def _train(arguments: list[str]) -> int:
         try:
             finished = runs.execute(config, run, source, stop=interrupted, progress=progress, processes=processes)
         except NonFiniteError as error:
-            return _fail(f"training diverged: {error}; the last checkpoint is kept", 3)
+            kept = "the last checkpoint is kept" if run.checkpoints else "no checkpoint had been written"
+            return _fail(f"training diverged: {error}; {kept}", 3)
     processes.leave()
     if processes.main and not finished:
         sys.stderr.write(_INTERRUPTED)

@@ -30,6 +30,8 @@ SPECTRAL: tuple[State, ...] = ("not judged", "steady", "recovered", "collapsing"
 COVERED: tuple[State, ...] = ("not judged", "healthy", "recovered", "losing", "never learnt", "lost")
 SIGNALLED: tuple[State, ...] = ("teaching", "dead")
 QUESTIONS = ("spectra", "coverage", "signal")
+# Data that are no file.
+BUILT_IN_DATA = ("digits", "ring", "grid", "ring-self-conditioned", "grid-self-conditioned")
 FeatureName = Literal["digits", "mnist", "cifar", "pixels", "inception"]
 """What images are compared in."""
 LossName = Literal["hinge", "non-saturating", "wasserstein-gp", "non-saturating-r1", "relativistic-r1r2"]

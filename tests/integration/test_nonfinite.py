@@ -184,7 +184,9 @@ def test_points_that_overflow_are_divergence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recorder, "sample_images", lambda generator, count: torch.full((count, 2), math.inf))
     options = ["--steps", "2", "--evaluate-every", "1", "--samples", "200"]
     assert main(["train", "--quiet", "--data", "ring", "--out", str(tmp_path / "run"), *options]) == 3
-    assert "training diverged: step 1: the generated points hold NaN or inf" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "training diverged: step 1: the generated points hold NaN or inf" in error
+    assert error.endswith("; no checkpoint had been written\n")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -118,6 +120,43 @@ def test_steps_of_a_sweep_grow_with_all_of_its_runs(tmp_path):
     assert [(job.state, saved_config(job.run).settings.training.steps) for job in jobs] == [("waiting", 9)] * 2
     with pytest.raises(ValueError, match=r"with other settings \(steps 9 -> 4: steps can only grow\)"):
         lay_out(tmp_path, plan_of([cell], methods=("sn", "static"), seeds=[0]))
+
+
+def test_data_that_have_moved_are_the_same_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("real.npz", images=np.zeros((20, 8, 8), np.uint8))
+    (cell,) = tiny()
+    settings = {
+        path: replace(cell.settings, data=DataConfig(data=path)) for path in ("real.npz", "./real.npz", "moved.npz")
+    }
+
+    def lay(path, *methods):
+        (job,) = lay_out(tmp_path / "out", plan_of([replace(cell, settings=settings[path])], methods=methods))
+        return job
+
+    job = lay("real.npz", "sn")
+    job.run.write("result", {})
+    assert lay("./real.npz", "sn").state == "done"
+    shutil.copy("real.npz", "moved.npz")
+    with pytest.raises(ValueError, match=r"with other settings \(data './real.npz' -> 'moved.npz'\)"):
+        lay("moved.npz", "sn")
+    Path("real.npz").unlink()
+    assert lay("moved.npz", "static").state == "waiting"
+    assert lay("moved.npz", "sn").state == "done"
+    assert saved_config(job.run).settings.data.data == "moved.npz"
+
+
+def test_the_folder_of_the_images_is_none_for_runs(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(3):
+        Image.new("L", (8, 8)).save(folder / f"{index}.png")
+    (cell,) = tiny()
+    plan = plan_of([replace(cell, settings=replace(cell.settings, data=DataConfig(data=str(folder))))])
+    with pytest.raises(ValueError, match="holds the images that are trained on: give another folder, or one within it"):
+        lay_out(tmp_path / "images", plan)
+    assert len(list(folder.iterdir())) == 3
+    assert lay_out(folder / "runs", plan)
 
 
 def test_a_complete_run_whose_checkpoints_are_gone_is_not_made_anew_in_silence(tmp_path):

@@ -77,6 +77,55 @@ def test_lines_that_jpeg_has_blurred_are_lines():
         assert len(cut_grid(np.asarray(blurred.convert("RGB")), (16, 16))) == 16
 
 
+@pytest.mark.parametrize("padding", [1, 2])
+@pytest.mark.parametrize("quality", [50, 75, 100])
+def test_lines_between_colours_are_lines_after_jpeg(padding, quality):
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    photographs = np.asarray(coarse.resize((64, 64), Image.Resampling.BICUBIC)).reshape(4, 16, 4, 16, 3).swapaxes(1, 2)
+    channels = [grid(torch.tensor(photographs[:3, ..., c]).flatten(0, 1), 4, padding=padding) for c in range(3)]
+    whole = [Image.new("L", (64 + 5 * padding,) * 2) for _ in channels]  # a row for more
+    for picture, channel in zip(whole, channels, strict=True):
+        picture.paste(channel)
+    file = io.BytesIO()
+    Image.merge("RGB", whole).save(file, "jpeg", quality=quality)
+    with Image.open(file) as blurred:
+        tiles = cut_grid(np.asarray(blurred), (16, 16))
+    assert tiles.shape == (13, 16, 16, 3)  # the last row has one place that is not known to be empty
+    expected = photographs[:3].reshape(12, 16, 16, 3)
+    assert np.abs(tiles[:12] - expected.astype(int)).mean() < 30
+
+
+def test_an_animation_is_no_reading(run, real, caplog):
+    frames = [Image.fromarray(image) for image in digits(3).numpy()]
+    frames[0].save(run / "progress.gif", save_all=True, append_images=frames[1:])
+    grid(digits(36), 6).save(run / "1.png")
+    assert read(samples(run, real), last=True) == [("1", 36)]
+    assert "progress.gif is an animation: name the single pictures by --files; left out" in caplog.text
+
+
+def test_of_two_sizes_that_images_may_have_one_has_to_be_named(tmp_path, run):
+    sides = digits(120).repeat_interleave(2, 1).repeat_interleave(2, 2).numpy()
+    np.savez(tmp_path / "real.npz", images=sides)
+    grid(torch.tensor(sides[:36]), 6).save(run / "1.png")
+    data = DataConfig(data=str(tmp_path / "real.npz"), image_size=8)
+    options = {"features": None, "pool": 20, "warmup": 1}
+    with pytest.raises(
+        ValueError, match="may be of images of 16x16, as the real ones are, or of 8x8: say which with --til"
+    ):
+        list(Samples(run, data, tile=None, **options).look(last=True))
+    (notice,) = Samples(run, data, tile=(16, 16), **options).look(last=True)
+    assert notice.details["samples"] == 36
+
+
+def test_data_that_were_never_learnt_are_called_so_where_names_count_epochs(run, real):
+    for epoch in range(25):
+        grid(digits(1).expand(36, -1, -1), 6).save(run / f"epoch_{epoch}.png")
+    states = [notice.state for notice in samples(run, real, warmup=500).look(last=True)]
+    assert states[:5] == ["not judged"] * 5
+    assert states[-1] == "never learnt"
+
+
 def test_images_need_not_be_squares():
     noise = np.random.default_rng(0).integers(0, 256, (24, 12, 3), dtype=np.uint8)
     tiles = cut_grid(noise, (8, 6))

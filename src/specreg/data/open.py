@@ -78,7 +78,8 @@ def find_images(path: str | Path) -> ImageSet:
     """Find the data set at a path, by its content: docs/data.md has the formats, and where their parts are."""
     path = Path(path)
     if not exists(path):
-        raise FileNotFoundError(f"no data at {path}: {_advice(path)}")
+        where = "" if path.is_absolute() else ", seen from this folder"
+        raise FileNotFoundError(f"no data at {path}{where}: {_advice(path)}")
     if not path.is_dir():
         check_file(path)
         return _in_file(path)

@@ -3,19 +3,31 @@
 import dataclasses
 import functools
 import math
+import os
 import types
 import typing
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes
 
 from specreg.experiments.methods import MethodName, MethodOptions, described
+from specreg.files import exists
 from specreg.monitor.detector import Thresholds
-from specreg.names import LARGEST_INTEGER, FeatureName, ReferenceSplit, Split, checked_keep, flat, integer
+from specreg.names import (
+    BUILT_IN_DATA,
+    LARGEST_INTEGER,
+    FeatureName,
+    ReferenceSplit,
+    Split,
+    checked_keep,
+    flat,
+    integer,
+)
 from specreg.training.config import TrainingConfig
 
 Features = Literal["auto", FeatureName]
@@ -185,9 +197,15 @@ def differences(before: T, after: T) -> list[str]:
     """Return "key old -> new" for every key in which two configurations differ, with its owner where others have it."""
     old, new = flat(dataclasses.asdict(before)), flat(dataclasses.asdict(after))
     ends = Counter(key.rpartition(".")[2] for key in old)
-    parts = {key: key.split(".") for key in old if old[key] != new[key]}
+    parts = {key: key.split(".") for key in old if old[key] != new[key] and not _is_moved(key, old[key], new[key])}
     names = {key: ".".join(part[-1 if ends[part[-1]] == 1 else -2 :]) for key, part in parts.items()}
     return [f"{name} {old[key]!r} -> {new[key]!r}" for key, name in names.items()]
+
+
+def _is_moved(key: str, old: str, new: str) -> bool:
+    """Tell whether two paths may be of the same data: one place, or the old one is there no more."""
+    is_path = key.endswith("data.data") and old and not {old, new}.intersection(BUILT_IN_DATA)
+    return bool(is_path) and (os.path.realpath(old) == os.path.realpath(new) or not exists(Path(old)))
 
 
 def refusal(before: T, after: T) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -67,6 +68,12 @@ def num_images(source: Source) -> int | None:
     return len(source.dataset.images) if isinstance(source, Images) else None
 
 
+def check_apart(out: Path, data: str) -> None:
+    """Refuse the folder of the images itself for what is made of them: its pictures would join them."""
+    if data and os.path.isdir(data) and os.path.realpath(data) == os.path.realpath(out):
+        raise ValueError(f"{out} holds the images that are trained on: give another folder, or one within it (--out)")
+
+
 def prepare_run(config: RunConfig, run: RunDirectory) -> None:
     """Make a run directory, or make sure that the one there has the same configuration, or fewer steps to go on from.
 
@@ -79,7 +86,7 @@ def prepare_run(config: RunConfig, run: RunDirectory) -> None:
             saved = checked_config(run, config)  # another process may have been faster
             if saved is None:
                 run.write("method", record(config.method))
-            elif saved != config:
+            elif saved.settings.training != config.settings.training:
                 _take_back_end(run, saved.settings)
             run.write("config", asdict(config))
 
@@ -89,6 +96,7 @@ def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
 
     ValueError if that is another one, or the run cannot go on to more steps; nothing is changed.
     """
+    check_apart(run.path, config.settings.data.data)
     saved = saved_config(run)
     if saved is None and exists(run.path / "sweep.json"):
         raise ValueError(f"{run.path} holds a comparison or a sweep: choose another folder")
@@ -101,9 +109,12 @@ def checked_config(run: RunDirectory, config: RunConfig) -> RunConfig | None:
             f"{run.path} holds a run with another configuration ({why}): "
             f"repeat the old one to go on with it, or choose another folder"
         )
-    if run.complete and not run.checkpoints:
-        raise ValueError(f"{run.path} has no checkpoint to go on from: restore one, or train anew in another folder")
-    _step_before_end(run, saved.settings)
+    if saved.settings.training != config.settings.training:
+        if run.complete and not run.checkpoints:
+            raise ValueError(
+                f"{run.path} has no checkpoint to go on from: restore one, or train anew in another folder"
+            )
+        _step_before_end(run, saved.settings)
     return saved
 
 

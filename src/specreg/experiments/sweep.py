@@ -16,7 +16,7 @@ from specreg.data.open import find_images
 from specreg.experiments.config import RunConfig, Settings, from_dict, refusal
 from specreg.experiments.jobs import Job
 from specreg.experiments.presets import Cell
-from specreg.experiments.run import check_data, checked_config, num_images, prepare_run, saved_config
+from specreg.experiments.run import check_apart, check_data, checked_config, num_images, prepare_run, saved_config
 from specreg.experiments.sources import Source, kind_of, open_checked, open_source
 from specreg.experiments.sources.images import Images
 from specreg.files import exists, prepare_directory, read_json, write_json
@@ -180,6 +180,7 @@ def _merged(out: Path, plan: Plan) -> dict[str, Any]:
         raise ValueError(f"{out} holds {f'a sweep of the preset {preset!r}' if preset else 'a comparison'}: choose "
                          "another folder")  # fmt: skip
     for cell in plan.cells:
+        check_apart(out, cell.settings.data.data)
         settings, _, runs = cells.get(cell.name, (cell.settings, [], []))
         if settings != cell.settings:
             if why := refusal(settings, cell.settings):
@@ -187,7 +188,8 @@ def _merged(out: Path, plan: Plan) -> dict[str, Any]:
                     f"{out} holds {cell.name} with other settings ({why}): "
                     f"repeat the old ones to go on with it, or choose another folder"
                 )
-            if shorter := [name for name in runs if name not in plan.configs(cell)]:
+            is_longer = settings.training != cell.settings.training  # or its data have moved
+            if is_longer and (shorter := [name for name in runs if name not in plan.configs(cell)]):
                 raise ValueError(f"{out} holds {', '.join(shorter)}, too, to be compared after as many steps: give "
                                  "their methods and seeds as well")  # fmt: skip
         runs = list(dict.fromkeys([*runs, *plan.configs(cell)]))

@@ -31,6 +31,7 @@ from specreg.data.decoding import SUFFIXES, open_picture, read_image
 from specreg.data.files import is_visible
 from specreg.data.mixtures import MIXTURES
 from specreg.data.npz import load_npz
+from specreg.data.open import find_images
 from specreg.data.pixels import cut_grid, picture_of, planes, square
 from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 _NUM_REAL, _MOST_GENERATED = 10_000, 10_000
 _FEW = 500  # samples below which a reading sees large losses alone
+_FEWEST_REAL = 100  # that coverage takes
+_READINGS = 20  # without progress, after which data that were not learnt never are, whatever names count
 # Grids of training data, as StyleGAN and DCGAN save them beside those of generated images.
 _REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)
 # Of several models that Accelerate saves into one folder: the number is the model's.
@@ -271,7 +274,7 @@ class Samples(Folder):
         tile: height and width of a generated image; by default that of the real ones.
         features: see :class:`specreg.Coverage`.
         pool: samples of a reading: smaller grids are read with those that come next.
-        warmup: see :class:`specreg.monitor.modes.ModeThresholds`, in what the names count.
+        warmup: see :class:`specreg.monitor.modes.ModeThresholds`, in what the names count; 20 readings do, too.
     """
 
     endings, are_models = SUFFIXES | {".npz"}, False
@@ -293,11 +296,15 @@ class Samples(Folder):
         source = Images.open(data)
         dataset = source.dataset
         count = len(dataset.images) if isinstance(dataset, ImageArrays) else _NUM_REAL
+        if count < _FEWEST_REAL:
+            raise ValueError(f"--real {data.data} has {count} images: give {_FEWEST_REAL} or more, best some thousands")
         real, _ = draw_reference(source, min(count, _NUM_REAL))
         self._side, self._mode = dataset.resolution, "L" if dataset.channels == 1 else "RGB"
         self._tile = tile or (self._side, self._side)
+        # Generated images may be as large as the real ones were before they were resized.
+        self._own_side = _own_side(data) if tile is None else self._side
         self._coverage = Coverage(real, features=features)
-        self._judge, self._pool = ModeJudge(ModeThresholds(warmup=warmup)), pool
+        self._judge, self._pool = ModeJudge(ModeThresholds(warmup=warmup, readings=_READINGS)), pool
         self._pooled: list[Tensor] = []
         self._clock = _Clock()
         self._sizes: dict[Path, tuple[int, int] | None] = {}
@@ -333,8 +340,16 @@ class Samples(Folder):
         return torch.from_numpy(planes(np.stack([np.asarray(picture.convert(self._mode)) for picture in pictures])))
 
     def _pictures(self, file: Path) -> Iterator[Image.Image]:
+        if _is_animation(file):
+            raise ValueError(f"{file} is an animation: name the single pictures by --files")
         picture = read_image(lambda: file.open("rb"), str(file))
-        tiles = cut_grid(np.asarray(picture.convert("RGB")), self._tile)
+        pixels = np.asarray(picture.convert("RGB"))
+        tiles, own = cut_grid(pixels, self._tile), (self._own_side, self._own_side)
+        if tiles is not None and own > self._tile and cut_grid(pixels, own) is not None:
+            raise ValueError(
+                f"{file} may be of images of {own[0]}x{own[0]}, as the real ones are, or of {self._side}x{self._side}: "
+                "say which with --tile"
+            )
         if tiles is None:
             height, width = self._tile
             raise ValueError(
@@ -475,6 +490,24 @@ def _is_moment(folder: str, told: tuple[int, ...], *, own: bool) -> bool:
 def _spread(count: int) -> slice:
     """Return which of so many samples a reading takes: some of all, as they may be in the order of their classes."""
     return slice(None, None, math.ceil(count / _MOST_GENERATED))
+
+
+def _own_side(data: DataConfig) -> int:
+    """Return the side of the images in the files, 0 where they are no squares of one size."""
+    if data.image_size is None or data.data == "digits":
+        return 0
+    with contextlib.suppress(ValueError):
+        return find_images(data.data).side(data.data_split)
+    return 0
+
+
+def _is_animation(file: Path) -> bool:
+    try:
+        with warnings.catch_warnings(action="ignore"), open_picture(file) as image:
+            # A camera's JPEG may have a second picture: a small one, or the other eye's.
+            return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # as in _size()
+        return False
 
 
 def _size(file: Path) -> tuple[int, int] | None:

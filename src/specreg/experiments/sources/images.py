@@ -121,7 +121,13 @@ class Images:
     def make_evaluator(self, settings: Settings, held_out: "Images | None" = None) -> Evaluator:
         """Return the evaluator against real samples, the same for every run with these settings."""
         records = settings.records
-        real, labels = draw_reference(self._reference(settings, held_out), records.reference)
+        reference = self._reference(settings, held_out)
+        real, labels = draw_reference(reference, records.reference)
+        if isinstance(reference.dataset, ImageArrays) and len(reference.dataset.images) < FEWEST_SAMPLES:
+            logger.warning(
+                "%s has %d images: they are drawn again and again for the scores, which mean nothing then: give %d or "
+                "more", settings.data.data, len(reference.dataset.images), FEWEST_SAMPLES,
+            )  # fmt: skip
         return Evaluator(
             real,
             extractor=self._extractor(settings),
