@@ -210,6 +210,8 @@ COMPARE = {
     "unreadable result": (["--methods", "sn", "--out", compared(written("result.json", "[]"))], "result.json is damaged"),
     "damaged spectra": (["--methods", "sn", "--out", compared(written("spectra.jsonl", '{"step": 1}\n'))],
                         "spectra.jsonl is damaged: 'layers'"),
+    "a dry run without a test part": (["--dry-run", "--data", images(a__png=png(8)), "--reference-split", "test"],
+                                      "that is not trained on: drop --reference-split test"),
     "other settings": (["--methods", "sn", "--steps", "7", "--out", compared()], "holds runs with other settings"),
     "another's pictures": (["--out", parent(swept("", "samples.png"))], "samples.png is there, and no comparison's"),
     "another's results": (["--out", parent(swept("[]", "results.json"))], "results.json is there, and no comparison's"),

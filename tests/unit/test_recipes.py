@@ -26,6 +26,11 @@ def test_a_protocol_judges_its_own_number_of_points():
     assert numbers == {"ring": 2500, "grid-self-conditioned": 50_000}
 
 
+def test_the_grid_takes_four_times_the_rings_steps():
+    steps = {data: recipe(DataConfig(data)).training.steps for data in ("ring", "grid", "grid-self-conditioned")}
+    assert steps == {"ring": 1500, "grid": 6000, "grid-self-conditioned": 6000}
+
+
 @pytest.mark.parametrize("data", ["digits", "ring", "grid", "ring-self-conditioned", "grid-self-conditioned", *SIDES])
 def test_networks_of_every_recipe_train(data):
     if isinstance(data, str):

@@ -17,7 +17,7 @@ from specreg.experiments.config import RunConfig, Settings, from_dict, refusal
 from specreg.experiments.jobs import Job
 from specreg.experiments.presets import Cell
 from specreg.experiments.run import check_apart, check_data, checked_config, num_images, prepare_run, saved_config
-from specreg.experiments.sources import Source, kind_of, open_checked, open_source
+from specreg.experiments.sources import Source, kind_of, open_checked
 from specreg.experiments.sources.images import Images
 from specreg.files import exists, prepare_directory, read_json, write_json
 from specreg.losses import LOSSES
@@ -133,7 +133,7 @@ def cost(cell: Cell) -> Cost:
         source = Images(_stand_in(cell))
         source.check(replace(settings, data=replace(data, data=data.data or cell.images)))
     else:
-        source = open_source(settings)
+        source = open_checked(settings)
     with torch.device("meta"):
         generator, discriminator = source.make_generator(settings), source.make_discriminator(settings)
         labels = (torch.zeros(1, dtype=torch.long),) if settings.data.conditional else ()

@@ -1,7 +1,7 @@
 """Points of the plane to train on: fully connected networks, modes known exactly, a scatter plot."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -36,7 +36,11 @@ class Points:
 
     @classmethod
     def recipe(cls, data: DataConfig) -> Settings:
-        return recipes.SELF_CONDITIONED if MIXTURES[data.data].publication == "self-conditioned" else recipes.MIXTURES
+        mixture = MIXTURES[data.data]
+        recipe = recipes.MIXTURES[mixture.name]
+        if mixture.publication == "self-conditioned":
+            return replace(recipe, records=replace(recipe.records, samples=50_000))  # their code's number
+        return recipe
 
     def held_out(self, settings: Settings) -> None:
         return None

@@ -7,7 +7,7 @@ from specreg.training.config import TrainingConfig
 
 DIGITS = Settings()
 
-MIXTURES = Settings(
+_RING = Settings(
     model=ModelConfig(d_channels=8, g_channels=8, latent=2),
     training=TrainingConfig(
         steps=1500, batch_size=128, generator_batch=1, d_steps=1, d_lr=1e-3, g_lr=3e-3, beta1=0.0, beta2=0.99,
@@ -15,7 +15,8 @@ MIXTURES = Settings(
     ),
     records=RecordConfig(samples=2500),
 )  # fmt: skip
-SELF_CONDITIONED = replace(MIXTURES, records=RecordConfig(samples=50_000))  # their code's number of points
+# Four times the ring's steps are what SN needs to find 25 modes.
+MIXTURES = {"ring": _RING, "grid": replace(_RING, training=replace(_RING.training, steps=6000))}
 
 # Liu et al. 2019, with the discriminator and the batch that their tables have in common.
 _LARGE = Settings(
