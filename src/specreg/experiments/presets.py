@@ -286,7 +286,7 @@ def mixtures() -> list[Cell]:
     """Gaussians in the plane, PacGAN's ring of 8 and grid of 25 modes, by their recipes: 2,500 points judged.
 
     Deviations from Lin et al. 2018 (PacGAN), besides loss, batch and optimizer:
-    - 1,500 steps; 400,000 there (400 epochs of 100,000 points)
+    - 1,500 and 6,000 steps; 400,000 there (400 epochs of 100,000 points)
     - points are drawn endlessly; 100,000 fixed ones there
     - a generator of two hidden layers of 128; four of 400 with batch normalization there
     - a plain discriminator of three hidden layers of 128; there of 200, maxout with five pieces
