@@ -15,6 +15,7 @@ import specreg
 from kinds import OwnNormalized, set_spectrum
 from specreg.layers.evaluation import evaluating
 from specreg.layers.find import find
+from specreg.layers.selection import plainly_named_modules
 
 
 class EqualLinear(nn.Module):
@@ -282,16 +283,31 @@ def test_pretrained_features_that_are_taken_are_told_of(verb, pretrained, with_g
     assert not caplog.text
 
 
-def test_a_module_with_several_places_is_found_by_each_and_named_by_the_first():
+def test_modules_that_hold_each_other_are_named_in_a_moment():
+    blocks = []
+    for _ in range(40):
+        block = nn.Module()
+        block.linear = nn.Linear(2, 2)
+        for index, earlier in enumerate(blocks):
+            block.add_module(f"block{index}", earlier)
+        blocks.append(block)
+    assert len(list(plainly_named_modules(blocks[-1], repeated=True))) <= 16 * 2 * len(blocks)
+    assert len(find(blocks[-1])) == len(blocks)
+
+
+def test_a_module_with_several_places_has_each_of_their_names():
     encoder = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     networks = nn.ModuleDict({"teacher": nn.ModuleDict({"encoder": encoder, "head": nn.Linear(4, 2)})})
     networks["D"] = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(4, 1)})
     encoder.owner = networks  # a child that holds what holds it
-    assert list(find(networks, only="D")) == ["teacher.encoder.0", "teacher.encoder.1", "D.head"]
-    assert list(find(networks, only="D.encoder.1")) == ["teacher.encoder.1"]
-    assert list(find(networks, skip="D")) == ["teacher.head"]
+    own = [f"D.{name}" for name in ("encoder.0", "encoder.1", "head")]
+    assert list(find(networks)) == ["teacher.encoder.0", "teacher.encoder.1", "teacher.head", "D.head"]
+    assert list(find(networks, only="D")) == own
+    assert list(find(networks, skip="teacher")) == own
+    assert list(find(networks, skip="*encoder*")) == ["teacher.head", "D.head"]
+    assert specreg.Monitor(networks, only="D", groups={"D": "D"}).groups == {"D": tuple(own)}
     layers = specreg.spectral_norm(networks, only="D")
-    assert all(layer.shared_with == () for layer in layers.values())
+    assert [(len(layer.uses), layer.shared_with, layer.others) for layer in layers.values()] == [(1, (), ())] * 3
     specreg.remove(networks)
     assert type(encoder[0]) is nn.Linear
 

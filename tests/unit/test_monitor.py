@@ -782,10 +782,12 @@ def test_a_discriminator_that_begins_at_zero_is_judged_from_when_it_trains():
     states = [monitor.step(iteration).signal.state for iteration in range(4)]
     assert states == ["not judged"] * 4
     assert "its weights stand" in monitor.verdict.message
+    monitor.load_state_dict(monitor.state_dict())
+    assert monitor.step(4).signal.state == "not judged"
     with torch.no_grad():  # it trains, and still gives no gradient
-        module[0].weight += 0.1 * torch.randn(8, 2)
-    states = [monitor.step(iteration).signal.state for iteration in range(4, 7)]
-    assert states == ["not judged", "teaching", "dead"]
+        module[-1].bias += 0.1
+    states = [monitor.step(iteration).signal.state for iteration in range(5, 7)]
+    assert states == ["teaching", "dead"]
 
 
 def test_what_a_users_own_scores_raise_is_raised():
@@ -794,7 +796,7 @@ def test_what_a_users_own_scores_raise_is_raised():
     with pytest.raises(IndexError) as caught:
         monitor.step(1)
     assert caught.value.__notes__ == [
-        "in scores=, which was called with samples of torch.bfloat16, at most 16 at a time of 256"
+        "in scores=, which was called with samples of torch.bfloat16 and torch.float32, at most 16 at a time of 256"
     ]
 
 

@@ -126,21 +126,26 @@ def test_data_that_have_moved_are_the_same_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("real.npz", images=np.zeros((20, 8, 8), np.uint8))
     (cell,) = tiny()
-    settings = {
-        path: replace(cell.settings, data=DataConfig(data=path)) for path in ("real.npz", "./real.npz", "moved.npz")
-    }
 
     def lay(path, *methods):
-        (job,) = lay_out(tmp_path / "out", plan_of([replace(cell, settings=settings[path])], methods=methods))
+        settings = replace(cell.settings, data=DataConfig(data=path))
+        (job,) = lay_out(tmp_path / "out", plan_of([replace(cell, settings=settings)], methods=methods))
         return job
 
     job = lay("real.npz", "sn")
     job.run.write("result", {})
     assert lay("./real.npz", "sn").state == "done"
+    here = str(tmp_path / "real.npz")
+    assert lay(here, "sn").state == "done"
     shutil.copy("real.npz", "moved.npz")
-    with pytest.raises(ValueError, match=r"with other settings \(data './real.npz' -> 'moved.npz'\)"):
+    with pytest.raises(ValueError, match=r"with other settings \(data '.*real.npz' -> 'moved.npz'\)"):
         lay("moved.npz", "sn")
     Path("real.npz").unlink()
+    job.run.write("environment", {"images": 21})
+    job.run.checkpoint.touch()
+    with pytest.raises(ValueError, match="sn-seed0 was trained on 21 images, and its data have 20 now"):
+        lay("moved.npz", "static")
+    job.run.write("environment", {"images": 20})
     assert lay("moved.npz", "static").state == "waiting"
     assert lay("moved.npz", "sn").state == "done"
     assert saved_config(job.run).settings.data.data == "moved.npz"

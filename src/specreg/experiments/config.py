@@ -204,8 +204,10 @@ def differences(before: T, after: T) -> list[str]:
 
 def _is_moved(key: str, old: str, new: str) -> bool:
     """Tell whether two paths may be of the same data: one place, or the old one is there no more."""
-    is_path = key.endswith("data.data") and old and not {old, new}.intersection(BUILT_IN_DATA)
-    return bool(is_path) and (os.path.realpath(old) == os.path.realpath(new) or not exists(Path(old)))
+    if not key.endswith("data.data") or not old or not new or {old, new}.intersection(BUILT_IN_DATA):
+        return False
+    # Where a relative path led to when it was given is not known.
+    return os.path.realpath(old) == os.path.realpath(new) or (os.path.isabs(old) and not exists(Path(old)))
 
 
 def refusal(before: T, after: T) -> str:

@@ -49,7 +49,7 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
 
     Where the folder, the data or a run do not fit it is a ValueError, and nothing is changed.
     """
-    _merged(out, plan)
+    merged = _merged(out, plan)
     if lacking := [cell for cell in plan.cells if not cell.settings.data.data]:
         wanted = " and ".join(dict.fromkeys(cell.images for cell in lacking))
         raise ValueError(
@@ -59,9 +59,11 @@ def lay_out(out: Path, plan: Plan, *, retry: bool = False) -> list[Job]:
     planned = {out / cell.name / name: config for cell in plan.cells for name, config in plan.configs(cell).items()}
     made_of = {(cell.settings.data, cell.settings.model): cell.settings for cell in plan.cells}
     images = {made: num_images(open_checked(settings)) for made, settings in made_of.items()}
-    for path, config in planned.items():  # all before any is changed
+    for cell in plan.cells:  # all before any is changed
+        for name in merged["cells"][cell.name]["runs"]:
+            check_data(RunDirectory(out / cell.name / name), images[cell.settings.data, cell.settings.model])
+    for path, config in planned.items():
         run = RunDirectory(path)
-        check_data(run, images[config.settings.data, config.settings.model])
         if checked_config(run, config) not in (None, config):
             with run.lock():  # nobody writes what is to be changed
                 pass

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _NUM_REAL, _MOST_GENERATED = 10_000, 10_000
 _FEW = 500  # samples below which a reading sees large losses alone
 _FEWEST_REAL = 100  # that coverage takes
-_READINGS = 20  # without progress, after which data that were not learnt never are, whatever names count
+_EPOCHS = 20  # without progress, after which data that were not learnt never are, where names count epochs
 # Grids of training data, as StyleGAN and DCGAN save them beside those of generated images.
 _REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)
 # Of several models that Accelerate saves into one folder: the number is the model's.
@@ -274,7 +274,7 @@ class Samples(Folder):
         tile: height and width of a generated image; by default that of the real ones.
         features: see :class:`specreg.Coverage`.
         pool: samples of a reading: smaller grids are read with those that come next.
-        warmup: see :class:`specreg.monitor.modes.ModeThresholds`, in what the names count; 20 readings do, too.
+        warmup: see :class:`specreg.monitor.modes.ModeThresholds`, in what the names count.
     """
 
     endings, are_models = SUFFIXES | {".npz"}, False
@@ -302,9 +302,10 @@ class Samples(Folder):
         self._side, self._mode = dataset.resolution, "L" if dataset.channels == 1 else "RGB"
         self._tile = tile or (self._side, self._side)
         # Generated images may be as large as the real ones were before they were resized.
-        self._own_side = _own_side(data) if tile is None else self._side
+        self._own_side = _own_side(data) if tile is None else 0
         self._coverage = Coverage(real, features=features)
-        self._judge, self._pool = ModeJudge(ModeThresholds(warmup=warmup, readings=_READINGS)), pool
+        self._warmup, self._pool = warmup, pool
+        self._judge: ModeJudge | None = None  # by what the names of the first reading count
         self._pooled: list[Tensor] = []
         self._clock = _Clock()
         self._sizes: dict[Path, tuple[int, int] | None] = {}
@@ -313,7 +314,8 @@ class Samples(Folder):
 
     def key(self, file: Path) -> Path:
         if self._sizes.get(file) is None:
-            self._sizes[file] = None if file.suffix.lower() == ".npz" else _size(file)
+            is_apart = file.suffix.lower() == ".npz" or _is_animation(file)
+            self._sizes[file] = None if is_apart else _size(file)
         if self._sizes[file] != self._tile:
             return file
         inside = file.relative_to(self.path).parts
@@ -379,6 +381,10 @@ class Samples(Folder):
             self._clock.tick(())
         iteration = self._clock.now
         reading = self._coverage.measure(generated)
+        if self._judge is None:
+            counted = labels(" ".join(item.relative_to(self.path).parts))
+            patience = _EPOCHS if counted == {"epoch"} else ModeThresholds.patience
+            self._judge = ModeJudge(ModeThresholds(warmup=self._warmup, patience=patience))
         answer = self._judge.update(iteration, reading)
         count = f"{len(generated)} samples{', which are few' * (len(generated) < _FEW)}"
         details = {

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from specreg.layers.forwards import is_customized
 from specreg.layers.kinds import Kind, is_known, tensor_names, weights_of
-from specreg.layers.selection import Predicate, Selection, plainly_named_modules, predicates, unwrap
+from specreg.layers.selection import Selection, plainly_named_modules, predicates, unwrap
 from specreg.layers.weights import Weight
 from specreg.names import listed, shown
 
@@ -186,8 +186,8 @@ def find(
         embeddings: whether embeddings are taken when ``only`` is not given.
         normalizing: whether layers are taken whose class normalizes the weight itself.
         only: take just these: a name, a glob on names, a class, a predicate ``(name, module) -> bool``, or several of
-            them. A name stands for everything below it too. A module that has several places in ``module`` is called by
-            the first, and taken by each.
+            them. A name stands for everything below it too. Of a module that has several places in ``module`` each is
+            a name; its layers are called by the first that is taken.
         skip: leave these out; the same forms.
         title: heads the printed report.
 
@@ -198,16 +198,25 @@ def find(
     """
     require_whole(module)
     module = unwrap(module)
-    places = _places(module)
-    candidates = [(names[0], use) for names, use in places]
-    named = [(name, use.module) for names, use in places for name in names]
+    weights: dict[tuple[int, str], Weight] = {}
+    candidates = [
+        (
+            name if attribute == "weight" else f"{name}.{attribute}".lstrip("."),
+            weights.setdefault((id(child), attribute), Weight(child, attribute, kind)),
+        )
+        for name, child in plainly_named_modules(module, repeated=True)
+        for attribute, kind in weights_of(child)
+    ]
+    named = [(name, use.module) for name, use in candidates]
     skipped = predicates("skip", skip, named)
     if only is None:
-        chosen = [place for place in places if embeddings or not isinstance(place[1].module, nn.Embedding)]
+        chosen = [(name, use) for name, use in candidates if embeddings or not isinstance(use.module, nn.Embedding)]
     else:
         selectors = predicates("only", only, named)
-        chosen = [place for place in places if _is_selected(place, selectors)]
-    matched = [(place[0][0], place[1]) for place in chosen if not _is_selected(place, skipped)]
+        chosen = [(name, use) for name, use in candidates if any(selects(name, use.module) for selects in selectors)]
+    matched = _first_places(
+        (name, use) for name, use in chosen if not any(skips(name, use.module) for skips in skipped)
+    )
     frozen, own = [], []
     has_trained = only is None and any(_is_trained(use) for _, use in candidates)
     if has_trained:
@@ -228,10 +237,10 @@ def find(
         _check_stored(name, use)
         way = use.kind.output_dim, use.groups, use.gain
         users.setdefault((_stored_id(use), *way), []).append((name, use))
-    taken = {name for name, _ in matched}
+    taken = {id(use) for _, use in matched}
     others: dict[int, list[Weight]] = {}
-    for name, use in candidates:
-        if name not in taken:
+    for _, use in _first_places(candidates):
+        if id(use) not in taken:
             others.setdefault(_stored_id(use), []).append(use)
     layers = []
     for (stored_id, *_), shared in users.items():
@@ -241,19 +250,12 @@ def find(
     return Layers(layers, title, left_out, are_named=only is not None)
 
 
-def _places(module: nn.Module) -> list[tuple[list[str], Weight]]:
-    """Return every weight with the names of the places that its module has."""
-    places: dict[tuple[int, str], tuple[list[str], Weight]] = {}
-    for name, child in plainly_named_modules(module, repeated=True):
-        for attribute, kind in weights_of(child):
-            names, _ = places.setdefault((id(child), attribute), ([], Weight(child, attribute, kind)))
-            names.append(name if attribute == "weight" else f"{name}.{attribute}".lstrip("."))
-    return list(places.values())
-
-
-def _is_selected(place: tuple[list[str], Weight], selectors: Iterable[Predicate]) -> bool:
-    names, use = place
-    return any(selects(name, use.module) for selects in selectors for name in names)
+def _first_places(named: Iterable[tuple[str, Weight]]) -> list[tuple[str, Weight]]:
+    """Return each weight once, by the first of its names."""
+    first: dict[int, tuple[str, Weight]] = {}
+    for name, use in named:
+        first.setdefault(id(use), (name, use))
+    return list(first.values())
 
 
 def require_whole(module: nn.Module) -> None:

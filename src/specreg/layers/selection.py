@@ -11,6 +11,7 @@ from specreg.names import shown, suggestion
 Predicate = Callable[[str, nn.Module], bool]
 Selector = str | type[nn.Module] | Predicate
 Selection = Selector | Iterable[Selector] | None
+_MOST_PLACES = 16
 
 
 def named(pattern: str, names: Iterable[str]) -> set[str]:
@@ -41,10 +42,10 @@ def _is_fabrics(module: nn.Module) -> bool:
 def plainly_named_modules(module: nn.Module, *, repeated: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """Yield modules, named without wrappers, activation checkpointing's too: wrapping renames nothing.
 
-    One that has several places in the module is named by the first, if ``repeated`` by each.
+    One that has several places in the module is named by the first, if ``repeated`` by each, up to 16.
     """
     wrapped = {}  # wrapper -> its child's name
-    for name, child in _places(module) if repeated else module.named_modules():
+    for name, child in _places(module, "", (), {}) if repeated else module.named_modules():
         if isinstance(child, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             wrapped[name] = "module"
         elif _is_fabrics(child):
@@ -59,12 +60,18 @@ def plainly_named_modules(module: nn.Module, *, repeated: bool = False) -> Itera
         yield ".".join(kept), child
 
 
-def _places(module: nn.Module, name: str = "", above: tuple[nn.Module, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
-    # torch's own, remove_duplicate=False, never ends where a child holds its parent.
+def _places(
+    module: nn.Module, name: str, above: tuple[nn.Module, ...], visits: dict[int, int]
+) -> Iterator[tuple[str, nn.Module]]:
+    # torch's own, remove_duplicate=False, never ends where a child holds its parent; of modules that hold each other
+    # there may be more ways than anybody can walk.
+    visits[id(module)] = visits.get(id(module), 0) + 1
+    if visits[id(module)] > _MOST_PLACES:
+        return
     yield name, module
     for part, child in module._modules.items():
         if child is not None and child is not module and all(child is not parent for parent in above):
-            yield from _places(child, f"{name}.{part}" if name else part, (*above, module))
+            yield from _places(child, f"{name}.{part}" if name else part, (*above, module), visits)
 
 
 def predicates(option: str, selection: Selection, candidates: Sequence[tuple[str, nn.Module]]) -> list[Predicate]:

@@ -137,11 +137,6 @@ class Detector:
             self._judge(iteration, [name for name in layers if name in bulks])
         return self._verdict(iteration, before)
 
-    @property
-    def has_moved(self) -> bool:
-        """Whether any layer's spectrum has changed since its first snapshot."""
-        return any(track.moved for track in self._layers.values())
-
     def verdict(self) -> Verdict | None:
         """Return the newest verdict again, unchanged; None before the first."""
         states = {name: track.state for name, track in self._layers.items()}

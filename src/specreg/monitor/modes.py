@@ -13,16 +13,7 @@ from typing import Any
 
 from specreg.monitor.coverage import Reading
 from specreg.monitor.verdict import Answer
-from specreg.names import (
-    COVERED,
-    LARGEST_INTEGER,
-    State,
-    check_choice,
-    check_constants,
-    check_type,
-    integer,
-    reading_state,
-)
+from specreg.names import COVERED, State, check_choice, check_constants, check_type, integer, reading_state
 
 
 @dataclass(frozen=True)
@@ -38,8 +29,6 @@ class ModeThresholds:
         regained: part of what was lost that has to come back for "recovered".
         learnt: mass that has to be produced at some time, or else the training "never learnt" the data.
         patience: iterations without progress before that is said, and one reading more than the median takes.
-        readings: so many readings do as well as the warm-up, and without progress as the patience: where what counts
-            as iterations may be epochs.
         progress: what counts as progress in the largest mass produced.
     """
 
@@ -51,7 +40,6 @@ class ModeThresholds:
     regained: float = 0.6
     learnt: float = 0.65
     patience: int = 1000
-    readings: int = LARGEST_INTEGER
     progress: float = 0.05
 
     def __post_init__(self) -> None:
@@ -84,7 +72,6 @@ class ModeJudge:
         self._low = 1.0  # the least since it was lost
         self._reached, self._reached_at = 0.0, 0  # the mass at the last progress, and when
         self._waiting = 0  # readings since
-        self._num_readings = 0
         self._state: State = "not judged"
         self._since: int | None = None
 
@@ -94,8 +81,7 @@ class ModeJudge:
         limits = self.thresholds
         self._begin = iteration if self._begin is None else self._begin
         judged_at = self._begin + limits.warmup
-        self._num_readings += 1
-        if iteration < judged_at and self._num_readings <= limits.readings and reading.far > limits.far:
+        if iteration < judged_at and reading.far > limits.far:
             return self._answer(reading)
         self._recent.append((iteration, 1 - missing))
         produced = statistics.median(mass for _, mass in self._recent)
@@ -106,8 +92,7 @@ class ModeJudge:
         # A loss has to be more than chance between two readings, of which one is the best of many.
         part = fall / self._best if fall > max(error, reading.floor) else 0.0
         learnt = max(self._best, self._reached, produced) >= limits.learnt  # the best begins anew at a recovery
-        idle = iteration - max(self._reached_at, judged_at) >= limits.patience or self._waiting >= limits.readings
-        stalled = idle and self._waiting > limits.smoothing
+        stalled = iteration - max(self._reached_at, judged_at) >= limits.patience and self._waiting > limits.smoothing
         if self._state in ("losing", "lost"):
             self._low = min(self._low, produced)
             if produced >= self._low + limits.regained * (self._best - self._low) and fall <= limits.lost * self._best:
@@ -156,7 +141,7 @@ class ModeJudge:
             recent = [(integer("iteration", iteration), float(mass)) for iteration, mass in state["recent"]]
             values: dict[str, Any] = {"state": state["state"], "recent": deque(recent, maxlen=self._recent.maxlen)}
             values |= {key: None if state[key] is None else integer(key, state[key]) for key in ("begin", "since")}
-            values |= {key: integer(key, state[key]) for key in ("best_at", "reached_at", "waiting", "num_readings")}
+            values |= {key: integer(key, state[key]) for key in ("best_at", "reached_at", "waiting")}
             values |= {key: float(state[key]) for key in ("best", "low", "reached")}
         for key, value in values.items():
             setattr(self, f"_{key}", value)

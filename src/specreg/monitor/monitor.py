@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import OutOfMemoryError, Tensor, nn
+from torch.nn import UninitializedParameter
 
 from specreg.layers.evaluation import evaluating, frozen_random_numbers
 from specreg.layers.find import find
@@ -133,6 +134,7 @@ class Monitor:
         self._modes, self._signal = ModeJudge(), SignalJudge()
         self._answers: tuple[Answer, Answer] = (UNASKED, UNASKED)  # on coverage and signal, the newest
         self.sampled: int | None = None
+        self._begun_from: float | None = None  # the sum of all parameters' magnitudes at the first reading
         self.reading: Reading | None = None
         self._saved: Mapping[str, Tensor] | None = None  # the state of a meter that is made of the next samples
         self._told: Verdict | None = None  # the newest verdict, for those who were told of it before
@@ -243,9 +245,18 @@ class Monitor:
         self._saved = self._saved if made is None else made
         self._answers = (
             self._modes.update(iteration, self.reading),
-            UNASKED if taught is None else self._signal.update(iteration, taught, has_moved=self.detector.has_moved),
+            UNASKED if taught is None else self._signal.update(iteration, taught, has_begun=self._has_begun()),
         )
         self.sampled = iteration
+
+    def _has_begun(self) -> bool:
+        """Tell whether any parameter of the module has changed since the first reading."""
+        parameters = [
+            part.detach() for part in self.module.parameters() if not isinstance(part, UninitializedParameter)
+        ]
+        size = sum(float(part.abs().double().sum()) for part in parameters)
+        self._begun_from = size if self._begun_from is None else self._begun_from
+        return size != self._begun_from
 
     def _measure(self, samples: Samples) -> tuple[Reading, Signal | None, dict[str, Tensor] | None]:
         """Return what is missing, the discriminator's signal, and the state of the meter if it was made for this."""
@@ -293,9 +304,10 @@ class Monitor:
             except Exception as error:  # of the user's module
                 errors.append(error)
         if self._is_asked:
-            shapes = f"{pairs[0][1].dtype}, at most {NUM_AT_ONCE} at a time of {len(generated)}"
-            errors[0].add_note(f"in scores=, which was called with samples of {shapes}")
-            raise errors[0]
+            dtypes_tried = " and ".join(str(pair[1].dtype) for pair in pairs)
+            shapes = f"{dtypes_tried}, at most {NUM_AT_ONCE} at a time of {len(generated)}"
+            errors[-1].add_note(f"in scores=, which was called with samples of {shapes}")
+            raise errors[-1] from (errors[0] if is_cast else None)
         self._scores = None
         reason = str(errors[0]).partition("\n")[0] or type(errors[0]).__name__  # torch's may be pages
         has_gradient = generated.is_floating_point() or generated.is_complex()
@@ -315,6 +327,7 @@ class Monitor:
             "answers": [vars(answer) for answer in self._answers],
             "sampled": self.sampled,
             "reading": None if self.reading is None else dict(vars(self.reading)),
+            "begun_from": self._begun_from,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -325,7 +338,8 @@ class Monitor:
             verdict, meter = detector.verdict(), state["coverage"]
             answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
             sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
-            told = state["reading"]
+            told, begun_from = state["reading"], state["begun_from"]
+            begun_from = None if begun_from is None else float(begun_from)
             reading = None if told is None else Reading(**{key: _on_cpu(value) for key, value in told.items()})
             if verdict is not None:
                 whole = combined(verdict, *answers, verdict.states).unchanged()
@@ -353,7 +367,7 @@ class Monitor:
         self.history.load_state_dict(state["history"])
         self.latest = {name: self.history.singular_values(name)[-1].double() for name in self.history.layers}
         self._modes, self._signal, self._saved = modes, taught, meter
-        self._answers, self.sampled, self.reading = answers, sampled, reading
+        self._answers, self.sampled, self.reading, self._begun_from = answers, sampled, reading, begun_from
         self._newest = max(self.history.iterations, default=None)
         self.verdict = self._told = verdict
 

@@ -72,11 +72,11 @@ class SignalJudge:
         self._largest, self._last = 0.0, math.inf  # of the gradients, and the one at the reading before
         self._silent: list[int] = []  # the iterations of the readings that agree so far
 
-    def update(self, iteration: int, reading: Signal, *, has_moved: bool = True) -> Answer:
+    def update(self, iteration: int, reading: Signal, *, has_begun: bool = True) -> Answer:
         gradient = reading.gradient if math.isfinite(reading.gradient) else 0.0
         # What one reading alone had is no measure of the others, unless it is the first.
         self._largest, self._last = max(self._largest, min(gradient, self._last)), gradient
-        if self._largest == gradient == 0 and not has_moved:
+        if self._largest == gradient == 0 and not has_begun:
             return Answer("not judged", None, "the discriminator is not judged: its gradient is 0, its weights stand")
         faint = not reading.gradient > _FAINT * self._largest
         constant = [place for place, spread in enumerate(reading.spreads, start=1) if not spread > _CONSTANT]

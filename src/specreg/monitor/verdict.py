@@ -67,7 +67,7 @@ class Verdict:
         spectra: do they fall? "not judged", "steady", "recovered", "collapsing" or "collapsed".
         coverage: does the generator produce all of the data? "not measured", "not judged", "healthy", "recovered",
             "losing", "lost" or "never learnt".
-        signal: does the discriminator still teach? "not measured", "teaching" or "dead".
+        signal: does the discriminator still teach? "not measured", "not judged", "teaching" or "dead".
         groups: name -> the verdict on this group of layers alone; "" where everything is one group.
         entered: what of ``states`` the verdict before did not have.
 

@@ -43,11 +43,11 @@ def scalars(
 
     For each layer NAME "spectral_s1/NAME", and for layers with more than one singular value "spectral_bulk/NAME",
     "spectral_effective_rank/NAME" (divided by r), "spectral_stable_rank/NAME" and "spectral_tail/NAME", the mean over
-    the groups of a grouped convolution. "spectral_state" is the place of the
-    spectra's state in ``specreg.names.SPECTRAL``: 0 not judged, 1 steady, 2 recovered, 3 collapsing, 4 collapsed; of
-    several groups of layers "spectral_group_state/GROUP" is each one's. Where samples are read "coverage_state" is 0
-    not judged, 1 healthy, 2 recovered, 3 losing, 4 never learnt, 5 lost, "signal_state" 0 teaching, 1 dead; a reading
-    is "coverage_missing", "coverage_lost", "coverage_far" and "coverage_floor".
+    the groups of a grouped convolution. "spectral_state" is the place of the spectra's state in
+    ``specreg.names.SPECTRAL``: 0 not judged, 1 steady, 2 recovered, 3 collapsing, 4 collapsed; of several groups of
+    layers "spectral_group_state/GROUP" is each one's. Where samples are read "coverage_state" is 0 not judged, 1
+    healthy, 2 recovered, 3 losing, 4 never learnt, 5 lost, "signal_state" 0 teaching, 1 dead (none while it is not
+    judged); a reading is "coverage_missing", "coverage_lost", "coverage_far" and "coverage_floor".
 
     Args:
         singular_values: layer name -> singular values, (r,) or (groups, r): ``monitor.latest``.
