@@ -361,7 +361,7 @@ WATCH = {
     "no images": ([folder_of("run"), "--real", noise, "--once"], "holds nothing to read: looked for images of 8x8"),
     "missing data": ([folder_of("run"), "--real", "nowhere.zip"], "no data at nowhere.zip"),
     "points": ([folder_of("run"), "--real", "ring"], "ring has points and no images"),
-    "too few real images": ([folder_of("run"), "--real", images(a__png=png(8))], " has 1 images: give 100 or more"),
+    "too few real images": ([folder_of("run"), "--real", images(a__png=png(8))], " has 1 image: give 100 or more"),
     "features of another size": ([folder_of("run"), "--real", "digits", "--features", "mnist"], "features are for 28x28 images"),
     "unknown features": ([folder_of("run"), "--real", "digits", "--features", "vgg"], "invalid choice 'vgg' for argument '--features'"),
     "no grid": ([folder_of("run", fakes0__png=png(43)), "--real", noise, "--once"],

@@ -38,7 +38,7 @@ from specreg.experiments.sources.images import Images, draw_reference
 from specreg.files import file_stamp, reading
 from specreg.monitor.coverage import Coverage
 from specreg.monitor.modes import ModeJudge, ModeThresholds
-from specreg.names import STATES, State, listed, printable
+from specreg.names import STATES, State, counted, listed, printable
 
 logger = logging.getLogger(__name__)
 
@@ -297,7 +297,8 @@ class Samples(Folder):
         dataset = source.dataset
         count = len(dataset.images) if isinstance(dataset, ImageArrays) else _NUM_REAL
         if count < _FEWEST_REAL:
-            raise ValueError(f"--real {data.data} has {count} images: give {_FEWEST_REAL} or more, best some thousands")
+            has = f"--real {data.data} has {counted(count, 'image')}"
+            raise ValueError(f"{has}: give {_FEWEST_REAL} or more, best some thousands")
         real, _ = draw_reference(source, min(count, _NUM_REAL))
         self._side, self._mode = dataset.resolution, "L" if dataset.channels == 1 else "RGB"
         self._tile = tile or (self._side, self._side)
@@ -382,8 +383,8 @@ class Samples(Folder):
         iteration = self._clock.now
         reading = self._coverage.measure(generated)
         if self._judge is None:
-            counted = labels(" ".join(item.relative_to(self.path).parts))
-            patience = _EPOCHS if counted == {"epoch"} else ModeThresholds.patience
+            is_epoch = len(number) == 1 and "epoch" in labels(" ".join(item.relative_to(self.path).parts))
+            patience = _EPOCHS if is_epoch else ModeThresholds.patience
             self._judge = ModeJudge(ModeThresholds(warmup=self._warmup, patience=patience))
         answer = self._judge.update(iteration, reading)
         count = f"{len(generated)} samples{', which are few' * (len(generated) < _FEW)}"

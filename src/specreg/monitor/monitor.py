@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import OutOfMemoryError, Tensor, nn
-from torch.nn import UninitializedParameter
 
 from specreg.layers.evaluation import evaluating, frozen_random_numbers
 from specreg.layers.find import find
@@ -134,7 +133,7 @@ class Monitor:
         self._modes, self._signal = ModeJudge(), SignalJudge()
         self._answers: tuple[Answer, Answer] = (UNASKED, UNASKED)  # on coverage and signal, the newest
         self.sampled: int | None = None
-        self._begun_from: float | None = None  # the sum of all parameters' magnitudes at the first reading
+        self._size: float | None = None  # the sum of all parameters' magnitudes before it is known to teach
         self.reading: Reading | None = None
         self._saved: Mapping[str, Tensor] | None = None  # the state of a meter that is made of the next samples
         self._told: Verdict | None = None  # the newest verdict, for those who were told of it before
@@ -242,21 +241,19 @@ class Monitor:
         # What is judged goes to all processes, so that all say the same, and act alike.
         weight = next(iter(self._watched.values())).tensor
         self.reading, taught, made = from_main(lambda: self._measure(samples), beside=weight)
+        has_begun = taught is None or taught.gradient > 0 or self._has_moved()
         self._saved = self._saved if made is None else made
         self._answers = (
             self._modes.update(iteration, self.reading),
-            UNASKED if taught is None else self._signal.update(iteration, taught, has_begun=self._has_begun()),
+            UNASKED if taught is None else self._signal.update(iteration, taught, has_begun=has_begun),
         )
         self.sampled = iteration
 
-    def _has_begun(self) -> bool:
-        """Tell whether any parameter of the module has changed since the first reading."""
-        parameters = [
-            part.detach() for part in self.module.parameters() if not isinstance(part, UninitializedParameter)
-        ]
-        size = sum(float(part.abs().double().sum()) for part in parameters)
-        self._begun_from = size if self._begun_from is None else self._begun_from
-        return size != self._begun_from
+    def _has_moved(self) -> bool:
+        """Tell whether the module's parameters have changed since this was asked first."""
+        size = sum(float(part.detach().double().abs().sum()) for part in self.module.parameters())
+        self._size = size if self._size is None else self._size
+        return size != self._size
 
     def _measure(self, samples: Samples) -> tuple[Reading, Signal | None, dict[str, Tensor] | None]:
         """Return what is missing, the discriminator's signal, and the state of the meter if it was made for this."""
@@ -327,7 +324,7 @@ class Monitor:
             "answers": [vars(answer) for answer in self._answers],
             "sampled": self.sampled,
             "reading": None if self.reading is None else dict(vars(self.reading)),
-            "begun_from": self._begun_from,
+            "size": self._size,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -338,8 +335,7 @@ class Monitor:
             verdict, meter = detector.verdict(), state["coverage"]
             answers = (Answer(**state["answers"][0]), Answer(**state["answers"][1]))
             sampled = None if state["sampled"] is None else integer("sampled", state["sampled"])
-            told, begun_from = state["reading"], state["begun_from"]
-            begun_from = None if begun_from is None else float(begun_from)
+            told, size = state["reading"], None if state["size"] is None else float(state["size"])
             reading = None if told is None else Reading(**{key: _on_cpu(value) for key, value in told.items()})
             if verdict is not None:
                 whole = combined(verdict, *answers, verdict.states).unchanged()
@@ -367,7 +363,7 @@ class Monitor:
         self.history.load_state_dict(state["history"])
         self.latest = {name: self.history.singular_values(name)[-1].double() for name in self.history.layers}
         self._modes, self._signal, self._saved = modes, taught, meter
-        self._answers, self.sampled, self.reading, self._begun_from = answers, sampled, reading, begun_from
+        self._answers, self.sampled, self.reading, self._size = answers, sampled, reading, size
         self._newest = max(self.history.iterations, default=None)
         self.verdict = self._told = verdict
 
