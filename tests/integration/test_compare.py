@@ -113,7 +113,7 @@ def test_an_interrupt_leaves_resumable_runs(tmp_path):
 def test_train_on_a_folder_of_conditional_images(tmp_path):
     for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
         (tmp_path / "data" / name).mkdir(parents=True)
-        for index in range(3):
+        for index in range(5):
             Image.new("RGB", (16, 16), colour).save(tmp_path / "data" / name / f"{index}.png")
     # In processes of their own: one process has one precision.
     out, picture, output = (tmp_path / name for name in ("run", "s.png", "printed"))
