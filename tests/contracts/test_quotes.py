@@ -143,6 +143,20 @@ def stacked():
         yield "docs/results/stacked-mnist.md", f"| {' | '.join(row)} |"
 
 
+def mnist():
+    """Yield the rows of MNIST at 28x28."""
+    for run in record("mnist")["runs"]:
+        told = [
+            ", ".join(f"{evaluation[key]:{form}}" for evaluation in run["evaluations"])
+            for key, form in (("fd", ".1f"), ("lost", ".0%"))
+        ]
+        told += [f"{run['precision']:.2f}", f"{run['classifier_score']:.2f}"]
+        told.append(", ".join(f"{bulk:.2f}" for bulk in run["bulk"]["convolutions.2"]))
+        alarm = run["spectra alarm at"] or "never"
+        row = run["method"], str(run["seed"]), *told, str(alarm), run["verdict"]["state"]
+        yield "docs/results/mnist.md", f"| {' | '.join(row)} |"
+
+
 def losses():
     """Yield what pages say of other losses: the beginnings of rows, distances on digits and on CIFAR-10 at 8x8."""
     digits, small = record("digits-losses")["runs"], record("cifar8")
@@ -262,7 +276,7 @@ def sentences():
                 yield "docs/results/mixtures.md", f"Modes under SN, seeds 0 to 19: {modes}."
     for row in ring_rows():
         yield "docs/results/which.md", row
-    yield from itertools.chain(rings(), mixtures(), stacked(), losses())
+    yield from itertools.chain(rings(), mixtures(), mnist(), stacked(), losses())
     for distance in fast_distances():
         for page in ("which", "index"):
             yield f"docs/results/{page}.md", distance
