@@ -411,3 +411,12 @@ REAL = Mixture(24).draw(200, 1)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_meter_loads_its_own_state_whatever_the_default_precision_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        meter = Coverage(torch.randn(600, 4))
+        meter.load_state_dict(meter.state_dict())
+    finally:
+        torch.set_default_dtype(torch.float32)
