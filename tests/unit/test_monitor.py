@@ -796,7 +796,8 @@ def test_what_a_users_own_scores_raise_is_raised():
     with pytest.raises(IndexError) as caught:
         monitor.step(1)
     assert caught.value.__notes__ == [
-        "in scores=, which was called with samples of torch.bfloat16 and torch.float32, at most 16 at a time of 256"
+        "in scores=, which was called with samples of torch.bfloat16 and torch.float32, at most 16 at a time of 256; "
+        f"with the samples as they are: {caught.value}"
     ]
 
 

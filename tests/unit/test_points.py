@@ -18,7 +18,12 @@ from specreg.experiments.run import build_state
 from specreg.experiments.sources import open_source
 from specreg.experiments.sources.points import Points
 from specreg.models import dcgan, mlp, resnet
+from specreg.names import BUILT_IN_DATA
 from specreg.training.loop import draw_real
+
+
+def test_data_that_are_no_file_are_named():
+    assert set(BUILT_IN_DATA) == {"digits", *MIXTURES}
 
 
 def parameters(network: nn.Module) -> int:

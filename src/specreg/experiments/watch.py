@@ -36,7 +36,7 @@ from specreg.data.pixels import cut_grid, picture_of, planes, square
 from specreg.experiments.config import DataConfig
 from specreg.experiments.sources.images import Images, draw_reference
 from specreg.files import file_stamp, reading
-from specreg.monitor.coverage import Coverage
+from specreg.monitor.coverage import LEAST_REAL, Coverage
 from specreg.monitor.modes import ModeJudge, ModeThresholds
 from specreg.names import STATES, State, counted, listed, printable
 
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 _NUM_REAL, _MOST_GENERATED = 10_000, 10_000
 _FEW = 500  # samples below which a reading sees large losses alone
-_FEWEST_REAL = 100  # that coverage takes
 _EPOCHS = 20  # without progress, after which data that were not learnt never are, where names count epochs
 # Grids of training data, as StyleGAN and DCGAN save them beside those of generated images.
 _REAL = re.compile(r"(?<![a-z])reals?(?![a-z])", re.IGNORECASE)
@@ -296,9 +295,9 @@ class Samples(Folder):
         source = Images.open(data)
         dataset = source.dataset
         count = len(dataset.images) if isinstance(dataset, ImageArrays) else _NUM_REAL
-        if count < _FEWEST_REAL:
+        if count < LEAST_REAL:
             has = f"--real {data.data} has {counted(count, 'image')}"
-            raise ValueError(f"{has}: give {_FEWEST_REAL} or more, best some thousands")
+            raise ValueError(f"{has}: give {LEAST_REAL} or more, best some thousands")
         real, _ = draw_reference(source, min(count, _NUM_REAL))
         self._side, self._mode = dataset.resolution, "L" if dataset.channels == 1 else "RGB"
         self._tile = tile or (self._side, self._side)

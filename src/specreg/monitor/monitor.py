@@ -303,8 +303,9 @@ class Monitor:
         if self._is_asked:
             dtypes_tried = " and ".join(str(pair[1].dtype) for pair in pairs)
             shapes = f"{dtypes_tried}, at most {NUM_AT_ONCE} at a time of {len(generated)}"
-            errors[-1].add_note(f"in scores=, which was called with samples of {shapes}")
-            raise errors[-1] from (errors[0] if is_cast else None)
+            first = f"; with the samples as they are: {errors[0]}" if is_cast else ""
+            errors[-1].add_note(f"in scores=, which was called with samples of {shapes}{first}")
+            raise errors[-1]
         self._scores = None
         reason = str(errors[0]).partition("\n")[0] or type(errors[0]).__name__  # torch's may be pages
         has_gradient = generated.is_floating_point() or generated.is_complex()
