@@ -1,6 +1,6 @@
 """Feature extractors behind one interface, that of :class:`Pixels`: images in; features, probabilities, modes out.
 
-A classifier's ``describe`` raises ValueError naming the shape that images should have.
+``describe`` takes images (N, C, H, W), uint8; a classifier's raises ValueError naming the shape that they should have.
 """
 
 import hashlib
